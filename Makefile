@@ -1,0 +1,35 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALLED := $(VENV)/.installed
+
+.PHONY: run test lint bench docs clean
+
+run: $(INSTALLED)  ## train a small network with a classic mishap and diagnose its checkpoint
+	$(BIN)/bnlab demo
+
+test: lint  ## everything CI runs
+	$(BIN)/pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)  ## time and memory of `bnlab check` against torch.load and safetensors
+	$(BIN)/bnlab bench check
+
+docs: $(INSTALLED)  ## rewrite the generated pages
+	$(BIN)/python tools/build_docs.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# torch goes first and pinned: a package that pulls it unpinned would fetch the CUDA build.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt torch
+	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	touch $@

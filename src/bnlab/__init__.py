@@ -1,0 +1,28 @@
+"""bnlab finds, explains and fixes what batch normalization does to a PyTorch model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bnlab._version import __version__
+
+if TYPE_CHECKING:
+    from bnlab.diagnosis import Diagnosis, check
+    from bnlab.explain import explain
+
+__all__ = ["Diagnosis", "__version__", "check", "explain"]
+
+_HOMES = {"Diagnosis": "bnlab.diagnosis", "check": "bnlab.diagnosis", "explain": "bnlab.explain"}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: `import bnlab` alone costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bnlab' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

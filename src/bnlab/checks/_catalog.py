@@ -1,0 +1,70 @@
+"""Every check there is, in order of code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bnlab.checks._check import Check
+from bnlab.checks.bn101_non_finite_statistics import NonFiniteStatistics
+from bnlab.checks.bn102_negative_running_variance import NegativeRunningVariance
+from bnlab.checks.bn103_non_finite_affine import NonFiniteAffine
+from bnlab.checks.bn104_statistics_never_updated import StatisticsNeverUpdated
+from bnlab.checks.bn105_statistics_barely_updated import StatisticsBarelyUpdated
+from bnlab.checks.bn106_variance_below_eps import VarianceBelowEps
+from bnlab.checks.bn107_amplifying_channel import AmplifyingChannel
+from bnlab.checks.bn108_dead_channel import DeadChannel
+from bnlab.checks.bn109_half_precision_statistics import HalfPrecisionStatistics
+from bnlab.checks.bn110_overflows_half import OverflowsHalf
+from bnlab.checks.bn111_cancelling_mean import CancellingMean
+from bnlab.checks.bn112_counter_mismatch import CounterMismatch
+from bnlab.checks.bn113_zero_variance import ZeroVariance
+from bnlab.checks.bn114_denormal_values import DenormalValues
+from bnlab.errors import UsageError
+
+__all__ = ["CHECKS", "by_code", "select"]
+
+CHECKS: tuple[Check[Any], ...] = (
+    NonFiniteStatistics(),
+    NegativeRunningVariance(),
+    NonFiniteAffine(),
+    StatisticsNeverUpdated(),
+    StatisticsBarelyUpdated(),
+    VarianceBelowEps(),
+    AmplifyingChannel(),
+    DeadChannel(),
+    HalfPrecisionStatistics(),
+    OverflowsHalf(),
+    CancellingMean(),
+    CounterMismatch(),
+    ZeroVariance(),
+    DenormalValues(),
+)
+
+
+def by_code(code: str) -> Check[Any]:
+    """Return the check with this code.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    for check in CHECKS:
+        if check.code == code.upper():
+            return check
+    known = ", ".join(check.code for check in CHECKS)
+    raise UsageError(f"check: code must be one of {known}, got {code!r}.")
+
+
+def select(codes: Sequence[str] | None) -> tuple[Check[Any], ...]:
+    """Return the checks with these codes or beginnings of codes ("BN1" is all of BN101 to BN199), all for None.
+
+    Raises:
+        UsageError: If one of them matches no check.
+    """
+    if codes is None:
+        return CHECKS
+    wanted = tuple(code.upper() for code in codes)
+    for code in wanted:
+        if len(code) < len("BN1") or not any(check.code.startswith(code) for check in CHECKS):
+            by_code(code)
+    return tuple(check for check in CHECKS if check.code.startswith(wanted))

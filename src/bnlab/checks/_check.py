@@ -1,0 +1,149 @@
+"""What every check is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, ClassVar, Generic, TypeVar
+
+from bnlab.observe.evidence import LayerState, NetworkState
+from bnlab.records import Finding, Level, Quantity
+
+__all__ = ["HEADINGS", "Case", "Check", "Group", "Needs", "NoLimits", "in_channels", "limit", "show"]
+
+HEADINGS = ("What it does", "Why it matters", "Evidence", "Threshold", "Remedy", "Sources")
+"""The sections of a check's docstring, in this order."""
+
+
+class Group(Enum):
+    """What kind of thing a check looks for; the group fixes the level of its findings."""
+
+    CORRECTNESS = Level.ERROR
+    SUSPICIOUS = Level.WARNING
+    NOTE = Level.INFO
+
+    @property
+    def level(self) -> Level:
+        """Level of every finding of the group."""
+        return self.value
+
+
+class Needs(Enum):
+    """The evidence a check cannot do without."""
+
+    STATE = "the stored numbers; a checkpoint is enough"
+
+
+def limit(default: float, *, unit: str, source: str) -> Any:  # noqa: ANN401 - a dataclass field of type float
+    """Declare one threshold of a check, with its unit and where the number comes from."""
+    return field(default=default, metadata={"unit": unit, "source": source})
+
+
+@dataclass(frozen=True)
+class NoLimits:
+    """For a check that needs no threshold."""
+
+
+Limits = TypeVar("Limits")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Evidence built for a test and for the docs, with what a check must find in it.
+
+    Attributes:
+        name: What is the matter, or not.
+        build: Returns the evidence.
+        layers: Layers that must be found; none for a clean case, (None,) for a finding on the whole network.
+        channels: Channels of the first finding, where they matter.
+        measured: Values the first finding must measure.
+    """
+
+    name: str
+    build: Callable[[], NetworkState]
+    layers: tuple[str | None, ...] = ()
+    channels: tuple[int, ...] | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+
+class Check(ABC, Generic[Limits]):
+    """A named pattern to look for in evidence.
+
+    A check is pure: it sees evidence and limits, and yields findings. It is named after the bad pattern, so that
+    "allow <name>" reads well.
+    """
+
+    code: ClassVar[str]
+    group: ClassVar[Group]
+    needs: ClassVar[Needs]
+    remedies: ClassVar[tuple[str, ...]]
+    why: ClassVar[str]
+    limits: Limits
+    CLEAN: ClassVar[tuple[Case, ...]]
+    BROKEN: ClassVar[tuple[Case, ...]]
+
+    @abstractmethod
+    def inspect(self, evidence: NetworkState, limits: Limits) -> Iterator[Finding]:
+        """Yield what is found in one network."""
+
+    def lacks(self, layer: LayerState, limits: Limits) -> str | None:  # noqa: ARG002 - for checks that override it
+        """Return why a layer cannot be judged, or None. What cannot be judged is skipped, never passed."""
+        return None
+
+    @property
+    def name(self) -> str:
+        """Name of the pattern, such as "NegativeRunningVariance"."""
+        return type(self).__name__
+
+    @property
+    def title(self) -> str:
+        """What the check looks for, in one line."""
+        return inspect.cleandoc(type(self).__doc__ or "").splitlines()[0]
+
+    @property
+    def page(self) -> str:
+        """The documentation of the check as Markdown, with its limits and defaults."""
+        text = inspect.cleandoc(type(self).__doc__ or "")
+        rows = [
+            f"- `{item.name}` = {item.default:g} {item.metadata['unit']}: {item.metadata['source']}."
+            for item in dataclasses.fields(self.limits)  # type: ignore[arg-type]  # every Limits is a dataclass
+        ]
+        kind = f"*{self.group.name.lower()}: {self.group.level.value}. Needs {self.needs.value}.*"
+        body = text.replace("## Remedy", "\n".join([*rows, "", "## Remedy"])) if rows else text
+        return f"# {self.code} {self.name}\n\n{kind}\n\n{body}\n"
+
+    def finding(
+        self,
+        layer: LayerState | None,
+        message: str,
+        *,
+        measured: Mapping[str, Quantity],
+        threshold: Mapping[str, Quantity],
+        channels: tuple[int, ...] | None = None,
+    ) -> Finding:
+        """Build a finding of this check; `layer` is None where it concerns the whole network."""
+        return Finding(
+            code=self.code,
+            level=self.group.level,
+            layer=None if layer is None else layer.name,
+            channels=channels,
+            message=message,
+            why=self.why,
+            measured=measured,
+            threshold=threshold,
+            remedies=self.remedies,
+        )
+
+
+def show(value: float) -> str:
+    """Write a number the way messages do: three significant digits."""
+    return f"{value:.3g}"
+
+
+def in_channels(channels: tuple[int, ...], layer: LayerState) -> str:
+    """Return "in 3 of 64 channels"."""
+    return f"in {len(channels)} of {layer.channels} channel{'s' if layer.channels > 1 else ''}"

@@ -1,0 +1,77 @@
+"""BN101: NaN or inf among the running statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from bnlab.checks._cases import healthy, network, of
+from bnlab.checks._check import Case, Check, Group, Needs, NoLimits, in_channels, show
+from bnlab.observe.evidence import NetworkState
+from bnlab.records import Finding, Quantity
+
+__all__ = ["NonFiniteStatistics"]
+
+
+class NonFiniteStatistics(Check[NoLimits]):
+    """NaN or inf in `running_mean` or `running_var`.
+
+    ## What it does
+    Looks for stored statistics that are not finite.
+
+    ## Why it matters
+    In eval mode every output of the channel is NaN or a constant, while train mode still looks fine: the network is
+    good until it is validated. One batch with an inf or NaN is enough, and the buffers never recover: with mixed
+    precision the gradient scaler skips the step, the running statistics are updated all the same.
+
+    ## Evidence
+    `running_mean` and `running_var` as stored.
+
+    ## Threshold
+    None: a single value counts.
+
+    ## Remedy
+    `recalibrate`: the weights are usually intact. Find the batch that was not finite as well.
+
+    ## Sources
+    PyTorch issues 88474, 90342, 1206; papers: failure mode F15.
+    """
+
+    code, group, needs = "BN101", Group.CORRECTNESS, Needs.STATE
+    remedies = ("recalibrate",)
+    why = "in eval mode the channel puts out NaN or a constant, and no further batch can repair the buffer"
+    limits = NoLimits()
+
+    def inspect(self, evidence: NetworkState, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+        """Yield one finding per layer with a value that is not finite."""
+        columns = {"running_mean": evidence.running_mean, "running_var": evidence.running_var}
+        bad = {name: ~np.isfinite(column) for name, column in columns.items()}
+        for layer, part, channels in evidence.where(bad["running_mean"] | bad["running_var"]):
+            worst = {name: columns[name][part][bad[name][part]] for name in columns if bad[name][part].any()}
+            values = " and ".join(f"{name} is {show(column[0])}" for name, column in worst.items())
+            yield self.finding(
+                layer,
+                f"{values} {in_channels(channels, layer)}, must be finite",
+                channels=channels,
+                measured={
+                    name: Quantity(float(column[0]), "input" if name == "running_mean" else "input^2")
+                    for name, column in worst.items()
+                },
+                threshold={"non-finite values": Quantity(0, "count")},
+            )
+
+    CLEAN = (Case("trained", of), Case("huge but finite", lambda: of(running_var=(3e38, 1, 1, 1))))
+    BROKEN = (
+        Case(
+            "one inf batch",
+            lambda: network(
+                healthy("a"),
+                healthy("b", running_mean=(0, np.inf, 0, 0), running_var=(1, np.nan, 1, 1)),
+            ),
+            layers=("b",),
+            channels=(1,),
+            measured={"running_mean": np.inf, "running_var": np.nan},
+        ),
+        Case("half overflow", lambda: of(running_var=(1, 1, 1, np.inf)), ("bn",), (3,), {"running_var": np.inf}),
+    )

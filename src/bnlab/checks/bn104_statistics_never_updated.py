@@ -1,0 +1,78 @@
+"""BN104: running statistics that are still their initial values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from bnlab.checks._cases import healthy, network, of, untrained
+from bnlab.checks._check import Case, Check, Group, Needs, NoLimits
+from bnlab.observe.evidence import NetworkState
+from bnlab.records import Finding, Quantity
+
+__all__ = ["StatisticsNeverUpdated"]
+
+
+class StatisticsNeverUpdated(Check[NoLimits]):
+    """Running statistics that never moved.
+
+    ## What it does
+    Looks for layers whose `running_mean` is all 0 and whose `running_var` is all 1.
+
+    ## Why it matters
+    These are the values a layer is born with: in eval mode it does not normalise at all. Either the layer never saw a
+    batch in train mode (never trained, always frozen, momentum 0, a copy without its buffers), and a network that was
+    trained in train mode is at chance in eval mode; or the network was always run in eval mode and is used to it, and
+    then recalibrating would destroy it.
+
+    ## Evidence
+    `running_mean` and `running_var` as stored. `num_batches_tracked` is told but decides nothing.
+
+    ## Threshold
+    Exactly 0 and exactly 1 in every channel.
+
+    ## Remedy
+    `recalibrate`, and keep the result only if the metric is not worse.
+
+    ## Sources
+    papers: failure mode F1.
+    """
+
+    code, group, needs = "BN104", Group.SUSPICIOUS, Needs.STATE
+    remedies = ("recalibrate",)
+    why = "these are the values a layer is born with: in eval mode it does not normalise its input at all"
+    limits = NoLimits()
+
+    def inspect(self, evidence: NetworkState, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+        """Yield one finding per layer at its initial values."""
+        initial = (evidence.running_mean == 0) & (evidence.running_var == 1)
+        for layer, _, channels in evidence.where(initial):
+            if len(channels) < layer.channels:
+                continue
+            counter = layer.num_batches_tracked
+            told = "" if counter is None else f", num_batches_tracked is {counter}"
+            yield self.finding(
+                layer,
+                f"running_mean is 0 and running_var is 1 in all {layer.channels} channels{told}",
+                measured={"channels at their initial values": Quantity(layer.channels, "count")},
+                threshold={"channels at their initial values": Quantity(layer.channels, "count")},
+            )
+
+    CLEAN = (
+        Case("trained", of),
+        Case("one channel by chance", lambda: of(running_mean=(0, 1, 1, 1), running_var=(1, 2, 2, 2))),
+        Case("moved with a counter of 0", lambda: of(num_batches_tracked=0)),
+    )
+    BROKEN = (
+        Case(
+            "never trained",
+            lambda: network(untrained("a"), untrained("b", num_batches_tracked=None)),
+            layers=("a", "b"),
+            measured={"channels at their initial values": 4},
+        ),
+        Case(
+            "momentum 0 for 500 steps",
+            lambda: network(healthy("a"), replace(untrained("b"), num_batches_tracked=500)),
+            layers=("b",),
+        ),
+    )

@@ -1,0 +1,130 @@
+"""BN105: too few updates for the momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnlab.checks._cases import healthy, network, of, untrained
+from bnlab.checks._check import Case, Check, Group, Needs, limit, show
+from bnlab.observe.evidence import LayerState, NetworkState
+from bnlab.records import Finding, Quantity
+
+__all__ = ["StatisticsBarelyUpdated"]
+
+_ROUNDING = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of BN105."""
+
+    initial_weight: float = limit(
+        0.01, unit="fraction", source="44 updates at momentum 0.1, 458 at 0.01, 4603 at 0.001"
+    )
+
+
+class StatisticsBarelyUpdated(Check[Limits]):
+    """Running statistics that still remember their initial values.
+
+    ## What it does
+    After k updates with momentum a the initial values 0 and 1 keep the weight (1 - a)^k in the running statistics.
+    The check computes it from `num_batches_tracked`.
+
+    ## Why it matters
+    The network is good in train mode and near chance in eval mode, although training went well: the running
+    statistics are a mixture of the data and of the initial 0 and 1. Typical of a momentum of 0.001 in a short run, or
+    of a Keras decay of 0.99 turned into 0.01.
+
+    ## Evidence
+    `num_batches_tracked`, `running_mean`, `running_var` and momentum. A state dict does not hold the momentum: 0.1 is
+    assumed and said, unless it is stated (`--momentum`). With momentum None (a cumulative average) the initial values
+    are forgotten at the first batch and the check never fires. The counter must be believable: a buffer that began at
+    1 cannot be below (1 - a)^k, so a layer with such a channel, or with a counter of 0 and statistics that moved, is
+    not judged.
+
+    ## Threshold
+    At 1 % the mixture is as good as forgotten.
+
+    ## Remedy
+    `recalibrate`.
+
+    ## Sources
+    papers: failure mode F2 and section 5.3.
+    """
+
+    code, group, needs = "BN105", Group.SUSPICIOUS, Needs.STATE
+    remedies = ("recalibrate",)
+    why = "eval mode normalises with a mixture of the data and of the initial 0 and 1"
+    limits = Limits()
+
+    def lacks(self, layer: LayerState, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+        """Return why the counter cannot be used."""
+        counter = layer.num_batches_tracked
+        if counter is None:
+            return "num_batches_tracked is absent"
+        if layer.hyperparameters.momentum is None:
+            return None
+        if counter < 0:
+            return "num_batches_tracked is negative"
+        moved = bool((layer.running_mean != 0).any() or (layer.running_var != 1).any())
+        if counter == 0 and moved:
+            return "num_batches_tracked is 0 although the statistics moved"
+        # Each update rounds once, in the stored dtype.
+        rounding = min(0.5, (counter + 1) * _ROUNDING.get(layer.dtype, 0.0))
+        if (layer.running_var < _initial_weight(layer) * (1 - rounding)).any():
+            return "num_batches_tracked contradicts running_var"
+        return None
+
+    def inspect(self, evidence: NetworkState, limits: Limits) -> Iterator[Finding]:
+        """Yield one finding per layer that remembers its initial values."""
+        for layer in evidence.layers:
+            momentum, counter = layer.hyperparameters.momentum, layer.num_batches_tracked
+            if momentum is None or not counter or _initial_weight(layer) <= limits.initial_weight:
+                continue
+            weight = _initial_weight(layer)
+            assumed = "an assumed momentum" if "momentum" in layer.hyperparameters.assumed else "momentum"
+            yield self.finding(
+                layer,
+                f"after {counter} update{'s' if counter > 1 else ''} at {assumed} {show(momentum)} the initial values "
+                f"keep {100 * weight:.2g} % of the weight, must be <= {100 * limits.initial_weight:.2g} %",
+                measured={
+                    "initial weight": Quantity(weight, "fraction"),
+                    "num_batches_tracked": Quantity(counter, "batches"),
+                },
+                threshold={"initial weight": Quantity(limits.initial_weight, "fraction")},
+            )
+
+    CLEAN = (
+        Case("1000 updates", of),
+        Case("44 updates", lambda: of(num_batches_tracked=44)),
+        Case("cumulative average of 3", lambda: of(num_batches_tracked=3, momentum=None)),
+        Case("no counter", lambda: of(num_batches_tracked=None)),
+        Case("counter 0, yet trained", lambda: of(num_batches_tracked=0)),
+        Case("counter 2, yet variance 0.4", lambda: of(num_batches_tracked=2)),
+        Case("never updated is BN104", lambda: network(untrained())),
+    )
+    BROKEN = (
+        Case(
+            "momentum 0.001 for 90 steps",
+            lambda: network(
+                healthy("a", running_var=(1.1, 0.95, 1.3, 1.0), num_batches_tracked=90, momentum=0.001), healthy("b")
+            ),
+            layers=("a",),
+            measured={"initial weight": 0.999**90, "num_batches_tracked": 90},
+        ),
+        Case(
+            "one batch of a constant",
+            lambda: of(running_var=tuple(np.full(4, np.float32(0.9), dtype=np.float64)), num_batches_tracked=1),
+            layers=("bn",),
+            measured={"initial weight": 0.9},
+        ),
+    )
+
+
+def _initial_weight(layer: LayerState) -> float:
+    """Return (1 - a)^k."""
+    momentum, counter = layer.hyperparameters.momentum, layer.num_batches_tracked
+    return 0.0 if momentum is None or counter is None else float((1 - momentum) ** counter)

@@ -1,0 +1,96 @@
+"""BN107: one channel amplifies far more than the others of its layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnlab.checks._cases import of
+from bnlab.checks._check import Case, Check, Group, Needs, in_channels, limit, show
+from bnlab.observe.evidence import NetworkState
+from bnlab.records import Finding, Quantity
+
+__all__ = ["AmplifyingChannel"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of BN107."""
+
+    ratio: float = limit(
+        10.0,
+        unit="times the layer's median gain",
+        source="largest in fifteen real networks: 5.8, except for channels with a variance below 3e-5, which reach 392",
+    )
+    dead_weight: float = limit(
+        1e-3, unit="output", source="as in BN108: dead channels say nothing about the layer's usual gain"
+    )
+
+
+class AmplifyingChannel(Check[Limits]):
+    """A channel that amplifies far more than the others of its layer.
+
+    ## What it does
+    Compares the gain of every channel, abs(weight)/sqrt(running_var + eps), with the median gain of its layer.
+
+    ## Why it matters
+    Such a channel was nearly constant on the training data. Where it is not, off-distribution, it blows up: a change
+    of its input that no other channel would show is multiplied hundreds of times. Folded into a convolution it spoils
+    the range of the weights, and with it int8 and float16.
+
+    ## Evidence
+    `running_var` and `weight` as stored, and eps (assumed 1e-5 unless stated). The median is that of the channels that
+    are not dead.
+
+    ## Threshold
+    Ratio of the gain to the median.
+
+    ## Remedy
+    `manual`: look at what feeds the channel; a larger eps or pruning the channel bounds its gain.
+
+    ## Sources
+    papers: failure mode F16.
+    """
+
+    code, group, needs = "BN107", Group.SUSPICIOUS, Needs.STATE
+    remedies = ("manual",)
+    why = "the channel was nearly constant in training: it blows up where it is not, and spoils folding and int8 ranges"
+    limits = Limits()
+
+    def inspect(self, evidence: NetworkState, limits: Limits) -> Iterator[Finding]:
+        """Yield one finding per layer with a channel far above the median gain."""
+        alive = np.where(np.abs(evidence.weight) > limits.dead_weight, evidence.gain, np.nan)
+        medians = evidence.spread(evidence.reduce(alive, np.median))
+        with np.errstate(invalid="ignore"):
+            far_above = evidence.gain > limits.ratio * medians
+        for layer, part, channels in evidence.where(far_above):
+            gain, median = float(evidence.gain[part][list(channels)].max()), float(medians[part][0])
+            yield self.finding(
+                layer,
+                f"gain is {show(gain)} {in_channels(channels, layer)}, {show(gain / median)} times the layer's median, "
+                f"must be <= {show(limits.ratio)} times",
+                channels=channels,
+                measured={
+                    "gain": Quantity(gain, "output/input"),
+                    "gain / median": Quantity(gain / median, "ratio"),
+                },
+                threshold={"gain / median": Quantity(limits.ratio, "ratio")},
+            )
+
+    CLEAN = (
+        Case("trained", of),
+        Case("most channels dead", lambda: of(weight=(1e-6, 1e-5, 1e-6, 1.0))),
+        Case("all channels dead", lambda: of(weight=(1e-6, 1e-4, 1e-9, 0.0))),
+        Case("negative variance is BN102", lambda: of(running_var=(-1.0, 1, 1, 1))),
+    )
+    BROKEN = (
+        Case(
+            "constant input",
+            lambda: of(running_var=(1, 1, 1, 1e-12), weight=(1, 1, 1, 1)),
+            layers=("bn",),
+            channels=(3,),
+            measured={"gain": 1 / np.sqrt(1e-12 + 1e-5)},
+        ),
+    )

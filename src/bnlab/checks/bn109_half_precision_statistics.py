@@ -1,0 +1,78 @@
+"""BN109: running statistics kept in float16 or bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bnlab.checks._cases import healthy, network, of
+from bnlab.checks._check import Case, Check, Group, Needs, limit
+from bnlab.observe.evidence import NetworkState
+from bnlab.records import Finding, Quantity
+
+__all__ = ["HalfPrecisionStatistics"]
+
+_MANTISSA_BITS = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of BN109."""
+
+    mantissa_bits: float = limit(23, unit="bits", source="float32: what torch keeps unless the layer itself is cast")
+
+
+class HalfPrecisionStatistics(Check[Limits]):
+    """Running statistics kept in half precision.
+
+    ## What it does
+    Looks for `running_mean` and `running_var` stored in float16 or bfloat16.
+
+    ## Why it matters
+    An update of momentum times the difference is rounded away as soon as it is below half a unit in the last place:
+    in bfloat16 with momentum 0.001 a running mean on its way to 5 stops at 2. In float16 a variance above 65504
+    becomes inf. Both come from `.half()` or `.bfloat16()` on a whole network, and go unnoticed until eval mode.
+
+    ## Evidence
+    The stored dtype.
+
+    ## Threshold
+    The mantissa of float32.
+
+    ## Remedy
+    Cast the layer back to float32, then `recalibrate`: casting alone keeps the wrong values.
+
+    ## Sources
+    apex pull request 144; peers: section 3 (measured).
+    """
+
+    code, group, needs = "BN109", Group.SUSPICIOUS, Needs.STATE
+    remedies = ("recalibrate",)
+    why = "updates below half a unit in the last place are lost: the statistics stop before they arrive"
+    limits = Limits()
+
+    def inspect(self, evidence: NetworkState, limits: Limits) -> Iterator[Finding]:
+        """Yield one finding per layer in half precision."""
+        for layer in evidence.layers:
+            bits = _MANTISSA_BITS[layer.dtype]
+            if bits < limits.mantissa_bits:
+                yield self.finding(
+                    layer,
+                    f"running statistics are stored in {layer.dtype}, must be float32 or wider",
+                    measured={"mantissa": Quantity(bits, "bits")},
+                    threshold={"mantissa": Quantity(limits.mantissa_bits, "bits")},
+                )
+
+    CLEAN = (
+        Case("float32", of),
+        Case("float64", lambda: of(dtype="float64")),
+        Case("half weights only", lambda: of(affine_dtype="bfloat16")),
+    )
+    BROKEN = (
+        Case(
+            "cast to half",
+            lambda: network(healthy("a", dtype="float16"), healthy("b", dtype="bfloat16"), healthy("c")),
+            layers=("a", "b"),
+            measured={"mantissa": 10},
+        ),
+    )

@@ -1,0 +1,105 @@
+"""BN111: a mean so large that subtracting it loses the signal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnlab.checks._cases import of
+from bnlab.checks._check import Case, Check, Group, Needs, in_channels, limit, show
+from bnlab.observe.evidence import NetworkState
+from bnlab.records import Finding, Quantity
+
+__all__ = ["CancellingMean"]
+
+_EPSILON = {"float64": 2.0**-23, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of BN111."""
+
+    step: float = limit(
+        1e-2, unit="standard deviations", source="as BN502; one rounding step of the mean, and of every input near it"
+    )
+    ratio: float = limit(
+        10.0,
+        unit="abs(mean) / std",
+        source="below it the data themselves are as coarse; up to 7 is common in real networks, the largest is 12.8",
+    )
+
+
+class CancellingMean(Check[Limits]):
+    """A running mean so large that subtracting it loses the signal.
+
+    ## What it does
+    Compares abs(running_mean) with sqrt(running_var + eps): an input near the mean can be no finer than one rounding
+    step of it.
+
+    ## Why it matters
+    x - mean cancels: what is left of the signal has steps of eps(dtype) * abs(mean), whatever the kernel does. In
+    float32 a mean 100,000 times the standard deviation leaves a hundred steps per standard deviation; channels_last
+    kernels lose far more. Time stamps, coordinates and unscaled sensor values are the usual case.
+
+    ## Evidence
+    `running_mean` and `running_var` as stored, and eps (assumed 1e-5 unless stated). The step is that of the dtype the
+    statistics are stored in, and no finer than float32, in which networks run.
+
+    ## Threshold
+    Both limits must be passed.
+
+    ## Remedy
+    `manual`: subtract a constant from the input before the network, or keep the layer in a wider dtype.
+
+    ## Sources
+    papers: section 5.1.
+    """
+
+    code, group, needs = "BN111", Group.SUSPICIOUS, Needs.STATE
+    remedies = ("manual",)
+    why = "inputs near the mean are rounded so coarsely that the normalised signal is lost"
+    limits = Limits()
+
+    def inspect(self, evidence: NetworkState, limits: Limits) -> Iterator[Finding]:
+        """Yield one finding per layer with a cancelling mean."""
+        with np.errstate(invalid="ignore"):
+            ratio = np.abs(evidence.running_mean) * evidence.inv_std
+            step = ratio * evidence.spread([_EPSILON[layer.dtype] for layer in evidence.layers])
+            lost = (ratio > limits.ratio) & (step > limits.step)
+        for layer, part, channels in evidence.where(lost):
+            worst = float(ratio[part][list(channels)].max())
+            coarse = float(step[part][list(channels)].max())
+            yield self.finding(
+                layer,
+                f"abs(mean)/std is {show(worst)} {in_channels(channels, layer)}: one rounding step is {show(coarse)} "
+                f"standard deviations, must be <= {show(limits.step)}",
+                channels=channels,
+                measured={
+                    "abs(mean)/std": Quantity(worst, "ratio"),
+                    "rounding step": Quantity(coarse, "standard deviations"),
+                },
+                threshold={
+                    "abs(mean)/std": Quantity(limits.ratio, "ratio"),
+                    "rounding step": Quantity(limits.step, "standard deviations"),
+                },
+            )
+
+    CLEAN = (
+        Case("trained", of),
+        Case("far from zero, still fine", lambda: of(running_mean=(5e4, 0, 0, 0), running_var=(1, 1, 1, 1))),
+        Case(
+            "bfloat16, ordinary mean", lambda: of(running_mean=(4, 1, 1, 1), running_var=(1, 1, 1, 1), dtype="bfloat16")
+        ),
+    )
+    BROKEN = (
+        Case(
+            "time stamps",
+            lambda: of(running_mean=(0, 0, 1.7e9, 0), running_var=(1, 1, 1e4, 1)),
+            layers=("bn",),
+            channels=(2,),
+            measured={"abs(mean)/std": 1.7e9 / np.sqrt(1e4 + 1e-5)},
+        ),
+        Case("half", lambda: of(running_mean=(64, 0, 0, 0), running_var=(1, 1, 1, 1), dtype="float16"), ("bn",), (0,)),
+    )

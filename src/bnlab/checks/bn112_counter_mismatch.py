@@ -1,0 +1,95 @@
+"""BN112: layers of one network that counted different numbers of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bnlab.checks._cases import healthy, network, of
+from bnlab.checks._check import Case, Check, Group, Needs, NoLimits
+from bnlab.observe.evidence import LayerState, NetworkState
+from bnlab.records import Finding, Quantity
+
+__all__ = ["CounterMismatch"]
+
+_MOST_GROUPS = 4
+_MOST_PARTS = 3
+
+
+class CounterMismatch(Check[NoLimits]):
+    """Layers of one network that counted different numbers of batches.
+
+    ## What it does
+    Compares `num_batches_tracked` between the layers of a network and says which group has which count.
+
+    ## Why it matters
+    It tells a history: a pretrained body under new heads, a part that was frozen for a while, a layer that is called
+    twice per step or skipped in some. Nothing is wrong by itself; a group that lags far behind is worth a look.
+
+    ## Evidence
+    `num_batches_tracked` of the layers that have it. Counters are compared within one network of a file only.
+
+    ## Threshold
+    Equality.
+
+    ## Remedy
+    `manual`: check that the history is the one you expect.
+
+    ## Sources
+    Real networks: face1mb (190,840 in the pretrained body, 100,750 in the heads), FastestDet.
+    """
+
+    code, group, needs = "BN112", Group.NOTE, Needs.STATE
+    remedies = ("manual",)
+    why = (
+        "parts of the network saw different numbers of batches: pretrained, frozen for a while, or called twice a step"
+    )
+    limits = NoLimits()
+
+    def lacks(self, layer: LayerState, limits: NoLimits) -> str | None:  # noqa: ARG002 - no threshold
+        """Return why there is nothing to compare."""
+        return "num_batches_tracked is absent" if layer.num_batches_tracked is None else None
+
+    def inspect(self, evidence: NetworkState, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+        """Yield one finding for a network whose counters differ."""
+        groups: dict[int, list[str]] = {}
+        for layer in evidence.layers:
+            if layer.num_batches_tracked is not None:
+                groups.setdefault(layer.num_batches_tracked, []).append(layer.name)
+        if len(groups) < 2:
+            return
+        largest_first = sorted(groups.items(), key=lambda item: len(item[1]), reverse=True)
+        told = [f"{count} in {len(names)} ({_parts(names)})" for count, names in largest_first[:_MOST_GROUPS]]
+        more = [f"{len(groups) - _MOST_GROUPS} more values"] if len(groups) > _MOST_GROUPS else []
+        yield self.finding(
+            None,
+            f"num_batches_tracked differs between layers: {', '.join(told + more)}",
+            measured={
+                "smallest num_batches_tracked": Quantity(min(groups), "batches"),
+                "largest num_batches_tracked": Quantity(max(groups), "batches"),
+            },
+            threshold={"difference": Quantity(0, "batches")},
+        )
+
+    CLEAN = (
+        Case("one layer", of),
+        Case("equal", lambda: network(healthy("a"), healthy("b"))),
+        Case("absent", lambda: network(healthy("a", num_batches_tracked=None), healthy("b"))),
+    )
+    BROKEN = (
+        Case(
+            "new heads",
+            lambda: network(
+                healthy("body.1.bn", num_batches_tracked=190840),
+                healthy("body.2.bn", num_batches_tracked=190840),
+                healthy("head.bn", num_batches_tracked=100750),
+            ),
+            layers=(None,),
+            measured={"smallest num_batches_tracked": 100750, "largest num_batches_tracked": 190840},
+        ),
+    )
+
+
+def _parts(names: list[str]) -> str:
+    """Name a group of layers by the first parts of their paths."""
+    parts = list(dict.fromkeys(name.partition(".")[0] for name in names))
+    return ", ".join([*parts[:_MOST_PARTS], *(["..."] if len(parts) > _MOST_PARTS else [])])

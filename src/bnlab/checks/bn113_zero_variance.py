@@ -1,0 +1,68 @@
+"""BN113: running variance of exactly zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from bnlab.checks._cases import of
+from bnlab.checks._check import Case, Check, Group, Needs, NoLimits, in_channels, show
+from bnlab.observe.evidence import NetworkState
+from bnlab.records import Finding, Quantity
+
+__all__ = ["ZeroVariance"]
+
+
+class ZeroVariance(Check[NoLimits]):
+    """Running variance of exactly zero.
+
+    ## What it does
+    Looks for a `running_var` that is 0.
+
+    ## Why it matters
+    The channel never varied, batch after batch, until even the memory of the initial 1 was gone: its filter is dead
+    or its input is constant. Or somebody overwrote the buffer: a recalibration that never ran the layer leaves 0. The
+    gain is abs(weight)/sqrt(eps), 316 times the weight at 1e-5, and hits whatever does vary one day.
+
+    ## Evidence
+    `running_var` and `weight` as stored, and eps (assumed 1e-5 unless stated).
+
+    ## Threshold
+    Exactly 0.
+
+    ## Remedy
+    `manual`: prune the channel. If whole layers are at 0 the buffer was overwritten: `recalibrate`.
+
+    ## Sources
+    Real networks: FastestDet (2 channels); peers: section 1A (fvcore and mmpretrain leave 0); papers: F16.
+    """
+
+    code, group, needs = "BN113", Group.SUSPICIOUS, Needs.STATE
+    remedies = ("manual", "recalibrate")
+    why = "the channel never varied, or its buffer was overwritten; its gain is abs(weight)/sqrt(eps)"
+    limits = NoLimits()
+
+    def inspect(self, evidence: NetworkState, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+        """Yield one finding per layer with a variance of zero."""
+        for layer, part, channels in evidence.where(evidence.running_var == 0):
+            gains = evidence.gain[part][list(channels)]
+            gain = float(np.max(gains))
+            yield self.finding(
+                layer,
+                f"running_var is exactly 0 {in_channels(channels, layer)}, gain up to {show(gain)}",
+                channels=channels,
+                measured={"running_var": Quantity(0.0, "input^2"), "gain": Quantity(gain, "output/input")},
+                threshold={"running_var": Quantity(0.0, "input^2")},
+            )
+
+    CLEAN = (Case("trained", of), Case("tiny is BN106", lambda: of(running_var=(1e-30, 1, 1, 1))))
+    BROKEN = (
+        Case(
+            "dead filter",
+            lambda: of(running_var=(1, 0.0, 1, 1), weight=(1, 0.5, 1, 1)),
+            layers=("bn",),
+            channels=(1,),
+            measured={"running_var": 0.0, "gain": 0.5 / np.sqrt(1e-5)},
+        ),
+    )

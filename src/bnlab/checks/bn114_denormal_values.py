@@ -1,0 +1,81 @@
+"""BN114: denormal weight or running variance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from bnlab.checks._cases import of
+from bnlab.checks._check import Case, Check, Group, Needs, NoLimits, in_channels, show
+from bnlab.observe.evidence import NetworkState
+from bnlab.records import Finding, Quantity
+
+__all__ = ["DenormalValues"]
+
+_SMALLEST_NORMAL = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}
+
+
+class DenormalValues(Check[NoLimits]):
+    """Denormal weight or running variance.
+
+    ## What it does
+    Looks for values below the smallest normal number of the dtype they are stored in, and above 0.
+
+    ## Why it matters
+    Arithmetic on denormals takes a slow path on many CPUs, up to a hundred times slower, and GPUs and
+    `torch.set_flush_denormal(True)` take them for 0: the same file gives slightly different results. Weight decay on a
+    dead channel ends there.
+
+    ## Evidence
+    `weight` and `running_var` as stored.
+
+    ## Threshold
+    The smallest normal number: 1.2e-38 in float32 and bfloat16, 6.1e-5 in float16.
+
+    ## Remedy
+    `manual`: set the weight to 0, or prune the channel.
+
+    ## Sources
+    IEEE 754; torch.set_flush_denormal.
+    """
+
+    code, group, needs = "BN114", Group.NOTE, Needs.STATE
+    remedies = ("manual",)
+    why = "slow on CPUs that handle denormals in microcode, and flushed to 0 elsewhere"
+    limits = NoLimits()
+
+    def inspect(self, evidence: NetworkState, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+        """Yield one finding per layer with denormal values."""
+        columns = {"weight": np.abs(evidence.weight), "running_var": np.abs(evidence.running_var)}
+        smallest = {
+            "weight": evidence.spread([_SMALLEST_NORMAL[layer.affine_dtype] for layer in evidence.layers]),
+            "running_var": evidence.spread([_SMALLEST_NORMAL[layer.dtype] for layer in evidence.layers]),
+        }
+        denormal = {name: (column > 0) & (column < smallest[name]) for name, column in columns.items()}
+        for layer, part, channels in evidence.where(denormal["weight"] | denormal["running_var"]):
+            found = [name for name in columns if denormal[name][part].any()]
+            worst = {name: float(columns[name][part][denormal[name][part]].min()) for name in found}
+            values = " and ".join(f"abs({name}) is {show(value)}" for name, value in worst.items())
+            normal = {name: float(smallest[name][part][0]) for name in found}
+            yield self.finding(
+                layer,
+                f"{values} {in_channels(channels, layer)}, normal numbers begin at {show(max(normal.values()))}",
+                channels=channels,
+                measured={f"abs({name})": Quantity(value, _unit(name)) for name, value in worst.items()},
+                threshold={f"abs({name})": Quantity(value, _unit(name)) for name, value in normal.items()},
+            )
+
+    CLEAN = (
+        Case("trained", of),
+        Case("zero is normal", lambda: of(weight=(0, 1, 1, 1))),
+        Case("small, still normal", lambda: of(running_var=(1.3e-38, 1, 1, 1))),
+    )
+    BROKEN = (
+        Case("decayed", lambda: of(weight=(1, 1e-40, 1, 1)), ("bn",), (1,), {"abs(weight)": 1e-40}),
+        Case("half", lambda: of(running_var=(3e-5, 1, 1, 1), dtype="float16"), ("bn",), (0,)),
+    )
+
+
+def _unit(name: str) -> str:
+    return "output" if name == "weight" else "input^2"

@@ -1,0 +1,35 @@
+"""`bnlab bench`: runs a benchmark of the source checkout."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bnlab.errors import UsageError
+
+__all__ = ["command"]
+
+
+def command(
+    name: Annotated[str, typer.Argument(help="Name of a file in benchmarks/, without .py.")],
+    arguments: Annotated[list[str] | None, typer.Argument(help="What the benchmark itself takes.")] = None,
+) -> None:
+    """Run a benchmark; its last line is the headline figure."""
+    folder = _folder()
+    names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    if name not in names:
+        raise UsageError(f"bench: name must be one of {', '.join(names)}, got {name!r}.")
+    sys.argv = [name, *(arguments or [])]
+    runpy.run_path(str(folder / f"{name}.py"), run_name="__main__")
+
+
+def _folder() -> Path:
+    """Return benchmarks/ of the current folder, or of the checkout this package is installed from."""
+    for root in (Path.cwd(), Path(__file__).parents[3]):
+        if (root / "benchmarks" / "check.py").is_file():
+            return root / "benchmarks"
+    raise UsageError("bench: current folder must be a source checkout of bnlab, got one without benchmarks/.")

@@ -1,0 +1,303 @@
+"""Runs the checks on evidence and says what they found."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from bnlab import checks
+from bnlab._version import __version__
+from bnlab.checks import Check
+from bnlab.errors import NoBatchNorm, UsageError
+from bnlab.observe.checkpoint import read_checkpoint
+from bnlab.observe.evidence import Evidence, Floats, Hyperparameters, NetworkState
+from bnlab.records import (
+    DiagnosisRecord,
+    Finding,
+    LayerRecord,
+    Level,
+    Outcome,
+    Range,
+    Status,
+    Summary,
+    Target,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Diagnosis", "Settings", "check", "check_with"]
+
+
+class Diagnosis(DiagnosisRecord):
+    """What `bnlab.check` returns: the record, which also prints as a report."""
+
+    def __str__(self) -> str:
+        """Return the text report, 80 columns wide and without colours."""
+        from bnlab.report.text import render
+
+        return render(self)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to check and how: validated once, used for any number of targets.
+
+    Attributes:
+        checks: The checks to run, each with its limits.
+        ignore: Code to reason, for checks whose findings are dropped.
+        hyperparameters: Momentum and eps as far as they are stated.
+    """
+
+    checks: tuple[tuple[Check[Any], Any], ...]
+    ignore: Mapping[str, str]
+    hyperparameters: Hyperparameters
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        select: Sequence[str] | None = None,
+        ignore: Mapping[str, str] | None = None,
+        limits: Mapping[str, Mapping[str, float]] | None = None,
+        momentum: float | Literal["assumed"] | None = "assumed",
+        eps: float | Literal["assumed"] = "assumed",
+    ) -> Settings:
+        """Validate the arguments of :func:`check`.
+
+        Raises:
+            UsageError: If one of them is outside what it may be.
+        """
+        changed = {checks.by_code(code).code: values for code, values in (limits or {}).items()}
+        reasons = {checks.by_code(code).code: reason for code, reason in (ignore or {}).items()}
+        for code, reason in reasons.items():
+            if not reason.strip():
+                raise UsageError(f"ignore: reason for {code} must be a text, got an empty one. Say why it is accepted.")
+        return cls(
+            tuple((item, _limits(item, changed.get(item.code, {}))) for item in checks.select(select)),
+            reasons,
+            _hyperparameters(momentum, eps),
+        )
+
+
+def check(
+    target: str | os.PathLike[str] | nn.Module,
+    *,
+    select: Sequence[str] | None = None,
+    ignore: Mapping[str, str] | None = None,
+    limits: Mapping[str, Mapping[str, float]] | None = None,
+    momentum: float | Literal["assumed"] | None = "assumed",
+    eps: float | Literal["assumed"] = "assumed",
+) -> Diagnosis:
+    """Diagnose the BN state of a checkpoint, without model code, or of a model.
+
+    Args:
+        target: Path of a file written by ``torch.save``, safetensors or an ONNX exporter; or a model, which is
+            neither changed nor run.
+        select: Codes of the checks to run, or beginnings of codes ("BN1"); all of them if not given.
+        ignore: Code to reason. An ignored check still runs; its findings are dropped and the reason is kept.
+        limits: Code to thresholds that replace the defaults, as in ``{"BN107": {"ratio": 20}}``.
+        momentum: Weight of the new batch the network was trained with, unitless, in [0, 1]; None for a cumulative
+            average. A state dict does not hold it: torch's 0.1 is assumed, and said, unless it is stated. A stated
+            value wins over that of an ONNX file or a model.
+        eps: Added to the variance, squared input units; the same holds with torch's 1e-5.
+
+    Returns:
+        The diagnosis.
+
+    Raises:
+        UsageError: If an argument is outside what it may be.
+        UnreadableFile, NotACheckpoint, DamagedFile, PickledModule, MissingPackage: If the file cannot be read.
+        NoBatchNorm: If there is no BN layer.
+
+    Example:
+        >>> import bnlab
+        >>> bnlab.check("model.pt").summary.layers  # doctest: +SKIP
+        19
+    """
+    settings = Settings.of(select=select, ignore=ignore, limits=limits, momentum=momentum, eps=eps)
+    return check_with(target, settings)
+
+
+def check_with(target: str | os.PathLike[str] | nn.Module, settings: Settings, *, name: str | None = None) -> Diagnosis:
+    """Diagnose one target with validated settings; `name` is what the diagnosis calls it."""
+    if isinstance(target, (str, os.PathLike)):
+        found = Target("checkpoint", name or os.fspath(target))
+        evidence = read_checkpoint(Path(target), settings.hyperparameters)
+    else:
+        from bnlab.observe.model import read_model
+
+        found = Target("model", name or type(target).__name__)
+        evidence = read_model(target, settings.hyperparameters)
+    if not evidence.networks:
+        raise NoBatchNorm(_no_batch_norm(found, evidence))
+    return _diagnose(evidence, found, settings)
+
+
+def _limits(item: Check[Any], changed: Mapping[str, float]) -> Any:  # noqa: ANN401 - each check has a class of its own
+    known = [field.name for field in dataclasses.fields(item.limits)]
+    for name in changed:
+        if name not in known:
+            raise UsageError(f"limits: name for {item.code} must be one of {known}, got {name!r}.")
+    return dataclasses.replace(item.limits, **changed)
+
+
+def _hyperparameters(momentum: float | str | None, eps: float | str) -> Hyperparameters:
+    stated: dict[str, float | None] = {}
+    if momentum != "assumed":
+        if momentum is not None and (isinstance(momentum, str) or not 0 <= momentum <= 1):
+            raise UsageError(f"momentum: value must be in [0, 1] or None, got {momentum!r}.")
+        stated["momentum"] = momentum
+    if eps != "assumed":
+        if isinstance(eps, str) or not 0 <= eps < math.inf:
+            raise UsageError(f"eps: value must be finite and >= 0, got {eps!r}.")
+        stated["eps"] = eps
+    return Hyperparameters().stating(**stated)
+
+
+def _no_batch_norm(target: Target, evidence: Evidence) -> str:
+    rule = f"{target.name}: {target.kind} must hold running statistics of batch normalization, got"
+    if not evidence.left_alone:
+        return f"{rule} none."
+    path, reason = evidence.left_alone[0]
+    others = len(evidence.left_alone) - 1
+    return f"{rule} only what looks like it: {path or 'it'} {reason}{f' (and {others} more)' if others else ''}."
+
+
+def _diagnose(evidence: Evidence, target: Target, settings: Settings) -> Diagnosis:
+    """Run the chosen checks on evidence with at least one network."""
+    findings: list[Finding] = []
+    outcomes: list[Outcome] = []
+    for item, limits in settings.checks:
+        found, outcome = _run(item, limits, evidence.networks)
+        if item.code in settings.ignore:
+            outcome = Outcome(item.code, Status.SKIPPED, _ignored(settings.ignore[item.code], found))
+            found = []
+        findings += found
+        outcomes.append(outcome)
+    findings = _most_consequential_first(findings, evidence.networks)
+    layers = tuple(record for network in evidence.networks for record in _layer_records(network))
+    summary = _summary(layers, findings)
+    return Diagnosis(
+        bnlab=__version__,
+        target=target,
+        layers=layers,
+        outcomes=tuple(outcomes),
+        findings=tuple(findings),
+        conclusion=_conclusion(findings, outcomes, summary),
+        summary=summary,
+        notes=tuple(_notes(layers, evidence)),
+    )
+
+
+def _run(item: Check[Any], limits: Any, networks: Sequence[NetworkState]) -> tuple[list[Finding], Outcome]:  # noqa: ANN401
+    """Run one check on every network; a check that raises has crashed, it neither found nor passed anything."""
+    findings: list[Finding] = []
+    lacking: Counter[str] = Counter()
+    total = sum(len(network.layers) for network in networks)
+    try:
+        for network in networks:
+            judged = []
+            for layer in network.layers:
+                reason = item.lacks(layer, limits)
+                if reason is None:
+                    judged.append(layer)
+                else:
+                    lacking[reason] += 1
+            if judged:
+                whole = len(judged) == len(network.layers)
+                findings += item.inspect(network if whole else NetworkState(network.name, tuple(judged)), limits)
+    except Exception as err:
+        return [], Outcome(item.code, Status.CRASHED, f"{type(err).__name__}: {err}")
+    reason = ", ".join(f"{why} in {count} of {total} layers" for why, count in lacking.most_common()) or None
+    if findings:
+        return findings, Outcome(item.code, Status.FINDINGS, reason)
+    status = Status.SKIPPED if lacking.total() == total else Status.PASSED
+    return findings, Outcome(item.code, status, reason)
+
+
+def _ignored(reason: str, found: Sequence[Finding]) -> str:
+    count = f"{len(found)} finding{'s' if len(found) > 1 else ''} dropped" if found else "there was nothing to ignore"
+    return f"ignored: {reason} ({count})"
+
+
+def _most_consequential_first(findings: Sequence[Finding], networks: Sequence[NetworkState]) -> list[Finding]:
+    """Order by level, then by code, then by the share of the layer's channels; file order breaks ties."""
+    widths = {layer.name: layer.channels for network in networks for layer in network.layers}
+
+    def share(finding: Finding) -> float:
+        if finding.channels is None or finding.layer is None:
+            return 1.0
+        return len(finding.channels) / widths[finding.layer]
+
+    return sorted(findings, key=lambda finding: (finding.level.rank, finding.code, -share(finding)))
+
+
+def _layer_records(network: NetworkState) -> Iterable[LayerRecord]:
+    columns = (network.running_mean, network.running_var, network.gain)
+    means, variances, gains = (_ranges(network, column) for column in columns)
+    for layer, mean, var, gain in zip(network.layers, means, variances, gains, strict=True):
+        yield LayerRecord(
+            name=layer.name,
+            network=network.name,
+            channels=layer.channels,
+            dtype=layer.dtype,
+            affine=layer.weight is not None or layer.bias is not None,
+            num_batches_tracked=layer.num_batches_tracked,
+            momentum=layer.hyperparameters.momentum,
+            eps=layer.hyperparameters.eps,
+            assumed=layer.hyperparameters.assumed,
+            running_mean=mean,
+            running_var=var,
+            gain=gain,
+        )
+
+
+def _ranges(network: NetworkState, column: Floats) -> list[Range | None]:
+    statistics = (np.min, np.median, np.max)
+    rows = zip(*(network.reduce(column, statistic) for statistic in statistics), strict=True)
+    return [None if math.isnan(low) else Range(low, middle, high) for low, middle, high in rows]
+
+
+def _summary(layers: Sequence[LayerRecord], findings: Sequence[Finding]) -> Summary:
+    counts = Counter(finding.level for finding in findings)
+    return Summary(
+        layers=len(layers),
+        channels=sum(layer.channels for layer in layers),
+        errors=counts[Level.ERROR],
+        warnings=counts[Level.WARNING],
+        infos=counts[Level.INFO],
+    )
+
+
+def _conclusion(findings: Sequence[Finding], outcomes: Sequence[Outcome], summary: Summary) -> str:
+    """Say the most consequential finding in one sentence, or that there is none."""
+    crashed = [outcome.code for outcome in outcomes if outcome.status is Status.CRASHED]
+    but = f"; {', '.join(crashed)} crashed and judged nothing" if crashed else ""
+    layers = f"{summary.layers} BN layer{'s' if summary.layers > 1 else ''}"
+    if not summary.errors + summary.warnings:
+        return f"nothing is wrong with the stored state of {layers}: no errors, no warnings{but}"
+    first = findings[0]
+    alike = [finding for finding in findings if finding.code == first.code]
+    where = f"{first.layer} " if first.layer else ""
+    if len(alike) > 1:
+        where += f"and {len(alike) - 1} more layer{'s' if len(alike) > 2 else ''}"
+    advice = "" if first.remedies[0] == "manual" else f"; the remedy is {first.remedies[0]}"
+    return f"{where.strip()}: {first.message}{advice}{but}".removeprefix(": ")
+
+
+def _notes(layers: Sequence[LayerRecord], evidence: Evidence) -> Iterable[str]:
+    for name, value in (("momentum", Hyperparameters.momentum), ("eps", Hyperparameters.eps)):
+        count = sum(name in layer.assumed for layer in layers)
+        if count:
+            yield f"{name} {value:g} is assumed in {count} of {len(layers)} layers: a state dict does not hold it"
+    for name, reason in evidence.left_alone:
+        yield f"left alone: {name or 'the file'} {reason}"

@@ -1,0 +1,1 @@
+"""Small experiments on what BN does."""

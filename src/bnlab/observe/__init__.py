@@ -1,0 +1,1 @@
+"""Evidence: what is there, never what to think of it."""

@@ -1,0 +1,168 @@
+"""Evidence about stored BN state: what the checks judge, whatever it was read from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnlab.conventions import TORCH_EPS, TORCH_MOMENTUM
+
+__all__ = ["Evidence", "Floats", "Hyperparameters", "LayerState", "Masks", "NetworkState"]
+
+Floats = NDArray[np.float64]
+Masks = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Momentum and eps of a layer: torch's defaults unless known.
+
+    Attributes:
+        momentum: Weight of the new batch; None for a cumulative average.
+        eps: Added to the variance, squared input units.
+        assumed: Which of the two nobody stated, so that torch's default stands there.
+    """
+
+    momentum: float | None = TORCH_MOMENTUM
+    eps: float = TORCH_EPS
+    assumed: tuple[str, ...] = ("momentum", "eps")
+
+    def stating(self, **known: float | None) -> Hyperparameters:
+        """Return these hyperparameters with `momentum`, `eps` or both replaced by what is known."""
+        assumed = tuple(name for name in self.assumed if name not in known)
+        return replace(self, **known, assumed=assumed)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerState:
+    """The stored numbers of one BN layer, widened to float64 without loss.
+
+    Attributes:
+        name: Layer path.
+        running_mean: Shape (C,), input units.
+        running_var: Shape (C,), squared input units, unbiased where torch wrote it.
+        weight: Shape (C,), or None for a layer without.
+        bias: Shape (C,), or None for a layer without.
+        num_batches_tracked: The counter, or None where there is none.
+        dtype: Stored dtype of the running statistics.
+        affine_dtype: Stored dtype of weight and bias.
+        hyperparameters: Momentum and eps.
+    """
+
+    name: str
+    running_mean: Floats
+    running_var: Floats
+    weight: Floats | None
+    bias: Floats | None
+    num_batches_tracked: int | None
+    dtype: str
+    affine_dtype: str
+    hyperparameters: Hyperparameters
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return len(self.running_mean)
+
+
+@dataclass(frozen=True)
+class NetworkState:
+    """The BN layers of one network, and their channels as columns.
+
+    A column holds one value per channel, layer after layer, so that a check judges every channel of a network in one
+    expression; `where` leads back to the layers. A missing weight counts as 1 and a missing bias as 0.
+    """
+
+    name: str
+    layers: tuple[LayerState, ...]
+
+    @cached_property
+    def running_mean(self) -> Floats:
+        """Column, input units."""
+        return self._column(lambda layer: layer.running_mean)
+
+    @cached_property
+    def running_var(self) -> Floats:
+        """Column, squared input units."""
+        return self._column(lambda layer: layer.running_var)
+
+    @cached_property
+    def weight(self) -> Floats:
+        """Column, output units."""
+        return self._column(lambda layer: np.ones(layer.channels) if layer.weight is None else layer.weight)
+
+    @cached_property
+    def bias(self) -> Floats:
+        """Column, output units."""
+        return self._column(lambda layer: np.zeros(layer.channels) if layer.bias is None else layer.bias)
+
+    @cached_property
+    def eps(self) -> Floats:
+        """Column, squared input units."""
+        return self.spread([layer.hyperparameters.eps for layer in self.layers])
+
+    @cached_property
+    def inv_std(self) -> Floats:
+        """Column 1/sqrt(running_var + eps); NaN where that is not a positive finite number."""
+        total = self.running_var + self.eps
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(np.isfinite(total) & (total > 0), 1 / np.sqrt(total), np.nan)
+
+    @cached_property
+    def gain(self) -> Floats:
+        """Column abs(weight)/sqrt(running_var + eps), output per input unit; NaN where it is undefined."""
+        with np.errstate(invalid="ignore"):
+            return np.abs(self.weight) * self.inv_std
+
+    def spread(self, per_layer: list[float]) -> Floats:
+        """Turn one value per layer into a column."""
+        return np.repeat(np.asarray(per_layer, dtype=np.float64), self._widths)
+
+    def reduce(self, column: Floats, statistic: Callable[[Floats], float]) -> list[float]:
+        """Return one value per layer: `statistic` over the finite values of the layer's channels, NaN if none."""
+        finite = np.isfinite(column)
+        return [
+            float(statistic(column[part][finite[part]])) if finite[part].any() else float("nan") for part in self._parts
+        ]
+
+    def part(self, column: Floats, index: int) -> Floats:
+        """Return the channels of one layer."""
+        return column[self._parts[index]]
+
+    def where(self, mask: Masks) -> Iterator[tuple[LayerState, slice, tuple[int, ...]]]:
+        """Yield every layer with a channel in `mask`: the layer, its part of a column, and the channels."""
+        if not mask.any():
+            return
+        for layer, part in zip(self.layers, self._parts, strict=True):
+            channels = np.flatnonzero(mask[part])
+            if len(channels):
+                yield layer, part, tuple(channels.tolist())
+
+    @cached_property
+    def _widths(self) -> list[int]:
+        return [layer.channels for layer in self.layers]
+
+    @cached_property
+    def _parts(self) -> list[slice]:
+        ends = np.cumsum(self._widths).tolist()
+        return [slice(end - width, end) for end, width in zip(ends, self._widths, strict=True)]
+
+    def _column(self, values: Callable[[LayerState], Floats]) -> Floats:
+        return np.concatenate([values(layer) for layer in self.layers])
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that was read from one target.
+
+    Attributes:
+        networks: The networks found, each with at least one BN layer.
+        left_alone: Name and reason of what looked like BN and is not.
+    """
+
+    networks: tuple[NetworkState, ...]
+    left_alone: tuple[tuple[str, str], ...] = ()

@@ -1,0 +1,84 @@
+"""Reads BN evidence from a live model: the same numbers as from its checkpoint, with momentum and eps known."""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from bnlab.observe.evidence import Evidence, Floats, Hyperparameters, LayerState, NetworkState
+
+__all__ = ["read_model"]
+
+
+def read_model(model: nn.Module, hyperparameters: Hyperparameters) -> Evidence:
+    """Return the BN layers of a model: every module with 1-d buffers `running_mean` and `running_var`.
+
+    Args:
+        model: Any module; it is not changed and not run.
+        hyperparameters: Momentum and eps where the caller states them; else those of each layer.
+
+    Returns:
+        One network with the names of ``named_modules()``. Layers without running statistics are left alone.
+    """
+    layers: list[LayerState] = []
+    left_alone: list[tuple[str, str]] = []
+    for name, module in model.named_modules():
+        if not hasattr(module, "running_mean") or not hasattr(module, "running_var"):
+            continue
+        reason = _unreadable(module)
+        if reason is None:
+            layers.append(_layer(name, module, hyperparameters))
+        else:
+            left_alone.append((name, reason))
+    networks = (NetworkState("", tuple(layers)),) if layers else ()
+    return Evidence(networks, tuple(left_alone))
+
+
+def _unreadable(module: nn.Module) -> str | None:
+    mean: object = module.running_mean
+    var: object = module.running_var
+    if mean is None and var is None:
+        return "keeps no running statistics"
+    if not (_is_values(mean) and _is_values(var)):
+        return "has running statistics without values (lazy, on the meta device, or not tensors)"
+    if mean.dim() != 1 or mean.shape != var.shape or mean.numel() == 0:
+        return f"running_mean has the shape {tuple(mean.shape)}, that of a BN layer is (C,)"
+    for key in ("weight", "bias"):
+        value = getattr(module, key, None)
+        if _is_values(value) and value.shape != mean.shape:
+            return f"{key} has the shape {tuple(value.shape)}, running_mean has {tuple(mean.shape)}"
+    return None
+
+
+def _is_values(value: object) -> TypeGuard[torch.Tensor]:
+    return isinstance(value, torch.Tensor) and not is_lazy(value) and not value.is_meta
+
+
+def _layer(name: str, module: nn.Module, known: Hyperparameters) -> LayerState:
+    counter = getattr(module, "num_batches_tracked", None)
+    weight = getattr(module, "weight", None)
+    own = {key: getattr(module, key) for key in ("momentum", "eps") if key in known.assumed and hasattr(module, key)}
+    return LayerState(
+        name=name,
+        running_mean=_float64(module.running_mean),
+        running_var=_float64(module.running_var),
+        weight=_float64(weight) if _is_values(weight) else None,
+        bias=_float64(module.bias) if _is_values(getattr(module, "bias", None)) else None,
+        num_batches_tracked=int(counter) if _is_values(counter) else None,
+        dtype=_dtype(module.running_var),
+        affine_dtype=_dtype(weight if _is_values(weight) else module.running_var),
+        hyperparameters=known.stating(**own),
+    )
+
+
+def _float64(value: object) -> Floats:
+    assert isinstance(value, torch.Tensor)  # checked by _unreadable
+    values: Floats = value.detach().to("cpu", torch.float64).numpy().copy()
+    return values
+
+
+def _dtype(value: object) -> str:
+    return str(getattr(value, "dtype", "")).removeprefix("torch.")

@@ -1,0 +1,274 @@
+"""Reads a pickle as data: nothing is imported, nothing is called.
+
+``torch.load(weights_only=True)`` refuses a checkpoint as soon as an ``argparse.Namespace`` lies beside the tensors,
+needs the whole of a legacy file in memory, and knows protocol 2 only. This reader replays the opcodes on plain
+containers instead. A name the pickle wants to import becomes a :class:`Global`, and whatever would have been built by
+calling it becomes a :class:`Stranger`: an inert record of the request. The few globals that stand for plain data or
+for tensors are interpreted by the caller's `build`.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+__all__ = ["Global", "Stranger", "read_pickle"]
+
+Build = Callable[["Global", tuple[Any, ...]], Any]
+PersistentLoad = Callable[[Any], Any]
+
+_PLAIN_KEYS = (str, int, float, bytes, type(None))
+
+
+@dataclass(frozen=True)
+class Global:
+    """A name that the pickle asked to import, and that was not imported."""
+
+    module: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        """Dotted path, as the user would write it."""
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False)
+class Stranger:
+    """An object of a foreign class, kept as the data that would have made it.
+
+    Attributes:
+        kind: The class or function asked for.
+        arguments: What it would have been called with.
+        state: What would have been handed to ``__setstate__``, if anything.
+        items: Keys and values of a foreign mapping.
+        elements: Elements of a foreign sequence.
+    """
+
+    kind: Global
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+    items: dict[Any, Any] = field(default_factory=dict)
+    elements: list[Any] = field(default_factory=list)
+
+
+def read_pickle(stream: BinaryIO, build: Build, persistent_load: PersistentLoad) -> Any:
+    """Read one pickle from where `stream` stands, and leave the stream right behind it.
+
+    Args:
+        stream: Binary stream; read forward only.
+        build: Called for every global with arguments; returns plain data for those it knows, else a Stranger.
+        persistent_load: Called with every persistent id.
+
+    Returns:
+        Dicts, lists, tuples, strings, numbers, bytes, Globals, Strangers and what `build` and `persistent_load` made.
+
+    Raises:
+        ValueError: If the bytes are no complete pickle.
+    """
+    machine = _Machine(build, persistent_load)
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):
+            machine.step(opcode.name, argument)
+    except (IndexError, KeyError, TypeError, AttributeError) as err:
+        raise ValueError(f"pickle breaks its own rules ({type(err).__name__})") from err
+    return machine.result
+
+
+_MARK = object()
+
+_PUSH_ARGUMENT = frozenset(
+    {
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    }
+)
+_PUSH_CONSTANT = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_PUSH_EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+_PUSH_EMPTY["EMPTY_SET"] = list
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
+_GETS = frozenset({"GET", "BINGET", "LONG_BINGET"})
+_IGNORED = frozenset({"PROTO", "FRAME", "STOP"})
+
+
+class _Machine:
+    """The pickle stack machine, reduced to data."""
+
+    def __init__(self, build: Build, persistent_load: PersistentLoad) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.build = build
+        self.persistent_load = persistent_load
+
+    @property
+    def result(self) -> Any:
+        return self.stack[-1]
+
+    def step(self, opcode: str, argument: Any) -> None:
+        if opcode in _PUSH_ARGUMENT:
+            self.stack.append(argument)
+        elif opcode in _PUTS:
+            self.memo[argument] = self.stack[-1]
+        elif opcode in _GETS:
+            self.stack.append(self.memo[argument])
+        elif opcode in _PUSH_CONSTANT:
+            self.stack.append(_PUSH_CONSTANT[opcode])
+        elif opcode in _PUSH_EMPTY:
+            self.stack.append(_PUSH_EMPTY[opcode]())
+        elif opcode in _TUPLES:
+            self.stack.append(tuple(self.pop_many(_TUPLES[opcode])))
+        elif opcode not in _IGNORED:
+            handler = _HANDLERS.get(opcode)
+            if handler is None:
+                raise ValueError(f"pickle uses the opcode {opcode}, which no checkpoint needs")
+            handler(self, argument)
+
+    def pop_many(self, count: int) -> list[Any]:
+        if len(self.stack) < count:
+            raise IndexError
+        taken = self.stack[-count:]
+        del self.stack[-count:]
+        return taken
+
+    def pop_to_mark(self) -> list[Any]:
+        at = len(self.stack) - 1
+        while self.stack[at] is not _MARK:
+            at -= 1
+            if at < 0:
+                raise IndexError
+        taken = self.stack[at + 1 :]
+        del self.stack[at:]
+        return taken
+
+    def call(self, kind: Any, arguments: Any) -> Any:
+        if not isinstance(arguments, tuple):
+            raise TypeError
+        if isinstance(kind, Stranger):
+            return Stranger(kind.kind, arguments)
+        if not isinstance(kind, Global):
+            raise TypeError
+        return self.build(kind, arguments)
+
+
+def _pairs(values: list[Any]) -> Iterator[tuple[Any, Any]]:
+    if len(values) % 2:
+        raise IndexError
+    return zip(values[::2], values[1::2], strict=True)
+
+
+def _set_items(target: Any, values: list[Any]) -> None:
+    mapping = target.items if isinstance(target, Stranger) else target
+    if not isinstance(mapping, dict):
+        raise TypeError
+    for key, value in _pairs(values):
+        # Other keys name no layer, and hashing them would recurse as deeply as the stream likes.
+        if isinstance(key, _PLAIN_KEYS):
+            mapping[key] = value
+
+
+def _append(target: Any, values: list[Any]) -> None:
+    elements = target.elements if isinstance(target, Stranger) else target
+    if not isinstance(elements, list):
+        raise TypeError
+    elements.extend(values)
+
+
+def _setitem(machine: _Machine, _: object) -> None:
+    values = machine.pop_many(2)
+    _set_items(machine.stack[-1], values)
+
+
+def _setitems(machine: _Machine, _: object) -> None:
+    values = machine.pop_to_mark()
+    _set_items(machine.stack[-1], values)
+
+
+def _append_one(machine: _Machine, _: object) -> None:
+    values = machine.pop_many(1)
+    _append(machine.stack[-1], values)
+
+
+def _append_many(machine: _Machine, _: object) -> None:
+    values = machine.pop_to_mark()
+    _append(machine.stack[-1], values)
+
+
+def _dict(machine: _Machine, _: object) -> None:
+    built: dict[Any, Any] = {}
+    _set_items(built, machine.pop_to_mark())
+    machine.stack.append(built)
+
+
+def _reduce(machine: _Machine, _: object) -> None:
+    kind, arguments = machine.pop_many(2)
+    machine.stack.append(machine.call(kind, arguments))
+
+
+def _newobj_ex(machine: _Machine, _: object) -> None:
+    kind, arguments, _keywords = machine.pop_many(3)
+    machine.stack.append(machine.call(kind, arguments))
+
+
+def _obj(machine: _Machine, _: object) -> None:
+    kind, *arguments = machine.pop_to_mark()
+    machine.stack.append(machine.call(kind, tuple(arguments)))
+
+
+def _inst(machine: _Machine, argument: str) -> None:
+    arguments = tuple(machine.pop_to_mark())
+    machine.stack.append(machine.call(_global(argument), arguments))
+
+
+def _build(machine: _Machine, _: object) -> None:
+    (state,) = machine.pop_many(1)
+    if isinstance(machine.stack[-1], Stranger):
+        machine.stack[-1].state = state
+
+
+def _stack_global(machine: _Machine, _: object) -> None:
+    module, name = machine.pop_many(2)
+    if not (isinstance(module, str) and isinstance(name, str)):
+        raise TypeError
+    machine.stack.append(Global(module, name))
+
+
+def _binpersid(machine: _Machine, _: object) -> None:
+    (identifier,) = machine.pop_many(1)
+    machine.stack.append(machine.persistent_load(identifier))
+
+
+def _global(argument: str) -> Global:
+    module, name = argument.split(" ", 1)
+    return Global(module, name)
+
+
+_HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
+    "MARK": lambda machine, _: machine.stack.append(_MARK),
+    "POP": lambda machine, _: machine.stack.pop(),
+    "POP_MARK": lambda machine, _: machine.pop_to_mark().clear(),
+    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
+    "MEMOIZE": lambda machine, _: machine.memo.__setitem__(len(machine.memo), machine.stack[-1]),
+    "GLOBAL": lambda machine, argument: machine.stack.append(_global(argument)),
+    "STACK_GLOBAL": _stack_global,
+    "INST": _inst,
+    "OBJ": _obj,
+    "NEWOBJ": _reduce,
+    "NEWOBJ_EX": _newobj_ex,
+    "REDUCE": _reduce,
+    "BUILD": _build,
+    "SETITEM": _setitem,
+    "SETITEMS": _setitems,
+    "DICT": _dict,
+    "APPEND": _append_one,
+    "APPENDS": _append_many,
+    "ADDITEMS": _append_many,
+    "LIST": lambda machine, _: machine.stack.append(machine.pop_to_mark()),
+    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.pop_to_mark())),
+    "FROZENSET": lambda machine, _: machine.stack.append(machine.pop_to_mark()),
+    "PERSID": lambda machine, argument: machine.stack.append(machine.persistent_load(argument)),
+    "BINPERSID": _binpersid,
+}

@@ -1,0 +1,178 @@
+"""A diagnosis as text: the conclusion, the findings grouped by code, then the layers.
+
+Everything that comes from a file (layer names above all) is untrusted: it is stripped of control characters and never
+parsed as markup.
+"""
+
+from __future__ import annotations
+
+import io
+import unicodedata
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from bnlab.records import DiagnosisRecord, Finding, LayerRecord, Level, Quantity, Range, Status
+
+__all__ = ["plain", "render", "renderable", "summary_line"]
+
+_STYLES = {Level.ERROR: "bold red", Level.WARNING: "bold yellow", Level.INFO: "bold blue"}
+_HEADINGS = {Level.ERROR: "ERROR", Level.WARNING: "WARNING", Level.INFO: "NOTE"}
+_MOST_FINDINGS = 10
+_MOST_LAYERS = 25
+_WIDEST_NAME = 30
+_WIDEST_CHANNELS = 16
+
+
+def plain(text: str) -> str:
+    """Return untrusted text without control, format and private characters: no escape reaches the terminal."""
+    return "".join(char if unicodedata.category(char)[0] != "C" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def render(diagnosis: DiagnosisRecord, *, level: Level = Level.INFO, width: int = 80) -> str:
+    """Return the report as plain text."""
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, color_system=None, legacy_windows=False).print(renderable(diagnosis, level=level))
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def renderable(diagnosis: DiagnosisRecord, *, level: Level = Level.INFO) -> RenderableType:
+    """Return the report for a rich console; findings below `level` are counted only."""
+    shown = [finding for finding in diagnosis.findings if finding.level.at_least(level)]
+    parts: list[RenderableType] = [_head(diagnosis), Text(plain(diagnosis.conclusion) + ".", style="bold"), Text()]
+    for _, group in groupby(shown, key=lambda finding: finding.code):
+        parts += [*_group(list(group), diagnosis), Text()]
+    parts += [_layers(diagnosis), Text(), *_tail(diagnosis, hidden=len(diagnosis.findings) - len(shown))]
+    return Group(*parts)
+
+
+def summary_line(diagnosis: DiagnosisRecord) -> Text:
+    """Return one line for a diagnosis among many: the counts, and the codes of errors and warnings."""
+    summary = diagnosis.summary
+    worst = diagnosis.findings[0].level if diagnosis.findings else Level.INFO
+    codes = list(dict.fromkeys(f.code for f in diagnosis.findings if f.level.at_least(Level.WARNING)))
+    line = Text()
+    line.append(plain(diagnosis.target.name), style="bold")
+    line.append(f": {_count(summary.layers, 'layer')}, ")
+    style = _STYLES[worst] if codes else "green"
+    line.append(f"{_count(summary.errors, 'error')}, {_count(summary.warnings, 'warning')}", style=style)
+    line.append(f", {_count(summary.infos, 'note')}" + (f" ({', '.join(codes)})" if codes else ""))
+    return line
+
+
+def _head(diagnosis: DiagnosisRecord) -> Text:
+    summary = diagnosis.summary
+    networks = len({layer.network for layer in diagnosis.layers})
+    dtypes = ", ".join(dict.fromkeys(layer.dtype for layer in diagnosis.layers))
+    among = f" in {networks} networks" if networks > 1 else ""
+    name = Text(plain(diagnosis.target.name), style="bold cyan")
+    counts = f"{_count(summary.layers, 'BN layer')}{among}, {_count(summary.channels, 'channel')}, {dtypes}"
+    return Text.assemble(name, f": {counts}")
+
+
+def _group(findings: Sequence[Finding], diagnosis: DiagnosisRecord) -> Iterable[RenderableType]:
+    first = findings[0]
+    title = Text.assemble((_HEADINGS[first.level], _STYLES[first.level]), f" {first.code} ")
+    yield title.append(f"in {_count(len(findings), 'layer')}" if first.layer is not None else "in the network")
+    yield Padding(Text(first.why), (0, 0, 0, 2))
+    if first.layer is None:
+        yield Padding(Text(plain(first.message)), (0, 0, 0, 2))
+    else:
+        yield Padding(_findings_table(findings[:_MOST_FINDINGS], diagnosis), (0, 0, 0, 1))
+    if len(findings) > _MOST_FINDINGS:
+        yield Text(f"  ... and {_count(len(findings) - _MOST_FINDINGS, 'more layer')}: --format json has them all")
+    yield Text(f"  remedy: {', '.join(first.remedies)}; bnlab explain {first.code}", style="dim")
+
+
+def _findings_table(findings: Sequence[Finding], diagnosis: DiagnosisRecord) -> Table:
+    widths = {layer.name: layer.channels for layer in diagnosis.layers}
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    table.add_column("layer", no_wrap=True)
+    table.add_column("channels")
+    table.add_column("measured")
+    table.add_column("threshold")
+    for finding in findings:
+        table.add_row(
+            _layer_name(finding.layer or ""),
+            _channels(finding.channels, widths.get(finding.layer or "", 0)),
+            _quantities(finding.measured.items()),
+            _quantities(finding.threshold.items()),
+        )
+    return table
+
+
+def _layers(diagnosis: DiagnosisRecord) -> RenderableType:
+    """Draw the layers: all of them if they are few, else those with findings first."""
+    codes: dict[str, list[str]] = {}
+    for finding in diagnosis.findings:
+        if finding.layer is not None:
+            codes.setdefault(finding.layer, []).append(finding.code)
+    layers = list(diagnosis.layers)
+    if len(layers) > _MOST_LAYERS:
+        kept = sorted(range(len(layers)), key=lambda index: (layers[index].name not in codes, index))[:_MOST_LAYERS]
+        layers = [layers[index] for index in sorted(kept)]
+    table = Table(box=None, padding=(0, 1), header_style="dim", title_justify="left")
+    table.add_column("layer", no_wrap=True)
+    for header in ("chan.", "batches", "running_mean", "running_var"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("findings")
+    for layer in layers:
+        table.add_row(*_layer_row(layer), Text(" ".join(codes.get(layer.name, [])), style="yellow"))
+    hidden = len(diagnosis.layers) - len(layers)
+    more = [Text(f"  ... and {_count(hidden, 'more layer')}: --format json has them all")] if hidden else []
+    return Group(table, *more)
+
+
+def _layer_row(layer: LayerRecord) -> tuple[Text, str, str, str, str]:
+    counter = "-" if layer.num_batches_tracked is None else str(layer.num_batches_tracked)
+    return _layer_name(layer.name), str(layer.channels), counter, _range(layer.running_mean), _range(layer.running_var)
+
+
+def _tail(diagnosis: DiagnosisRecord, *, hidden: int) -> Iterable[RenderableType]:
+    for note in diagnosis.notes:
+        yield Text(plain(note), style="dim")
+    by_status = {status: [o for o in diagnosis.outcomes if o.status is status] for status in Status}
+    for outcome in by_status[Status.CRASHED]:
+        yield Text(f"{outcome.code} crashed: {plain(outcome.reason or '')}", style="bold red")
+    for outcome in by_status[Status.SKIPPED]:
+        yield Text(f"{outcome.code} skipped: {plain(outcome.reason or '')}", style="dim")
+    passed = len(by_status[Status.PASSED])
+    summary = diagnosis.summary
+    counts = ", ".join(
+        _count(number, noun)
+        for number, noun in ((summary.errors, "error"), (summary.warnings, "warning"), (summary.infos, "note"))
+    )
+    below = f" ({hidden} not shown: --level info)" if hidden else ""
+    yield Text(f"{counts}{below}; {passed} of {_count(len(diagnosis.outcomes), 'check')} passed")
+
+
+def _layer_name(name: str) -> Text:
+    """Return a layer path; a long one loses its beginning, because the end tells the layers apart."""
+    name = plain(name) or "(the module itself)"
+    return Text(name if len(name) <= _WIDEST_NAME else "\N{HORIZONTAL ELLIPSIS}" + name[1 - _WIDEST_NAME :])
+
+
+def _channels(channels: Sequence[int] | None, width: int) -> str:
+    if channels is None:
+        return "-"
+    if len(channels) == width:
+        return f"all {width}"
+    listed = ", ".join(map(str, channels[:4])) + (", ..." if len(channels) > 4 else "")
+    told = f"{len(channels)} of {width}: {listed}"
+    return told if len(told) <= _WIDEST_CHANNELS else f"{len(channels)} of {width}"
+
+
+def _quantities(quantities: Iterable[tuple[str, Quantity]]) -> str:
+    return "\n".join(f"{name} {quantity.value:.3g}" for name, quantity in quantities)
+
+
+def _range(values: Range | None) -> str:
+    return "not finite" if values is None else f"{values.min:.2g} .. {values.max:.2g}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
