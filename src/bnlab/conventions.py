@@ -54,4 +54,4 @@ def momentum_from_decay(decay: float) -> float:
         >>> momentum_from_decay(0.8999999761581421)
         0.1
     """
-    return from_float32(1.0 - decay)
+    return from_float32(1.0 - from_float32(decay))

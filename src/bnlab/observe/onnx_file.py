@@ -12,7 +12,8 @@ import numpy as np
 
 from bnlab.conventions import from_float32, momentum_from_decay
 from bnlab.errors import DamagedFile, MissingPackage
-from bnlab.observe.evidence import Evidence, Floats, Hyperparameters, LayerState, NetworkState
+from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, NetworkState
+from bnlab.observe.tensors import widen
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
@@ -155,7 +156,7 @@ def _layer(node: NodeProto, constants: _Constants, known: Hyperparameters) -> La
     unreadable = [dtype for dtype, _ in found.values() if dtype not in _DTYPES.values()]
     if unreadable:
         return f"parameters have the dtype {unreadable[0]}"
-    values = {key: _float64(array) for key, (_, array) in found.items()}
+    values = {key: widen(array) for key, (_, array) in found.items()}
     return LayerState(
         name=_name(node),
         **values,
@@ -164,10 +165,6 @@ def _layer(node: NodeProto, constants: _Constants, known: Hyperparameters) -> La
         affine_dtype=found["weight"][0],
         hyperparameters=_hyperparameters(node, known),
     )
-
-
-def _float64(values: np.ndarray[Any, Any]) -> Floats:
-    return values.astype(np.float64)
 
 
 def _hyperparameters(node: NodeProto, known: Hyperparameters) -> Hyperparameters:

@@ -72,9 +72,9 @@ def read_pickle(stream: BinaryIO, build: Build, persistent_load: PersistentLoad)
     try:
         for opcode, argument, _ in pickletools.genops(stream):
             machine.step(opcode.name, argument)
+        return machine.stack[-1]
     except (IndexError, KeyError, TypeError, AttributeError) as err:
         raise ValueError(f"pickle breaks its own rules ({type(err).__name__})") from err
-    return machine.result
 
 
 _MARK = object()
@@ -103,10 +103,6 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.build = build
         self.persistent_load = persistent_load
-
-    @property
-    def result(self) -> Any:
-        return self.stack[-1]
 
     def step(self, opcode: str, argument: Any) -> None:
         if opcode in _PUSH_ARGUMENT:

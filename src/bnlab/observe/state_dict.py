@@ -10,13 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeGuard
 
-import numpy as np
-
 from bnlab.conventions import WRAPPER_PREFIXES
 from bnlab.errors import PickledModule
-from bnlab.observe.evidence import Evidence, Floats, Hyperparameters, LayerState, NetworkState
+from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, NetworkState
 from bnlab.observe.pickle_data import Stranger
-from bnlab.observe.tensors import FLOATING, INTEGER, StoredTensor
+from bnlab.observe.tensors import FLOATING, INTEGER, StoredTensor, widen
 
 __all__ = ["find_batch_norm"]
 
@@ -168,19 +166,15 @@ def _direct_keys(prefix: str, tensors: Mapping[str, StoredTensor]) -> list[str]:
 def _layer(name: str, own: Mapping[str, StoredTensor], counter: object, known: Hyperparameters) -> LayerState:
     return LayerState(
         name=name,
-        running_mean=_float64(own["running_mean"]),
-        running_var=_float64(own["running_var"]),
-        weight=_float64(own["weight"]) if "weight" in own else None,
-        bias=_float64(own["bias"]) if "bias" in own else None,
+        running_mean=widen(own["running_mean"].read()),
+        running_var=widen(own["running_var"].read()),
+        weight=widen(own["weight"].read()) if "weight" in own else None,
+        bias=widen(own["bias"].read()) if "bias" in own else None,
         num_batches_tracked=_counter(counter),
         dtype=own["running_var"].dtype,
         affine_dtype=own.get("weight", own["running_var"]).dtype,
         hyperparameters=known,
     )
-
-
-def _float64(tensor: StoredTensor) -> Floats:
-    return tensor.read().astype(np.float64)
 
 
 def _counter(stored: object) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FLOATING", "INTEGER", "StoredTensor", "item_bytes", "strided"]
+__all__ = ["FLOATING", "INTEGER", "StoredTensor", "item_bytes", "strided", "widen"]
 
 _NUMPY_CODES = {
     "float64": "f8",
@@ -99,6 +99,12 @@ def strided(
     if dtype == "bfloat16":
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values
+
+
+def widen(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Convert to float64, which holds every stored dtype exactly; a signalling NaN becomes a quiet one in silence."""
+    with np.errstate(invalid="ignore"):
+        return values.astype(np.float64)
 
 
 def _contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:

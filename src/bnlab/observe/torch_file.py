@@ -12,6 +12,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO, cast
 
 from bnlab.errors import NotACheckpoint
@@ -52,8 +53,8 @@ class _Storage:
 
 def is_legacy(head: bytes) -> bool:
     """Whether a file that begins with these bytes was written by the legacy ``torch.save``."""
-    # protocol 2, LONG1 of 10 bytes: how pickle writes the magic number
-    return head.startswith(b"\x80\x02\x8a\x0a" + _LEGACY_MAGIC.to_bytes(10, "little"))
+    # LONG1 of 10 bytes, behind the opcodes for the protocol and from protocol 4 on for a frame
+    return head.startswith(b"\x80") and b"\x8a\x0a" + _LEGACY_MAGIC.to_bytes(10, "little") in head[:23]
 
 
 def read_zip(content: Content) -> Any:
@@ -82,7 +83,7 @@ def read_zip(content: Content) -> Any:
     pickle = _read_record(archive, records, f"{root}data.pkl")
     if pickle is None:
         raise ValueError("data.pkl is missing")
-    return read_pickle(io.BytesIO(pickle), _build(locate, big_endian=order == b"big"), _persistent_load)
+    return read_pickle(io.BytesIO(pickle), _Builder(locate, big_endian=order == b"big").build, _persistent_load)
 
 
 def read_legacy(content: Content) -> Any:
@@ -109,7 +110,7 @@ def read_legacy(content: Content) -> Any:
     if (magic, protocol) != (_LEGACY_MAGIC, _LEGACY_PROTOCOL) or not isinstance(system, dict):
         raise ValueError("its header is not that of a legacy checkpoint")
     big_endian = not system.get("little_endian", True)
-    tree = read_pickle(stream, _build(locate, big_endian=big_endian), persistent_load)
+    tree = read_pickle(stream, _Builder(locate, big_endian).build, persistent_load)
     keys = read_pickle(stream, _refuse, _refuse)
     at = content.tell()
     length = struct.Struct(">q" if big_endian else "<q")
@@ -167,43 +168,38 @@ def _persistent_load(identifier: Any) -> _Storage:
     return _Storage(key, _STORAGE_DTYPES.get(kind.name, kind.name), offset)
 
 
-def _build(locate: Locate, *, big_endian: bool) -> Callable[[Global, tuple[Any, ...]], Any]:
-    """Return what stands for a call in a torch pickle: tensors and plain containers, else a Stranger."""
+@dataclass(frozen=True)
+class _Builder:
+    """Makes what stands for a call in a torch pickle: tensors and plain containers, else a Stranger."""
 
-    def tensor(arguments: tuple[Any, ...], dtype: Global | None = None) -> StoredTensor:
-        storage, offset, shape, strides = arguments[:4]
-        name = storage.dtype if dtype is None else dtype.name
-        if not all(isinstance(n, int) for n in (offset, *shape, *strides)):
-            raise TypeError
+    locate: Locate
+    big_endian: bool
 
-        def read() -> Any:
-            return strided(
-                locate(storage.key),
-                name,
-                shape,
-                strides=strides,
-                offset=offset + storage.offset,
-                big_endian=big_endian,
-            )
-
-        return StoredTensor(name, tuple(shape), read)
-
-    def build(kind: Global, arguments: tuple[Any, ...]) -> Any:
+    def build(self, kind: Global, arguments: tuple[Any, ...]) -> Any:
         match kind.module, kind.name:
             case "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2":
-                return tensor(arguments)
+                return self.tensor(arguments)
             case "torch._utils", "_rebuild_tensor_v3":
-                return tensor(arguments, dtype=arguments[6])
+                return self.tensor(arguments, dtype=arguments[6])
             case "torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state":
                 return arguments[0]
             case "torch._tensor", "_rebuild_from_type_v2":
-                return build(arguments[0], arguments[2])
+                return self.build(arguments[0], arguments[2])
             case "collections" | "builtins" | "__builtin__", name if name in _EMPTY_DICTS:
                 return _dict(arguments)
             case _:
                 return Stranger(kind, arguments)
 
-    return build
+    def tensor(self, arguments: tuple[Any, ...], dtype: Global | None = None) -> StoredTensor:
+        storage, offset, shape, strides = arguments[:4]
+        name = storage.dtype if dtype is None else dtype.name
+        if not all(isinstance(n, int) for n in (offset, *shape, *strides)):
+            raise TypeError
+        read = partial(self.read, storage.key, name, shape, strides, offset + storage.offset)
+        return StoredTensor(name, tuple(shape), read)
+
+    def read(self, key: str, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Any:
+        return strided(self.locate(key), dtype, shape, strides=strides, offset=offset, big_endian=self.big_endian)
 
 
 def _dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:

@@ -1,0 +1,38 @@
+"""Shared fixtures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "bnlab", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("bnlab")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Real networks and data, where they are present."""
+    folder = os.environ.get("BNLAB_DATA", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("real networks: BNLAB_DATA names no folder")
+    return Path(folder)
+
+
+@pytest.fixture
+def bnlab_command(monkeypatch, capsys):
+    """Run the command line in this process; return exit code, stdout and stderr."""
+    from bnlab.cli.main import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["bnlab", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        captured = capsys.readouterr()
+        return exit_.value.code or 0, captured.out, captured.err
+
+    return run

@@ -1,0 +1,199 @@
+import os
+import pickle
+import socket
+import struct
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tests.samples import on_device, rewrite_zip, save, small_network, state_dict, with_pickle
+from torch import nn
+
+from bnlab.errors import BnlabError, DamagedFile, NotACheckpoint, PickledModule, UnreadableFile
+from bnlab.observe.checkpoint import looks_like_checkpoint, read_checkpoint
+from bnlab.observe.evidence import Hyperparameters
+
+
+def read(path):
+    return read_checkpoint(path, Hyperparameters())
+
+
+@pytest.mark.parametrize("suffix", ["", ".pt", ".pth", ".bin", ".tar", ".ckpt", ".th", ".anything"])
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_the_format_is_told_from_the_bytes(tmp_path, kind, suffix):
+    path, state = tmp_path / f"model{suffix}", small_network().state_dict()
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        save({"state_dict": state}, path, legacy=kind == "legacy")
+    assert looks_like_checkpoint(path)
+    (network,) = read(path).networks
+    assert {layer.name: layer.channels for layer in network.layers} == {"1": 8, "4": 4}
+    for layer in network.layers:
+        for key in ("weight", "bias", "running_mean", "running_var"):
+            assert np.array_equal(getattr(layer, key), state[f"{layer.name}.{key}"].double().numpy())
+
+
+def test_all_formats_give_the_same_evidence(tmp_path):
+    state = small_network().state_dict()
+    save(state, tmp_path / "a.pt")
+    save(state, tmp_path / "b.pt", legacy=True)
+    save_file(state, tmp_path / "c.safetensors")
+    save(state, tmp_path / "d.pt", protocol=5)
+    on_device(save(state, tmp_path / "e.pt"), "cuda:2")
+    on_device(save(state, tmp_path / "f.pt", legacy=True), "mps")
+    seen = [
+        [(layer.name, layer.running_var.tolist(), layer.num_batches_tracked) for layer in read(path).networks[0].layers]
+        for path in sorted(tmp_path.iterdir())
+    ]
+    assert len(seen) == 6
+    assert all(sorted(layers) == sorted(seen[0]) for layers in seen)
+
+
+def test_nothing_is_left_open_or_locked(tmp_path):
+    path = save(state_dict("bn"), tmp_path / "a.pt")
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    read(path)
+    if before is not None:
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def error(path, kind):
+    with pytest.raises(kind) as err:
+        read(path)
+    text = str(err.value)
+    assert "\n" not in text
+    assert text.startswith(f"{path}: ")
+    assert isinstance(err.value, BnlabError)
+    return text.removeprefix(f"{path}: ")
+
+
+NOT_ONE = "file must be a checkpoint (torch.save, safetensors or ONNX), got "
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "file must be a checkpoint, got an empty file."),
+        (b"hello", NOT_ONE + "something else."),
+        (os.urandom(100).replace(b"{", b"x"), NOT_ONE),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", NOT_ONE + "a Git LFS pointer."),
+        (b"<!DOCTYPE html><html>404</html>", NOT_ONE + "an HTML page."),
+        (pickle.dumps({"a": 1}), NOT_ONE + "a pickle that torch.save did not write."),
+    ],
+)
+def test_files_that_are_no_checkpoints(tmp_path, content, message):
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    if content[:1] in (b"P", b"\x80") and content[:2] != b"\x80\x04":
+        pytest.skip("random bytes that begin like a checkpoint")
+    assert error(path, NotACheckpoint).startswith(message)
+
+
+def test_a_tar_archive(tmp_path):
+    path = tmp_path / "model.tar"
+    with tarfile.open(path, "w") as archive:
+        archive.add(save(state_dict("bn"), tmp_path / "a.pt"))
+    assert "tar archive. Unpack it" in error(path, NotACheckpoint)
+
+
+def test_a_zip_archive_of_something_else(tmp_path):
+    path = tmp_path / "model.pt"
+    np.savez(path.with_suffix(".npz"), a=np.ones(3))
+    path.with_suffix(".npz").rename(path)
+    assert "zip archive that torch.save did not write" in error(path, NotACheckpoint)
+
+
+def test_a_torchscript_program(tmp_path):
+    path = save(state_dict("bn"), tmp_path / "model.pt")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("model/constants.pkl", b"")
+    assert "TorchScript" in error(path, NotACheckpoint)
+
+
+def test_missing_files_and_folders(tmp_path):
+    assert error(tmp_path / "none.pt", UnreadableFile) == "file must be readable, got: no such file or directory."
+    assert "regular file" in error(tmp_path, UnreadableFile)
+    assert "readable" in error(tmp_path / "a\0b.pt", UnreadableFile)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and sockets of POSIX")
+def test_pipes_and_sockets_do_not_block(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "regular file" in error(tmp_path / "pipe", UnreadableFile)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        assert error(tmp_path / "s", UnreadableFile)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
+def test_permission_denied(tmp_path):
+    path = save(state_dict("bn"), tmp_path / "a.pt")
+    path.chmod(0)
+    assert error(path, UnreadableFile) == "file must be readable, got: permission denied."
+
+
+def test_permission_denied_as_the_system_says_it(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert error(tmp_path / "a.pt", UnreadableFile) == "file must be readable, got: permission denied."
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_truncated_files(tmp_path, kind, share):
+    path, state = tmp_path / "model", state_dict("bn1", "bn2")
+    save_file(state, path) if kind == "safetensors" else save(state, path, legacy=kind == "legacy")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    assert error(path, DamagedFile).startswith("file must be a whole checkpoint, got a damaged one: ")
+
+
+def test_a_corrupt_safetensors_header(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 20) + b'{"a": {"dtype": nope}}')
+    assert error(path, DamagedFile).startswith("file must be a whole checkpoint, got a damaged one: ")
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path):
+    path = save(state_dict("bn"), tmp_path / "model.pt")
+    rewrite_zip(
+        path,
+        lambda name, data: bytes(300 << 20) if name.endswith("data.pkl") else data,
+        compression=zipfile.ZIP_DEFLATED,
+    )
+    assert path.stat().st_size < 1 << 20
+    assert "claims to unpack to 314572800 bytes" in error(path, DamagedFile)
+
+
+def test_a_pickled_module(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save(nn.Sequential(nn.BatchNorm2d(3)), path)
+    assert "got a pickled module (torch.nn.modules.container.Sequential)" in error(path, PickledModule)
+
+
+def test_a_malicious_checkpoint_runs_nothing(tmp_path):
+    mark = tmp_path / "mark"
+    command = f"touch {mark}".encode()
+    payload = b"\x80\x02cos\nsystem\nX" + struct.pack("<I", len(command)) + command + b"\x85R."
+    os.system(command.decode())
+    assert mark.exists(), "the payload must be live, or this test proves nothing"
+    mark.unlink()
+    path = with_pickle(save(state_dict("bn"), tmp_path / "a.pt"), payload)
+    assert read(path).networks == ()
+    assert not mark.exists()
+
+
+def test_a_parser_that_breaks_in_an_unforeseen_way_is_still_an_error_for_the_user(tmp_path):
+    # a state dict whose shape is a string: no writer makes it
+    path = save({"bn.running_mean": torch.ones(3)}, tmp_path / "a.pt")
+    with zipfile.ZipFile(path) as archive:
+        pickled = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    damaged = pickled.replace(b"K\x03\x85", b"NK\x03\x86", 1)
+    assert damaged != pickled
+    error(with_pickle(path, damaged), DamagedFile)

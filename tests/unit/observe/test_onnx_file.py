@@ -1,0 +1,180 @@
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from bnlab.errors import DamagedFile, MissingPackage  # noqa: E402
+from bnlab.observe.evidence import Hyperparameters  # noqa: E402
+from bnlab.observe.onnx_file import read_onnx  # noqa: E402
+
+KEYS = ("weight", "bias", "running_mean", "running_var")
+VALUES = dict(zip(KEYS, np.random.default_rng(0).uniform(0.5, 2, (4, 3)).astype(np.float32), strict=True))
+
+
+def initializers(prefix="bn.", dtype=np.float32, values=VALUES):
+    return [numpy_helper.from_array(value.astype(dtype), prefix + key) for key, value in values.items()]
+
+
+def batch_norm(prefix="bn.", name="", output="y", **attributes):
+    return helper.make_node("BatchNormalization", ["x", *(prefix + key for key in KEYS)], [output], name, **attributes)
+
+
+def write(path, nodes, initializer=(), functions=()):
+    info = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 4, 4])
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph(nodes, "g", [info], outputs, initializer=initializer)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, functions=functions), path)
+    return path
+
+
+def read(path, known=None):
+    return read_onnx(path, known or Hyperparameters())
+
+
+def only_layer(evidence):
+    (network,) = evidence.networks
+    (layer,) = network.layers
+    return layer
+
+
+def test_initializers_with_momentum_and_eps_of_the_node(tmp_path):
+    path = write(tmp_path / "m.onnx", [batch_norm(momentum=0.99, epsilon=1e-3)], initializers())
+    layer = only_layer(read(path))
+    assert layer.name == "bn"
+    assert layer.hyperparameters == Hyperparameters(0.01, 1e-3, assumed=())
+    assert layer.num_batches_tracked is None
+    for key in KEYS:
+        assert np.array_equal(getattr(layer, key), VALUES[key])
+
+
+def test_the_defaults_of_the_operator_are_known_too(tmp_path):
+    layer = only_layer(read(write(tmp_path / "m.onnx", [batch_norm()], initializers())))
+    assert layer.hyperparameters == Hyperparameters(0.1, 1e-5, assumed=())
+
+
+def test_what_the_caller_states_wins(tmp_path):
+    path = write(tmp_path / "m.onnx", [batch_norm(momentum=0.99)], initializers())
+    known = Hyperparameters().stating(momentum=0.3)
+    assert only_layer(read(path, known)).hyperparameters == Hyperparameters(0.3, 1e-5, assumed=())
+
+
+def test_constants_constant_of_shape_and_identity(tmp_path):
+    constant = helper.make_node("Constant", [], ["bn.weight"], value=numpy_helper.from_array(VALUES["weight"]))
+    floats = helper.make_node("Constant", [], ["bn.bias"], value_floats=[1.0, 2.0, 3.0])
+    shape = helper.make_node("Constant", [], ["shape"], value=numpy_helper.from_array(np.array([3], dtype=np.int64)))
+    value = numpy_helper.from_array(np.array([0.25], dtype=np.float32))
+    filled = helper.make_node("ConstantOfShape", ["shape"], ["bn.running_mean"], value=value)
+    copied = helper.make_node("Identity", ["ones"], ["bn.running_var"])
+    ones = helper.make_node("ConstantOfShape", ["shape"], ["zeros"])
+    path = write(
+        tmp_path / "m.onnx",
+        [constant, floats, shape, filled, ones, copied, batch_norm()],
+        [numpy_helper.from_array(VALUES["running_var"], "ones")],
+    )
+    layer = only_layer(read(path))
+    assert np.array_equal(layer.weight, VALUES["weight"])
+    assert layer.bias.tolist() == [1, 2, 3]
+    assert layer.running_mean.tolist() == [0.25] * 3
+    assert np.array_equal(layer.running_var, VALUES["running_var"])
+
+
+def test_constant_of_shape_without_a_value_is_zero(tmp_path):
+    shape = numpy_helper.from_array(np.array([3], dtype=np.int64), "shape")
+    zeros = helper.make_node("ConstantOfShape", ["shape"], ["bn.bias"])
+    rest = [tensor for tensor in initializers() if tensor.name != "bn.bias"]
+    layer = only_layer(read(write(tmp_path / "m.onnx", [zeros, batch_norm()], [shape, *rest])))
+    assert layer.bias.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(np.float16, "float16"), (np.float64, "float64")])
+def test_other_dtypes(tmp_path, dtype, name):
+    layer = only_layer(read(write(tmp_path / "m.onnx", [batch_norm()], initializers(dtype=dtype))))
+    assert layer.dtype == layer.affine_dtype == name
+    assert np.array_equal(layer.running_var, VALUES["running_var"].astype(dtype))
+
+
+def test_layers_in_subgraphs_and_functions(tmp_path):
+    inner = helper.make_graph(
+        [batch_norm("inner.", output="z")],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)],
+        initializer=initializers("inner."),
+    )
+    condition = numpy_helper.from_array(np.array(True), "condition")
+    branch = helper.make_node("If", ["condition"], ["y"], then_branch=inner, else_branch=inner)
+    constants = [
+        helper.make_node("Constant", [], [f"f.{key}"], value=numpy_helper.from_array(VALUES[key])) for key in KEYS
+    ]
+    function = helper.make_function(
+        "mine", "Block", ["x"], ["y"], [*constants, batch_norm("f.")], [helper.make_opsetid("", 17)]
+    )
+    evidence = read(write(tmp_path / "m.onnx", [branch], [condition], [function]))
+    assert [layer.name for layer in evidence.networks[0].layers] == ["f", "inner", "inner#2"]
+
+
+def test_parameters_that_are_computed_are_left_alone(tmp_path):
+    rest = [tensor for tensor in initializers() if tensor.name != "bn.running_var"]
+    made = helper.make_node("Abs", ["bn.running_mean"], ["bn.running_var"])
+    evidence = read(write(tmp_path / "m.onnx", [made, batch_norm(name="n")], rest))
+    assert evidence.networks == ()
+    assert evidence.left_alone == (("bn", "running_var ('bn.running_var') is computed or fed when the model runs"),)
+
+
+def test_parameters_of_the_wrong_rank_are_left_alone(tmp_path):
+    values = VALUES | {"running_mean": np.ones((3, 1), dtype=np.float32)}
+    evidence = read(write(tmp_path / "m.onnx", [batch_norm()], initializers(values=values)))
+    assert evidence.networks == ()
+    assert "those of a BN layer are all (C,)" in evidence.left_alone[0][1]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "node", "expected"),
+    [
+        (["a.weight", "a.bias", "a.running_mean", "a.running_var"], "n7", "a"),
+        (["conv1/bn_scale", "conv1/bn_bias", "conv1/bn_mean", "conv1/bn_var"], "n7", "conv1/bn"),
+        (["10", "11", "12", "13"], "n7", "n7"),
+        (["onnx::BN_10", "onnx::BN_11", "onnx::BN_12", "onnx::BN_13"], "", "y"),
+    ],
+)
+def test_a_layer_has_the_best_name_there_is(tmp_path, inputs, node, expected):
+    tensors = [numpy_helper.from_array(VALUES[key], name) for key, name in zip(KEYS, inputs, strict=True)]
+    made = helper.make_node("BatchNormalization", ["x", *inputs], ["y"], node)
+    assert only_layer(read(write(tmp_path / "m.onnx", [made], tensors))).name == expected
+
+
+def external(path, location="weights.bin"):
+    model = onnx.load(write(path, [batch_norm()], initializers()))
+    onnx.save(model, path, save_as_external_data=True, location=location, size_threshold=0)
+    return path
+
+
+def test_external_data(tmp_path):
+    path = external(tmp_path / "m.onnx")
+    assert (tmp_path / "weights.bin").exists()
+    assert np.array_equal(only_layer(read(path)).weight, VALUES["weight"])
+
+
+def test_missing_external_data(tmp_path):
+    path = external(tmp_path / "m.onnx")
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(DamagedFile) as err:
+        read(path)
+    assert str(err.value) == (
+        "external data of 'bn.weight' must be readable beside the model, got no such data in 'weights.bin'."
+    )
+
+
+def test_bytes_that_do_not_parse(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"\x08\x04\xff\xff\xff")
+    with pytest.raises(DamagedFile, match="whole ONNX model"):
+        read(path)
+
+
+def test_without_the_onnx_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    with pytest.raises(MissingPackage, match=r"pip install 'bnlab\[onnx\]'"):
+        read(tmp_path / "m.onnx")

@@ -1,0 +1,193 @@
+import numpy as np
+import pytest
+import torch
+from tests.samples import layer_state, state_dict
+from torch import nn
+
+from bnlab.errors import PickledModule
+from bnlab.observe.evidence import Hyperparameters
+from bnlab.observe.pickle_data import Global, Stranger
+from bnlab.observe.state_dict import find_batch_norm
+from bnlab.observe.tensors import StoredTensor
+
+
+def stored(value):
+    """Turn the torch tensors of a tree into unread ones."""
+    if isinstance(value, torch.Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return StoredTensor(dtype, tuple(value.shape), (value.float() if value.is_floating_point() else value).numpy)
+    if isinstance(value, dict):
+        return {key: stored(item) for key, item in value.items()}
+    return [stored(item) for item in value] if isinstance(value, list) else value
+
+
+def find(tree):
+    return find_batch_norm(stored(tree), Hyperparameters())
+
+
+def names(tree):
+    return {network.name: [layer.name for layer in network.layers] for network in find(tree).networks}
+
+
+def test_the_numbers_of_a_layer():
+    state = layer_state(3)
+    (network,) = find({f"bn.{key}": value for key, value in state.items()}).networks
+    (layer,) = network.layers
+    for key in ("weight", "bias", "running_mean", "running_var"):
+        assert np.array_equal(getattr(layer, key), state[key].double().numpy())
+    assert (layer.name, layer.channels, layer.num_batches_tracked, layer.dtype) == ("bn", 3, 1000, "float32")
+    assert layer.hyperparameters.assumed == ("momentum", "eps")
+
+
+@pytest.mark.parametrize("keys", [["state_dict"], ["model"], ["model_state_dict"], ["a", "b", "c", "d", "e"], []])
+def test_state_dicts_nested_at_any_depth(keys):
+    tree = state_dict("bn1", "layer1.0.bn2")
+    for key in keys:
+        tree = {"epoch": 3, key: tree, "optimizer": {"state": {0: {"exp_avg": torch.ones(4)}}}}
+    assert names(tree) == {"": ["bn1", "layer1.0.bn2"]}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.model."])
+def test_prefixes_of_wrappers_are_dropped(prefix):
+    assert names(state_dict("bn1", "layer1.bn", prefix=prefix)) == {"": ["bn1", "layer1.bn"]}
+
+
+def test_a_prefix_that_only_some_layers_have_is_part_of_the_name():
+    assert names(state_dict("model.bn", "head.bn")) == {"": ["model.bn", "head.bn"]}
+
+
+def test_several_networks_keep_their_full_paths():
+    tree = {"model": state_dict("bn1"), "ema": state_dict("bn1", prefix="module.")}
+    assert names(tree) == {"model": ["model.bn1"], "ema": ["ema.module.bn1"]}
+
+
+def test_a_list_of_state_dicts():
+    assert names({"nets": [state_dict("bn1"), state_dict("bn1")]}) == {
+        "nets.0": ["nets.0.bn1"],
+        "nets.1": ["nets.1.bn1"],
+    }
+
+
+def test_the_same_state_dict_under_two_names_is_one_network():
+    state = stored(state_dict("bn1"))
+    found = find_batch_norm({"model": state, "state_dict": state}, Hyperparameters())
+    assert [layer.name for network in found.networks for layer in network.layers] == ["bn1"]
+
+
+@pytest.mark.parametrize("average", ["ema", "model_ema", "teacher", "swa_model"])
+def test_an_average_beside_its_network_in_a_flat_file(average):
+    tree = state_dict("bn1", "layer1.bn", prefix="model.") | state_dict("bn1", "layer1.bn", prefix=f"{average}.")
+    assert names(tree) == {
+        "model": ["model.bn1", "model.layer1.bn"],
+        average: [f"{average}.bn1", f"{average}.layer1.bn"],
+    }
+
+
+def test_equal_blocks_of_one_network_are_one_network():
+    tree = state_dict("bn", prefix="block1.") | state_dict("bn", prefix="block2.")
+    assert names(tree) == {"": ["block1.bn", "block2.bn"]}
+
+
+def test_a_layer_that_is_a_mapping_of_its_own():
+    assert names({"net": {"bn1": layer_state(), "bn2": layer_state()}}) == {"": ["bn1", "bn2"]}
+
+
+def test_the_state_dict_of_a_lone_layer():
+    assert names(layer_state()) == {"": [""]}
+
+
+def test_foreign_containers_are_looked_into():
+    kind = Global("mmengine.config", "ConfigDict")
+    tree = Stranger(kind, items={"state": Stranger(kind, state={"net": stored(state_dict("bn1"))})})
+    assert [layer.name for layer in find_batch_norm(tree, Hyperparameters()).networks[0].layers] == ["bn1"]
+
+
+@pytest.mark.parametrize(
+    ("counter", "expected"),
+    [
+        (torch.tensor(7), 7),
+        (torch.tensor([7]), 7),
+        (torch.tensor(7.0), 7),
+        (torch.tensor(7.5), None),
+        (torch.tensor(float("nan")), None),
+        (torch.tensor([1, 2]), None),
+        (7, 7),
+        ("seven", None),
+    ],
+)
+def test_the_counter_in_every_shape(counter, expected):
+    (network,) = find(
+        {"bn.num_batches_tracked": counter} | {f"bn.{k}": v for k, v in without_counter().items()}
+    ).networks
+    assert network.layers[0].num_batches_tracked == expected
+
+
+def without_counter():
+    return {key: value for key, value in layer_state().items() if key != "num_batches_tracked"}
+
+
+def test_no_counter_and_no_affine():
+    state = {f"bn.{key}": value for key, value in layer_state().items() if key.startswith("running")}
+    (layer,) = find(state).networks[0].layers
+    assert layer.weight is layer.bias is layer.num_batches_tracked is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"running_mean": torch.ones(2, 2)}, "running_mean has the shape (2, 2), that of a BN layer is (C,)"),
+        ({"running_mean": torch.tensor(1.0)}, "running_mean has the shape (), that of a BN layer is (C,)"),
+        ({"running_mean": torch.ones(0)}, "running_mean has the shape (0,), that of a BN layer is (C,)"),
+        ({"running_mean": torch.ones(4, dtype=torch.int64)}, "running_mean has the dtype int64"),
+        ({"running_var": None}, "has no running_var"),
+        ({"running_mean": None}, "has no running_mean"),
+        (
+            {"running_var": torch.ones(5)},
+            "running_var has the shape (5,) and dtype float32, running_mean has (4,)",
+        ),
+        ({"weight": torch.ones(512, 4)}, "weight has the shape (512, 4) and dtype float32, running_mean has (4,)"),
+        (
+            {"weight": None, "bias": None, "num_batches_tracked": None, "count": torch.tensor(1.0)},
+            "has 'count' beside its running_mean, which no BN layer has",
+        ),
+    ],
+)
+def test_what_looks_like_batch_norm_and_is_not_is_left_alone(changes, reason):
+    state = {key: value for key, value in (layer_state() | changes).items() if value is not None}
+    tree = {f"odd.{key}": value for key, value in state.items()} | state_dict("bn")
+    found = find({"model": tree})
+    assert found.left_alone == (("model.odd", reason),)
+    assert [layer.name for layer in found.networks[0].layers] == ["bn"]
+
+
+def module(kind="models.yolo.Model"):
+    path, _, name = kind.rpartition(".")
+    return Stranger(Global(path, name), state={"_parameters": {}, "_buffers": {}, "_modules": {"bn": layer_state()}})
+
+
+def test_a_pickled_module_is_refused_with_the_way_out():
+    with pytest.raises(PickledModule) as err:
+        find({"model": module()})
+    assert str(err.value) == (
+        "file must hold tensors only, got a pickled module (models.yolo.Model), which could be read only by running "
+        "code. Give package.module:callable that builds the model, or save its state dict: "
+        "torch.save(model.state_dict(), path)."
+    )
+
+
+def test_a_pickled_module_beside_a_state_dict_is_left_alone():
+    found = find({"state_dict": state_dict("bn"), "criterion": module("loss.Loss")})
+    assert found.left_alone == (("criterion", "is a pickled module (loss.Loss), which is never unpickled"),)
+
+
+def test_no_batch_norm_at_all():
+    assert find({"state_dict": nn.Linear(2, 2).state_dict(), "epoch": 3}).networks == ()
+
+
+def test_a_tree_that_holds_itself_and_one_that_is_very_deep():
+    tree = {"state_dict": stored(state_dict("bn"))}
+    tree["self"] = tree
+    for _ in range(20_000):
+        tree = {"deeper": tree}
+    (network,) = find_batch_norm(tree, Hyperparameters()).networks
+    assert [layer.name for layer in network.layers] == ["bn"]

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bnlab.observe.tensors import FLOATING, INTEGER, item_bytes, strided
+
+
+def raw(tensor):
+    return memoryview(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+
+
+@pytest.mark.parametrize("name", sorted(FLOATING | INTEGER))
+def test_every_dtype_reads_as_torch_does(name):
+    tensor = (torch.randn(12) * 50).to(getattr(torch, name)).reshape(3, 4)
+    values = strided(raw(tensor), name, (3, 4))
+    assert np.array_equal(values.astype(np.float64), tensor.double().numpy())
+
+
+def test_the_oracle_catches_a_wrong_value():
+    tensor = torch.randn(4)
+    values = strided(raw(tensor), "float32", (4,))
+    values[2] = np.nextafter(values[2], np.float32(9))
+    assert not np.array_equal(values, tensor.numpy())
+
+
+@given(st.permutations([0, 1, 2]), st.integers(0, 3))
+def test_any_view_reads_as_torch_does(order, first):
+    base = torch.arange(120.0).reshape(4, 5, 6)
+    view = base.permute(order)[first:]
+    values = strided(raw(base), "float32", view.shape, strides=view.stride(), offset=view.storage_offset())
+    assert np.array_equal(values, view.numpy())
+
+
+def test_big_endian_storages_are_swapped():
+    values = np.array([1.5, -2.0, 3e5], dtype=np.float32)
+    assert np.array_equal(strided(memoryview(values.astype(">f4").tobytes()), "float32", (3,), big_endian=True), values)
+
+
+def test_a_copy_is_made():
+    buffer = bytearray(8)
+    values = strided(memoryview(buffer), "float32", (2,))
+    buffer[:] = b"\xff" * 8
+    assert (values == 0).all()
+
+
+def test_empty_and_scalar_tensors():
+    assert strided(memoryview(b""), "float32", (0, 3)).shape == (0, 3)
+    assert strided(memoryview(bytes(8)), "int64", ()).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "offset"),
+    [((3,), None, 0), ((2,), (2,), 0), ((1,), (1,), 2), ((2,), (-1,), 1), ((1,), (1,), -1), ((2,), (1, 1), 0)],
+)
+def test_a_tensor_outside_its_storage_is_refused(shape, strides, offset):
+    with pytest.raises(ValueError, match=r"needs .* bytes|impossible"):
+        strided(memoryview(bytes(8)), "float32", shape, strides=strides, offset=offset)
+
+
+def test_a_dtype_no_buffer_has_is_named_but_not_read():
+    assert item_bytes("float8_e4m3fn") is None
+    with pytest.raises(ValueError, match="float8_e4m3fn cannot be read"):
+        strided(memoryview(bytes(8)), "float8_e4m3fn", (2,))
