@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from bnlab._version import __version__
 
 if TYPE_CHECKING:
+    from bnlab.checks import explain
     from bnlab.diagnosis import Diagnosis, check
-    from bnlab.explain import explain
 
 __all__ = ["Diagnosis", "__version__", "check", "explain"]
 
-_HOMES = {"Diagnosis": "bnlab.diagnosis", "check": "bnlab.diagnosis", "explain": "bnlab.explain"}
+_HOMES = {"Diagnosis": "bnlab.diagnosis", "check": "bnlab.diagnosis", "explain": "bnlab.checks"}
 
 
 def __getattr__(name: str) -> object:

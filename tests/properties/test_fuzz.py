@@ -45,13 +45,15 @@ def diagnosis_or_clean_error(path):
     try:
         diagnosis = bnlab.check(path)
     except BnlabError as err:
-        assert "\n" not in str(err)
-        assert str(err).startswith(str(path))
-        return None
-    VALIDATOR.validate(json.loads(diagnosis.dumps()))
-    assert not [outcome for outcome in diagnosis.outcomes if outcome.status == "crashed"], diagnosis.outcomes
-    assert str(diagnosis)
-    return diagnosis
+        message = str(err)
+    else:
+        VALIDATOR.validate(json.loads(diagnosis.dumps()))
+        assert not [outcome for outcome in diagnosis.outcomes if outcome.status == "crashed"], diagnosis.outcomes
+        assert str(diagnosis)
+        return diagnosis
+    assert "\n" not in message
+    assert message.startswith(str(path))
+    return None
 
 
 @given(trees, st.booleans(), st.sampled_from([2, 4]))

@@ -22,7 +22,7 @@ from bnlab.checks.bn113_zero_variance import ZeroVariance
 from bnlab.checks.bn114_denormal_values import DenormalValues
 from bnlab.errors import UsageError
 
-__all__ = ["CHECKS", "by_code", "select"]
+__all__ = ["CHECKS", "by_code", "explain", "select"]
 
 CHECKS: tuple[Check[Any], ...] = (
     NonFiniteStatistics(),
@@ -53,6 +53,23 @@ def by_code(code: str) -> Check[Any]:
             return check
     known = ", ".join(check.code for check in CHECKS)
     raise UsageError(f"check: code must be one of {known}, got {code!r}.")
+
+
+def explain(code: str) -> str:
+    """Return what a check looks for, why it matters, and what helps, as Markdown.
+
+    Args:
+        code: Code of a check, such as "BN102".
+
+    Raises:
+        UsageError: If there is no such check.
+
+    Example:
+        >>> import bnlab
+        >>> bnlab.explain("BN102").splitlines()[0]
+        '# BN102 NegativeRunningVariance'
+    """
+    return by_code(code).page
 
 
 def select(codes: Sequence[str] | None) -> tuple[Check[Any], ...]:

@@ -19,7 +19,7 @@ def command(
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from bnlab.explain import explain
+    from bnlab.checks import explain
 
     console = Console()
     if code is None:

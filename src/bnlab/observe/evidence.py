@@ -125,9 +125,11 @@ class NetworkState:
     def reduce(self, column: Floats, statistic: Callable[[Floats], float]) -> list[float]:
         """Return one value per layer: `statistic` over the finite values of the layer's channels, NaN if none."""
         finite = np.isfinite(column)
-        return [
-            float(statistic(column[part][finite[part]])) if finite[part].any() else float("nan") for part in self._parts
-        ]
+        with np.errstate(over="ignore"):  # the median of two values near the largest float64 passes through inf
+            return [
+                float(statistic(column[part][finite[part]])) if finite[part].any() else float("nan")
+                for part in self._parts
+            ]
 
     def part(self, column: Floats, index: int) -> Floats:
         """Return the channels of one layer."""

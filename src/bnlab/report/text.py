@@ -71,7 +71,7 @@ def _head(diagnosis: DiagnosisRecord) -> Text:
     among = f" in {networks} networks" if networks > 1 else ""
     name = Text(plain(diagnosis.target.name), style="bold cyan")
     counts = f"{_count(summary.layers, 'BN layer')}{among}, {_count(summary.channels, 'channel')}, {dtypes}"
-    return Text.assemble(name, f": {counts}")
+    return Text.assemble(name, f"\n{counts}\n")
 
 
 def _group(findings: Sequence[Finding], diagnosis: DiagnosisRecord) -> Iterable[RenderableType]:

@@ -4,6 +4,7 @@ import socket
 import struct
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,10 +56,14 @@ def test_all_formats_give_the_same_evidence(tmp_path):
 
 def test_nothing_is_left_open_or_locked(tmp_path):
     path = save(state_dict("bn"), tmp_path / "a.pt")
-    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    before = open_files()
     read(path)
-    if before is not None:
-        assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
+
+
+def open_files():
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.is_dir() else None
 
 
 def error(path, kind):

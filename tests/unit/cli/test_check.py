@@ -1,0 +1,270 @@
+import json
+import subprocess
+import sys
+
+import jsonschema
+import pytest
+import torch
+from tests.samples import save, small_network, state_dict
+from torch import nn
+
+from bnlab.records import DiagnosisRecord, json_schema
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path
+
+
+@pytest.fixture
+def healthy(folder):
+    return save(small_network().state_dict(), folder / "healthy.pt")
+
+
+@pytest.fixture
+def broken(folder):
+    state = small_network().state_dict()
+    state["1.running_var"][3] = -1
+    state["4.weight"][0] = 0
+    return save(state, folder / "broken.pt")
+
+
+def test_exit_code_0_without_findings(bnlab_command, healthy):
+    code, out, err = bnlab_command("check", "healthy.pt")
+    assert (code, err) == (0, "")
+    assert out.startswith("healthy.pt\n2 BN layers, 12 channels, float32\n")
+
+
+def test_exit_code_1_with_findings_at_the_level(bnlab_command, broken):
+    assert bnlab_command("check", "broken.pt")[0] == 1
+    assert bnlab_command("check", "broken.pt", "--level", "error")[0] == 1
+    assert bnlab_command("check", "broken.pt", "--select", "BN108")[0] == 0
+    assert bnlab_command("check", "broken.pt", "--select", "BN108", "--level", "info")[0] == 1
+
+
+def test_select_and_ignore(bnlab_command, broken):
+    code, out, _ = bnlab_command(
+        "check", "broken.pt", "--select", "BN102,bn103", "--ignore", "BN102=seen", "--format", "json"
+    )
+    outcomes = {item["code"]: item for item in json.loads(out)["outcomes"]}
+    assert code == 0
+    assert outcomes["BN102"] == {"code": "BN102", "status": "skipped", "reason": "ignored: seen (1 finding dropped)"}
+    assert list(outcomes) == ["BN102", "BN103"]
+
+
+def test_json_of_one_target(bnlab_command, broken):
+    code, out, err = bnlab_command("check", "broken.pt", "--format", "json")
+    data = json.loads(out)
+    jsonschema.validate(data, json_schema())
+    assert (code, err) == (1, "")
+    assert data["target"] == {"kind": "checkpoint", "name": "broken.pt"}
+    assert data["findings"][0]["measured"]["running_var"] == {"value": -1.0, "unit": "input^2"}
+    assert DiagnosisRecord.from_json(data).dumps(indent=2) + "\n" == out
+
+
+def test_json_lines_of_several(bnlab_command, broken, healthy):
+    code, out, err = bnlab_command("check", "broken.pt", "healthy.pt", "--format", "json")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert (code, err) == (1, "")
+    assert [record["target"]["name"] for record in records] == ["broken.pt", "healthy.pt"]
+
+
+def test_a_line_per_file_and_a_summary(bnlab_command, broken, healthy):
+    code, out, err = bnlab_command("check", "broken.pt", "healthy.pt")
+    assert (code, err) == (1, "")
+    assert out.splitlines() == [
+        "broken.pt: 2 layers, 1 error, 0 warnings, 1 note (BN102)",
+        "healthy.pt: 2 layers, 0 errors, 0 warnings, 0 notes",
+        "2 targets: 2 checked with 4 BN layers, 1 errors and 0 warnings; 0 without BN, 0 not readable",
+    ]
+
+
+def test_a_broken_file_does_not_stop_the_others(bnlab_command, folder, healthy):
+    (folder / "empty.pt").write_bytes(b"")
+    save(nn.Linear(2, 2).state_dict(), folder / "linear.pt")
+    code, out, err = bnlab_command("check", "empty.pt", "linear.pt", "missing.pt", "healthy.pt")
+    assert code == 2
+    assert out.splitlines() == [
+        "linear.pt: checkpoint must hold running statistics of batch normalization, got none.",
+        "healthy.pt: 2 layers, 0 errors, 0 warnings, 0 notes",
+        "4 targets: 1 checked with 2 BN layers, 0 errors and 0 warnings; 1 without BN, 2 not readable",
+    ]
+    assert err.splitlines() == [
+        "error: empty.pt: file must be a checkpoint, got an empty file.",
+        "error: missing.pt: file must be readable, got: no such file or directory.",
+    ]
+
+
+def test_a_file_without_batch_norm_among_others_is_no_failure(bnlab_command, folder, healthy):
+    save(nn.Linear(2, 2).state_dict(), folder / "linear.pt")
+    assert bnlab_command("check", "linear.pt", "healthy.pt")[0] == 0
+    code, out, err = bnlab_command("check", "linear.pt", "healthy.pt", "--format", "json")
+    assert code == 0
+    assert len(out.splitlines()) == 1
+    assert err.startswith("linear.pt: checkpoint must hold")
+
+
+def test_folders_and_globs(bnlab_command, folder):
+    (folder / "runs" / "a").mkdir(parents=True)
+    for name in ("a/one.pt", "a/two", "three.safetensors.pt"):
+        save(state_dict("bn"), folder / "runs" / name)
+    (folder / "runs" / "notes.txt").write_text("x")
+    (folder / "runs" / "LICENSE").write_text("x")
+    names = ["runs/a/one.pt", "runs/a/two", "runs/three.safetensors.pt"]
+    code, out, _ = bnlab_command("check", "runs")
+    assert code == 0
+    assert [line.partition(":")[0] for line in out.splitlines()[:-1]] == names
+    assert bnlab_command("check", "runs/**/*.pt", "runs/a/*", "runs")[1].count("1 layer,") == 3
+    assert "1 BN layer, 4 channels" in bnlab_command("check", "runs/a/o*")[1]
+
+
+def test_output_goes_to_a_file_that_is_whole(bnlab_command, folder, broken):
+    for format_ in ("text", "json"):
+        _, out, _ = bnlab_command("check", "broken.pt", "--format", format_)
+        code, nothing, err = bnlab_command("check", "broken.pt", "--format", format_, "--output", "report")
+        assert (code, nothing, err) == (1, "", "")
+        assert (folder / "report").read_text().split() == out.split()
+    assert {path.name for path in folder.iterdir()} == {"broken.pt", "report"}
+
+
+def test_output_of_many(bnlab_command, folder, broken, healthy):
+    code, out, _ = bnlab_command("check", "broken.pt", "healthy.pt", "--output", "report.txt")
+    assert (code, out) == (1, "")
+    assert len((folder / "report.txt").read_text().splitlines()) == 3
+
+
+def test_an_input_is_never_overwritten(bnlab_command, folder, broken):
+    before = broken.read_bytes()
+    (folder / "link").symlink_to(broken)
+    for output in ("broken.pt", "link"):
+        code, _, err = bnlab_command("check", "broken.pt", "--output", output)
+        assert (code, err) == (2, f"error: --output: path must not be an input, got {output}.\n")
+    assert broken.read_bytes() == before
+
+
+def test_momentum_and_eps(bnlab_command, folder):
+    model = nn.Sequential(nn.BatchNorm1d(3, momentum=0.001))
+    for _ in range(90):
+        model(torch.randn(64, 3))
+    save(model.state_dict(), folder / "a.pt")
+    assert bnlab_command("check", "a.pt")[0] == 0
+    code, out, _ = bnlab_command("check", "a.pt", "--momentum", "0.001", "--eps", "1e-3", "--format", "json")
+    assert code == 1
+    assert json.loads(out)["layers"][0]["assumed"] == []
+    assert json.loads(out)["layers"][0]["eps"] == 1e-3
+    assert bnlab_command("check", "a.pt", "--momentum", "none")[0] == 0
+
+
+def test_a_model_by_its_callable(bnlab_command, folder):
+    (folder / "nets.py").write_text(
+        "from torch import nn\n\n"
+        "def build():\n    return nn.Sequential(nn.BatchNorm2d(3))\n\n"
+        "class holder:\n    build = build\n"
+    )
+    code, out, _ = bnlab_command("check", "nets:build", "--format", "json")
+    data = json.loads(out)
+    assert code == 1
+    assert data["target"] == {"kind": "model", "name": "nets:build"}
+    assert [finding["code"] for finding in data["findings"]] == ["BN104"]
+    assert bnlab_command("check", "nets:holder.build")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.pt"], "missing.pt: file must be readable, got: no such file or directory."),
+        (["."], ".: folder must hold at least one checkpoint, got none."),
+        (["*.pt"], "*.pt: pattern must hold at least one checkpoint, got none."),
+        (["linear.pth"], "linear.pth: checkpoint must hold running statistics of batch normalization, got none."),
+        (["linear.pth", "--momentum", "x"], "--momentum: value must be a number or none, got 'x'."),
+        (["linear.pth", "--momentum", "2"], "momentum: value must be in [0, 1] or None, got 2.0."),
+        (["linear.pth", "--eps", "-1"], "eps: value must be finite and >= 0, got -1.0."),
+        (["linear.pth", "--ignore", "BN101"], "--ignore: value must be CODE=REASON, got 'BN101'."),
+        (["linear.pth", "--output", "no/such/folder"], None),
+        (["no_such_module_:build"], "no_such_module_:build: target must be a callable that returns a model, got "),
+        (["json:dumps"], "json:dumps: target must be a callable that returns a model, got TypeError: "),
+        (["json:decoder"], "json:decoder: target must be a callable that returns a model, got TypeError: "),
+        (["time:time"], "time:time: target must return a torch.nn.Module, got float."),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(bnlab_command, folder, arguments, message):
+    if arguments[0].startswith("linear"):
+        save(nn.Linear(2, 2).state_dict(), folder / "linear.pth")
+    code, out, err = bnlab_command("check", *arguments)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert message is None or err.startswith(f"error: {message}")
+
+
+def test_an_output_that_cannot_be_written(bnlab_command, healthy):
+    code, _, err = bnlab_command("check", "healthy.pt", "--output", "no/such/file")
+    assert (code, err) == (2, "error: --output: path must be writable, got no/such/file: no such file or directory.\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["check"], ["check", "a.pt", "--level", "bad"], ["nonsense"], ["check", "a.pt", "--nope"]]
+)
+def test_wrong_usage_is_exit_code_2(bnlab_command, arguments):
+    code, out, err = bnlab_command(*arguments)
+    assert (code, out) == (2, "")
+    assert "Usage: bnlab" in err
+
+
+def test_names_with_escapes_stay_harmless(bnlab_command, folder):
+    save(state_dict("\x1b[31m<b>bn\x07"), folder / "a\x1b[2J.pt")
+    for path in folder.iterdir():
+        code, out, err = bnlab_command("check", str(path))
+        assert code == 0
+        assert "\x1b" not in out + err
+        assert "\x07" not in out + err
+        assert "\x1b" not in bnlab_command("check", str(path), "--format", "json")[1]
+    code, _, err = bnlab_command("check", "\x1b[2Jmissing.pt")
+    assert code == 2
+    assert "\x1b" not in err
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "bnlab", *arguments], capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_checkpoints_are_checked_without_importing_torch(healthy):
+    code = (
+        "import sys, runpy; sys.argv = ['bnlab', 'check', 'healthy.pt']\n"
+        "try: runpy.run_module('bnlab', run_name='__main__')\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_does_not_import_torch_or_numpy():
+    code = (
+        "import sys, runpy; sys.argv = ['bnlab', '--help']\n"
+        "try: runpy.run_module('bnlab', run_name='__main__')\n"
+        "finally: assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_as_a_process(healthy, broken):
+    assert run("check", "healthy.pt").returncode == 0
+    assert run("check", "broken.pt").returncode == 1
+    done = run("check", "missing.pt")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_closed_pipe_is_no_traceback(healthy):
+    done = subprocess.run(
+        f"{sys.executable} -m bnlab check healthy.pt healthy.pt healthy.pt | true",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr

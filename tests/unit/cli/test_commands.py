@@ -1,0 +1,55 @@
+import pytest
+
+import bnlab
+from bnlab.checks import CHECKS
+
+
+def test_explain_a_check(bnlab_command):
+    code, out, _ = bnlab_command("explain", "bn107")
+    assert code == 0
+    assert out == bnlab.explain("BN107")
+    assert out.startswith("# BN107 AmplifyingChannel\n")
+
+
+def test_explain_lists_every_check(bnlab_command):
+    code, out, _ = bnlab_command("explain")
+    assert code == 0
+    assert all(check.code in out and check.name in out for check in CHECKS)
+
+
+def test_explain_an_unknown_code(bnlab_command):
+    code, out, err = bnlab_command("explain", "BN999")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: check: code must be one of BN101, ")
+
+
+def test_version(bnlab_command):
+    assert bnlab_command("--version")[:2] == (0, f"bnlab {bnlab.__version__}\n")
+
+
+def test_bench_names_what_there_is(bnlab_command):
+    code, _, err = bnlab_command("bench", "nothing")
+    assert code == 2
+    assert err == "error: bench: name must be one of check, got 'nothing'.\n"
+
+
+def test_bench_outside_a_checkout(bnlab_command, monkeypatch, tmp_path):
+    from bnlab.cli import bench
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "a" / "b" / "c" / "bench.py"))
+    code, _, err = bnlab_command("bench", "check")
+    assert code == 2
+    assert "source checkout" in err
+
+
+def test_demo_ends_in_the_findings(bnlab_command, tmp_path):
+    pytest.importorskip("sklearn")
+    code, out, err = bnlab_command("demo", "--output", tmp_path / "digits.pt")
+    assert (code, err) == (0, "")
+    batch, running = (float(line.split()[4]) for line in out.splitlines() if line.startswith("  accuracy"))
+    assert batch > 0.9 > 0.6 > running
+    assert "WARNING BN105 in 3 layers" in out
+    (finding, *_) = bnlab.check(tmp_path / "digits.pt", momentum=0.001).findings
+    assert finding.code == "BN105"
+    assert bnlab.check(tmp_path / "digits.pt").findings == ()
