@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable
+import time
 from pathlib import Path
 
 from rich.console import Console
@@ -140,9 +140,7 @@ def start_up(folder: Path, repetitions: int, console: Console) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(repetitions):
         for name, command in commands.items():
-            seconds[name].append(
-                timed(lambda command=command: subprocess.run(command, capture_output=True, check=True))
-            )  # type: ignore[misc]
+            seconds[name].append(timed(command))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     base = medians["python -c 'import torch'"]
     table = Table(title="whole process", title_justify="left")
@@ -160,8 +158,8 @@ def many_files(folder: Path, count: int, console: Console) -> None:
     for index in range(count):
         write_small(many / f"{index:04}.pt", 100_000)
     one = [sys.executable, "-m", "bnlab", "check", str(many / "0000.pt")]
-    alone = timed(lambda: subprocess.run(one, capture_output=True, check=True))
-    all_ = timed(lambda: subprocess.run([*one[:-1], str(many)], capture_output=True, check=True))
+    alone = timed(one)
+    all_ = timed([*one[:-1], str(many)])
     console.print(f"{count} small checkpoints in one call: {1e3 * (all_ - alone) / count:.1f} ms each after start-up\n")
 
 
@@ -182,12 +180,10 @@ def write_small(path: Path, size: int) -> None:
     torch.save({"state_dict": model.state_dict(), "rest": torch.zeros(size // 4)}, path)
 
 
-def timed(call: Callable[[], object]) -> float:
-    """Return the seconds a call takes."""
-    import time
-
+def timed(command: list[str]) -> float:
+    """Return the seconds a process takes."""
     start = time.perf_counter()
-    call()
+    subprocess.run(command, capture_output=True, check=True)
     return time.perf_counter() - start
 
 

@@ -114,6 +114,9 @@ class Check(ABC, Generic[Limits]):
         ]
         kind = f"*{self.group.name.lower()}: {self.group.level.value}. Needs {self.needs.value}.*"
         body = text.replace("## Remedy", "\n".join([*rows, "", "## Remedy"])) if rows else text
+        case = self.BROKEN[0]
+        example = next(self.inspect(case.build(), self.limits))
+        body += f"\n\n## Example\n{case.name.capitalize()}: {example.layer or 'the network'}: {example.message}."
         return f"# {self.code} {self.name}\n\n{kind}\n\n{body}\n"
 
     def finding(

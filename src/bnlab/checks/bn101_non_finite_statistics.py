@@ -35,7 +35,7 @@ class NonFiniteStatistics(Check[NoLimits]):
     `recalibrate`: the weights are usually intact. Find the batch that was not finite as well.
 
     ## Sources
-    PyTorch issues 88474, 90342, 1206; papers: failure mode F15.
+    PyTorch issues 88474, 90342 and 1206.
     """
 
     code, group, needs = "BN101", Group.CORRECTNESS, Needs.STATE

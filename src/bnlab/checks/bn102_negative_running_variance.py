@@ -43,7 +43,7 @@ class NegativeRunningVariance(Check[Limits]):
     `recalibrate`. Never clamp: -1e-3 clamped to 0 is a gain of 1/sqrt(eps) = 316.
 
     ## Sources
-    detectron2 issue 2413; papers: section 5.1.
+    detectron2 issue 2413; Chan, Golub and LeVeque 1983 on why E[x^2] - E[x]^2 cancels.
     """
 
     code, group, needs = "BN102", Group.CORRECTNESS, Needs.STATE

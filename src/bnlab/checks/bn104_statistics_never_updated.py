@@ -35,7 +35,7 @@ class StatisticsNeverUpdated(Check[NoLimits]):
     `recalibrate`, and keep the result only if the metric is not worse.
 
     ## Sources
-    papers: failure mode F1.
+    Wu and Johnson 2021, appendix A.10 (missing updates).
     """
 
     code, group, needs = "BN104", Group.SUSPICIOUS, Needs.STATE

@@ -35,8 +35,8 @@ class StatisticsBarelyUpdated(Check[Limits]):
 
     ## Why it matters
     The network is good in train mode and near chance in eval mode, although training went well: the running
-    statistics are a mixture of the data and of the initial 0 and 1. Typical of a momentum of 0.001 in a short run, or
-    of a Keras decay of 0.99 turned into 0.01.
+    statistics are a mixture of the data and of the initial 0 and 1. Typical of a short run, or a short fine-tuning,
+    with the momentum of a long one: 0.01 (a Keras decay of 0.99) or 0.001.
 
     ## Evidence
     `num_batches_tracked`, `running_mean`, `running_var` and momentum. A state dict does not hold the momentum: 0.1 is
@@ -52,7 +52,8 @@ class StatisticsBarelyUpdated(Check[Limits]):
     `recalibrate`.
 
     ## Sources
-    papers: failure mode F2 and section 5.3.
+    Ioffe and Szegedy 2015 infer with population statistics (Algorithm 2), which the moving average replaces; Wu and
+    Johnson 2021 on networks evaluated before it has settled.
     """
 
     code, group, needs = "BN105", Group.SUSPICIOUS, Needs.STATE

@@ -42,7 +42,7 @@ class VarianceBelowEps(Check[Limits]):
     `manual`: keep eps when porting; prune the channel if it is dead.
 
     ## Sources
-    papers: failure modes F16 and F17.
+    Wu and Johnson 2021, appendix A.10 (division by tiny variance); Keras BatchNormalization (epsilon 1e-3).
     """
 
     code, group, needs = "BN106", Group.NOTE, Needs.STATE

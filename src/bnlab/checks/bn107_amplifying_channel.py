@@ -51,7 +51,7 @@ class AmplifyingChannel(Check[Limits]):
     `manual`: look at what feeds the channel; a larger eps or pruning the channel bounds its gain.
 
     ## Sources
-    papers: failure mode F16.
+    Wu and Johnson 2021, appendix A.10; Nagel 2019 on the ranges of folded weights.
     """
 
     code, group, needs = "BN107", Group.SUSPICIOUS, Needs.STATE

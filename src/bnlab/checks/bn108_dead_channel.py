@@ -44,7 +44,7 @@ class DeadChannel(Check[Limits]):
     `manual`: prune the channel, or take `weight` out of the weight decay.
 
     ## Sources
-    Frankle 2021 (about a third of the features of a BN-only network are disabled); papers: failure mode F25.
+    Frankle 2021: about a third of the features of a network that trains BN alone are disabled.
     """
 
     code, group, needs = "BN108", Group.NOTE, Needs.STATE

@@ -43,7 +43,7 @@ class HalfPrecisionStatistics(Check[Limits]):
     Cast the layer back to float32, then `recalibrate`: casting alone keeps the wrong values.
 
     ## Sources
-    apex pull request 144; peers: section 3 (measured).
+    apex pull request 144: converting the moments to half "hurts the accuracy ... and occasionally results in NaNs".
     """
 
     code, group, needs = "BN109", Group.SUSPICIOUS, Needs.STATE

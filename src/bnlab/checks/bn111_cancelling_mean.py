@@ -54,7 +54,7 @@ class CancellingMean(Check[Limits]):
     `manual`: subtract a constant from the input before the network, or keep the layer in a wider dtype.
 
     ## Sources
-    papers: section 5.1.
+    Chan, Golub and LeVeque 1983; IEEE 754.
     """
 
     code, group, needs = "BN111", Group.SUSPICIOUS, Needs.STATE

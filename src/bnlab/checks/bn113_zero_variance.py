@@ -35,7 +35,7 @@ class ZeroVariance(Check[NoLimits]):
     `manual`: prune the channel. If whole layers are at 0 the buffer was overwritten: `recalibrate`.
 
     ## Sources
-    Real networks: FastestDet (2 channels); peers: section 1A (fvcore and mmpretrain leave 0); papers: F16.
+    Real networks: FastestDet (2 channels). fvcore's precise BN leaves 0 in layers that were not run.
     """
 
     code, group, needs = "BN113", Group.SUSPICIOUS, Needs.STATE

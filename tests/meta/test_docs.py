@@ -1,0 +1,49 @@
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from tools.build_docs import DOCS, pages
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_generated_pages_are_up_to_date():
+    built = pages()
+    assert {path.name for path in built} == {path.name for path in (DOCS / "checks").glob("*.md")}
+    for path, text in built.items():
+        assert path.read_text(encoding="utf-8") == text, f"run `make docs`: {path.name} is out of date"
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def test_the_examples_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys, bnlab_command):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert "bn" not in printed.lower().split()
+    assert "error BN102 1 running_var is -0.001 in 1 of 8 channels, must be >= 0" in printed
+    commands = [shlex.split(line, comments=True)[1:] for block in blocks("console") for line in block.splitlines()]
+    assert len(commands) == 4
+    for arguments in commands:
+        code, out, err = bnlab_command(*arguments)
+        assert (code, err) == (0 if arguments[0] == "explain" else 1, "")
+        assert out
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/checkpoints.md", "docs/benchmarks.md", "docs/checks/README.md"])
+def test_links_lead_somewhere(path):
+    text = (ROOT / path).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (ROOT / path).parent.joinpath(link).exists(), link
+
+
+def test_the_commands_of_the_readme_exist_in_the_makefile():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", README, re.M):
+        assert re.search(rf"^{target}:", makefile, re.M)
