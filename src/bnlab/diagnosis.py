@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from bnlab import checks
 from bnlab._version import __version__
 from bnlab.checks import Check
 from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.observe.checkpoint import read_checkpoint
-from bnlab.observe.evidence import Evidence, Floats, Hyperparameters, NetworkState
+from bnlab.observe.evidence import Evidence, Hyperparameters, NetworkState
 from bnlab.records import (
     DiagnosisRecord,
     Finding,
@@ -243,7 +241,7 @@ def _most_consequential_first(findings: Sequence[Finding], networks: Sequence[Ne
 
 def _layer_records(network: NetworkState) -> Iterable[LayerRecord]:
     columns = (network.running_mean, network.running_var, network.gain)
-    means, variances, gains = (_ranges(network, column) for column in columns)
+    means, variances, gains = (network.ranges(column) for column in columns)
     for layer, mean, var, gain in zip(network.layers, means, variances, gains, strict=True):
         yield LayerRecord(
             name=layer.name,
@@ -255,16 +253,10 @@ def _layer_records(network: NetworkState) -> Iterable[LayerRecord]:
             momentum=layer.hyperparameters.momentum,
             eps=layer.hyperparameters.eps,
             assumed=layer.hyperparameters.assumed,
-            running_mean=mean,
-            running_var=var,
-            gain=gain,
+            running_mean=mean and Range(*mean),
+            running_var=var and Range(*var),
+            gain=gain and Range(*gain),
         )
-
-
-def _ranges(network: NetworkState, column: Floats) -> list[Range | None]:
-    statistics = (np.min, np.median, np.max)
-    rows = zip(*(network.reduce(column, statistic) for statistic in statistics), strict=True)
-    return [None if math.isnan(low) else Range(low, middle, high) for low, middle, high in rows]
 
 
 def _summary(layers: Sequence[LayerRecord], findings: Sequence[Finding]) -> Summary:

@@ -62,8 +62,8 @@ class AmplifyingChannel(Check[Limits]):
     def inspect(self, evidence: NetworkState, limits: Limits) -> Iterator[Finding]:
         """Yield one finding per layer with a channel far above the median gain."""
         alive = np.where(np.abs(evidence.weight) > limits.dead_weight, evidence.gain, np.nan)
-        medians = evidence.spread(evidence.reduce(alive, np.median))
-        with np.errstate(invalid="ignore"):
+        medians = evidence.spread([np.nan if range_ is None else range_[1] for range_ in evidence.ranges(alive)])
+        with np.errstate(invalid="ignore", over="ignore"):
             far_above = evidence.gain > limits.ratio * medians
         for layer, part, channels in evidence.where(far_above):
             gain, median = float(evidence.gain[part][list(channels)].max()), float(medians[part][0])

@@ -122,14 +122,9 @@ class NetworkState:
         """Turn one value per layer into a column."""
         return np.repeat(np.asarray(per_layer, dtype=np.float64), self._widths)
 
-    def reduce(self, column: Floats, statistic: Callable[[Floats], float]) -> list[float]:
-        """Return one value per layer: `statistic` over the finite values of the layer's channels, NaN if none."""
-        finite = np.isfinite(column)
-        with np.errstate(over="ignore"):  # the median of two values near the largest float64 passes through inf
-            return [
-                float(statistic(column[part][finite[part]])) if finite[part].any() else float("nan")
-                for part in self._parts
-            ]
+    def ranges(self, column: Floats) -> list[tuple[float, float, float] | None]:
+        """Return smallest, median and largest finite value of each layer, or None where no value is finite."""
+        return [_range(np.sort(column[part])) for part in self._parts]
 
     def part(self, column: Floats, index: int) -> Floats:
         """Return the channels of one layer."""
@@ -155,6 +150,16 @@ class NetworkState:
 
     def _column(self, values: Callable[[LayerState], Floats]) -> Floats:
         return np.concatenate([values(layer) for layer in self.layers])
+
+
+def _range(ordered: Floats) -> tuple[float, float, float] | None:
+    """Return the range of sorted values; -inf comes first, then the finite ones, then inf and NaN."""
+    first, end = ordered.searchsorted(-np.inf, side="right"), ordered.searchsorted(np.inf, side="left")
+    if first == end:
+        return None
+    below, above = float(ordered[(first + end - 1) // 2]), float(ordered[(first + end) // 2])
+    # halves first: the sum of two values near the largest float64 would be inf
+    return float(ordered[first]), below if below == above else below / 2 + above / 2, float(ordered[end - 1])
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,10 @@ def strided(
     if empty:
         return np.empty(tuple(shape), dtype=stored.newbyteorder("="))
     flat = np.frombuffer(buffer, dtype=stored, count=end - offset, offset=offset * stored.itemsize)
-    view = np.lib.stride_tricks.as_strided(flat, tuple(shape), tuple(step * stored.itemsize for step in steps))
+    if strides is None or steps == _contiguous_strides(shape):
+        view = flat.reshape(shape)
+    else:
+        view = np.lib.stride_tricks.as_strided(flat, tuple(shape), tuple(step * stored.itemsize for step in steps))
     values = view.astype(stored.newbyteorder("="))
     if dtype == "bfloat16":
         return (values.astype(np.uint32) << 16).view(np.float32)

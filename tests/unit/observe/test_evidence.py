@@ -1,5 +1,10 @@
+import math
+import statistics
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bnlab.checks._cases import healthy
 from bnlab.observe.evidence import Hyperparameters, NetworkState
@@ -26,9 +31,17 @@ def test_gain_is_undefined_where_the_root_is():
     assert NETWORK.gain[4] == 1.0
 
 
-def test_reduce_takes_finite_values_only():
-    assert NETWORK.reduce(NETWORK.running_var, np.max) == [4, 1]
-    assert np.isnan(NETWORK.reduce(np.full(6, np.nan), np.max)).all()
+@given(st.lists(st.floats(width=32), min_size=1, max_size=9))
+def test_ranges_take_finite_values_only(values):
+    network = NetworkState("", (healthy(running_mean=values, running_var=values, weight=None, bias=None),))
+    finite = [value for value in values if math.isfinite(value)]
+    expected = (min(finite), pytest.approx(statistics.median(finite)), max(finite)) if finite else None
+    assert network.ranges(network.running_var) == [expected]
+
+
+def test_ranges_of_the_largest_numbers():
+    network = NetworkState("", (healthy(running_var=(1e308, 1.5e308, 1.7e308, 1e308)),))
+    assert network.ranges(network.running_var) == [(1e308, 1.25e308, 1.7e308)]
 
 
 def test_where_leads_back_to_the_layers():
