@@ -28,6 +28,9 @@ def bnlab_command(monkeypatch, capsys):
     """Run the command line in this process; return exit code, stdout and stderr."""
     from bnlab.cli.main import main
 
+    # What the command does to the pipes of its own process must not outlive the call in ours.
+    monkeypatch.setattr("bnlab.cli.main._behave_in_pipes", lambda: None)
+
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["bnlab", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_:

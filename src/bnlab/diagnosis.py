@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from bnlab import checks
 from bnlab._version import __version__
@@ -35,8 +35,13 @@ if TYPE_CHECKING:
 __all__ = ["Diagnosis", "Settings", "check", "check_with"]
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Diagnosis(DiagnosisRecord):
     """What `bnlab.check` returns: the record, which also prints as a report."""
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        return f"<Diagnosis of {self.target.name!r}: {self.conclusion}>"
 
     def __str__(self) -> str:
         """Return the text report, 80 columns wide and without colours."""
@@ -74,11 +79,11 @@ class Settings:
         Raises:
             UsageError: If one of them is outside what it may be.
         """
-        changed = {checks.by_code(code).code: values for code, values in (limits or {}).items()}
-        reasons = {checks.by_code(code).code: reason for code, reason in (ignore or {}).items()}
+        changed = _by_code("limits", limits)
+        reasons = _by_code("ignore", ignore)
         for code, reason in reasons.items():
-            if not reason.strip():
-                raise UsageError(f"ignore: reason for {code} must be a text, got an empty one. Say why it is accepted.")
+            if not (isinstance(reason, str) and reason.strip()):
+                raise UsageError(f"ignore: reason for {code} must be a text, got {reason!r}. Say why it is accepted.")
         return cls(
             tuple((item, _limits(item, changed.get(item.code, {}))) for item in checks.select(select)),
             reasons,
@@ -131,8 +136,12 @@ def check_with(target: str | os.PathLike[str] | nn.Module, settings: Settings, *
         found = Target("checkpoint", name or os.fspath(target))
         evidence = read_checkpoint(Path(target), settings.hyperparameters)
     else:
+        from torch import nn
+
         from bnlab.observe.model import read_model
 
+        if not isinstance(target, nn.Module):
+            raise UsageError(f"check: target must be a path or a torch.nn.Module, got {type(target).__name__}.")
         found = Target("model", name or type(target).__name__)
         evidence = read_model(target, settings.hyperparameters)
     if not evidence.networks:
@@ -140,25 +149,39 @@ def check_with(target: str | os.PathLike[str] | nn.Module, settings: Settings, *
     return _diagnose(evidence, found, settings)
 
 
+def _by_code(argument: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
+    if values is not None and not isinstance(values, Mapping):
+        raise UsageError(f"{argument}: value must be a mapping by code, got {type(values).__name__}.")
+    return {checks.by_code(code).code: value for code, value in (values or {}).items()}
+
+
 def _limits(item: Check[Any], changed: Mapping[str, float]) -> Any:  # noqa: ANN401 - each check has a class of its own
     known = [field.name for field in dataclasses.fields(item.limits)]
-    for name in changed:
+    if not isinstance(changed, Mapping):
+        raise UsageError(f"limits: value for {item.code} must be a mapping by name, got {changed!r}.")
+    for name, value in changed.items():
         if name not in known:
             raise UsageError(f"limits: name for {item.code} must be one of {known}, got {name!r}.")
+        if not _is_number(value) or math.isnan(value):
+            raise UsageError(f"limits: {name} of {item.code} must be a number, got {value!r}.")
     return dataclasses.replace(item.limits, **changed)
 
 
 def _hyperparameters(momentum: float | str | None, eps: float | str) -> Hyperparameters:
     stated: dict[str, float | None] = {}
     if momentum != "assumed":
-        if momentum is not None and (isinstance(momentum, str) or not 0 <= momentum <= 1):
+        if momentum is not None and not (_is_number(momentum) and 0 <= momentum <= 1):
             raise UsageError(f"momentum: value must be in [0, 1] or None, got {momentum!r}.")
         stated["momentum"] = momentum
     if eps != "assumed":
-        if isinstance(eps, str) or not 0 <= eps < math.inf:
+        if not (_is_number(eps) and 0 <= eps < math.inf):
             raise UsageError(f"eps: value must be finite and >= 0, got {eps!r}.")
         stated["eps"] = eps
     return Hyperparameters().stating(**stated)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _no_batch_norm(target: Target, evidence: Evidence) -> str:
@@ -276,7 +299,9 @@ def _conclusion(findings: Sequence[Finding], outcomes: Sequence[Outcome], summar
     but = f"; {', '.join(crashed)} crashed and judged nothing" if crashed else ""
     layers = f"{summary.layers} BN layer{'s' if summary.layers > 1 else ''}"
     if not summary.errors + summary.warnings:
-        return f"nothing is wrong with the stored state of {layers}: no errors, no warnings{but}"
+        judged = sum(outcome.status in (Status.PASSED, Status.FINDINGS) for outcome in outcomes)
+        by = f"{judged} of {len(checks.CHECKS)} checks"
+        return f"no errors and no warnings in the stored state of {layers}, by {by}{but}"
     first = findings[0]
     alike = [finding for finding in findings if finding.code == first.code]
     where = f"{first.layer} " if first.layer else ""

@@ -19,6 +19,8 @@ from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
 
+from typing_extensions import Self
+
 from bnlab.errors import UsageError
 
 __all__ = [
@@ -223,7 +225,7 @@ class DiagnosisRecord:
         return json.dumps(self.to_json(), indent=indent, allow_nan=False)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> DiagnosisRecord:
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Read the JSON form back.
 
         Raises:
@@ -232,7 +234,7 @@ class DiagnosisRecord:
         found = data.get("schema")
         if found != SCHEMA:
             raise UsageError(f"diagnosis: schema must be {SCHEMA!r}, got {found!r}.")
-        return from_json(DiagnosisRecord, data)
+        return from_json(cls, data)
 
 
 def to_json(value: object) -> Any:

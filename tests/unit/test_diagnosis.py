@@ -26,7 +26,7 @@ def test_a_healthy_checkpoint(tmp_path):
     assert result.findings == ()
     assert result.summary.layers == 2
     assert result.summary.channels == 12
-    assert result.conclusion == "nothing is wrong with the stored state of 2 BN layers: no errors, no warnings"
+    assert result.conclusion == "no errors and no warnings in the stored state of 2 BN layers, by 14 of 14 checks"
     assert {outcome.status.value for outcome in result.outcomes} == {"passed"}
     assert [outcome.code for outcome in result.outcomes] == [check.code for check in checks.CHECKS]
     assert (result.causes, result.numbers) == ((), None)
@@ -164,8 +164,15 @@ def test_layer_records_say_what_a_picture_needs():
         ({"eps": float("inf")}, "eps: value must be finite and >= 0, got inf."),
         (
             {"ignore": {"BN101": " "}},
-            "ignore: reason for BN101 must be a text, got an empty one. Say why it is accepted.",
+            "ignore: reason for BN101 must be a text, got ' '. Say why it is accepted.",
         ),
+        ({"momentum": True}, "momentum: value must be in [0, 1] or None, got True."),
+        ({"eps": None}, "eps: value must be finite and >= 0, got None."),
+        ({"ignore": ["BN101"]}, "ignore: value must be a mapping by code, got list."),
+        ({"ignore": {"BN101": None}}, "ignore: reason for BN101 must be a text, got None. Say why it is accepted."),
+        ({"limits": {"BN107": 3}}, "limits: value for BN107 must be a mapping by name, got 3."),
+        ({"limits": {"BN107": {"ratio": "x"}}}, "limits: ratio of BN107 must be a number, got 'x'."),
+        ({"select": []}, "select: codes must name at least one check, got none."),
         (
             {"limits": {"BN107": {"rate": 1}}},
             "limits: name for BN107 must be one of ['ratio', 'dead_weight'], got 'rate'.",
@@ -203,6 +210,27 @@ def test_a_model_without_batch_norm():
         NoBatchNorm, match="Linear: model must hold running statistics of batch normalization, got none"
     ):
         bnlab.check(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("target", [None, 3, b"a.pt", {"bn.running_mean": 1}])
+def test_a_target_is_a_path_or_a_model(target):
+    with pytest.raises(UsageError, match=r"check: target must be a path or a torch\.nn\.Module, got"):
+        bnlab.check(target)
+
+
+def test_the_conclusion_claims_no_more_than_was_checked():
+    broken = network(healthy(running_mean=(float("nan"),) * 4))
+    assert diagnose(broken, select="BN102").conclusion.endswith("by 1 of 14 checks")
+    assert diagnose(broken, ignore={"BN101": "known"}).conclusion.endswith("by 13 of 14 checks")
+
+
+def test_a_diagnosis_survives_json_and_its_repr_is_one_line(tmp_path):
+    result = bnlab.check(save(state_dict("bn"), tmp_path / "a.pt"))
+    again = bnlab.Diagnosis.from_json(result.to_json())
+    assert again == result
+    assert str(again) == str(result)
+    assert repr(result).startswith("<Diagnosis of '")
+    assert len(repr(result)) < 300
 
 
 def test_a_diagnosis_prints_as_a_report(tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def by_code(code: str) -> Check[Any]:
         UsageError: If there is none.
     """
     for check in CHECKS:
-        if check.code == code.upper():
+        if check.code == str(code).upper():
             return check
     known = ", ".join(check.code for check in CHECKS)
     raise UsageError(f"check: code must be one of {known}, got {code!r}.")
@@ -72,7 +72,7 @@ def explain(code: str) -> str:
     return by_code(code).page
 
 
-def select(codes: Sequence[str] | None) -> tuple[Check[Any], ...]:
+def select(codes: str | Sequence[str] | None) -> tuple[Check[Any], ...]:
     """Return the checks with these codes or beginnings of codes ("BN1" is all of BN101 to BN199), all for None.
 
     Raises:
@@ -80,8 +80,14 @@ def select(codes: Sequence[str] | None) -> tuple[Check[Any], ...]:
     """
     if codes is None:
         return CHECKS
-    wanted = tuple(code.upper() for code in codes)
+    wanted = [codes] if isinstance(codes, str) else [str(code) for code in codes]
+    if not wanted:
+        raise UsageError("select: codes must name at least one check, got none.")
     for code in wanted:
-        if len(code) < len("BN1") or not any(check.code.startswith(code) for check in CHECKS):
+        if len(code) <= len("BN") or not any(_begins(check, code) for check in CHECKS):
             by_code(code)
-    return tuple(check for check in CHECKS if check.code.startswith(wanted))
+    return tuple(check for check in CHECKS if any(_begins(check, code) for code in wanted))
+
+
+def _begins(check: Check[Any], code: str) -> bool:
+    return check.code.startswith(code.upper())

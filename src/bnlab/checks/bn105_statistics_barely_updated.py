@@ -66,7 +66,8 @@ class StatisticsBarelyUpdated(Check[Limits]):
         counter = layer.num_batches_tracked
         if counter is None:
             return "num_batches_tracked is absent"
-        if layer.hyperparameters.momentum is None:
+        momentum = layer.hyperparameters.momentum
+        if momentum is None:
             return None
         if counter < 0:
             return "num_batches_tracked is negative"
@@ -76,14 +77,15 @@ class StatisticsBarelyUpdated(Check[Limits]):
         # Each update rounds once, in the stored dtype.
         rounding = min(0.5, (counter + 1) * _ROUNDING.get(layer.dtype, 0.0))
         if (layer.running_var < _initial_weight(layer) * (1 - rounding)).any():
-            return "num_batches_tracked contradicts running_var"
+            return f"num_batches_tracked and momentum {show(momentum)} contradict running_var"
         return None
 
     def inspect(self, evidence: NetworkState, limits: Limits) -> Iterator[Finding]:
         """Yield one finding per layer that remembers its initial values."""
         for layer in evidence.layers:
             momentum, counter = layer.hyperparameters.momentum, layer.num_batches_tracked
-            if momentum is None or not counter or _initial_weight(layer) <= limits.initial_weight:
+            never = not (layer.running_mean != 0).any() and not (layer.running_var != 1).any()
+            if momentum is None or not counter or never or _initial_weight(layer) <= limits.initial_weight:
                 continue
             weight = _initial_weight(layer)
             assumed = "an assumed momentum" if "momentum" in layer.hyperparameters.assumed else "momentum"
@@ -105,7 +107,7 @@ class StatisticsBarelyUpdated(Check[Limits]):
         Case("no counter", lambda: of(num_batches_tracked=None)),
         Case("counter 0, yet trained", lambda: of(num_batches_tracked=0)),
         Case("counter 2, yet variance 0.4", lambda: of(num_batches_tracked=2)),
-        Case("never updated is BN104", lambda: network(untrained())),
+        Case("never updated is BN104", lambda: network(untrained(), untrained("b", num_batches_tracked=5))),
     )
     BROKEN = (
         Case(

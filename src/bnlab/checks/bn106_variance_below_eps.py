@@ -54,7 +54,7 @@ class VarianceBelowEps(Check[Limits]):
         """Yield one finding per layer with a variance below eps."""
         below = (evidence.running_var >= 0) & (evidence.running_var < limits.ratio * evidence.eps)
         for layer, part, channels in evidence.where(below):
-            smallest = float(evidence.running_var[part][list(channels)].min())
+            smallest = float(evidence.running_var[part][list(channels)].min()) + 0.0  # -0.0 reads badly
             eps = layer.hyperparameters.eps
             assumed = "an assumed eps" if "eps" in layer.hyperparameters.assumed else "eps"
             yield self.finding(

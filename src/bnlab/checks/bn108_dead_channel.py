@@ -55,7 +55,7 @@ class DeadChannel(Check[Limits]):
     def inspect(self, evidence: NetworkState, limits: Limits) -> Iterator[Finding]:
         """Yield one finding per layer with dead channels."""
         for layer, part, channels in evidence.where(np.abs(evidence.weight) < limits.weight):
-            smallest = float(np.abs(evidence.weight[part]).min())
+            smallest = float(np.abs(evidence.weight[part][list(channels)]).min())
             yield self.finding(
                 layer,
                 f"abs(weight) is down to {show(smallest)} {in_channels(channels, layer)}, "

@@ -64,7 +64,7 @@ class CancellingMean(Check[Limits]):
 
     def inspect(self, evidence: NetworkState, limits: Limits) -> Iterator[Finding]:
         """Yield one finding per layer with a cancelling mean."""
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             ratio = np.abs(evidence.running_mean) * evidence.inv_std
             step = ratio * evidence.spread([_EPSILON[layer.dtype] for layer in evidence.layers])
             lost = (ratio > limits.ratio) & (step > limits.step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
 
 from bnlab.checks._cases import healthy, network, of
 from bnlab.checks._check import Case, Check, Group, Needs, NoLimits
@@ -58,11 +59,13 @@ class CounterMismatch(Check[NoLimits]):
         if len(groups) < 2:
             return
         largest_first = sorted(groups.items(), key=lambda item: len(item[1]), reverse=True)
-        told = [f"{count} in {len(names)} ({_parts(names)})" for count, names in largest_first[:_MOST_GROUPS]]
+        shared = _shared([layer.name for layer in evidence.layers])
+        told = [f"{count} in {len(names)} ({_parts(names, shared)})" for count, names in largest_first[:_MOST_GROUPS]]
+        of = f" of {evidence.name}" if evidence.name else ""
         more = [f"{len(groups) - _MOST_GROUPS} more values"] if len(groups) > _MOST_GROUPS else []
         yield self.finding(
             None,
-            f"num_batches_tracked differs between layers: {', '.join(told + more)}",
+            f"num_batches_tracked differs between layers{of}: {', '.join(told + more)}",
             measured={
                 "smallest num_batches_tracked": Quantity(min(groups), "batches"),
                 "largest num_batches_tracked": Quantity(max(groups), "batches"),
@@ -86,10 +89,21 @@ class CounterMismatch(Check[NoLimits]):
             layers=(None,),
             measured={"smallest num_batches_tracked": 100750, "largest num_batches_tracked": 190840},
         ),
+        Case(
+            "one of several networks in a file",
+            lambda: NetworkState("ema", (healthy("ema.a.bn"), healthy("ema.b.bn", num_batches_tracked=3))),
+            layers=(None,),
+        ),
     )
 
 
-def _parts(names: list[str]) -> str:
-    """Name a group of layers by the first parts of their paths."""
-    parts = list(dict.fromkeys(name.partition(".")[0] for name in names))
+def _shared(names: list[str]) -> int:
+    """Return how many leading parts all paths have in common."""
+    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+
+
+def _parts(names: list[str], shared: int) -> str:
+    """Name a group of layers by the first part of their paths that is not common to all."""
+    parts = list(dict.fromkeys(name.split(".")[shared] for name in names))
     return ", ".join([*parts[:_MOST_PARTS], *(["..."] if len(parts) > _MOST_PARTS else [])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -46,8 +47,9 @@ class ZeroVariance(Check[NoLimits]):
     def inspect(self, evidence: NetworkState, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
         """Yield one finding per layer with a variance of zero."""
         for layer, part, channels in evidence.where(evidence.running_var == 0):
-            gains = evidence.gain[part][list(channels)]
-            gain = float(np.max(gains))
+            weight = float(np.abs(evidence.weight[part][list(channels)]).max())
+            eps = layer.hyperparameters.eps
+            gain = weight / math.sqrt(eps) if eps > 0 else math.inf
             yield self.finding(
                 layer,
                 f"running_var is exactly 0 {in_channels(channels, layer)}, gain up to {show(gain)}",

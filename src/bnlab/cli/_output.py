@@ -3,54 +3,65 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from bnlab.errors import UnreadableFile, UsageError
 
-__all__ = ["emit", "refuse_input", "write_whole"]
+__all__ = ["check_output", "emit", "write_whole"]
 
 
-def refuse_input(output: Path, inputs: Iterable[str]) -> None:
-    """Refuse an output path that is one of the inputs.
+def check_output(output: Path, inputs: Iterable[str]) -> None:
+    """Refuse an output path that is one of the inputs, or lies nowhere, before any work is done.
 
     Raises:
-        UsageError: If it is.
+        UsageError: If it does.
     """
-    for path in map(Path, inputs):
-        if path.exists() and output.exists() and path.samefile(output):
+    if not os.path.isdir(output.resolve().parent) or os.path.isdir(output):  # noqa: PTH112 - these never raise
+        raise UsageError(f"--output: path must be a file in an existing folder, got {output}.")
+    for path in inputs:
+        if os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):  # noqa: PTH110, PTH121
             raise UsageError(f"--output: path must not be an input, got {output}.")
 
 
 def emit(text: str, output: Path | None) -> None:
     """Write text to a file, or to stdout where there is none."""
     if output is None:
-        sys.stdout.write(text)
+        print(text, end="")
     else:
-        write_whole(text.encode(), output)
+        write_whole(text.encode(errors="backslashreplace"), output)
 
 
 def write_whole(data: bytes, output: Path) -> None:
     """Write a file by way of a temporary one beside it, so that it is never there in part.
 
+    A pipe or device is written to as it is; a symbolic link stays one.
+
     Raises:
         UnreadableFile: If it cannot be written.
     """
     try:
-        with tempfile.NamedTemporaryFile(dir=output.parent, prefix=f".{output.name}.", delete=False) as file:
-            try:
-                file.write(data)
-                file.flush()
-                Path(file.name).chmod(0o666 & ~_umask())  # a temporary file is born private
-                Path(file.name).replace(output)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        path = output.resolve()
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+        else:
+            _replace(path, data)
     except OSError as err:
         reason = (err.strerror or str(err)).lower()
         raise UnreadableFile(f"--output: path must be writable, got {output}: {reason}.") from None
+
+
+def _replace(path: Path, data: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:50]}.", delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+            Path(file.name).chmod(0o666 & ~_umask())  # a temporary file is born private
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
 
 
 def _umask() -> int:

@@ -8,60 +8,76 @@ import operator
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnlab.errors import UnreadableFile, UsageError
+from bnlab.errors import BnlabError, UnreadableFile, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["build_model", "expand", "is_model_spec"]
+__all__ = ["Targets", "build_model", "expand", "is_model_spec"]
 
 _SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What there is to check.
+
+    Attributes:
+        found: Files and model specs, each once, in order; an error where an argument stands for nothing.
+        many: Whether to write a line per target: there are several, or a folder or glob might hold several.
+    """
+
+    found: tuple[str | BnlabError, ...]
+    many: bool
+
+
 def is_model_spec(target: str) -> bool:
     """Whether a target is `package.module:callable` rather than a path."""
-    return _SPEC.fullmatch(target) is not None and not Path(target).exists()
+    return _SPEC.fullmatch(target) is not None and not os.path.exists(target)  # noqa: PTH110 - see expand
 
 
-def expand(targets: Sequence[str]) -> list[str]:
-    """Return the files and model specs that the targets stand for, each once, in order.
+def expand(arguments: Sequence[str]) -> Targets:
+    """Return the files and model specs that the arguments stand for.
 
-    A folder stands for the checkpoints below it, told by suffix, or by their first bytes if they have no suffix.
-
-    Raises:
-        UnreadableFile: If a folder or glob holds no checkpoint.
+    A folder stands for the checkpoints below it, told by suffix, or by their first bytes if they have no suffix. The
+    functions of os.path are used because those of pathlib raise where a path is too long or forbidden.
     """
-    expanded: list[str] = []
-    for target in targets:
-        if Path(target).is_dir():
-            expanded += _some(_in_folder(Path(target)), target, "folder")
-        elif glob.has_magic(target) and not Path(target).exists():
-            found = sorted(glob.glob(target, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-            expanded += _some([path for path in found if not Path(path).is_dir()], target, "pattern")
+    found: list[str | BnlabError] = []
+    several = len(arguments) > 1
+    for argument in arguments:
+        if os.path.isdir(argument):  # noqa: PTH112
+            found += _in_folder(argument)
+            several = True
+        elif glob.has_magic(argument) and not os.path.exists(argument):  # noqa: PTH110
+            found += _matching(argument)
+            several = True
         else:
-            expanded.append(target)
-    return list(dict.fromkeys(expanded))
+            found.append(argument or UsageError("TARGET: path must not be empty."))
+    unique = {os.path.normpath(item) if isinstance(item, str) else id(item): item for item in reversed(found)}
+    return Targets(tuple(reversed(unique.values())), several)
 
 
 def build_model(spec: str) -> nn.Module:
     """Import `package.module:callable`, from the current folder first, and call it.
 
     Raises:
-        UsageError: If there is no such callable, it raises, or it returns something else than a module.
+        UsageError: If there is no such callable, it raises or exits, or it returns something else than a module.
     """
     module_name, _, attribute = spec.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
     try:
         model: object = operator.attrgetter(attribute)(importlib.import_module(module_name))()
-    except Exception as err:
+    except (Exception, SystemExit) as err:
         text = " ".join(f"{type(err).__name__}: {err}".split())
-        raise UsageError(f"{spec}: target must be a callable that returns a model, got {text}.") from err
+        raise UsageError(f"{spec}: target must be a file, or a callable that returns a model, got {text}.") from err
     finally:
-        sys.path.pop(0)
+        sys.path.remove(folder)
 
     from torch import nn
 
@@ -70,18 +86,29 @@ def build_model(spec: str) -> nn.Module:
     return model
 
 
-def _some(found: list[str], target: str, kind: str) -> list[str]:
-    if not found:
-        raise UnreadableFile(f"{target}: {kind} must hold at least one checkpoint, got none.")
-    return found
+def _matching(pattern: str) -> Iterator[str | BnlabError]:
+    paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    if not paths:
+        yield UnreadableFile(f"{pattern}: pattern must match at least one file, got none.")
+    for path in paths:
+        if not os.path.isdir(path):  # noqa: PTH112
+            yield path
+        elif "**" not in pattern:
+            yield from _in_folder(path)
 
 
-def _in_folder(folder: Path) -> list[str]:
+def _in_folder(folder: str) -> Iterator[str | BnlabError]:
     from bnlab.observe.checkpoint import CHECKPOINT_SUFFIXES, looks_like_checkpoint
 
-    paths = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
-    return sorted(
+    unreadable: list[OSError] = []
+    paths = [Path(root, name) for root, _, names in os.walk(folder, onerror=unreadable.append) for name in names]
+    found = sorted(
         str(path)
         for path in paths
         if path.suffix.lower() in CHECKPOINT_SUFFIXES or (not path.suffix and looks_like_checkpoint(path))
     )
+    for err in unreadable:
+        yield UnreadableFile(f"{err.filename}: folder must be readable, got: {(err.strerror or str(err)).lower()}.")
+    if not found and not unreadable:
+        yield UnreadableFile(f"{folder}: folder must hold at least one checkpoint, got none.")
+    yield from found

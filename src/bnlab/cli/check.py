@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli._output import emit, refuse_input
+from bnlab.cli._output import check_output, emit
 from bnlab.cli._targets import build_model, expand, is_model_spec
 from bnlab.errors import BnlabError, NoBatchNorm, UsageError
 from bnlab.records import Level, Status
@@ -50,21 +51,22 @@ def command(
     momentum: Annotated[
         str | None, typer.Option(metavar="X", help="Momentum of the training run, or none for cumulative averages.")
     ] = None,
-    eps: Annotated[float | None, typer.Option(metavar="X", help="eps of the layers.")] = None,
+    eps: Annotated[str | None, typer.Option(metavar="X", help="eps of the layers.")] = None,
 ) -> None:
     """Check the batch normalization state of checkpoints or models.
 
     Exit code 0: nothing at or above --level. 1: findings. 2: a target could not be checked.
     """
-    paths = expand(targets)
+    expanded = expand(targets)
     if output is not None:
-        refuse_input(output, paths)
+        check_output(output, (target for target in expanded.found if isinstance(target, str)))
     check = _checker(select, ignore, momentum, eps)
     run = _Run(format_, level, output)
-    if len(paths) == 1:
-        run.one(check(paths[0]))
+    nothing_else = len(expanded.found) == 1 and isinstance(expanded.found[0], BnlabError)
+    if expanded.many and not nothing_else:
+        run.many(expanded.found, check)
     else:
-        run.many(paths, check)
+        run.one(check(expanded.found[0]))
     raise typer.Exit(run.exit_code)
 
 
@@ -97,45 +99,53 @@ class _Run:
 
             Console(highlight=False).print(text.renderable(diagnosis, level=self.level))
 
-    def many(self, paths: Sequence[str], check: Callable[[str], Diagnosis]) -> None:
+    def many(self, targets: Sequence[str | BnlabError], check: Callable[[str | BnlabError], Diagnosis]) -> None:
         """Write a line per target, and in text a summary; a target that fails does not stop the others."""
         from rich.text import Text
 
         from bnlab.report import json, text
 
-        layers = errors = warnings = checked = without = 0
-        for path in self._with_progress(paths):
+        counts: Counter[str] = Counter()
+        for target in self._with_progress(targets):
             try:
-                diagnosis = check(path)
+                diagnosis = check(target)
             except NoBatchNorm as err:
-                without += 1
+                counts["without BN"] += 1
                 self._line(Text(text.plain(str(err)), style="dim"), to_stderr=self.format is Format.JSON)
                 continue
             except BnlabError as err:
-                self.failed = True
-                self._line(Text(f"error: {text.plain(str(err))}"), to_stderr=True)
+                counts["not readable"] += 1
+                self._complain(str(err))
                 continue
             self._count(diagnosis)
-            checked += 1
-            layers += diagnosis.summary.layers
-            errors += diagnosis.summary.errors
-            warnings += diagnosis.summary.warnings
+            summary = diagnosis.summary
+            counts.update(checked=1, layers=summary.layers, errors=summary.errors, warnings=summary.warnings)
             self._line(json.render_line(diagnosis) if self.format is Format.JSON else text.summary_line(diagnosis))
         if self.format is Format.TEXT:
-            unreadable = len(paths) - checked - without
             self._line(
                 Text(
-                    f"{len(paths)} targets: {checked} checked with {layers} BN layers, {errors} errors and {warnings} "
-                    f"warnings; {without} without BN, {unreadable} not readable",
+                    f"{len(targets)} targets: {counts['checked']} checked with {counts['layers']} BN layers, "
+                    f"{counts['errors']} errors and {counts['warnings']} warnings; "
+                    f"{counts['without BN']} without BN, {counts['not readable']} not readable",
                     style="bold",
                 )
             )
+        if counts["without BN"] == len(targets):
+            self._complain("TARGET: at least one must hold batch normalization, got none.")
         if self.output is not None:
             emit("".join(f"{line}\n" for line in self._kept), self.output)
 
+    def _complain(self, message: str) -> None:
+        from bnlab.report.text import plain
+
+        self.failed = True
+        print(f"error: {plain(message)}", file=sys.stderr)
+
     def _count(self, diagnosis: Diagnosis) -> None:
         self.found |= any(finding.level.at_least(self.level) for finding in diagnosis.findings)
-        self.failed |= any(outcome.status is Status.CRASHED for outcome in diagnosis.outcomes)
+        for outcome in diagnosis.outcomes:
+            if outcome.status is Status.CRASHED:
+                self._complain(f"{diagnosis.target.name}: {outcome.code} crashed: {outcome.reason}")
 
     def _line(self, line: Text | str, *, to_stderr: bool = False) -> None:
         from rich.console import Console
@@ -147,30 +157,32 @@ class _Run:
         else:
             Console(stderr=to_stderr, highlight=False).print(line, soft_wrap=True)
 
-    def _with_progress(self, paths: Sequence[str]) -> Iterable[str]:
+    def _with_progress(self, targets: Sequence[str | BnlabError]) -> Iterable[str | BnlabError]:
         """Show a bar on stderr where the lines themselves do not show the progress."""
         if not sys.stderr.isatty() or (sys.stdout.isatty() and self.output is None):
-            return paths
+            return targets
         from rich.console import Console
         from rich.progress import track
 
-        return track(paths, description="checking", console=Console(stderr=True), transient=True)
+        return track(targets, description="checking", console=Console(stderr=True), transient=True)
 
 
 def _checker(
-    select: Sequence[str] | None, ignore: Sequence[str] | None, momentum: str | None, eps: float | None
-) -> Callable[[str], Diagnosis]:
+    select: Sequence[str] | None, ignore: Sequence[str] | None, momentum: str | None, eps: str | None
+) -> Callable[[str | BnlabError], Diagnosis]:
     """Return what checks one target; every option is validated before the first target is read."""
     from bnlab.diagnosis import Settings, check_with
 
     settings = Settings.of(
         select=None if select is None else [code.strip() for part in select for code in part.split(",")],
         ignore=dict(_reason(item) for item in ignore or ()),
-        momentum="assumed" if momentum is None else _momentum(momentum),
-        eps="assumed" if eps is None else eps,
+        momentum=_number("--momentum", momentum),
+        eps=_number("--eps", eps),
     )
 
-    def check(target: str) -> Diagnosis:
+    def check(target: str | BnlabError) -> Diagnosis:
+        if isinstance(target, BnlabError):
+            raise target
         return check_with(build_model(target) if is_model_spec(target) else target, settings, name=target)
 
     return check
@@ -183,10 +195,13 @@ def _reason(item: str) -> tuple[str, str]:
     return code.strip(), reason
 
 
-def _momentum(text: str) -> float | None:
-    if text.lower() == "none":
+def _number(option: str, text: str | None) -> Any:
+    """Return a number, None for "none", and "assumed" for an option that is not given."""
+    if text is None:
+        return "assumed"
+    if text.lower() == "none" and option == "--momentum":
         return None
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"--momentum: value must be a number or none, got {text!r}.") from None
+        raise UsageError(f"{option}: value must be a number, got {text!r}.") from None

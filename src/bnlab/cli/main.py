@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import sys
 from typing import Annotated
 
@@ -43,10 +46,32 @@ def _bnlab(
 
 def main() -> None:
     """Run the command line: an error meant for the user is one line on stderr and exit code 2."""
+    _behave_in_pipes()
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BnlabError as err:
-        from bnlab.report.text import plain
+        _fail(str(err))
+    except OSError as err:
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer has no place
+        _fail(f"output must be writable, got: {(err.strerror or str(err)).lower()}.")
 
-        print(f"error: {plain(str(err))}", file=sys.stderr)
-        sys.exit(2)
+
+def _behave_in_pipes() -> None:
+    """End in silence when the reader of a pipe has gone, and never fail on a character the terminal cannot show."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _fail(message: str) -> None:
+    from bnlab.report.text import plain
+
+    print(f"error: {plain(message)}", file=sys.stderr)
+    sys.exit(2)

@@ -31,7 +31,17 @@ _HEAD_BYTES = 512
 
 # What parsers raise on bytes that break their format. A bug of ours may hide behind it, but not a traceback.
 _PARSER_ERRORS = (
-    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, RuntimeError, MemoryError),
+    *(
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        EOFError,
+        RuntimeError,
+        MemoryError,
+        OSError,
+    ),
     *(struct.error, zlib.error, zipfile.BadZipFile),
 )
 
@@ -39,9 +49,8 @@ _PARSER_ERRORS = (
 def looks_like_checkpoint(path: Path) -> bool:
     """Whether the first bytes of a file are those of a format that `read_checkpoint` knows."""
     try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-    except OSError:
+        head = open_content(path)[:_HEAD_BYTES]
+    except BnlabError:
         return False
     return head.startswith(_ZIP) or is_legacy(head) or looks_like_safetensors(head)
 
@@ -70,20 +79,23 @@ def read_checkpoint(path: Path, hyperparameters: Hyperparameters) -> Evidence:
 def _read(path: Path, hyperparameters: Hyperparameters) -> Evidence:
     content = open_content(path)
     head = content[:_HEAD_BYTES]
-    if path.suffix == ".onnx" or (looks_like_onnx(head) and path.suffix not in CHECKPOINT_SUFFIXES):
-        return read_onnx(path, hyperparameters)
     read = _reader(path, head)
-    return find_batch_norm(read(content), hyperparameters)
+    if read is not None:
+        return find_batch_norm(read(content), hyperparameters)
+    if path.suffix == ".onnx" or looks_like_onnx(head):
+        return read_onnx(path, hyperparameters)
+    raise NotACheckpoint(f"file must be a checkpoint (torch.save, safetensors or ONNX), got {_kind(head)}.")
 
 
-def _reader(path: Path, head: bytes) -> Callable[[Content], Any]:
+def _reader(path: Path, head: bytes) -> Callable[[Content], Any] | None:
+    """Return what reads the tensors of a file, or None if it is no file of tensors."""
     if head.startswith(_ZIP):
         return read_zip
     if is_legacy(head):
         return read_legacy
     if path.suffix == ".safetensors" or looks_like_safetensors(head):
         return read_safetensors
-    raise NotACheckpoint(f"file must be a checkpoint (torch.save, safetensors or ONNX), got {_kind(head)}.")
+    return None
 
 
 def _kind(head: bytes) -> str:

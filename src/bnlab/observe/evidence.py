@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from bnlab.conventions import TORCH_EPS, TORCH_MOMENTUM
 
-__all__ = ["Evidence", "Floats", "Hyperparameters", "LayerState", "Masks", "NetworkState"]
+__all__ = ["Evidence", "Floats", "Hyperparameters", "LayerState", "Masks", "NetworkState", "distinct"]
 
 Floats = NDArray[np.float64]
 Masks = NDArray[np.bool_]
@@ -108,14 +109,14 @@ class NetworkState:
     @cached_property
     def inv_std(self) -> Floats:
         """Column 1/sqrt(running_var + eps); NaN where that is not a positive finite number."""
-        total = self.running_var + self.eps
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            total = self.running_var + self.eps
             return np.where(np.isfinite(total) & (total > 0), 1 / np.sqrt(total), np.nan)
 
     @cached_property
     def gain(self) -> Floats:
         """Column abs(weight)/sqrt(running_var + eps), output per input unit; NaN where it is undefined."""
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             return np.abs(self.weight) * self.inv_std
 
     def spread(self, per_layer: list[float]) -> Floats:
@@ -150,6 +151,17 @@ class NetworkState:
 
     def _column(self, values: Callable[[LayerState], Floats]) -> Floats:
         return np.concatenate([values(layer) for layer in self.layers])
+
+
+def distinct(networks: Iterable[NetworkState]) -> tuple[NetworkState, ...]:
+    """Tell layers of one name apart by a number: a name leads to one layer."""
+    seen: Counter[str] = Counter()
+
+    def named(layer: LayerState) -> LayerState:
+        seen[layer.name] += 1
+        return layer if seen[layer.name] == 1 else replace(layer, name=f"{layer.name}#{seen[layer.name]}")
+
+    return tuple(NetworkState(network.name, tuple(map(named, network.layers))) for network in networks)
 
 
 def _range(ordered: Floats) -> tuple[float, float, float] | None:

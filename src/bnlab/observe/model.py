@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from bnlab.observe.evidence import Evidence, Floats, Hyperparameters, LayerState, NetworkState
+from bnlab.observe.tensors import coarser
 
 __all__ = ["read_model"]
 
@@ -44,6 +45,8 @@ def _unreadable(module: nn.Module) -> str | None:
         return "keeps no running statistics"
     if not (_is_values(mean) and _is_values(var)):
         return "has running statistics without values (lazy, on the meta device, or not tensors)"
+    if not (mean.is_floating_point() and var.is_floating_point()):
+        return f"running statistics have the dtypes {_dtype(mean)} and {_dtype(var)}"
     if mean.dim() != 1 or mean.shape != var.shape or mean.numel() == 0:
         return f"running_mean has the shape {tuple(mean.shape)}, that of a BN layer is (C,)"
     for key in ("weight", "bias"):
@@ -67,8 +70,8 @@ def _layer(name: str, module: nn.Module, known: Hyperparameters) -> LayerState:
         running_var=_float64(module.running_var),
         weight=_float64(weight) if _is_values(weight) else None,
         bias=_float64(module.bias) if _is_values(getattr(module, "bias", None)) else None,
-        num_batches_tracked=int(counter) if _is_values(counter) else None,
-        dtype=_dtype(module.running_var),
+        num_batches_tracked=int(counter) if _is_values(counter) and counter.numel() == 1 else None,
+        dtype=coarser(_dtype(module.running_mean), _dtype(module.running_var)),
         affine_dtype=_dtype(weight if _is_values(weight) else module.running_var),
         hyperparameters=known.stating(**own),
     )

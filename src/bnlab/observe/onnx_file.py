@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bnlab.conventions import from_float32, momentum_from_decay
-from bnlab.errors import DamagedFile, MissingPackage
-from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, NetworkState
-from bnlab.observe.tensors import widen
+from bnlab.errors import DamagedFile, MissingPackage, NotACheckpoint
+from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, NetworkState, distinct
+from bnlab.observe.tensors import MOST_CHANNELS, coarser, widen
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
@@ -24,6 +24,7 @@ _DEFAULT_EPSILON = 1e-5
 _DEFAULT_MOMENTUM = 0.9
 _PARAMETERS = ("weight", "bias", "running_mean", "running_var")
 _DTYPES = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
+_LARGEST_PROTOBUF = 1 << 31
 _SEPARATORS = "._/"
 
 
@@ -48,15 +49,17 @@ def read_onnx(path: Path, hyperparameters: Hyperparameters) -> Evidence:
         raise MissingPackage(
             "file must be readable without the onnx package, got an ONNX model. Install it: pip install 'bnlab[onnx]'."
         ) from None
+    if path.stat().st_size > _LARGEST_PROTOBUF:
+        raise NotACheckpoint("file must be a checkpoint, got one that is too large for an ONNX model.")
     try:
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except DecodeError:
         raise DamagedFile("file must be a whole ONNX model, got bytes that do not parse.") from None
-    constants = _Constants(path.parent)
+    if not model.graph.node:
+        raise NotACheckpoint("file must be a checkpoint, got an ONNX file without a graph.")
     layers: list[LayerState] = []
     left_alone: list[tuple[str, str]] = []
-    for scope in _graphs(model):
-        constants.add(scope)
+    for scope, constants in _scopes(model, path.parent):
         for node in scope.node:
             if node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx"):
                 layer = _layer(node, constants, hyperparameters)
@@ -64,46 +67,45 @@ def read_onnx(path: Path, hyperparameters: Hyperparameters) -> Evidence:
                     layers.append(layer)
                 else:
                     left_alone.append((_name(node), layer))
-    networks = (NetworkState("", tuple(_distinct(layers))),) if layers else ()
+    networks = distinct([NetworkState("", tuple(layers))]) if layers else ()
     return Evidence(networks, tuple(left_alone))
 
 
-def _graphs(model: Any) -> Iterator[Any]:  # noqa: ANN401 - onnx has no stubs
-    """Yield the graph, its functions and every subgraph of a node, outer ones first."""
-    pending = [model.graph, *model.functions]
+def _scopes(model: Any, folder: Path) -> Iterator[tuple[Any, _Constants]]:  # noqa: ANN401 - onnx has no stubs
+    """Yield the graph, its functions and every subgraph of a node with the constants seen there, outer ones first.
+
+    A subgraph sees the names around it, a function only its own.
+    """
+    pending = [(scope, _Constants(scope, folder)) for scope in (model.graph, *model.functions)]
     while pending:
-        scope = pending.pop(0)
-        yield scope
+        scope, constants = pending.pop(0)
+        yield scope, constants
         for node in scope.node:
             for attribute in node.attribute:
-                pending.extend(attribute.graphs)
-                if attribute.HasField("g"):
-                    pending.append(attribute.g)
+                inner = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+                pending += [(graph, _Constants(graph, folder, constants)) for graph in inner]
 
 
 class _Constants:
-    """The tensors of a model that are known without running it, by name."""
+    """The tensors of a graph or function that are known without running it, by name."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, scope: GraphProto, folder: Path, around: _Constants | None = None) -> None:
         self._folder = folder
-        self._tensors: dict[str, TensorProto] = {}
-        self._nodes: dict[str, NodeProto] = {}
-
-    def add(self, scope: GraphProto) -> None:
-        """Add the initializers and constant nodes of a graph or function."""
-        self._tensors.update((tensor.name, tensor) for tensor in getattr(scope, "initializer", ()))
+        self.tensors: dict[str, TensorProto] = dict(around.tensors) if around else {}
+        self.nodes: dict[str, NodeProto] = dict(around.nodes) if around else {}
+        self.tensors.update((tensor.name, tensor) for tensor in getattr(scope, "initializer", ()))
         known = ("Constant", "ConstantOfShape", "Identity")
-        self._nodes.update((node.output[0], node) for node in scope.node if node.op_type in known and node.output)
+        self.nodes.update((node.output[0], node) for node in scope.node if node.op_type in known and node.output)
 
     def find(self, name: str) -> tuple[str, np.ndarray[Any, Any]] | None:
         """Return stored dtype and values of a tensor, or None where it is computed or fed at run time."""
         seen: set[str] = set()
-        while name in self._nodes and self._nodes[name].op_type == "Identity" and name not in seen:
+        while name in self.nodes and self.nodes[name].op_type == "Identity" and name not in seen:
             seen.add(name)
-            name = self._nodes[name].input[0]
-        if name in self._tensors:
-            return self._read(self._tensors[name])
-        node = self._nodes.get(name)
+            name = self.nodes[name].input[0]
+        if name in self.tensors:
+            return self._read(self.tensors[name])
+        node = self.nodes.get(name)
         if node is None or node.op_type == "Identity":
             return None
         return self._constant(node) if node.op_type == "Constant" else self._constant_of_shape(node)
@@ -119,20 +121,28 @@ class _Constants:
 
     def _constant_of_shape(self, node: NodeProto) -> tuple[str, np.ndarray[Any, Any]] | None:
         shape = self.find(node.input[0])
-        if shape is None or shape[1].ndim != 1:
+        if shape is None or shape[1].shape != (1,) or not 0 < int(shape[1][0]) <= MOST_CHANNELS:
             return None
         filled = [self._read(attribute.t) for attribute in node.attribute if attribute.name == "value"]
         dtype, value = filled[0] if filled else ("float32", np.zeros(1, dtype=np.float32))
-        return dtype, np.broadcast_to(value.reshape(-1)[:1], tuple(shape[1].tolist()))
+        return dtype, np.broadcast_to(value.reshape(-1)[:1], (int(shape[1][0]),))
 
     def _read(self, tensor: TensorProto) -> tuple[str, np.ndarray[Any, Any]]:
+        import onnx.helper
         from onnx import numpy_helper
         from onnx.checker import ValidationError
 
+        if math.prod(tensor.dims) > MOST_CHANNELS:
+            return f"onnx type {tensor.data_type}", np.empty((0,))
+        external = {entry.key: entry.value for entry in tensor.external_data}
+        if tensor.external_data and "length" not in external:
+            # to_array would read the whole file, which may hold every weight of the model
+            itemsize = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+            tensor.external_data.add(key="length", value=str(math.prod(tensor.dims) * itemsize))
         try:
             values = numpy_helper.to_array(tensor, base_dir=os.fspath(self._folder))
         except (OSError, ValidationError):
-            location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "?")
+            location = external.get("location", "?")
             raise DamagedFile(
                 f"external data of {tensor.name!r} must be readable beside the model, got no such data in {location!r}."
             ) from None
@@ -161,7 +171,7 @@ def _layer(node: NodeProto, constants: _Constants, known: Hyperparameters) -> La
         name=_name(node),
         **values,
         num_batches_tracked=None,
-        dtype=found["running_var"][0],
+        dtype=coarser(found["running_mean"][0], found["running_var"][0]),
         affine_dtype=found["weight"][0],
         hyperparameters=_hyperparameters(node, known),
     )
@@ -170,11 +180,12 @@ def _layer(node: NodeProto, constants: _Constants, known: Hyperparameters) -> La
 def _hyperparameters(node: NodeProto, known: Hyperparameters) -> Hyperparameters:
     """Return momentum and eps of the node; what the caller stated wins."""
     stored = {attribute.name: attribute.f for attribute in node.attribute}
+    decay, eps = stored.get("momentum", _DEFAULT_MOMENTUM), stored.get("epsilon", _DEFAULT_EPSILON)
     stated: dict[str, float | None] = {}
-    if "momentum" in known.assumed:
-        stated["momentum"] = momentum_from_decay(stored.get("momentum", _DEFAULT_MOMENTUM))
-    if "eps" in known.assumed:
-        stated["eps"] = from_float32(stored.get("epsilon", _DEFAULT_EPSILON))
+    if "momentum" in known.assumed and 0 <= decay <= 1:
+        stated["momentum"] = momentum_from_decay(decay)
+    if "eps" in known.assumed and 0 <= eps < math.inf:
+        stated["eps"] = from_float32(eps)
     return known.stating(**stated)
 
 
@@ -191,11 +202,3 @@ def _name(node: NodeProto) -> str:
     if len(prefix) > 1 and prefix[-1] in _SEPARATORS:
         return prefix.rstrip(_SEPARATORS)
     return str(node.name or (node.output[0] if node.output else "BatchNormalization"))
-
-
-def _distinct(layers: list[LayerState]) -> Iterator[LayerState]:
-    """Tell nodes that share their parameters apart by a number."""
-    seen: dict[str, int] = {}
-    for layer in layers:
-        seen[layer.name] = seen.get(layer.name, 0) + 1
-        yield layer if seen[layer.name] == 1 else replace(layer, name=f"{layer.name}#{seen[layer.name]}")

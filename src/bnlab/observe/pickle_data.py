@@ -10,6 +10,7 @@ for tensors are interpreted by the caller's `build`.
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -70,8 +71,10 @@ def read_pickle(stream: BinaryIO, build: Build, persistent_load: PersistentLoad)
     """
     machine = _Machine(build, persistent_load)
     try:
-        for opcode, argument, _ in pickletools.genops(stream):
-            machine.step(opcode.name, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # an odd escape in a string of protocol 0
+            for opcode, argument, _ in pickletools.genops(stream):
+                machine.step(opcode.name, argument)
         return machine.stack[-1]
     except (IndexError, KeyError, TypeError, AttributeError) as err:
         raise ValueError(f"pickle breaks its own rules ({type(err).__name__})") from err
@@ -162,8 +165,7 @@ def _set_items(target: Any, values: list[Any]) -> None:
         raise TypeError
     for key, value in _pairs(values):
         # Other keys name no layer, and hashing them would recurse as deeply as the stream likes.
-        if isinstance(key, _PLAIN_KEYS):
-            mapping[key] = value
+        mapping[key if isinstance(key, _PLAIN_KEYS) else f"?{len(mapping)}"] = value
 
 
 def _append(target: Any, values: list[Any]) -> None:

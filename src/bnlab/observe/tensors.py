@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FLOATING", "INTEGER", "StoredTensor", "item_bytes", "strided", "widen"]
+__all__ = ["FLOATING", "INTEGER", "MOST_CHANNELS", "StoredTensor", "coarser", "item_bytes", "strided", "widen"]
 
 _NUMPY_CODES = {
     "float64": "f8",
@@ -24,8 +24,11 @@ _NUMPY_CODES = {
     "uint8": "u1",
     "bool": "?",
 }
-FLOATING = frozenset({"float64", "float32", "float16", "bfloat16"})
+_BY_PRECISION = ("float64", "float32", "float16", "bfloat16")
+FLOATING = frozenset(_BY_PRECISION)
 INTEGER = frozenset({"int64", "int32", "int16", "int8", "uint8"})
+MOST_CHANNELS = 1 << 20
+"""More channels than any layer has: an expanded tensor of a few bytes may claim any number."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ def item_bytes(dtype: str) -> int | None:
     """Size of one value of a dtype in bytes, or None for a dtype that cannot be read."""
     code = _NUMPY_CODES.get(dtype)
     return None if code is None else np.dtype(code).itemsize
+
+
+def coarser(left: str, right: str) -> str:
+    """Return the floating dtype with the shorter mantissa."""
+    return max(left, right, key=_BY_PRECISION.index)
 
 
 def strided(

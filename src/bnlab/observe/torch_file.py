@@ -24,7 +24,8 @@ __all__ = ["is_legacy", "read_legacy", "read_zip"]
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_LARGEST_COMPRESSED_PICKLE = 1 << 28
+_HARMLESS_BYTES = 1 << 20
+_LARGEST_RATIO = 100  # of unpacked to packed: a bomb reaches 1000, pickles and weights stay below 20
 _LOCAL_HEADER = struct.Struct("<26xHH")
 
 _STORAGE_DTYPES = {
@@ -38,6 +39,16 @@ _STORAGE_DTYPES = {
     "CharStorage": "int8",
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
+}
+_OTHER_STORAGE_BYTES = {
+    "ComplexFloatStorage": 8,
+    "ComplexDoubleStorage": 16,
+    "QInt8Storage": 1,
+    "QUInt8Storage": 1,
+    "QInt32Storage": 4,
+    "QUInt4x2Storage": 1,
+    "QUInt2x4Storage": 1,
+    "UntypedStorage": 1,  # counted in bytes: float8, uint16 and other dtypes without a class of their own
 }
 _EMPTY_DICTS = frozenset({"dict", "defaultdict", "OrderedDict"})
 
@@ -75,7 +86,7 @@ def read_zip(content: Content) -> Any:
         if info is None:
             raise ValueError(f"storage {key} is missing")
         if info.compress_type != zipfile.ZIP_STORED:
-            return memoryview(archive.read(info))
+            return memoryview(_unpack(archive, info))
         name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(content, info.header_offset)
         start = info.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
         return view[start : start + info.file_size]
@@ -116,10 +127,10 @@ def read_legacy(content: Content) -> Any:
     length = struct.Struct(">q" if big_endian else "<q")
     for key in keys:
         (count,) = length.unpack_from(content, at)
-        size = count * (item_bytes(dtypes[key]) or 0)
+        size = count * _storage_item_bytes(dtypes[key])
         places[key] = (at + length.size, size)
         at += length.size + size
-        if not (item_bytes(dtypes[key]) and size >= 0 and at <= len(content)):
+        if size < 0 or at > len(content):
             raise ValueError(f"storage {key} reaches beyond the end of the file")
     return tree
 
@@ -145,11 +156,24 @@ def _root(records: dict[str, zipfile.ZipInfo]) -> str:
 
 def _read_record(archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo], name: str) -> bytes | None:
     info = records.get(name)
-    if info is None:
-        return None
-    if info.compress_type != zipfile.ZIP_STORED and info.file_size > _LARGEST_COMPRESSED_PICKLE:
-        raise ValueError(f"{name} claims to unpack to {info.file_size} bytes")
+    return None if info is None else _unpack(archive, info)
+
+
+def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """Read a record that may be compressed, but not one made to fill the memory."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{info.filename} is compressed in a way torch never does")
+    if info.file_size > _HARMLESS_BYTES + _LARGEST_RATIO * info.compress_size:
+        raise ValueError(f"{info.filename} claims to unpack from {info.compress_size} to {info.file_size} bytes")
     return archive.read(info)
+
+
+def _storage_item_bytes(dtype: str) -> int:
+    """Return the size of one value of a storage, also of those whose values are never read."""
+    size = item_bytes(dtype) or _OTHER_STORAGE_BYTES.get(dtype)
+    if size is None:
+        raise ValueError(f"storages of type {dtype} are unknown")
+    return size
 
 
 def _refuse(*_: Any) -> Any:
@@ -185,6 +209,8 @@ class _Builder:
                 return arguments[0]
             case "torch._tensor", "_rebuild_from_type_v2":
                 return self.build(arguments[0], arguments[2])
+            case "_codecs", "encode" if isinstance(arguments[0], str):
+                return arguments[0].encode("latin-1")  # how protocol 2 writes bytes
             case "collections" | "builtins" | "__builtin__", name if name in _EMPTY_DICTS:
                 return _dict(arguments)
             case _:

@@ -11,12 +11,13 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from bnlab.records import DiagnosisRecord, Finding, LayerRecord, Level, Quantity, Range, Status
+from bnlab.records import DiagnosisRecord, Finding, LayerRecord, Level, Quantity, Status
 
 __all__ = ["plain", "render", "renderable", "summary_line"]
 
@@ -24,7 +25,8 @@ _STYLES = {Level.ERROR: "bold red", Level.WARNING: "bold yellow", Level.INFO: "b
 _HEADINGS = {Level.ERROR: "ERROR", Level.WARNING: "WARNING", Level.INFO: "NOTE"}
 _MOST_FINDINGS = 10
 _MOST_LAYERS = 25
-_WIDEST_NAME = 30
+_MOST_NOTES = 12
+_WIDEST_NAME = 25
 _WIDEST_CHANNELS = 16
 
 
@@ -80,7 +82,8 @@ def _group(findings: Sequence[Finding], diagnosis: DiagnosisRecord) -> Iterable[
     yield title.append(f"in {_count(len(findings), 'layer')}" if first.layer is not None else "in the network")
     yield Padding(Text(first.why), (0, 0, 0, 2))
     if first.layer is None:
-        yield Padding(Text(plain(first.message)), (0, 0, 0, 2))
+        for finding in findings:
+            yield Padding(Text(plain(finding.message)), (0, 0, 0, 2))
     else:
         yield Padding(_findings_table(findings[:_MOST_FINDINGS], diagnosis), (0, 0, 0, 1))
     if len(findings) > _MOST_FINDINGS:
@@ -115,26 +118,34 @@ def _layers(diagnosis: DiagnosisRecord) -> RenderableType:
     if len(layers) > _MOST_LAYERS:
         kept = sorted(range(len(layers)), key=lambda index: (layers[index].name not in codes, index))[:_MOST_LAYERS]
         layers = [layers[index] for index in sorted(kept)]
-    table = Table(box=None, padding=(0, 1), header_style="dim", title_justify="left")
+    table = Table(box=None, padding=(0, 1), header_style="dim")
     table.add_column("layer", no_wrap=True)
-    for header in ("chan.", "batches", "running_mean", "running_var"):
+    for header in ("chan.", "batches", "running_var"):
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("findings")
+    table.add_column("findings", no_wrap=True, min_width=len("BN101 BN102"))
     for layer in layers:
-        table.add_row(*_layer_row(layer), Text(" ".join(codes.get(layer.name, [])), style="yellow"))
+        table.add_row(*_layer_row(layer), Text(_codes(codes.get(layer.name, [])), style="yellow"))
     hidden = len(diagnosis.layers) - len(layers)
     more = [Text(f"  ... and {_count(hidden, 'more layer')}: --format json has them all")] if hidden else []
     return Group(table, *more)
 
 
-def _layer_row(layer: LayerRecord) -> tuple[Text, str, str, str, str]:
+def _layer_row(layer: LayerRecord) -> tuple[Text, str, str, str]:
     counter = "-" if layer.num_batches_tracked is None else str(layer.num_batches_tracked)
-    return _layer_name(layer.name), str(layer.channels), counter, _range(layer.running_mean), _range(layer.running_var)
+    var = layer.running_var
+    between = "not finite" if var is None else f"{var.min:.2g} .. {var.max:.2g}"
+    return _layer_name(layer.name), str(layer.channels), counter, between
+
+
+def _codes(codes: Sequence[str]) -> str:
+    return " ".join(codes) if len(codes) <= 2 else f"{codes[0]} +{len(codes) - 1}"
 
 
 def _tail(diagnosis: DiagnosisRecord, *, hidden: int) -> Iterable[RenderableType]:
-    for note in diagnosis.notes:
+    for note in diagnosis.notes[:_MOST_NOTES]:
         yield Text(plain(note), style="dim")
+    if len(diagnosis.notes) > _MOST_NOTES:
+        yield Text(f"... and {_count(len(diagnosis.notes) - _MOST_NOTES, 'more note')}: --format json has them all")
     by_status = {status: [o for o in diagnosis.outcomes if o.status is status] for status in Status}
     for outcome in by_status[Status.CRASHED]:
         yield Text(f"{outcome.code} crashed: {plain(outcome.reason or '')}", style="bold red")
@@ -153,7 +164,11 @@ def _tail(diagnosis: DiagnosisRecord, *, hidden: int) -> Iterable[RenderableType
 def _layer_name(name: str) -> Text:
     """Return a layer path; a long one loses its beginning, because the end tells the layers apart."""
     name = plain(name) or "(the module itself)"
-    return Text(name if len(name) <= _WIDEST_NAME else "\N{HORIZONTAL ELLIPSIS}" + name[1 - _WIDEST_NAME :])
+    if cell_len(name) > _WIDEST_NAME:
+        while cell_len(name) >= _WIDEST_NAME:
+            name = name[1 + max(0, (cell_len(name) - _WIDEST_NAME) // 2) :]
+        name = f"\N{HORIZONTAL ELLIPSIS}{name}"
+    return Text(name)
 
 
 def _channels(channels: Sequence[int] | None, width: int) -> str:
@@ -168,10 +183,6 @@ def _channels(channels: Sequence[int] | None, width: int) -> str:
 
 def _quantities(quantities: Iterable[tuple[str, Quantity]]) -> str:
     return "\n".join(f"{name} {quantity.value:.3g}" for name, quantity in quantities)
-
-
-def _range(values: Range | None) -> str:
-    return "not finite" if values is None else f"{values.min:.2g} .. {values.max:.2g}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -117,7 +119,62 @@ def test_folders_and_globs(bnlab_command, folder):
     assert code == 0
     assert [line.partition(":")[0] for line in out.splitlines()[:-1]] == names
     assert bnlab_command("check", "runs/**/*.pt", "runs/a/*", "runs")[1].count("1 layer,") == 3
-    assert "1 BN layer, 4 channels" in bnlab_command("check", "runs/a/o*")[1]
+    assert bnlab_command("check", "runs/a/o*")[1].startswith("runs/a/one.pt: 1 layer,")
+    assert bnlab_command("check", "run*")[1].count("1 layer,") == 3
+
+
+def test_a_target_that_stands_for_nothing_does_not_stop_the_others(bnlab_command, folder, healthy):
+    (folder / "empty").mkdir()
+    code, out, err = bnlab_command("check", "empty", "healthy.pt", "./healthy.pt", "sys:exit", "--format", "json")
+    assert code == 2
+    assert len(out.splitlines()) == 1
+    assert err.splitlines()[0] == "error: empty: folder must hold at least one checkpoint, got none."
+    assert err.splitlines()[1].startswith("error: sys:exit: ")
+
+
+def test_an_unreadable_folder_is_said(bnlab_command, folder, healthy, monkeypatch):
+    def walk(top, onerror):
+        onerror(PermissionError(13, "Permission denied", "runs/secret"))
+        return iter([(top, [], ["healthy.pt"])])
+
+    monkeypatch.setattr("os.walk", walk)
+    code, out, err = bnlab_command("check", ".")
+    assert code == 2
+    assert "healthy.pt: 2 layers" in out
+    assert err == "error: runs/secret: folder must be readable, got: permission denied.\n"
+
+
+def test_a_folder_gives_json_lines_however_many_files_it_holds(bnlab_command, folder, healthy):
+    assert len(bnlab_command("check", ".", "--format", "json")[1].splitlines()) == 1
+
+
+def test_a_run_that_checked_nothing_is_no_success(bnlab_command, folder):
+    save(nn.Linear(2, 2).state_dict(), folder / "a.pt")
+    code, _, err = bnlab_command("check", ".")
+    assert (code, err) == (2, "error: TARGET: at least one must hold batch normalization, got none.\n")
+
+
+def test_a_pipe_in_a_folder_does_not_block(bnlab_command, folder, healthy):
+    os.mkfifo(folder / "pipe")
+    assert bnlab_command("check", ".")[0] == 0
+
+
+def test_a_crashed_check_is_said_for_many_files_too(bnlab_command, healthy, monkeypatch):
+    from bnlab import checks
+
+    monkeypatch.setattr(checks.by_code("BN101"), "inspect", lambda *_: 1 / 0, raising=False)
+    code, _, err = bnlab_command("check", "healthy.pt", "healthy.pt", "missing.pt")
+    assert code == 2
+    assert err.splitlines()[0] == "error: healthy.pt: BN101 crashed: ZeroDivisionError: division by zero"
+
+
+def test_output_into_a_pipe_or_through_a_link(bnlab_command, folder, healthy):
+    (folder / "link").symlink_to("real.txt")
+    assert bnlab_command("check", "healthy.pt", "--output", "link")[0] == 0
+    assert (folder / "link").is_symlink()
+    assert "2 BN layers" in (folder / "real.txt").read_text()
+    assert bnlab_command("check", "healthy.pt", "--output", os.devnull)[0] == 0
+    assert not Path(os.devnull).is_file()
 
 
 def test_output_goes_to_a_file_that_is_whole(bnlab_command, folder, broken):
@@ -176,16 +233,23 @@ def test_a_model_by_its_callable(bnlab_command, folder):
     [
         (["missing.pt"], "missing.pt: file must be readable, got: no such file or directory."),
         (["."], ".: folder must hold at least one checkpoint, got none."),
-        (["*.pt"], "*.pt: pattern must hold at least one checkpoint, got none."),
+        (["*.pt"], "*.pt: pattern must match at least one file, got none."),
+        ([""], "TARGET: path must not be empty."),
+        (["a" * 300], "a" * 300 + ": file must be readable, got: file name too long."),
         (["linear.pth"], "linear.pth: checkpoint must hold running statistics of batch normalization, got none."),
-        (["linear.pth", "--momentum", "x"], "--momentum: value must be a number or none, got 'x'."),
+        (["linear.pth", "--momentum", "x"], "--momentum: value must be a number, got 'x'."),
         (["linear.pth", "--momentum", "2"], "momentum: value must be in [0, 1] or None, got 2.0."),
+        (["linear.pth", "--eps", "x"], "--eps: value must be a number, got 'x'."),
         (["linear.pth", "--eps", "-1"], "eps: value must be finite and >= 0, got -1.0."),
         (["linear.pth", "--ignore", "BN101"], "--ignore: value must be CODE=REASON, got 'BN101'."),
         (["linear.pth", "--output", "no/such/folder"], None),
-        (["no_such_module_:build"], "no_such_module_:build: target must be a callable that returns a model, got "),
-        (["json:dumps"], "json:dumps: target must be a callable that returns a model, got TypeError: "),
-        (["json:decoder"], "json:decoder: target must be a callable that returns a model, got TypeError: "),
+        (
+            ["no_such_module_:build"],
+            "no_such_module_:build: target must be a file, or a callable that returns a model, got ",
+        ),
+        (["json:dumps"], "json:dumps: target must be a file, or a callable that returns a model, got TypeError: "),
+        (["json:decoder"], "json:decoder: target must be a file, or a callable that returns a model, got TypeError: "),
+        (["sys:exit"], "sys:exit: target must be a file, or a callable that returns a model, got SystemExit:"),
         (["time:time"], "time:time: target must return a torch.nn.Module, got float."),
     ],
 )
@@ -200,7 +264,7 @@ def test_bad_input_is_one_line_and_exit_code_2(bnlab_command, folder, arguments,
 
 def test_an_output_that_cannot_be_written(bnlab_command, healthy):
     code, _, err = bnlab_command("check", "healthy.pt", "--output", "no/such/file")
-    assert (code, err) == (2, "error: --output: path must be writable, got no/such/file: no such file or directory.\n")
+    assert (code, err) == (2, "error: --output: path must be a file in an existing folder, got no/such/file.\n")
 
 
 @pytest.mark.parametrize(
@@ -259,12 +323,30 @@ def test_as_a_process(healthy, broken):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_closed_pipe_is_no_traceback(healthy):
-    done = subprocess.run(
-        f"{sys.executable} -m bnlab check healthy.pt healthy.pt healthy.pt | true",
-        shell=True,
-        capture_output=True,
-        text=True,
-        check=False,
+def shell(command, **environment):
+    command = command.replace("bnlab", f"{sys.executable} -m bnlab")
+    return subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=False, env=os.environ | environment
     )
-    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell of POSIX")
+@pytest.mark.parametrize(
+    ("command", "code", "error"),
+    [
+        ("bnlab check healthy.pt healthy.pt . | true", 0, ""),
+        ("set -o pipefail; bnlab explain BN101 | true", 141, ""),
+        ("bnlab check healthy.pt > /dev/full", 2, "error: output must be writable, got: no space left on device.\n"),
+        ("bnlab check healthy.pt --format json >&-", 0, ""),
+    ],
+)
+def test_pipes_and_full_disks(healthy, command, code, error):
+    done = shell(command)
+    assert (done.returncode, done.stderr) == (code, error)
+
+
+def test_a_terminal_that_cannot_show_a_name(folder):
+    save(state_dict("层.bn"), folder / "a.pt")
+    done = shell("bnlab check a.pt", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"\u5c42.bn" in done.stdout

@@ -165,15 +165,49 @@ def test_a_corrupt_safetensors_header(tmp_path):
     assert error(path, DamagedFile).startswith("file must be a whole checkpoint, got a damaged one: ")
 
 
-def test_a_zip_bomb_is_not_unpacked(tmp_path):
-    path = save(state_dict("bn"), tmp_path / "model.pt")
+@pytest.mark.parametrize("record", ["data.pkl", "data/0"])
+def test_a_zip_bomb_is_not_unpacked(tmp_path, record):
+    path = save({"bn.running_mean": torch.ones(3), "bn.running_var": torch.ones(3)}, tmp_path / "model.pt")
     rewrite_zip(
         path,
-        lambda name, data: bytes(300 << 20) if name.endswith("data.pkl") else data,
+        lambda name, data: bytes(300 << 20) if name.endswith(record) else data,
         compression=zipfile.ZIP_DEFLATED,
     )
     assert path.stat().st_size < 1 << 20
-    assert "claims to unpack to 314572800 bytes" in error(path, DamagedFile)
+    assert "to 314572800 bytes" in error(path, DamagedFile)
+
+
+def test_a_compression_torch_never_uses(tmp_path):
+    path = save(state_dict("bn"), tmp_path / "model.pt")
+    rewrite_zip(path, lambda _, data: data, compression=zipfile.ZIP_LZMA)
+    assert "compressed in a way torch never does" in error(path, DamagedFile)
+
+
+def test_a_tensor_that_claims_more_channels_than_it_has_bytes(tmp_path):
+    huge = {"bn.running_mean": torch.zeros(1).expand(10**8), "bn.running_var": torch.ones(1).expand(10**8)}
+    found = read(save(huge, tmp_path / "model.pt"))
+    assert found.networks == ()
+    assert found.left_alone == (("bn", "running_mean has the shape (100000000,), that of a BN layer is (C,)"),)
+
+
+def test_onnx_under_another_name(tmp_path):
+    pytest.importorskip("onnx")
+    from tests.unit.observe.test_onnx_file import batch_norm, initializers, write
+
+    path = write(tmp_path / "m.onnx", [batch_norm()], initializers())
+    for name in ("m.bin", "m", "m.ckpt"):
+        assert [layer.name for layer in read(path.rename(tmp_path / name)).networks[0].layers] == ["bn"]
+        path = tmp_path / name
+    save(state_dict("bn"), tmp_path / "torch.onnx")
+    assert len(read(tmp_path / "torch.onnx").networks) == 1
+
+
+def test_a_file_too_large_for_protobuf(tmp_path):
+    path = tmp_path / "m.onnx"
+    with path.open("wb") as file:
+        file.write(b"\x08\x08")
+        file.truncate(3 << 30)
+    assert "too large for an ONNX model" in error(path, NotACheckpoint)
 
 
 def test_a_pickled_module(tmp_path):

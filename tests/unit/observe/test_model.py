@@ -49,6 +49,12 @@ def test_other_classes_with_running_statistics():
     assert layers(model)[2].weight is None
 
 
+def test_an_odd_counter_is_no_counter():
+    layer = nn.BatchNorm1d(3)
+    layer.num_batches_tracked = torch.tensor([1, 2, 3])
+    assert layers(layer)[0].num_batches_tracked is None
+
+
 @pytest.mark.parametrize(
     ("module", "reason"),
     [

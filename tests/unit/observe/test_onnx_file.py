@@ -115,6 +115,30 @@ def test_layers_in_subgraphs_and_functions(tmp_path):
     assert [layer.name for layer in evidence.networks[0].layers] == ["f", "inner", "inner#2"]
 
 
+def test_a_function_sees_its_own_names_only(tmp_path):
+    function = helper.make_function(
+        "mine", "Block", ["x", *(f"bn.{key}" for key in KEYS)], ["y"], [batch_norm()], [helper.make_opsetid("", 17)]
+    )
+    call = helper.make_node("Block", ["x", *(f"bn.{key}" for key in KEYS)], ["y"], domain="mine")
+    evidence = read(write(tmp_path / "m.onnx", [call], initializers(), [function]))
+    assert evidence.networks == ()
+    assert evidence.left_alone == (("bn", "weight ('bn.weight') is computed or fed when the model runs"),)
+
+
+@pytest.mark.parametrize("attributes", [{"momentum": 5.0}, {"epsilon": float("inf")}, {"epsilon": -1.0}])
+def test_impossible_attributes_are_not_believed(tmp_path, attributes):
+    layer = only_layer(read(write(tmp_path / "m.onnx", [batch_norm(**attributes)], initializers())))
+    assert (layer.hyperparameters.momentum, layer.hyperparameters.eps) == (0.1, 1e-5)
+    assert len(layer.hyperparameters.assumed) == 1
+
+
+def test_a_shape_that_would_fill_the_memory(tmp_path):
+    shape = numpy_helper.from_array(np.array([10**9], dtype=np.int64), "shape")
+    nodes = [helper.make_node("ConstantOfShape", ["shape"], [f"bn.{key}"]) for key in KEYS]
+    evidence = read(write(tmp_path / "m.onnx", [*nodes, batch_norm()], [shape]))
+    assert evidence.networks == ()
+
+
 def test_parameters_that_are_computed_are_left_alone(tmp_path):
     rest = [tensor for tensor in initializers() if tensor.name != "bn.running_var"]
     made = helper.make_node("Abs", ["bn.running_mean"], ["bn.running_var"])
@@ -155,6 +179,18 @@ def test_external_data(tmp_path):
     path = external(tmp_path / "m.onnx")
     assert (tmp_path / "weights.bin").exists()
     assert np.array_equal(only_layer(read(path)).weight, VALUES["weight"])
+
+
+def test_external_data_without_a_length_is_not_read_to_the_end(tmp_path):
+    path = external(tmp_path / "m.onnx")
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in [entry for entry in tensor.external_data if entry.key == "length"]:
+            tensor.external_data.remove(entry)
+    path.write_bytes(model.SerializeToString())
+    with (tmp_path / "weights.bin").open("r+b") as file:
+        file.truncate(50 << 30)
+    assert np.array_equal(only_layer(read(path)).running_var, VALUES["running_var"])
 
 
 def test_missing_external_data(tmp_path):

@@ -112,6 +112,8 @@ def test_foreign_containers_are_looked_into():
         (torch.tensor(float("nan")), None),
         (torch.tensor([1, 2]), None),
         (7, 7),
+        (True, None),
+        (10**400, None),
         ("seven", None),
     ],
 )
@@ -178,6 +180,54 @@ def test_a_pickled_module_is_refused_with_the_way_out():
 def test_a_pickled_module_beside_a_state_dict_is_left_alone():
     found = find({"state_dict": state_dict("bn"), "criterion": module("loss.Loss")})
     assert found.left_alone == (("criterion", "is a pickled module (loss.Loss), which is never unpickled"),)
+
+
+def test_a_graph_module_is_a_pickled_module():
+    reduced = Stranger(
+        Global("torch.fx.graph_module", "reduce_graph_module"), ({"_parameters": {}, "_modules": {}}, "")
+    )
+    with pytest.raises(PickledModule, match=r"reduce_graph_module"):
+        find({"model": reduced})
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda state: Stranger(Global("run", "Checkpoint"), (3, state)),
+        lambda state: Stranger(Global("run", "Slots"), state=(None, {"model": state})),
+        lambda state: Stranger(Global("run", "Slots"), state=[3, state]),
+    ],
+    ids=["namedtuple", "slots", "dataclass"],
+)
+def test_foreign_records_are_looked_into(around):
+    found = find_batch_norm(around(stored(state_dict("bn1"))), Hyperparameters())
+    assert [layer.name for layer in found.networks[0].layers] == ["bn1"]
+
+
+def test_parameters_that_are_no_ordinary_tensors_are_never_taken_as_absent():
+    sparse = Stranger(Global("torch._utils", "_rebuild_sparse_tensor"))
+    found = find(
+        {"bn.weight": sparse} | {f"bn.{key}": value for key, value in layer_state().items() if key != "weight"}
+    )
+    assert found.networks == ()
+    reason = "weight is stored as torch._utils._rebuild_sparse_tensor, not as an ordinary tensor"
+    assert found.left_alone == (("bn", reason),)
+
+
+def test_the_coarser_dtype_of_the_two_statistics_counts():
+    state = layer_state() | {"running_mean": layer_state()["running_mean"].half()}
+    (layer,) = find({f"bn.{key}": value for key, value in state.items()}).networks[0].layers
+    assert layer.dtype == "float16"
+
+
+def test_an_average_under_a_wrapper():
+    tree = state_dict("bn", prefix="module.student.") | state_dict("bn", prefix="module.teacher.")
+    assert names(tree) == {"student": ["module.student.bn"], "teacher": ["module.teacher.bn"]}
+
+
+def test_layers_of_one_name_are_told_apart():
+    found = find({1: state_dict("bn"), "1": state_dict("bn")})
+    assert [layer.name for network in found.networks for layer in network.layers] == ["bn", "bn#2"]
 
 
 def test_no_batch_norm_at_all():

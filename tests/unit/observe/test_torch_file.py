@@ -10,6 +10,7 @@ from tests.samples import on_device, rewrite_zip, save
 from torch import nn
 
 from bnlab.observe.content import open_content
+from bnlab.observe.numpy_data import as_stored_tensor
 from bnlab.observe.pickle_data import Stranger
 from bnlab.observe.tensors import StoredTensor
 from bnlab.observe.torch_file import is_legacy, read_legacy, read_zip
@@ -118,6 +119,31 @@ def test_a_missing_storage(tmp_path):
     rewrite_zip(path, lambda name, data: None if name.endswith("data/0") else data)
     with pytest.raises(ValueError, match="storage 0 is missing"):
         read(path)["a"].read()
+
+
+@formats
+def test_dtypes_that_no_layer_has_do_not_stop_the_others(tmp_path, legacy):
+    others = {"complex": torch.zeros(3, dtype=torch.complex64), "double": torch.zeros(5, dtype=torch.complex128)}
+    others |= {"float8": torch.zeros(7, dtype=torch.float8_e4m3fn), "uint16": torch.zeros(9, dtype=torch.uint16)}
+    tensor = torch.randn(4)
+    assert_same(read(save(others | {"a": tensor}, tmp_path / "a.pt", legacy=legacy))["a"], tensor)
+
+
+@formats
+@pytest.mark.parametrize(
+    "array", [np.arange(6.0).reshape(2, 3), np.arange(6, dtype=">i4").reshape(2, 3).T, np.float16([1, 2])]
+)
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_numpy_arrays_are_read_too(tmp_path, legacy, protocol, array):
+    tree = read(save({"a": array}, tmp_path / "a.pt", legacy=legacy, protocol=protocol))
+    stored = as_stored_tensor(tree["a"])
+    assert stored.shape == array.shape
+    assert np.array_equal(stored.read(), array)
+
+
+def test_other_arrays_are_left_as_they_are(tmp_path):
+    tree = read(save({"a": np.array(["x"]), "b": np.array([1j])}, tmp_path / "a.pt"))
+    assert as_stored_tensor(tree["a"]) is as_stored_tensor(tree["b"]) is as_stored_tensor(3) is None
 
 
 def test_a_parameter_with_attributes(tmp_path):

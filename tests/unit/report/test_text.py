@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+from rich.cells import cell_len
 
 from bnlab.checks._cases import healthy, network
 from bnlab.diagnosis import Settings, _diagnose
@@ -58,7 +59,8 @@ def test_a_network_with_500_layers_stays_readable():
     assert "ERROR BN102 in 333 layers" in text
     assert "... and 323 more layers: --format json has them all" in text
     assert "... and 475 more layers: --format json has them all" in text
-    assert "stage0.block.1.branch.conv_bn_relu.bn"[-29:] in text
+    assert "stage0.block.1.branch.conv_bn_relu.bn"[-24:] in text
+    assert text.count("BN102") == 27
 
 
 def test_several_networks_are_told_apart():
@@ -77,6 +79,28 @@ def test_layer_names_cannot_reach_the_terminal_or_the_markup():
     assert "[bold]x[/bold]" in text
 
 
+def test_wide_characters_do_not_push_the_findings_out():
+    text = render(diagnose(healthy("层" * 40, running_var=(-1, 1, 1, 1), weight=(1e-6, 0, 1, 1))))
+    assert max(map(cell_len, text.splitlines())) <= 80
+    assert "BN102 BN108" in text
+
+
+def test_every_finding_on_a_network_is_shown():
+    networks = [
+        NetworkState(name, (healthy(f"{name}.a.bn"), healthy(f"{name}.b.bn", num_batches_tracked=7)))
+        for name in ("model", "ema")
+    ]
+    text = " ".join(render(diagnose(networks=tuple(networks))).split())
+    assert "differs between layers of model: 1000 in 1 (a), 7 in 1 (b)" in text
+    assert "differs between layers of ema: 1000 in 1 (a), 7 in 1 (b)" in text
+
+
+def test_a_thousand_notes_are_not_printed():
+    text = render(diagnose(healthy(), left_alone=tuple((str(i), "has no running_var") for i in range(1000))))
+    assert len(text.splitlines()) < 30
+    assert "more notes: --format json has them all" in text
+
+
 def test_plain_keeps_ordinary_text():
     assert plain("layer1.0.bn é 批 <b> [x]") == "layer1.0.bn é 批 <b> [x]"
     assert plain("a\nb\tc\ud800") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}c\N{REPLACEMENT CHARACTER}"
@@ -89,9 +113,18 @@ def test_what_was_skipped_and_left_alone_is_said():
 
 
 def test_values_that_are_not_finite():
-    text = render(diagnose(healthy(running_mean=(float("nan"),) * 4)))
+    text = render(diagnose(healthy(running_var=(float("nan"),) * 4)))
     assert "not finite" in text
-    assert "running_mean nan" in text
+    assert "running_var nan" in text
+
+
+def test_at_80_columns_nothing_but_names_is_shortened():
+    text = render(diagnose(*many(30)))
+    for layer in many(30)[:25]:
+        assert f" {layer.num_batches_tracked} " in text
+    assert "chan." in text
+    assert "1 .. 1  BN102" in text or "-1 .. 1  BN102" in text
+    assert not any(line.count("\N{HORIZONTAL ELLIPSIS}") > 1 for line in text.splitlines())
 
 
 def test_one_line_among_many():
