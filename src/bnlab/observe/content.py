@@ -39,6 +39,9 @@ def open_content(path: Path) -> Content:
             raise UnreadableFile("file must be a regular file, got a folder, pipe or device.")
         if status.st_size == 0:
             raise NotACheckpoint("file must be a checkpoint, got an empty file.")
-        return Content(descriptor, 0, access=mmap.ACCESS_READ)
+        content = Content(descriptor, 0, access=mmap.ACCESS_READ)
     finally:
         os.close(descriptor)
+    if hasattr(mmap, "MADV_RANDOM"):
+        content.madvise(mmap.MADV_RANDOM)  # BN tensors lie far apart: reading ahead would bring in their neighbours
+    return content

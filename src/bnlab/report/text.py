@@ -26,7 +26,7 @@ _HEADINGS = {Level.ERROR: "ERROR", Level.WARNING: "WARNING", Level.INFO: "NOTE"}
 _MOST_FINDINGS = 10
 _MOST_LAYERS = 25
 _MOST_NOTES = 12
-_WIDEST_NAME = 25
+_WIDEST_NAME = 28
 _WIDEST_CHANNELS = 16
 
 
@@ -162,13 +162,21 @@ def _tail(diagnosis: DiagnosisRecord, *, hidden: int) -> Iterable[RenderableType
 
 
 def _layer_name(name: str) -> Text:
-    """Return a layer path; a long one loses its beginning, because the end tells the layers apart."""
-    name = plain(name) or "(the module itself)"
-    if cell_len(name) > _WIDEST_NAME:
-        while cell_len(name) >= _WIDEST_NAME:
-            name = name[1 + max(0, (cell_len(name) - _WIDEST_NAME) // 2) :]
-        name = f"\N{HORIZONTAL ELLIPSIS}{name}"
-    return Text(name)
+    """Return a layer path that fits its column.
+
+    Parts without a digit shrink to their first letter, the first ones first: the digits tell the layers apart. What is
+    still too long loses its beginning.
+    """
+    parts = (plain(name) or "(the module itself)").split(".")
+    for index, part in enumerate(parts[:-1]):
+        if cell_len(".".join(parts)) <= _WIDEST_NAME:
+            break
+        if part and not any(map(str.isdigit, part)):
+            parts[index] = part[0]
+    short = ".".join(parts)
+    while cell_len(short) > _WIDEST_NAME:
+        short = "\N{HORIZONTAL ELLIPSIS}" + short[1 + max(1, (cell_len(short) - _WIDEST_NAME) // 2) :]
+    return Text(short)
 
 
 def _channels(channels: Sequence[int] | None, width: int) -> str:
