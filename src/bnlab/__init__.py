@@ -7,20 +7,26 @@ from typing import TYPE_CHECKING
 from bnlab._version import __version__
 
 if TYPE_CHECKING:
+    from bnlab import functional, nn
     from bnlab.checks import explain
     from bnlab.diagnosis import Diagnosis, check
 
-__all__ = ["Diagnosis", "__version__", "check", "explain"]
+__all__ = ["Diagnosis", "__version__", "check", "explain", "functional", "nn"]
 
 _HOMES = {"Diagnosis": "bnlab.diagnosis", "check": "bnlab.diagnosis", "explain": "bnlab.checks"}
 
 
+_SUBPACKAGES = ("functional", "nn")
+
+
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used: `import bnlab` alone costs nothing."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'bnlab' has no attribute {name!r}")
     from importlib import import_module
 
+    if name in _SUBPACKAGES:
+        return import_module(f"bnlab.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bnlab' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 

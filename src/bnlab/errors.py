@@ -9,7 +9,9 @@ from __future__ import annotations
 
 __all__ = [
     "BnlabError",
+    "BnlabWarning",
     "DamagedFile",
+    "DtypeError",
     "MissingPackage",
     "NoBatchNorm",
     "NotACheckpoint",
@@ -49,3 +51,11 @@ class NoBatchNorm(BnlabError, ValueError):
 
 class MissingPackage(BnlabError, RuntimeError):
     """An optional package is needed for this target and is not installed."""
+
+
+class DtypeError(BnlabError, TypeError):
+    """A tensor has a dtype that the function does not take."""
+
+
+class BnlabWarning(UserWarning):
+    """Something the user can act on."""

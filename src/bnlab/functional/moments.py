@@ -1,0 +1,127 @@
+"""Moments of a batch, and how they merge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Moments", "batch_moments", "merge", "per_channel", "population_moments", "widened"]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations of each channel.
+
+    Attributes:
+        count: Values per channel, N*prod(spatial), or the sum of their weights. Shape (), float64.
+        mean: Shape (C,), float64, input units.
+        m2: Sum of squared deviations from the mean. Shape (C,), float64, squared input units.
+    """
+
+    count: Tensor
+    mean: Tensor
+    m2: Tensor
+
+    @property
+    def var(self) -> Tensor:
+        """Biased variance m2/count: what Algorithm 1 normalises with. Shape (C,)."""
+        return self.m2 / self.count.clamp(min=1)
+
+    @property
+    def unbiased_var(self) -> Tensor:
+        """Unbiased variance m2/(count - 1): what torch's running_var averages. Shape (C,); 0 for a count of 1."""
+        return self.m2 / (self.count - 1).clamp(min=1)
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return `x` in float64, in which the square of any float32 is finite; in float32 where there is no float64."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+
+
+def per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """View values of shape (C,) so that they broadcast along dimension 1 of `x`."""
+    return values.reshape(1, -1, *([1] * (x.dim() - 2)))
+
+
+def batch_moments(x: Tensor, mask: Tensor | None = None) -> Moments:
+    """Return the moments of every channel over a batch, in two passes.
+
+    mu = 1/m sum x_i, m2 = sum (x_i - mu)^2 - (sum (x_i - mu))^2 / m; the second term is 0 but for rounding.
+
+    Args:
+        x: Activations. Shape (N, C, *spatial); any float dtype and layout.
+        mask: Weight of every position, >= 0; 0 or False for padding, whose values are not looked at and may be NaN.
+            Broadcasts to (N, 1, *spatial).
+
+    Returns:
+        The moments; count 0, mean 0 and m2 0 for an empty batch.
+
+    Source:
+        Ioffe and Szegedy 2015, Algorithm 1; Chan, Golub and LeVeque 1983 for the corrected second pass.
+
+    Example:
+        >>> batch_moments(torch.tensor([[1e5], [2e5]])).var
+        tensor([2.5000e+09], dtype=torch.float64)
+    """
+    dims = [0, *range(2, x.dim())]
+    values = widened(x)
+    if mask is None:
+        count = values.new_tensor(x.numel() // max(x.size(1), 1))
+        mean = values.sum(dims) / count.clamp(min=1)
+        deviation = values - per_channel(mean, x)
+        m2 = deviation.square().sum(dims) - deviation.sum(dims).square() / count.clamp(min=1)
+    else:
+        weights = widened(mask).expand(x.size(0), 1, *x.shape[2:])
+        values = torch.where(weights > 0, values, 0)
+        count = weights.sum()
+        total = torch.where(count > 0, count, 1)
+        mean = (weights * values).sum(dims) / total
+        deviation = torch.where(weights > 0, values - per_channel(mean, x), 0)
+        m2 = (weights * deviation.square()).sum(dims) - (weights * deviation).sum(dims).square() / total
+    return Moments(count, mean, m2.clamp(min=0))
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """Merge the moments of two batches: exact, in any order.
+
+    n = n_a + n_b, mu = mu_a + d n_b/n, M2 = M2_a + M2_b + d^2 n_a n_b/n with d = mu_b - mu_a.
+
+    Source:
+        Chan, Golub and LeVeque 1983, equation 2.1.
+    """
+    count = a.count + b.count
+    total = count.clamp(min=1)
+    difference = b.mean - a.mean
+    mean = a.mean + difference * (b.count / total)
+    return Moments(count, mean, a.m2 + b.m2 + difference.square() * (a.count * b.count / total))
+
+
+def population_moments(
+    batches: Iterable[Moments], estimator: Literal["population", "within-batch"] = "population"
+) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of the population that mini-batches were drawn from: what Algorithm 2 infers with.
+
+    Args:
+        batches: Moments of the mini-batches, each with a count of at least 1.
+        estimator: "population" pools them exactly, by the law of total variance; "within-batch" averages the means
+            and unbiased variances of the batches, each with the same weight: the paper's
+            E[x] = E_B[mu_B], Var[x] = m/(m-1) E_B[sigma_B^2], which torch's running statistics estimate and which
+            leaves out how much the batches differ.
+
+    Returns:
+        Mean and unbiased variance, each of shape (C,), float64.
+
+    Source:
+        Ioffe and Szegedy 2015, Algorithm 2; Wu and Johnson 2021, appendix A.2.
+    """
+    all_ = list(batches)
+    if estimator == "population":
+        pooled = reduce(merge, all_)
+        return pooled.mean, pooled.unbiased_var
+    means, variances = ([batch.mean for batch in all_], [batch.unbiased_var for batch in all_])
+    return torch.stack(means).mean(0), torch.stack(variances).mean(0)

@@ -1,0 +1,70 @@
+"""Moving averages of statistics."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["debias", "effective_batches", "moving_average", "updates_to_forget"]
+
+
+def moving_average(running: Tensor, new: Tensor, momentum: float | Tensor | None, updates: int | Tensor = 1) -> Tensor:
+    """Return (1 - a) running + a new: one update of the running statistics.
+
+    Args:
+        running: Old value; any shape.
+        new: Value of the new batch, same shape; for the variance the unbiased one.
+        momentum: a, the weight of the NEW batch (torch's sense; 1 minus the decay of Keras, Flax and ONNX). None
+            stands for 1/updates: the running value is then the plain average of all batches.
+        updates: Number of updates including this one; used only where momentum is None.
+
+    Returns:
+        New value; dtype and shape of `running`, clamped to its largest finite value.
+
+    Source:
+        torch.nn.functional.batch_norm, to one rounding.
+
+    Example:
+        >>> moving_average(torch.zeros(1), torch.tensor([150000.0]), 0.1)
+        tensor([15000.])
+    """
+    a = 1 / updates if momentum is None else momentum
+    wide = running.to(new.dtype)
+    largest = torch.finfo(running.dtype).max
+    return (wide + a * (new - wide)).clamp(-largest, largest).to(running.dtype)
+
+
+def debias(mean: Tensor, var: Tensor, momentum: float, updates: int) -> tuple[Tensor, Tensor]:
+    """Remove the initial 0 and 1 from running statistics.
+
+    mean / (1 - (1-a)^k) and (var - (1-a)^k) / (1 - (1-a)^k): valid if a never changed and the buffers began at 0 and 1.
+
+    Source:
+        Geometric series; Adam's zero-debiasing with an initial variance of 1.
+    """
+    left = (1 - momentum) ** updates
+    return mean / (1 - left), (var - left) / (1 - left)
+
+
+def updates_to_forget(momentum: float, remaining: float = 0.01) -> float:
+    """Return after how many updates the initial values keep the weight `remaining`: ln(r)/ln(1 - a).
+
+    Example:
+        >>> round(updates_to_forget(0.1), 1)
+        43.7
+    """
+    return math.log(remaining) / math.log1p(-momentum)
+
+
+def effective_batches(momentum: float) -> float:
+    """Return how many equally weighted batches a settled moving average is worth: (2 - a)/a.
+
+    Its variance is that of a batch statistic times a/(2 - a).
+
+    Example:
+        >>> round(effective_batches(0.1), 6)
+        19.0
+    """
+    return (2 - momentum) / momentum

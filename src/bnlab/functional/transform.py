@@ -1,0 +1,90 @@
+"""The BN transform and its gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bnlab.functional.moments import Moments, batch_moments, per_channel, widened
+
+__all__ = ["batch_norm_backward", "normalize"]
+
+
+def normalize(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Return gamma (x - mean)/sqrt(var + eps) + beta, computed in float64 and rounded once.
+
+    With batch statistics this is the forward pass of Algorithm 1, with population or running statistics the inference
+    of Algorithm 2.
+
+    Args:
+        x: Activations. Shape (N, C, *spatial); any float dtype.
+        mean: Shape (C,).
+        var: Shape (C,); biased for batch statistics.
+        weight: gamma, shape (C,); 1 if None.
+        bias: beta, shape (C,); 0 if None.
+        eps: Added to the variance, squared input units.
+
+    Returns:
+        y: Shape and dtype of `x`.
+
+    Source:
+        Ioffe and Szegedy 2015, Algorithms 1 and 2.
+    """
+    x_hat = (widened(x) - per_channel(widened(mean), x)) * per_channel((widened(var) + eps).rsqrt(), x)
+    if weight is not None:
+        x_hat = x_hat * per_channel(widened(weight), x)
+    if bias is not None:
+        x_hat = x_hat + per_channel(widened(bias), x)
+    return x_hat.to(x.dtype)
+
+
+def batch_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    *,
+    mask: Tensor | None = None,
+    moments: Moments | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of the transform with batch statistics, in closed form.
+
+    dx_i = gamma r (dy_i - w_i/W (sum_j dy_j + x_hat_i sum_j dy_j x_hat_j)) with r = 1/sqrt(var + eps), weights w_i of
+    sum W (all 1 without a mask), dgamma = sum dy_j x_hat_j, dbeta = sum dy_j.
+
+    Made of differentiable operations: differentiated again it gives the second derivative, provided that `moments` is
+    not given, for they depend on `x`.
+
+    Args:
+        grad: dL/dy. Shape of `x`.
+        x: Input of the forward pass. Shape (N, C, *spatial).
+        weight: gamma, shape (C,); 1 if None.
+        eps: As in the forward pass.
+        mask: As in the forward pass; broadcasts to (N, 1, *spatial).
+        moments: Those of the forward pass, to save computing them again.
+
+    Returns:
+        dx: Shape and dtype of `x`.
+        dgamma: Shape (C,), float64.
+        dbeta: Shape (C,), float64.
+
+    Source:
+        Ioffe and Szegedy 2015, section 3, with dmu and dsigma^2 inserted.
+    """
+    dims = [0, *range(2, x.dim())]
+    moments = batch_moments(x, mask) if moments is None else moments
+    dy, values = widened(grad), widened(x)
+    share: Tensor = 1 / moments.count.clamp(min=1)
+    if mask is not None:
+        weights = widened(mask).expand(x.size(0), 1, *x.shape[2:])
+        share = weights / torch.where(moments.count > 0, moments.count, 1)
+    inv_std = (moments.var + eps).rsqrt()
+    deviation = values - per_channel(moments.mean, x)
+    if mask is not None:
+        # padding may hold anything: a NaN there must not reach the gradient of gamma
+        deviation = torch.where((weights > 0) | torch.isfinite(values), deviation, 0)
+    x_hat = deviation * per_channel(inv_std, x)
+    dbeta, dgamma = dy.sum(dims), (dy * x_hat).sum(dims)
+    dx = dy - share * (per_channel(dbeta, x) + x_hat * per_channel(dgamma, x))
+    scale = inv_std if weight is None else inv_std * widened(weight)
+    return (dx * per_channel(scale, x)).to(x.dtype), dgamma, dbeta

@@ -1,0 +1,244 @@
+"""What every BN layer of bnlab is made of."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
+
+from bnlab.errors import BnlabWarning, DtypeError, UsageError
+from bnlab.functional.batch_norm import ACTIVATIONS, Activation, activation_function
+from bnlab.functional.running import moving_average
+from bnlab.kernels import batch_norm_eval, batch_norm_train
+from bnlab.nn._path import layer_path
+
+__all__ = ["BatchNormBase"]
+
+_STATISTICS = ("running_mean", "running_var")
+
+
+class BatchNormBase(TorchBatchNorm):
+    """BN with exact statistics in every layout, buffers that survive bad batches, and fused forms.
+
+    The state dict is that of torch's layer, both ways, and so are the positional arguments.
+
+    Args:
+        num_features: C, the size of dimension 1 of the input.
+        eps: Added to the variance, squared input units; above 0 in train mode.
+        momentum: Weight of the new batch in the running statistics, in [0, 1]; None for a cumulative average.
+        affine: Whether there are weight and bias.
+        track_running_stats: Whether there are running statistics; without them eval mode uses those of the batch.
+        device: Of parameters and buffers.
+        dtype: Of the parameters, and of the buffers where it is wider than `statistics_dtype`.
+        bias: Whether an affine layer has a bias.
+        activation: What is applied last: "relu", "leaky_relu", "elu", "silu", "gelu", "hardswish", "sigmoid" or "tanh".
+        nonfinite: "skip": a batch with an inf or NaN normalises as usual, but reaches neither the running statistics
+            nor `num_batches_tracked`; `nonfinite_batches` counts how often. "propagate": as torch, where one such batch
+            spoils the buffers for good.
+        statistics_dtype: The running statistics never get narrower than this, whatever `.half()` or `.bfloat16()` do
+            to the rest; None lets them follow, as torch does.
+
+    Raises:
+        UsageError: If an argument is outside what it may be.
+
+    Source:
+        Ioffe and Szegedy 2015; equals the torch layer of the same name up to the rounding of the latter.
+    """
+
+    ranks: ClassVar[tuple[int, ...]]
+    nonfinite_batches: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: Activation | None = None,
+        nonfinite: Literal["skip", "propagate"] = "skip",
+        statistics_dtype: torch.dtype | None = torch.float32,
+    ) -> None:
+        name = type(self).__name__
+        if not (eps >= 0 and math.isfinite(eps)):
+            raise UsageError(f"{name}: eps must be finite and >= 0, got {eps}.")
+        if momentum is not None and not 0 <= momentum <= 1:
+            raise UsageError(
+                f"{name}: momentum must be in [0, 1] or None, got {momentum}. "
+                "Give the weight of the new batch, 1 - decay."
+            )
+        if nonfinite not in ("skip", "propagate"):
+            raise UsageError(f"{name}: nonfinite must be 'skip' or 'propagate', got {nonfinite!r}.")
+        activation_function(activation)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        if affine and not bias:
+            self.register_parameter("bias", None)
+        self.activation = activation
+        self.nonfinite = nonfinite
+        self.statistics_dtype = statistics_dtype
+        self.register_buffer("nonfinite_batches", torch.zeros((), dtype=torch.long, device=device), persistent=False)
+        for key in _STATISTICS:
+            buffer = self._buffers[key]
+            if buffer is not None and self._is_too_narrow(buffer.dtype):
+                self._buffers[key] = buffer.to(statistics_dtype)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        """Return activation(BN(input) + residual).
+
+        Args:
+            input: Shape (N, C, *spatial); any float dtype and layout.
+            residual: Added behind the transform; shape of `input`.
+            mask: Weight of every position in the statistics, >= 0: True or 1 for data, False or 0 for padding. Shape
+                (N, *spatial) or (N, 1, *spatial). Every position is transformed; padding never counts.
+
+        Returns:
+            Shape, dtype and layout of `input`.
+
+        Raises:
+            UsageError: If the input has the wrong rank or number of channels, a mask or residual does not fit, there is
+                one value per channel to take statistics of, or eps is 0 in train mode.
+            DtypeError: If the input is not floating point.
+        """
+        weights = self._checked(input, residual, mask)
+        if self.training or self.running_mean is None or self.running_var is None:
+            y, mean, var = batch_norm_train(input, self.weight, self.bias, weights, self.eps)
+            if self.training and self.track_running_stats and self.running_mean is not None:
+                count = input.numel() // self.num_features if weights is None else weights.sum(dtype=torch.float64)
+                self._update(mean, var, count)
+        else:
+            y = batch_norm_eval(input, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
+        y = y if residual is None else y + residual
+        return y if self.activation is None else ACTIVATIONS[self.activation](y)
+
+    def extra_repr(self) -> str:
+        """Return the arguments, those of bnlab only where they are not the default."""
+        extras = {"activation": None, "nonfinite": "skip", "statistics_dtype": torch.float32}
+        changed = [f"{key}={getattr(self, key)!r}" for key, default in extras.items() if getattr(self, key) != default]
+        return ", ".join([str(super().extra_repr()), *changed])  # type: ignore[no-untyped-call]
+
+    def _update(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
+        """Move the running statistics by one batch, unless it is not finite or has fewer than two values."""
+        if _is_recomputation():
+            return
+        with torch.no_grad():
+            if isinstance(count, int) and mean.device.type == "cpu" and not torch.compiler.is_compiling():
+                self._update_now(mean, var, count)
+            else:
+                self._update_without_waiting(mean, var, count)
+
+    def _update_now(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Update on the CPU, where looking at a value costs nothing."""
+        if count < 2:
+            return
+        if self.nonfinite == "skip" and not math.isfinite(float((mean + var).sum())):
+            self.nonfinite_batches += 1
+            return
+        updates = 1
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1
+            updates = int(self.num_batches_tracked)
+        unbiased = var * (count / (count - 1))
+        self._move("running_mean", mean, updates)
+        running_var = self._move("running_var", unbiased, updates)
+        if float(unbiased.amax()) > torch.finfo(running_var.dtype).max:
+            warnings.warn(
+                f"{layer_path(self)}: running_var must be finite in {running_var.dtype}, got a batch variance of "
+                f"{float(unbiased.amax()):.3g}. Scale the input down, or keep statistics_dtype=torch.float64.",
+                BnlabWarning,
+                stacklevel=5,
+            )
+
+    def _update_without_waiting(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
+        """Update with a condition on the device: no value travels to the host, and a compiler can trace it."""
+        total = torch.as_tensor(count, device=mean.device, dtype=torch.float64)
+        finite = torch.isfinite(mean).all() & torch.isfinite(var).all()
+        counts = total >= 2
+        if self.nonfinite == "skip":
+            self.nonfinite_batches += counts & ~finite
+            counts = counts & finite
+        updates: int | Tensor = 1
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += counts
+            updates = self.num_batches_tracked.clamp(min=1)
+        self._move("running_mean", mean, updates, counts)
+        self._move("running_var", var * (total / (total - 1).clamp(min=1)), updates, counts)
+
+    def _move(self, key: str, new: Tensor, updates: int | Tensor, where: Tensor | None = None) -> Tensor:
+        running = self._buffers[key]
+        assert running is not None  # the caller tracks statistics
+        moved = moving_average(running, new, self.momentum, updates)
+        return running.copy_(moved if where is None else torch.where(where, moved, running))
+
+    def _checked(self, x: Tensor, residual: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        """Validate a call; return the mask in the shape the operator takes."""
+        if x.dim() not in self.ranks:
+            allowed = " or ".join(f"{rank}-d" for rank in self.ranks)
+            raise self._refusal("input", f"be {allowed}", f"shape {tuple(x.shape)}")
+        if x.size(1) != self.num_features:
+            raise self._refusal("input", f"have {self.num_features} channels in dimension 1", f"shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise DtypeError(
+                f"{layer_path(self)}: input must be floating point, got {x.dtype}. Convert it: input.float()."
+            )
+        if residual is not None and residual.shape != x.shape:
+            raise self._refusal(
+                "residual", f"have the shape of the input, {tuple(x.shape)}", f"{tuple(residual.shape)}"
+            )
+        if self.training or self.running_mean is None:
+            self._check_batch(x)
+        return None if mask is None else self._checked_mask(x, mask)
+
+    def _check_batch(self, x: Tensor) -> None:
+        if x.numel() == self.num_features:
+            raise self._refusal(
+                "input",
+                "have more than 1 value per channel to take statistics of",
+                f"shape {tuple(x.shape)}",
+                "Use a larger batch (drop_last=True in the loader), or eval mode.",
+            )
+        if self.training and not self.eps > 0:
+            raise self._refusal("eps", "be > 0 in train mode", f"{self.eps}", "Set it to 1e-5.")
+
+    def _checked_mask(self, x: Tensor, mask: Tensor) -> Tensor:
+        positions = (x.size(0), *x.shape[2:])
+        if mask.shape == positions:
+            mask = mask.unsqueeze(1)
+        if (
+            mask.dim() != x.dim()
+            or mask.size(1) != 1
+            or any(have not in (1, want) for have, want in zip(mask.shape, (x.size(0), 1, *x.shape[2:]), strict=True))
+        ):
+            raise self._refusal("mask", f"have a shape that broadcasts to {positions}", f"{tuple(mask.shape)}")
+        return mask.expand(x.size(0), 1, *x.shape[2:])
+
+    def _refusal(self, argument: str, rule: str, got: str, way_out: str = "") -> UsageError:
+        return UsageError(f"{layer_path(self)}: {argument} must {rule}, got {got}. {way_out}".strip())
+
+    def _is_too_narrow(self, dtype: torch.dtype) -> bool:
+        return self.statistics_dtype is not None and torch.finfo(dtype).eps > torch.finfo(self.statistics_dtype).eps
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Apply a conversion, but keep the running statistics at least as wide as `statistics_dtype`."""
+        before = {key: self._buffers.get(key) for key in _STATISTICS}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for key, old in before.items():
+            new = self._buffers.get(key)
+            if old is not None and new is not None and self._is_too_narrow(new.dtype):
+                self._buffers[key] = old.to(device=new.device)
+        return self
+
+
+def _is_recomputation() -> bool:
+    """Whether activation checkpointing is running this forward a second time, inside the backward pass."""
+    if torch.compiler.is_compiling() or not hasattr(torch._C, "_current_graph_task_id"):  # noqa: SLF001
+        return False
+    return torch._C._current_graph_task_id() != -1  # noqa: SLF001 - the only sign there is

@@ -1,0 +1,29 @@
+"""The path of a layer in the network that is running, for error messages."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+
+from torch import nn
+
+__all__ = ["layer_path"]
+
+
+def layer_path(layer: nn.Module) -> str:
+    """Return the name of `layer` in the outermost module whose forward is running, or its class if it runs alone.
+
+    A module does not know its own name. The calls that led here do: they are looked through for modules, which is slow
+    and therefore done only once an error is certain.
+    """
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001 - documented, and the only way to see who called
+    outermost: nn.Module = layer
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, nn.Module):
+            outermost = caller
+        frame = frame.f_back
+    for name, module in outermost.named_modules():
+        if module is layer and name:
+            return str(name)
+    return type(layer).__name__

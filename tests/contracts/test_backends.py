@@ -1,0 +1,161 @@
+"""Every backend, wherever it does not refuse, against float64 formulas."""
+
+import pytest
+import torch
+from tests import oracle
+
+from bnlab.kernels import BACKENDS, Request, batch_norm_eval, batch_norm_train, choose
+
+SHAPES = [(64, 5), (16, 5, 9), (8, 5, 7, 9), (4, 5, 3, 4, 5), (128, 1), (3, 64, 16, 16), (2, 3, 49, 1)]
+every = pytest.mark.parametrize("layout", oracle.LAYOUTS)
+dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+
+
+def case(shape, layout, dtype, ratio=0.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = (ratio + torch.randn(shape, generator=generator)).to(dtype)
+    weight, bias = (torch.randn(2, shape[1], generator=generator)).to(dtype)
+    return oracle.LAYOUTS[layout](x), weight, bias
+
+
+def as_tensor(values):
+    return torch.from_numpy(values.astype("float64"))
+
+
+def limit(dtype, ratio, eps):
+    """In float64 the mean itself rounds: its error grows with mean/std. Narrower dtypes keep it in float64."""
+    return eps * (1 + ratio if dtype == torch.float64 else 1)
+
+
+def backends(x, mask=None):
+    request = Request.of(x, mask)
+    return {name: backend for name, backend in BACKENDS.items() if backend.refuse(request) is None}
+
+
+@every
+@dtypes
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("ratio", [0.0, 1e2, 1e4])
+def test_forward_is_within_4_eps_in_every_layout(layout, dtype, shape, ratio):
+    x, weight, bias = case(shape, layout, dtype, ratio)
+    expected = oracle.batch_norm(x, weight, bias)
+    mean, var = oracle.statistics(x)
+    for name, backend in backends(x).items():
+        y, got_mean, got_var = backend.forward(x, weight, bias, None, 1e-5)
+        assert oracle.error_in_eps(y, expected) <= limit(dtype, ratio, 4), name
+        assert (got_mean.dtype, got_var.dtype) == (torch.float64, torch.float64)
+        std = (var + 1e-12) ** 0.5
+        assert (abs(got_mean.numpy() - mean) <= 1e-5 * std + 1e-12).all(), name
+        assert (abs(got_var.numpy() - var) <= 1e-4 * var + 1e-12).all(), name
+
+
+def test_the_bound_catches_torch_in_channels_last():
+    x, weight, bias = case((8, 64, 28, 28), "channels_last", torch.float32, 1e4)
+    y = torch.nn.functional.batch_norm(x, None, None, weight, bias, training=True)
+    assert oracle.error_in_eps(y, oracle.batch_norm(x, weight, bias)) > 100
+
+
+@every
+@dtypes
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("ratio", [0.0, 1e2])
+def test_backward_is_that_of_the_paper(layout, dtype, shape, ratio):
+    x, weight, bias = case(shape, layout, dtype, ratio)
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    expected = as_tensor(oracle.backward(grad, x, weight))
+    for name, backend in backends(x).items():
+        _, mean, var = backend.forward(x, weight, bias, None, 1e-5)
+        dx, dweight, dbias = backend.backward(grad, x, weight, None, mean, var, 1e-5)
+        allowed = limit(dtype, ratio, 16) * torch.finfo(dtype).eps * float(expected.abs().max())
+        assert float((dx.double() - expected).abs().max()) <= allowed, name
+        dims = [0, *range(2, x.dim())]
+        x_hat = as_tensor(oracle.batch_norm(x))
+        scale = float(grad.double().abs().sum(dims).max())
+        tolerance = 4 * torch.finfo(torch.promote_types(dtype, torch.float32)).eps * scale
+        assert (
+            float((dweight.double() - (grad.double() * x_hat).sum(dims)).abs().max())
+            <= limit(dtype, ratio, 10) * tolerance
+        ), name
+        assert float((dbias.double() - grad.double().sum(dims)).abs().max()) <= tolerance, name
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_thread_count_gives_the_same_bits(layout, dtype):
+    x, weight, bias = case((16, 12, 28, 28), layout, dtype, 1e2)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            leaf = x.detach().requires_grad_()
+            y, mean, var = batch_norm_train(leaf, weight, bias, None, 1e-5)
+            (dx,) = torch.autograd.grad(y.square().sum(dtype=torch.float64), leaf)
+            results.append((y.detach(), mean, var, dx))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(left, right) for left, right in zip(results[0], other, strict=True))
+
+
+@every
+@dtypes
+@pytest.mark.parametrize("shape", SHAPES)
+def test_outputs_have_dtype_and_strides_of_the_input(layout, dtype, shape):
+    x, weight, bias = case(shape, layout, dtype)
+    leaf = x.detach().requires_grad_()
+    y = batch_norm_train(leaf, weight, bias, None, 1e-5)[0]
+    assert (y.dtype, y.stride()) == (dtype, torch.empty_like(x).stride())
+    (dx,) = torch.autograd.grad(y.sum(), leaf)
+    assert (dx.dtype, dx.stride()) == (dtype, torch.empty_like(x).stride())
+
+
+@every
+@dtypes
+@pytest.mark.parametrize("ratio", [0.0, 1e2, 1e4])
+def test_eval_is_within_4_eps(layout, dtype, ratio):
+    x, weight, bias = case((8, 5, 7, 9), layout, dtype, ratio)
+    mean, var = (as_tensor(part) for part in oracle.statistics(x))
+    y = batch_norm_eval(x, mean, var, weight, bias, 1e-5)
+    assert oracle.error_in_eps(y, oracle.batch_norm(x, weight, bias)) <= limit(dtype, ratio, 4)
+    assert y.dtype == dtype
+
+
+@every
+@pytest.mark.parametrize("scale", [1e20, 1e30, 1e38])
+def test_nothing_overflows_up_to_1e38(layout, scale):
+    x, weight, bias = case((8, 5, 7, 9), layout, torch.float32)
+    x = x / x.abs().max() * scale
+    y, mean, var = batch_norm_train(x, weight, bias, None, 1e-5)
+    assert oracle.error_in_eps(y, oracle.batch_norm(x, weight, bias)) <= 4
+    assert torch.isfinite(mean).all()
+    assert torch.isfinite(var).all()
+    grad = torch.ones_like(x)
+    dx = torch.ops.bnlab.batch_norm_train_backward(grad, x, weight, None, mean, var, 1e-5)[0]
+    assert torch.isfinite(dx).all()
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-22, 1e-30])
+def test_tiny_inputs_keep_their_variance(scale):
+    x, weight, bias = case((8, 5, 7, 9), "contiguous", torch.float32)
+    _, _, var = batch_norm_train(x * scale, weight, bias, None, 1e-5)
+    _, expected = oracle.statistics(x * scale)
+    assert (abs(var.numpy() - expected) <= 1e-5 * expected).all()
+
+
+def test_an_outlier_in_the_first_place_hurts_nobody():
+    x, weight, bias = case((64, 5, 8, 8), "contiguous", torch.float32, 1e3)
+    x[0, :, 0, 0] = -1e6
+    y, *_ = batch_norm_train(x, weight, bias, None, 1e-5)
+    assert oracle.error_in_eps(y, oracle.batch_norm(x, weight, bias)) <= 4
+
+
+def test_the_choice_says_why():
+    x = torch.randn(4, 3, 5, 5)
+    assert str(choose(Request.of(x, None))) == "aten"
+    last = choose(Request.of(x.to(memory_format=torch.channels_last), None))
+    assert str(last) == "reference (aten: in channels_last layout it misses 4 eps even at mean 0)"
+    assert choose(Request.of(x[::2, :, :, ::2], None)).passed_over[0][1].startswith("in strided layout")
+    assert choose(Request.of(x, torch.ones(4, 1, 1, 1))).passed_over == (("aten", "it knows no mask"),)
+    assert choose(Request.of(x.double(), None)).name == "reference"
+    assert "cuda" in choose(Request("cuda", "float32", "contiguous", masked=False, count=9)).passed_over[0][1]
