@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 app.command("check")(check.command)
 app.command("explain")(explain.command)
-app.command("bench")(bench.command)
+app.command("bench", context_settings={"ignore_unknown_options": True})(bench.command)
 app.command("demo")(demo.command)
 
 

@@ -20,14 +20,12 @@ class Request:
     Attributes:
         device: Type of device, such as "cpu".
         dtype: Name of the dtype of the input, such as "float32".
-        layout: "contiguous", "channels_last" or "strided".
         masked: Whether positions are weighted.
         count: Values per channel.
     """
 
     device: str
     dtype: str
-    layout: str
     masked: bool
     count: int
 
@@ -35,9 +33,7 @@ class Request:
     def of(cls, x: Tensor, mask: Tensor | None) -> Request:
         """Return the request for an input."""
         channels = max(x.size(1), 1)
-        return cls(
-            x.device.type, str(x.dtype).removeprefix("torch."), _layout(x), mask is not None, x.numel() // channels
-        )
+        return cls(x.device.type, str(x.dtype).removeprefix("torch."), mask is not None, x.numel() // channels)
 
 
 class Backend(Protocol):
@@ -74,7 +70,7 @@ class Choice:
     passed_over: tuple[tuple[str, str], ...]
 
     def __str__(self) -> str:
-        """Return "reference (aten: the input is channels_last)"."""
+        """Return "reference (aten: it knows no mask)"."""
         reasons = "; ".join(f"{name}: {reason}" for name, reason in self.passed_over)
         return f"{self.name} ({reasons})" if reasons else self.name
 
@@ -89,10 +85,3 @@ def choose(request: Request) -> Choice:
             return Choice(name, tuple(passed_over))
         passed_over.append((name, reason))
     raise AssertionError("the last backend never refuses")
-
-
-def _layout(x: Tensor) -> str:
-    if x.is_contiguous():
-        return "contiguous"
-    last = x.dim() >= 3 and x.movedim(1, -1).is_contiguous()
-    return "channels_last" if last else "strided"

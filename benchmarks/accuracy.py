@@ -1,0 +1,104 @@
+"""Largest error of train-mode BN against float64, ours beside torch's.
+
+y is compared with the formula of the paper in numpy's longest float, on the same rounded input; errors are in units of
+eps(dtype) * max(1, max|y|). Every row is the worst of 1 and 2 threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import bnlab
+
+RATIOS = (0.0, 1e2, 1e4, 1e6)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x.contiguous(),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "strided": lambda x: torch.stack([x, x], -1)[..., 0],
+}
+LARGEST_HALF_MEAN = 6e4
+BAR = 4.0
+
+
+def main() -> None:
+    """Measure, print the table, and write it down where asked; the last line is the headline figure."""
+    parser = argparse.ArgumentParser(prog="bnlab bench accuracy", description=__doc__)
+    parser.add_argument("--shape", type=int, nargs=4, default=(32, 64, 56, 56), metavar=("N", "C", "H", "W"))
+    parser.add_argument("--output", type=Path, help="write the table here as Markdown")
+    options = parser.parse_args()
+    rows = [
+        measure(tuple(options.shape), dtype, layout, ratio)
+        for dtype in DTYPES
+        for layout in LAYOUTS
+        for ratio in RATIOS
+        if not (dtype == torch.float16 and ratio > LARGEST_HALF_MEAN)
+    ]
+    header = ("dtype", "layout", "mean/std", "bnlab", "torch", "same bits at 1 and 2 threads: bnlab", "torch")
+    table = Table(title=f"error in eps * max(1, max|y|), shape {tuple(options.shape)}", title_justify="left")
+    for name in header:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=110)
+    console.print(table)
+    if options.output:
+        lines = ["| " + " | ".join(cells) + " |" for cells in (header, ("---",) * len(header), *rows)]
+        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    within = [float(row[3]) for row in rows if float(row[2]) <= 1e4]
+    console.print(f"largest error of bnlab for mean/std up to 1e4: {max(within):.2f} eps (bar: {BAR:g})")
+
+
+def measure(shape: tuple[int, ...], dtype: torch.dtype, layout: str, ratio: float) -> tuple[str, ...]:
+    """Return one row of the table."""
+    generator = torch.Generator().manual_seed(0)
+    x = LAYOUTS[layout]((ratio + torch.randn(shape, generator=generator)).to(dtype))
+    expected = exact(x)
+    results = {}
+    for name, make in (("bnlab", bnlab.nn.BatchNorm2d), ("torch", nn.BatchNorm2d)):
+        results[name] = [output(make, x, threads) for threads in (1, 2)]
+    errors = {name: max(error(y, expected) for y in ys) for name, ys in results.items()}
+    same = {name: "yes" if torch.equal(*ys) else "no" for name, ys in results.items()}
+    label = str(dtype).removeprefix("torch.")
+    figures = (f"{errors['bnlab']:.2f}", f"{errors['torch']:.3g}", same["bnlab"], same["torch"])
+    return label, layout, f"{ratio:g}", *figures
+
+
+def output(make: Callable[..., nn.Module], x: Tensor, threads: int) -> Tensor:
+    """Return what a fresh layer makes of `x` in train mode."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            y: Tensor = make(x.size(1), momentum=0.0)(x)
+    finally:
+        torch.set_num_threads(before)
+    return y
+
+
+def exact(x: Tensor) -> NDArray[np.longdouble]:
+    """Return (x - mean)/sqrt(var + eps) by two passes."""
+    values = x.double().numpy().astype(np.longdouble)
+    mean = values.mean((0, 2, 3), keepdims=True)
+    var = ((values - mean) ** 2).mean((0, 2, 3), keepdims=True)
+    normalised: NDArray[np.longdouble] = (values - mean) / np.sqrt(var + 1e-5)
+    return normalised
+
+
+def error(y: Tensor, expected: NDArray[np.longdouble]) -> float:
+    """Return the largest error in eps(dtype) * max(1, max|y|)."""
+    scale = torch.finfo(y.dtype).eps * max(1.0, float(np.abs(expected).max()))
+    return float(np.abs(y.double().numpy() - expected).max()) / scale
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Forward and backward of BN on small tensors, ours against torch's layer.
+
+Sides alternate in one process after an untimed run of the same side; medians over repetitions of many calls each, with
+running statistics and counter. Set OMP_PROC_BIND=true for steady figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import bnlab
+
+SHAPES = ((128, 100), (32, 64, 14, 14), (16, 64, 56, 56))
+CALLS = {(128, 100): 300, (32, 64, 14, 14): 30, (16, 64, 56, 56): 3}
+
+
+def main() -> None:
+    """Measure and print; the last line is the headline figure."""
+    parser = argparse.ArgumentParser(prog="bnlab bench small", description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=15)
+    options = parser.parse_args()
+    table = Table(title="forward + backward, float32, contiguous, microseconds", title_justify="left")
+    for name in ("shape", "threads", "bnlab", "torch", "bnlab / torch"):
+        table.add_column(name, justify="right")
+    headline = []
+    for shape in SHAPES:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            ours, theirs = compare(shape, options.repetitions)
+            table.add_row(str(shape), str(threads), f"{ours:.1f}", f"{theirs:.1f}", f"{ours / theirs:.2f}")
+            if shape == SHAPES[0]:
+                headline.append(f"{ours / theirs:.2f}x at {threads} thread{'s' if threads > 1 else ''}")
+    console = Console(width=100)
+    console.print(table)
+    console.print(f"time of torch for {SHAPES[0]}: {', '.join(headline)}")
+
+
+def compare(shape: tuple[int, ...], repetitions: int) -> tuple[float, float]:
+    """Return the median microseconds of a forward and backward, ours and torch's."""
+    pairs = {2: (bnlab.nn.BatchNorm1d, nn.BatchNorm1d), 4: (bnlab.nn.BatchNorm2d, nn.BatchNorm2d)}
+    layers = [make(shape[1]) for make in pairs[len(shape)]]
+    x, grad = torch.randn(shape, requires_grad=True), torch.randn(shape)
+    times: list[list[float]] = [[], []]
+    for _ in range(repetitions):
+        for side, layer in zip(times, layers, strict=True):
+            run(layer, x, grad, 1)
+            side.append(run(layer, x, grad, CALLS[shape]))
+    ours, theirs = (1e6 * statistics.median(side) for side in times)
+    return ours, theirs
+
+
+def run(layer: nn.Module, x: torch.Tensor, grad: torch.Tensor, calls: int) -> float:
+    """Return the seconds of one call."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        torch.autograd.grad(layer(x), [x, *layer.parameters()], grad)
+    return (time.perf_counter() - start) / calls
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODULES = [
+    "bnlab.conventions",
+    "bnlab.checks._catalog",
+    "bnlab.functional.batch_norm",
+    "bnlab.functional.moments",
+    "bnlab.functional.running",
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name):
+    import torch
+
+    module = importlib.import_module(name)
+    failed, attempted = doctest.testmod(module, extraglobs={"torch": torch})
+    assert attempted
+    assert not failed
+
+
+def test_the_page_on_batch_norm():
+    failed, attempted = doctest.testfile(str(ROOT / "docs" / "batch_norm.md"), module_relative=False)
+    assert attempted > 15
+    assert not failed
