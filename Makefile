@@ -18,8 +18,10 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(INSTALLED)  ## time and memory of `bnlab check` against torch.load and safetensors
+bench: $(INSTALLED)  ## every benchmark: checkpoints, accuracy, small tensors
 	$(BIN)/bnlab bench check
+	$(BIN)/bnlab bench accuracy
+	OMP_PROC_BIND=true $(BIN)/bnlab bench small
 
 docs: $(INSTALLED)  ## rewrite the generated pages
 	$(BIN)/python tools/build_docs.py

@@ -28,6 +28,18 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 LARGEST_HALF_MEAN = 6e4
 BAR = 4.0
+PAGE = """# Accuracy of the train-mode output
+
+Written by `bnlab bench accuracy --output docs/accuracy.md`; shape {shape}, torch {torch}, CPU.
+
+Largest error against the formula of the paper in extended precision, on the same rounded input, in units of
+eps(dtype) * max(1, max|y|): 0.5 is correct rounding, 4 the bar. The worst of 1 and 2 threads, and whether both give the
+same bits.
+
+{table}
+
+bfloat16 resolves a mean of 1e4 in steps of 64: the channel is constant, and the right answer is 0.
+"""
 
 
 def main() -> None:
@@ -53,7 +65,8 @@ def main() -> None:
     console.print(table)
     if options.output:
         lines = ["| " + " | ".join(cells) + " |" for cells in (header, ("---",) * len(header), *rows)]
-        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        text = PAGE.format(shape=tuple(options.shape), torch=torch.__version__, table="\n".join(lines))
+        options.output.write_text(text, encoding="utf-8")
     within = [float(row[3]) for row in rows if float(row[2]) <= 1e4]
     console.print(f"largest error of bnlab for mean/std up to 1e4: {max(within):.2f} eps (bar: {BAR:g})")
 

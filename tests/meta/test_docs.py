@@ -36,7 +36,10 @@ def test_the_examples_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys
         assert out
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/checkpoints.md", "docs/benchmarks.md", "docs/checks/README.md"])
+@pytest.mark.parametrize(
+    "path",
+    ["README.md", *(f"docs/{path}" for path in ("checkpoints.md", "benchmarks.md", "layers.md", "checks/README.md"))],
+)
 def test_links_lead_somewhere(path):
     text = (ROOT / path).read_text(encoding="utf-8")
     for link in re.findall(r"\]\(([^)#]+)\)", text):

@@ -24,7 +24,8 @@ def test_examples_in_docstrings(name):
     assert not failed
 
 
-def test_the_page_on_batch_norm():
-    failed, attempted = doctest.testfile(str(ROOT / "docs" / "batch_norm.md"), module_relative=False)
+@pytest.mark.parametrize("page", ["batch_norm.md", "layers.md"])
+def test_pages_run_as_written(page):
+    failed, attempted = doctest.testfile(str(ROOT / "docs" / page), module_relative=False, encoding="utf-8")
     assert attempted > 15
     assert not failed

@@ -19,6 +19,7 @@ from bnlab.nn._path import layer_path
 
 __all__ = ["BatchNormBase"]
 
+_MOMENTUM_WAY_OUT = "Give the weight of the new batch, 1 - decay."
 _STATISTICS = ("running_mean", "running_var")
 
 
@@ -72,10 +73,7 @@ class BatchNormBase(TorchBatchNorm):
         if not (eps >= 0 and math.isfinite(eps)):
             raise UsageError(f"{name}: eps must be finite and >= 0, got {eps}.")
         if momentum is not None and not 0 <= momentum <= 1:
-            raise UsageError(
-                f"{name}: momentum must be in [0, 1] or None, got {momentum}. "
-                "Give the weight of the new batch, 1 - decay."
-            )
+            raise UsageError(f"{name}: momentum must be in [0, 1] or None, got {momentum}. {_MOMENTUM_WAY_OUT}")
         if nonfinite not in ("skip", "propagate"):
             raise UsageError(f"{name}: nonfinite must be 'skip' or 'propagate', got {nonfinite!r}.")
         activation_function(activation)
@@ -207,6 +205,8 @@ class BatchNormBase(TorchBatchNorm):
             )
         if self.training and not self.eps > 0:
             raise self._refusal("eps", "be > 0 in train mode", f"{self.eps}", "Set it to 1e-5.")
+        if self.momentum is not None and not 0 <= self.momentum <= 1:
+            raise self._refusal("momentum", "be in [0, 1] or None", f"{self.momentum}", _MOMENTUM_WAY_OUT)
 
     def _checked_mask(self, x: Tensor, mask: Tensor) -> Tensor:
         positions = (x.size(0), *x.shape[2:])

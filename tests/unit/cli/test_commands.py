@@ -30,7 +30,7 @@ def test_version(bnlab_command):
 def test_bench_names_what_there_is(bnlab_command):
     code, _, err = bnlab_command("bench", "nothing")
     assert code == 2
-    assert err == "error: bench: name must be one of check, got 'nothing'.\n"
+    assert err == "error: bench: name must be one of accuracy, check, small, got 'nothing'.\n"
 
 
 def test_bench_outside_a_checkout(bnlab_command, monkeypatch, tmp_path):

@@ -331,6 +331,14 @@ def test_bad_arguments_are_refused(options, message):
     assert str(err.value) == message
 
 
+def test_a_momentum_set_later_is_refused_too():
+    layer = BatchNorm1d(3)
+    layer.momentum = 1.1
+    with pytest.raises(UsageError, match=r"BatchNorm1d: momentum must be in \[0, 1\] or None, got 1.1. Give"):
+        layer(torch.randn(4, 3))
+    assert layer.num_batches_tracked == 0
+
+
 def test_one_value_per_channel_is_fine_in_eval_mode_and_with_positions():
     assert BatchNorm1d(3).eval()(torch.randn(1, 3)).shape == (1, 3)
     assert BatchNorm2d(3)(torch.randn(1, 3, 4, 4)).shape == (1, 3, 4, 4)
