@@ -18,6 +18,7 @@ from torch import nn
 import bnlab
 
 SHAPES = ((128, 100), (32, 64, 14, 14), (16, 64, 56, 56))
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 CALLS = {(128, 100): 300, (32, 64, 14, 14): 30, (16, 64, 56, 56): 3}
 
 
@@ -26,15 +27,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bnlab bench small", description=__doc__)
     parser.add_argument("--repetitions", type=int, default=15)
     options = parser.parse_args()
-    table = Table(title="forward + backward, float32, contiguous, microseconds", title_justify="left")
-    for name in ("shape", "threads", "bnlab", "torch", "bnlab / torch"):
+    table = Table(title="forward + backward, float32, microseconds", title_justify="left")
+    for name in ("shape", "layout", "threads", "bnlab", "torch", "bnlab / torch"):
         table.add_column(name, justify="right")
     headline = []
-    for shape in SHAPES:
+    cases = [(shape, layout) for shape in SHAPES for layout in LAYOUTS if len(shape) == 4 or layout == "contiguous"]
+    for shape, layout in cases:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            ours, theirs = compare(shape, options.repetitions)
-            table.add_row(str(shape), str(threads), f"{ours:.1f}", f"{theirs:.1f}", f"{ours / theirs:.2f}")
+            ours, theirs = compare(shape, LAYOUTS[layout], options.repetitions)
+            table.add_row(str(shape), layout, str(threads), f"{ours:.1f}", f"{theirs:.1f}", f"{ours / theirs:.2f}")
             if shape == SHAPES[0]:
                 headline.append(f"{ours / theirs:.2f}x at {threads} thread{'s' if threads > 1 else ''}")
     console = Console(width=100)
@@ -42,11 +44,12 @@ def main() -> None:
     console.print(f"time of torch for {SHAPES[0]}: {', '.join(headline)}")
 
 
-def compare(shape: tuple[int, ...], repetitions: int) -> tuple[float, float]:
+def compare(shape: tuple[int, ...], layout: torch.memory_format, repetitions: int) -> tuple[float, float]:
     """Return the median microseconds of a forward and backward, ours and torch's."""
     pairs = {2: (bnlab.nn.BatchNorm1d, nn.BatchNorm1d), 4: (bnlab.nn.BatchNorm2d, nn.BatchNorm2d)}
     layers = [make(shape[1]) for make in pairs[len(shape)]]
-    x, grad = torch.randn(shape, requires_grad=True), torch.randn(shape)
+    x, grad = (torch.randn(shape).to(memory_format=layout) for _ in range(2))
+    x.requires_grad_()
     times: list[list[float]] = [[], []]
     for _ in range(repetitions):
         for side, layer in zip(times, layers, strict=True):

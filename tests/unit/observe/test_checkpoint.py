@@ -84,7 +84,7 @@ NOT_ONE = "file must be a checkpoint (torch.save, safetensors or ONNX), got "
     [
         (b"", "file must be a checkpoint, got an empty file."),
         (b"hello", NOT_ONE + "something else."),
-        (os.urandom(100).replace(b"{", b"x"), NOT_ONE),
+        (bytes(range(130, 230)), NOT_ONE),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", NOT_ONE + "a Git LFS pointer."),
         (b"<!DOCTYPE html><html>404</html>", NOT_ONE + "an HTML page."),
         (pickle.dumps({"a": 1}), NOT_ONE + "a pickle that torch.save did not write."),
@@ -93,8 +93,6 @@ NOT_ONE = "file must be a checkpoint (torch.save, safetensors or ONNX), got "
 def test_files_that_are_no_checkpoints(tmp_path, content, message):
     path = tmp_path / "model.pt"
     path.write_bytes(content)
-    if content[:1] in (b"P", b"\x80") and content[:2] != b"\x80\x04":
-        pytest.skip("random bytes that begin like a checkpoint")
     assert error(path, NotACheckpoint).startswith(message)
 
 
