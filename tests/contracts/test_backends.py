@@ -165,6 +165,48 @@ def test_few_channels_give_the_same_bits_at_every_thread_count(channels):
         assert all(torch.equal(left, right) for left, right in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("shape", [(1 << 17, 4), (1 << 17, 1), (1 << 16, 3, 1), (1 << 16, 2, 1, 1), (3, 1, 300, 300)])
+@pytest.mark.parametrize("ratio", [0.0, 1e4])
+def test_long_batches_of_single_positions(shape, ratio):
+    x, weight, bias = case(shape, "contiguous", torch.float32, ratio)
+    grad = torch.randn(shape)
+    mean, var = oracle.statistics(x)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            y, got_mean, got_var = batch_norm_train(x, weight, bias, None, 1e-5)
+            gradients = torch.ops.bnlab.batch_norm_train_backward(grad, x, weight, None, got_mean, got_var, 1e-5)
+            results.append((y, got_mean, got_var, *gradients))
+    finally:
+        torch.set_num_threads(before)
+    assert oracle.error_in_eps(results[0][0], oracle.batch_norm(x, weight, bias)) <= 4
+    assert (abs(results[0][2].numpy() - var) <= 1e-6 * var).all()
+    assert (abs(results[0][1].numpy() - mean) <= 1e-6 * var**0.5).all()
+    for other in results[1:]:
+        assert all(torch.equal(left, right) for left, right in zip(results[0], other, strict=True))
+
+
+def test_a_sample_far_from_the_rest():
+    x = torch.randn(1 << 18, 2) * 1e-3
+    x[:1024] += 1e4
+    y, mean, var = batch_norm_train(x, None, None, None, 1e-5)
+    assert oracle.error_in_eps(y, oracle.batch_norm(x)) <= 4
+    expected = oracle.statistics(x)
+    assert (abs(mean.numpy() - expected[0]) <= 1e-5 * expected[1] ** 0.5).all()
+    assert (abs(var.numpy() - expected[1]) <= 1e-5 * expected[1]).all()
+
+
+@every
+def test_a_constant_channel_among_others(layout):
+    x, weight, bias = case((8, 5, 7, 9), layout, torch.float32)
+    x = oracle.LAYOUTS[layout](torch.cat([x[:, :4], torch.full((8, 1, 7, 9), 0.1)], 1))
+    y, _, var = batch_norm_train(x, weight, bias, None, 1e-5)
+    assert oracle.error_in_eps(y, oracle.batch_norm(x, weight, bias)) <= 4
+    assert var[4] < 1e-15
+
+
 @every
 def test_a_batch_sorted_by_its_mean(layout):
     x, weight, bias = case((64, 5, 8, 8), layout, torch.float32)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from bnlab.errors import UsageError
-from bnlab.functional.moments import batch_moments
+from bnlab.errors import DtypeError, UsageError
+from bnlab.functional.moments import batch_moments, without_padding_garbage
 from bnlab.functional.running import moving_average
 from bnlab.functional.transform import normalize
 
@@ -83,7 +83,9 @@ def batch_norm(
         Shape and dtype of `input`.
 
     Raises:
-        UsageError: If the input has no channel dimension, or there is no such activation.
+        UsageError: If the input has no channel dimension, a part has the wrong shape, there is one value per channel to
+            take statistics of, or there is no such activation.
+        DtypeError: If the input is not floating point.
 
     Source:
         Ioffe and Szegedy 2015, Algorithms 1 and 2; equals torch.nn.functional.batch_norm up to the rounding of the
@@ -93,19 +95,35 @@ def batch_norm(
         >>> batch_norm(torch.tensor([[1e5], [2e5]]), None, None, training=True).flatten()
         tensor([-1.,  1.])
     """
-    if input.dim() < 2:
-        raise UsageError(f"batch_norm: input must have the shape (N, C, *spatial), got {tuple(input.shape)}.")
-    if training or running_mean is None or running_var is None:
-        moments = batch_moments(input, mask)
-        y = normalize(input, moments.mean, moments.var, weight, bias, eps)
-        if training and running_mean is not None and running_var is not None:
-            with torch.no_grad():
-                finite = torch.isfinite(moments.mean).all() & torch.isfinite(moments.m2).all()
-                counts = (moments.count >= 2) & (finite | (nonfinite == "propagate"))
-                for running, new in ((running_mean, moments.mean), (running_var, moments.unbiased_var)):
-                    running.copy_(torch.where(counts, moving_average(running, new, momentum), running))
-    else:
-        y = normalize(input, running_mean, running_var, weight, bias, eps)
-    y = y if residual is None else y + residual
     function = activation_function(activation)
-    return y if function is None else function(y)
+    _check(input, residual, {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var})
+    x = input if mask is None else without_padding_garbage(input, mask)
+    moments = None
+    if training or running_mean is None or running_var is None:
+        if input.numel() == input.size(1):
+            raise UsageError(f"batch_norm: input must have more than 1 value per channel, got {tuple(input.shape)}.")
+        moments = batch_moments(x, mask)
+        y = normalize(x, moments.mean, moments.var, weight, bias, eps)
+    else:
+        y = normalize(x, running_mean, running_var, weight, bias, eps)
+    y = y if residual is None else y + residual
+    y = y if function is None else function(y)
+    if training and moments is not None and running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            finite = torch.isfinite(moments.mean).all() & torch.isfinite(moments.m2).all()
+            counts = (moments.count >= 2) & (finite | (nonfinite == "propagate"))
+            for running, new in ((running_mean, moments.mean), (running_var, moments.unbiased_var)):
+                running.copy_(torch.where(counts, moving_average(running, new, momentum), running))
+    return y
+
+
+def _check(x: Tensor, residual: Tensor | None, per_channel: dict[str, Tensor | None]) -> None:
+    if x.dim() < 2:
+        raise UsageError(f"batch_norm: input must have the shape (N, C, *spatial), got {tuple(x.shape)}.")
+    if not x.is_floating_point():
+        raise DtypeError(f"batch_norm: input must be floating point, got {x.dtype}. Convert it: input.float().")
+    if residual is not None and residual.shape != x.shape:
+        raise UsageError(f"batch_norm: residual must have the shape {tuple(x.shape)}, got {tuple(residual.shape)}.")
+    for name, values in per_channel.items():
+        if values is not None and values.shape != (x.size(1),):
+            raise UsageError(f"batch_norm: {name} must have the shape ({x.size(1)},), got {tuple(values.shape)}.")

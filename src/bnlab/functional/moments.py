@@ -10,7 +10,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Moments", "batch_moments", "merge", "per_channel", "population_moments", "widened"]
+__all__ = [
+    "Moments",
+    "batch_moments",
+    "merge",
+    "per_channel",
+    "population_moments",
+    "widened",
+    "without_padding_garbage",
+]
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,11 @@ def batch_moments(x: Tensor, mask: Tensor | None = None) -> Moments:
         deviation = torch.where(weights > 0, values - per_channel(mean, x), 0)
         m2 = (weights * deviation.square()).sum(dims) - (weights * deviation).sum(dims).square() / total
     return Moments(count, mean, m2.clamp(min=0))
+
+
+def without_padding_garbage(x: Tensor, mask: Tensor) -> Tensor:
+    """Return `x` with 0 where the mask is 0 and the value is not finite: padding must reach no gradient."""
+    return torch.where((mask > 0) | torch.isfinite(x), x, 0)
 
 
 def merge(a: Moments, b: Moments) -> Moments:

@@ -21,7 +21,7 @@ def moving_average(running: Tensor, new: Tensor, momentum: float | Tensor | None
         updates: Number of updates including this one; used only where momentum is None.
 
     Returns:
-        New value; dtype and shape of `running`, clamped to its largest finite value.
+        New value; dtype and shape of `running`. A finite value beyond its range becomes its largest finite value.
 
     Source:
         torch.nn.functional.batch_norm, to one rounding.
@@ -30,10 +30,15 @@ def moving_average(running: Tensor, new: Tensor, momentum: float | Tensor | None
         >>> moving_average(torch.zeros(1), torch.tensor([150000.0]), 0.1)
         tensor([15000.])
     """
-    a = 1 / updates if momentum is None else momentum
+    a = _reciprocal(updates, new) if momentum is None else momentum
     wide = running.to(new.dtype)
     largest = torch.finfo(running.dtype).max
-    return (wide + a * (new - wide)).clamp(-largest, largest).to(running.dtype)
+    moved = wide + a * (new - wide)
+    return torch.where(torch.isfinite(moved), moved.clamp(-largest, largest), moved).to(running.dtype)
+
+
+def _reciprocal(updates: int | Tensor, like: Tensor) -> float | Tensor:
+    return updates.to(like.dtype).reciprocal() if isinstance(updates, Tensor) else 1 / updates
 
 
 def debias(mean: Tensor, var: Tensor, momentum: float, updates: int) -> tuple[Tensor, Tensor]:

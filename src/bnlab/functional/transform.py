@@ -79,11 +79,7 @@ def batch_norm_backward(
         weights = widened(mask).expand(x.size(0), 1, *x.shape[2:])
         share = weights / torch.where(moments.count > 0, moments.count, 1)
     inv_std = (moments.var + eps).rsqrt()
-    deviation = values - per_channel(moments.mean, x)
-    if mask is not None:
-        # padding may hold anything: a NaN there must not reach the gradient of gamma
-        deviation = torch.where((weights > 0) | torch.isfinite(values), deviation, 0)
-    x_hat = deviation * per_channel(inv_std, x)
+    x_hat = (values - per_channel(moments.mean, x)) * per_channel(inv_std, x)
     dbeta, dgamma = dy.sum(dims), (dy * x_hat).sum(dims)
     dx = dy - share * (per_channel(dbeta, x) + x_hat * per_channel(dgamma, x))
     scale = inv_std if weight is None else inv_std * widened(weight)

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from bnlab.functional.folding import scale_and_shift
-from bnlab.functional.moments import per_channel, widened
-from bnlab.functional.transform import batch_norm_backward
+from bnlab.functional.moments import batch_moments, per_channel, widened
+from bnlab.functional.transform import batch_norm_backward, normalize
 from bnlab.kernels.choose import BACKENDS, Request, choose
 
 __all__ = ["batch_norm_eval", "batch_norm_train"]
@@ -47,8 +48,19 @@ def batch_norm_train(
         mean: Shape (C,), float64; not differentiable.
         var: Biased. Shape (C,), float64; not differentiable.
     """
+    if _is_transformed():
+        moments = batch_moments(x, mask)
+        y = normalize(x, moments.mean, moments.var, weight, bias, eps)
+        return y, moments.mean.detach(), moments.var.detach()
     y, mean, var = torch.ops.bnlab.batch_norm_train(x, weight, bias, mask, eps)
     return y, mean, var
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is active, which want plain formulas."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0  # noqa: SLF001
 
 
 def batch_norm_eval(
@@ -59,7 +71,7 @@ def batch_norm_eval(
     (x - K) a + b' with K = mean rounded to the dtype of the arithmetic: x - K does not round near the mean, as
     a x + (b - a mean) does. With parameters that need no gradient nothing of the size of `x` is kept for backward.
 
-    A compiler or exporter sees torch's own operator, which it knows how to fuse and to write.
+    An exporter sees torch's own operator, which every consumer knows.
 
     Args:
         x: Shape (N, C, *spatial); any float dtype and layout.
@@ -72,9 +84,11 @@ def batch_norm_eval(
     Returns:
         Shape, dtype and layout of `x`.
     """
-    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
-        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
     dtype = torch.promote_types(x.dtype, torch.float32)
+    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+        mean, var = mean.to(dtype), var.to(dtype)
+        weight, bias = (None if values is None else values.to(dtype) for values in (weight, bias))
+        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
     pivot = mean.to(dtype)
     scale, _ = scale_and_shift(mean, var, weight, None, eps)
     shift = (pivot - widened(mean)) * scale
@@ -84,9 +98,10 @@ def batch_norm_eval(
 
 
 def _like(x: Tensor, values: Tensor) -> Tensor:
-    """Give values the strides that the fake kernel promises."""
+    """Give values the strides that the fake kernel promises, and a storage of their own."""
     promised = torch.empty_like(x)
-    return values if values.stride() == promised.stride() else promised.copy_(values)
+    ready = values.stride() == promised.stride() and not values._is_view()  # noqa: SLF001 - autograd asks the same
+    return values if ready else promised.copy_(values)
 
 
 @torch.library.impl("bnlab::batch_norm_train", "default")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 
 from bnlab.errors import BnlabWarning, DtypeError, UsageError
-from bnlab.functional.batch_norm import ACTIVATIONS, Activation, activation_function
+from bnlab.functional.batch_norm import Activation, activation_function
+from bnlab.functional.moments import without_padding_garbage
 from bnlab.functional.running import moving_average
 from bnlab.kernels import batch_norm_eval, batch_norm_train
 from bnlab.nn._path import layer_path
@@ -39,8 +40,8 @@ class BatchNormBase(TorchBatchNorm):
         bias: Whether an affine layer has a bias.
         activation: What is applied last: "relu", "leaky_relu", "elu", "silu", "gelu", "hardswish", "sigmoid" or "tanh".
         nonfinite: "skip": a batch with an inf or NaN normalises as usual, but reaches neither the running statistics
-            nor `num_batches_tracked`; `nonfinite_batches` counts how often. "propagate": as torch, where one such batch
-            spoils the buffers for good.
+            nor `num_batches_tracked`; `skipped_batches` counts how often. "propagate": as torch, where one such batch
+            spoils the buffers for good. A batch with fewer than two values per channel is skipped either way.
         statistics_dtype: The running statistics never get narrower than this, whatever `.half()` or `.bfloat16()` do
             to the rest; None lets them follow, as torch does.
 
@@ -52,7 +53,7 @@ class BatchNormBase(TorchBatchNorm):
     """
 
     ranks: ClassVar[tuple[int, ...]]
-    nonfinite_batches: Tensor
+    skipped_batches: Tensor
 
     def __init__(
         self,
@@ -74,6 +75,10 @@ class BatchNormBase(TorchBatchNorm):
             raise UsageError(f"{name}: eps must be finite and >= 0, got {eps}.")
         if momentum is not None and not 0 <= momentum <= 1:
             raise UsageError(f"{name}: momentum must be in [0, 1] or None, got {momentum}. {_MOMENTUM_WAY_OUT}")
+        if statistics_dtype is not None and not getattr(statistics_dtype, "is_floating_point", False):
+            raise UsageError(
+                f"{name}: statistics_dtype must be a floating torch.dtype or None, got {statistics_dtype!r}."
+            )
         if nonfinite not in ("skip", "propagate"):
             raise UsageError(f"{name}: nonfinite must be 'skip' or 'propagate', got {nonfinite!r}.")
         activation_function(activation)
@@ -83,7 +88,7 @@ class BatchNormBase(TorchBatchNorm):
         self.activation = activation
         self.nonfinite = nonfinite
         self.statistics_dtype = statistics_dtype
-        self.register_buffer("nonfinite_batches", torch.zeros((), dtype=torch.long, device=device), persistent=False)
+        self.register_buffer("skipped_batches", torch.zeros((), dtype=torch.long, device=device), persistent=False)
         for key in _STATISTICS:
             buffer = self._buffers[key]
             if buffer is not None and self._is_too_narrow(buffer.dtype):
@@ -107,15 +112,19 @@ class BatchNormBase(TorchBatchNorm):
             DtypeError: If the input is not floating point.
         """
         weights = self._checked(input, residual, mask)
+        activate = activation_function(self.activation)
+        x = input if weights is None else without_padding_garbage(input, weights)
+        mean = var = None
         if self.training or self.running_mean is None or self.running_var is None:
-            y, mean, var = batch_norm_train(input, self.weight, self.bias, weights, self.eps)
-            if self.training and self.track_running_stats and self.running_mean is not None:
-                count = input.numel() // self.num_features if weights is None else weights.sum(dtype=torch.float64)
-                self._update(mean, var, count)
+            y, mean, var = batch_norm_train(x, self.weight, self.bias, weights, self.eps)
         else:
-            y = batch_norm_eval(input, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
-        y = y if residual is None else y + residual
-        return y if self.activation is None else ACTIVATIONS[self.activation](y)
+            y = batch_norm_eval(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
+        y = y if residual is None else (y + residual).to(y.dtype)
+        y = y if activate is None else activate(y)
+        if mean is not None and var is not None and self.training and self.track_running_stats:
+            count = input.numel() // self.num_features if weights is None else weights.sum(dtype=torch.float64)
+            self._update(mean, var, count)
+        return y
 
     def extra_repr(self) -> str:
         """Return the arguments, those of bnlab only where they are not the default."""
@@ -123,58 +132,46 @@ class BatchNormBase(TorchBatchNorm):
         changed = [f"{key}={getattr(self, key)!r}" for key, default in extras.items() if getattr(self, key) != default]
         return ", ".join([str(super().extra_repr()), *changed])  # type: ignore[no-untyped-call]
 
+    def reset_running_stats(self) -> None:
+        """Set the running statistics and counters back to their initial values."""
+        super().reset_running_stats()
+        if "skipped_batches" in self._buffers:  # torch's constructor calls this before it is there
+            self.skipped_batches.zero_()
+
+    @torch.no_grad()
     def _update(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
-        """Move the running statistics by one batch, unless it is not finite or has fewer than two values."""
-        if _is_recomputation():
-            return
-        with torch.no_grad():
-            if isinstance(count, int) and mean.device.type == "cpu" and not torch.compiler.is_compiling():
-                self._update_now(mean, var, count)
-            else:
-                self._update_without_waiting(mean, var, count)
+        """Move the running statistics by one batch, unless it is not finite or has fewer than two values.
 
-    def _update_now(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """Update on the CPU, where looking at a value costs nothing."""
-        if count < 2:
+        Whether it counts is decided on the device: no value travels to the host, and a compiler can trace it.
+        """
+        if _is_recomputation() or (self.num_batches_tracked is None and self.momentum is None):
             return
-        if self.nonfinite == "skip" and not math.isfinite(float((mean + var).sum())):
-            self.nonfinite_batches += 1
-            return
-        updates = 1
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked += 1
-            updates = int(self.num_batches_tracked)
-        unbiased = var * (count / (count - 1))
-        self._move("running_mean", mean, updates)
-        running_var = self._move("running_var", unbiased, updates)
-        if float(unbiased.amax()) > torch.finfo(running_var.dtype).max:
-            warnings.warn(
-                f"{layer_path(self)}: running_var must be finite in {running_var.dtype}, got a batch variance of "
-                f"{float(unbiased.amax()):.3g}. Scale the input down, or keep statistics_dtype=torch.float64.",
-                BnlabWarning,
-                stacklevel=5,
-            )
-
-    def _update_without_waiting(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
-        """Update with a condition on the device: no value travels to the host, and a compiler can trace it."""
-        total = torch.as_tensor(count, device=mean.device, dtype=torch.float64)
-        finite = torch.isfinite(mean).all() & torch.isfinite(var).all()
+        total = count if isinstance(count, Tensor) else mean.new_full((), count)
         counts = total >= 2
         if self.nonfinite == "skip":
-            self.nonfinite_batches += counts & ~finite
-            counts = counts & finite
+            counts = counts & torch.isfinite(mean).all() & torch.isfinite(var).all()
+        self.skipped_batches += ~counts
         updates: int | Tensor = 1
         if self.num_batches_tracked is not None:
             self.num_batches_tracked += counts
             updates = self.num_batches_tracked.clamp(min=1)
-        self._move("running_mean", mean, updates, counts)
-        self._move("running_var", var * (total / (total - 1).clamp(min=1)), updates, counts)
+        for key, new in (("running_mean", mean), ("running_var", var * (total / (total - 1).clamp(min=1)))):
+            running = self._buffers[key]
+            if running is not None:
+                moved = moving_average(running, new, self.momentum, updates)
+                running.copy_(torch.where(counts, moved, running))
+        if self.running_var is not None and _may_look_at(mean):
+            self._warn_if_saturated(self.running_var)
 
-    def _move(self, key: str, new: Tensor, updates: int | Tensor, where: Tensor | None = None) -> Tensor:
-        running = self._buffers[key]
-        assert running is not None  # the caller tracks statistics
-        moved = moving_average(running, new, self.momentum, updates)
-        return running.copy_(moved if where is None else torch.where(where, moved, running))
+    def _warn_if_saturated(self, running_var: Tensor) -> None:
+        largest = torch.finfo(running_var.dtype).max
+        if bool((running_var == largest).any()):
+            warnings.warn(
+                f"{layer_path(self)}: running_var must be finite in {running_var.dtype}, got one that stopped at "
+                f"{largest:.3g}. Scale the input down, or use statistics_dtype=torch.float64.",
+                BnlabWarning,
+                stacklevel=2,
+            )
 
     def _checked(self, x: Tensor, residual: Tensor | None, mask: Tensor | None) -> Tensor | None:
         """Validate a call; return the mask in the shape the operator takes."""
@@ -187,11 +184,13 @@ class BatchNormBase(TorchBatchNorm):
             raise DtypeError(
                 f"{layer_path(self)}: input must be floating point, got {x.dtype}. Convert it: input.float()."
             )
-        if residual is not None and residual.shape != x.shape:
+        if residual is not None and (residual.shape != x.shape or residual.device != x.device):
             raise self._refusal(
-                "residual", f"have the shape of the input, {tuple(x.shape)}", f"{tuple(residual.shape)}"
+                "residual",
+                f"have the shape of the input, {tuple(x.shape)}, on {x.device}",
+                f"{tuple(residual.shape)} on {residual.device}",
             )
-        if self.training or self.running_mean is None:
+        if self.training or self.running_mean is None or self.running_var is None:
             self._check_batch(x)
         return None if mask is None else self._checked_mask(x, mask)
 
@@ -208,23 +207,32 @@ class BatchNormBase(TorchBatchNorm):
         if self.momentum is not None and not 0 <= self.momentum <= 1:
             raise self._refusal("momentum", "be in [0, 1] or None", f"{self.momentum}", _MOMENTUM_WAY_OUT)
 
-    def _checked_mask(self, x: Tensor, mask: Tensor) -> Tensor:
-        positions = (x.size(0), *x.shape[2:])
-        if mask.shape == positions:
-            mask = mask.unsqueeze(1)
-        if (
-            mask.dim() != x.dim()
-            or mask.size(1) != 1
-            or any(have not in (1, want) for have, want in zip(mask.shape, (x.size(0), 1, *x.shape[2:]), strict=True))
+    def _checked_mask(self, x: Tensor, mask: object) -> Tensor:
+        if not isinstance(mask, Tensor) or mask.requires_grad:
+            raise self._refusal("mask", "be a tensor without gradient", "one that requires it or another type")
+        whole = (x.size(0), 1, *x.shape[2:])
+        wanted = mask.unsqueeze(1) if mask.dim() == x.dim() - 1 else mask
+        if wanted.dim() != x.dim() or any(
+            have not in (1, want) for have, want in zip(wanted.shape, whole, strict=True)
         ):
-            raise self._refusal("mask", f"have a shape that broadcasts to {positions}", f"{tuple(mask.shape)}")
-        return mask.expand(x.size(0), 1, *x.shape[2:])
+            raise self._refusal("mask", f"broadcast to {(x.size(0), *x.shape[2:])}", f"{tuple(mask.shape)}")
+        if mask.dtype != torch.bool and _may_look_at(mask) and not bool((mask >= 0).all()):
+            raise self._refusal("mask", "be >= 0 everywhere", f"{float(mask.amin()):g}")
+        return wanted.expand(whole)
 
     def _refusal(self, argument: str, rule: str, got: str, way_out: str = "") -> UsageError:
         return UsageError(f"{layer_path(self)}: {argument} must {rule}, got {got}. {way_out}".strip())
 
     def _is_too_narrow(self, dtype: torch.dtype) -> bool:
         return self.statistics_dtype is not None and torch.finfo(dtype).eps > torch.finfo(self.statistics_dtype).eps
+
+    def _load_from_state_dict(self, *arguments: object) -> None:
+        """Load as torch does; with assign=True those of the file replace the buffers, and may be too narrow."""
+        super()._load_from_state_dict(*arguments)
+        for key in _STATISTICS:
+            buffer = self._buffers.get(key)
+            if buffer is not None and self._is_too_narrow(buffer.dtype):
+                self._buffers[key] = buffer.to(self.statistics_dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Apply a conversion, but keep the running statistics at least as wide as `statistics_dtype`."""
@@ -235,6 +243,12 @@ class BatchNormBase(TorchBatchNorm):
             if old is not None and new is not None and self._is_too_narrow(new.dtype):
                 self._buffers[key] = old.to(device=new.device)
         return self
+
+
+def _may_look_at(values: Tensor) -> bool:
+    """Whether reading a value costs nothing and is possible: in eager mode, on the CPU, in an ordinary tensor."""
+    plain = type(values) is Tensor and values.device.type == "cpu" and not torch.compiler.is_compiling()
+    return plain and not torch._C._are_functorch_transforms_active()  # noqa: SLF001
 
 
 def _is_recomputation() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from types import FrameType
 
+import torch
 from torch import nn
 
 __all__ = ["layer_path"]
@@ -16,13 +17,16 @@ def layer_path(layer: nn.Module) -> str:
     A module does not know its own name. The calls that led here do: they are looked through for modules, which is slow
     and therefore done only once an error is certain.
     """
-    frame: FrameType | None = sys._getframe()  # noqa: SLF001 - documented, and the only way to see who called
+    if torch.compiler.is_compiling():
+        return type(layer).__name__
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - documented, and the only way to see who called
     outermost: nn.Module = layer
     while frame is not None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, nn.Module):
             outermost = caller
         frame = frame.f_back
+    del frame
     for name, module in outermost.named_modules():
         if module is layer and name:
             return str(name)

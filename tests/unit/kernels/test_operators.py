@@ -83,6 +83,57 @@ def test_compile_full_graph(momentum, options):
     assert_close(eager(x), function(x), equal_nan=True)
 
 
+@pytest.mark.parametrize("options", [{}, {"statistics_dtype": torch.float64}])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_eval_in_every_dtype_compiled_and_exported(dtype, options):
+    torch._dynamo.reset()
+    layer = BatchNorm2d(3, **options).to(dtype).eval()
+    layer.running_mean.normal_()
+    x = torch.randn(2, 3, 5, 5).to(dtype)
+    expected = layer(x)
+    assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), expected)
+    assert_close(torch.export.export(layer, (x,)).module()(x), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_one_graph_for_every_batch_size():
+    torch._dynamo.reset()
+    layer = BatchNorm2d(3)
+    function = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    for size in range(2, 14):
+        function(torch.randn(size, 3, 4, 4))
+    assert layer.num_batches_tracked == 12
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(BatchNorm2d(3), (torch.randn(4, 3, 5, 5),), dynamic_shapes=({0: batch},))
+    assert program.module()(torch.randn(7, 3, 5, 5)).shape == (7, 3, 5, 5)
+
+
+def test_a_refusal_under_compile_is_the_same_error():
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="input must have 3 channels"):
+        torch.compile(BatchNorm2d(3), backend="aot_eager")(torch.randn(2, 4, 5, 5))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.func's own use of torch.jit
+def test_forward_mode_and_transforms_in_train_mode():
+    layer = BatchNorm1d(2, track_running_stats=False).double()
+    x, v = torch.randn(2, 6, 2, dtype=torch.float64).unbind()
+    jacobian = torch.autograd.functional.jacobian(layer, x)
+    assert_close(torch.func.jvp(layer, (x,), (v,))[1], torch.einsum("abcd,cd->ab", jacobian, v))
+    assert_close(torch.func.jacfwd(layer)(x), jacobian)
+    assert_close(torch.func.jacrev(layer)(x), jacobian)
+    loss = torch.func.grad(lambda x: layer(x).cos().sum())(x)
+    leaf = x.clone().requires_grad_()
+    layer(leaf).cos().sum().backward()
+    assert_close(loss, leaf.grad)
+
+
+def test_fake_tensors():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        assert BatchNorm2d(3)(torch.randn(2, 3, 4, 4)).shape == (2, 3, 4, 4)
+
+
 def test_compile_with_a_mask_and_a_residual():
     torch._dynamo.reset()
     layer = BatchNorm1d(3, activation="relu")

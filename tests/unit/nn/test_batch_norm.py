@@ -135,6 +135,7 @@ def test_a_mask_that_leaves_fewer_than_two_values_reaches_no_buffer(kept):
     before = {key: value.clone() for key, value in layer.state_dict().items()}
     assert torch.isfinite(layer(torch.randn(4, 3, 6), mask=mask)).all()
     assert_close(layer.state_dict(), before)
+    assert layer.skipped_batches == 1
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
@@ -149,23 +150,27 @@ def test_a_batch_that_is_not_finite_is_skipped_and_counted(bad, masked):
     y = layer(poisoned, **mask)
     assert torch.isfinite(y[:, :2]).all()
     assert_close(layer.state_dict(), before)
-    assert (layer.nonfinite_batches, layer.num_batches_tracked) == (1, 1)
+    assert (layer.skipped_batches, layer.num_batches_tracked) == (1, 1)
     layer(x, **mask)
-    assert (layer.nonfinite_batches, layer.num_batches_tracked) == (1, 2)
+    assert (layer.skipped_batches, layer.num_batches_tracked) == (1, 2)
 
 
 def test_propagate_is_what_torch_does():
     layer, x = BatchNorm2d(3, nonfinite="propagate"), torch.randn(4, 3, 5, 5)
     x[0, 0, 0, 0] = float("inf")
     layer(x)
+    assert torch.isinf(layer.running_mean[0])
     assert not torch.isfinite(layer.running_var[0])
     assert layer.num_batches_tracked == 1
-    assert layer.nonfinite_batches == 0
+    assert layer.skipped_batches == 0
 
 
 def test_a_variance_the_buffer_cannot_hold_saturates_with_a_warning():
     layer = BatchNorm1d(1, momentum=1.0)
-    with pytest.warns(BnlabWarning, match=r"BatchNorm1d: running_var must be finite in torch.float32, got a batch"):
+    with pytest.warns(
+        BnlabWarning,
+        match=r"BatchNorm1d: running_var must be finite in torch.float32, got one that stopped at 3.4e\+38",
+    ):
         y = layer(torch.tensor([[1e30], [3e30]]))
     assert_close(y.flatten(), torch.tensor([-1.0, 1.0]))
     assert layer.running_var.item() == torch.finfo(torch.float32).max
@@ -235,6 +240,59 @@ def test_the_input_is_never_changed():
     assert torch.equal(x, before)
 
 
+def test_a_warning_only_where_the_buffer_itself_stopped(recwarn):
+    layer = BatchNorm1d(1)
+    layer(torch.tensor([[2.25e19], [-2.25e19]]))
+    assert layer.running_var.item() == pytest.approx(1.0125e38, rel=1e-6)
+    assert not recwarn.list
+    with pytest.warns(BnlabWarning):
+        BatchNorm1d(1)(torch.tensor([[[1e30, 3e30]]]), mask=torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "sigmoid", "tanh", "relu"])
+def test_no_activation_lets_padding_into_a_gradient(activation):
+    x, keep = torch.randn(4, 3, 8), torch.rand(4, 8) > 0.4
+    layer, leaf = (
+        BatchNorm1d(3, activation=activation),
+        x.masked_fill(~keep.unsqueeze(1), float("nan")).requires_grad_(),
+    )
+    y = layer(leaf, mask=keep)
+    y[keep.unsqueeze(1).expand_as(y)].square().sum().backward()
+    assert torch.isfinite(layer.weight.grad).all()
+    assert torch.isfinite(leaf.grad).all()
+
+
+def test_counters_begin_at_zero_after_a_reset_and_on_the_meta_device():
+    layer = BatchNorm1d(3)
+    layer(torch.full((4, 3), float("nan")))
+    assert layer.skipped_batches == 1
+    layer.reset_running_stats()
+    assert layer.skipped_batches == 0
+    made = BatchNorm1d(3, device="meta").to_empty(device="cpu")
+    made.reset_parameters()
+    assert made.skipped_batches == 0
+
+
+def test_an_assigned_state_dict_is_widened():
+    layer = BatchNorm1d(3)
+    layer.load_state_dict(nn.BatchNorm1d(3).half().state_dict(), assign=True)
+    assert layer.running_mean.dtype == layer.running_var.dtype == torch.float32
+
+
+def test_a_counter_that_is_missing_is_no_reason_to_fail():
+    for momentum, moved in ((0.1, True), (None, False)):
+        layer = BatchNorm1d(3, momentum=momentum)
+        layer.num_batches_tracked = None
+        layer(5 + torch.randn(8, 3))
+        assert bool((layer.running_mean != 0).all()) is moved
+
+
+def test_huge_float64_batches_count():
+    layer = BatchNorm1d(20, statistics_dtype=torch.float64).double()
+    layer(torch.randn(8, 20, dtype=torch.float64) * 1e150)
+    assert (layer.num_batches_tracked, layer.skipped_batches) == (1, 0)
+
+
 def network(layer):
     return nn.ModuleDict({"stem": nn.Sequential(nn.Identity(), layer)})
 
@@ -267,19 +325,31 @@ REFUSALS = [
         BatchNorm1d(3),
         (torch.randn(4, 3), torch.randn(3)),
         {},
-        "residual must have the shape of the input, (4, 3), got (3,).",
+        "residual must have the shape of the input, (4, 3), on cpu, got (3,) on cpu.",
     ),
     (
         BatchNorm1d(3),
         (torch.randn(4, 3, 6),),
         {"mask": torch.ones(4, 5)},
-        "mask must have a shape that broadcasts to (4, 6), got (4, 5).",
+        "mask must broadcast to (4, 6), got (4, 5).",
     ),
     (
         BatchNorm1d(3),
         (torch.randn(4, 3, 6),),
         {"mask": torch.ones(4, 3, 6)},
-        "mask must have a shape that broadcasts to (4, 6), got (4, 3, 6).",
+        "mask must broadcast to (4, 6), got (4, 3, 6).",
+    ),
+    (
+        BatchNorm1d(3),
+        (torch.randn(4, 3, 6),),
+        {"mask": -torch.ones(4, 6)},
+        "mask must be >= 0 everywhere, got -1.",
+    ),
+    (
+        BatchNorm1d(3),
+        (torch.randn(4, 3), torch.zeros(4, 3, device="meta")),
+        {},
+        "residual must have the shape of the input, (4, 3), on cpu, got (4, 3) on meta.",
     ),
     (BatchNorm1d(3, eps=0.0), (torch.randn(4, 3),), {}, "eps must be > 0 in train mode, got 0.0. Set it to 1e-5."),
 ]
@@ -316,6 +386,10 @@ def test_bad_input_is_refused_with_the_path_and_leaves_the_buffers(layer, argume
             "BatchNorm2d: momentum must be in [0, 1] or None, got nan. Give the weight of the new batch, 1 - decay.",
         ),
         ({"eps": -1e-5}, "BatchNorm2d: eps must be finite and >= 0, got -1e-05."),
+        (
+            {"statistics_dtype": torch.int32},
+            "BatchNorm2d: statistics_dtype must be a floating torch.dtype or None, got torch.int32.",
+        ),
         ({"nonfinite": "ignore"}, "BatchNorm2d: nonfinite must be 'skip' or 'propagate', got 'ignore'."),
         (
             {"activation": "swish"},
