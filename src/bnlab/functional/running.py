@@ -33,8 +33,8 @@ def moving_average(running: Tensor, new: Tensor, momentum: float | Tensor | None
     a = _reciprocal(updates, new) if momentum is None else momentum
     wide = running.to(new.dtype)
     largest = torch.finfo(running.dtype).max
-    moved = wide + a * (new - wide)
-    return torch.where(torch.isfinite(moved), moved.clamp(-largest, largest), moved).to(running.dtype)
+    moved = torch.lerp(wide, new, a) if isinstance(a, float) else wide + a * (new - wide)
+    return torch.where(moved.isfinite(), moved.clamp(-largest, largest), moved).to(running.dtype)
 
 
 def _reciprocal(updates: int | Tensor, like: Tensor) -> float | Tensor:

@@ -54,8 +54,9 @@ def forward(
     pivot = _sample_mean(x)
     shifted = _planes(x.to(torch.float32) - per_channel(pivot, x))
     rest, var = torch.ops.aten.batch_norm_update_stats(shifted, None, None, 0.0)
-    vanishing = var < _SMALLEST_VARIANCE
-    if not float(var.amax()) < torch.finfo(torch.float32).max or _varies(shifted[:, vanishing]):
+    smallest, largest = map(float, torch.aminmax(var))
+    vanished = smallest < _SMALLEST_VARIANCE and _varies(shifted[:, var < _SMALLEST_VARIANCE])
+    if vanished or not largest < torch.finfo(torch.float32).max:
         return reference.forward(x, weight, bias, mask, eps)
     var = var.to(torch.float64)
     mean = pivot.to(torch.float64) + rest

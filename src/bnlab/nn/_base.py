@@ -142,25 +142,30 @@ class BatchNormBase(TorchBatchNorm):
     def _update(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
         """Move the running statistics by one batch, unless it is not finite or has fewer than two values.
 
-        Whether it counts is decided on the device: no value travels to the host, and a compiler can trace it.
+        Where looking at a value would make a device wait, or stop a compiler, the decision stays a tensor.
         """
         if _is_recomputation() or (self.num_batches_tracked is None and self.momentum is None):
             return
-        total = count if isinstance(count, Tensor) else mean.new_full((), count)
-        counts = total >= 2
+        look = _may_look_at(mean)
+        total = float(count) if look else count if isinstance(count, Tensor) else mean.new_full((), count)
+        counts: bool | Tensor = total >= 2
         if self.nonfinite == "skip":
-            counts = counts & torch.isfinite(mean).all() & torch.isfinite(var).all()
-        self.skipped_batches += ~counts
-        updates: int | Tensor = 1
+            finite = (mean + var).isfinite().all()
+            counts = bool(counts and finite) if look else counts & finite
+        if look and not counts:
+            self.skipped_batches += 1
+            return
+        if isinstance(counts, Tensor):
+            self.skipped_batches += ~counts
         if self.num_batches_tracked is not None:
             self.num_batches_tracked += counts
-            updates = self.num_batches_tracked.clamp(min=1)
-        for key, new in (("running_mean", mean), ("running_var", var * (total / (total - 1).clamp(min=1)))):
-            running = self._buffers[key]
+        updates = 1 if self.num_batches_tracked is None else self.num_batches_tracked.clamp(min=1)
+        unbiased = var * (total / (total - 1 if isinstance(total, float) else (total - 1).clamp(min=1)))
+        for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
             if running is not None:
                 moved = moving_average(running, new, self.momentum, updates)
-                running.copy_(torch.where(counts, moved, running))
-        if self.running_var is not None and _may_look_at(mean):
+                running.copy_(torch.where(counts, moved, running) if isinstance(counts, Tensor) else moved)
+        if self.running_var is not None and look:
             self._warn_if_saturated(self.running_var)
 
     def _warn_if_saturated(self, running_var: Tensor) -> None:
