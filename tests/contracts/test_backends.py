@@ -151,14 +151,19 @@ def test_an_outlier_in_the_first_place_hurts_nobody():
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
-def test_few_channels_give_the_same_bits_at_every_thread_count(channels):
-    x = 100 + torch.randn(64, channels, 64, 64)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_few_channels_give_the_same_bits_at_every_thread_count(channels, dtype, masked):
+    x, grad = (100 + torch.randn(2, 64, channels, 64, 64)).to(dtype).unbind()
+    mask = torch.rand(64, 1, 64, 64) if masked else None
     before = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            results.append(batch_norm_train(x, None, None, None, 1e-5))
+            y, mean, var = batch_norm_train(x, None, None, mask, 1e-5)
+            gradients = torch.ops.bnlab.batch_norm_train_backward(grad, x, None, mask, mean, var, 1e-5)
+            results.append((y, mean, var, *gradients))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

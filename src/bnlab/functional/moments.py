@@ -13,6 +13,7 @@ from torch import Tensor
 __all__ = [
     "Moments",
     "batch_moments",
+    "channel_sum",
     "merge",
     "per_channel",
     "population_moments",
@@ -56,6 +57,24 @@ def per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(1, -1, *([1] * (x.dim() - 2)))
 
 
+def channel_sum(values: Tensor) -> Tensor:
+    """Sum over every dimension but that of the channels, in an order that no thread count changes.
+
+    torch splits a sum between threads by channel, but a sum to a single number anywhere: one channel is summed in 64
+    fixed parts.
+
+    Args:
+        values: Shape (N, C, *spatial).
+
+    Returns:
+        Shape (C,).
+    """
+    if values.size(1) != 1:
+        return values.sum([0, *range(2, values.dim())])
+    flat = values.reshape(-1)
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % 64)).reshape(64, -1).sum(1).sum(0, keepdim=True)
+
+
 def batch_moments(x: Tensor, mask: Tensor | None = None) -> Moments:
     """Return the moments of every channel over a batch, in two passes.
 
@@ -76,21 +95,20 @@ def batch_moments(x: Tensor, mask: Tensor | None = None) -> Moments:
         >>> batch_moments(torch.tensor([[1e5], [2e5]])).var
         tensor([2.5000e+09], dtype=torch.float64)
     """
-    dims = [0, *range(2, x.dim())]
     values = widened(x)
     if mask is None:
         count = values.new_tensor(x.numel() // max(x.size(1), 1))
-        mean = values.sum(dims) / count.clamp(min=1)
+        mean = channel_sum(values) / count.clamp(min=1)
         deviation = values - per_channel(mean, x)
-        m2 = deviation.square().sum(dims) - deviation.sum(dims).square() / count.clamp(min=1)
+        m2 = channel_sum(deviation.square()) - channel_sum(deviation).square() / count.clamp(min=1)
     else:
         weights = widened(mask).expand(x.size(0), 1, *x.shape[2:])
         values = torch.where(weights > 0, values, 0)
-        count = weights.sum()
+        count = channel_sum(weights).squeeze(0)
         total = torch.where(count > 0, count, 1)
-        mean = (weights * values).sum(dims) / total
+        mean = channel_sum(weights * values) / total
         deviation = torch.where(weights > 0, values - per_channel(mean, x), 0)
-        m2 = (weights * deviation.square()).sum(dims) - (weights * deviation).sum(dims).square() / total
+        m2 = channel_sum(weights * deviation.square()) - channel_sum(weights * deviation).square() / total
     return Moments(count, mean, m2.clamp(min=0))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bnlab.functional.moments import Moments, batch_moments, per_channel, widened
+from bnlab.functional.moments import Moments, batch_moments, channel_sum, per_channel, widened
 
 __all__ = ["batch_norm_backward", "normalize"]
 
@@ -71,7 +71,6 @@ def batch_norm_backward(
     Source:
         Ioffe and Szegedy 2015, section 3, with dmu and dsigma^2 inserted.
     """
-    dims = [0, *range(2, x.dim())]
     moments = batch_moments(x, mask) if moments is None else moments
     dy, values = widened(grad), widened(x)
     share: Tensor = 1 / moments.count.clamp(min=1)
@@ -80,7 +79,7 @@ def batch_norm_backward(
         share = weights / torch.where(moments.count > 0, moments.count, 1)
     inv_std = (moments.var + eps).rsqrt()
     x_hat = (values - per_channel(moments.mean, x)) * per_channel(inv_std, x)
-    dbeta, dgamma = dy.sum(dims), (dy * x_hat).sum(dims)
+    dbeta, dgamma = channel_sum(dy), channel_sum(dy * x_hat)
     dx = dy - share * (per_channel(dbeta, x) + x_hat * per_channel(dgamma, x))
     scale = inv_std if weight is None else inv_std * widened(weight)
     return (dx * per_channel(scale, x)).to(x.dtype), dgamma, dbeta

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from bnlab.functional.moments import Moments, batch_moments
+from bnlab.functional.moments import Moments, batch_moments, channel_sum, widened
 from bnlab.functional.transform import batch_norm_backward, normalize
 
 if TYPE_CHECKING:
@@ -39,4 +38,4 @@ def backward(
 
 
 def _sum_of_weights(mask: Tensor, x: Tensor) -> Tensor:
-    return mask.to(torch.float64).expand(x.size(0), 1, *x.shape[2:]).sum()
+    return channel_sum(widened(mask).expand(x.size(0), 1, *x.shape[2:])).squeeze(0)

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 
 from bnlab.errors import BnlabWarning, DtypeError, UsageError
 from bnlab.functional.batch_norm import Activation, activation_function
-from bnlab.functional.moments import without_padding_garbage
+from bnlab.functional.moments import channel_sum, widened, without_padding_garbage
 from bnlab.functional.running import moving_average
 from bnlab.kernels import batch_norm_eval, batch_norm_train
 from bnlab.nn._path import layer_path
@@ -122,7 +122,7 @@ class BatchNormBase(TorchBatchNorm):
         y = y if residual is None else (y + residual).to(y.dtype)
         y = y if activate is None else activate(y)
         if mean is not None and var is not None and self.training and self.track_running_stats:
-            count = input.numel() // self.num_features if weights is None else weights.sum(dtype=torch.float64)
+            count = input.numel() // self.num_features if weights is None else channel_sum(widened(weights)).squeeze(0)
             self._update(mean, var, count)
         return y
 
