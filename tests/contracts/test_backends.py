@@ -27,6 +27,26 @@ def limit(dtype, ratio, eps):
     return eps * (1 + ratio if dtype == torch.float64 else 1)
 
 
+def forward_and_backward(x, weight, bias, mask, grad):
+    y, mean, var = batch_norm_train(x, weight, bias, mask, 1e-5)
+    return y, mean, var, *torch.ops.bnlab.batch_norm_train_backward(grad, x, weight, mask, mean, var, 1e-5)
+
+
+def same_bits_at_every_thread_count(call):
+    """Return what `call` returns, the same at 1 to 4 threads."""
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            results.append(call())
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(left, right) for left, right in zip(results[0], other, strict=True))
+    return results[0]
+
+
 def backends(x, mask=None):
     request = Request.of(x, mask)
     return {name: backend for name, backend in BACKENDS.items() if backend.refuse(request) is None}
@@ -83,19 +103,14 @@ def test_backward_is_that_of_the_paper(layout, dtype, shape, ratio):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_thread_count_gives_the_same_bits(layout, dtype):
     x, weight, bias = case((16, 12, 28, 28), layout, dtype, 1e2)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            leaf = x.detach().requires_grad_()
-            y, mean, var = batch_norm_train(leaf, weight, bias, None, 1e-5)
-            (dx,) = torch.autograd.grad(y.square().sum(dtype=torch.float64), leaf)
-            results.append((y.detach(), mean, var, dx))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(left, right) for left, right in zip(results[0], other, strict=True))
+
+    def call():
+        leaf = x.detach().requires_grad_()
+        y, mean, var = batch_norm_train(leaf, weight, bias, None, 1e-5)
+        (dx,) = torch.autograd.grad(y.square().sum(dtype=torch.float64), leaf)
+        return y.detach(), mean, var, dx
+
+    same_bits_at_every_thread_count(call)
 
 
 @every
@@ -156,18 +171,7 @@ def test_an_outlier_in_the_first_place_hurts_nobody():
 def test_few_channels_give_the_same_bits_at_every_thread_count(channels, dtype, masked):
     x, grad = (100 + torch.randn(2, 64, channels, 64, 64)).to(dtype).unbind()
     mask = torch.rand(64, 1, 64, 64) if masked else None
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 4):
-            torch.set_num_threads(threads)
-            y, mean, var = batch_norm_train(x, None, None, mask, 1e-5)
-            gradients = torch.ops.bnlab.batch_norm_train_backward(grad, x, None, mask, mean, var, 1e-5)
-            results.append((y, mean, var, *gradients))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(left, right) for left, right in zip(results[0], other, strict=True))
+    same_bits_at_every_thread_count(lambda: forward_and_backward(x, None, None, mask, grad))
 
 
 @pytest.mark.parametrize("shape", [(1 << 17, 4), (1 << 17, 1), (1 << 16, 3, 1), (1 << 16, 2, 1, 1), (3, 1, 300, 300)])
@@ -176,21 +180,12 @@ def test_long_batches_of_single_positions(shape, ratio):
     x, weight, bias = case(shape, "contiguous", torch.float32, ratio)
     grad = torch.randn(shape)
     mean, var = oracle.statistics(x)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 4):
-            torch.set_num_threads(threads)
-            y, got_mean, got_var = batch_norm_train(x, weight, bias, None, 1e-5)
-            gradients = torch.ops.bnlab.batch_norm_train_backward(grad, x, weight, None, got_mean, got_var, 1e-5)
-            results.append((y, got_mean, got_var, *gradients))
-    finally:
-        torch.set_num_threads(before)
-    assert oracle.error_in_eps(results[0][0], oracle.batch_norm(x, weight, bias)) <= 4
-    assert (abs(results[0][2].numpy() - var) <= 1e-6 * var).all()
-    assert (abs(results[0][1].numpy() - mean) <= 1e-6 * var**0.5).all()
-    for other in results[1:]:
-        assert all(torch.equal(left, right) for left, right in zip(results[0], other, strict=True))
+    y, got_mean, got_var, *_ = same_bits_at_every_thread_count(
+        lambda: forward_and_backward(x, weight, bias, None, grad)
+    )
+    assert oracle.error_in_eps(y, oracle.batch_norm(x, weight, bias)) <= 4
+    assert (abs(got_var.numpy() - var) <= 1e-6 * var).all()
+    assert (abs(got_mean.numpy() - mean) <= 1e-6 * var**0.5).all()
 
 
 def test_a_sample_far_from_the_rest():

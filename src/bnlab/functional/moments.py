@@ -17,6 +17,8 @@ __all__ = [
     "merge",
     "per_channel",
     "population_moments",
+    "position_weights",
+    "sum_of_weights",
     "widened",
     "without_padding_garbage",
 ]
@@ -75,6 +77,16 @@ def channel_sum(values: Tensor) -> Tensor:
     return torch.nn.functional.pad(flat, (0, -flat.numel() % 64)).reshape(64, -1).sum(1).sum(0, keepdim=True)
 
 
+def position_weights(mask: Tensor, x: Tensor) -> Tensor:
+    """Return the mask as weights of shape (N, 1, *spatial), float64."""
+    return widened(mask).expand(x.size(0), 1, *x.shape[2:])
+
+
+def sum_of_weights(mask: Tensor, x: Tensor) -> Tensor:
+    """Return the count of values per channel that a mask leaves. Shape (), float64."""
+    return channel_sum(position_weights(mask, x)).squeeze(0)
+
+
 def batch_moments(x: Tensor, mask: Tensor | None = None) -> Moments:
     """Return the moments of every channel over a batch, in two passes.
 
@@ -102,9 +114,9 @@ def batch_moments(x: Tensor, mask: Tensor | None = None) -> Moments:
         deviation = values - per_channel(mean, x)
         m2 = channel_sum(deviation.square()) - channel_sum(deviation).square() / count.clamp(min=1)
     else:
-        weights = widened(mask).expand(x.size(0), 1, *x.shape[2:])
+        weights = position_weights(mask, x)
         values = torch.where(weights > 0, values, 0)
-        count = channel_sum(weights).squeeze(0)
+        count = sum_of_weights(mask, x)
         total = torch.where(count > 0, count, 1)
         mean = channel_sum(weights * values) / total
         deviation = torch.where(weights > 0, values - per_channel(mean, x), 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bnlab.functional.moments import Moments, batch_moments, channel_sum, per_channel, widened
+from bnlab.functional.moments import Moments, batch_moments, channel_sum, per_channel, position_weights, widened
 
 __all__ = ["batch_norm_backward", "normalize"]
 
@@ -75,8 +75,7 @@ def batch_norm_backward(
     dy, values = widened(grad), widened(x)
     share: Tensor = 1 / moments.count.clamp(min=1)
     if mask is not None:
-        weights = widened(mask).expand(x.size(0), 1, *x.shape[2:])
-        share = weights / torch.where(moments.count > 0, moments.count, 1)
+        share = position_weights(mask, x) / torch.where(moments.count > 0, moments.count, 1)
     inv_std = (moments.var + eps).rsqrt()
     x_hat = (values - per_channel(moments.mean, x)) * per_channel(inv_std, x)
     dbeta, dgamma = channel_sum(dy), channel_sum(dy * x_hat)

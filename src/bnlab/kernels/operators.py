@@ -14,8 +14,9 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from bnlab.functional.folding import scale_and_shift
-from bnlab.functional.moments import batch_moments, per_channel, widened
-from bnlab.functional.transform import batch_norm_backward, normalize
+from bnlab.functional.moments import per_channel, widened
+from bnlab.functional.transform import batch_norm_backward
+from bnlab.kernels import reference
 from bnlab.kernels.choose import BACKENDS, Request, choose
 
 __all__ = ["batch_norm_eval", "batch_norm_train"]
@@ -49,9 +50,8 @@ def batch_norm_train(
         var: Biased. Shape (C,), float64; not differentiable.
     """
     if _is_transformed():
-        moments = batch_moments(x, mask)
-        y = normalize(x, moments.mean, moments.var, weight, bias, eps)
-        return y, moments.mean.detach(), moments.var.detach()
+        y, mean, var = reference.forward(x, weight, bias, mask, eps)
+        return y, mean.detach(), var.detach()
     y, mean, var = torch.ops.bnlab.batch_norm_train(x, weight, bias, mask, eps)
     return y, mean, var
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from bnlab.functional.moments import Moments, batch_moments, channel_sum, widened
+from bnlab.functional.moments import Moments, batch_moments, sum_of_weights
 from bnlab.functional.transform import batch_norm_backward, normalize
 
 if TYPE_CHECKING:
@@ -32,10 +32,6 @@ def backward(
     grad: Tensor, x: Tensor, weight: Tensor | None, mask: Tensor | None, mean: Tensor, var: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients: `functional.batch_norm_backward` with the moments of the forward pass."""
-    count = mean.new_tensor(x.numel() // max(x.size(1), 1)) if mask is None else _sum_of_weights(mask, x)
+    count = mean.new_tensor(x.numel() // max(x.size(1), 1)) if mask is None else sum_of_weights(mask, x)
     moments = Moments(count, mean, var * count.clamp(min=1))
     return batch_norm_backward(grad, x, weight, eps, mask=mask, moments=moments)
-
-
-def _sum_of_weights(mask: Tensor, x: Tensor) -> Tensor:
-    return channel_sum(widened(mask).expand(x.size(0), 1, *x.shape[2:])).squeeze(0)

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 
 from bnlab.errors import BnlabWarning, DtypeError, UsageError
 from bnlab.functional.batch_norm import Activation, activation_function
-from bnlab.functional.moments import channel_sum, widened, without_padding_garbage
+from bnlab.functional.moments import sum_of_weights, without_padding_garbage
 from bnlab.functional.running import moving_average
 from bnlab.kernels import batch_norm_eval, batch_norm_train
 from bnlab.nn._path import layer_path
@@ -89,10 +89,7 @@ class BatchNormBase(TorchBatchNorm):
         self.nonfinite = nonfinite
         self.statistics_dtype = statistics_dtype
         self.register_buffer("skipped_batches", torch.zeros((), dtype=torch.long, device=device), persistent=False)
-        for key in _STATISTICS:
-            buffer = self._buffers[key]
-            if buffer is not None and self._is_too_narrow(buffer.dtype):
-                self._buffers[key] = buffer.to(statistics_dtype)
+        self._widen_statistics()
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """Return activation(BN(input) + residual).
@@ -122,7 +119,7 @@ class BatchNormBase(TorchBatchNorm):
         y = y if residual is None else (y + residual).to(y.dtype)
         y = y if activate is None else activate(y)
         if mean is not None and var is not None and self.training and self.track_running_stats:
-            count = input.numel() // self.num_features if weights is None else channel_sum(widened(weights)).squeeze(0)
+            count = input.numel() // self.num_features if weights is None else sum_of_weights(weights, x)
             self._update(mean, var, count)
         return y
 
@@ -234,6 +231,9 @@ class BatchNormBase(TorchBatchNorm):
     def _load_from_state_dict(self, *arguments: object) -> None:
         """Load as torch does; with assign=True those of the file replace the buffers, and may be too narrow."""
         super()._load_from_state_dict(*arguments)
+        self._widen_statistics()
+
+    def _widen_statistics(self) -> None:
         for key in _STATISTICS:
             buffer = self._buffers.get(key)
             if buffer is not None and self._is_too_narrow(buffer.dtype):

@@ -127,10 +127,6 @@ class NetworkState:
         """Return smallest, median and largest finite value of each layer, or None where no value is finite."""
         return [_range(np.sort(column[part])) for part in self._parts]
 
-    def part(self, column: Floats, index: int) -> Floats:
-        """Return the channels of one layer."""
-        return column[self._parts[index]]
-
     def where(self, mask: Masks) -> Iterator[tuple[LayerState, slice, tuple[int, ...]]]:
         """Yield every layer with a channel in `mask`: the layer, its part of a column, and the channels."""
         if not mask.any():

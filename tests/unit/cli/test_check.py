@@ -295,21 +295,14 @@ def run(*arguments, **options):
     )
 
 
-def test_checkpoints_are_checked_without_importing_torch(healthy):
+@pytest.mark.parametrize(
+    ("arguments", "modules"), [(["check", "healthy.pt"], {"torch"}), (["--help"], {"torch", "numpy"})]
+)
+def test_what_is_not_needed_is_not_imported(healthy, arguments, modules):
     code = (
-        "import sys, runpy; sys.argv = ['bnlab', 'check', 'healthy.pt']\n"
+        f"import sys, runpy; sys.argv = ['bnlab', *{arguments}]\n"
         "try: runpy.run_module('bnlab', run_name='__main__')\n"
-        "finally: assert 'torch' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_help_does_not_import_torch_or_numpy():
-    code = (
-        "import sys, runpy; sys.argv = ['bnlab', '--help']\n"
-        "try: runpy.run_module('bnlab', run_name='__main__')\n"
-        "finally: assert not {'torch', 'numpy'} & set(sys.modules)"
+        f"finally: assert not {modules} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
