@@ -73,7 +73,9 @@ def read_checkpoint(path: Path, hyperparameters: Hyperparameters) -> Evidence:
     except BnlabError as err:
         raise type(err)(f"{path}: {err}") from err.__cause__
     except _PARSER_ERRORS as err:
-        raise DamagedFile(f"{path}: file must be a whole checkpoint, got a damaged one: {_one_line(err)}.") from err
+        raise DamagedFile(
+            f"{path}: file must be a whole checkpoint, got a damaged one: {_one_line(err)}. Copy or download it again."
+        ) from err
 
 
 def _read(path: Path, hyperparameters: Hyperparameters) -> Evidence:

@@ -73,9 +73,12 @@ def read_zip(content: Content) -> Any:
 
     Raises:
         NotACheckpoint: If the archive is something else that happens to be a zip file.
-        ValueError, zipfile.BadZipFile: If it is damaged.
+        ValueError: If it is damaged.
     """
-    archive = zipfile.ZipFile(_as_file(content))
+    try:
+        archive = zipfile.ZipFile(_as_file(content))
+    except zipfile.BadZipFile:
+        raise ValueError("its zip directory, which comes last, is missing: the file is cut off") from None
     records = {info.filename: info for info in archive.infolist()}
     root = _root(records)
     order = _read_record(archive, records, f"{root}byteorder") or b"little"

@@ -154,7 +154,10 @@ def test_truncated_files(tmp_path, kind, share):
     save_file(state, path) if kind == "safetensors" else save(state, path, legacy=kind == "legacy")
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    assert error(path, DamagedFile).startswith("file must be a whole checkpoint, got a damaged one: ")
+    message = error(path, DamagedFile)
+    assert message.startswith("file must be a whole checkpoint, got a damaged one: ")
+    assert message.endswith(". Copy or download it again.")
+    assert kind != "zip" or "the file is cut off" in message
 
 
 def test_a_corrupt_safetensors_header(tmp_path):
