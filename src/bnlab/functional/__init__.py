@@ -3,6 +3,7 @@
 from bnlab.functional.batch_norm import batch_norm
 from bnlab.functional.folding import fold_into_consumer, fold_into_producer, scale_and_shift
 from bnlab.functional.moments import Moments, batch_moments, merge, population_moments
+from bnlab.functional.renorm import renorm_correction
 from bnlab.functional.running import (
     debias,
     effective_batches,
@@ -24,6 +25,7 @@ __all__ = [
     "moving_average",
     "normalize",
     "population_moments",
+    "renorm_correction",
     "scale_and_shift",
     "updates_to_forget",
 ]

@@ -16,10 +16,11 @@ from bnlab.functional.transform import normalize
 
 __all__ = ["ACTIVATIONS", "Activation", "activation_function", "batch_norm"]
 
-Activation = Literal["relu", "leaky_relu", "elu", "silu", "gelu", "hardswish", "sigmoid", "tanh"]
+Activation = Literal["relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "hardswish", "sigmoid", "tanh"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
+    "relu6": F.relu6,
     "leaky_relu": F.leaky_relu,
     "elu": F.elu,
     "silu": F.silu,

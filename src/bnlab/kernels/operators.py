@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
+from bnlab.functional import renorm
 from bnlab.functional.folding import scale_and_shift
 from bnlab.functional.moments import per_channel, widened
 from bnlab.functional.transform import batch_norm_backward
 from bnlab.kernels import reference
 from bnlab.kernels.choose import BACKENDS, Request, choose
 
-__all__ = ["batch_norm_eval", "batch_norm_train"]
+__all__ = ["batch_norm_eval", "batch_norm_train", "renorm_correction"]
 
 torch.library.define(
     "bnlab::batch_norm_train",
@@ -29,6 +30,11 @@ torch.library.define(
     "bnlab::batch_norm_train_backward",
     "(Tensor grad, Tensor x, Tensor? weight, Tensor? mask, Tensor mean, Tensor var, float eps)"
     " -> (Tensor dx, Tensor dweight, Tensor dbias)",
+)
+torch.library.define(
+    "bnlab::renorm_correction",
+    "(Tensor mean, Tensor var, Tensor running_mean, Tensor running_var, Tensor limits, float eps)"
+    " -> (Tensor r, Tensor d)",
 )
 
 
@@ -95,6 +101,35 @@ def batch_norm_eval(
     shift = shift if bias is None else shift + bias
     scale, shift = per_channel(scale.to(dtype), x), per_channel(shift.to(dtype), x)
     return torch.addcmul(shift, x.to(dtype) - per_channel(pivot, x), scale).to(x.dtype)
+
+
+def renorm_correction(
+    mean: Tensor, var: Tensor, running_mean: Tensor, running_var: Tensor, limits: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return r and d as `functional.renorm_correction`, without gradient.
+
+    One node to a compiler: of ordinary operations it would save the running statistics for the backward pass and
+    compute r and d again there, from the values that the forward pass has moved on meanwhile.
+    """
+    with torch.no_grad():
+        if _is_transformed():
+            return renorm.renorm_correction(mean, var, running_mean, running_var, limits, eps)
+        r, d = torch.ops.bnlab.renorm_correction(mean, var, running_mean, running_var, limits, eps)
+    return r, d
+
+
+@torch.library.impl("bnlab::renorm_correction", "default")
+def _renorm_correction(
+    mean: Tensor, var: Tensor, running_mean: Tensor, running_var: Tensor, limits: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return renorm.renorm_correction(mean, var, running_mean, running_var, limits, eps)
+
+
+@torch.library.register_fake("bnlab::renorm_correction")  # type: ignore[untyped-decorator]
+def _fake_renorm_correction(
+    mean: Tensor, var: Tensor, running_mean: Tensor, running_var: Tensor, limits: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(mean), torch.empty_like(mean)
 
 
 def _like(x: Tensor, values: Tensor) -> Tensor:

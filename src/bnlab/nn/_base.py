@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,45 @@ from bnlab.functional.running import moving_average
 from bnlab.kernels import batch_norm_eval, batch_norm_train
 from bnlab.nn._path import layer_path
 
-__all__ = ["BatchNormBase"]
+__all__ = ["BatchNormBase", "BatchStatistics", "Options"]
 
 _MOMENTUM_WAY_OUT = "Give the weight of the new batch, 1 - decay."
 _STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class BatchStatistics:
+    """Statistics of a batch that go into the running statistics.
+
+    Attributes:
+        mean: Shape (C,), float64.
+        var: Biased. Shape (C,), float64.
+        count: Values per channel, or the sum of their weights: a tensor of shape ().
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: int | Tensor
+
+    @classmethod
+    def of(cls, mean: Tensor, var: Tensor, x: Tensor, weights: Tensor | None) -> BatchStatistics:
+        """Return the statistics of `x` with the count that the weights leave."""
+        return cls(mean, var, x.numel() // x.size(1) if weights is None else sum_of_weights(weights, x))
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments every BN layer takes, as in :class:`BatchNormBase`."""
+
+    eps: float
+    momentum: float | None
+    affine: bool
+    track_running_stats: bool
+    device: torch.device | str | int | None
+    dtype: torch.dtype | None
+    bias: bool
+    activation: Activation | None
+    nonfinite: Literal["skip", "propagate"]
+    statistics_dtype: torch.dtype | None
 
 
 class BatchNormBase(TorchBatchNorm):
@@ -38,7 +74,8 @@ class BatchNormBase(TorchBatchNorm):
         device: Of parameters and buffers.
         dtype: Of the parameters, and of the buffers where it is wider than `statistics_dtype`.
         bias: Whether an affine layer has a bias.
-        activation: What is applied last: "relu", "leaky_relu", "elu", "silu", "gelu", "hardswish", "sigmoid" or "tanh".
+        activation: What is applied last: "relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "hardswish",
+            "sigmoid" or "tanh".
         nonfinite: "skip": a batch with an inf or NaN normalises as usual, but reaches neither the running statistics
             nor `num_batches_tracked`; `skipped_batches` counts how often. "propagate": as torch, where one such batch
             spoils the buffers for good. A batch with fewer than two values per channel is skipped either way.
@@ -53,6 +90,7 @@ class BatchNormBase(TorchBatchNorm):
     """
 
     ranks: ClassVar[tuple[int, ...]]
+    shown: ClassVar[dict[str, object]] = {"activation": None, "nonfinite": "skip", "statistics_dtype": torch.float32}
     skipped_batches: Tensor
 
     def __init__(
@@ -111,22 +149,21 @@ class BatchNormBase(TorchBatchNorm):
         weights = self._checked(input, residual, mask)
         activate = activation_function(self.activation)
         x = input if weights is None else without_padding_garbage(input, weights)
-        mean = var = None
-        if self.training or self.running_mean is None or self.running_var is None:
-            y, mean, var = batch_norm_train(x, self.weight, self.bias, weights, self.eps)
-        else:
+        batches: list[BatchStatistics] = []
+        if self.running_mean is not None and self.running_var is not None and not self._normalizes_by_batch():
             y = batch_norm_eval(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
+        else:
+            y, batches = self._normalized_by_batch(x, weights)
         y = y if residual is None else (y + residual).to(y.dtype)
         y = y if activate is None else activate(y)
-        if mean is not None and var is not None and self.training and self.track_running_stats:
-            count = input.numel() // self.num_features if weights is None else sum_of_weights(weights, x)
-            self._update(mean, var, count)
+        if self.training and self.track_running_stats:
+            for batch in batches:
+                self._update(batch)
         return y
 
     def extra_repr(self) -> str:
-        """Return the arguments, those of bnlab only where they are not the default."""
-        extras = {"activation": None, "nonfinite": "skip", "statistics_dtype": torch.float32}
-        changed = [f"{key}={getattr(self, key)!r}" for key, default in extras.items() if getattr(self, key) != default]
+        """Return the arguments, those of bnlab only where they are not what `shown` says."""
+        changed = [f"{key}={getattr(self, key)!r}" for key, usual in self.shown.items() if getattr(self, key) != usual]
         return ", ".join([str(super().extra_repr()), *changed])  # type: ignore[no-untyped-call]
 
     def reset_running_stats(self) -> None:
@@ -135,12 +172,22 @@ class BatchNormBase(TorchBatchNorm):
         if "skipped_batches" in self._buffers:  # torch's constructor calls this before it is there
             self.skipped_batches.zero_()
 
+    def _normalizes_by_batch(self) -> bool:
+        """Whether the statistics of the batch are wanted although there are running statistics."""
+        return self.training
+
+    def _normalized_by_batch(self, x: Tensor, weights: Tensor | None) -> tuple[Tensor, list[BatchStatistics]]:
+        """Return the transform with batch statistics, and the statistics the running ones are moved by, in order."""
+        y, mean, var = batch_norm_train(x, self.weight, self.bias, weights, self.eps)
+        return y, [BatchStatistics.of(mean, var, x, weights)]
+
     @torch.no_grad()
-    def _update(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
+    def _update(self, batch: BatchStatistics) -> None:
         """Move the running statistics by one batch, unless it is not finite or has fewer than two values.
 
         Where looking at a value would make a device wait, or stop a compiler, the decision stays a tensor.
         """
+        mean, var, count = batch.mean, batch.var, batch.count
         if _is_recomputation() or (self.num_batches_tracked is None and self.momentum is None):
             return
         look = _may_look_at(mean)
@@ -156,14 +203,25 @@ class BatchNormBase(TorchBatchNorm):
             self.skipped_batches += ~counts
         if self.num_batches_tracked is not None:
             self.num_batches_tracked += counts
-        updates = 1 if self.num_batches_tracked is None else self.num_batches_tracked.clamp(min=1)
-        unbiased = var * (total / (total - 1 if isinstance(total, float) else (total - 1).clamp(min=1)))
-        for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-            if running is not None:
-                moved = moving_average(running, new, self.momentum, updates)
-                running.copy_(torch.where(counts, moved, running) if isinstance(counts, Tensor) else moved)
-        if self.running_var is not None and look:
+        if self.running_mean is None or self.running_var is None:
+            return
+        bessel = total / (total - 1 if isinstance(total, float) else (total - 1).clamp(min=1))
+        for running, moved in (
+            (self.running_mean, self._moved(self.running_mean, mean)),
+            (self.running_var, self._moved_var(self.running_var, var, bessel)),
+        ):
+            running.copy_(torch.where(counts, moved, running) if isinstance(counts, Tensor) else moved)
+        if look:
             self._warn_if_saturated(self.running_var)
+
+    def _moved(self, running: Tensor, new: Tensor) -> Tensor:
+        """Return a moving average one update later."""
+        updates = 1 if self.num_batches_tracked is None else self.num_batches_tracked.clamp(min=1)
+        return moving_average(running, new, self.momentum, updates)
+
+    def _moved_var(self, running_var: Tensor, var: Tensor, bessel: float | Tensor) -> Tensor:
+        """Return the running variance one update later; `bessel` is m/(m-1)."""
+        return self._moved(running_var, var * bessel)
 
     def _warn_if_saturated(self, running_var: Tensor) -> None:
         largest = torch.finfo(running_var.dtype).max
@@ -192,7 +250,7 @@ class BatchNormBase(TorchBatchNorm):
                 f"have the shape of the input, {tuple(x.shape)}, on {x.device}",
                 f"{tuple(residual.shape)} on {residual.device}",
             )
-        if self.training or self.running_mean is None or self.running_var is None:
+        if self._normalizes_by_batch() or self.running_mean is None or self.running_var is None:
             self._check_batch(x)
         return None if mask is None else self._checked_mask(x, mask)
 

@@ -395,7 +395,7 @@ def test_bad_input_is_refused_with_the_path_and_leaves_the_buffers(layer, argume
             {"activation": "swish"},
             (
                 "activation: name must be one of "
-                "relu, leaky_relu, elu, silu, gelu, hardswish, sigmoid, tanh or None, got 'swish'."
+                "relu, relu6, leaky_relu, elu, silu, gelu, hardswish, sigmoid, tanh or None, got 'swish'."
             ),
         ),
     ],

@@ -1,0 +1,173 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+import bnlab
+from bnlab.errors import UsageError
+
+BatchRenorm1d, BatchRenorm2d = bnlab.nn.BatchRenorm1d, bnlab.nn.BatchRenorm2d
+
+
+def by_the_paper(x, layer):
+    """Algorithm 1 of Ioffe 2017 on (N, C), float64: y, and mu and sigma after the update."""
+    mean, std = x.mean(0), (x.var(0, unbiased=False) + layer.eps).sqrt()
+    moving, sigma = layer.running_mean, (layer.running_var + layer.eps).sqrt()
+    r = (std / sigma).detach().clamp(1 / layer.r_max, layer.r_max)
+    d = ((mean - moving) / sigma).detach().clamp(-layer.d_max, layer.d_max)
+    y = ((x - mean) / std * r + d) * layer.weight + layer.bias
+    a = layer.momentum
+    return y, moving + a * (mean - moving).detach(), sigma + a * (std - sigma).detach()
+
+
+def trained(**options):
+    layer = BatchRenorm1d(3, **options).double()
+    with torch.no_grad():
+        layer.weight.normal_()
+        layer.bias.normal_()
+        layer.running_mean.normal_()
+        layer.running_var.uniform_(0.3, 3)
+    return layer
+
+
+@given(
+    seed=st.integers(0, 1000),
+    r_max=st.sampled_from([1.0, 1.2, 3.0, 100.0]),
+    d_max=st.sampled_from([0.0, 0.3, 5.0, 100.0]),
+)
+def test_it_is_the_papers_algorithm(seed, r_max, d_max):
+    torch.manual_seed(seed)
+    layer = trained(r_max=r_max, d_max=d_max, momentum=0.2)
+    x = (2 * torch.randn(5, 3, dtype=torch.float64)).requires_grad_()
+    expected, mean, std = by_the_paper(x, layer)
+    y = layer(x)
+    assert_close(y, expected)
+    grad = torch.randn_like(y)
+    ours = torch.autograd.grad(y, [x, layer.weight, layer.bias], grad)
+    assert_close(ours, torch.autograd.grad(expected, [x, layer.weight, layer.bias], grad), rtol=1e-6, atol=1e-9)
+    assert_close(layer.running_mean, mean)
+    assert_close((layer.running_var + layer.eps).sqrt(), std)
+
+
+def test_the_gradient_is_the_papers_formula():
+    layer = trained(r_max=2.0, d_max=1.0)
+    x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    mean, std = x.mean(0).detach(), (x.var(0, unbiased=False) + layer.eps).sqrt().detach()
+    r = (std / (layer.running_var + layer.eps).sqrt()).clamp(0.5, 2.0)
+    grad = torch.randn(6, 3, dtype=torch.float64)
+    (dx,) = torch.autograd.grad(layer(x), x, grad)
+    dx_hat = grad * layer.weight
+    dstd = (dx_hat * (x - mean) * (-r / std**2)).sum(0)
+    dmean = (dx_hat * (-r / std)).sum(0)
+    expected = dx_hat * r / std + dstd * (x - mean) / (6 * std) + dmean / 6
+    assert_close(dx, expected.detach())
+
+
+@given(seed=st.integers(0, 100))
+def test_with_r_1_and_d_0_it_is_bn(seed):
+    torch.manual_seed(seed)
+    layer, plain = BatchRenorm2d(3, r_max=1.0, d_max=0.0), bnlab.nn.BatchNorm2d(3)
+    x = 3 + 2 * torch.randn(4, 3, 5, 5)
+    assert_close(layer(x), plain(x))
+
+
+def test_where_nothing_is_clipped_train_mode_is_eval_mode():
+    layer = trained(r_max=1e6, d_max=1e6)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    expected = copy.deepcopy(layer).eval()(x)
+    assert_close(layer(x), expected)
+
+
+def test_it_averages_the_standard_deviation_not_the_variance():
+    layer = BatchRenorm1d(1, momentum=0.5, eps=1e-12).double()
+    x = torch.tensor([[-3.0], [3.0]], dtype=torch.float64)
+    layer(x)
+    assert layer.running_var.item() == pytest.approx(((1 + 3) / 2) ** 2)
+    assert layer.running_var.item() != pytest.approx((1 + 9) / 2)
+
+
+def test_a_constant_channel_leaves_a_variance_of_zero():
+    layer = BatchRenorm1d(3, momentum=1.0)
+    layer(torch.full((8, 3), 5.0))
+    assert bool((layer.running_var >= 0).all())
+    assert bool((layer.running_var < 1e-9).all())
+
+
+def test_the_limits_are_no_part_of_the_state_dict_but_of_a_copy():
+    layer = BatchRenorm2d(3, r_max=2.5, d_max=1.25)
+    assert "renorm_limits" not in layer.state_dict()
+    other = copy.deepcopy(layer)
+    assert (other.r_max, other.d_max) == (2.5, 1.25)
+    assert repr(layer).endswith("r_max=2.5, d_max=1.25)")
+    assert layer.momentum == 0.01
+    assert BatchRenorm2d(3, momentum=None).momentum is None
+
+
+def test_a_compiled_layer_follows_a_schedule_without_compiling_again():
+    layer = BatchRenorm1d(3)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    x = torch.randn(8, 3)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for step in range(3):
+            bnlab.nn.RenormSchedule(0, 3.0, 2, 5.0, 2).apply(layer, step)
+            compiled(x)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"r_max": 0.5}, "BatchRenorm1d: r_max must be >= 1, got 0.5."),
+        ({"r_max": float("nan")}, "BatchRenorm1d: r_max must be >= 1, got nan."),
+        ({"d_max": -1}, "BatchRenorm1d: d_max must be >= 0, got -1."),
+        ({"track_running_stats": False}, "BatchRenorm1d: track_running_stats must be True, got False."),
+    ],
+)
+def test_bad_arguments_are_refused(options, message):
+    with pytest.raises(UsageError) as err:
+        BatchRenorm1d(3, **options)
+    assert str(err.value) == message
+
+
+def test_the_schedule_is_the_papers():
+    schedule = bnlab.nn.RenormSchedule()
+    assert schedule.limits(0) == schedule.limits(5_000) == (1.0, 0.0)
+    assert schedule.limits(25_000) == (pytest.approx(1 + 2 * 20 / 35), 5.0)
+    assert schedule.limits(40_000) == schedule.limits(10**9) == (3.0, 5.0)
+    model = nn.Sequential(BatchRenorm1d(3), nn.BatchNorm1d(3))
+    schedule.apply(model, 5_000)
+    assert (model[0].r_max, model[0].d_max) == (1.0, 0.0)
+    assert bnlab.nn.RenormSchedule(10, 3.0, 10, 5.0, 10).limits(10) == (3.0, 5.0)
+
+
+@pytest.mark.parametrize("arguments", [{"warmup": -1}, {"warmup": 50_000}, {"r_max": 0.9}, {"d_max": float("inf")}])
+def test_a_bad_schedule_is_refused(arguments):
+    with pytest.raises(UsageError, match="RenormSchedule: "):
+        bnlab.nn.RenormSchedule(**arguments)
+
+
+def test_small_batches_that_are_not_drawn_at_random():
+    """The paper's claim in small: batches of one class each; BN collapses in eval mode, renormalization does not."""
+    torch.manual_seed(0)
+    centers = torch.tensor([[2.0, 0.0], [-2.0, 0.0]])
+
+    def accuracy(layer):
+        model = nn.Sequential(nn.Linear(2, 8), layer, nn.ReLU(), nn.Linear(8, 2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        for step in range(300):
+            label = torch.tensor(step % 2)
+            bnlab.nn.RenormSchedule(0, 3.0, 100, 5.0, 100).apply(model, step)
+            loss = nn.functional.cross_entropy(model(centers[label] + torch.randn(8, 2)), label.expand(8))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        labels = torch.arange(200) % 2
+        x = centers[labels] + torch.randn(200, 2)
+        return float((model.eval()(x).argmax(1) == labels).float().mean())
+
+    renorm, plain = accuracy(BatchRenorm1d(8, momentum=0.1)), accuracy(nn.BatchNorm1d(8))
+    assert renorm > plain + 0.2
