@@ -10,11 +10,18 @@ if TYPE_CHECKING:
     from bnlab import functional, nn
     from bnlab.checks import explain
     from bnlab.diagnosis import Diagnosis, check
+    from bnlab.remedies._receipt import Receipt
+    from bnlab.remedies.convert import convert
 
-__all__ = ["Diagnosis", "__version__", "check", "explain", "functional", "nn"]
+__all__ = ["Diagnosis", "Receipt", "__version__", "check", "convert", "explain", "functional", "nn"]
 
-_HOMES = {"Diagnosis": "bnlab.diagnosis", "check": "bnlab.diagnosis", "explain": "bnlab.checks"}
-
+_HOMES = {
+    "Diagnosis": "bnlab.diagnosis",
+    "Receipt": "bnlab.remedies._receipt",
+    "check": "bnlab.diagnosis",
+    "convert": "bnlab.remedies.convert",
+    "explain": "bnlab.checks",
+}
 
 _SUBPACKAGES = ("functional", "nn")
 

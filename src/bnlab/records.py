@@ -1,8 +1,8 @@
 """What bnlab says, as plain frozen data with a JSON round trip.
 
-Records need nothing but the standard library, so a saved JSON can be read and drawn without torch. The JSON form of a
-:class:`DiagnosisRecord` is described by the schema ``bnlab.diagnosis/1`` (:func:`json_schema`). Numbers that JSON
-cannot hold are written as the strings "nan", "inf" and "-inf".
+Records need nothing but the standard library, so a saved JSON can be read and drawn without torch. The JSON forms of
+:class:`DiagnosisRecord` and :class:`Changes` are described by the schemas ``bnlab.diagnosis/1`` and ``bnlab.receipt/1``
+(:func:`json_schema`). Numbers that JSON cannot hold are written as the strings "nan", "inf" and "-inf".
 """
 
 from __future__ import annotations
@@ -25,14 +25,19 @@ from bnlab.errors import UsageError
 
 __all__ = [
     "Cause",
+    "Change",
+    "Changes",
     "DiagnosisRecord",
     "Finding",
     "LayerRecord",
+    "LeftAlone",
     "Level",
+    "MetricChange",
     "Numbers",
     "Outcome",
     "Quantity",
     "Range",
+    "Safety",
     "Status",
     "Summary",
     "Target",
@@ -42,6 +47,7 @@ __all__ = [
 ]
 
 SCHEMA = "bnlab.diagnosis/1"
+RECEIPT_SCHEMA = "bnlab.receipt/1"
 
 Record = TypeVar("Record")
 
@@ -196,8 +202,36 @@ class Summary:
     infos: int
 
 
+class _Document:
+    """A record with a schema of its own: the top of a JSON text."""
+
+    schema: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form: dicts, lists, strings, finite numbers, booleans and None only."""
+        value: dict[str, Any] = to_json(self)
+        return value
+
+    def dumps(self, *, indent: int | None = None) -> str:
+        """Return the JSON text; on one line unless `indent` is given."""
+        return json.dumps(self.to_json(), indent=indent, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read the JSON form back.
+
+        Raises:
+            UsageError: If `data` does not say it follows the schema of this record, or breaks it.
+        """
+        found = data.get("schema")
+        if found != cls.schema:
+            what = cls.schema.removeprefix("bnlab.").partition("/")[0]
+            raise UsageError(f"{what}: schema must be {cls.schema!r}, got {found!r}.")
+        return from_json(cls, data)
+
+
 @dataclass(frozen=True, kw_only=True)
-class DiagnosisRecord:
+class DiagnosisRecord(_Document):
     """Everything a diagnosis says; the attributes are the keys of its JSON form.
 
     `notes` says what was assumed, and what looked like BN but was left alone and why.
@@ -215,26 +249,69 @@ class DiagnosisRecord:
     summary: Summary
     notes: tuple[str, ...] = field(default=())
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form: dicts, lists, strings, finite numbers, booleans and None only."""
-        value: dict[str, Any] = to_json(self)
-        return value
 
-    def dumps(self, *, indent: int | None = None) -> str:
-        """Return the JSON text; on one line unless `indent` is given."""
-        return json.dumps(self.to_json(), indent=indent, allow_nan=False)
+class Safety(str, Enum):
+    """What a change may do to the output of a model.
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read the JSON form back.
+    EXACT: nothing beyond a stated tolerance. STATISTICS: it changes buffers only. BEHAVIOUR: the model computes
+    something else. MANUAL: advice, nothing is applied.
+    """
 
-        Raises:
-            UsageError: If `data` does not say it follows the schema ``bnlab.diagnosis/1``, or breaks it.
-        """
-        found = data.get("schema")
-        if found != SCHEMA:
-            raise UsageError(f"diagnosis: schema must be {SCHEMA!r}, got {found!r}.")
-        return from_json(cls, data)
+    EXACT = "exact"
+    STATISTICS = "statistics"
+    BEHAVIOUR = "behaviour"
+    MANUAL = "manual"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that became another in one layer: `what` is an attribute, or "class"."""
+
+    layer: str
+    what: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """A layer that was looked at and not changed, and why."""
+
+    layer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class MetricChange:
+    """The metric before and after, higher is better."""
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes(_Document):
+    """What an action did to a model; the attributes are the keys of the JSON form.
+
+    Attributes:
+        action: What was asked for, such as "convert".
+        safety: What it may do to the output.
+        changes: Everything that is different now, layer after layer.
+        left_alone: Layers that were asked for and not changed.
+        metric: The metric before and after, where one was given.
+        kept: Whether the changes stand; False if they were taken back because the metric got worse.
+        notes: What else is worth knowing.
+    """
+
+    schema: str = RECEIPT_SCHEMA
+    bnlab: str
+    action: str
+    safety: Safety
+    changes: tuple[Change, ...]
+    left_alone: tuple[LeftAlone, ...] = ()
+    metric: MetricChange | None = None
+    kept: bool = True
+    notes: tuple[str, ...] = ()
 
 
 def to_json(value: object) -> Any:
@@ -262,11 +339,18 @@ def from_json(record: type[Record], data: object) -> Record:
     return value
 
 
-def json_schema() -> dict[str, Any]:
-    """Return the published JSON Schema of ``bnlab.diagnosis/1``."""
-    text = resources.files("bnlab").joinpath("schemas/diagnosis-1.json").read_text(encoding="utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
+def json_schema(schema: str = SCHEMA) -> dict[str, Any]:
+    """Return a published JSON Schema: that of ``bnlab.diagnosis/1`` or ``bnlab.receipt/1``.
+
+    Raises:
+        UsageError: If there is no such schema.
+    """
+    files = {SCHEMA: "diagnosis-1.json", RECEIPT_SCHEMA: "receipt-1.json"}
+    if schema not in files:
+        raise UsageError(f"json_schema: schema must be one of {', '.join(files)}, got {schema!r}.")
+    text = resources.files("bnlab").joinpath(f"schemas/{files[schema]}").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 @cache

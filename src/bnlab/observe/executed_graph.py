@@ -1,0 +1,198 @@
+"""What a forward pass really does: which function takes which tensor, by tensor identity during one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+from bnlab.observe.batches import run_batch, tensors_in
+
+__all__ = ["Call", "ExecutedGraph", "execute"]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor between two calls.
+
+    Attributes:
+        id: Number of the value; a tensor changed in place becomes a new one.
+        shape: Its shape.
+        dtype: Its dtype.
+    """
+
+    id: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Call:
+    """One function that ran, or one BN layer.
+
+    Attributes:
+        function: The function; None for a BN layer.
+        arguments: Positional arguments, with values in the place of tensors.
+        keywords: Keyword arguments, likewise.
+        modules: Paths of the modules that were running, outermost first; ends with the BN layer itself.
+        inputs: Every value that goes in.
+        outputs: Every value that comes out.
+    """
+
+    function: Callable[..., Any] | None
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    modules: tuple[str, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class ExecutedGraph:
+    """The calls of one forward pass in order.
+
+    Attributes:
+        calls: Functions outside BN layers, and BN layers.
+        kept: Numbers of the values that outlive the pass: outputs of the model, and what a module holds on to.
+    """
+
+    calls: tuple[Call, ...]
+    kept: frozenset[int]
+
+    @cached_property
+    def _consumers(self) -> dict[int, list[Call]]:
+        consumers: dict[int, list[Call]] = {}
+        for call in self.calls:
+            for value in {value.id for value in call.inputs}:
+                consumers.setdefault(value, []).append(call)
+        return consumers
+
+    @cached_property
+    def _producers(self) -> dict[int, Call]:
+        return {value.id: call for call in self.calls for value in call.outputs}
+
+    def consumers(self, value: int) -> Sequence[Call]:
+        """Return the calls that take the value of this number and give tensors; looking at a shape is none."""
+        return self._consumers.get(value, [])
+
+    def producer(self, value: int) -> Call | None:
+        """Return the call the value of this number came from; None for inputs and parameters."""
+        return self._producers.get(value)
+
+    def of_layer(self, path: str) -> list[Call]:
+        """Return the calls of a BN layer."""
+        return [call for call in self.calls if call.function is None and call.modules[-1] == path]
+
+
+def execute(model: nn.Module, example: Any) -> ExecutedGraph:
+    """Run a model on one batch and return what happened. The caller puts modes and buffers back."""
+    recorder = _Recorder({module: name for name, module in model.named_modules()})
+    with recorder.watching_modules(), recorder:
+        output = run_batch(model, example)
+    held = [tensor for module in model.modules() for tensor in tensors_in(_attributes(module))]
+    kept = {recorder.value(tensor).id for tensor in [*tensors_in(output), *held]}
+    return ExecutedGraph(tuple(recorder.calls), frozenset(kept))
+
+
+def _attributes(module: nn.Module) -> list[object]:
+    containers = ("_parameters", "_buffers", "_modules")
+    return [value for key, value in vars(module).items() if key not in containers and not key.endswith("_hooks")]
+
+
+class _Recorder(TorchFunctionMode):
+    """Writes down every function that takes or gives tensors while it is active."""
+
+    def __init__(self, names: dict[nn.Module, str]) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self._names = names
+        self._running: list[nn.Module] = []
+        self._layers_running = 0
+        self._values: dict[int, Value] = {}
+        self._alive: list[Tensor] = []  # an id means something only as long as its tensor lives
+
+    def value(self, tensor: Tensor) -> Value:
+        """Return the value a tensor is at the moment."""
+        return self._values[id(tensor)] if id(tensor) in self._values else self._new_value(tensor)
+
+    def _new_value(self, tensor: Tensor) -> Value:
+        self._alive.append(tensor)
+        self._values[id(tensor)] = Value(len(self._alive), tuple(tensor.shape), tensor.dtype)
+        return self._values[id(tensor)]
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        keywords = kwargs or {}
+        inputs = [] if self._layers_running else [self.value(t) for t in tensors_in([args, keywords])]
+        result = func(*args, **keywords)
+        if not self._layers_running:
+            self._record(func, args, keywords, inputs, result)
+        return result
+
+    def _record(
+        self,
+        function: Callable[..., Any] | None,
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        inputs: list[Value],
+        result: object,
+    ) -> None:
+        given = tensors_in(result)
+        if not given:
+            return
+        known = {id(tensor): value for tensor, value in zip(tensors_in([arguments, keywords]), inputs, strict=True)}
+        place = _replacing(known)
+        modules = tuple(self._names[module] for module in self._running if module in self._names)
+        outputs = tuple(self._new_value(tensor) for tensor in given)
+        self.calls.append(Call(function, place(arguments), place(keywords), modules, tuple(inputs), outputs))
+
+    @contextmanager
+    def watching_modules(self) -> Iterator[None]:
+        """Follow which modules run; a BN layer is one call, whatever happens inside."""
+        inputs: list[tuple[tuple[Any, ...], list[Value]]] = []
+
+        def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            if module not in self._names:
+                return
+            self._running.append(module)
+            if isinstance(module, _BatchNorm):
+                if not self._layers_running:
+                    inputs.append((arguments, [self.value(t) for t in tensors_in(arguments)]))
+                self._layers_running += 1
+
+        def leave(module: nn.Module, _: tuple[Any, ...], output: object) -> None:
+            if module not in self._names:
+                return
+            if isinstance(module, _BatchNorm):
+                self._layers_running -= 1
+                if not self._layers_running:
+                    taken, values = inputs.pop()
+                    self._record(None, taken, {}, values, output)
+            self._running.pop()
+
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _replacing(values: dict[int, Value]) -> Callable[[Any], Any]:
+    def replace(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            return values[id(item)]
+        if isinstance(item, dict):
+            return {key: replace(part) for key, part in item.items()}
+        return type(item)(map(replace, item)) if type(item) in (tuple, list) else item
+
+    return replace

@@ -1,0 +1,41 @@
+"""Running a model without leaving a trace in it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = ["untouched"]
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put modes, buffers and every random number generator back when the block ends, however it ends.
+
+    Buffers get their values back, and are the same tensors as before; what is random behind the block goes on as if it
+    had not been there.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]  # noqa: SLF001 - entries that are None count too
+    values = {id(buffer): (buffer, buffer.detach().clone()) for _, _, buffer in buffers if buffer is not None}
+    devices = sorted({buffer.device.index or 0 for buffer, _ in values.values() if buffer.device.type == "cuda"})
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is what models draw from
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+            for module, mode in modes:
+                module.training = mode
+            for module, name, buffer in buffers:
+                module._buffers[name] = buffer  # noqa: SLF001
+            with torch.no_grad():
+                for buffer, value in values.values():
+                    if not torch.equal(buffer, value):
+                        buffer.copy_(value)

@@ -1,0 +1,1 @@
+"""What changes a model: one remedy a file. Everything not named in a receipt is kept."""

@@ -1,0 +1,227 @@
+"""One layer on its way into another class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+from bnlab.errors import UsageError
+from bnlab.records import Change
+from bnlab.remedies._become import become
+from bnlab.remedies._families import FROZEN, Family, family_of
+from bnlab.remedies._subclass import activation_inside, own_behaviour
+from bnlab.remedies._target import Target
+
+__all__ = ["Conversion", "class_name", "plan"]
+
+_OFF = "-"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a converted layer was: kept on the layer as `converted_from`, for the way back.
+
+    Attributes:
+        kind: Its class, if that is a subclass of a layer of torch.
+        activation: The activation inside it.
+        required_grad: Parameters that required a gradient before the layer was frozen.
+    """
+
+    kind: type[nn.Module] | None = None
+    activation: str | None = None
+    required_grad: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is to be done to one layer.
+
+    Attributes:
+        layer: The layer.
+        path: Its path.
+        source: Its family.
+        target: What it becomes.
+        template: A fresh layer of the new class.
+        plain: A fresh layer of the old one.
+        kind: The new class: that of the template, or the subclass the layer once had.
+        settings: Attributes to set afterwards.
+        origin: What is to be remembered.
+    """
+
+    layer: _BatchNorm
+    path: str
+    source: Family
+    target: Target
+    template: nn.Module
+    plain: nn.Module
+    kind: type[nn.Module]
+    settings: Mapping[str, Any]
+    origin: Origin
+
+    @property
+    def keeps_output(self) -> bool:
+        """Whether the layer computes afterwards what it computed before."""
+        return self.source.is_plain and self.target.family.is_plain and not self.target.options
+
+    def changes(self) -> list[Change]:
+        """Return what will be different."""
+        before = type(self.layer)
+        found = [] if before is self.kind else [Change(self.path, "class", class_name(before), class_name(self.kind))]
+        for key, value in self.settings.items():
+            old = getattr(self.layer, key, _OFF)
+            found += [] if old == value else [Change(self.path, key, str(old), str(value))]
+        dropped = {"nonfinite": "skip", "process_group": None} if not self.target.family.is_ours else {}
+        for key, usual in dropped.items():
+            if key not in vars(self.template) and getattr(self.layer, key, usual) != usual:
+                found.append(Change(self.path, key, str(getattr(self.layer, key)), _OFF))
+        if not self.target.family.keeps_statistics and self.layer.running_mean is not None:
+            found.append(Change(self.path, "running statistics", "kept", "dropped"))
+        frozen = self._frozen_parameters()
+        return found + [Change(self.path, f"{name}.requires_grad", str(not on), str(on)) for name, on in frozen.items()]
+
+    def _frozen_parameters(self) -> dict[str, bool]:
+        """Return the parameters whose requires_grad changes, with its new value."""
+        parameters = dict(self.layer.named_parameters(recurse=False))
+        if self.target.family is FROZEN:
+            return {name: False for name, parameter in parameters.items() if parameter.requires_grad}
+        if self.source is FROZEN:
+            remembered = _origin(self.layer).required_grad
+            return {name: True for name in remembered if name in parameters and not parameters[name].requires_grad}
+        return {}
+
+    def apply(self) -> Callable[[], None]:
+        """Convert the layer and return what takes it back."""
+        switched = self._frozen_parameters()
+        own = () if self.target.family.keeps_statistics else ("track_running_stats",)
+        turn_back = become(
+            self.layer,
+            self.template,
+            plain=self.plain,
+            kind=self.kind,
+            overridden=own,
+            keeps_buffers=self.target.family.keeps_statistics,
+        )
+        for key, value in self.settings.items():
+            setattr(self.layer, key, value)
+        if self.target.family.is_ours and self.origin != Origin():
+            self.layer.converted_from = self.origin  # type: ignore[assignment]
+        else:
+            vars(self.layer).pop("converted_from", None)
+        self._switch(switched)
+
+        def undo() -> None:
+            turn_back()
+            self._switch({name: not on for name, on in switched.items()})
+
+        return undo
+
+    def _switch(self, parameters: Mapping[str, bool]) -> None:
+        for name, on in parameters.items():
+            self.layer.get_parameter(name).requires_grad_(on)
+
+
+def plan(path: str, layer: _BatchNorm, target: Target, executed_rank: int | None) -> Conversion | None:
+    """Return how a layer becomes what is asked for; None if it is that already.
+
+    Args:
+        path: Layer path.
+        layer: A BN layer.
+        target: What it is to become.
+        executed_rank: Number of spatial dimensions of the input it was seen to get, if it was.
+
+    Raises:
+        UsageError: If the layer cannot become that without losing something.
+    """
+    source, base = _family(path, layer)
+    if source is target.family and not target.options:
+        return None
+    rank = source.rank_of(base) or executed_rank or target.rank
+    if rank is None and target.family.has_ranks:
+        _refuse(path, "have a known rank", class_name(base), "Pass example=, a batch to run the model on.")
+    rank = rank or 1
+    activation = _activation(path, layer, base, rank)
+    origin = _remembered(layer, base, activation, becomes_frozen=target.family is FROZEN and source is not FROZEN)
+    if target.family is FROZEN and layer.running_mean is None:
+        _refuse(path, "keep running statistics to be frozen", "track_running_stats=False")
+    kind = _kind(path, target.family.classes[rank], activation, origin, is_ours=target.family.is_ours)
+    try:
+        template = target.fresh(layer, rank)
+    except (ValueError, TypeError) as error:
+        _refuse(path, f"be able to become {class_name(kind)}", f"the refusal '{error}'")
+    settings = {key: value for key, value in target.options.items() if key != "num_groups"}
+    if target.family.is_ours and activation is not None and settings.setdefault("activation", activation) != activation:
+        _refuse(path, f"have no activation to get {settings['activation']!r}", repr(activation))
+    plain: nn.Module = source.classes[rank](layer.num_features)
+    return Conversion(layer, path, source, target, template, plain, kind, settings, origin)
+
+
+def _family(path: str, layer: _BatchNorm) -> tuple[Family, type[nn.Module]]:
+    if any(is_lazy(parameter) for parameter in layer.parameters(recurse=False)) or hasattr(layer, "cls_to_become"):
+        _refuse(path, "know its number of channels", "a lazy layer", "Run one batch first.")
+    found = family_of(type(layer))
+    if found is None:
+        _refuse(path, "derive from a BN layer of torch.nn or bnlab.nn", class_name(type(layer)))
+    if not {"weight", "bias"} <= layer._parameters.keys():  # noqa: SLF001
+        _refuse(path, "have weight and bias as plain parameters", "a parametrization", "Remove it first.")
+    return found
+
+
+def _remembered(layer: _BatchNorm, base: type, activation: str | None, *, becomes_frozen: bool) -> Origin:
+    origin = _origin(layer)
+    if type(layer) is not base:
+        origin = Origin(type(layer), activation, origin.required_grad)
+    if not becomes_frozen:
+        return origin
+    required = tuple(name for name, tensor in layer.named_parameters(recurse=False) if tensor.requires_grad)
+    return Origin(origin.kind, origin.activation, required)
+
+
+def _origin(layer: nn.Module) -> Origin:
+    origin = vars(layer).get("converted_from")
+    return origin if isinstance(origin, Origin) else Origin()
+
+
+def _activation(path: str, layer: _BatchNorm, base: type[nn.Module], rank: int) -> str | None:
+    """Return the activation a layer applies, or refuse a layer that does anything else beyond BN."""
+    if type(layer) is base and "forward" not in vars(layer):
+        return getattr(layer, "activation", None)
+    way_out = "Leave the layer out with layers=, or convert it by hand."
+    name = class_name(type(layer))
+    behaviour = "forward" if "forward" in vars(layer) else own_behaviour(type(layer), base)
+    if behaviour is not None:
+        _refuse(path, "do nothing beyond BN and an activation", f"{name} with {behaviour} of its own", way_out)
+    activation = activation_inside(layer, base, rank)
+    if activation == "?":
+        _refuse(path, "do nothing beyond BN and an activation", f"{name} with a forward of its own", way_out)
+    return activation
+
+
+def _kind(
+    path: str, kind: type[nn.Module], activation: str | None, origin: Origin, *, is_ours: bool
+) -> type[nn.Module]:
+    """Return the class to take: the one the layer had before it was converted to bnlab, if it is on its way back."""
+    if is_ours:
+        return kind
+    if origin.kind is not None and issubclass(origin.kind, kind) and origin.activation == activation:
+        return origin.kind
+    if activation is not None:
+        way_out = "Put the activation behind the layer as a module of its own, and set activation to None."
+        _refuse(path, f"have no activation to become {class_name(kind)}", repr(activation), way_out)
+    return kind
+
+
+def class_name(kind: type) -> str:
+    """Return the name under which users know a class."""
+    for package in ("torch.nn", "bnlab.nn"):
+        if kind.__module__.startswith(package):
+            return f"{package}.{kind.__name__}"
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _refuse(path: str, rule: str, got: str, way_out: str = "") -> NoReturn:
+    raise UsageError(f"{path or 'model'}: layer must {rule}, got {got}. {way_out}".strip())
