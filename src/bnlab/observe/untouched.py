@@ -15,12 +15,12 @@ __all__ = ["untouched"]
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put modes, buffers and every random number generator back when the block ends, however it ends.
+    """Put modes, buffers, attributes and every random number generator back when the block ends, however it ends.
 
     Buffers get their values back, and are the same tensors as before; what is random behind the block goes on as if it
-    had not been there.
+    had not been there. Attributes are put back by reference: a list that forward appended to keeps what it got.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    attributes = [(module, _attributes(module)) for module in model.modules()]
     buffers = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]  # noqa: SLF001 - entries that are None count too
     values = {id(buffer): (buffer, buffer.detach().clone()) for _, _, buffer in buffers if buffer is not None}
     devices = sorted({buffer.device.index or 0 for buffer, _ in values.values() if buffer.device.type == "cuda"})
@@ -31,11 +31,18 @@ def untouched(model: nn.Module) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
-            for module, mode in modes:
-                module.training = mode
+            for module, before in attributes:
+                for name in _attributes(module).keys() - before.keys():
+                    del vars(module)[name]
+                vars(module).update(before)
             for module, name, buffer in buffers:
                 module._buffers[name] = buffer  # noqa: SLF001
             with torch.no_grad():
                 for buffer, value in values.values():
                     if not torch.equal(buffer, value):
                         buffer.copy_(value)
+
+
+def _attributes(module: nn.Module) -> dict[str, object]:
+    containers = ("_parameters", "_buffers", "_modules")
+    return {name: value for name, value in vars(module).items() if name not in containers}

@@ -27,7 +27,10 @@ _ARGUMENTS: dict[Activation, dict[str, object]] = {
     "sigmoid": {},
     "tanh": {},
 }
-"""The arguments behind the input, in order, with the value that bnlab's activation has; None where any will do."""
+"""The arguments behind the input, in order, with the default, which is what bnlab computes; None where any will do."""
+
+_HARDTANH_IS_RELU6 = {"min_val": 0.0, "max_val": 6.0}
+"""torch.nn.ReLU6 is a Hardtanh with these arguments."""
 
 _FUNCTIONS: dict[Callable[..., Any], Activation] = {
     F.relu: "relu",
@@ -99,6 +102,9 @@ def activation_of(
     function: Callable[..., Any] | None, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
 ) -> Activation | None:
     """Return which activation of bnlab a call is, with the same parameters, or None."""
+    if function is F.hardtanh:
+        given = {**dict(zip((*_HARDTANH_IS_RELU6, "inplace"), arguments[1:], strict=False)), **keywords}
+        return "relu6" if {**given, "inplace": None} == {**_HARDTANH_IS_RELU6, "inplace": None} else None
     name = _FUNCTIONS.get(function) if function is not None else None
     if name is None or not arguments:
         return None

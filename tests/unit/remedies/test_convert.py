@@ -373,8 +373,10 @@ def test_a_frozen_layer_needs_statistics():
     [
         (
             {"to": nn.LayerNorm},
-            ("convert: to must be a BN layer class of bnlab.nn or torch.nn, GroupNorm or InstanceNorm, "
-            "got <class 'torch.nn.modules.normalization.LayerNorm'>."),
+            (
+                "convert: to must be a BN layer class of bnlab.nn or torch.nn, GroupNorm or InstanceNorm, "
+                "got <class 'torch.nn.modules.normalization.LayerNorm'>."
+            ),
         ),
         ({"to": Scaled}, "convert: to must be a BN layer class of bnlab.nn or torch.nn, GroupNorm or InstanceNorm"),
         ({"to": "bnlab"}, "convert: to must be a BN layer class of bnlab.nn or torch.nn, GroupNorm or InstanceNorm"),
@@ -388,8 +390,10 @@ def test_a_frozen_layer_needs_statistics():
         ),
         (
             {"to": functools.partial(nn.GroupNorm, 5)},
-            ("0: layer must be able to become torch.nn.GroupNorm, got the refusal "
-            "'num_channels (4) must be divisible by num_groups (5)'."),
+            (
+                "0: layer must be able to become torch.nn.GroupNorm, got the refusal "
+                "'num_channels (4) must be divisible by num_groups (5)'."
+            ),
         ),
         (
             {"to": bnlab.nn.BatchNorm2d, "fuse": True},
