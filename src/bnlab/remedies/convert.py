@@ -64,8 +64,8 @@ def convert(
         >>> print(receipt)
         convert: 2 layers changed, output kept
           class: torch.nn.BatchNorm2d -> bnlab.nn.BatchNorm2d (1)
-          activation: None -> relu (1)
           class: torch.nn.ReLU -> torch.nn.Identity (2)
+          activation: None -> relu (1)
         >>> type(receipt.undo()[1])
         <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
     """
