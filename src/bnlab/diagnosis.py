@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from bnlab import checks
 from bnlab._version import __version__
-from bnlab.checks import Check
+from bnlab.checks import AnyCheck
 from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.observe.checkpoint import read_checkpoint
 from bnlab.observe.evidence import Evidence, Hyperparameters, NetworkState
@@ -60,7 +60,7 @@ class Settings:
         hyperparameters: Momentum and eps as far as they are stated.
     """
 
-    checks: tuple[tuple[Check[Any], Any], ...]
+    checks: tuple[tuple[AnyCheck[Any, Any, Any], Any], ...]
     ignore: Mapping[str, str]
     hyperparameters: Hyperparameters
 
@@ -155,7 +155,7 @@ def _by_code(argument: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
     return {checks.by_code(code).code: value for code, value in (values or {}).items()}
 
 
-def _limits(item: Check[Any], changed: Mapping[str, float]) -> Any:  # noqa: ANN401 - each check has a class of its own
+def _limits(item: AnyCheck[Any, Any, Any], changed: Mapping[str, float]) -> Any:  # noqa: ANN401 - each check has a class of its own
     known = [field.name for field in dataclasses.fields(item.limits)]
     if not isinstance(changed, Mapping):
         raise UsageError(f"limits: value for {item.code} must be a mapping by name, got {changed!r}.")
@@ -219,7 +219,7 @@ def _diagnose(evidence: Evidence, target: Target, settings: Settings) -> Diagnos
     )
 
 
-def _run(item: Check[Any], limits: Any, networks: Sequence[NetworkState]) -> tuple[list[Finding], Outcome]:  # noqa: ANN401
+def _run(item: AnyCheck[Any, Any, Any], limits: Any, networks: Sequence[NetworkState]) -> tuple[list[Finding], Outcome]:  # noqa: ANN401
     """Run one check on every network; a check that raises has crashed, it neither found nor passed anything."""
     findings: list[Finding] = []
     lacking: Counter[str] = Counter()

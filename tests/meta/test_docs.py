@@ -38,7 +38,13 @@ def test_the_examples_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys
 
 @pytest.mark.parametrize(
     "path",
-    ["README.md", *(f"docs/{path}" for path in ("checkpoints.md", "benchmarks.md", "layers.md", "convert.md", "checks/README.md"))],
+    [
+        "README.md",
+        *(
+            f"docs/{path}"
+            for path in ("checkpoints.md", "benchmarks.md", "layers.md", "convert.md", "checks/README.md")
+        ),
+    ],
 )
 def test_links_lead_somewhere(path):
     text = (ROOT / path).read_text(encoding="utf-8")

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from bnlab.observe.evidence import Floats, Hyperparameters, LayerState, NetworkState
+from bnlab.observe.gap import RunningStatistics, batch_sums, layer_gap
+from bnlab.observe.model_evidence import Execution, Gap, ModelEvidence, ModelLayer, Observed, Producer
 
-__all__ = ["healthy", "network", "of", "untrained"]
+__all__ = ["executed", "healthy", "model", "model_layer", "network", "observed", "of", "untrained"]
 
 
 def healthy(
@@ -58,6 +60,104 @@ def network(*layers: LayerState) -> NetworkState:
 def of(**changes: object) -> NetworkState:
     """Return a network of one healthy layer with some parts replaced."""
     return network(healthy(**changes))  # type: ignore[arg-type]  # the parts of `healthy`, typed there
+
+
+def executed(
+    *,
+    calls: int = 1,
+    samples: int = 32,
+    counts: tuple[int, ...] = (32 * 49,),
+    producer: Producer | None = None,
+    dropout: str | None = None,
+    activation: str | None = "relu",
+) -> Execution:
+    """Return what an ordinary forward pass shows."""
+    return Execution(
+        calls=calls, samples=samples, counts=counts, producer=producer, dropout=dropout, activation=activation
+    )
+
+
+def observed(
+    *,
+    mean: Sequence[float] = (0.3, -0.7, 0.1, 1.2),
+    var: Sequence[float] = (0.8, 2.0, 0.4, 1.1),
+    batches: int = 20,
+    images: int = 640,
+    positions: int = 49,
+    between: float = 1.0,
+    not_finite: int = 0,
+    overflowed: int = 0,
+    own_error: float = 0.0,
+    input_eps: float = 2.0**-23,
+) -> Observed:
+    """Return what data with these statistics shows, by default those of a `healthy` layer.
+
+    `between` is the variance of the batch means over what sampling explains. Sample means vary by a tenth of the
+    variance.
+    """
+    means, variances = _column(mean), _column(var)
+    per_batch = images / batches
+    spread = variances / 10
+    deviation = np.sqrt(between * spread / per_batch)
+    sums: dict[str, Floats] = {}
+    for sign in (-1, 1):
+        count = images * positions / 2
+        added = batch_sums(count, means + sign * deviation, variances, 1 + batches / count, 1e-5)
+        sums = {name: sums.get(name, 0.0) + value for name, value in added.items()}
+    return Observed(
+        batches=batches,
+        images=images,
+        count=images * positions,
+        smallest_count=int(per_batch) * positions,
+        mean=means,
+        var=variances + between * spread / per_batch,
+        within_mean=means,
+        within_var=variances,
+        batch_mean_var=between * spread / per_batch,
+        batch_var_var=between * 0.02 * variances**2 / per_batch,
+        image_mean_var=spread,
+        image_square_var=0.02 * variances**2,
+        moments=sums,
+        not_finite=not_finite,
+        overflowed=overflowed,
+        own_error=own_error,
+        input_eps=input_eps,
+    )
+
+
+def gap_of(layer: LayerState, data: Observed, train_data: Observed | None = None) -> Gap:
+    """Return the gap of a layer on data."""
+    known = layer.hyperparameters
+    running = RunningStatistics(
+        mean=layer.running_mean, var=layer.running_var, dtype=layer.dtype, momentum=known.momentum, eps=known.eps
+    )
+    return layer_gap(running, data, train_data)
+
+
+def model_layer(name: str = "bn", **changes: object) -> ModelLayer:
+    """Return a healthy BN layer of a model that was run on data; every part can be replaced."""
+    state = changes.pop("state", healthy(name))
+    data = changes.pop("data", observed())
+    train_data = changes.pop("train_data", observed())
+    assert state is None or isinstance(state, LayerState)
+    assert data is None or isinstance(data, Observed)
+    assert train_data is None or isinstance(train_data, Observed)
+    parts: dict[str, object] = {
+        "kind": "BatchNorm2d",
+        "channels": 4,
+        "momentum": 0.1 if state is None else state.hyperparameters.momentum,
+        "eps": 1e-5,
+        "training": True,
+        "execution": executed(),
+        "gap": None if state is None or data is None else gap_of(state, data, train_data),
+        **changes,
+    }
+    return ModelLayer(name=name, state=state, data=data, train_data=train_data, **parts)  # type: ignore[arg-type]
+
+
+def model(*layers: ModelLayer, **network: object) -> ModelEvidence:
+    """Return the evidence of a model with these layers."""
+    return ModelEvidence(layers=layers or (model_layer(),), **network)  # type: ignore[arg-type]
 
 
 def _column(values: Sequence[float]) -> Floats:

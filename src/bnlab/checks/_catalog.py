@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bnlab.checks._check import Check
+from bnlab.checks._check import AnyCheck
 from bnlab.checks.bn101_non_finite_statistics import NonFiniteStatistics
 from bnlab.checks.bn102_negative_running_variance import NegativeRunningVariance
 from bnlab.checks.bn103_non_finite_affine import NonFiniteAffine
@@ -24,7 +24,7 @@ from bnlab.errors import UsageError
 
 __all__ = ["CHECKS", "by_code", "explain", "select"]
 
-CHECKS: tuple[Check[Any], ...] = (
+CHECKS: tuple[AnyCheck[Any, Any, Any], ...] = (
     NonFiniteStatistics(),
     NegativeRunningVariance(),
     NonFiniteAffine(),
@@ -42,7 +42,7 @@ CHECKS: tuple[Check[Any], ...] = (
 )
 
 
-def by_code(code: str) -> Check[Any]:
+def by_code(code: str) -> AnyCheck[Any, Any, Any]:
     """Return the check with this code.
 
     Raises:
@@ -72,7 +72,7 @@ def explain(code: str) -> str:
     return by_code(code).page
 
 
-def select(codes: str | Sequence[str] | None) -> tuple[Check[Any], ...]:
+def select(codes: str | Sequence[str] | None) -> tuple[AnyCheck[Any, Any, Any], ...]:
     """Return the checks with these codes or beginnings of codes ("BN1" is all of BN101 to BN199), all for None.
 
     Raises:
@@ -89,5 +89,5 @@ def select(codes: str | Sequence[str] | None) -> tuple[Check[Any], ...]:
     return tuple(check for check in CHECKS if any(_begins(check, code) for code in wanted))
 
 
-def _begins(check: Check[Any], code: str) -> bool:
+def _begins(check: AnyCheck[Any, Any, Any], code: str) -> bool:
     return check.code.startswith(code.upper())

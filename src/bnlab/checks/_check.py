@@ -11,9 +11,22 @@ from enum import Enum
 from typing import Any, ClassVar, Generic, TypeVar
 
 from bnlab.observe.evidence import LayerState, NetworkState
+from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.records import Finding, Level, Quantity
 
-__all__ = ["HEADINGS", "Case", "Check", "Group", "Needs", "NoLimits", "in_channels", "limit", "show"]
+__all__ = [
+    "HEADINGS",
+    "AnyCheck",
+    "Case",
+    "Check",
+    "Group",
+    "ModelCheck",
+    "Needs",
+    "NoLimits",
+    "in_channels",
+    "limit",
+    "show",
+]
 
 HEADINGS = ("What it does", "Why it matters", "Evidence", "Threshold", "Remedy", "Sources")
 """The sections of a check's docstring, in this order."""
@@ -36,6 +49,17 @@ class Needs(Enum):
     """The evidence a check cannot do without."""
 
     STATE = "the stored numbers; a checkpoint is enough"
+    MODEL = "the model object"
+    OPTIMIZER = "the model and its optimizer"
+    EXAMPLE = "the model and an example input, or data"
+    DATA = "the model and data"
+    TRAIN_DATA = "the model, data and training data"
+    LOSS = "the model, data and a loss"
+
+    @property
+    def argument(self) -> str | None:
+        """The key of `ModelEvidence.missing` under which its absence is noted; None if nothing can be missing."""
+        return None if self in (Needs.STATE, Needs.MODEL) else self.name.lower()
 
 
 def limit(default: float, *, unit: str, source: str) -> Any:  # noqa: ANN401 - a dataclass field of type float
@@ -49,6 +73,8 @@ class NoLimits:
 
 
 Limits = TypeVar("Limits")
+Evidence = TypeVar("Evidence", NetworkState, ModelEvidence)
+Layer = TypeVar("Layer", LayerState, ModelLayer)
 
 
 @dataclass(frozen=True)
@@ -64,13 +90,13 @@ class Case:
     """
 
     name: str
-    build: Callable[[], NetworkState]
+    build: Callable[[], Any]
     layers: tuple[str | None, ...] = ()
     channels: tuple[int, ...] | None = None
     measured: Mapping[str, float] = field(default_factory=dict)
 
 
-class Check(ABC, Generic[Limits]):
+class AnyCheck(ABC, Generic[Evidence, Layer, Limits]):
     """A named pattern to look for in evidence.
 
     A check is pure: it sees evidence and limits, and yields findings. It is named after the bad pattern, so that
@@ -87,10 +113,10 @@ class Check(ABC, Generic[Limits]):
     BROKEN: ClassVar[tuple[Case, ...]]
 
     @abstractmethod
-    def inspect(self, evidence: NetworkState, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: Evidence, limits: Limits) -> Iterator[Finding]:
         """Yield what is found in one network."""
 
-    def lacks(self, layer: LayerState, limits: Limits) -> str | None:  # noqa: ARG002 - for checks that override it
+    def lacks(self, layer: Layer, limits: Limits) -> str | None:  # noqa: ARG002 - for checks that override it
         """Return why a layer cannot be judged, or None. What cannot be judged is skipped, never passed."""
         return None
 
@@ -108,7 +134,7 @@ class Check(ABC, Generic[Limits]):
     def page(self) -> str:
         """The documentation of the check as Markdown, with its limits and defaults."""
         text = inspect.cleandoc(type(self).__doc__ or "")
-        rows = [
+        rows: list[str] = [
             f"- `{item.name}` = {item.default:g} {item.metadata['unit']}: {item.metadata['source']}."
             for item in dataclasses.fields(self.limits)  # type: ignore[arg-type]  # every Limits is a dataclass
         ]
@@ -121,7 +147,7 @@ class Check(ABC, Generic[Limits]):
 
     def finding(
         self,
-        layer: LayerState | None,
+        layer: Layer | None,
         message: str,
         *,
         measured: Mapping[str, Quantity],
@@ -142,11 +168,19 @@ class Check(ABC, Generic[Limits]):
         )
 
 
+class Check(AnyCheck[NetworkState, LayerState, Limits]):
+    """A check of the stored numbers of a network."""
+
+
+class ModelCheck(AnyCheck[ModelEvidence, ModelLayer, Limits]):
+    """A check of a model: how it is built, and what it does to an example or to data."""
+
+
 def show(value: float) -> str:
     """Write a number the way messages do: three significant digits."""
     return f"{value:.3g}"
 
 
-def in_channels(channels: tuple[int, ...], layer: LayerState) -> str:
+def in_channels(channels: tuple[int, ...], layer: LayerState | ModelLayer) -> str:
     """Return "in 3 of 64 channels"."""
     return f"in {len(channels)} of {layer.channels} channel{'s' if layer.channels > 1 else ''}"

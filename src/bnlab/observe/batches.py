@@ -1,36 +1,79 @@
-"""The forms a batch may have, and how a model is called on one."""
+"""The forms that batches and data may have, and how a model is called on one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["model_input", "run_batch"]
+from bnlab.errors import UsageError
+
+__all__ = ["Forward", "batches_of", "moved", "require_data", "run_batch", "samples_in", "tensors_in"]
+
+Forward = Callable[[nn.Module, Any], Any]
+"""Calls a model on one batch."""
 
 
-def model_input(batch: Any) -> Any:  # noqa: ANN401 - a batch may be anything
-    """Return what of a batch the model is called with: all of a tensor or dict, the first item of a tuple or list."""
-    return batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-
-
-def run_batch(model: nn.Module, batch: Any) -> Any:  # noqa: ANN401
+def run_batch(model: nn.Module, batch: Any) -> Any:  # noqa: ANN401 - a batch may be anything
     """Call a model on one batch: a tensor, a tuple or list (input first), or a dict (passed as keywords)."""
-    found = model_input(batch)
+    found = _input(batch)
     return model(**found) if isinstance(found, Mapping) else model(found)
 
 
+def _input(batch: Any) -> Any:  # noqa: ANN401
+    return batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+
+
+def samples_in(batch: Any) -> int:  # noqa: ANN401
+    """Return the number of samples in a batch: the first dimension of its first tensor; 0 if it has none."""
+    sizes = [tensor.size(0) for tensor in tensors_in(_input(batch)) if tensor.dim()]
+    return sizes[0] if sizes else 0
+
+
+def require_data(name: str, data: object) -> None:
+    """Refuse what cannot be run through twice.
+
+    Raises:
+        UsageError: If `data` is a one-shot iterator, a single tensor, or no iterable at all.
+    """
+    if isinstance(data, Tensor):
+        raise UsageError(f"{name}: it must be an iterable of batches, got one tensor. Wrap it: [tensor].")
+    if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
+        raise UsageError(f"{name}: it must be an iterable of batches, got {type(data).__name__}.")
+    if isinstance(data, Iterator):
+        raise UsageError(
+            f"{name}: it must be an iterable that can be run through again, got a one-shot {type(data).__name__}, "
+            f"whose second pass would be empty. Give list({name}) or the loader itself."
+        )
+
+
+def batches_of(data: Iterable[Any], like: nn.Module) -> Iterator[Any]:
+    """Yield every batch on the device of a model."""
+    device = next((tensor.device for tensor in (*like.parameters(), *like.buffers())), None)
+    for batch in data:
+        yield batch if device is None else moved(batch, lambda tensor: tensor.to(device))
+
+
+def moved(item: Any, function: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
+    """Apply a function to every tensor in nested tuples, lists and dicts."""
+    if isinstance(item, Tensor):
+        return function(item)
+    if isinstance(item, Mapping):
+        return {key: moved(part, function) for key, part in item.items()}
+    if isinstance(item, (tuple, list)):
+        parts = [moved(part, function) for part in item]
+        return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
+    return item
+
+
 def tensors_in(value: Any) -> list[Tensor]:  # noqa: ANN401
-    """Return every tensor in nested tuples, lists, dicts and dataclass-like objects, in order."""
+    """Return every tensor in nested tuples, lists, dicts and dataclasses, in order."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
         return [tensor for item in value.values() for tensor in tensors_in(item)]
     if isinstance(value, (tuple, list, set)):
         return [tensor for item in value for tensor in tensors_in(item)]
-    return [tensor for item in vars(value).values() for tensor in tensors_in(item)] if _is_record(value) else []
-
-
-def _is_record(value: object) -> bool:
-    return hasattr(value, "__dataclass_fields__") and not isinstance(value, type)
+    is_record = hasattr(value, "__dataclass_fields__") and not isinstance(value, type)
+    return [tensor for item in vars(value).values() for tensor in tensors_in(item)] if is_record else []

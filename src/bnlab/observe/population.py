@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["impose_batch_statistics"]
+from bnlab.observe.evidence import Floats
+
+__all__ = ["impose_batch_statistics", "impose_statistics"]
 
 
 @contextmanager
@@ -18,11 +21,34 @@ def impose_batch_statistics(model: nn.Module) -> Iterator[None]:
     The running statistics are withheld and put back, the same tensors, when the block ends, however it ends. The mode
     of the model is not touched, so a metric that calls ``model.eval()`` changes nothing, and dropout stays as it is.
     """
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    withheld = [(layer, layer.running_mean, layer.running_var) for layer in layers]
+    with _replaced({module: None for module in model.modules() if isinstance(module, _BatchNorm)}):
+        yield
+
+
+@contextmanager
+def impose_statistics(statistics: Mapping[_BatchNorm, tuple[Floats, Floats]]) -> Iterator[None]:
+    """Make BN layers normalise with given means and variances in eval mode.
+
+    Args:
+        statistics: Mean, input units, and variance, squared input units, of each layer; both of shape (C,). They get
+            the dtype of the buffers. The running statistics are put back, the same tensors, when the block ends.
+    """
+    with _replaced({layer: _tensors(layer, *values) for layer, values in statistics.items()}):
+        yield
+
+
+def _tensors(layer: _BatchNorm, mean: Floats, var: Floats) -> tuple[Tensor, Tensor]:
+    old: Tensor | None = layer.running_mean
+    like = old if old is not None else next(iter(layer.parameters()), torch.zeros(()))
+    return torch.from_numpy(mean).to(like), torch.from_numpy(var).to(like)
+
+
+@contextmanager
+def _replaced(replacements: Mapping[_BatchNorm, tuple[Tensor, Tensor] | None]) -> Iterator[None]:
+    withheld = [(layer, layer.running_mean, layer.running_var) for layer in replacements]
     try:
-        for layer in layers:
-            layer.running_mean = layer.running_var = None
+        for layer, pair in replacements.items():
+            layer.running_mean, layer.running_var = (None, None) if pair is None else pair
         yield
     finally:
         for layer, mean, var in withheld:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from bnlab.observe.batches import model_input, run_batch, tensors_in
+from bnlab.observe.batches import run_batch, samples_in, tensors_in
 from bnlab.observe.executed_graph import execute
 from bnlab.observe.untouched import untouched
 
@@ -26,7 +26,7 @@ def test_batches_of_every_form():
     double.forward = lambda x: 2 * x
     for batch in (x, (x, y), [x, y], {"x": x}, ({"x": x}, y)):
         assert torch.equal(run_batch(double, batch), 2 * x)
-    assert model_input((x, y)) is x
+    assert samples_in((x, y)) == 2
     assert tensors_in({"a": [x, (y, Output(x))], "b": "text"}) == [x, y, x]
 
 

@@ -1,0 +1,241 @@
+"""The train/eval gap of a layer, split by cause, in closed form from sums over batches.
+
+Per channel BN is y = a x + b in either mode. Going from train mode to eval mode replaces the statistics link by link:
+
+    this batch, biased  ->  unbiased  ->  mean over data  ->  shifted to train_data  ->  mean over train_data
+    ->  the same with dropout on  ->  what the stored dtype can follow  ->  running statistics
+
+Each link is a cause. Its part of the squared difference is <d_k, d_total>, so that the parts add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnlab.observe.evidence import Floats
+from bnlab.observe.model_evidence import Gap, Observed
+
+__all__ = ["CAUSES", "RunningStatistics", "batch_sums", "layer_gap", "shares"]
+
+CAUSES = (
+    "bessel",
+    "sampling noise",
+    "heterogeneity",
+    "shift",
+    "training heterogeneity",
+    "dropout",
+    "precision",
+    "staleness",
+    "staleness or shift",
+)
+"""Every cause there is, in the order of the links."""
+
+_PRECISION = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+"""Largest relative rounding error of the dtypes in which running statistics get stuck."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningStatistics:
+    """What eval mode normalises with.
+
+    Attributes:
+        mean: Shape (C,).
+        var: Shape (C,).
+        dtype: The dtype they are stored in.
+        momentum: Weight of the new batch; None for a cumulative average.
+        eps: Added to the variance.
+    """
+
+    mean: Floats
+    var: Floats
+    dtype: str
+    momentum: float | None
+    eps: float
+
+
+def batch_sums(weight: float, mean: Floats, var: Floats, bessel: float, eps: float) -> dict[str, Floats]:
+    """Return what one batch adds to `Observed.moments`.
+
+    With a0 and a1 = 1/sqrt(var + eps) for the biased and the unbiased variance, and the batch statistics mu and s^2
+    (biased): sums of w, w mu, w mu^2, w s^2, and w s^2 times a0, a1, a0^2, a0 a1 and a1^2.
+    """
+    a0, a1 = 1 / np.sqrt(var + eps), 1 / np.sqrt(var * bessel + eps)
+    s2 = weight * var
+    return {
+        "w": np.full_like(mean, weight),
+        "m": weight * mean,
+        "mm": weight * mean**2,
+        "s": s2,
+        "s0": s2 * a0,
+        "s1": s2 * a1,
+        "s00": s2 * a0 * a0,
+        "s01": s2 * a0 * a1,
+        "s11": s2 * a1 * a1,
+    }
+
+
+Link = tuple[Floats, Floats]
+"""a and b of y = a x + b; for the batch itself, None stands for a value that differs from batch to batch."""
+
+
+class _Products:
+    """Inner products over the data of functions that are fixed (a, b), or the batch's own with either variance."""
+
+    def __init__(self, moments: Mapping[str, Floats]) -> None:
+        self._sums = moments
+        self._total = moments["w"]
+
+    def of(self, left: Link | int, right: Link | int) -> Floats:
+        """Return <f, g> per value; 0 and 1 stand for the batch's own, biased and unbiased."""
+        sums = self._sums
+        if isinstance(left, int) and isinstance(right, int):
+            found = sums["s00" if left + right == 0 else "s11" if left + right == 2 else "s01"]
+        elif isinstance(left, int):
+            assert not isinstance(right, int)
+            found = right[0] * sums[f"s{left}"]
+        elif isinstance(right, int):
+            found = left[0] * sums[f"s{right}"]
+        else:
+            (a, b), (c, d) = left, right
+            found = a * c * (sums["s"] + sums["mm"]) + (a * d + b * c) * sums["m"] + b * d * sums["w"]
+        return found / self._total
+
+
+def layer_gap(
+    running: RunningStatistics, data: Observed, train_data: Observed | None = None, dropped: Observed | None = None
+) -> Gap:
+    """Return the gap of a layer on `data`, split by cause.
+
+    Args:
+        running: The running statistics.
+        data: The input of the layer over the data the gap is measured on.
+        train_data: Over the training data, dropout off. Without it staleness and shift are one cause.
+        dropped: Over the training data, or else the data, with dropout on; None if there is no dropout.
+
+    Source:
+        rms^2 = (a1-a2)^2 var + ((a1-a2) mean + b1-b2)^2 for two affine functions of a variable.
+    """
+    eps = running.eps
+    chain: list[tuple[str, Link | int, Floats | float]] = [
+        ("bessel", 1, 0.0),
+        ("heterogeneity", _link(data.within_mean, data.within_var, eps), _expected_between_batches(data, eps)),
+    ]
+    latest = (data.within_mean, data.within_var)
+    if train_data is not None:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(data.var > 0, train_data.var / data.var, 1.0)
+        shifted = (latest[0] + train_data.mean - data.mean, latest[1] * ratio)
+        error = _relative(
+            data.mean_error**2 + train_data.mean_error**2, data.var_error**2 + train_data.var_error**2, data, eps
+        )
+        chain.append(("shift", _link(*shifted, eps), error))
+        latest = (train_data.within_mean, train_data.within_var)
+        chain.append(("training heterogeneity", _link(*latest, eps), error))
+    reference = data if train_data is None else train_data
+    if dropped is not None:
+        latest = (
+            latest[0] + dropped.within_mean - reference.within_mean,
+            latest[1] + dropped.within_var - reference.within_var,
+        )
+        chain.append(("dropout", _link(*latest, eps), 0.0))
+    rounded = _held_back(latest, running)
+    if rounded is not None:
+        chain.append(("precision", _link(*rounded, eps), 0.0))
+    last = "staleness or shift" if train_data is None else "staleness"
+    chain.append((last, _link(running.mean, running.var, eps), _expected_of_buffers(reference, running)))
+    return _split(chain, data)
+
+
+def _split(chain: list[tuple[str, Link | int, Floats | float]], data: Observed) -> Gap:
+    products = _Products(data.moments)
+    final = chain[-1][1]
+
+    def against_total(link: Link | int) -> Floats:
+        return products.of(link, final) - products.of(link, 0)
+
+    per_channel = np.maximum(products.of(final, final) - 2 * products.of(final, 0) + products.of(0, 0), 0)
+    parts: dict[str, float] = {}
+    before: Link | int = 0
+    for cause, link, expected in chain:
+        part = float(np.mean(against_total(link) - against_total(before)))
+        own = float(np.mean(products.of(link, link) - 2 * products.of(link, before) + products.of(before, before)))
+        noise = min(1.0, float(np.mean(expected)) / own) if own > 0 else 0.0
+        parts[cause] = parts.get(cause, 0.0) + part * (1 - noise)
+        if noise:
+            parts["sampling noise"] = parts.get("sampling noise", 0.0) + part * noise
+        before = link
+    return Gap(square=float(np.mean(per_channel)), by_cause=parts, per_channel=per_channel)
+
+
+def _link(mean: Floats, var: Floats, eps: float) -> Link:
+    """Return a and b; a variance that has no root maps everything to 0."""
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        a = 1 / np.sqrt(var + eps)
+        b = -mean * a
+    valid = np.isfinite(a) & np.isfinite(b)
+    return np.where(valid, a, 0.0), np.where(valid, b, 0.0)
+
+
+def _relative(mean_square: Floats, var_square: Floats, data: Observed, eps: float) -> Floats:
+    """Return the squared difference of normalised outputs that errors of mean and variance amount to."""
+    spread = data.var + eps
+    return mean_square / spread + var_square / (4 * spread**2)
+
+
+def _expected_between_batches(data: Observed, eps: float) -> Floats:
+    """Return what sampling explains of the difference between a batch and the mean over batches."""
+    images = max(data.images_per_batch, 1.0)
+    return _relative(data.image_mean_var / images, data.image_square_var / images, data, eps)
+
+
+def _expected_of_buffers(reference: Observed, running: RunningStatistics) -> Floats:
+    """Return what sampling explains of the difference between buffers and data: SE^2 + Var(mu_B) a/(2-a)."""
+    momentum = running.momentum
+    own = 0.0 if momentum is None else momentum / (2 - momentum)
+    return _relative(
+        reference.mean_error**2 + own * reference.batch_mean_var,
+        reference.var_error**2 + own * reference.batch_var_var,
+        reference,
+        running.eps,
+    )
+
+
+def _held_back(target: tuple[Floats, Floats], running: RunningStatistics) -> tuple[Floats, Floats] | None:
+    """Return how far the stored dtype may stay behind the target, in the direction of the buffers.
+
+    An update of less than half a unit in the last place is rounded away: with momentum a the buffer stands still as
+    soon as a |target - buffer| is below that.
+    """
+    rounding = _PRECISION.get(running.dtype)
+    if rounding is None:
+        return None
+    reach = rounding / (running.momentum or 1.0) + rounding
+    held = []
+    for wanted, stored in zip(target, (running.mean, running.var), strict=True):
+        room = reach * np.maximum(np.abs(stored), np.abs(wanted))
+        overflows = running.dtype == "float16" and not np.isfinite(stored).all()
+        moved = np.clip(stored, wanted - room, wanted + room)
+        held.append(np.where(~np.isfinite(stored) & (np.abs(wanted) > 65504), stored, moved) if overflows else moved)
+    return held[0], held[1]
+
+
+def shares(gaps: Mapping[str, Gap]) -> dict[str, tuple[float, tuple[str, ...]]]:
+    """Return for each cause its share of the gap over all layers, and the layers it acts in, largest first.
+
+    Every layer counts by its mean squared difference. The shares add up to 1; single ones may be negative.
+    """
+    total = sum(gap.square for gap in gaps.values())
+    if not total > 0:
+        return {}
+    found: dict[str, tuple[float, tuple[str, ...]]] = {}
+    for cause in CAUSES:
+        parts = {name: gap.by_cause[cause] for name, gap in gaps.items() if cause in gap.by_cause}
+        if parts:
+            whole = sum(parts.values())
+            ordered = sorted(parts, key=lambda name: -parts[name])
+            acting = tuple(name for name in ordered if parts[name] > 0.05 * max(whole, 0.0) and parts[name] > 0)
+            found[cause] = (whole / total, acting)
+    return dict(sorted(found.items(), key=lambda item: -item[1][0]))

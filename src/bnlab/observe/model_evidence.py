@@ -1,0 +1,238 @@
+"""Evidence about a model: how it is built, what a forward pass shows, what data does to it. Numbers only, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bnlab.observe.evidence import Floats, LayerState
+from bnlab.records import Numbers
+
+__all__ = [
+    "Execution",
+    "Gap",
+    "Gradient",
+    "ModelEvidence",
+    "ModelLayer",
+    "Observed",
+    "OutputGap",
+    "Producer",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Producer:
+    """The convolution or linear layer whose output goes straight into a BN layer.
+
+    Attributes:
+        name: Its path.
+        has_bias: Whether it has a bias.
+        feeds_only_this: Whether nothing else takes its output.
+        same_axis: Whether its output channels are the channels of the BN layer.
+    """
+
+    name: str
+    has_bias: bool
+    feeds_only_this: bool
+    same_axis: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """What one forward pass on an example showed of a layer.
+
+    Attributes:
+        calls: How often it ran.
+        samples: N of its input.
+        counts: Values per channel, N*prod(spatial), of each call.
+        producer: What feeds it, if that is a convolution or linear layer.
+        dropout: Path of a dropout upstream with no other BN between and a rate above 0, or None.
+        activation: Name of the activation that takes its output, such as "sigmoid", or None.
+    """
+
+    calls: int
+    samples: int
+    counts: tuple[int, ...]
+    producer: Producer | None = None
+    dropout: str | None = None
+    activation: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """The input of a layer over a data set, with every BN before it on batch statistics.
+
+    All arrays have the shape (C,), float64; `weights` are counts.
+
+    Attributes:
+        batches: Batches with finite statistics.
+        images: Samples in them.
+        count: Values per channel.
+        smallest_count: Values per channel of the smallest batch.
+        mean: Population mean, input units.
+        var: Population variance by the law of total variance, M2/(N-1), squared input units.
+        within_mean: Mean of the batch means: what torch's running_mean estimates.
+        within_var: Mean of the unbiased batch variances: what torch's running_var estimates.
+        batch_mean_var: Variance of the batch means over batches; 0 for a single batch.
+        batch_var_var: Variance of the batch variances over batches; 0 for a single batch.
+        image_mean_var: Variance of the means of single samples.
+        image_square_var: Variance of the mean squared deviations of single samples.
+        moments: Sums over batches from which every gap follows, by name.
+        not_finite: Batches whose input was not finite, and left out.
+        overflowed: Batches with finite input whose variance the layer itself could not represent.
+        own_error: Largest error of the layer's own statistics against float64, in standard deviations.
+        input_eps: eps of the dtype of the input, unitless.
+    """
+
+    batches: int
+    images: int
+    count: int
+    smallest_count: int
+    mean: Floats
+    var: Floats
+    within_mean: Floats
+    within_var: Floats
+    batch_mean_var: Floats
+    batch_var_var: Floats
+    image_mean_var: Floats
+    image_square_var: Floats
+    moments: Mapping[str, Floats]
+    not_finite: int = 0
+    overflowed: int = 0
+    own_error: float = 0.0
+    input_eps: float = 2.0**-23
+
+    @property
+    def mean_error(self) -> Floats:
+        """Standard error of the mean, from the means of single samples."""
+        return np.sqrt(self.image_mean_var / max(self.images, 1))
+
+    @property
+    def var_error(self) -> Floats:
+        """Standard error of the variance, from the squared deviations of single samples."""
+        return np.sqrt(self.image_square_var / max(self.images, 1))
+
+    @property
+    def images_per_batch(self) -> float:
+        """Mean number of samples in a batch."""
+        return self.images / max(self.batches, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """The difference between train mode and eval mode at one layer, in normalised outputs.
+
+    Attributes:
+        square: Mean squared difference over the data and the channels.
+        by_cause: Its parts; they add up to `square`, and single ones may be negative.
+        per_channel: Mean squared difference of each channel. Shape (C,).
+    """
+
+    square: float
+    by_cause: Mapping[str, float]
+    per_channel: Floats
+
+    @property
+    def excess(self) -> float:
+        """Root of what bessel and sampling noise do not explain, in standard deviations."""
+        explained = self.by_cause.get("bessel", 0.0) + self.by_cause.get("sampling noise", 0.0)
+        return float(np.sqrt(max(0.0, self.square - max(0.0, explained))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradient:
+    """The gradient of a loss at the weights of a layer's producer.
+
+    Attributes:
+        producer: Path of the producer.
+        relative: norm(gradient) norm(weight) / abs(loss): the change of the loss, in units of itself, that a small
+            relative change of the weights could make.
+        loss: The loss.
+    """
+
+    producer: str
+    relative: float
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelLayer:
+    """One BN layer of a model.
+
+    Attributes:
+        name: Layer path.
+        kind: Name of its class.
+        channels: C.
+        momentum: Weight of the new batch; None for a cumulative average.
+        eps: Added to the variance.
+        training: Whether it is in train mode.
+        frozen: Whether its class normalises with running statistics in either mode.
+        updates: Whether it moves its running statistics in train mode.
+        affine_trains: Whether weight or bias requires a gradient; None without either.
+        decay: Weight decay of weight and bias in the optimizer, by name; None without an optimizer.
+        state: The stored numbers; None for a layer without running statistics.
+        execution: What an example showed; None without one.
+        data: Its input over `data`; None without.
+        train_data: Its input over `train_data`, dropout off; None without.
+        dropped: Its input over the training data (else `data`) with dropout on; None if there is no dropout.
+        gap: The difference between the modes on `data`.
+        gradient: Of the loss; None without one.
+    """
+
+    name: str
+    kind: str
+    channels: int
+    momentum: float | None
+    eps: float
+    training: bool
+    frozen: bool = False
+    updates: bool = True
+    affine_trains: bool | None = True
+    decay: Mapping[str, float] | None = None
+    state: LayerState | None = None
+    execution: Execution | None = None
+    data: Observed | None = None
+    train_data: Observed | None = None
+    dropped: Observed | None = None
+    gap: Gap | None = None
+    gradient: Gradient | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputGap:
+    """The outputs of the whole network with running statistics and with batch statistics.
+
+    Attributes:
+        relative: rms difference over the rms spread of the outputs with batch statistics.
+        not_finite: Whether outputs with running statistics are not finite where the others are.
+    """
+
+    relative: float
+    not_finite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEvidence:
+    """Everything observed about a model.
+
+    Attributes:
+        layers: The BN layers, in the order in which they ran if that is known.
+        missing: What was not given or could not be had, with the reason: keys "example", "data", "train_data", "loss",
+            "optimizer" and "metric".
+        output_gap: Of the whole network; None without data.
+        mixing: Largest change of a sample's output in eval mode with other samples beside it, relative to the spread of
+            the outputs; None if unknown.
+        numbers: The metric under four choices of data and statistics; None without a metric.
+        metric_error: Paired standard error of eval_batch - eval_running; None where it is not known.
+        causal: Layers whose statistics, replaced one after the other, recovered the metric, with the metric after each.
+    """
+
+    layers: tuple[ModelLayer, ...]
+    missing: Mapping[str, str] = field(default_factory=dict)
+    output_gap: OutputGap | None = None
+    mixing: float | None = None
+    numbers: Numbers | None = None
+    metric_error: float | None = None
+    causal: tuple[tuple[str, float], ...] = ()

@@ -1,0 +1,95 @@
+"""What surrounds each BN layer in the executed graph: what feeds it, what takes its output, dropout on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnlab.observe.executed_graph import Call, ExecutedGraph
+from bnlab.observe.model_evidence import Execution, Producer
+
+__all__ = ["executions"]
+
+_PRODUCERS = (nn.Linear, nn.modules.conv._ConvNd)  # noqa: SLF001 - the common base of all convolutions
+_DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
+_FLATTENED = {torch.sigmoid: "sigmoid", Tensor.sigmoid: "sigmoid", F.sigmoid: "sigmoid",
+              torch.tanh: "tanh", Tensor.tanh: "tanh", F.tanh: "tanh"}  # fmt: skip
+_FURTHEST = 64
+"""How many calls upstream dropout is looked for."""
+
+
+def executions(model: nn.Module, graph: ExecutedGraph, layers: Mapping[str, _BatchNorm]) -> dict[str, Execution]:
+    """Return what the graph shows of every layer that ran, in the order in which they ran first."""
+    names = [call.modules[-1] for call in graph.calls if call.function is None]
+    modules = dict(model.named_modules())
+    return {name: _execution(modules, graph, name) for name in dict.fromkeys(names) if name in layers}
+
+
+def _execution(modules: Mapping[str, nn.Module], graph: ExecutedGraph, name: str) -> Execution:
+    calls = graph.of_layer(name)
+    inputs = [call.inputs[0] for call in calls]
+    channels = modules[name].num_features
+    assert isinstance(channels, int)
+    return Execution(
+        calls=len(calls),
+        samples=inputs[0].shape[0],
+        counts=tuple(torch.Size(value.shape).numel() // channels for value in inputs),
+        producer=_producer(modules, graph, calls[0]),
+        dropout=_dropout_upstream(modules, graph, calls[0]),
+        activation=_activation_behind(graph, calls[0]),
+    )
+
+
+def _producer(modules: Mapping[str, nn.Module], graph: ExecutedGraph, call: Call) -> Producer | None:
+    before = graph.producer(call.inputs[0].id)
+    if before is None or not before.modules:
+        return None
+    module = modules[before.modules[-1]]
+    if not isinstance(module, _PRODUCERS):
+        return None
+    rank = len(call.inputs[0].shape)
+    bias: object = module.bias
+    return Producer(
+        name=before.modules[-1],
+        has_bias=bias is not None,
+        feeds_only_this=len(graph.consumers(call.inputs[0].id)) == 1 and call.inputs[0].id not in graph.kept,
+        same_axis=rank == 2 or not isinstance(module, nn.Linear),
+    )
+
+
+def _dropout_upstream(modules: Mapping[str, nn.Module], graph: ExecutedGraph, call: Call) -> str | None:
+    """Return the path of a dropout that the layer sees undiminished by another BN."""
+    waiting, seen = [call.inputs[0].id], set[int]()
+    while waiting and len(seen) < _FURTHEST:
+        value = waiting.pop()
+        before = graph.producer(value)
+        if before is None or value in seen or before.function is None:
+            continue
+        seen.add(value)
+        found = _dropout(modules, before)
+        if found is not None:
+            return found
+        waiting += [value.id for value in before.inputs]
+    return None
+
+
+def _dropout(modules: Mapping[str, nn.Module], call: Call) -> str | None:
+    path = call.modules[-1] if call.modules else ""
+    module = modules.get(path)
+    if isinstance(module, nn.modules.dropout._DropoutNd):  # noqa: SLF001 - the common base of all dropout modules
+        return path if module.p > 0 else None
+    if call.function not in _DROPOUTS:
+        return None
+    rate = call.keywords.get("p", call.arguments[1] if len(call.arguments) > 1 else 0.5)
+    return path if rate > 0 else None
+
+
+def _activation_behind(graph: ExecutedGraph, call: Call) -> str | None:
+    names: Iterable[str | None] = (
+        _FLATTENED.get(after.function) for after in graph.consumers(call.outputs[0].id) if after.function is not None
+    )
+    return next((name for name in names if name is not None), None)
