@@ -6,17 +6,19 @@ import dataclasses
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from bnlab import checks
 from bnlab._version import __version__
-from bnlab.checks import AnyCheck
+from bnlab.checks import AnyCheck, ModelCheck
+from bnlab.conclusion import concluded_causes, conclusion
 from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.observe.checkpoint import read_checkpoint
 from bnlab.observe.evidence import Evidence, Hyperparameters, NetworkState
+from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.records import (
     DiagnosisRecord,
     Finding,
@@ -30,7 +32,10 @@ from bnlab.records import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
+
+    from bnlab.observe.survey import Inputs
 
 __all__ = ["Diagnosis", "Settings", "check", "check_with"]
 
@@ -94,17 +99,32 @@ class Settings:
 def check(
     target: str | os.PathLike[str] | nn.Module,
     *,
+    data: Iterable[Any] | None = None,
+    train_data: Iterable[Any] | None = None,
+    metric: Callable[[nn.Module, Any], float] | None = None,
+    example: Any = None,  # noqa: ANN401 - a batch may be anything
+    loss: Callable[[nn.Module, Any], torch.Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     select: Sequence[str] | None = None,
     ignore: Mapping[str, str] | None = None,
     limits: Mapping[str, Mapping[str, float]] | None = None,
     momentum: float | Literal["assumed"] | None = "assumed",
     eps: float | Literal["assumed"] = "assumed",
 ) -> Diagnosis:
-    """Diagnose the BN state of a checkpoint, without model code, or of a model.
+    """Diagnose the BN state of a checkpoint, without model code, or of a model, with whatever else there is.
+
+    A model is run on an example and on data if they are given, and is as it was afterwards: modes, buffers, attributes
+    and random numbers.
 
     Args:
-        target: Path of a file written by ``torch.save``, safetensors or an ONNX exporter; or a model, which is
-            neither changed nor run.
+        target: Path of a file written by ``torch.save``, safetensors or an ONNX exporter; or a model.
+        data: What the model will see: any iterable of batches that can be run through again. A batch is a tensor, a
+            tuple or list (input first), a dict (passed as keywords), or whatever the model takes.
+        train_data: What it was trained on, likewise. Without it staleness and shift are one cause.
+        metric: metric(model, data) -> float, higher is better; always measured on `data`.
+        example: One batch, to see the graph that is executed; the first batch of `data` if not given.
+        loss: loss(model, batch) -> scalar, to see the gradients.
+        optimizer: The one the model is trained with, to see what decays.
         select: Codes of the checks to run, or beginnings of codes ("BN1"); all of them if not given.
         ignore: Code to reason. An ignored check still runs; its findings are dropped and the reason is kept.
         limits: Code to thresholds that replace the defaults, as in ``{"BN107": {"ratio": 20}}``.
@@ -127,11 +147,40 @@ def check(
         19
     """
     settings = Settings.of(select=select, ignore=ignore, limits=limits, momentum=momentum, eps=eps)
-    return check_with(target, settings)
+    given = {
+        "data": data,
+        "train_data": train_data,
+        "metric": metric,
+        "example": example,
+        "loss": loss,
+        "optimizer": optimizer,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    if given and isinstance(target, (str, os.PathLike)):
+        raise UsageError(f"check: target must be a model to use {next(iter(given))}, got a path.")
+    if not given:
+        return check_with(target, settings)
+    from bnlab.observe.survey import Inputs
+
+    return check_with(target, settings, inputs=Inputs(**given))
 
 
-def check_with(target: str | os.PathLike[str] | nn.Module, settings: Settings, *, name: str | None = None) -> Diagnosis:
-    """Diagnose one target with validated settings; `name` is what the diagnosis calls it."""
+def check_with(
+    target: str | os.PathLike[str] | nn.Module,
+    settings: Settings,
+    *,
+    inputs: Inputs | None = None,
+    name: str | None = None,
+) -> Diagnosis:
+    """Diagnose one target with validated settings.
+
+    Args:
+        target: As for :func:`check`.
+        settings: The checks and what they need to know.
+        inputs: What to observe a model with.
+        name: What the diagnosis calls the target.
+    """
+    observed: ModelEvidence | None = None
     if isinstance(target, (str, os.PathLike)):
         found = Target("checkpoint", name or os.fspath(target))
         evidence = read_checkpoint(Path(target), settings.hyperparameters)
@@ -139,14 +188,22 @@ def check_with(target: str | os.PathLike[str] | nn.Module, settings: Settings, *
         from torch import nn
 
         from bnlab.observe.model import read_model
+        from bnlab.observe.survey import Inputs, survey
 
         if not isinstance(target, nn.Module):
             raise UsageError(f"check: target must be a path or a torch.nn.Module, got {type(target).__name__}.")
         found = Target("model", name or type(target).__name__)
         evidence = read_model(target, settings.hyperparameters)
-    if not evidence.networks:
+        states = {layer.name: layer for network in evidence.networks for layer in network.layers}
+        observed = survey(target, states, inputs or Inputs())
+    if not evidence.networks and not (observed is not None and observed.layers):
         raise NoBatchNorm(_no_batch_norm(found, evidence))
-    return _diagnose(evidence, found, settings)
+    return _diagnose(evidence, found, settings, observed=observed, metric=_metric_name(inputs))
+
+
+def _metric_name(inputs: Inputs | None) -> str:
+    name = getattr(inputs.metric, "__name__", "the metric") if inputs is not None else "the metric"
+    return "the metric" if name.startswith("<") else str(name)
 
 
 def _by_code(argument: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -193,12 +250,22 @@ def _no_batch_norm(target: Target, evidence: Evidence) -> str:
     return f"{rule} only what looks like it: {path or 'it'} {reason}{f' (and {others} more)' if others else ''}."
 
 
-def _diagnose(evidence: Evidence, target: Target, settings: Settings) -> Diagnosis:
-    """Run the chosen checks on evidence with at least one network."""
+def _diagnose(
+    evidence: Evidence,
+    target: Target,
+    settings: Settings,
+    *,
+    observed: ModelEvidence | None = None,
+    metric: str = "the metric",
+) -> Diagnosis:
+    """Run the chosen checks on evidence with at least one layer."""
     findings: list[Finding] = []
     outcomes: list[Outcome] = []
     for item, limits in settings.checks:
-        found, outcome = _run(item, limits, evidence.networks)
+        if isinstance(item, ModelCheck):
+            found, outcome = _run_on_model(item, limits, observed)
+        else:
+            found, outcome = _run(item, limits, evidence.networks)
         if item.code in settings.ignore:
             outcome = Outcome(item.code, Status.SKIPPED, _ignored(settings.ignore[item.code], found))
             found = []
@@ -206,16 +273,20 @@ def _diagnose(evidence: Evidence, target: Target, settings: Settings) -> Diagnos
         outcomes.append(outcome)
     findings = _most_consequential_first(findings, evidence.networks)
     layers = tuple(record for network in evidence.networks for record in _layer_records(network))
+    layers = layers if observed is None else tuple(_with_observations(layers, observed))
     summary = _summary(layers, findings)
+    causes = concluded_causes(observed, findings)
     return Diagnosis(
         bnlab=__version__,
         target=target,
         layers=layers,
         outcomes=tuple(outcomes),
         findings=tuple(findings),
-        conclusion=_conclusion(findings, outcomes, summary),
+        conclusion=conclusion(findings, outcomes, summary, observed, causes, metric=metric),
+        causes=causes,
+        numbers=None if observed is None else observed.numbers,
         summary=summary,
-        notes=tuple(_notes(layers, evidence)),
+        notes=tuple(_notes(layers, evidence, observed)),
     )
 
 
@@ -245,6 +316,34 @@ def _run(item: AnyCheck[Any, Any, Any], limits: Any, networks: Sequence[NetworkS
     return findings, Outcome(item.code, status, reason)
 
 
+def _run_on_model(item: ModelCheck[Any], limits: Any, evidence: ModelEvidence | None) -> tuple[list[Finding], Outcome]:  # noqa: ANN401
+    """Run one check on a model; without the evidence it needs it is skipped."""
+    if evidence is None:
+        return [], Outcome(item.code, Status.SKIPPED, f"needs {item.needs.value}")
+    if item.needs.argument is not None and item.needs.argument in evidence.missing:
+        return [], Outcome(
+            item.code, Status.SKIPPED, f"{evidence.missing[item.needs.argument]}: needs {item.needs.value}"
+        )
+    findings: list[Finding] = []
+    lacking: Counter[str] = Counter()
+    judged: list[ModelLayer] = []
+    try:
+        for layer in evidence.layers:
+            reason = item.lacks(layer, limits)
+            if reason is None:
+                judged.append(layer)
+            else:
+                lacking[reason] += 1
+        if judged:
+            findings = list(item.inspect(dataclasses.replace(evidence, layers=tuple(judged)), limits))
+    except Exception as err:
+        return [], Outcome(item.code, Status.CRASHED, f"{type(err).__name__}: {err}")
+    total = len(evidence.layers)
+    reason = ", ".join(f"{why} in {count} of {total} layers" for why, count in lacking.most_common()) or None
+    status = Status.FINDINGS if findings else Status.PASSED if judged else Status.SKIPPED
+    return findings, Outcome(item.code, status, reason)
+
+
 def _ignored(reason: str, found: Sequence[Finding]) -> str:
     count = f"{len(found)} finding{'s' if len(found) > 1 else ''} dropped" if found else "there was nothing to ignore"
     return f"ignored: {reason} ({count})"
@@ -255,7 +354,7 @@ def _most_consequential_first(findings: Sequence[Finding], networks: Sequence[Ne
     widths = {layer.name: layer.channels for network in networks for layer in network.layers}
 
     def share(finding: Finding) -> float:
-        if finding.channels is None or finding.layer is None:
+        if finding.channels is None or finding.layer not in widths:
             return 1.0
         return len(finding.channels) / widths[finding.layer]
 
@@ -282,6 +381,40 @@ def _layer_records(network: NetworkState) -> Iterable[LayerRecord]:
         )
 
 
+def _with_observations(records: Sequence[LayerRecord], evidence: ModelEvidence) -> Iterable[LayerRecord]:
+    """Yield the layers of a model in the order in which they ran, with what was seen of them."""
+    known = {record.name: record for record in records}
+    for layer in evidence.layers:
+        record = known.pop(layer.name, None) or _without_statistics(layer)
+        execution, gap = layer.execution, layer.gap
+        producer = None if execution is None else execution.producer
+        ran = "example" not in evidence.missing
+        yield dataclasses.replace(
+            record,
+            calls=execution.calls if execution is not None else 0 if ran else None,
+            inputs=() if producer is None else (producer.name,),
+            gap=None if gap is None else {**gap.by_cause, "total": gap.square},
+        )
+    yield from known.values()
+
+
+def _without_statistics(layer: ModelLayer) -> LayerRecord:
+    return LayerRecord(
+        name=layer.name,
+        network="",
+        channels=layer.channels,
+        dtype="none",
+        affine=layer.affine_trains is not None,
+        num_batches_tracked=None,
+        momentum=layer.momentum,
+        eps=layer.eps,
+        assumed=(),
+        running_mean=None,
+        running_var=None,
+        gain=None,
+    )
+
+
 def _summary(layers: Sequence[LayerRecord], findings: Sequence[Finding]) -> Summary:
     counts = Counter(finding.level for finding in findings)
     return Summary(
@@ -293,25 +426,12 @@ def _summary(layers: Sequence[LayerRecord], findings: Sequence[Finding]) -> Summ
     )
 
 
-def _conclusion(findings: Sequence[Finding], outcomes: Sequence[Outcome], summary: Summary) -> str:
-    """Say the most consequential finding in one sentence, or that there is none."""
-    crashed = [outcome.code for outcome in outcomes if outcome.status is Status.CRASHED]
-    but = f"; {', '.join(crashed)} crashed and judged nothing" if crashed else ""
-    layers = f"{summary.layers} BN layer{'s' if summary.layers > 1 else ''}"
-    if not summary.errors + summary.warnings:
-        judged = sum(outcome.status in (Status.PASSED, Status.FINDINGS) for outcome in outcomes)
-        by = f"{judged} of {len(checks.CHECKS)} checks"
-        return f"no errors and no warnings in the stored state of {layers}, by {by}{but}"
-    first = findings[0]
-    alike = [finding for finding in findings if finding.code == first.code]
-    where = f"{first.layer} " if first.layer else ""
-    if len(alike) > 1:
-        where += f"and {len(alike) - 1} more layer{'s' if len(alike) > 2 else ''}"
-    advice = "" if first.remedies[0] == "manual" else f"; the remedy is {first.remedies[0]}"
-    return f"{where.strip()}: {first.message}{advice}{but}".removeprefix(": ")
-
-
-def _notes(layers: Sequence[LayerRecord], evidence: Evidence) -> Iterable[str]:
+def _notes(layers: Sequence[LayerRecord], evidence: Evidence, observed: ModelEvidence | None) -> Iterable[str]:
+    if observed is not None and observed.numbers is not None and "train_data" in observed.missing:
+        yield "no train_data given: recalibrated means adapted to the evaluation data"
+    unused = [layer.name for layer in layers if layer.calls == 0]
+    if unused:
+        yield f"never ran on the example: {', '.join(unused)}"
     for name, value in (("momentum", Hyperparameters.momentum), ("eps", Hyperparameters.eps)):
         count = sum(name in layer.assumed for layer in layers)
         if count:

@@ -49,6 +49,9 @@ __all__ = [
 SCHEMA = "bnlab.diagnosis/1"
 RECEIPT_SCHEMA = "bnlab.receipt/1"
 
+_ADDED_LATER = ("calls", "inputs", "gap")
+"""Keys that a text written before they existed does not have."""
+
 Record = TypeVar("Record")
 
 
@@ -112,6 +115,10 @@ class LayerRecord:
         running_mean: Range over channels, input units; None where no value is finite.
         running_var: Range over channels, squared input units; None where no value is finite.
         gain: Range of abs(weight)/sqrt(running_var + eps), 1/input units; None where no value is finite.
+        calls: How often it runs in a forward pass; None where that is not known.
+        inputs: Paths of the convolution or linear layers that feed it, as far as they are known.
+        gap: Mean squared difference between train mode and eval mode in normalised outputs, by cause; the causes add
+            up to "total". None without data.
     """
 
     name: str
@@ -126,6 +133,9 @@ class LayerRecord:
     running_mean: Range | None
     running_var: Range | None
     gain: Range | None
+    calls: int | None = None
+    inputs: tuple[str, ...] = ()
+    gap: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,10 +386,11 @@ def _decode(kind: Any, data: object, where: str) -> Any:
 
 def _decode_record(record: type, data: object, where: str) -> object:
     expected = _field_types(record)
-    if not isinstance(data, Mapping) or set(data) != set(expected):
+    later = {f.name for f in dataclasses.fields(record) if f.name in _ADDED_LATER}
+    if not isinstance(data, Mapping) or not set(expected) - later <= set(data) <= set(expected):
         got = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
         raise UsageError(f"{where}: keys must be {sorted(expected)}, got {got}.")
-    return record(**{name: _decode(kind, data[name], f"{where}.{name}") for name, kind in expected.items()})
+    return record(**{name: _decode(expected[name], data[name], f"{where}.{name}") for name in expected if name in data})
 
 
 def _decode_scalar(kind: type, data: object, where: str) -> object:

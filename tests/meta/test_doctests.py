@@ -12,6 +12,8 @@ MODULES = [
     "bnlab.functional.moments",
     "bnlab.functional.renorm",
     "bnlab.functional.running",
+    "bnlab.lab.datasets",
+    "bnlab.lab.metrics",
     "bnlab.nn.batch_renorm",
     "bnlab.remedies.convert",
 ]

@@ -20,6 +20,26 @@ from bnlab.checks.bn111_cancelling_mean import CancellingMean
 from bnlab.checks.bn112_counter_mismatch import CounterMismatch
 from bnlab.checks.bn113_zero_variance import ZeroVariance
 from bnlab.checks.bn114_denormal_values import DenormalValues
+from bnlab.checks.bn201_bias_before_batch_norm import BiasBeforeBatchNorm
+from bnlab.checks.bn202_momentum_is_decay import MomentumIsDecay
+from bnlab.checks.bn203_momentum_zero import MomentumZero
+from bnlab.checks.bn204_mixed_hyperparameters import MixedHyperparameters
+from bnlab.checks.bn205_dropout_before_batch_norm import DropoutBeforeBatchNorm
+from bnlab.checks.bn206_shared_layer import SharedLayer
+from bnlab.checks.bn207_frozen_but_updating import FrozenButUpdating
+from bnlab.checks.bn208_tiny_reduction import TinyReduction
+from bnlab.checks.bn209_eval_uses_batch_statistics import EvalUsesBatchStatistics
+from bnlab.checks.bn211_weight_decay_on_affine import WeightDecayOnAffine
+from bnlab.checks.bn301_train_eval_gap import TrainEvalGap
+from bnlab.checks.bn302_eval_depends_on_batch import EvalDependsOnBatch
+from bnlab.checks.bn401_stale_statistics import StaleStatistics
+from bnlab.checks.bn402_distribution_shift import DistributionShift
+from bnlab.checks.bn403_heterogeneous_batches import HeterogeneousBatches
+from bnlab.checks.bn501_variance_overflow import VarianceOverflow
+from bnlab.checks.bn502_cancellation import Cancellation
+from bnlab.checks.bn503_eps_dominates import EpsDominates
+from bnlab.checks.bn504_vanishing_gradient import VanishingGradient
+from bnlab.checks.bn505_saturated_activation import SaturatedActivation
 from bnlab.errors import UsageError
 
 __all__ = ["CHECKS", "by_code", "explain", "select"]
@@ -39,6 +59,26 @@ CHECKS: tuple[AnyCheck[Any, Any, Any], ...] = (
     CounterMismatch(),
     ZeroVariance(),
     DenormalValues(),
+    BiasBeforeBatchNorm(),
+    MomentumIsDecay(),
+    MomentumZero(),
+    MixedHyperparameters(),
+    DropoutBeforeBatchNorm(),
+    SharedLayer(),
+    FrozenButUpdating(),
+    TinyReduction(),
+    EvalUsesBatchStatistics(),
+    WeightDecayOnAffine(),
+    TrainEvalGap(),
+    EvalDependsOnBatch(),
+    StaleStatistics(),
+    DistributionShift(),
+    HeterogeneousBatches(),
+    VarianceOverflow(),
+    Cancellation(),
+    EpsDominates(),
+    VanishingGradient(),
+    SaturatedActivation(),
 )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bnlab.errors import MissingPackage
+from bnlab.lab.datasets import digits
 from bnlab.observe.population import impose_batch_statistics
 
 __all__ = ["Config", "Outcome", "build_network", "train"]
@@ -94,15 +94,8 @@ def train(config: Config, *, progress: Callable[[int], None] = lambda _: None) -
 
 
 def _digits() -> tuple[Tensor, Tensor]:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise MissingPackage(
-            "digits: data must be readable without scikit-learn, got none. Install it: pip install 'bnlab[lab]'."
-        ) from None
-    digits = load_digits()
-    images = torch.from_numpy(digits.images).to(torch.float32).unsqueeze(1) / 16
-    return images, torch.from_numpy(digits.target)
+    whole = digits.read_all()
+    return whole.pixels.to(torch.float32) / whole.white, whole.labels
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from bnlab.functional.running import moving_average
 from bnlab.kernels import batch_norm_eval, batch_norm_train
 from bnlab.nn._path import layer_path
 
-__all__ = ["BatchNormBase", "BatchStatistics", "Options"]
+__all__ = ["BatchNormBase", "BatchStatistics", "Options", "is_recomputation"]
 
 _MOMENTUM_WAY_OUT = "Give the weight of the new batch, 1 - decay."
 _STATISTICS = ("running_mean", "running_var")
@@ -127,19 +127,19 @@ class BatchNormBase(TorchBatchNorm):
         self.nonfinite = nonfinite
         self.statistics_dtype = statistics_dtype
         self.register_buffer("skipped_batches", torch.zeros((), dtype=torch.long, device=device), persistent=False)
-        self._widen_statistics()
+        self.keep_statistics_wide()
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """Return activation(BN(input) + residual).
 
         Args:
             input: Shape (N, C, *spatial); any float dtype and layout.
-            residual: Added behind the transform; shape of `input`.
+            residual: Added behind the transform; broadcasts to the shape of `input`.
             mask: Weight of every position in the statistics, >= 0: True or 1 for data, False or 0 for padding. Shape
                 (N, *spatial) or (N, 1, *spatial). Every position is transformed; padding never counts.
 
         Returns:
-            Shape, dtype and layout of `input`.
+            Shape, dtype and layout of `input`; with a residual of another dtype, what their sum has.
 
         Raises:
             UsageError: If the input has the wrong rank or number of channels, a mask or residual does not fit, there is
@@ -154,7 +154,7 @@ class BatchNormBase(TorchBatchNorm):
             y = batch_norm_eval(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
         else:
             y, batches = self._normalized_by_batch(x, weights)
-        y = y if residual is None else (y + residual).to(y.dtype)
+        y = y if residual is None else y + residual
         y = y if activate is None else activate(y)
         if self.training and self.track_running_stats:
             for batch in batches:
@@ -188,7 +188,7 @@ class BatchNormBase(TorchBatchNorm):
         Where looking at a value would make a device wait, or stop a compiler, the decision stays a tensor.
         """
         mean, var, count = batch.mean, batch.var, batch.count
-        if _is_recomputation() or (self.num_batches_tracked is None and self.momentum is None):
+        if is_recomputation() or (self.num_batches_tracked is None and self.momentum is None):
             return
         look = _may_look_at(mean)
         total = float(count) if look else count if isinstance(count, Tensor) else mean.new_full((), count)
@@ -244,10 +244,10 @@ class BatchNormBase(TorchBatchNorm):
             raise DtypeError(
                 f"{layer_path(self)}: input must be floating point, got {x.dtype}. Convert it: input.float()."
             )
-        if residual is not None and (residual.shape != x.shape or residual.device != x.device):
+        if residual is not None and not _fits(residual, x):
             raise self._refusal(
                 "residual",
-                f"have the shape of the input, {tuple(x.shape)}, on {x.device}",
+                f"broadcast to the shape of the input, {tuple(x.shape)}, on {x.device}",
                 f"{tuple(residual.shape)} on {residual.device}",
             )
         if self._normalizes_by_batch() or self.running_mean is None or self.running_var is None:
@@ -276,8 +276,11 @@ class BatchNormBase(TorchBatchNorm):
             have not in (1, want) for have, want in zip(wanted.shape, whole, strict=True)
         ):
             raise self._refusal("mask", f"broadcast to {(x.size(0), *x.shape[2:])}", f"{tuple(mask.shape)}")
-        if mask.dtype != torch.bool and _may_look_at(mask) and not bool((mask >= 0).all()):
-            raise self._refusal("mask", "be >= 0 everywhere", f"{float(mask.amin()):g}")
+        if mask.is_complex():
+            raise self._refusal("mask", "be real", str(mask.dtype))
+        if mask.dtype != torch.bool and _may_look_at(mask) and not bool(((mask >= 0) & mask.isfinite()).all()):
+            worst = mask.amin() if bool((mask < 0).any()) else mask.amax()
+            raise self._refusal("mask", "be finite and >= 0 everywhere", f"{float(worst):g}")
         return wanted.expand(whole)
 
     def _refusal(self, argument: str, rule: str, got: str, way_out: str = "") -> UsageError:
@@ -289,9 +292,12 @@ class BatchNormBase(TorchBatchNorm):
     def _load_from_state_dict(self, *arguments: object) -> None:
         """Load as torch does; with assign=True those of the file replace the buffers, and may be too narrow."""
         super()._load_from_state_dict(*arguments)
-        self._widen_statistics()
+        if self.skipped_batches.device != self._home():
+            self._fill_own_buffers()
+        self.keep_statistics_wide()
 
-    def _widen_statistics(self) -> None:
+    def keep_statistics_wide(self) -> None:
+        """Widen running statistics that are narrower than `statistics_dtype`."""
         for key in _STATISTICS:
             buffer = self._buffers.get(key)
             if buffer is not None and self._is_too_narrow(buffer.dtype):
@@ -300,12 +306,31 @@ class BatchNormBase(TorchBatchNorm):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Apply a conversion, but keep the running statistics at least as wide as `statistics_dtype`."""
         before = {key: self._buffers.get(key) for key in _STATISTICS}
+        was_meta = self.skipped_batches.is_meta
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for key, old in before.items():
             new = self._buffers.get(key)
             if old is not None and new is not None and self._is_too_narrow(new.dtype):
                 self._buffers[key] = old.to(device=new.device)
+        if was_meta and not self.skipped_batches.is_meta:
+            self._fill_own_buffers()
         return self
+
+    def _fill_own_buffers(self) -> None:
+        """Give the buffers that are no part of a state dict their values, where nothing else does."""
+        self.skipped_batches = torch.zeros((), dtype=torch.long, device=self._home())
+
+    def _home(self) -> torch.device:
+        """Return the device of the layer."""
+        own = (*self.parameters(recurse=False), *(self._buffers[key] for key in _STATISTICS))
+        return next((tensor.device for tensor in own if tensor is not None), self.skipped_batches.device)
+
+
+def _fits(residual: Tensor, x: Tensor) -> bool:
+    if residual.device != x.device or residual.dim() > x.dim():
+        return False
+    trailing = x.shape[x.dim() - residual.dim() :]
+    return all(have in (1, want) for have, want in zip(residual.shape, trailing, strict=True))
 
 
 def _may_look_at(values: Tensor) -> bool:
@@ -314,7 +339,7 @@ def _may_look_at(values: Tensor) -> bool:
     return plain and not torch._C._are_functorch_transforms_active()  # noqa: SLF001
 
 
-def _is_recomputation() -> bool:
+def is_recomputation() -> bool:
     """Whether activation checkpointing is running this forward a second time, inside the backward pass."""
     if torch.compiler.is_compiling() or not hasattr(torch._C, "_current_graph_task_id"):  # noqa: SLF001
         return False

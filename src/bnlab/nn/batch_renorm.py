@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +14,14 @@ from typing_extensions import Unpack
 from bnlab.errors import UsageError
 from bnlab.functional.moments import per_channel
 from bnlab.kernels import batch_norm_train, renorm_correction
-from bnlab.nn._base import BatchNormBase, BatchStatistics, Options
+from bnlab.nn._base import BatchNormBase, BatchStatistics, Options, is_recomputation
+from bnlab.nn._path import layer_path
 
 __all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d", "RenormSchedule"]
+
+
+_REMEMBERED = 64
+"""Batches whose correction is kept for activation checkpointing, each of the size of a few vectors."""
 
 
 class BatchRenorm(BatchNormBase):
@@ -65,43 +72,86 @@ class BatchRenorm(BatchNormBase):
             raise UsageError(f"{type(self).__name__}: track_running_stats must be True, got False.")
         options.setdefault("momentum", 0.01)
         super().__init__(num_features, **options)
-        limits = torch.ones(2, dtype=torch.float32, device=options.get("device"))
         # a tensor: a float that a schedule changes would recompile a compiled model at every step
-        self.register_buffer("renorm_limits", limits, persistent=False)
+        self.register_buffer("renorm_limits", torch.ones(2, device=options.get("device")), persistent=False)
+        self._limits = [r_max, d_max]
+        self._fill_limits()
+        self._recent: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=_REMEMBERED)
         self.r_max = r_max
         self.d_max = d_max
 
     @property
     def r_max(self) -> float:
         """Limit of r = sigma_B/sigma and of 1/r."""
-        return float(self.renorm_limits[0])
+        return self._limits[0]
 
     @r_max.setter
     def r_max(self, value: float) -> None:
         if not value >= 1:
             raise UsageError(f"{type(self).__name__}: r_max must be >= 1, got {value}.")
+        self._limits = [float(value), self._limits[1]]
         self.renorm_limits[0] = value
 
     @property
     def d_max(self) -> float:
         """Limit of abs(d), d = (mu_B - mu)/sigma."""
-        return float(self.renorm_limits[1])
+        return self._limits[1]
 
     @d_max.setter
     def d_max(self, value: float) -> None:
         if not value >= 0:
             raise UsageError(f"{type(self).__name__}: d_max must be >= 0, got {value}.")
+        self._limits = [self._limits[0], float(value)]
         self.renorm_limits[1] = value
+
+    def _fill_own_buffers(self) -> None:
+        super()._fill_own_buffers()
+        self._fill_limits()
+
+    def _fill_limits(self) -> None:
+        device = self._home()
+        widest = torch.float32 if device.type == "mps" else torch.float64
+        self.renorm_limits = torch.tensor(self._limits, dtype=widest, device=device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Apply a conversion to all but the limits, which would be rounded."""
+        super()._apply(fn, recurse)
+        self._fill_limits()
+        return self
 
     def _normalized_by_batch(self, x: Tensor, weights: Tensor | None) -> tuple[Tensor, list[BatchStatistics]]:
         if self.running_mean is None or self.running_var is None:
             return super()._normalized_by_batch(x, weights)
         dtype = torch.promote_types(x.dtype, torch.float32)
         x_hat, mean, var = batch_norm_train(x.to(dtype), None, None, weights, self.eps)
-        r, d = renorm_correction(mean, var, self.running_mean, self.running_var, self.renorm_limits, self.eps)
+        r, d = self._correction(mean, var, self.running_mean, self.running_var)
         scale, shift = _composed(r, d, self.weight, self.bias)
         y = torch.addcmul(per_channel(shift.to(dtype), x), x_hat, per_channel(scale.to(dtype), x)).to(x.dtype)
         return y, [BatchStatistics.of(mean, var, x, weights)]
+
+    def _correction(
+        self, mean: Tensor, var: Tensor, running_mean: Tensor, running_var: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return r and d: when activation checkpointing runs a batch again, those of the first time.
+
+        By then the running statistics have moved. A batch is known again by its mean, bit by bit.
+        """
+        if is_recomputation():
+            for known, r, d in reversed(self._recent):
+                if torch.equal(known, mean):
+                    return r, d
+            raise UsageError(
+                f"{layer_path(self)}: at most {_REMEMBERED} batches must be in flight between a forward pass and its "
+                f"recomputation by activation checkpointing, got more. Keep the layer outside of the checkpoint."
+            )
+        r, d = renorm_correction(mean, var, running_mean, running_var, self.renorm_limits, self.eps)
+        if not torch.compiler.is_compiling():
+            self._recent.append((mean, r, d))
+        return r, d
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what a copy or pickle keeps: all but the batches in flight."""
+        return {**vars(self), "_recent": deque(maxlen=_REMEMBERED)}
 
     def _moved_var(self, running_var: Tensor, var: Tensor, bessel: float | Tensor) -> Tensor:  # noqa: ARG002
         std = self._moved((running_var.to(var.dtype) + self.eps).sqrt(), (var + self.eps).sqrt())

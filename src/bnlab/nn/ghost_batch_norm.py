@@ -59,7 +59,7 @@ class GhostBatchNorm(BatchNormBase):
 
     def _check_batch(self, x: Tensor) -> None:
         super()._check_batch(x)
-        if x.size(0) // self._parts(x) == 1 and x.size(0) > 1 and x[0, 0].numel() == 1:
+        if self.ghost_size == 1 and x.size(0) > 1 and x[0, 0].numel() == 1:
             raise self._refusal(
                 "ghost_size",
                 "leave more than 1 value per channel in each virtual batch",

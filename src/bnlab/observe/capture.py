@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from bnlab.errors import UsageError
 from bnlab.functional.moments import batch_moments, per_channel
 from bnlab.nn._base import BatchNormBase
 from bnlab.observe.batches import Forward, batches_of, run_batch
+from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
 from bnlab.observe.gap import batch_sums
 from bnlab.observe.model_evidence import Observed
@@ -40,7 +41,7 @@ _SAMPLE_SHARE = 8
 
 def observe(
     model: nn.Module,
-    layers: Mapping[str, _BatchNorm],
+    layers: Mapping[str, nn.Module],
     data: Iterable[Any],
     *,
     dropout: bool = False,
@@ -63,7 +64,9 @@ def observe(
     Raises:
         UsageError: If a batch leaves one value per channel in a layer.
     """
-    meters = {path: _Meter(path, layer.num_features, layer.eps) for path, layer in layers.items()}
+    meters = {
+        path: _Meter(path, channels_of(layer), float(getattr(layer, "eps", 0.0))) for path, layer in layers.items()
+    }
     with untouched(model), torch.no_grad():
         model.eval()
         for module in model.modules():
@@ -108,12 +111,12 @@ class _Order:
 
 
 @contextmanager
-def _metering(layers: Mapping[str, _BatchNorm], meters: Mapping[str, _Meter]) -> Iterator[_Order]:
+def _metering(layers: Mapping[str, nn.Module], meters: Mapping[str, _Meter]) -> Iterator[_Order]:
     order, handles = _Order(), []
     try:
         for path, layer in layers.items():
             reader = _Scratch(layer) if _leaves_statistics(layer) else None
-            if reader is None:
+            if reader is None and isinstance(layer, _BatchNorm):
                 layer.running_mean = layer.running_var = None
             handles += _hooks(layer, meters[path], reader, order)
         yield order
@@ -122,10 +125,10 @@ def _metering(layers: Mapping[str, _BatchNorm], meters: Mapping[str, _Meter]) ->
             handle.remove()
 
 
-def _hooks(layer: _BatchNorm, meter: _Meter, scratch: _Scratch | None, order: _Order) -> list[Any]:
-    def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+def _hooks(layer: nn.Module, meter: _Meter, scratch: _Scratch | None, order: _Order) -> list[Any]:
+    def before(_: nn.Module, arguments: tuple[Any, ...]) -> None:
         x = arguments[0]
-        if x.numel() == module.num_features:
+        if x.numel() == meter.channels:
             raise UsageError(f"{meter.path}: data must leave more than 1 value per channel in each batch, got 1.")
         if scratch is not None:
             scratch.clear()
@@ -138,9 +141,9 @@ def _hooks(layer: _BatchNorm, meter: _Meter, scratch: _Scratch | None, order: _O
     return [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
 
 
-def _leaves_statistics(layer: _BatchNorm) -> bool:
+def _leaves_statistics(layer: nn.Module) -> TypeGuard[_BatchNorm]:
     plain = isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) and not isinstance(layer, BatchNormBase)
-    weight: Tensor | None = layer.weight
+    weight = getattr(layer, "weight", None)
     dtype = torch.float32 if weight is None else weight.dtype
     return plain and dtype in (torch.float32, torch.float64)
 
@@ -248,7 +251,7 @@ class _Meter:
             torch.promote_types(x.dtype, torch.float32)
         )
         means = deviations.mean(dims) if dims else deviations
-        squares = deviations.square().mean(dims) if dims else deviations.square()
+        squares = deviations.double().square().mean(dims) if dims else deviations.double().square()
         self.image_means.add(means.double().cpu().numpy() + mean.cpu().numpy())
         self.image_squares.add(squares.double().cpu().numpy())
 

@@ -6,12 +6,15 @@ import difflib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
 
 from bnlab.errors import NoBatchNorm, UsageError
+from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
 
-__all__ = ["batch_norm_layers"]
+__all__ = ["any_batch_norm", "batch_norm_layers", "channels_of", "is_frozen"]
 
 
 def batch_norm_layers(model: nn.Module, chosen: Iterable[str] | None = None) -> dict[str, _BatchNorm]:
@@ -44,6 +47,43 @@ def batch_norm_layers(model: nn.Module, chosen: Iterable[str] | None = None) -> 
         found |= matches
     ordered = {name: layer for name, layer in paths.items() if name in found}
     return _first_paths(ordered)
+
+
+def any_batch_norm(model: nn.Module) -> dict[str, nn.Module]:
+    """Return everything in a model that behaves like BN, by path.
+
+    That is every BN layer of torch and bnlab and of classes derived from them, and every other module with 1-d buffers
+    `running_mean` and `running_var`, such as the frozen variants of detection libraries. InstanceNorm keeps the
+    statistics of single samples and is none; neither is a lazy layer that has not run.
+    """
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if not isinstance(module, _InstanceNorm)
+        and not any(is_lazy(tensor) for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+        and (isinstance(module, _BatchNorm) or _keeps_statistics(module))
+    }
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    mean, var = (getattr(module, name, None) for name in ("running_mean", "running_var"))
+    if not (isinstance(mean, Tensor) and isinstance(var, Tensor)):
+        return False
+    return mean.dim() == 1 and mean.shape == var.shape and mean.numel() > 0
+
+
+def channels_of(layer: nn.Module) -> int:
+    """Return C of a layer from :func:`any_batch_norm`."""
+    if isinstance(layer, _BatchNorm):
+        return layer.num_features
+    mean: object = layer.running_mean
+    assert isinstance(mean, Tensor)  # any_batch_norm looked
+    return mean.numel()
+
+
+def is_frozen(layer: nn.Module) -> bool:
+    """Whether the class of a layer normalises with running statistics in either mode."""
+    return isinstance(layer, FrozenBatchNorm) or not (isinstance(layer, _BatchNorm) or hasattr(layer, "momentum"))
 
 
 def _first_paths(paths: dict[str, _BatchNorm]) -> dict[str, _BatchNorm]:

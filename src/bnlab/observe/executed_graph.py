@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,9 +92,16 @@ class ExecutedGraph:
         return [call for call in self.calls if call.function is None and call.modules[-1] == path]
 
 
-def execute(model: nn.Module, example: Any) -> ExecutedGraph:
-    """Run a model on one batch and return what happened. The caller puts modes and buffers back."""
-    recorder = _Recorder({module: name for name, module in model.named_modules()})
+def execute(model: nn.Module, example: Any, layers: Collection[nn.Module] | None = None) -> ExecutedGraph:
+    """Run a model on one batch and return what happened. The caller puts modes and buffers back.
+
+    Args:
+        model: Any module.
+        example: A batch.
+        layers: The BN layers, whose insides are not looked at; every layer of torch and bnlab if None.
+    """
+    found = [module for module in model.modules() if isinstance(module, _BatchNorm)] if layers is None else layers
+    recorder = _Recorder({module: name for name, module in model.named_modules()}, frozenset(found))
     with recorder.watching_modules(), recorder:
         output = run_batch(model, example)
     held = [tensor for module in model.modules() for tensor in tensors_in(_attributes(module))]
@@ -110,8 +117,9 @@ def _attributes(module: nn.Module) -> list[object]:
 class _Recorder(TorchFunctionMode):
     """Writes down every function that takes or gives tensors while it is active."""
 
-    def __init__(self, names: dict[nn.Module, str]) -> None:
+    def __init__(self, names: dict[nn.Module, str], layers: frozenset[nn.Module]) -> None:
         super().__init__()
+        self._layers = layers
         self.calls: list[Call] = []
         self._names = names
         self._running: list[nn.Module] = []
@@ -146,7 +154,7 @@ class _Recorder(TorchFunctionMode):
         inputs: list[Value],
         result: object,
     ) -> None:
-        given = tensors_in(result)
+        given = [arguments[0]] if function is Tensor.__setitem__ else tensors_in(result)
         if not given:
             return
         known = {id(tensor): value for tensor, value in zip(tensors_in([arguments, keywords]), inputs, strict=True)}
@@ -164,7 +172,7 @@ class _Recorder(TorchFunctionMode):
             if module not in self._names:
                 return
             self._running.append(module)
-            if isinstance(module, _BatchNorm):
+            if module in self._layers:
                 if not self._layers_running:
                     inputs.append((arguments, [self.value(t) for t in tensors_in(arguments)]))
                 self._layers_running += 1
@@ -172,7 +180,7 @@ class _Recorder(TorchFunctionMode):
         def leave(module: nn.Module, _: tuple[Any, ...], output: object) -> None:
             if module not in self._names:
                 return
-            if isinstance(module, _BatchNorm):
+            if module in self._layers:
                 self._layers_running -= 1
                 if not self._layers_running:
                     taken, values = inputs.pop()

@@ -6,6 +6,7 @@ from typing import TypeGuard
 
 import torch
 from torch import nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from bnlab.observe.evidence import Evidence, Floats, Hyperparameters, LayerState, NetworkState
@@ -41,6 +42,8 @@ def read_model(model: nn.Module, hyperparameters: Hyperparameters) -> Evidence:
 def _unreadable(module: nn.Module) -> str | None:
     mean: object = module.running_mean
     var: object = module.running_var
+    if isinstance(module, _InstanceNorm):
+        return "is instance normalization: its statistics are those of single samples"
     if mean is None and var is None:
         return "keeps no running statistics"
     if not (_is_values(mean) and _is_values(var)):

@@ -60,7 +60,7 @@ class Execution:
     activation: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Observed:
     """The input of a layer over a data set, with every BN before it on batch statistics.
 
@@ -120,7 +120,7 @@ class Observed:
         return self.images / max(self.batches, 1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Gap:
     """The difference between train mode and eval mode at one layer, in normalised outputs.
 
@@ -157,7 +157,7 @@ class Gradient:
     loss: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ModelLayer:
     """One BN layer of a model.
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnlab.observe.discover import channels_of
 from bnlab.observe.executed_graph import Call, ExecutedGraph
 from bnlab.observe.model_evidence import Execution, Producer
 
@@ -22,7 +22,7 @@ _FURTHEST = 64
 """How many calls upstream dropout is looked for."""
 
 
-def executions(model: nn.Module, graph: ExecutedGraph, layers: Mapping[str, _BatchNorm]) -> dict[str, Execution]:
+def executions(model: nn.Module, graph: ExecutedGraph, layers: Mapping[str, nn.Module]) -> dict[str, Execution]:
     """Return what the graph shows of every layer that ran, in the order in which they ran first."""
     names = [call.modules[-1] for call in graph.calls if call.function is None]
     modules = dict(model.named_modules())
@@ -32,8 +32,7 @@ def executions(model: nn.Module, graph: ExecutedGraph, layers: Mapping[str, _Bat
 def _execution(modules: Mapping[str, nn.Module], graph: ExecutedGraph, name: str) -> Execution:
     calls = graph.of_layer(name)
     inputs = [call.inputs[0] for call in calls]
-    channels = modules[name].num_features
-    assert isinstance(channels, int)
+    channels = channels_of(modules[name])
     return Execution(
         calls=len(calls),
         samples=inputs[0].shape[0],

@@ -6,14 +6,15 @@ does: torch turns lazy layers into their real classes in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-__all__ = ["become"]
+__all__ = ["become", "narrow_statistics"]
 
-_TENSORS = ("_parameters", "_buffers")
+_CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
 def become(
@@ -24,6 +25,7 @@ def become(
     kind: type[nn.Module] | None = None,
     overridden: Collection[str] = (),
     keeps_buffers: bool = True,
+    finish: Callable[[], None] = lambda: None,
 ) -> Callable[[], None]:
     """Give a layer the class of a template, and the attributes it lacks; return what takes that back.
 
@@ -36,13 +38,14 @@ def become(
         kind: The new class, if it is not that of the template but a subclass.
         overridden: Attributes that are taken from the template although the layer has them.
         keeps_buffers: Whether the layer keeps its buffers; else it gets those of the template.
+        finish: Called when the layer has its new class, to set what else is part of the change.
 
     Returns:
-        A function that gives the layer its class and attributes back. Tensors and mode stay as they are by then: what
-        was trained meanwhile is not lost.
+        A function that gives the layer its class and attributes back, and keeps what was changed meanwhile: tensors,
+        mode, settings both classes have.
     """
-    before: dict[str, Any] = {key: dict(value) if key in _TENSORS else value for key, value in vars(layer).items()}
-    old_kind = type(layer)
+    before = _snapshot(layer)
+    old_kind, new_kind = type(layer), type(template) if kind is None else kind
     after = {key: value for key, value in before.items() if key in vars(template) or key not in vars(plain)}
     after |= {key: value for key, value in vars(template).items() if key not in after or key in overridden}
     after["_parameters"] = _merged(before["_parameters"], plain._parameters, template._parameters)  # noqa: SLF001
@@ -53,18 +56,36 @@ def become(
         for name in (*before["_non_persistent_buffers_set"], *template._non_persistent_buffers_set)  # noqa: SLF001
         if name in after["_buffers"]
     }
+    _replace(layer, new_kind, after)
+    finish()
+    left = _snapshot(layer)
 
     def undo() -> None:
         now = vars(layer)
-        restored = {**before, "training": layer.training}
-        for tensors in _TENSORS:
-            here = _beside(layer, before[tensors])
-            current = {name: value for name, value in now[tensors].items() if value is not None}
-            restored[tensors] = {name: current.get(name, value) for name, value in here.items()}
-        _replace(layer, old_kind, restored)
+        changed = {
+            key: value
+            for key, value in now.items()
+            if key not in _CONTAINERS and (key not in left or left[key] is not value)
+            if key in before or key not in left
+        }
+        _replace(layer, old_kind, {**before, **changed, **_tensors(layer, before, now)})
+        narrow_statistics(layer)
 
-    _replace(layer, type(template) if kind is None else kind, after)
     return undo
+
+
+def _snapshot(layer: nn.Module) -> dict[str, Any]:
+    return {key: value.copy() if key in _CONTAINERS else value for key, value in vars(layer).items()}
+
+
+def _tensors(layer: nn.Module, before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return parameters and buffers for the old class: as they are now where it had them, else as they were."""
+    found = {}
+    for kind in ("_parameters", "_buffers"):
+        current = {name: value for name, value in now[kind].items() if value is not None}
+        stashed = _beside(layer, before[kind])
+        found[kind] = {name: current.get(name, value) for name, value in stashed.items()}
+    return found
 
 
 def _replace(layer: nn.Module, kind: type[nn.Module], attributes: dict[str, Any]) -> None:
@@ -84,3 +105,22 @@ def _beside(layer: nn.Module, tensors: dict[str, Any]) -> dict[str, Any]:
     own = next((t for t in (*layer.parameters(recurse=False), *layer.buffers(recurse=False))), None)
     moved = {name: None if t is None or own is None else t.to(own.device) for name, t in tensors.items()}
     return tensors if own is None else moved
+
+
+def narrow_statistics(layer: nn.Module) -> None:
+    """Give the running statistics of a layer of torch the dtype of its weight, without which it does not run.
+
+    Layers of bnlab keep them in float32 beside weights in half precision.
+    """
+    weight: object = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor) or "skipped_batches" in layer._buffers:  # noqa: SLF001
+        return
+    for name in ("running_mean", "running_var"):
+        buffer = layer._buffers.get(name)  # noqa: SLF001
+        if buffer is not None and buffer.dtype != weight.dtype and _is_half_beside_wide(weight, buffer):
+            layer._buffers[name] = buffer.to(weight.dtype)  # noqa: SLF001
+
+
+def _is_half_beside_wide(weight: Tensor, buffer: Tensor) -> bool:
+    half = weight.dtype in (torch.float16, torch.bfloat16)
+    return half or (weight.dtype == torch.float64 and buffer.dtype == torch.float32)

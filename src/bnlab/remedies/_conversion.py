@@ -11,9 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from bnlab.errors import UsageError
+from bnlab.nn._base import BatchNormBase
 from bnlab.records import Change
-from bnlab.remedies._become import become
+from bnlab.remedies._become import become, narrow_statistics
 from bnlab.remedies._families import FROZEN, Family, family_of
+from bnlab.remedies._source import NotReadable
 from bnlab.remedies._subclass import activation_inside, own_behaviour
 from bnlab.remedies._target import Target
 
@@ -105,13 +107,8 @@ class Conversion:
             kind=self.kind,
             overridden=own,
             keeps_buffers=self.target.family.keeps_statistics,
+            finish=self._finish,
         )
-        for key, value in self.settings.items():
-            setattr(self.layer, key, value)
-        if self.target.family.is_ours and self.origin != Origin():
-            self.layer.converted_from = self.origin  # type: ignore[assignment]
-        else:
-            vars(self.layer).pop("converted_from", None)
         self._switch(switched)
 
         def undo() -> None:
@@ -119,6 +116,19 @@ class Conversion:
             self._switch({name: not on for name, on in switched.items()})
 
         return undo
+
+    def _finish(self) -> None:
+        """Set what a fresh layer does not have."""
+        for key, value in self.settings.items():
+            setattr(self.layer, key, value)
+        if isinstance(self.layer, BatchNormBase):
+            self.layer.keep_statistics_wide()
+        else:
+            narrow_statistics(self.layer)
+        if self.target.family.is_ours and self.origin != Origin():
+            self.layer.converted_from = self.origin  # type: ignore[assignment]
+        else:
+            vars(self.layer).pop("converted_from", None)
 
     def _switch(self, parameters: Mapping[str, bool]) -> None:
         for name, on in parameters.items():
@@ -148,7 +158,14 @@ def plan(path: str, layer: _BatchNorm, target: Target, executed_rank: int | None
     origin = _remembered(layer, base, activation, becomes_frozen=target.family is FROZEN and source is not FROZEN)
     if target.family is FROZEN and layer.running_mean is None:
         _refuse(path, "keep running statistics to be frozen", "track_running_stats=False")
-    kind = _kind(path, target.family.classes[rank], activation, origin, is_ours=target.family.is_ours)
+    kind = _kind(
+        path,
+        target.family.classes[rank],
+        activation,
+        origin,
+        is_ours=target.family.is_ours,
+        takes_residual="takes_residual" in vars(layer),
+    )
     try:
         template = target.fresh(layer, rank)
     except (ValueError, TypeError) as error:
@@ -188,27 +205,32 @@ def _origin(layer: nn.Module) -> Origin:
 
 def _activation(path: str, layer: _BatchNorm, base: type[nn.Module], rank: int) -> str | None:
     """Return the activation a layer applies, or refuse a layer that does anything else beyond BN."""
-    if type(layer) is base and "forward" not in vars(layer):
+    patched = [key for key, value in vars(layer).items() if callable(value) and callable(getattr(base, key, None))]
+    if type(layer) is base and not patched:
         return getattr(layer, "activation", None)
     way_out = "Leave the layer out with layers=, or convert it by hand."
     name = class_name(type(layer))
-    behaviour = "forward" if "forward" in vars(layer) else own_behaviour(type(layer), base)
+    behaviour = patched[0] if patched else own_behaviour(type(layer), base)
     if behaviour is not None:
         _refuse(path, "do nothing beyond BN and an activation", f"{name} with {behaviour} of its own", way_out)
-    activation = activation_inside(layer, base, rank)
-    if activation == "?":
-        _refuse(path, "do nothing beyond BN and an activation", f"{name} with a forward of its own", way_out)
-    return activation
+    try:
+        return activation_inside(layer, base, rank)
+    except NotReadable as reason:
+        _refuse(path, "do nothing beyond BN and an activation", f"{name} with {reason}", way_out)
 
 
 def _kind(
-    path: str, kind: type[nn.Module], activation: str | None, origin: Origin, *, is_ours: bool
+    path: str, kind: type[nn.Module], activation: str | None, origin: Origin, *, is_ours: bool, takes_residual: bool
 ) -> type[nn.Module]:
     """Return the class to take: the one the layer had before it was converted to bnlab, if it is on its way back."""
     if is_ours:
         return kind
     if origin.kind is not None and issubclass(origin.kind, kind) and origin.activation == activation:
         return origin.kind
+    if takes_residual:
+        _refuse(
+            path, f"have no residual to become {class_name(kind)}", "one that was fused in", "Undo the fusing first."
+        )
     if activation is not None:
         way_out = "Put the activation behind the layer as a module of its own, and set activation to None."
         _refuse(path, f"have no activation to become {class_name(kind)}", repr(activation), way_out)

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from bnlab.functional.batch_norm import Activation
 from bnlab.observe.executed_graph import Call, ExecutedGraph
 
-__all__ = ["Followers", "activation_of", "activation_of_module", "followers", "is_addition"]
+__all__ = ["Followers", "activation_of", "activation_of_module", "followers", "has_hooks", "is_addition", "takes_place"]
 
 _ARGUMENTS: dict[Activation, dict[str, object]] = {
     "relu": {"inplace": None},
@@ -128,6 +128,17 @@ def is_addition(function: Callable[..., Any] | None, arguments: tuple[Any, ...],
     return function in _ADDITIONS and len(arguments) == 2 and keywords.get("alpha", 1) == 1 and not keywords.get("out")
 
 
+def takes_place(function: Callable[..., Any] | None) -> bool:
+    """Whether an addition changes its first argument in place."""
+    return function in (operator.iadd, Tensor.add_, Tensor.__iadd__)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a hook looks at what goes into a module or comes out of it."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for kind in kinds)
+
+
 def followers(graph: ExecutedGraph, path: str) -> Followers | str:
     """Return what follows the BN layer at `path` and can be taken in, or why nothing can."""
     calls = graph.of_layer(path)
@@ -145,6 +156,8 @@ def followers(graph: ExecutedGraph, path: str) -> Followers | str:
         return Followers(activation, residual=False, last=following)
     if not is_addition(following.function, following.arguments, following.keywords):
         return "no activation and no addition follows"
+    if takes_place(following.function) and following.inputs[0] != output:
+        return "it is added to another tensor in place"
     if len(following.inputs) != 2 or following.inputs[0] == following.inputs[1]:
         return "what is added to it is no other tensor"
     first, second = following.inputs

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.errors import UsageError
 from bnlab.nn._base import BatchNormBase
 from bnlab.observe.executed_graph import Call, ExecutedGraph, execute
-from bnlab.observe.untouched import untouched
+from bnlab.observe.untouched import said, untouched
 from bnlab.records import Change, LeftAlone
 from bnlab.remedies._become import become
 from bnlab.remedies._conversion import class_name
-from bnlab.remedies._followers import Followers, activation_of_module, followers
+from bnlab.remedies._followers import Followers, activation_of_module, followers, has_hooks
 from bnlab.remedies._rewrite import NotRewritable, fused_graph, traced
 from bnlab.remedies._rewritten import rewritten_class
+from bnlab.remedies._undo import UndoStack
 from bnlab.remedies._witness import differences, testimony
 
 __all__ = ["Fused", "fuse_followers"]
@@ -41,12 +42,12 @@ def fuse_followers(
     model: nn.Module,
     example: Any,  # noqa: ANN401 - a batch may be anything
     layers: Mapping[str, _BatchNorm],
-    undo: ExitStack,
+    undo: UndoStack,
 ) -> Fused:
     """Fuse layers of bnlab with what follows them where the model runs the example.
 
-    An activation module whose every call is taken in becomes an Identity; a function, an addition or a shared
-    activation module is taken out of the forward of the module it runs in.
+    In a Sequential an activation module behind a layer becomes an Identity; elsewhere the activation or addition is
+    taken out of the forward of the module it runs in.
 
     Args:
         model: Changed in place.
@@ -57,7 +58,10 @@ def fuse_followers(
     Raises:
         UsageError: If output, gradients or buffers are not those of the model before.
     """
-    before = testimony(model, example)
+    with said("forward must run on the example in either mode"):
+        before = testimony(model, example)
+    if not any(before[f"output in {mode} mode"] for mode in ("train", "eval")):
+        raise UsageError("convert: the model must return tensors to prove that fusing changed nothing, got none.")
     graphs = _executed(model, example)
     fused = Fused()
     wanted: dict[str, Followers] = {}
@@ -87,7 +91,7 @@ def _followers(layer: _BatchNorm, path: str, graphs: tuple[ExecutedGraph, Execut
         return "it is no layer of bnlab"
     if layer.activation is not None:
         return "it has an activation already"
-    if layer._forward_hooks or layer._backward_hooks:  # noqa: SLF001
+    if has_hooks(layer):
         return "a hook looks at its output"
     in_train, in_eval = (followers(graph, path) for graph in graphs)
     if isinstance(in_train, str) or isinstance(in_eval, str):
@@ -115,9 +119,9 @@ def _replace_activation_modules(
     wanted: dict[str, Followers],
     graphs: tuple[ExecutedGraph, ExecutedGraph],
     fused: Fused,
-    undo: ExitStack,
+    undo: UndoStack,
 ) -> None:
-    """Make an Identity of every activation module that only follows layers which can take it in."""
+    """Make an Identity of every activation module that stands behind its layer in a Sequential and nowhere else."""
     by_module: dict[str, list[str]] = {}
     for path, found in wanted.items():
         if not found.residual and activation_of_module(_innermost(model, found.last)) is not None:
@@ -125,16 +129,32 @@ def _replace_activation_modules(
     for name, paths in by_module.items():
         module = model.get_submodule(name)
         calls = [sum(call.modules[-1:] == (name,) for call in graph.calls) for graph in graphs]
-        if calls != [len(paths)] * 2 or module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:  # noqa: SLF001
+        if (
+            calls != [len(paths)] * 2
+            or has_hooks(module)
+            or not all(_side_by_side(model, path, name) for path in paths)
+        ):
             continue
         fused.changes.append(Change(name, "class", class_name(type(module)), class_name(nn.Identity)))
-        undo.callback(become(module, nn.Identity(), plain=type(module)()))
+        undo.push(module, become(module, nn.Identity(), plain=type(module)()))
         for path in paths:
             _activate(model.get_submodule(path), path, wanted.pop(path).activation, fused, undo)
 
 
+def _side_by_side(model: nn.Module, layer: str, activation: str) -> bool:
+    """Whether a Sequential runs one right behind the other, and the model knows either by one name only."""
+    parent, _, last = layer.rpartition(".")
+    sequence = model.get_submodule(parent)
+    if not isinstance(sequence, nn.Sequential) or type(sequence).forward is not nn.Sequential.forward:
+        return False
+    names = [f"{parent}.{name}".removeprefix(".") for name in sequence._modules]  # noqa: SLF001
+    pair = (model.get_submodule(layer), model.get_submodule(activation))
+    once = all(sum(other is m for _, other in model.named_modules(remove_duplicate=False)) == 1 for m in pair)
+    return once and bool(last) and names[names.index(layer) + 1 :][:1] == [activation]
+
+
 def _rewrite_containers(
-    model: nn.Module, wanted: dict[str, Followers], graph: ExecutedGraph, fused: Fused, undo: ExitStack
+    model: nn.Module, wanted: dict[str, Followers], graph: ExecutedGraph, fused: Fused, undo: UndoStack
 ) -> None:
     """Rewrite the forward of every module in which a layer and what follows it run."""
     by_container: dict[str, list[str]] = {}
@@ -142,8 +162,8 @@ def _rewrite_containers(
         caller = graph.of_layer(path)[0].modules[-2] if path else ""
         if _container(model, found.last) != caller:
             fused.left_alone.append(LeftAlone(path, "what follows it runs in another module"))
-        elif type(model.get_submodule(caller)) is nn.Sequential or not path:
-            fused.left_alone.append(LeftAlone(path, "the activation module behind it is used elsewhere too"))
+        elif isinstance(model.get_submodule(caller), nn.Sequential) or not path:
+            fused.left_alone.append(LeftAlone(path, "the activation module behind it is used elsewhere too, or hooked"))
         else:
             by_container.setdefault(caller, []).append(path)
     for name, paths in by_container.items():
@@ -156,18 +176,21 @@ def _rewrite_containers(
             fused.left_alone += [LeftAlone(path, str(reason)) for path in paths]
             continue
         old_kind = type(container)
-        undo.callback(setattr, container, "__class__", old_kind)
+        undo.push(container, partial(setattr, container, "__class__", old_kind))
         container.__class__ = rewritten_class(old_kind, new_graph)
         fused.changes.append(Change(name, "forward", class_name(old_kind), "rewritten for its fused layers"))
         for path, activation, residual in zip(paths, activations.values(), inside.values(), strict=True):
             if residual:
+                layer = model.get_submodule(path)
+                layer.takes_residual = True  # type: ignore[assignment]
+                undo.push(layer, partial(vars(layer).pop, "takes_residual", None))
                 fused.changes.append(Change(path, "residual", "-", "taken in"))
             _activate(model.get_submodule(path), path, activation, fused, undo)
 
 
-def _activate(layer: nn.Module, path: str, activation: str | None, fused: Fused, undo: ExitStack) -> None:
+def _activate(layer: nn.Module, path: str, activation: str | None, fused: Fused, undo: UndoStack) -> None:
     if activation is not None:
-        undo.callback(setattr, layer, "activation", None)
+        undo.push(layer, partial(setattr, layer, "activation", None))
         layer.activation = activation  # type: ignore[assignment]
         fused.changes.append(Change(path, "activation", "None", activation))
 

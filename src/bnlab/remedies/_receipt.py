@@ -27,10 +27,14 @@ class Receipt:
         self._undo: Callable[[], None] | None = undo
 
     def undo(self) -> nn.Module:
-        """Take the changes back and return the model; a second time nothing happens."""
-        undo, self._undo = self._undo, None
-        if undo is not None:
-            undo()
+        """Take the changes back and return the model; a second time nothing happens.
+
+        Raises:
+            UsageError: If what was changed was changed again since; then nothing happens either.
+        """
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
         return self.model
 
     def __str__(self) -> str:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dis
-import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, fx, nn
 
-from bnlab.observe.untouched import untouched
-from bnlab.remedies._followers import activation_of, activation_of_module, is_addition
+from bnlab.remedies._followers import activation_of, activation_of_module, has_hooks, is_addition, takes_place
+from bnlab.remedies._rewritten import Rewritten
+from bnlab.remedies._source import NotReadable, require_straight_line
 
 __all__ = ["NotRewritable", "fused_graph", "traced"]
 
@@ -21,7 +18,8 @@ class NotRewritable(Exception):
     """Why a forward cannot be rewritten."""
 
 
-_WITH = ("BEFORE_WITH", "SETUP_WITH", "LOAD_SPECIAL")
+_OF_THE_CLASS = ("__getstate__", "__reduce__", "__reduce_ex__", "__call__", "__getattribute__", "__init_subclass__")
+"""What a generated subclass would bypass."""
 
 
 class _Tracer(fx.Tracer):
@@ -34,44 +32,30 @@ class _Tracer(fx.Tracer):
 
 
 def traced(container: nn.Module) -> fx.Graph:
-    """Return the graph of a module's forward, if it is the same in either mode and does nothing a graph cannot say.
+    """Return the graph of a module's forward, if its source shows that there is no other.
 
     Raises:
-        NotRewritable: If it is not.
+        NotRewritable: If it does not.
     """
-    forward = getattr(type(container).forward, "__code__", None)
-    if "forward" in vars(container) or forward is None or hasattr(type(container).forward, "__wrapped__"):
-        raise NotRewritable("its forward is wrapped")
-    if any(step.opname in _WITH for step in dis.get_instructions(forward)):
-        raise NotRewritable("its forward has a with statement")
-    with untouched(container):
-        graphs = [_traced_once(container, training=training) for training in (True, False)]
-    if str(graphs[0]) != str(graphs[1]):
-        raise NotRewritable("its forward differs between train mode and eval mode")
-    return graphs[0]
-
-
-def _traced_once(container: nn.Module, *, training: bool) -> fx.Graph:
-    container.training = training
-    before, randomness = dict(vars(container)), _randomness()
+    kind = type(container)
+    if issubclass(kind, Rewritten):
+        raise NotRewritable("its forward was rewritten before")
+    bases = [base for base in kind.__mro__ if base not in nn.Module.__mro__]
+    own = [name for name in _OF_THE_CLASS if any(name in vars(base) for base in bases)]
+    if "forward" in vars(container) or own:
+        raise NotRewritable(f"its class or instance has a {own[0] if own else 'forward'} of its own")
     try:
-        graph = _Tracer().trace(container)
-        changed = [key for key, value in vars(container).items() if key not in before or before[key] is not value]
+        require_straight_line(container)
+    except NotReadable as reason:
+        raise NotRewritable(str(reason)) from reason
+    before = dict(vars(container))
+    try:
+        return _Tracer().trace(container)
     except Exception as error:
         raise NotRewritable(f"its forward cannot be traced: {str(error).partition(chr(10))[0]}") from error
     finally:
         vars(container).clear()
         vars(container).update(before)
-    if randomness != _randomness():
-        raise NotRewritable("its forward draws random numbers in Python")
-    if changed:
-        raise NotRewritable(f"its forward sets {changed[0]}")
-    return graph
-
-
-def _randomness() -> tuple[object, ...]:
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global one is what models draw from
-    return random.getstate(), (name, bytes(memoryview(keys)), *rest), bytes(torch.get_rng_state().numpy())  # type: ignore[arg-type]
 
 
 def fused_graph(container: nn.Module, graph: fx.Graph, layers: Mapping[str, bool]) -> dict[str, str | None]:
@@ -100,6 +84,8 @@ def _fuse(container: nn.Module, graph: fx.Graph, name: str, *, residual: bool) -
         last = _only_user(call)
         if not is_addition(_function(last), last.args, last.kwargs):
             raise NotRewritable("its forward does not show the addition")
+        if takes_place(_function(last)) and last.args[0] is not call:
+            raise NotRewritable("it is added to another tensor in place")
         other = last.args[1] if last.args[0] is call else last.args[0]
         with graph.inserting_before(last):
             new = graph.call_module(name, (call.args[0], other))
@@ -126,7 +112,8 @@ def _only_user(node: fx.Node) -> fx.Node:
 
 def _activation(container: nn.Module, node: fx.Node) -> str | None:
     if node.op == "call_module":
-        return activation_of_module(container.get_submodule(str(node.target)))
+        module = container.get_submodule(str(node.target))
+        return None if has_hooks(module) else activation_of_module(module)
     return activation_of(_function(node), node.args, node.kwargs)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx, nn
 
-__all__ = ["rewritten_class"]
+__all__ = ["Rewritten", "rewritten_class"]
 
 
 class Rewritten:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnlab.functional.batch_norm import ACTIVATIONS, Activation
+from bnlab.remedies._source import NotReadable, require_plain_subclass
 
 __all__ = ["activation_inside", "own_behaviour"]
 
@@ -28,23 +29,29 @@ def own_behaviour(kind: type, base: type) -> str | None:
     return None
 
 
-def activation_inside(layer: _BatchNorm, base: type[nn.Module], spatial: int) -> Activation | str | None:
+def activation_inside(layer: _BatchNorm, base: type[nn.Module], spatial: int) -> Activation | None:
     """Return the activation that the forward of a subclass applies to BN; None if it is BN alone.
 
     A copy of the layer runs on a small batch in either mode, and so does BN followed by each activation: the same
     operators must run in the same order, with the same bits as the result and in the buffers.
 
+    The run shows one path; that there is no other is read from the source.
+
     Returns:
-        The name of the activation, None, or the text "?" if the subclass does something else.
+        The name of the activation, or None.
+
+    Raises:
+        NotReadable: If the subclass does something else.
     """
     if type(layer).forward is base.forward:
         return None
+    require_plain_subclass(type(layer), layer._modules)  # noqa: SLF001
     candidates: list[tuple[Any, Callable[[Tensor], Tensor] | None]] = [(None, None), *ACTIVATIONS.items()]
     for name, function in candidates:
         if all(_same(layer, base, function, spatial, training=training) for training in (True, False)):
             found: Activation | None = name
             return found
-    return "?"
+    raise NotReadable("a forward of its own")
 
 
 def _same(

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from bnlab._version import __version__
 from bnlab.errors import UsageError
 from bnlab.observe.discover import batch_norm_layers
 from bnlab.observe.executed_graph import execute
-from bnlab.observe.untouched import untouched
+from bnlab.observe.untouched import said, untouched
 from bnlab.records import Changes, Safety
 from bnlab.remedies._conversion import Conversion, plan
 from bnlab.remedies._families import family_of
 from bnlab.remedies._fuse import fuse_followers
 from bnlab.remedies._receipt import Receipt
 from bnlab.remedies._target import Target
+from bnlab.remedies._undo import UndoStack
 
 __all__ = ["convert"]
 
@@ -71,20 +72,24 @@ def convert(
     """
     target = Target.of(to)
     found = batch_norm_layers(model, layers)
+    if hasattr(model, "_orig_mod"):
+        raise UsageError("convert: the model must not be compiled yet, got a compiled one. Compile it afterwards.")
+    if example is not None and any(is_lazy(parameter) for parameter in model.parameters()):
+        raise UsageError("convert: the model must know its shapes, got a lazy layer. Run one batch first.")
     if fuse and (example is None or not target.family.is_ours):
         got = "no example" if example is None else f"{to!r}"
         raise UsageError(f"convert: fuse must come with an example and a layer class of bnlab.nn, got {got}.")
     steps = _planned(model, found, target, example)
     changes = [change for step in steps for change in step.changes()]
     left_alone = []
-    with ExitStack() as undo:
+    with UndoStack() as undo:
         for step in steps:
-            undo.callback(step.apply())
+            undo.push(step.layer, step.apply())
         if fuse:
             fused = fuse_followers(model, example, found, undo)
             changes += fused.changes
             left_alone += fused.left_alone
-        take_back = undo.pop_all().close
+        undo.seal()
     record = Changes(
         bnlab=__version__,
         action="convert",
@@ -92,7 +97,7 @@ def convert(
         changes=tuple(changes),
         left_alone=tuple(left_alone),
     )
-    return Receipt(model, record, take_back)
+    return Receipt(model, record, undo.take_back)
 
 
 def _planned(model: nn.Module, found: Mapping[str, _BatchNorm], target: Target, example: object) -> list[Conversion]:
@@ -126,7 +131,7 @@ def _executed_ranks(model: nn.Module, found: Mapping[str, _BatchNorm], example: 
     families = {path: family_of(type(layer)) for path, layer in found.items()}
     if all(family is None or family[0].has_ranks for family in families.values()):
         return {}
-    with untouched(model), torch.no_grad():
+    with untouched(model), torch.no_grad(), said("forward must run on the example"):
         graph = execute(model.eval(), example)
     calls = {path: graph.of_layer(path) for path in found}
     return {path: max(1, len(ran[0].inputs[0].shape) - 2) for path, ran in calls.items() if ran}

@@ -149,8 +149,11 @@ def _tail(diagnosis: DiagnosisRecord, *, hidden: int) -> Iterable[RenderableType
     by_status = {status: [o for o in diagnosis.outcomes if o.status is status] for status in Status}
     for outcome in by_status[Status.CRASHED]:
         yield Text(f"{outcome.code} crashed: {plain(outcome.reason or '')}", style="bold red")
+    skipped: dict[str, list[str]] = {}
     for outcome in by_status[Status.SKIPPED]:
-        yield Text(f"{outcome.code} skipped: {plain(outcome.reason or '')}", style="dim")
+        skipped.setdefault(plain(outcome.reason or ""), []).append(outcome.code)
+    for reason, codes in skipped.items():
+        yield Text(f"{', '.join(codes)} skipped: {reason}", style="dim")
     passed = len(by_status[Status.PASSED])
     summary = diagnosis.summary
     counts = ", ".join(

@@ -323,9 +323,9 @@ REFUSALS = [
     ),
     (
         BatchNorm1d(3),
-        (torch.randn(4, 3), torch.randn(3)),
+        (torch.randn(4, 3), torch.randn(2)),
         {},
-        "residual must have the shape of the input, (4, 3), on cpu, got (3,) on cpu.",
+        "residual must broadcast to the shape of the input, (4, 3), on cpu, got (2,) on cpu.",
     ),
     (
         BatchNorm1d(3),
@@ -343,13 +343,25 @@ REFUSALS = [
         BatchNorm1d(3),
         (torch.randn(4, 3, 6),),
         {"mask": -torch.ones(4, 6)},
-        "mask must be >= 0 everywhere, got -1.",
+        "mask must be finite and >= 0 everywhere, got -1.",
+    ),
+    (
+        BatchNorm1d(3),
+        (torch.randn(4, 3, 6),),
+        {"mask": torch.full((4, 6), float("inf"))},
+        "mask must be finite and >= 0 everywhere, got inf.",
+    ),
+    (
+        BatchNorm1d(3),
+        (torch.randn(4, 3, 6),),
+        {"mask": torch.ones(4, 6, dtype=torch.complex64)},
+        "mask must be real, got torch.complex64.",
     ),
     (
         BatchNorm1d(3),
         (torch.randn(4, 3), torch.zeros(4, 3, device="meta")),
         {},
-        "residual must have the shape of the input, (4, 3), on cpu, got (4, 3) on meta.",
+        "residual must broadcast to the shape of the input, (4, 3), on cpu, got (4, 3) on meta.",
     ),
     (BatchNorm1d(3, eps=0.0), (torch.randn(4, 3),), {}, "eps must be > 0 in train mode, got 0.0. Set it to 1e-5."),
 ]

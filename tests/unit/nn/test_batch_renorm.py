@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 import bnlab
 from bnlab.errors import UsageError
@@ -108,6 +109,7 @@ def test_the_limits_are_no_part_of_the_state_dict_but_of_a_copy():
 
 
 def test_a_compiled_layer_follows_a_schedule_without_compiling_again():
+    torch._dynamo.reset()  # or what other tests compiled counts
     layer = BatchRenorm1d(3)
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
     x = torch.randn(8, 3)
@@ -148,6 +150,29 @@ def test_the_schedule_is_the_papers():
 def test_a_bad_schedule_is_refused(arguments):
     with pytest.raises(UsageError, match="RenormSchedule: "):
         bnlab.nn.RenormSchedule(**arguments)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_uses_the_first_correction(reentrant):
+    layer, x = BatchRenorm2d(3, momentum=0.1), 1 + 3 * torch.randn(4, 3, 5, 5)
+    plain, weights = copy.deepcopy(layer), torch.randn_like(x)
+    left, right = x.clone().requires_grad_(), x.clone().requires_grad_()
+    (checkpoint(layer, left, use_reentrant=reentrant) * weights).sum().backward()
+    (plain(right) * weights).sum().backward()
+    assert torch.equal(left.grad, right.grad)
+    assert_close(layer.weight.grad, plain.weight.grad, rtol=0, atol=0)
+    assert_close(layer.state_dict(), plain.state_dict(), rtol=0, atol=0)
+
+
+def test_made_on_the_meta_device_it_has_its_limits():
+    with torch.device("meta"):
+        layers = [BatchRenorm2d(3, r_max=2.0), BatchRenorm2d(3, r_max=2.0)]
+    layers[0].load_state_dict(nn.BatchNorm2d(3).state_dict(), assign=True)
+    layers[1].to_empty(device="cpu").load_state_dict(nn.BatchNorm2d(3).state_dict())
+    for layer in layers:
+        assert layer.renorm_limits.tolist() == [2.0, 5.0]
+        assert layer.skipped_batches == 0
+        layer.to("cpu")(torch.randn(4, 3, 5, 5))
 
 
 def test_small_batches_that_are_not_drawn_at_random():

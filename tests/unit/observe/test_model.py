@@ -45,8 +45,10 @@ def test_other_classes_with_running_statistics():
     model = nn.Sequential(
         nn.SyncBatchNorm(3), nn.InstanceNorm2d(3, track_running_stats=True), nn.BatchNorm3d(3, affine=False)
     )
-    assert [layer.name for layer in layers(model)] == ["0", "1", "2"]
-    assert layers(model)[2].weight is None
+    assert [layer.name for layer in layers(model)] == ["0", "2"]
+    assert layers(model)[1].weight is None
+    left = read_model(model, Hyperparameters()).left_alone
+    assert left == (("1", "is instance normalization: its statistics are those of single samples"),)
 
 
 def test_an_odd_counter_is_no_counter():

@@ -278,6 +278,59 @@ class LeakyReLU2(nn.BatchNorm2d):
         return nn.functional.leaky_relu(super().forward(input), 0.2)
 
 
+class WithArgument(nn.BatchNorm2d):
+    def forward(self, input, scale=None):
+        y = super().forward(input)
+        return y if scale is None else y * scale
+
+
+class Detached(nn.BatchNorm2d):
+    def forward(self, input):
+        return super().forward(input.detach())
+
+
+class WithoutGrad(nn.BatchNorm2d):
+    def forward(self, input):
+        with torch.no_grad():
+            return super().forward(input)
+
+
+class InFloat(nn.BatchNorm2d):
+    def forward(self, input):
+        return super().forward(input.float()) if input.dtype == torch.float16 else super().forward(input)
+
+
+class BySize(nn.BatchNorm1d):
+    def forward(self, input):
+        y = super().forward(input)
+        return 2 * y if input.dim() == 2 else y
+
+
+class ByGrad(nn.BatchNorm2d):
+    def forward(self, input):
+        y = super().forward(input)
+        return y.clamp(-1, 1) if torch.is_grad_enabled() else y
+
+
+class Remembering(nn.BatchNorm2d):
+    def forward(self, input):
+        self.last = input
+        return super().forward(input)
+
+
+class WithSlope(nn.BatchNorm2d):
+    slope = 0.01
+
+    def forward(self, input):
+        return nn.functional.leaky_relu(super().forward(input), self.slope)
+
+
+def patched():
+    layer = nn.BatchNorm2d(3)
+    layer._check_input_dim = lambda x: None
+    return layer
+
+
 class FromTheBase(_BatchNorm):
     def _check_input_dim(self, input):
         pass
@@ -299,7 +352,17 @@ def overridden():
     return layer
 
 
+NO_MORE = "do nothing beyond BN and an activation, got test_convert"
 OTHERS = [
+    (WithArgument(3), f"{NO_MORE}.WithArgument with a forward with more arguments than the input."),
+    (Detached(3), f"{NO_MORE}.Detached with a forward that looks at input.detach."),
+    (WithoutGrad(3), f"{NO_MORE}.WithoutGrad with a forward with a with statement."),
+    (InFloat(3), f"{NO_MORE}.InFloat with a forward that depends on input.dtype == torch.float16."),
+    (BySize(3), f"{NO_MORE}.BySize with a forward that depends on input.dim() == 2."),
+    (ByGrad(3), f"{NO_MORE}.ByGrad with a forward that depends on torch.is_grad_enabled()."),
+    (Remembering(3), f"{NO_MORE}.Remembering with a forward that sets self.last."),
+    (WithSlope(3), f"{NO_MORE}.WithSlope with slope of its own."),
+    (patched(), "do nothing beyond BN and an activation, got torch.nn.BatchNorm2d with _check_input_dim of its own."),
     (Scaled(3), "do nothing beyond BN and an activation, got test_convert.Scaled with a forward of its own."),
     (Dropping(3), "do nothing beyond BN and an activation, got test_convert.Dropping with a forward of its own."),
     (AlwaysEval(3), "do nothing beyond BN and an activation, got test_convert.AlwaysEval with train of its own."),
@@ -428,6 +491,41 @@ def test_the_record_follows_the_schema_and_reads_back():
     assert Changes.from_json(data) == receipt.changes
     assert repr(receipt) == "<Receipt: convert, layers changed: 10>"
     assert receipt._repr_html_().startswith("<pre>convert: 10 layers changed, behaviour changed\n")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("to", [bnlab.nn.BatchNorm2d, nn.GroupNorm])
+def test_undo_after_a_change_of_dtype_gives_a_model_that_runs(dtype, to):
+    model, x = build("resnet"), images(4).to(dtype)
+    receipt = bnlab.convert(model, to)
+    model.to(dtype)
+    receipt.undo()
+    assert torch.isfinite(model.eval()(x)).all()
+    bnlab.convert(model, bnlab.nn.BatchNorm2d)
+    bnlab.convert(model, nn.BatchNorm2d)
+    assert torch.isfinite(model(x)).all()
+
+
+def test_undo_keeps_settings_and_attributes_of_later():
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    receipt = bnlab.convert(model, bnlab.nn.BatchNorm2d)
+    model[0].momentum, model[0].tag = 0.3, "mine"
+    receipt.undo()
+    assert (model[0].momentum, model[0].tag) == (0.3, "mine")
+
+
+def test_undo_of_a_parametrized_layer_is_refused():
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    receipt = bnlab.convert(model, bnlab.nn.BatchNorm2d)
+    parametrizations.weight_norm(model[0], "weight", dim=0)
+    with pytest.raises(UsageError, match="undo: every module must be as it was left"):
+        receipt.undo()
+
+
+def test_statistics_dtype_is_an_option_like_any_other():
+    model = nn.BatchNorm2d(3)
+    bnlab.convert(model, functools.partial(bnlab.nn.BatchNorm2d, statistics_dtype=torch.float64))
+    assert model.running_var.dtype == torch.float64
 
 
 def test_a_second_conversion_to_the_same_changes_nothing():

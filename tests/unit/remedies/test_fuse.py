@@ -2,6 +2,7 @@ import contextlib
 import copy
 import pickle
 import random
+import types
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tests.unit.remedies.test_convert import assert_same, outputs, snapshot
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 import bnlab
 from bnlab.errors import UsageError
@@ -30,9 +32,9 @@ TAKEN_IN = {
     "resnet": ["relu"] * 9 + [None],
     "preact": ["relu"] * 5,
     "mobilenet": ["relu6"] * 5 + [None] * 2,
-    "densenet": ["relu"] * 7,
+    "densenet": ["relu"] * 6 + [None],
     "mlp": ["relu", "sigmoid"],
-    "cnn3d": ["silu", "elu", "tanh"],
+    "cnn3d": ["silu", None, "tanh"],
     "timm": ["relu", "relu", "silu"],
 }
 
@@ -56,17 +58,17 @@ def test_what_a_resnet_takes_in():
         "convert: 15 layers changed, output kept\n"
         "  class: torch.nn.BatchNorm2d -> bnlab.nn.BatchNorm2d (bn1, layer1.0.bn1, layer1.0.bn2, layer1.1.bn1, "
         "layer1.1.bn2, layer2.0.bn1, layer2.0.bn2, layer2.0.downsample.1 and 2 more)\n"
-        "  class: torch.nn.ReLU -> torch.nn.Identity (relu)\n"
+        "  forward: tests.architectures.ResNet -> rewritten for its fused layers (the model itself)\n"
         "  activation: None -> relu (bn1, layer1.0.bn1, layer1.0.bn2, layer1.1.bn1, layer1.1.bn2, layer2.0.bn1, "
         "layer2.0.bn2, layer2.1.bn1 and 1 more)\n"
         "  forward: tests.architectures.BasicBlock -> rewritten for its fused layers "
         "(layer1.0, layer1.1, layer2.0, layer2.1)\n"
         "  residual: - -> taken in (layer1.0.bn2, layer1.1.bn2, layer2.0.bn2, layer2.1.bn2)\n"
-        "  left alone: what it is added to is taken in by layer2.0.bn2 (layer2.0.downsample.1)"
+        "  left alone: it is added to another tensor in place (layer2.0.downsample.1)"
     )
     assert isinstance(model.layer1[0], BasicBlock)
     assert model.layer1[0].expansion == 1
-    assert type(model) is ResNet
+    assert isinstance(model, ResNet)
 
 
 def losses(model, steps=12):
@@ -108,16 +110,13 @@ def test_copies_pickles_compile_and_export():
 
 
 class Model(nn.Module):
-    """One BN layer, and what a test puts behind it."""
+    """One BN layer; a test says what is behind it."""
 
     def __init__(self, channels=4):
         super().__init__()
         self.conv = nn.Conv2d(3, channels, 1)
         self.bn = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU()
-
-    def forward(self, x):
-        return self.behind(self.bn(self.conv(x)), x)
 
 
 def reason(kind, example=None):
@@ -132,156 +131,313 @@ def reason(kind, example=None):
     return left.reason
 
 
-def leaving_alone():  # noqa: C901 - a list of small classes
-    class UsedTwice(Model):
-        def behind(self, y, x):
-            return self.relu(y) + y.mean()
+class UsedTwice(Model):
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        return self.relu(y) + y.mean()
 
-    class Returned(Model):
-        def behind(self, y, x):
-            return {"features": y, "out": self.relu(y)}
 
-    class KeptByTheModule(Model):
-        def behind(self, y, x):
-            self.seen = y
-            return self.relu(y)
+class Returned(Model):
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        return {"features": y, "out": self.relu(y)}
 
-    class NothingKnown(Model):
-        def behind(self, y, x):
-            return y.abs()
 
-    class OtherSlope(Model):
-        def behind(self, y, x):
-            return F.leaky_relu(y, 0.2)
+class InANamespace(Model):
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        return (types.SimpleNamespace(before=y), self.relu(y))
 
-    class Broadcast(Model):
-        def behind(self, y, x):
-            return y + torch.ones(1, 4, 1, 1)
 
-    class AddedToItself(Model):
-        def behind(self, y, x):
-            return y + y
+class KeptByTheModule(Model):
+    def forward(self, x):
+        self.seen = self.bn(self.conv(x))
+        return self.relu(self.seen)
 
-    class Scaled(Model):
-        def behind(self, y, x):
-            return torch.add(y, x.repeat(1, 2, 1, 1)[:, :4], alpha=2)
 
-    class Constant(Model):
-        def behind(self, y, x):
-            return y + 1.0
+class NothingKnown(Model):
+    def forward(self, x):
+        return self.bn(self.conv(x)).abs()
 
-    class Twice(Model):
-        def behind(self, y, x):
-            return self.bn(self.relu(y))
 
-    class ByMode(Model):
-        def behind(self, y, x):
-            return F.relu(y) if self.training else F.relu6(y)
+class OtherSlope(Model):
+    def forward(self, x):
+        return F.leaky_relu(self.bn(self.conv(x)), 0.2)
 
-    class DropoutByMode(Model):
-        def behind(self, y, x):
-            return F.dropout(F.relu(y), 0.5, self.training)
 
-    class Context(Model):
-        def forward(self, x):
-            with contextlib.nullcontext():
-                return F.relu(self.bn(self.conv(x)))
+class Broadcast(Model):
+    def forward(self, x):
+        return self.bn(self.conv(x)) + torch.ones(1, 4, 1, 1)
 
-    class Decorated(Model):
-        @torch.enable_grad()
-        def forward(self, x):
+
+class AddedToItself(Model):
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        return y + y
+
+
+class Scaled(Model):
+    def forward(self, x):
+        return torch.add(self.bn(self.conv(x)), self.conv(x), alpha=2)
+
+
+class Constant(Model):
+    def forward(self, x):
+        return self.bn(self.conv(x)) + 1.0
+
+
+class Twice(Model):
+    def forward(self, x):
+        return self.bn(self.relu(self.bn(self.conv(x))))
+
+
+class IntoAnother(Model):
+    def forward(self, x):
+        total = self.conv(x) * 1
+        total += self.bn(self.conv(x))
+        return total
+
+
+class Masked(Model):
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        y[:, :1] = 0.0
+        return self.relu(y)
+
+
+class ByMode(Model):
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(x))) if self.training else F.relu6(self.bn(self.conv(x)))
+
+
+class DropoutByMode(Model):
+    def forward(self, x):
+        return F.dropout(F.relu(self.bn(self.conv(x))), 0.5, self.training)
+
+
+class Context(Model):
+    def forward(self, x):
+        with contextlib.nullcontext():
             return F.relu(self.bn(self.conv(x)))
 
-    class Random(Model):
-        def behind(self, y, x):
-            return F.relu(y) * (1 + 0 * random.random())
 
-    class Counting(Model):
-        calls = 0
-
-        def behind(self, y, x):
-            self.calls += 1
+class ContextInAMethod(Model):
+    def behind(self, y):
+        with torch.no_grad():
             return F.relu(y)
 
-    class ByValue(Model):
-        def behind(self, y, x):
-            return F.relu(y) if x.sum() < 1e9 else y
-
-    class Shared(Model):
-        def behind(self, y, x):
-            return self.relu(y) + self.relu(x).mean()
-
-        def forward(self, x):
-            return Inner.apply(self, x)
-
-    class Inner:
-        @staticmethod
-        def apply(model, x):
-            return model.behind(nn.Sequential(model.conv, model.bn)(x), x)
-
-    class Wrapped(Model):
-        def __init__(self):
-            super().__init__()
-            self.bn.register_forward_hook(lambda module, x, y: None)
-
-        def behind(self, y, x):
-            return self.relu(y)
-
-    return {
-        UsedTwice: "its output is used more than once, or returned",
-        Returned: "its output is used more than once, or returned",
-        KeptByTheModule: "its output is used more than once, or returned",
-        NothingKnown: "no activation and no addition follows",
-        OtherSlope: "no activation and no addition follows",
-        Broadcast: "what is added to it has another shape or dtype",
-        AddedToItself: "what is added to it is no other tensor",
-        Scaled: "no activation and no addition follows",
-        Constant: "what is added to it is no other tensor",
-        Twice: "it ran 2 times in one forward pass",
-        ByMode: "what follows it differs between train mode and eval mode",
-        DropoutByMode: "its forward differs between train mode and eval mode",
-        Context: "its forward has a with statement",
-        Decorated: "its forward is wrapped",
-        Random: "its forward draws random numbers in Python",
-        Counting: "its forward sets calls",
-        ByValue: (
-            "its forward cannot be traced: symbolically traced variables cannot be used as inputs to control flow"
-        ),
-        Shared: "its forward cannot be traced: module is not installed as a submodule",
-        Wrapped: "a hook looks at its output",
-    }
+    def forward(self, x):
+        return self.behind(self.bn(self.conv(x)))
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"), leaving_alone().items(), ids=lambda value: getattr(value, "__name__", "")
-)
+class Decorated(Model):
+    @torch.enable_grad()
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(x)))
+
+
+class Random(Model):
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(x))) * random.uniform(1, 1)
+
+
+class Counting(Model):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return F.relu(self.bn(self.conv(x)))
+
+
+class Logging(Model):
+    def __init__(self):
+        super().__init__()
+        self.log = []
+
+    def forward(self, x):
+        y = F.relu(self.bn(self.conv(x)))
+        self.log.append(y.mean())
+        return y
+
+
+class ByValue(Model):
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        return F.relu(y) if x.sum() < 1e9 else y
+
+
+class ByGrad(Model):
+    def forward(self, x):
+        y = F.relu(self.bn(self.conv(x)))
+        return y if torch.is_grad_enabled() else 2 * y
+
+
+class BySetting(Model):
+    scale = 1.0
+
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(x))) * self.scale
+
+
+class Optional(Model):
+    def forward(self, x, y=None):
+        z = self.relu(self.bn(self.conv(x)))
+        return z if y is None else z + self.relu(self.conv(y))
+
+
+class Before(Model):
+    def forward(self, x, before=False):
+        y = self.bn(self.conv(x))
+        return y if before else self.relu(y)
+
+
+class Clip(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.clamp(-1000, 1000)
+
+
+class CustomGradient(Model):
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(Clip.apply(x))))
+
+
+class Checkpointed(Model):
+    def forward(self, x):
+        return F.relu(self.bn(checkpoint(self.conv, x, use_reentrant=False)))
+
+
+class Hooked(Model):
+    def __init__(self):
+        super().__init__()
+        self.bn.register_forward_hook(lambda module, x, y: None)
+
+    def forward(self, x):
+        return self.relu(self.bn(self.conv(x)))
+
+
+class HookedActivation(Model):
+    def __init__(self):
+        super().__init__()
+        self.relu.register_forward_hook(lambda module, x, y: None)
+
+    def forward(self, x):
+        return self.relu(self.bn(self.conv(x)))
+
+
+class OwnState(Model):
+    def forward(self, x):
+        return self.relu(self.bn(self.conv(x)))
+
+    def __getstate__(self):
+        return vars(self)
+
+
+LEFT_ALONE = {
+    UsedTwice: "its output is used more than once, or returned",
+    Returned: "its output is used more than once, or returned",
+    InANamespace: "its forward calls types.SimpleNamespace",
+    KeptByTheModule: "its output is used more than once, or returned",
+    NothingKnown: "no activation and no addition follows",
+    OtherSlope: "no activation and no addition follows",
+    Broadcast: "what is added to it has another shape or dtype",
+    AddedToItself: "what is added to it is no other tensor",
+    Scaled: "no activation and no addition follows",
+    Constant: "what is added to it is no other tensor",
+    Twice: "it ran 2 times in one forward pass",
+    IntoAnother: "it is added to another tensor in place",
+    Masked: "no activation and no addition follows",
+    ByMode: "what follows it differs between train mode and eval mode",
+    DropoutByMode: "its forward reads self.training",
+    Context: "its forward has a with statement",
+    ContextInAMethod: "its forward calls self.behind",
+    Decorated: "its forward is wrapped",
+    Random: "its forward calls random.uniform",
+    Counting: "its forward sets self.calls",
+    Logging: "its forward does something besides its result: self.log.append(y.mean())",
+    ByValue: "its forward depends on x.sum() < 1000000000.0",
+    ByGrad: "its forward depends on torch.is_grad_enabled()",
+    BySetting: "its forward reads self.scale",
+    Optional: "its forward has optional arguments",
+    Before: "its forward has optional arguments",
+    CustomGradient: "its forward calls Clip.apply",
+    Checkpointed: "its forward calls checkpoint",
+    Hooked: "a hook looks at its output",
+    HookedActivation: "its forward does not show the activation",
+    OwnState: "its class or instance has a __getstate__ of its own",
+}
+
+
+@pytest.mark.parametrize(("kind", "expected"), LEFT_ALONE.items(), ids=lambda value: getattr(value, "__name__", ""))
 def test_what_is_left_alone(kind, expected):
     assert reason(kind) == expected
 
 
-def test_additions_from_either_side_and_with_nothing_behind():
-    class Left(Model):
-        def behind(self, y, x):
-            return x.repeat(1, 2, 1, 1)[:, :4] + y
+class Left(Model):
+    def forward(self, x):
+        return self.conv(x) + self.bn(self.conv(x))
 
-    class Right(Model):
-        def behind(self, y, x):
-            return torch.add(y, x.repeat(1, 2, 1, 1)[:, :4]).relu()
 
-    for kind, activation in ((Left, None), (Right, "relu")):
-        model, x = kind(), images(4)
-        expected = copy.deepcopy(model)(x)
-        receipt = fuse(model, x)
-        assert "residual: - -> taken in (bn)" in str(receipt)
-        assert model.bn.activation == activation
-        assert_close(model(x), expected)
+class Right(Model):
+    def forward(self, x):
+        return torch.add(self.bn(self.conv(x)), self.conv(x)).relu()
+
+
+class Position(Model):
+    def __init__(self):
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(1, 4, 16, 16))
+
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(x)) + self.position)
+
+
+@pytest.mark.parametrize(("kind", "activation"), [(Left, None), (Right, "relu")])
+def test_additions_from_either_side_and_with_nothing_behind(kind, activation):
+    model, x = kind(), images(4)
+    expected = copy.deepcopy(model)(x)
+    receipt = fuse(model, x)
+    assert "residual: - -> taken in (bn)" in str(receipt)
+    assert model.bn.activation == activation
+    assert_close(model(x), expected)
+
+
+def test_a_residual_that_fits_the_example_by_chance_still_broadcasts():
+    model, x = Position(), images(4)
+    expected = copy.deepcopy(model)(x)
+    fuse(model, x[:1])
+    assert model.bn.activation == "relu"
+    assert_close(model(x), expected)
+
+
+class Block(Model):
+    def __init__(self):
+        super().__init__(3)
+
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(x)) + x)
+
+
+def test_autocast_promotes_as_before():
+    model, x = nn.Sequential(Block()), images(4)
+    original = copy.deepcopy(model)
+    fuse(model, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, expected = model(x), original(x)
+    assert y.dtype == expected.dtype == torch.float32
+    assert_close(y, expected)
+
+
+class Elsewhere(Model):
+    def forward(self, x):
+        return self.relu(self.bn(self.conv(x))).mean() + self.relu(x).mean()
 
 
 def test_an_activation_module_that_is_also_used_elsewhere_stays():
-    class Elsewhere(Model):
-        def behind(self, y, x):
-            return self.relu(y).mean() + self.relu(x).mean()
-
     model, x = Elsewhere(), images(4)
     expected = copy.deepcopy(model)(x)
     fuse(model, x)
@@ -289,22 +445,114 @@ def test_an_activation_module_that_is_also_used_elsewhere_stays():
     assert_close(model(x), expected)
 
 
+class Inner(Model):
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(x)))
+
+
+class Keywords(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Inner()
+
+    def forward(self, *, image, scale):
+        return {"logits": [self.inner(image) * scale]}
+
+
 def test_keyword_examples_and_nested_outputs():
-    class Keywords(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = Inner()
-
-        def forward(self, *, image, scale):
-            return {"logits": [self.inner(image) * scale]}
-
-    class Inner(Model):
-        def behind(self, y, x):
-            return F.relu(y)
-
     model, example = Keywords(), {"image": images(4), "scale": torch.tensor(2.0)}
     fuse(model, example)
     assert model.inner.bn.activation == "relu"
+
+
+class TwoLayers(Model):
+    def __init__(self):
+        super().__init__()
+        self.bn2 = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return F.relu(self.bn2(F.relu(self.bn(self.conv(x)))))
+
+
+def test_fusing_a_second_layer_of_one_module_later():
+    model, x = nn.Sequential(TwoLayers()), images(4)
+    bnlab.convert(model, BatchNorm2d, layers=["0.bn"], fuse=True, example=x)
+    receipt = bnlab.convert(model, BatchNorm2d, layers=["0.bn2"], fuse=True, example=x)
+    assert [left.reason for left in receipt.changes.left_alone] == ["its forward was rewritten before"]
+
+
+def test_undo_out_of_order_is_refused():
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), Block2()), images(4)
+    before = snapshot(model)
+    first = bnlab.convert(model, BatchNorm2d)
+    second = fuse(model, x)
+    with pytest.raises(UsageError, match=r"^undo: every module must be as it was left, got a BatchNorm2d that was"):
+        first.undo()
+    second.undo()
+    first.undo()
+    assert_same(snapshot(model), before)
+
+
+class Block2(Model):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(x)) + x)
+
+
+def test_a_residual_that_was_taken_in_is_not_lost_on_the_way_back():
+    model, x = nn.Sequential(Left()), images(4)
+    fuse(model, x)
+    with pytest.raises(UsageError, match=r"^0.bn: layer must have no residual to become torch.nn.BatchNorm2d, got one"):
+        bnlab.convert(model, nn.BatchNorm2d)
+    bnlab.convert(model, bnlab.nn.GhostBatchNorm2d)
+    model(x)
+
+
+class Momentum(Model):
+    """A key encoder that follows the query encoder, as in MoCo."""
+
+    def __init__(self):
+        super().__init__()
+        self.key = copy.deepcopy(self.conv).requires_grad_(False)
+
+    def forward(self, x):
+        self.key.weight.data = self.key.weight.data * 0.9 + self.conv.weight.data * 0.1
+        return F.relu(self.bn(self.conv(x))) - self.key(x)
+
+
+def test_parameters_that_forward_replaces_are_put_back():
+    model = Momentum()
+    nn.init.normal_(model.key.weight)
+    before = snapshot(model)
+    fuse(model, images(4)).undo()
+    assert_same(snapshot(model), before)
+
+
+@pytest.mark.parametrize("example", ["text", {"wrong": torch.ones(1)}])
+def test_an_example_that_does_not_fit_is_refused(example):
+    model = nn.Sequential(Inner())
+    with pytest.raises(UsageError, match=r"^model: forward must run on the example in either mode, got"):
+        fuse(model, example)
+    assert type(model[0].bn) is nn.BatchNorm2d
+
+
+def test_compiled_and_lazy_models_are_refused():
+    with pytest.raises(UsageError, match="must not be compiled yet"):
+        fuse(torch.compile(nn.Sequential(Inner()), backend="eager"), images(4))
+    with pytest.raises(UsageError, match="must know its shapes, got a lazy layer"):
+        fuse(nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4), nn.ReLU()), images(4))
+
+
+def test_models_without_tensors_to_compare_are_refused():
+    class Text(Model):
+        def forward(self, x):
+            return str(self.relu(self.bn(self.conv(x))).sum())
+
+    with pytest.raises(UsageError, match="must return tensors to prove that fusing changed nothing, got none"):
+        fuse(Text(), images(4))
 
 
 def test_a_fusion_that_is_not_equal_is_refused_and_taken_back(monkeypatch):
@@ -327,14 +575,15 @@ def wrong_graph(right):
     return wrong
 
 
-def test_a_model_that_raises_is_as_it_was():
-    class Raises(Model):
-        def behind(self, y, x):
-            raise RuntimeError("no")
+class Raises(Model):
+    def forward(self, x):
+        raise RuntimeError("no")
 
+
+def test_a_model_that_raises_is_as_it_was():
     model = Raises()
     before = snapshot(model)
-    with pytest.raises(RuntimeError, match="no"):
+    with pytest.raises(UsageError, match="got RuntimeError: no"):
         fuse(model, images(4))
     assert_same(snapshot(model), before)
 

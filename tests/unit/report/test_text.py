@@ -32,7 +32,7 @@ def test_the_conclusion_comes_first_then_findings_then_layers():
     assert "1 of 4: 0" in text
     assert "running_var -0.00098" in text
     assert "remedy: recalibrate; bnlab explain BN102" in text
-    assert lines[-1] == "1 error, 0 warnings, 1 note; 12 of 14 checks passed"
+    assert lines[-1] == "1 error, 0 warnings, 1 note; 12 of 34 checks passed"
 
 
 def test_findings_below_the_level_are_counted_only():
@@ -97,7 +97,7 @@ def test_every_finding_on_a_network_is_shown():
 
 def test_a_thousand_notes_are_not_printed():
     text = render(diagnose(healthy(), left_alone=tuple((str(i), "has no running_var") for i in range(1000))))
-    assert len(text.splitlines()) < 30
+    assert len(text.splitlines()) < 35
     assert "more notes: --format json has them all" in text
 
 
@@ -108,7 +108,7 @@ def test_plain_keeps_ordinary_text():
 
 def test_what_was_skipped_and_left_alone_is_said():
     text = render(diagnose(healthy(num_batches_tracked=None), left_alone=(("vq", "has no running_var"),)))
-    assert "BN105 skipped: num_batches_tracked is absent in 1 of 1 layers" in text
+    assert "BN105, BN112 skipped: num_batches_tracked is absent in 1 of 1 layers" in text
     assert "left alone: vq has no running_var" in text
 
 

@@ -1,0 +1,94 @@
+"""BN201: a bias whose effect batch normalization subtracts again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bnlab.checks._cases import executed, model, model_layer
+from bnlab.checks._check import Case, Group, ModelCheck, Needs, NoLimits
+from bnlab.observe.model_evidence import ModelEvidence, ModelLayer, Producer
+from bnlab.records import Finding, Quantity
+
+__all__ = ["BiasBeforeBatchNorm"]
+
+
+class BiasBeforeBatchNorm(ModelCheck[NoLimits]):
+    """A convolution or linear layer with a bias that batch normalization subtracts again.
+
+    ## What it does
+    Looks, in the graph that is executed, for a convolution or linear layer that has a bias and whose output goes into
+    one BN layer, on the same channel axis, and nowhere else.
+
+    ## Why it matters
+    In train mode the bias changes nothing: it moves the batch mean and is subtracted with it. Its gradient is rounding
+    noise, which Adam blows up to full steps, and in eval mode the running mean has absorbed it. It costs parameters,
+    optimizer state and time, and breaks a port that drops it without correcting the running mean. The bias of the BN
+    layer takes its place; without one (`affine=False`) the shift is lost.
+
+    ## Evidence
+    The graph of one forward pass on an example. A layer that is called more than once is passed: its producers share
+    its running mean, so that their biases may differ to some purpose. Under a frozen layer the bias is an ordinary
+    parameter: skipped.
+
+    ## Threshold
+    None: it has a bias or not.
+
+    ## Remedy
+    `drop-bias`, which also subtracts it from the running mean, or `bias=False` in a network yet to be trained.
+
+    ## Sources
+    Ioffe and Szegedy 2015, section 3.2; timm issue 357; F26 of the failure modes; claim A6 of the article.
+    """
+
+    code, group, needs = "BN201", Group.NOTE, Needs.EXAMPLE
+    remedies = ("drop-bias",)
+    why = "the mean that is subtracted contains the bias: it costs memory and time and has no effect"
+    limits = NoLimits()
+
+    def lacks(self, layer: ModelLayer, limits: NoLimits) -> str | None:  # noqa: ARG002 - no threshold
+        """Return why nothing can be said about a bias."""
+        if layer.frozen:
+            return "frozen: a bias before it has an effect"
+        return "not run on the example" if layer.execution is None else None
+
+    def inspect(self, evidence: ModelEvidence, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+        """Yield one finding per layer with a bias before it."""
+        for layer in evidence.layers:
+            execution = layer.execution
+            producer = None if execution is None or execution.calls != 1 else execution.producer
+            if producer is None or not (producer.has_bias and producer.feeds_only_this and producer.same_axis):
+                continue
+            yield self.finding(
+                layer,
+                f"bias of {producer.name or 'the layer before'} is subtracted again by batch normalization, must be "
+                "absent",
+                measured={"bias before": Quantity(layer.channels, "parameters")},
+                threshold={"bias before": Quantity(0, "parameters")},
+            )
+
+    CLEAN = (
+        Case("no bias", lambda: _after(_producer(has_bias=False))),
+        Case("the output is also added elsewhere", lambda: _after(_producer(feeds_only_this=False))),
+        Case("a linear layer on another axis", lambda: _after(_producer(same_axis=False))),
+        Case("one layer after two convolutions", lambda: _after(_producer(), calls=2)),
+        Case("behind an activation", model),
+        Case("frozen", lambda: model(model_layer(execution=executed(producer=_producer()), frozen=True))),
+        Case("not run", lambda: model(model_layer(execution=None))),
+    )
+    BROKEN = (
+        Case("a convolution with its default bias", lambda: _after(_producer()), layers=("bn",)),
+        Case(
+            "one of two layers",
+            lambda: model(model_layer("a"), model_layer("b", execution=executed(producer=_producer()))),
+            layers=("b",),
+            measured={"bias before": 4},
+        ),
+    )
+
+
+def _producer(*, has_bias: bool = True, feeds_only_this: bool = True, same_axis: bool = True) -> Producer:
+    return Producer(name="conv", has_bias=has_bias, feeds_only_this=feeds_only_this, same_axis=same_axis)
+
+
+def _after(producer: Producer, *, calls: int = 1) -> ModelEvidence:
+    return model(model_layer(execution=executed(producer=producer, calls=calls, counts=(1568,) * calls)))

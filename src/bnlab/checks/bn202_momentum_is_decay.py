@@ -1,0 +1,90 @@
+"""BN202: a decay where torch wants the weight of the new batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bnlab.checks._cases import model, model_layer
+from bnlab.checks._check import Case, Group, ModelCheck, Needs, limit, show
+from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
+from bnlab.records import Finding, Quantity
+
+__all__ = ["MomentumIsDecay"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of BN202."""
+
+    momentum: float = limit(0.5, unit="weight of the new batch", source="above it at most 3 batches are averaged")
+
+
+class MomentumIsDecay(ModelCheck[Limits]):
+    """A momentum that reads like the decay of another framework.
+
+    ## What it does
+    Looks for a momentum above 0.5 and below 1.
+
+    ## Why it matters
+    torch's momentum is the weight of the new batch; TensorFlow, Keras and Paddle ask for the weight of the old value.
+    0.9 or 0.99 pasted from there makes the running statistics those of the last batch or two: (2 - a)/a batches are
+    averaged, 1.2 at 0.9. Results in eval mode jump with whatever batch came last.
+
+    ## Evidence
+    `momentum` of the layers that update their statistics. None (a cumulative average) is fine; 1 keeps the last batch
+    and is how statistics are copied on purpose.
+
+    ## Threshold
+    0.5 < momentum < 1.
+
+    ## Remedy
+    `set-momentum` turns the decay d into 1 - d; recalibrate what was trained with it.
+
+    ## Sources
+    PyTorch issue 15298; pytorch/examples issue 289 (a decay of 0.9 is torch's 0.1); shipped in ludwig 2100 and
+    Paddle 51120; F4 of the failure modes, formulas 5.3.
+    """
+
+    code, group, needs = "BN202", Group.SUSPICIOUS, Needs.MODEL
+    remedies = ("set-momentum",)
+    why = "torch's momentum is the weight of the new batch: the running statistics are those of the last batch or two"
+    limits = Limits()
+
+    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+        """Return why momentum has no meaning."""
+        return "its statistics are not updated" if layer.frozen or not layer.updates else None
+
+    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+        """Yield one finding per layer with such a momentum."""
+        for layer in evidence.layers:
+            momentum = layer.momentum
+            if momentum is None or not limits.momentum < momentum < 1:
+                continue
+            yield self.finding(
+                layer,
+                f"momentum is {momentum:g}, must be <= {show(limits.momentum)} or 1; a decay of {momentum:g} is "
+                f"torch's {show(1 - momentum)}",
+                measured={
+                    "momentum": Quantity(momentum, "fraction"),
+                    "batches averaged": Quantity((2 - momentum) / momentum, "batches"),
+                },
+                threshold={"momentum": Quantity(limits.momentum, "fraction")},
+            )
+
+    CLEAN = (
+        Case("torch's default", model),
+        Case("0.5", lambda: model(model_layer(momentum=0.5))),
+        Case("1 copies the last batch", lambda: model(model_layer(momentum=1.0))),
+        Case("cumulative average", lambda: model(model_layer(momentum=None))),
+        Case("frozen", lambda: model(model_layer(momentum=0.99, frozen=True, updates=False))),
+    )
+    BROKEN = (
+        Case(
+            "0.99 from Keras",
+            lambda: model(model_layer("a", momentum=0.99), model_layer("b")),
+            layers=("a",),
+            measured={"momentum": 0.99, "batches averaged": 1.01 / 0.99},
+        ),
+        Case("0.9 everywhere", lambda: model(*(model_layer(n, momentum=0.9) for n in "ab")), layers=("a", "b")),
+    )

@@ -1,0 +1,76 @@
+"""BN203: a momentum of 0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bnlab.checks._cases import model, model_layer
+from bnlab.checks._check import Case, Group, ModelCheck, Needs, NoLimits
+from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
+from bnlab.records import Finding, Quantity
+
+__all__ = ["MomentumZero"]
+
+
+class MomentumZero(ModelCheck[NoLimits]):
+    """A momentum of 0: running statistics that never move.
+
+    ## What it does
+    Looks for a momentum of exactly 0 in a layer that is meant to update its statistics.
+
+    ## Why it matters
+    Train mode normalises with batch statistics as ever, and nothing of them reaches the buffers: a new layer stays at
+    mean 0 and variance 1, so that eval mode does not normalise at all, and a pretrained one keeps the statistics of its
+    old data under new weights. The counter goes up all the same. It is meant as a freeze, or as the paper's inference,
+    or as a cumulative average, which is None.
+
+    ## Evidence
+    `momentum` of the layers that update their statistics.
+
+    ## Threshold
+    Exactly 0.
+
+    ## Remedy
+    `manual`: say what is meant: 0.1, None for a cumulative average, or `bnlab.freeze`. Recalibrate a network trained
+    with 0; turning a decay into torch's momentum does not help, for it gives 1.
+
+    ## Sources
+    Cadene/pretrained-models issue 5 (Inception with momentum 0); Lightning issue 14866 (weight averaging set 0.0 for
+    None: accuracy near 0); F1 of the failure modes; claim A7 of the article.
+    """
+
+    code, group, needs = "BN203", Group.SUSPICIOUS, Needs.MODEL
+    remedies = ("manual",)
+    why = "training leaves the running statistics as they were: eval mode normalises with the initial or with old ones"
+    limits = NoLimits()
+
+    def lacks(self, layer: ModelLayer, limits: NoLimits) -> str | None:  # noqa: ARG002 - no threshold
+        """Return why momentum has no meaning."""
+        return "its statistics are not updated" if layer.frozen or not layer.updates else None
+
+    def inspect(self, evidence: ModelEvidence, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+        """Yield one finding per layer with momentum 0."""
+        for layer in evidence.layers:
+            if layer.momentum == 0:
+                yield self.finding(
+                    layer,
+                    "momentum is 0, must be > 0, or None for a cumulative average",
+                    measured={"momentum": Quantity(0.0, "fraction")},
+                    threshold={"momentum": Quantity(0.0, "fraction")},
+                )
+
+    CLEAN = (
+        Case("torch's default", model),
+        Case("tiny", lambda: model(model_layer(momentum=1e-6))),
+        Case("cumulative average", lambda: model(model_layer(momentum=None))),
+        Case("frozen", lambda: model(model_layer(momentum=0.0, frozen=True, updates=False))),
+        Case("no running statistics", lambda: model(model_layer(momentum=0.0, state=None, updates=False))),
+    )
+    BROKEN = (
+        Case(
+            "meant as a freeze",
+            lambda: model(model_layer("a", momentum=0.0), model_layer("b")),
+            layers=("a",),
+            measured={"momentum": 0.0},
+        ),
+    )

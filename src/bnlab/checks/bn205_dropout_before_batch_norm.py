@@ -1,0 +1,123 @@
+"""BN205: dropout in front of batch normalization."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnlab.checks._cases import executed, model, model_layer, observed
+from bnlab.checks._check import Case, Group, ModelCheck, Needs, limit, show
+from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
+from bnlab.records import Finding, Quantity
+
+__all__ = ["DropoutBeforeBatchNorm"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of BN205."""
+
+    ratio: float = limit(
+        0.9, unit="variance without dropout / with it, or its inverse", source="5 % in the scale of the output"
+    )
+
+
+class DropoutBeforeBatchNorm(ModelCheck[Limits]):
+    """Dropout in front of a BN layer with no other BN between.
+
+    ## What it does
+    Looks, in the graph that is executed, for a dropout upstream. With data it also measures the variance of the layer's
+    input without dropout over that with it.
+
+    ## Why it matters
+    Dropout raises the variance in train mode, and the running statistics learn that; in eval mode it is off. With keep
+    probability p and mean 0 the variance falls to p times the running one, and every layer behind inherits the error:
+    DenseNet on CIFAR-100 fell from 77.4 to 68.6 % with dropout 0.5 in each bottleneck.
+
+    ## Evidence
+    The graph of one forward pass on an example; with data the median over channels of the ratio of within-batch
+    variances, every BN on batch statistics. Wide or correlated layers in between push the ratio to 1, so that with data
+    the ratio decides; without it the structure alone.
+
+    ## Threshold
+    The ratio, or its inverse, below `ratio`.
+
+    ## Remedy
+    `recalibrate`, which runs with dropout off; or `manual`: move dropout behind the last BN layer.
+
+    ## Sources
+    Li, Chen, Hu and Yang 2019 (variance shift; formulas and numbers in papers.md, section 3); mlcolvar pull request
+    205; F14 of the failure modes.
+    """
+
+    code, group, needs = "BN205", Group.SUSPICIOUS, Needs.EXAMPLE
+    remedies = ("recalibrate", "manual")
+    why = "the running variance contains the noise of dropout, which is absent in eval mode"
+    limits = Limits()
+
+    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+        """Return why nothing can be said about dropout."""
+        return "not run on the example" if layer.execution is None else None
+
+    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+        """Yield one finding per layer with dropout before it."""
+        for layer in evidence.layers:
+            if layer.execution is None or layer.execution.dropout is None:
+                continue
+            found = (
+                f"dropout in {layer.execution.dropout or 'the model'} is upstream with no batch normalization between"
+            )
+            ratio = _ratio(layer)
+            if ratio is None:
+                yield self.finding(
+                    layer,
+                    f"{found}, must be behind the last one",
+                    measured={"dropout upstream": Quantity(1, "layers")},
+                    threshold={"dropout upstream": Quantity(0, "layers")},
+                )
+            elif not limits.ratio <= ratio <= 1 / limits.ratio:
+                yield self.finding(
+                    layer,
+                    f"{found}: the variance without it is {show(ratio)} of that with it, must be >= "
+                    f"{show(limits.ratio)} and <= {show(1 / limits.ratio)}",
+                    measured={"variance ratio": Quantity(ratio, "ratio")},
+                    threshold={"variance ratio": Quantity(limits.ratio, "ratio")},
+                )
+
+    CLEAN = (
+        Case("no dropout", model),
+        Case("diluted by a wide layer in between", lambda: _dropped((0.83, 2.1, 0.41, 1.15))),
+        Case("not run", lambda: model(model_layer(execution=None))),
+    )
+    BROKEN = (
+        Case(
+            "dropout 0.5 straight before it",
+            lambda: _dropped((1.6, 4.0, 0.8, 2.2)),
+            layers=("bn",),
+            measured={"variance ratio": 0.5},
+        ),
+        Case(
+            "no data",
+            lambda: model(model_layer(execution=executed(dropout="drop"), data=None, train_data=None)),
+            layers=("bn",),
+            measured={"dropout upstream": 1},
+        ),
+        Case("nothing but dead channels", lambda: _dropped((0, 0, 0, 0)), layers=("bn",)),
+    )
+
+
+def _ratio(layer: ModelLayer) -> float | None:
+    """Return the median over living channels of the variance without dropout over that with it."""
+    reference = layer.train_data or layer.data
+    if reference is None or layer.dropped is None:
+        return None
+    with np.errstate(all="ignore"):
+        ratios = reference.within_var / layer.dropped.within_var
+    alive = np.isfinite(ratios) & (ratios > 0)
+    return float(np.median(ratios[alive])) if alive.any() else None
+
+
+def _dropped(var: tuple[float, ...]) -> ModelEvidence:
+    return model(model_layer(execution=executed(dropout="drop"), dropped=observed(var=var)))

@@ -1,0 +1,79 @@
+"""BN206: one BN layer that is called more than once per forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bnlab.checks._cases import executed, model, model_layer
+from bnlab.checks._check import Case, Group, ModelCheck, Needs, NoLimits
+from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
+from bnlab.records import Finding, Quantity
+
+__all__ = ["SharedLayer"]
+
+
+class SharedLayer(ModelCheck[NoLimits]):
+    """One BN layer that runs more than once per forward pass.
+
+    ## What it does
+    Counts the calls of every layer in one forward pass.
+
+    ## Why it matters
+    Each call normalises with its own batch and moves the same running statistics: they end up a mixture, weighted
+    towards the last call, that suits none of the inputs. With inputs around -5 and +5 the running variance is 1 where
+    the pooled one is 26: train mode looks perfect and eval mode is off by five standard deviations. Heads shared by the
+    levels of a pyramid, siamese branches and unrolled steps do this.
+
+    ## Evidence
+    The graph of one forward pass on an example. A frozen layer has no batch statistics to mix: skipped.
+
+    ## Threshold
+    One call.
+
+    ## Remedy
+    `manual`: one BN layer for each call (the weights before it may stay shared), or normalise the concatenated inputs
+    in one call.
+
+    ## Sources
+    Wu and Johnson 2021, section 5.2 and table 5 (RetinaNet: 34.1 AP shared, 39.1 consistent); fvcore refuses such
+    layers; torch-audit TA501; F13 of the failure modes.
+    """
+
+    code, group, needs = "BN206", Group.SUSPICIOUS, Needs.EXAMPLE
+    remedies = ("manual",)
+    why = "the running statistics are a mixture over the calls and suit none of them in eval mode"
+    limits = NoLimits()
+
+    def lacks(self, layer: ModelLayer, limits: NoLimits) -> str | None:  # noqa: ARG002 - no threshold
+        """Return why calls do not count."""
+        if layer.frozen:
+            return "frozen: its statistics are not those of its calls"
+        return "not run on the example" if layer.execution is None else None
+
+    def inspect(self, evidence: ModelEvidence, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+        """Yield one finding per layer that ran more than once."""
+        for layer in evidence.layers:
+            if layer.execution is not None and layer.execution.calls > 1:
+                yield self.finding(
+                    layer,
+                    f"it runs {layer.execution.calls} times per forward pass, must run once",
+                    measured={"calls": Quantity(layer.execution.calls, "calls per forward")},
+                    threshold={"calls": Quantity(1, "calls per forward")},
+                )
+
+    CLEAN = (
+        Case("called once", model),
+        Case("frozen", lambda: model(model_layer(execution=executed(calls=2, counts=(64, 64)), frozen=True))),
+        Case("not run", lambda: model(model_layer(execution=None))),
+    )
+    BROKEN = (
+        Case(
+            "a head shared by five pyramid levels",
+            lambda: model(
+                model_layer("head.bn", execution=executed(calls=5, counts=(131072, 32768, 8192, 2048, 512))),
+                model_layer("body.bn"),
+            ),
+            layers=("head.bn",),
+            measured={"calls": 5},
+        ),
+    )

@@ -1,0 +1,68 @@
+"""BN209: no running statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bnlab.checks._cases import model, model_layer
+from bnlab.checks._check import Case, Group, ModelCheck, Needs, NoLimits
+from bnlab.observe.model_evidence import ModelEvidence
+from bnlab.records import Finding, Quantity
+
+__all__ = ["EvalUsesBatchStatistics"]
+
+
+class EvalUsesBatchStatistics(ModelCheck[NoLimits]):
+    """A layer without running statistics, whose eval output depends on the batch.
+
+    ## What it does
+    Looks for layers that keep no `running_mean` and `running_var`.
+
+    ## Why it matters
+    Such a layer normalises with the batch in eval mode too: predictions change with the other samples and with their
+    number, a batch sorted by class gives wrong ones, and a single value per channel raises an error even in eval mode.
+    It cannot be folded, and exporters write it in training mode.
+
+    ## Evidence
+    Buffers of the layer. A layer with buffers and `track_running_stats=False` uses them in eval mode: it is fine here.
+
+    ## Threshold
+    Both buffers.
+
+    ## Remedy
+    `manual`: build the layer with `track_running_stats=True` and recalibrate; leave it if the batch statistics are
+    meant, as in adaptation at test time.
+
+    ## Sources
+    PyTorch issues 156051 (the error in eval mode) and 75252 (export); TENT (Wang 2021), which removes the buffers on
+    purpose; Wu and Johnson 2021, table 5; F10 of the failure modes.
+    """
+
+    code, group, needs = "BN209", Group.SUSPICIOUS, Needs.MODEL
+    remedies = ("manual",)
+    why = "eval mode normalises with the batch: the output of a sample depends on the samples beside it"
+    limits = NoLimits()
+
+    def inspect(self, evidence: ModelEvidence, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+        """Yield one finding per layer without running statistics."""
+        for layer in evidence.layers:
+            if layer.state is None:
+                yield self.finding(
+                    layer,
+                    "there are no running statistics, must be kept for eval mode",
+                    measured={"running statistics": Quantity(0, "buffers")},
+                    threshold={"running statistics": Quantity(2, "buffers")},
+                )
+
+    CLEAN = (
+        Case("running statistics", model),
+        Case("kept but not updated", lambda: model(model_layer(updates=False))),
+    )
+    BROKEN = (
+        Case(
+            "track_running_stats=False",
+            lambda: model(model_layer("a", state=None, updates=False), model_layer("b")),
+            layers=("a",),
+            measured={"running statistics": 0},
+        ),
+    )

@@ -1,0 +1,130 @@
+"""BN301: train mode and eval mode compute different things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bnlab.checks._cases import healthy, model, model_layer, observed
+from bnlab.checks._check import Case, Group, ModelCheck, Needs, limit, show
+from bnlab.observe.model_evidence import Gap, ModelEvidence, ModelLayer
+from bnlab.records import Finding, Numbers, Quantity
+
+__all__ = ["TrainEvalGap"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of BN301."""
+
+    excess: float = limit(
+        0.35, unit="std", source="largest excess over the layers of healthy networks, data/nets among them: 0.25"
+    )
+    errors: float = limit(4.0, unit="standard errors", source="1 false alarm in 30,000 networks")
+    loss: float = limit(0.01, unit="fraction of the metric", source="smaller losses have no consequence")
+
+
+class TrainEvalGap(ModelCheck[Limits]):
+    """A layer that computes something else in eval mode than in train mode, beyond Bessel's correction and sampling.
+
+    ## What it does
+    Replaces the statistics of a batch by the running statistics, link by link, and adds up what each link changes in
+    the normalised outputs of the layer: Bessel's correction, sampling noise, heterogeneous batches, shift, dropout,
+    precision, staleness. Upstream layers are on batch statistics, so a layer answers for itself only.
+
+    ## Why it matters
+    The network that was trained is not the network that is evaluated: good in `train()`, bad in `eval()`.
+
+    ## Evidence
+    Sums over the batches of `data` (and of `train_data`, without which staleness and shift cannot be told apart); the
+    metric with either statistics, if one is given.
+
+    ## Threshold
+    What Bessel and sampling noise explain is subtracted. A layer is found if the rest exceeds the limit and the network
+    if its metric with running statistics is worse than with batch statistics by more than its standard error allows.
+
+    ## Remedy
+    `recalibrate`, if the cause is staleness, precision or dropout.
+
+    ## Sources
+    Wu and Johnson 2021, section 3; PyTorch issues 4741, 5406 and 9015 on models good in train() and bad in eval().
+    """
+
+    code, group, needs = "BN301", Group.SUSPICIOUS, Needs.DATA
+    remedies = ("recalibrate",)
+    why = "eval mode normalises with statistics that are not those of the data: another network than was trained"
+    limits = Limits()
+
+    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+        """Return why a layer has no gap to measure."""
+        if layer.frozen:
+            return "frozen: the same in either mode"
+        return "no running statistics, or not run" if layer.gap is None else None
+
+    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+        """Yield one finding per layer with a gap, or one for the network where only the metric shows it."""
+        found = False
+        for layer in evidence.layers:
+            gap = layer.gap
+            if gap is not None and gap.excess > limits.excess:
+                found = True
+                yield self.finding(
+                    layer,
+                    f"eval mode differs from train mode by {show(gap.square**0.5)} standard deviations, of which "
+                    f"Bessel and sampling noise do not explain {show(gap.excess)} ({_largest(gap)}), "
+                    f"must be <= {show(limits.excess)}",
+                    measured={
+                        "excess": Quantity(gap.excess, "std"),
+                        "gap": Quantity(gap.square**0.5, "std"),
+                    },
+                    threshold={"excess": Quantity(limits.excess, "std")},
+                )
+        if not found:
+            yield from self._by_metric(evidence, limits)
+
+    def _by_metric(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+        numbers = evidence.numbers
+        if numbers is None:
+            return
+        lost = numbers.eval_batch - numbers.eval_running
+        error = evidence.metric_error or 0.0
+        allowed = max(limits.errors * error, limits.loss * abs(numbers.eval_batch))
+        if lost > allowed:
+            yield self.finding(
+                None,
+                f"the metric is {show(numbers.eval_running)} with running statistics and {show(numbers.eval_batch)} "
+                f"with batch statistics, must not be lower by more than {show(allowed)}",
+                measured={"lost": Quantity(lost, "metric")},
+                threshold={"lost": Quantity(allowed, "metric")},
+            )
+
+    CLEAN = (
+        Case("healthy", model),
+        Case("batches of 2 images", lambda: model(model_layer(data=observed(images=40, positions=1, batches=20)))),
+        Case(
+            "batch statistics are worse: the batch is small",
+            lambda: model(numbers=Numbers(None, eval_batch=0.8, eval_running=0.9, eval_recalibrated=0.9)),
+        ),
+    )
+    BROKEN = (
+        Case(
+            "stale statistics",
+            lambda: model(model_layer("a"), model_layer("b", state=healthy("b", running_mean=(2.3, 1.3, 2.1, 3.2)))),
+            layers=("b",),
+        ),
+        Case(
+            "the metric alone shows it",
+            lambda: model(
+                numbers=Numbers(None, eval_batch=0.9, eval_running=0.5, eval_recalibrated=0.9), metric_error=0.01
+            ),
+            layers=(None,),
+            measured={"lost": 0.4},
+        ),
+    )
+
+
+def _largest(gap: Gap) -> str:
+    """Return "97 % staleness, 3 % shift"."""
+    causes = {cause: part for cause, part in gap.by_cause.items() if cause not in ("bessel", "sampling noise")}
+    ordered = sorted(causes.items(), key=lambda item: -item[1])[:2]
+    return ", ".join(f"{100 * part / gap.square:.0f} % {cause}" for cause, part in ordered if part > 0)

@@ -1,0 +1,72 @@
+"""BN302: in eval mode a sample's output depends on the samples beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bnlab.checks._cases import model, model_layer
+from bnlab.checks._check import Case, Group, ModelCheck, Needs, limit, show
+from bnlab.observe.model_evidence import ModelEvidence
+from bnlab.records import Finding, Quantity
+
+__all__ = ["EvalDependsOnBatch"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of BN302."""
+
+    change: float = limit(
+        0.02, unit="std of the outputs", source="kernels for other batch sizes round otherwise: up to 1e-3 in bfloat16"
+    )
+
+
+class EvalDependsOnBatch(ModelCheck[Limits]):
+    """A network whose eval output for a sample changes with the other samples of the batch.
+
+    ## What it does
+    Runs the first batch of `data` in eval mode, then its first half alone, and compares the outputs of these samples.
+
+    ## Why it matters
+    Predictions depend on how requests are batched, and single ones may be wrong. BN in eval mode is not the reason:
+    something else mixes samples, such as BN computed by hand from batch statistics, attention or a mean over the batch,
+    or a layer that stayed in train mode.
+
+    ## Evidence
+    The outputs of the network. Where a BN layer has no running statistics that is the reason already (BN209), and
+    nothing is looked for here.
+
+    ## Threshold
+    Far above rounding, which depends on the batch size.
+
+    ## Remedy
+    `manual`: find the operation that reduces over the batch.
+
+    ## Sources
+    F8 and F10 of the failure modes; PyTorch issue 1051.
+    """
+
+    code, group, needs = "BN302", Group.SUSPICIOUS, Needs.DATA
+    remedies = ("manual",)
+    why = "predictions depend on how samples are batched: something other than BN mixes them"
+    limits = Limits()
+
+    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+        """Yield one finding for a network that mixes samples."""
+        change = evidence.mixing
+        if change is not None and change > limits.change:
+            yield self.finding(
+                None,
+                f"without the other half of the batch outputs change by up to {show(change)} of their spread in eval "
+                f"mode, must be <= {show(limits.change)}",
+                measured={"change": Quantity(change, "std")},
+                threshold={"change": Quantity(limits.change, "std")},
+            )
+
+    CLEAN = (
+        Case("independent", lambda: model(mixing=1e-6)),
+        Case("half precision", lambda: model(mixing=1e-3)),
+        Case("unknown: a layer without running statistics", lambda: model(model_layer(state=None), mixing=None)),
+    )
+    BROKEN = (Case("a mean over the batch", lambda: model(mixing=0.4), layers=(None,), measured={"change": 0.4}),)

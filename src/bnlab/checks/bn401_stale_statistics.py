@@ -1,0 +1,135 @@
+"""BN401: running statistics that are not those of the training data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnlab.checks._cases import healthy, model, model_layer, observed
+from bnlab.checks._check import Case, Group, ModelCheck, Needs, in_channels, limit, show
+from bnlab.observe.evidence import Floats, LayerState
+from bnlab.observe.model_evidence import ModelEvidence, ModelLayer, Observed
+from bnlab.records import Finding, Quantity
+
+__all__ = ["StaleStatistics"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of BN401."""
+
+    effect: float = limit(
+        0.25, unit="std", source="calibrated on healthy networks; 0.1 and z 4 flag augmentation and last-epoch drift"
+    )
+    errors: float = limit(4.0, unit="standard errors", source="a channel in 16,000 by chance")
+    channels: float = limit(0.1, unit="fraction", source="a few weak channels are off in healthy networks")
+
+
+class StaleStatistics(ModelCheck[Limits]):
+    """Running statistics that differ from those of the training data.
+
+    ## What it does
+    Compares running mean and variance with the mean over batches of the training data (of `data`, where that is all
+    there is), by the size of the difference and by its standard error.
+
+    ## Why it matters
+    Eval mode normalises with statistics the network never saw in training: those of other weights (averaged, edited,
+    fine-tuned), of other data, of too few updates, or of a copy that was not updated.
+
+    ## Evidence
+    Batches run with every upstream layer on batch statistics and dropout off, so that a layer answers for itself and
+    not for those before it. Standard errors come from the means of single samples, for positions of one sample are not
+    independent, plus the noise of the buffer itself: SE^2 + Var(mu_B) a/(2-a).
+
+    ## Threshold
+    abs(difference of means)/std, or abs(log of the ratio of variances)/2, above `effect` and above `errors` standard
+    errors, in at least a share `channels` of the channels. Without the buffer's own noise 8 to 39 % of the channels of
+    a healthy layer would be found at batch sizes 8 to 2.
+
+    ## Remedy
+    `recalibrate`.
+
+    ## Sources
+    Wu and Johnson 2021, section 3; F1 to F4, F23 and F24 of the failure modes.
+    """
+
+    code, group, needs = "BN401", Group.SUSPICIOUS, Needs.DATA
+    remedies = ("recalibrate",)
+    why = "eval mode normalises with statistics that the training data does not have"
+    limits = Limits()
+
+    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+        """Return why there is nothing to compare."""
+        if layer.frozen:
+            return "frozen on purpose"
+        return "no running statistics, or not run" if layer.state is None or layer.data is None else None
+
+    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+        """Yield one finding per layer whose statistics are stale."""
+        for layer in evidence.layers:
+            seen = layer.train_data or layer.data
+            if layer.state is None or seen is None:
+                continue
+            effect, errors = _staleness(layer.state, layer.momentum, layer.eps, seen)
+            stale = (effect > limits.effect) & (errors > limits.errors)
+            if stale.mean() < limits.channels:
+                continue
+            channels = tuple(np.flatnonzero(stale).tolist())
+            data = "data" if layer.train_data is None else "training data"
+            worst = float(effect[stale].max())
+            yield self.finding(
+                layer,
+                f"running statistics are up to {show(worst)} standard deviations from those of the {data} "
+                f"{in_channels(channels, layer)}, must be <= {show(limits.effect)}",
+                channels=channels,
+                measured={"effect": Quantity(worst, "std"), "channels": Quantity(float(stale.mean()), "fraction")},
+                threshold={
+                    "effect": Quantity(limits.effect, "std"),
+                    "channels": Quantity(limits.channels, "fraction"),
+                },
+            )
+
+    CLEAN = (
+        Case("healthy", model),
+        Case("0.2 std off", lambda: model(model_layer(state=healthy(running_mean=(0.4, -0.5, 0.2, 1.3))))),
+        Case(
+            "off within the noise of 40 images",
+            lambda: model(
+                model_layer(
+                    state=healthy(running_mean=(0.6, -0.3, 0.3, 1.5)),
+                    train_data=observed(images=40, batches=20, between=4),
+                )
+            ),
+        ),
+    )
+    BROKEN = (
+        Case(
+            "statistics of other weights",
+            lambda: model(model_layer("a"), model_layer("b", state=healthy("b", running_var=(8, 20, 4, 11)))),
+            layers=("b",),
+            channels=(0, 1, 2, 3),
+        ),
+        Case(
+            "one channel of four",
+            lambda: model(model_layer(state=healthy(running_mean=(0.3, -0.7, 5.1, 1.2)))),
+            layers=("bn",),
+            channels=(2,),
+        ),
+    )
+
+
+def _staleness(state: LayerState, momentum: float | None, eps: float, seen: Observed) -> tuple[Floats, Floats]:
+    """Return per channel the larger effect of mean and variance, and its size in standard errors."""
+    own = 0.0 if momentum is None else momentum / (2 - momentum)
+    spread = seen.within_var + eps
+    mean_effect = np.abs(state.running_mean - seen.within_mean) / np.sqrt(spread)
+    mean_error = np.sqrt((seen.mean_error**2 + own * seen.batch_mean_var) / spread)
+    stored = np.where(np.isfinite(state.running_var), np.maximum(state.running_var, 0), np.inf) + eps
+    var_effect = np.abs(np.log(stored / spread)) / 2
+    var_error = np.sqrt(seen.var_error**2 + own * seen.batch_var_var) / (2 * spread)
+    effect = np.nan_to_num(np.maximum(mean_effect, var_effect), nan=np.inf)
+    by_mean = mean_effect >= var_effect
+    error = np.where(by_mean, mean_error, var_error)
+    return effect, effect / np.maximum(error, 1e-12)

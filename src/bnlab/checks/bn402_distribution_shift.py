@@ -1,0 +1,113 @@
+"""BN402: evaluation data with other statistics than the training data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnlab.checks._cases import model, model_layer, observed
+from bnlab.checks._check import Case, Group, ModelCheck, Needs, in_channels, limit, show
+from bnlab.observe.evidence import Floats
+from bnlab.observe.model_evidence import ModelEvidence, ModelLayer, Observed
+from bnlab.records import Finding, Quantity
+
+__all__ = ["DistributionShift"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of BN402."""
+
+    effect: float = limit(0.25, unit="std", source="as for BN401")
+    errors: float = limit(4.0, unit="standard errors", source="a channel in 16,000 by chance")
+    channels: float = limit(0.1, unit="fraction", source="as for BN401")
+
+
+class DistributionShift(ModelCheck[Limits]):
+    """Evaluation data whose statistics differ from those of the training data.
+
+    ## What it does
+    Compares the population statistics of every layer's input between `data` and `train_data`.
+
+    ## Why it matters
+    The running statistics are right for the training data and wrong for this one. Often it is the preprocessing: no
+    normalization, another range or order of channels, another resize; else it is another domain.
+
+    ## Evidence
+    Batches of both, run with every layer on batch statistics and dropout off. The first layer that is found sits
+    nearest to the reason.
+
+    ## Threshold
+    abs(difference of means)/std, or abs(log of the ratio of variances)/2, above `effect` and `errors`, in at least a
+    share `channels` of the channels.
+
+    ## Remedy
+    `manual`: compare the preprocessing first. Recalibrating on the evaluation data adapts to it, and needs many samples
+    of all classes.
+
+    ## Sources
+    Schneider et al. 2020 and Li et al. 2016 (AdaBN) on adapting statistics; F11 and F12 of the failure modes.
+    """
+
+    code, group, needs = "BN402", Group.SUSPICIOUS, Needs.TRAIN_DATA
+    remedies = ("manual",)
+    why = "the statistics that eval mode uses are right for the training data, and wrong for this"
+    limits = Limits()
+
+    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+        """Return why there is nothing to compare."""
+        return "not run" if layer.data is None or layer.train_data is None else None
+
+    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+        """Yield one finding per layer that sees a shift."""
+        for layer in evidence.layers:
+            if layer.data is None or layer.train_data is None:
+                continue
+            effect, errors = _shift(layer.data, layer.train_data, layer.eps)
+            shifted = (effect > limits.effect) & (errors > limits.errors)
+            if shifted.mean() < limits.channels:
+                continue
+            channels = tuple(np.flatnonzero(shifted).tolist())
+            worst = float(effect[shifted].max())
+            yield self.finding(
+                layer,
+                f"data is up to {show(worst)} standard deviations from the training data "
+                f"{in_channels(channels, layer)}, must be <= {show(limits.effect)}",
+                channels=channels,
+                measured={"effect": Quantity(worst, "std"), "channels": Quantity(float(shifted.mean()), "fraction")},
+                threshold={
+                    "effect": Quantity(limits.effect, "std"),
+                    "channels": Quantity(limits.channels, "fraction"),
+                },
+            )
+
+    CLEAN = (
+        Case("the same data", model),
+        Case("0.2 std apart", lambda: model(model_layer(data=observed(mean=(0.4, -0.5, 0.2, 1.3))))),
+        Case(
+            "apart within the noise of 8 images",
+            lambda: model(model_layer(data=observed(mean=(0.5, -0.4, 0.3, 1.4), images=8, batches=4))),
+        ),
+    )
+    BROKEN = (
+        Case(
+            "pixels in [0, 255] instead of [0, 1]",
+            lambda: model(model_layer(data=observed(var=(80, 200, 40, 110)))),
+            layers=("bn",),
+            channels=(0, 1, 2, 3),
+        ),
+    )
+
+
+def _shift(data: Observed, train_data: Observed, eps: float) -> tuple[Floats, Floats]:
+    """Return per channel the larger effect of mean and variance, and its size in standard errors."""
+    spread = train_data.var + eps
+    mean_effect = np.abs(data.mean - train_data.mean) / np.sqrt(spread)
+    mean_error = np.sqrt((data.mean_error**2 + train_data.mean_error**2) / spread)
+    var_effect = np.abs(np.log((data.var + eps) / spread)) / 2
+    var_error = np.sqrt((data.var_error / (data.var + eps)) ** 2 + (train_data.var_error / spread) ** 2) / 2
+    by_mean = mean_effect >= var_effect
+    effect, error = np.where(by_mean, mean_effect, var_effect), np.where(by_mean, mean_error, var_error)
+    return effect, effect / np.maximum(error, 1e-12)

@@ -1,0 +1,78 @@
+"""BN501: a variance that the layer cannot represent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bnlab.checks._cases import model, model_layer, observed
+from bnlab.checks._check import Case, Group, ModelCheck, Needs, NoLimits
+from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
+from bnlab.records import Finding, Quantity
+
+__all__ = ["VarianceOverflow"]
+
+
+class VarianceOverflow(ModelCheck[NoLimits]):
+    """A batch variance that overflows in the layer's own arithmetic.
+
+    ## What it does
+    Counts the batches whose input is finite and whose statistics, as the layer computes them, are not.
+
+    ## Why it matters
+    The sum of squared deviations leaves the range of its dtype: float32 from a standard deviation of about 1e19, less
+    where many values are summed in float32 (3e17 for 4096 of them), float16 from 256 on. 1/std is then 0 and the output
+    a constant, without a message: the loss stands still. The running variance becomes inf, and stays so.
+
+    ## Evidence
+    Batches of `data`, the layer's own statistics against float64 ones. Only layers that leave their statistics in
+    float32 or float64 can be compared.
+
+    ## Threshold
+    None: it is finite or not.
+
+    ## Remedy
+    `manual`: scale the input, keep the layer in float32, or convert it to `bnlab.nn`, whose sums do not overflow.
+
+    ## Sources
+    PyTorch issue 162489 (zeros on CPU, NaN on CUDA) and pull request 178123; claim A2 of the article (stuck at a loss
+    of 0.5 from inputs of 1e20 on); F15 of the failure modes.
+    """
+
+    code, group, needs = "BN501", Group.CORRECTNESS, Needs.DATA
+    remedies = ("manual",)
+    why = "1/std becomes 0: the output is a constant, whatever the input, and the running variance is lost"
+    limits = NoLimits()
+
+    def lacks(self, layer: ModelLayer, limits: NoLimits) -> str | None:  # noqa: ARG002 - no threshold
+        """Return why there is nothing to judge."""
+        return "not run on finite data" if layer.data is None else None
+
+    def inspect(self, evidence: ModelEvidence, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+        """Yield one finding per layer whose variance overflows."""
+        for layer in evidence.layers:
+            if layer.data is None or not layer.data.overflowed:
+                continue
+            count, total = layer.data.overflowed, layer.data.batches
+            yield self.finding(
+                layer,
+                f"batch variance overflows in {count} of {total} batch{'es' if total > 1 else ''}, must be finite",
+                measured={"overflowed": Quantity(count, "batches")},
+                threshold={"overflowed": Quantity(0, "batches")},
+            )
+
+    CLEAN = (
+        Case("ordinary", model),
+        Case("large, and finite", lambda: model(model_layer(data=observed(var=(1e36, 1e35, 1e37, 1e36))))),
+        Case("the input itself is not finite", lambda: model(model_layer(data=observed(not_finite=3)))),
+        Case("no data", lambda: model(model_layer(data=None))),
+    )
+    BROKEN = (
+        Case(
+            "a standard deviation of 1e20",
+            lambda: model(
+                model_layer("a", data=observed(var=(1e40, 1e40, 1e40, 1e40), overflowed=20)), model_layer("b")
+            ),
+            layers=("a",),
+            measured={"overflowed": 20},
+        ),
+    )

@@ -1,0 +1,123 @@
+"""BN503: eps, not the data, sets the scale of the output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnlab.checks._cases import model, model_layer, observed
+from bnlab.checks._check import Case, Group, ModelCheck, Needs, in_channels, limit, show
+from bnlab.observe.evidence import Masks
+from bnlab.observe.model_evidence import ModelEvidence, ModelLayer, Observed
+from bnlab.records import Finding, Quantity
+
+__all__ = ["EpsDominates"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of BN503."""
+
+    channels: float = limit(
+        0.5, unit="fraction", source="in ten real networks up to 0.25 of a layer (2 of 8, 5 of 24, 36 of 256 channels)"
+    )
+
+
+class EpsDominates(ModelCheck[Limits]):
+    """A layer whose batch variance is below eps in most channels: it does not normalise.
+
+    ## What it does
+    Compares the variance within batches with eps.
+
+    ## Why it matters
+    The output has the variance var/(var + eps): below 1/2 where the variance is less than eps, and near 0 where it is
+    far less. The layer passes on the small scale it was meant to remove, with a fixed gain of 1/sqrt(eps), and
+    gradients are as small as without it: a loss with inputs of 1e-30 stands still. Unscaled input or a tiny
+    initialisation does this.
+
+    ## Evidence
+    Batches of `data`. A constant channel, with a variance of 0 or no more than rounding (eps(dtype) * mean)^2, is dead
+    upstream, behind a ReLU for one, and says nothing about the scale. Single weak channels are common in networks that
+    work (BN106), so that a share of the layer is asked for.
+
+    ## Threshold
+    Variance below eps in at least a share `channels` of the channels.
+
+    ## Remedy
+    `manual`: scale the input or the initialisation; a smaller eps if the small scale is meant.
+
+    ## Sources
+    Claim A2 of the article (inputs of 1e-30); F16 and F17 of the failure modes; formulas 5.4.
+    """
+
+    code, group, needs = "BN503", Group.SUSPICIOUS, Needs.DATA
+    remedies = ("manual",)
+    why = "the output keeps the small scale of the input instead of a variance of 1"
+    limits = Limits()
+
+    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+        """Return why there is nothing to judge."""
+        return "not run on finite data" if layer.data is None else None
+
+    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+        """Yield one finding per layer that does not normalise."""
+        for layer in evidence.layers:
+            if layer.data is None:
+                continue
+            weak = _weak(layer.data, layer.eps)
+            if not weak.any() or weak.mean() < limits.channels:
+                continue
+            channels = tuple(np.flatnonzero(weak).tolist())
+            var = float(np.median(layer.data.within_var[weak]))
+            yield self.finding(
+                layer,
+                f"batch variance is {show(var)} at the median {in_channels(channels, layer)}, must be >= eps "
+                f"{show(layer.eps)}",
+                channels=channels,
+                measured={
+                    "variance": Quantity(var, "input^2"),
+                    "channels": Quantity(float(weak.mean()), "fraction"),
+                },
+                threshold={
+                    "variance": Quantity(layer.eps, "input^2"),
+                    "channels": Quantity(limits.channels, "fraction"),
+                },
+            )
+
+    CLEAN = (
+        Case("ordinary", model),
+        Case("one weak channel of four", lambda: _of_variance((1e-7, 1, 1, 1))),
+        Case("dead behind a ReLU", lambda: _of_variance((0, 0, 0, 1))),
+        Case("rounding noise about 5000", lambda: _of_variance((1e-7,) * 4, mean=(5000,) * 4)),
+        Case("equal to eps", lambda: _of_variance((1e-5,) * 4)),
+        Case("eps 0", lambda: model(model_layer(eps=0.0, data=observed(var=(1e-12,) * 4)))),
+        Case("no data", lambda: model(model_layer(data=None))),
+    )
+    BROKEN = (
+        Case(
+            "a tiny initialisation",
+            lambda: _of_variance((1e-8, 1e-8, 1e-8, 1)),
+            layers=("bn",),
+            channels=(0, 1, 2),
+            measured={"variance": 1e-8, "channels": 0.75},
+        ),
+        Case(
+            "inputs of 1e-30",
+            lambda: _of_variance((5e-61,) * 4, mean=(1.5e-30,) * 4),
+            layers=("bn",),
+            channels=(0, 1, 2, 3),
+        ),
+    )
+
+
+def _weak(data: Observed, eps: float) -> Masks:
+    """Return which channels have a variance below eps and yet more than the rounding noise of a constant."""
+    with np.errstate(over="ignore"):
+        noise = (data.input_eps * data.within_mean) ** 2
+    return np.asarray((data.within_var < eps) & (data.within_var > noise))
+
+
+def _of_variance(var: tuple[float, ...], mean: tuple[float, ...] = (0.3, -0.7, 0.1, 0)) -> ModelEvidence:
+    return model(model_layer(data=observed(mean=mean, var=var)))

@@ -1,0 +1,120 @@
+"""BN504: next to no gradient reaches the weights before a BN layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bnlab.checks._cases import healthy, model, model_layer
+from bnlab.checks._check import Case, Group, ModelCheck, Needs, limit, show
+from bnlab.observe.model_evidence import Gradient, ModelEvidence, ModelLayer
+from bnlab.records import Finding, Quantity
+
+__all__ = ["VanishingGradient"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of BN504."""
+
+    relative: float = limit(
+        1e-6, unit="relative change of the loss", source="eight rounding steps of float32: below it a step is noise"
+    )
+    loss: float = limit(1e-3, unit="loss", source="below it the batch is learnt, and a small gradient is right")
+
+
+class VanishingGradient(ModelCheck[Limits]):
+    """Weights before a BN layer that get next to no gradient.
+
+    ## What it does
+    Takes the gradient of the loss at the weights of the convolution or linear layer before a BN layer, as the relative
+    change of the loss that a relative change of the weights could make: norm(gradient) norm(weight) / loss.
+
+    ## Why it matters
+    The layer does not learn. BN is invariant to the scale of the weights before it, so that their gradient is
+    orthogonal to them: where one weight makes one channel nothing is left, and only weight and bias of the BN layer
+    train. The gradient also vanishes where the variance overflows, where eps dominates, and behind an activation in its
+    flat part. BN eases vanishing gradients, and does not abolish them.
+
+    ## Evidence
+    One batch of `data`, batch statistics, in float32 or whatever the model runs in. Where some layer has a weight of 0
+    in every channel, as residual branches begin with, a gradient of exactly 0 elsewhere is its doing: passed. So is a
+    small loss. A gradient that is not finite is another matter: skipped.
+
+    ## Threshold
+    `relative`, for a loss above `loss`.
+
+    ## Remedy
+    `manual`: look for the reason among the findings of the layers behind (BN501, BN503, BN505).
+
+    ## Sources
+    Ioffe and Szegedy 2015, section 3.3 (scale invariance); van Laarhoven 2017; claim A2 of the article (1e-7 at the
+    linear layer); F32 of the failure modes.
+    """
+
+    code, group, needs = "BN504", Group.SUSPICIOUS, Needs.LOSS
+    remedies = ("manual",)
+    why = "the weights before the layer do not train: a step along the gradient changes the loss by less than rounding"
+    limits = Limits()
+
+    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+        """Return why there is no gradient to judge."""
+        if layer.gradient is None:
+            return "no convolution or linear layer that trains before it, or no path from it to the loss"
+        finite = abs(layer.gradient.relative) < float("inf") and abs(layer.gradient.loss) < float("inf")
+        return None if finite else "loss or gradient is not finite"
+
+    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+        """Yield one finding per layer whose producer gets no gradient."""
+        shut = any(_shut(layer) for layer in evidence.layers)
+        for layer in evidence.layers:
+            gradient = layer.gradient
+            if gradient is None or abs(gradient.loss) <= limits.loss or (shut and gradient.relative == 0):
+                continue
+            if gradient.relative < limits.relative:
+                yield self.finding(
+                    layer,
+                    f"gradient at {gradient.producer} is worth {show(gradient.relative)} of the loss, must be >= "
+                    f"{show(limits.relative)}",
+                    measured={
+                        "relative gradient": Quantity(gradient.relative, "fraction"),
+                        "loss": Quantity(gradient.loss, "loss"),
+                    },
+                    threshold={
+                        "relative gradient": Quantity(limits.relative, "fraction"),
+                        "loss": Quantity(limits.loss, "loss"),
+                    },
+                )
+
+    CLEAN = (
+        Case("no gradient", model),
+        Case("0.1 of the loss", lambda: model(model_layer(gradient=_gradient(0.1)))),
+        Case("1e-5 of the loss", lambda: model(model_layer(gradient=_gradient(1e-5)))),
+        Case("learnt", lambda: model(model_layer(gradient=_gradient(1e-9, loss=1e-5)))),
+        Case("not finite", lambda: model(model_layer(gradient=_gradient(float("nan"))))),
+        Case(
+            "a residual branch that begins with weight 0",
+            lambda: model(
+                model_layer("bn1", gradient=_gradient(0.0)),
+                model_layer("bn2", state=healthy("bn2", weight=(0, 0, 0, 0)), gradient=_gradient(0.0)),
+            ),
+        ),
+    )
+    BROKEN = (
+        Case(
+            "one weight a channel",
+            lambda: model(model_layer("a", gradient=_gradient(1e-7)), model_layer("b", gradient=_gradient(0.3))),
+            layers=("a",),
+            measured={"relative gradient": 1e-7, "loss": 0.5},
+        ),
+        Case("exactly 0", lambda: model(model_layer(gradient=_gradient(0.0))), layers=("bn",)),
+    )
+
+
+def _shut(layer: ModelLayer) -> bool:
+    """Whether nothing passes the layer, forwards or backwards."""
+    return layer.state is not None and layer.state.weight is not None and not layer.state.weight.any()
+
+
+def _gradient(relative: float, *, loss: float = 0.5) -> Gradient:
+    return Gradient(producer="conv", relative=relative, loss=loss)

@@ -1,0 +1,105 @@
+"""One sentence for a whole diagnosis: the most consequential thing, its cause, and what helps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bnlab.checks import CHECKS
+from bnlab.observe.gap import shares
+from bnlab.observe.model_evidence import ModelEvidence
+from bnlab.records import Cause, Finding, Numbers, Outcome, Status, Summary
+
+__all__ = ["concluded_causes", "conclusion"]
+
+_PHRASES = {
+    "bessel": "Bessel's correction",
+    "sampling noise": "the sampling noise of the batches",
+    "heterogeneity": "batches that differ from each other",
+    "shift": "the shift from the training data to this data",
+    "training heterogeneity": "training batches that differ from each other",
+    "dropout": "dropout before BN",
+    "precision": "the precision the statistics are stored in",
+    "staleness": "stale statistics",
+    "staleness or shift": "statistics that are stale or of other data",
+}
+_MENDED_BY_RECALIBRATION = ("staleness", "staleness or shift", "precision", "dropout", "training heterogeneity")
+_MOST_NAMES = 3
+
+
+def concluded_causes(evidence: ModelEvidence | None, findings: Sequence[Finding]) -> tuple[Cause, ...]:
+    """Return the causes of the gap, largest first; none where the batches do not allow a conclusion (BN403)."""
+    if evidence is None or any(finding.code == "BN403" for finding in findings):
+        return ()
+    gaps = {layer.name: layer.gap for layer in evidence.layers if layer.gap is not None}
+    return tuple(Cause(cause, share, layers) for cause, (share, layers) in shares(gaps).items())
+
+
+def conclusion(
+    findings: Sequence[Finding],
+    outcomes: Sequence[Outcome],
+    summary: Summary,
+    evidence: ModelEvidence | None,
+    causes: Sequence[Cause],
+    *,
+    metric: str,
+) -> str:
+    """Return the sentence, without a final stop."""
+    crashed = [outcome.code for outcome in outcomes if outcome.status is Status.CRASHED]
+    but = f"; {', '.join(crashed)} crashed and judged nothing" if crashed else ""
+    gap = next((finding for finding in findings if finding.code == "BN301"), None)
+    worst = findings[0] if findings else None
+    if evidence is not None and gap is not None and not summary.errors:
+        return _of_the_gap(gap, evidence, causes, metric) + but
+    if worst is None or not summary.errors + summary.warnings:
+        return _healthy(outcomes, summary, evidence, metric) + but
+    alike = [finding for finding in findings if finding.code == worst.code]
+    where = f"{worst.layer} " if worst.layer else ""
+    if len(alike) > 1:
+        where += f"and {len(alike) - 1} more layer{'s' if len(alike) > 2 else ''}"
+    advice = "" if worst.remedies[0] == "manual" else f"; the remedy is {worst.remedies[0]}"
+    return f"{where.strip()}: {worst.message}{advice}{but}".removeprefix(": ")
+
+
+def _of_the_gap(gap: Finding, evidence: ModelEvidence, causes: Sequence[Cause], metric: str) -> str:
+    numbers = evidence.numbers
+    if numbers is not None and numbers.eval_running < numbers.eval_batch:
+        first = (
+            f"{metric} is {numbers.eval_running:.3g} with running statistics against {numbers.eval_batch:.3g} with "
+            "batch statistics on the same data"
+        )
+    else:
+        first = f"{gap.layer}: {gap.message.partition(',')[0]}" if gap.layer else gap.message
+    if not causes:
+        return f"{first}; the batches differ from each other, so no cause can be concluded"
+    layers = tuple(name for name, _ in evidence.causal) or causes[0].layers
+    named = _names(layers)
+    where = f" in {named}" if named else ""
+    share = f"{100 * causes[0].share:.0f} % of the gap comes from {_PHRASES[causes[0].cause]}{where}"
+    return f"{first}; {share}{_what_helps(numbers, causes[0].cause, evidence)}"
+
+
+def _what_helps(numbers: Numbers | None, cause: str, evidence: ModelEvidence) -> str:
+    if numbers is None:
+        return "; the remedy is recalibrate" if cause in _MENDED_BY_RECALIBRATION else ""
+    on = "" if "train_data" not in evidence.missing else " on this data"
+    return f"; recalibrating{on} brings {numbers.eval_recalibrated:.3g}"
+
+
+def _names(layers: Sequence[str]) -> str:
+    listed = list(layers[:_MOST_NAMES])
+    rest = len(layers) - len(listed)
+    if rest > 0:
+        return f"{', '.join(listed)} and {rest} more"
+    return " and ".join([", ".join(listed[:-1]), listed[-1]]) if len(listed) > 1 else "".join(listed)
+
+
+def _healthy(outcomes: Sequence[Outcome], summary: Summary, evidence: ModelEvidence | None, metric: str) -> str:
+    judged = sum(outcome.status in (Status.PASSED, Status.FINDINGS) for outcome in outcomes)
+    layers = f"{summary.layers} BN layer{'s' if summary.layers > 1 else ''}"
+    by = f"{judged} of {len(CHECKS)} checks"
+    if evidence is None or evidence.output_gap is None:
+        return f"no errors and no warnings in the stored state of {layers}, by {by}"
+    numbers = evidence.numbers
+    modes = "" if numbers is None else f": {metric} is {numbers.eval_running:.3g} with running statistics"
+    against = "" if numbers is None else f", {numbers.eval_batch:.3g} with batch statistics"
+    return f"no errors and no warnings in {layers}, by {by}{modes}{against}"

@@ -1,0 +1,55 @@
+"""Standard image data sets from local files, as batches: nothing is downloaded, nothing is unpickled."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from bnlab.errors import UsageError
+from bnlab.lab.datasets import cifar10, digits, mnist
+
+__all__ = ["NAMES", "SPLITS", "is_data_set", "load"]
+
+_READERS = {"digits": digits.read, "mnist": mnist.read, "cifar10": cifar10.read}
+
+NAMES = tuple(_READERS)
+"""Every data set there is."""
+
+SPLITS = ("train", "test")
+"""What a data set is divided into."""
+
+
+def is_data_set(spec: str) -> bool:
+    """Whether `spec` is `name`, `name:train` or `name:test` of a data set in `NAMES`."""
+    name, colon, split = spec.partition(":")
+    return name in NAMES and (split in SPLITS if colon else True)
+
+
+def load(spec: str, *, batch_size: int = 128) -> list[tuple[Tensor, Tensor]]:
+    """Read a data set, shuffled with seed 0: the same batches in the same order every time.
+
+    Args:
+        spec: `digits`, `mnist` or `cifar10`, which stand for the test split, or one of these with `:train` or `:test`.
+        batch_size: Images per batch, at least 1; the last batch may have fewer.
+
+    Returns:
+        Batches (images, labels): images float32 in [0, 1], not normalised further, of shape (N, 1, 8, 8) for digits,
+        (N, 1, 28, 28) for mnist and (N, 3, 32, 32), RGB, for cifar10; labels int64 in 0..9 of shape (N,).
+
+    Raises:
+        UsageError: If there is no such data set or split, or the batch size is below 1.
+        UnreadableFile: If its files are not found; the message says where they were looked for.
+        DamagedFile: If a file breaks its format.
+        MissingPackage: If a package is needed to read it and is not installed.
+
+    Example:
+        >>> from bnlab.lab import datasets
+        >>> batches = datasets.load("digits")
+        >>> len(batches), batches[0][0].shape, batches[0][1].shape
+        (4, torch.Size([128, 1, 8, 8]), torch.Size([128]))
+    """
+    if not is_data_set(spec):
+        raise UsageError(f"datasets: spec must be {', '.join(NAMES)}, alone or with :train or :test, got {spec!r}.")
+    if batch_size < 1:
+        raise UsageError(f"datasets: batch_size must be at least 1, got {batch_size}.")
+    name, _, split = spec.partition(":")
+    return _READERS[name](split or "test").batches(batch_size)

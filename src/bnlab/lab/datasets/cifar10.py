@@ -1,0 +1,184 @@
+"""CIFAR-10 from the files it is distributed in, which are read as data, and from two npz forms.
+
+The forms, the first that a folder holds wins; images as they were made come before images that were compressed with
+loss, which are another distribution:
+
+- the Python version, ``data_batch_1`` .. ``data_batch_5`` and ``test_batch``: pickles, of which no code is run;
+- the binary version, the same names with ``.bin``;
+- ``cifar10_lossless_train4000.npz``: arrays `image` (N, 32, 32, 3) and `label`, the first 4,000 training images only;
+- ``cifar10_jpeg.npz``: arrays `jpeg` (the bytes of all files), `offset`, `label` and `is_test`. It needs Pillow.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bnlab.errors import DamagedFile, MissingPackage
+from bnlab.lab.datasets._images import Images, checked_labels
+from bnlab.lab.datasets._local import Search, is_file, read_bytes, unreadable
+from bnlab.observe.numpy_data import as_stored_tensor
+from bnlab.observe.pickle_data import Global, Stranger, read_pickle
+
+__all__ = ["read"]
+
+_SEARCH = Search(
+    "cifar10",
+    (
+        *("cifar10", "CIFAR10", "cifar-10-batches-py", "cifar-10-batches-bin"),
+        *("cifar10/cifar-10-batches-py", "cifar10/cifar-10-batches-bin"),
+    ),
+    "Set BNLAB_DATA to the folder that holds the files of its Python or binary version.",
+)
+_PARTS = {"train": tuple(f"data_batch_{part}" for part in range(1, 6)), "test": ("test_batch",)}
+_LOSSLESS = "cifar10_lossless_train4000.npz"
+_JPEG = "cifar10_jpeg.npz"
+_SHAPE = (3, 32, 32)
+_PIXELS = 3 * 32 * 32
+_MOST_BYTES = 1 << 28
+
+Part = tuple[NDArray[np.uint8], torch.Tensor]
+
+
+def read(split: str) -> Images:
+    """Return the images of "train" or "test", of shape (N, 3, 32, 32), RGB.
+
+    There are 50,000 and 10,000 of them, but for "train" 4,000 where only the npz files are present.
+
+    Raises:
+        UnreadableFile: If the files are not found, or cannot be opened.
+        DamagedFile: If one of them breaks its format.
+        MissingPackage: If the images are JPEG files and Pillow is not installed.
+    """
+    for folder in _SEARCH.folders():
+        for suffix, parse in (("", _parse_python), (".bin", _parse_binary)):
+            paths = [folder / f"{name}{suffix}" for name in _PARTS[split]]
+            if all(is_file(path) for path in paths):
+                return _joined([parse(path, read_bytes(path, most=_MOST_BYTES)) for path in paths])
+        if split == "train" and is_file(folder / _LOSSLESS):
+            return _joined([_read_lossless(folder / _LOSSLESS)])
+        if is_file(folder / _JPEG):
+            return _joined([_read_jpeg(folder / _JPEG, split)])
+    names = f"{_PARTS[split][0]} .. {_PARTS[split][-1]}" if split == "train" else _PARTS[split][0]
+    raise _SEARCH.not_found(f"{names} (or .bin)")
+
+
+def _joined(parts: list[Part]) -> Images:
+    pixels = torch.from_numpy(np.concatenate([pixels for pixels, _ in parts]))
+    return Images(pixels.view(-1, *_SHAPE), torch.cat([labels for _, labels in parts]), white=255)
+
+
+def _parse_binary(path: Path, content: bytes) -> Part:
+    """Parse records of a label and three planes of 32x32 bytes."""
+    if not content or len(content) % (1 + _PIXELS):
+        raise DamagedFile(f"{path}: file must hold records of {1 + _PIXELS} bytes, got {len(content)} bytes.")
+    records = np.frombuffer(content, np.uint8).reshape(-1, 1 + _PIXELS)
+    return records[:, 1:], checked_labels(path, records[:, 0], len(records))
+
+
+def _parse_python(path: Path, content: bytes) -> Part:
+    """Parse a pickled dict of `data`, uint8 (N, 3072), and `labels`, as Python 2 or 3 writes it."""
+    try:
+        tree = read_pickle(io.BytesIO(content), _build, _build)
+    except (ValueError, OverflowError) as err:
+        raise DamagedFile(f"{path}: file must be a whole pickle, got: {' '.join(str(err).split())}.") from None
+    entries = {_text(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
+    labels = entries.get("labels")
+    if not isinstance(labels, list) or not all(type(label) is int and abs(label) < 1 << 31 for label in labels):
+        raise DamagedFile(f"{path}: labels must be a list of integers, got something else.")
+    pixels = _array(entries.get("data"))
+    if pixels is None or pixels.dtype != np.uint8 or pixels.shape[1:] != (_PIXELS,):
+        raise DamagedFile(f"{path}: data must be a whole uint8 array of shape (N, {_PIXELS}), got something else.")
+    return pixels, checked_labels(path, np.array(labels, np.int64), len(pixels))
+
+
+def _build(kind: Any, arguments: tuple[Any, ...] = ()) -> Any:  # noqa: ANN401 - a pickle holds any data
+    """Stand in for a call that the pickle asks for."""
+    match kind, arguments:
+        case Global("_codecs", "encode"), (str(text), *_):
+            return text.encode("latin-1")  # how protocol 2 writes bytes
+        case Global(), _:
+            return Stranger(kind, arguments)
+        case _:
+            raise ValueError("it refers to something outside the file")
+
+
+def _text(key: object) -> object:
+    return key.decode("latin-1") if isinstance(key, bytes) else key
+
+
+def _array(value: object) -> NDArray[Any] | None:
+    """Return a pickled array; Python 2 has no bytes, so its values may come as text."""
+    if not isinstance(value, Stranger):
+        return None
+    state = value.state
+    try:
+        if isinstance(state, tuple) and state and isinstance(state[-1], str):
+            state = (*state[:-1], state[-1].encode("latin-1"))
+        stored = as_stored_tensor(Stranger(value.kind, value.arguments, state))
+        return None if stored is None else stored.read()
+    except ValueError:
+        return None
+
+
+def _read_lossless(path: Path) -> Part:
+    image, label = _arrays(path, "image", "label")
+    if image.dtype != np.uint8 or image.shape[1:] != (32, 32, 3):
+        raise DamagedFile(f"{path}: image must be uint8 of shape (N, 32, 32, 3), got {image.dtype} of {image.shape}.")
+    return np.ascontiguousarray(image.transpose(0, 3, 1, 2)), checked_labels(path, label, len(image))
+
+
+def _read_jpeg(path: Path, split: str) -> Part:
+    decode = _decoder(path)
+    jpeg, offset, label, is_test = _arrays(path, "jpeg", "offset", "label", "is_test")
+    whole = jpeg.dtype == np.uint8 and jpeg.ndim == 1 and np.issubdtype(offset.dtype, np.integer) and offset.ndim == 1
+    ordered = whole and offset.size and offset[0] >= 0 and offset[-1] <= jpeg.size and bool((np.diff(offset) > 0).all())
+    if not ordered or is_test.dtype != np.bool_ or is_test.shape != (offset.size - 1,):
+        raise DamagedFile(f"{path}: offset and is_test must say where each image lies and belongs, got something else.")
+    labels = checked_labels(path, label, len(is_test))
+    chosen = np.flatnonzero(is_test == (split == "test"))
+    if not chosen.size:
+        raise DamagedFile(f"{path}: file must hold images of the {split} split, got none.")
+    pixels = np.stack([decode(jpeg[offset[at] : offset[at + 1]].tobytes()) for at in chosen])
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), labels[torch.from_numpy(chosen)]
+
+
+def _arrays(path: Path, *names: str) -> list[NDArray[Any]]:
+    try:
+        # opened here: np.load leaves open what it cannot read
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return [archive[name] for name in names]
+    except OSError as err:
+        raise unreadable(path, err) from None
+    except Exception as err:  # numpy evaluates the header, which may go wrong in as many ways as there are errors
+        text = " ".join(str(err).split())
+        raise DamagedFile(f"{path}: file must be a whole npz archive of {', '.join(names)}, got: {text}.") from None
+
+
+def _decoder(path: Path) -> Callable[[bytes], NDArray[np.uint8]]:
+    """Return what turns the bytes of a JPEG file into an array (32, 32, 3)."""
+    try:
+        pillow = importlib.import_module("PIL.Image")
+    except ImportError:
+        raise MissingPackage(
+            f"{path}: file must be readable without Pillow, got JPEG images. Install it: pip install pillow."
+        ) from None
+
+    def decode(content: bytes) -> NDArray[np.uint8]:
+        try:
+            with pillow.open(io.BytesIO(content), formats=["JPEG"]) as image:
+                if image.size == (32, 32):
+                    return np.asarray(image.convert("RGB"))
+                text = "x".join(map(str, image.size))
+        except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as err:
+            text = " ".join(str(err).split())
+        raise DamagedFile(f"{path}: images must be whole JPEG files of 32x32 pixels, got: {text}.")
+
+    return decode

@@ -1,0 +1,88 @@
+"""MNIST from its idx files, as they are distributed: gzipped or not."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bnlab.errors import DamagedFile
+from bnlab.lab.datasets._images import Images, checked_labels
+from bnlab.lab.datasets._local import Search, is_file, unreadable
+
+__all__ = ["read"]
+
+_SEARCH = Search(
+    "mnist",
+    ("mnist", "MNIST", "mnist/raw", "MNIST/raw"),
+    "Set BNLAB_DATA to the folder that holds the four files of MNIST.",
+)
+_PREFIX = {"train": "train", "test": "t10k"}
+_SIDE = 28
+_IMAGES, _LABELS = 2051, 2049
+_MOST = 1_000_000  # of images: a header may claim any number, and memory is asked for before the bytes are there
+
+
+def read(split: str) -> Images:
+    """Return the 60,000 images of "train" or the 10,000 of "test", of shape (N, 1, 28, 28).
+
+    Raises:
+        UnreadableFile: If the files are not found, or cannot be opened.
+        DamagedFile: If one of them is no whole idx file of 28x28 images, or of their labels.
+    """
+    images, labels = (f"{_PREFIX[split]}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1"))
+    for folder in _SEARCH.folders():
+        found, beside = _stored(folder / images), _stored(folder / labels)
+        if found is not None and beside is not None:
+            pixels = _read_idx(found, _IMAGES, (_SIDE, _SIDE))
+            return Images(
+                torch.from_numpy(pixels).unsqueeze(1),
+                checked_labels(beside, _read_idx(beside, _LABELS, ()), len(pixels)),
+                white=255,
+            )
+    raise _SEARCH.not_found(f"{images}[.gz] and {labels}[.gz]")
+
+
+def _stored(path: Path) -> Path | None:
+    return next((file for file in (path, Path(f"{path}.gz")) if is_file(file)), None)
+
+
+def _read_idx(path: Path, magic: int, item: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Read an idx file of unsigned bytes whose items have a given shape."""
+    try:
+        with path.open("rb") as file:
+            if path.suffix != ".gz":
+                return _parse_idx(path, file, magic, item)
+            with gzip.GzipFile(fileobj=file) as stream:
+                return _parse_idx(path, cast("BinaryIO", stream), magic, item)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as err:
+        raise DamagedFile(f"{path}: file must be a whole gzip file, got: {str(err).lower()}.") from None
+    except OSError as err:
+        raise unreadable(path, err) from None
+
+
+def _parse_idx(path: Path, stream: BinaryIO, magic: int, item: tuple[int, ...]) -> NDArray[np.uint8]:
+    header = struct.Struct(f">{2 + len(item)}I")
+    head = stream.read(header.size)
+    if len(head) < header.size:
+        raise DamagedFile(f"{path}: file must begin with {header.size} bytes of idx header, got {len(head)}.")
+    found, count, *sizes = header.unpack(head)
+    if found != magic:
+        raise DamagedFile(f"{path}: file must begin with the idx number {magic}, got {found}.")
+    if tuple(sizes) != item or not 0 < count <= _MOST:
+        shape = "x".join(map(str, ("N", *item)))
+        raise DamagedFile(
+            f"{path}: shape must be {shape} with N from 1 to {_MOST}, got {'x'.join(map(str, (count, *sizes)))}."
+        )
+    expected = int(np.prod((count, *item)))
+    content = stream.read(expected + 1)  # one more: reaches the checksum of gzip, and finds what is too much
+    if len(content) != expected:
+        got = "more" if len(content) > expected else len(content)
+        raise DamagedFile(f"{path}: file must hold {expected} bytes after its header, got {got}.")
+    return np.frombuffer(bytearray(content), np.uint8).reshape(count, *item)

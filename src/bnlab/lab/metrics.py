@@ -1,0 +1,176 @@
+"""What a classifier is worth on labelled batches, as one number: higher is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from bnlab.errors import UsageError
+from bnlab.observe.batches import batches_of, require_data, run_batch, tensors_in
+
+__all__ = ["NAMES", "Metric", "accuracy", "load", "loss"]
+
+Metric = Callable[[nn.Module, Iterable[Any]], float]
+"""metric(model, data) -> float, higher is better."""
+
+_LABEL_KEYS = ("labels", "label")
+_LOGIT_KEYS = ("logits", "out")
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: Iterable[Any]) -> float:
+    """Return the share of right answers, 0 to 1: every sample counts the same, however the batches are cut.
+
+    A sample whose scores hold a NaN is wrong. Where a sample has many labels (segmentation), it counts by its share of
+    right ones.
+
+    Args:
+        model: Returns scores (N, C, ...), C >= 2: a tensor, the first item of a tuple, the entry "logits" or "out" of
+            a dict (else its first tensor), or an attribute `logits`. Its mode is left as it is.
+        data: Batches (input, label, ...), or dicts with the key "labels" or "label", passed as keywords. Labels are
+            integers in 0..C-1 of shape (N, ...). Batches are moved to the device of the model.
+
+    Raises:
+        UsageError: If data is empty or can be run through only once, a batch has no labels, or shapes do not fit.
+
+    Example:
+        >>> from torch import nn, tensor
+        >>> accuracy(nn.Identity(), [(tensor([[1.0, 2.0], [3.0, 4.0]]), tensor([1, 0]))])
+        0.5
+    """
+    return _mean_over_samples("accuracy", _share_right, model, data)
+
+
+@torch.no_grad()
+def loss(model: nn.Module, data: Iterable[Any]) -> float:
+    """Return minus the mean cross-entropy in nats, so that higher is better: at most 0, nan if a score is.
+
+    Every sample counts the same, however the batches are cut.
+
+    Args:
+        model: As for `accuracy`; its scores are logits.
+        data: As for `accuracy`.
+
+    Raises:
+        UsageError: As for `accuracy`.
+
+    Example:
+        >>> from torch import nn, tensor
+        >>> round(loss(nn.Identity(), [(tensor([[0.0, 0.0]]), tensor([1]))]), 4)
+        -0.6931
+    """
+    return _mean_over_samples("loss", _minus_cross_entropy, model, data)
+
+
+_METRICS: dict[str, Metric] = {"accuracy": accuracy, "loss": loss}
+
+NAMES = tuple(_METRICS)
+"""Every metric there is."""
+
+
+def load(name: str) -> Metric:
+    """Return the metric of a name in `NAMES`.
+
+    Raises:
+        UsageError: If there is none of that name.
+    """
+    if name not in _METRICS:
+        raise UsageError(f"metrics: name must be {' or '.join(NAMES)}, got {name!r}.")
+    return _METRICS[name]
+
+
+def _share_right(scores: Tensor, labels: Tensor) -> Tensor:
+    return (scores.argmax(1) == labels) & ~scores.isnan().any(1)
+
+
+def _minus_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    wide = scores if scores.dtype == torch.float64 else scores.to(torch.float32)
+    return -cross_entropy(wide, labels, reduction="none")
+
+
+def _mean_over_samples(
+    name: str, values: Callable[[Tensor, Tensor], Tensor], model: nn.Module, data: Iterable[Any]
+) -> float:
+    require_data("data", data)
+    total, samples = 0.0, 0
+    for scores, labels in _answers(name, model, data):
+        if len(labels):
+            each = values(scores, labels).cpu().to(torch.float64)  # on the CPU: some devices have no float64
+            total += float(each.reshape(len(labels), -1).mean(1).sum())
+            samples += len(labels)
+    if not samples:
+        raise UsageError(f"{name}: data must hold at least one labelled sample, got none.")
+    return total / samples
+
+
+def _answers(name: str, model: nn.Module, data: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield scores and labels of every batch, on one device and of shapes that fit."""
+    for index, batch in enumerate(batches_of(data, model)):
+        labels = _labels(batch)
+        if labels is None:
+            raise UsageError(
+                f"{name}: batches must be (input, label, ...) with a tensor of labels, "
+                f"got {_kind(batch)} as batch {index}."
+            )
+        if labels.is_floating_point() or labels.is_complex():
+            raise UsageError(f"{name}: labels must be integers, one class each, got {labels.dtype} in batch {index}.")
+        output = run_batch(model, batch)
+        scores = _scores(output)
+        if scores is None:
+            raise UsageError(f"{name}: model must return a tensor of scores, got {_kind(output)}.")
+        _require_fit(name, index, scores, labels)
+        yield scores, labels.to(scores.device, torch.int64)
+
+
+def _require_fit(name: str, index: int, scores: Tensor, labels: Tensor) -> None:
+    shape = tuple(scores.shape)
+    if not scores.is_floating_point() or len(shape) < 2 or shape[1] < 2:
+        raise UsageError(
+            f"{name}: model must return floating scores of shape (N, C, ...) with at least 2 classes C, "
+            f"got {scores.dtype} of {shape}."
+        )
+    if tuple(labels.shape) != (shape[0], *shape[2:]):
+        raise UsageError(
+            f"{name}: labels must have the shape {(shape[0], *shape[2:])} for outputs of {shape}, "
+            f"got {tuple(labels.shape)} in batch {index}."
+        )
+    if labels.numel():
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= shape[1]:
+            raise UsageError(
+                f"{name}: labels must be from 0 to {shape[1] - 1}, got {low if low < 0 else high} in batch {index}."
+            )
+
+
+def _labels(batch: object) -> Tensor | None:
+    found: object = None
+    if isinstance(batch, Mapping):
+        found = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
+    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
+        found = batch[1]
+    return found if isinstance(found, Tensor) and found.dim() else None
+
+
+def _scores(output: object) -> Tensor | None:
+    """Find the scores in what a model returned."""
+    if isinstance(output, Mapping):
+        named = next((output[key] for key in _LOGIT_KEYS if isinstance(output.get(key), Tensor)), None)
+        return named if named is not None else next(iter(tensors_in(output)), None)
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    if isinstance(output, (tuple, list)):
+        return _scores(output[0]) if output else None
+    return next(iter(tensors_in(output)), None)
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return "a tensor alone"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {', '.join(type(item).__name__ for item in value) or 'nothing'}"
+    return type(value).__name__

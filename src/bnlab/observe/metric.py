@@ -1,0 +1,130 @@
+"""The metric of a model under four choices of data and statistics, and the layers that cost it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnlab.errors import BnlabError, UsageError
+from bnlab.observe.evidence import Floats
+from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
+from bnlab.observe.population import impose_batch_statistics, impose_statistics
+from bnlab.observe.untouched import untouched
+from bnlab.records import Numbers
+
+__all__ = ["Metric", "measure"]
+
+Metric = Callable[[nn.Module, Any], float]
+"""metric(model, data) -> float, higher is better."""
+
+_MOST_LAYERS = 8
+_ENOUGH = 0.9
+
+
+def measure(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    evidence: ModelEvidence,
+    metric: Metric,
+    data: Iterable[Any],
+    train_data: Iterable[Any] | None,
+) -> ModelEvidence:
+    """Return the evidence with the four numbers, their error, and the layers whose statistics cost the metric.
+
+    Raises:
+        UsageError: If the metric raises, or returns no number.
+    """
+    population = _population(modules, evidence.layers)
+    with untouched(model), torch.no_grad():
+        eval_running = _metric(model, metric, data, nullcontext())
+        eval_batch = _metric(model, metric, data, impose_batch_statistics(model))
+        numbers = Numbers(
+            train_batch=None
+            if train_data is None
+            else _metric(model, metric, train_data, impose_batch_statistics(model)),
+            eval_batch=eval_batch,
+            eval_running=eval_running,
+            eval_recalibrated=_metric(model, metric, data, impose_statistics(population)),
+        )
+        error = _paired_error(model, metric, data)
+        causal = _causal(model, modules, evidence.layers, metric, data, numbers, population)
+    return replace(evidence, numbers=numbers, metric_error=error, causal=causal)
+
+
+def _population(
+    modules: Mapping[str, nn.Module], layers: Iterable[ModelLayer]
+) -> dict[_BatchNorm, tuple[Floats, Floats]]:
+    """Return the population statistics of every layer, over the training data where there is some."""
+    found: dict[_BatchNorm, tuple[Floats, Floats]] = {}
+    for layer in layers:
+        module, seen = modules[layer.name], layer.train_data or layer.data
+        if isinstance(module, _BatchNorm) and seen is not None and layer.state is not None:
+            found[module] = (seen.mean, seen.var)
+    return found
+
+
+def _metric(model: nn.Module, metric: Metric, data: Any, statistics: AbstractContextManager[None]) -> float:  # noqa: ANN401
+    try:
+        with statistics:
+            value = float(metric(model.eval(), data))
+    except BnlabError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise UsageError(f"metric: it must return a number, got {type(error).__name__}: {text[:300]}") from error
+    return value
+
+
+def _paired_error(model: nn.Module, metric: Metric, data: Iterable[Any]) -> float | None:
+    """Return the standard error of eval_batch - eval_running over batches; None if a batch alone has no metric."""
+    differences = []
+    try:
+        for batch in data:
+            running = _metric(model, metric, [batch], nullcontext())
+            differences.append(_metric(model, metric, [batch], impose_batch_statistics(model)) - running)
+    except BnlabError:
+        return None
+    if len(differences) < 2 or not np.isfinite(differences).all():
+        return None
+    return float(np.std(differences, ddof=1) / math.sqrt(len(differences)))
+
+
+def _causal(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    layers: Iterable[ModelLayer],
+    metric: Metric,
+    data: Iterable[Any],
+    numbers: Numbers,
+    population: Mapping[_BatchNorm, tuple[Floats, Floats]],
+) -> tuple[tuple[str, float], ...]:
+    """Replace the statistics of the most stale layers, one after the other, until the metric is back."""
+    best = max(numbers.eval_batch, numbers.eval_recalibrated)
+    lost = best - numbers.eval_running
+    if not lost > 0:
+        return ()
+    stale = sorted((layer for layer in layers if layer.gap is not None), key=lambda layer: -_excess(layer))
+    replaced: dict[_BatchNorm, tuple[Floats, Floats]] = {}
+    found: list[tuple[str, float]] = []
+    for layer in stale[:_MOST_LAYERS]:
+        module = modules[layer.name]
+        if not isinstance(module, _BatchNorm) or module not in population:
+            continue
+        replaced[module] = population[module]
+        value = _metric(model, metric, data, impose_statistics(replaced))
+        found.append((layer.name, value))
+        if value >= numbers.eval_running + _ENOUGH * lost:
+            return tuple(found)
+    return ()
+
+
+def _excess(layer: ModelLayer) -> float:
+    return 0.0 if layer.gap is None else layer.gap.excess

@@ -1,0 +1,250 @@
+"""Reading the source of a forward: what cannot be read is not rewritten and not stripped.
+
+A run shows one path through a forward. Only the source shows that there is no other.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+import types
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["NotReadable", "require_plain_subclass", "require_straight_line"]
+
+
+class NotReadable(Exception):
+    """Why a forward cannot be read."""
+
+
+def _definition(kind: type) -> tuple[ast.FunctionDef, dict[str, Any]]:
+    forward = kind.__dict__.get("forward") or next(
+        (base.__dict__["forward"] for base in kind.__mro__ if "forward" in base.__dict__), None
+    )
+    if not isinstance(forward, types.FunctionType) or hasattr(forward, "__wrapped__"):
+        raise NotReadable("its forward is wrapped")
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(forward))).body[0]
+    except (OSError, TypeError, SyntaxError, IndexError):
+        raise NotReadable("the source of its forward is not there") from None
+    if not isinstance(tree, ast.FunctionDef) or tree.decorator_list:
+        raise NotReadable("its forward is decorated")
+    return tree, forward.__globals__
+
+
+def require_straight_line(container: nn.Module) -> None:
+    """Refuse a forward that could do anything else for other inputs, modes or settings than it does in one run.
+
+    Allowed are assignments to local names, arithmetic, calls of submodules, of functions of torch and
+    torch.nn.functional and of methods on what they return, and conditions on how the module is built: whether it has a
+    submodule, or a bool of its own. They are taken as they are.
+
+    Raises:
+        NotReadable: With what was found.
+    """
+    tree, names = _definition(type(container))
+    reader = _StraightLine(container, tree.args.args[0].arg, names)
+    if any(default is not None for default in (*tree.args.defaults, *tree.args.kw_defaults)):
+        raise NotReadable("its forward has optional arguments")
+    if tree.args.vararg or tree.args.kwarg:
+        raise NotReadable("its forward takes any number of arguments")
+    for statement in tree.body:
+        reader.visit(statement)
+
+
+class _StraightLine(ast.NodeVisitor):
+    """Walks through a forward and refuses what it does not know."""
+
+    _PLAIN = (
+        ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.Constant, ast.Tuple, ast.List, ast.Load, ast.Store,
+        ast.Name, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Return, ast.keyword, ast.Starred, ast.Slice,
+        ast.Subscript,
+    )  # fmt: skip
+
+    def __init__(self, container: nn.Module, self_name: str, names: dict[str, Any]) -> None:
+        self._container = container
+        self._self = self_name
+        self._names = names
+
+    def generic_visit(self, node: ast.AST) -> None:
+        if not isinstance(node, self._PLAIN):
+            raise NotReadable(f"its forward has {_called(node)}")
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        for target in targets:
+            if target is not None and not _is_local(target):
+                raise NotReadable(f"its forward sets {ast.unparse(target)}")
+        super().generic_visit(node)
+
+    def visit_Expr(self, node: ast.Expr) -> None:
+        if not isinstance(node.value, ast.Constant):
+            raise NotReadable(f"its forward does something besides its result: {ast.unparse(node)[:60]}")
+
+    def visit_If(self, node: ast.If) -> None:
+        for statement in node.body if self._holds(node.test) else node.orelse:
+            self.visit(statement)
+
+    def visit_IfExp(self, node: ast.IfExp) -> None:
+        self.visit(node.body if self._holds(node.test) else node.orelse)
+
+    def _holds(self, test: ast.expr) -> bool:
+        """Return the truth of a condition on how the module is built; refuse any other."""
+        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+            return not self._holds(test.operand)
+        text = ast.unparse(test)
+        if isinstance(test, ast.Compare) and text.endswith((" is None", " is not None")):
+            value = self._attribute(test.left)
+            if value is None or isinstance(value, nn.Module):
+                return (value is None) == text.endswith(" is None")
+        elif isinstance(test, ast.Call) and text.startswith(f"hasattr({self._self}, '"):
+            return hasattr(self._container, text.split("'")[1])
+        else:
+            value = self._attribute(test)
+            if isinstance(value, bool) and text != f"{self._self}.training":
+                return value
+        raise NotReadable(f"its forward depends on {text[:60]}")
+
+    def _attribute(self, node: ast.expr) -> object:
+        """Return the value of `self.x`, or a marker for anything else."""
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == self._self:
+            return getattr(self._container, node.attr, ...)
+        return ...
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        value = self._attribute(node)
+        if value is not ...:
+            if not isinstance(value, (nn.Module, torch.Tensor)):
+                raise NotReadable(f"its forward reads {ast.unparse(node)}")
+            return
+        if node.attr in ("dtype", "device", "requires_grad", "is_cuda", "grad_fn", "data", "grad"):
+            raise NotReadable(f"its forward looks at {ast.unparse(node)}")
+        self.visit(node.value)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        function = node.func
+        if isinstance(function, ast.Attribute) and self._attribute(function) is not ...:
+            if not isinstance(self._attribute(function), nn.Module):
+                raise NotReadable(f"its forward calls {ast.unparse(function)}")
+        elif self._is_torchs(function):
+            given = [*node.args, *(keyword.value for keyword in node.keywords)]
+            if not any(isinstance(part, ast.Name) for item in given for part in ast.walk(item)):
+                raise NotReadable(f"its forward makes something by {ast.unparse(node)[:60]}")
+        elif isinstance(function, ast.Attribute):
+            if not hasattr(torch.Tensor, function.attr) or function.attr in ("detach", "item", "register_hook", "data"):
+                raise NotReadable(f"its forward calls {ast.unparse(function)[:60]}")
+            self.visit(function.value)
+        else:
+            raise NotReadable(f"its forward calls {ast.unparse(function)[:60]}")
+        for part in (*node.args, *node.keywords):
+            self.visit(part)
+
+    def _is_torchs(self, function: ast.expr) -> bool:
+        """Whether this is a function of torch or torch.nn.functional, by whatever name it was imported."""
+        parts = ast.unparse(function).split(".")
+        if not all(part.isidentifier() for part in parts) or parts[0] not in self._names:
+            return False
+        found: object = self._names[parts[0]]
+        for part in parts[1:]:
+            found = getattr(found, part, None)
+        home = getattr(found, "__module__", None)
+        builtin = isinstance(found, types.BuiltinFunctionType) and getattr(torch, found.__name__, None) is found
+        return builtin or home in ("torch.nn.functional", "torch.functional", "torch._C._nn")
+
+
+def _is_local(target: ast.expr) -> bool:
+    if isinstance(target, (ast.Tuple, ast.List)):
+        return all(map(_is_local, target.elts))
+    return isinstance(target, ast.Name)
+
+
+def _called(node: ast.AST) -> str:
+    names: dict[type[ast.AST], str] = {
+        ast.With: "a with statement",
+        ast.For: "a loop",
+        ast.While: "a loop",
+        ast.Try: "a try statement",
+        ast.Compare: "a comparison",
+        ast.Dict: "a dict",
+    }
+    return names.get(type(node), f"a {type(node).__name__}")
+
+
+_STANDARD = frozenset({
+    "training", "momentum", "eps", "weight", "bias", "running_mean", "running_var", "num_batches_tracked",
+    "track_running_stats", "affine", "num_features", "_check_input_dim",
+})  # fmt: skip
+
+
+def require_plain_subclass(kind: type, submodules: Collection[str]) -> None:
+    """Refuse the forward of a BN subclass that could depend on anything but its input, its mode and its BN settings.
+
+    Raises:
+        NotReadable: With what was found.
+    """
+    tree, _ = _definition(kind)
+    arguments = tree.args
+    if len(arguments.args) != 2 or arguments.vararg or arguments.kwarg or arguments.kwonlyargs or arguments.defaults:
+        raise NotReadable("a forward with more arguments than the input")
+    owner, given = arguments.args[0].arg, arguments.args[1].arg
+    _PlainSubclass(owner, given, {*_STANDARD, *submodules}).visit(ast.Module(tree.body, []))
+
+
+class _PlainSubclass(ast.NodeVisitor):
+    """Walks through the forward of a subclass."""
+
+    _NEVER = (
+        ast.With, ast.For, ast.While, ast.Try, ast.Lambda, ast.FunctionDef, ast.Global, ast.Nonlocal, ast.Delete,
+        ast.Yield, ast.YieldFrom, ast.Await, ast.NamedExpr, ast.Subscript,
+    )  # fmt: skip
+
+    def __init__(self, owner: str, given: str, known: set[str]) -> None:
+        self._owner = owner
+        self._given = given
+        self._known = known
+
+    def generic_visit(self, node: ast.AST) -> None:
+        if isinstance(node, self._NEVER):
+            raise NotReadable(f"a forward with {_called(node)}")
+        super().generic_visit(node)
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        if not all(map(_is_local, node.targets)):
+            raise NotReadable(f"a forward that sets {ast.unparse(node.targets[0])}")
+        self.visit(node.value)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        counter = f"{self._owner}.num_batches_tracked"
+        if not _is_local(node.target) and ast.unparse(node.target) != counter:
+            raise NotReadable(f"a forward that sets {ast.unparse(node.target)}")
+        self.visit(node.value)
+
+    def visit_If(self, node: ast.If) -> None:
+        self._require_own(node.test)
+        self.generic_visit(node)
+
+    def visit_IfExp(self, node: ast.IfExp) -> None:
+        self._require_own(node.test)
+        self.generic_visit(node)
+
+    def _require_own(self, test: ast.expr) -> None:
+        names = {part.id for part in ast.walk(test) if isinstance(part, ast.Name)}
+        if not names <= {self._owner, "bn_training", "None"} or any(isinstance(p, ast.Call) for p in ast.walk(test)):
+            raise NotReadable(f"a forward that depends on {ast.unparse(test)[:60]}")
+
+    def visit_Call(self, node: ast.Call) -> None:
+        if ast.unparse(node.func) in ("torch._assert", f"{self._owner}._check_input_dim"):
+            return  # looks at the shape and raises
+        self.generic_visit(node)
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        if isinstance(node.value, ast.Name) and node.value.id == self._owner and node.attr not in self._known:
+            raise NotReadable(f"a forward that reads {ast.unparse(node)}")
+        if isinstance(node.value, ast.Name) and node.value.id == self._given:
+            raise NotReadable(f"a forward that looks at {ast.unparse(node)}")
+        if node.attr in ("is_grad_enabled", "detach", "no_grad", "dtype", "shape", "size", "dim"):
+            raise NotReadable(f"a forward that uses {node.attr}")
+        self.generic_visit(node)
