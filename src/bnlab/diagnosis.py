@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import math
 import os
 from collections import Counter
@@ -53,6 +54,10 @@ class Diagnosis(DiagnosisRecord):
         from bnlab.report.text import render
 
         return render(self)
+
+    def _repr_html_(self) -> str:
+        """Return the text report for a notebook."""
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -18,7 +19,9 @@ from bnlab.errors import BnlabError, NoBatchNorm, UsageError
 from bnlab.records import Level, Status
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
     from rich.text import Text
+    from torch import nn
 
     from bnlab.diagnosis import Diagnosis
 
@@ -37,6 +40,20 @@ def command(
         list[str],
         typer.Argument(metavar="TARGET...", help="Checkpoints, folders, globs, or package.module:callable."),
     ],
+    model: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="package.module:callable; checkpoints are loaded into its model.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="What the model will see: package.module:callable, or digits, ..."),
+    ] = None,
+    train_data: Annotated[str | None, typer.Option(metavar="SPEC", help="What it was trained on.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="accuracy, loss, or package.module:callable; higher is better.")
+    ] = None,
+    example: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="One batch, to see the executed graph where there is no data.")
+    ] = None,
     select: Annotated[
         list[str] | None, typer.Option(metavar="CODES", help="Checks to run, comma-separated; BN1 is all of BN1xx.")
     ] = None,
@@ -60,7 +77,8 @@ def command(
     expanded = expand(targets)
     if output is not None:
         check_output(output, (target for target in expanded.found if isinstance(target, str)))
-    check = _checker(select, ignore, momentum, eps)
+    given = _Given(model=model, data=data, train_data=train_data, metric=metric, example=example)
+    check = _checker(given, select, ignore, momentum, eps)
     run = _Run(format_, level, output)
     nothing_else = len(expanded.found) == 1 and isinstance(expanded.found[0], BnlabError)
     if expanded.many and not nothing_else:
@@ -68,6 +86,50 @@ def command(
     else:
         run.one(check(expanded.found[0]))
     raise typer.Exit(run.exit_code)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Given:
+    """The SPECs of the command line."""
+
+    model: str | None
+    data: str | None
+    train_data: str | None
+    metric: str | None
+    example: str | None
+
+    def model_for(self, target: str) -> nn.Module | str:
+        """Return the model to check, or the path of a checkpoint that is checked by itself."""
+        from bnlab.cli._specs import load_model
+
+        if is_model_spec(target):
+            return build_model(target)
+        if self.model is None:
+            for option in ("data", "train_data", "metric", "example"):
+                if getattr(self, option) is not None:
+                    name = option.replace("_", "-")
+                    raise UsageError(f"--{name}: target must be a model, got {target}. Give its code by --model.")
+            return target
+        from bnlab.observe.load import load_into
+
+        model = load_model(self.model)
+        load_into(model, Path(target))
+        return model
+
+    def inputs(self) -> dict[str, Any]:
+        """Load the data, and the metric."""
+        from bnlab.cli._specs import load_data, load_example, load_metric
+
+        found: dict[str, Any] = {}
+        if self.data is not None:
+            found["data"] = load_data(self.data, "--data")
+        if self.train_data is not None:
+            found["train_data"] = load_data(self.train_data, "--train-data")
+        if self.metric is not None:
+            found["metric"] = load_metric(self.metric, "--metric")
+        if self.example is not None:
+            found["example"] = load_example(self.example, "--example")
+        return found
 
 
 @dataclass
@@ -168,7 +230,7 @@ class _Run:
 
 
 def _checker(
-    select: Sequence[str] | None, ignore: Sequence[str] | None, momentum: str | None, eps: str | None
+    given: _Given, select: Sequence[str] | None, ignore: Sequence[str] | None, momentum: str | None, eps: str | None
 ) -> Callable[[str | BnlabError], Diagnosis]:
     """Return what checks one target; every option is validated before the first target is read."""
     from bnlab.diagnosis import Settings, check_with
@@ -180,12 +242,39 @@ def _checker(
         eps=_number("--eps", eps),
     )
 
+    loaded = given.inputs()
+
     def check(target: str | BnlabError) -> Diagnosis:
         if isinstance(target, BnlabError):
             raise target
-        return check_with(build_model(target) if is_model_spec(target) else target, settings, name=target)
+        found = given.model_for(target)
+        if not loaded:
+            return check_with(found, settings, name=target)
+        from bnlab.observe.survey import Inputs
+
+        with _advancing() as advance:
+            return check_with(found, settings, inputs=Inputs(**loaded, advance=advance), name=target)
 
     return check
+
+
+@contextmanager
+def _advancing() -> Iterator[Callable[[str], None]]:
+    """Show on stderr, on a terminal only, what is being observed and how many batches have passed."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    errors = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed} batches"))
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(what: str) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=None)
+            bar.advance(tasks[what])
+
+        yield advance
 
 
 def _reason(item: str) -> tuple[str, str]:

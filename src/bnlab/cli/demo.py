@@ -35,7 +35,10 @@ def _demonstrate(path: Path, console: Console) -> None:
     from rich.progress import Progress
 
     from bnlab.diagnosis import Settings, check_with
+    from bnlab.lab.datasets import load
+    from bnlab.lab.metrics import accuracy
     from bnlab.lab.stuck_statistics import Config, train
+    from bnlab.observe.survey import Inputs
     from bnlab.records import Level
     from bnlab.report.text import renderable
 
@@ -65,6 +68,12 @@ def _demonstrate(path: Path, console: Console) -> None:
         renderable(check_with(path, Settings.of(momentum=config.momentum), name=path.name), level=Level.WARNING)
     )
     unstated = check_with(path, Settings.of()).summary
+    inputs = Inputs(data=load("digits:test"), train_data=load("digits:train"), metric=accuracy)
+    diagnosis = check_with(outcome.model, Settings.of(), inputs=inputs, name="the model")
+    console.print(
+        "\nWith the model and its data, `bnlab check package.module:model --data ... --metric accuracy` says:\n"
+    )
+    console.print(f"  {diagnosis.conclusion}.", style="bold")
     console.print(
         f"\nA state dict does not hold the momentum: at the assumed 0.1 the same file has {unstated.errors} errors and "
         f"{unstated.warnings} warnings. State {stated} as the run did."

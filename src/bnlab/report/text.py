@@ -26,6 +26,8 @@ _HEADINGS = {Level.ERROR: "ERROR", Level.WARNING: "WARNING", Level.INFO: "NOTE"}
 _MOST_FINDINGS = 10
 _MOST_LAYERS = 25
 _MOST_NOTES = 12
+_MOST_CAUSE_LAYERS = 2
+_SMALLEST_SHARE = 0.01
 _WIDEST_NAME = 28
 _WIDEST_CHANNELS = 16
 
@@ -46,6 +48,7 @@ def renderable(diagnosis: DiagnosisRecord, *, level: Level = Level.INFO) -> Rend
     """Return the report for a rich console; findings below `level` are counted only."""
     shown = [finding for finding in diagnosis.findings if finding.level.at_least(level)]
     parts: list[RenderableType] = [_head(diagnosis), Text(plain(diagnosis.conclusion) + ".", style="bold"), Text()]
+    parts += _gap(diagnosis)
     for _, group in groupby(shown, key=lambda finding: finding.code):
         parts += [*_group(list(group), diagnosis), Text()]
     parts += [_layers(diagnosis), Text(), *_tail(diagnosis, hidden=len(diagnosis.findings) - len(shown))]
@@ -74,6 +77,38 @@ def _head(diagnosis: DiagnosisRecord) -> Text:
     name = Text(plain(diagnosis.target.name), style="bold cyan")
     counts = f"{_count(summary.layers, 'BN layer')}{among}, {_count(summary.channels, 'channel')}, {dtypes}"
     return Text.assemble(name, f"\n{counts}\n")
+
+
+def _gap(diagnosis: DiagnosisRecord) -> Iterable[RenderableType]:
+    """Draw the metric under four choices, and the gap between train mode and eval mode split by cause."""
+    numbers = diagnosis.numbers
+    if numbers is not None:
+        table = Table(box=None, padding=(0, 1), header_style="dim")
+        rows = [
+            ("training data, batch statistics", numbers.train_batch),
+            ("data, batch statistics", numbers.eval_batch),
+            ("data, running statistics (eval mode)", numbers.eval_running),
+            ("data, recalibrated statistics", numbers.eval_recalibrated),
+        ]
+        table.add_column("metric on")
+        table.add_column("", justify="right")
+        for name, value in rows:
+            if value is not None:
+                table.add_row(name, f"{value:.4g}")
+        yield from (table, Text())
+    told = [cause for cause in diagnosis.causes if abs(cause.share) >= _SMALLEST_SHARE]
+    gaps = [layer.gap["total"] for layer in diagnosis.layers if layer.gap is not None]
+    if told and gaps:
+        worst = max(gaps) ** 0.5
+        table = Table(box=None, padding=(0, 1), header_style="dim")
+        table.add_column(f"gap between the modes, up to {worst:.2g} std")
+        table.add_column("share", justify="right")
+        table.add_column("layers", no_wrap=True)
+        for cause in told:
+            names = ", ".join(str(_layer_name(name)) for name in cause.layers[:_MOST_CAUSE_LAYERS])
+            rest = len(cause.layers) - _MOST_CAUSE_LAYERS
+            table.add_row(cause.cause, f"{100 * cause.share:.0f} %", names + (f" and {rest} more" if rest > 0 else ""))
+        yield from (table, Text())
 
 
 def _group(findings: Sequence[Finding], diagnosis: DiagnosisRecord) -> Iterable[RenderableType]:
