@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bnlab.errors import UsageError
 
-__all__ = ["Forward", "batches_of", "moved", "require_data", "run_batch", "samples_in", "tensors_in"]
+__all__ = ["Forward", "batches_of", "first_samples", "moved", "require_data", "run_batch", "samples_in", "tensors_in"]
 
 Forward = Callable[[nn.Module, Any], Any]
 """Calls a model on one batch."""
@@ -29,6 +29,12 @@ def samples_in(batch: Any) -> int:  # noqa: ANN401
     """Return the number of samples in a batch: the first dimension of its first tensor; 0 if it has none."""
     sizes = [tensor.size(0) for tensor in tensors_in(_input(batch)) if tensor.dim()]
     return sizes[0] if sizes else 0
+
+
+def first_samples(batch: Any, count: int) -> Any:  # noqa: ANN401
+    """Return the first samples of a batch: every tensor whose first dimension is the number of samples is cut."""
+    size = samples_in(batch)
+    return moved(batch, lambda tensor: tensor[:count] if tensor.dim() and tensor.size(0) == size else tensor)
 
 
 def require_data(name: str, data: object) -> None:

@@ -92,27 +92,33 @@ class _AllSeen(Exception):
 
 @dataclass
 class _Order:
-    """How many layers the first batch ran through, so that later ones may stop after the last."""
+    """How many layers the first batch ran through, so that later ones may stop after the last.
 
+    If the first batch left a layer out every batch runs to its end.
+    """
+
+    layers: int
     calls: int = 0
+    seen: set[str] = field(default_factory=set)
     expected: int | None = None
 
     def begin(self) -> None:
         if self.expected is None and self.calls:
-            self.expected = self.calls
+            self.expected = self.calls if len(self.seen) == self.layers else 0
         elif self.expected is not None and self.calls != self.expected:
             self.expected = 0  # the batches differ: run each to its end
         self.calls = 0
 
-    def count(self) -> None:
+    def count(self, path: str) -> None:
         self.calls += 1
+        self.seen.add(path)
         if self.expected and self.calls == self.expected:
             raise _AllSeen
 
 
 @contextmanager
 def _metering(layers: Mapping[str, nn.Module], meters: Mapping[str, _Meter]) -> Iterator[_Order]:
-    order, handles = _Order(), []
+    order, handles = _Order(len(layers)), []
     try:
         for path, layer in layers.items():
             reader = _Scratch(layer) if _leaves_statistics(layer) else None
@@ -136,7 +142,7 @@ def _hooks(layer: nn.Module, meter: _Meter, scratch: _Scratch | None, order: _Or
     def after(_: nn.Module, arguments: tuple[Any, ...], __: object) -> None:
         if arguments[0].numel():
             meter.add(arguments[0], None if scratch is None else scratch.read())
-        order.count()
+        order.count(meter.path)
 
     return [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
 

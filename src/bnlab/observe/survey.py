@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.errors import UsageError
-from bnlab.observe.batches import batches_of, moved, require_data, run_batch, samples_in, tensors_in
+from bnlab.observe.batches import batches_of, first_samples, require_data, run_batch, samples_in, tensors_in
 from bnlab.observe.capture import observe
 from bnlab.observe.discover import any_batch_norm, channels_of, is_frozen
 from bnlab.observe.evidence import LayerState
@@ -25,8 +25,11 @@ from bnlab.observe.untouched import said, untouched
 
 __all__ = ["Inputs", "survey"]
 
-_OUTPUT_BATCHES = 8
+_OUTPUT_BATCHES = 4
 """How many batches the outputs of the whole network are compared on."""
+
+_EXAMPLE_SAMPLES = 4
+"""How many samples of the first batch show the executed graph, all of whose tensors are held for a moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +131,7 @@ def _example(inputs: Inputs) -> Any:  # noqa: ANN401 - a batch may be anything
     if inputs.example is not None or inputs.data is None:
         return inputs.example
     for batch in inputs.data:
-        return batch
+        return first_samples(batch, _EXAMPLE_SAMPLES)
     raise UsageError("data: it must hold at least one batch, got none.")
 
 
@@ -219,7 +222,7 @@ def _mixing(model: nn.Module, data: Iterable[Any], evidence: ModelEvidence) -> f
     if size < 2 or any(layer.state is None for layer in evidence.layers):
         return None
     half = size // 2
-    part = moved(batch, lambda tensor: tensor[:half] if tensor.dim() and tensor.size(0) == size else tensor)
+    part = first_samples(batch, half)
     with untouched(model), torch.no_grad():
         whole, alone = _outputs(model.eval(), batch), _outputs(model, part)
     changes = [

@@ -1,0 +1,121 @@
+"""What it costs to observe a model on data, beside a plain forward pass over the same batches.
+
+A ResNet-50-like network in eval mode, batches of 32 images, float32, no gradient. `observe` captures the evidence (the
+statistics of every layer, batch by batch); `check` is the whole diagnosis without a metric, which also looks at the
+executed graph and compares the outputs of both modes. Every reading runs in a process of its own that first does the
+same once untimed; contenders alternate; medians. Memory is the peak resident set (VmHWM) of the process over that of a
+plain pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+CHILD = """
+import json, time, torch
+from torch import nn
+import bnlab
+from bnlab.observe.capture import observe
+from bnlab.observe.discover import any_batch_norm
+
+class Bottleneck(nn.Module):
+    def __init__(self, inputs, width, outputs, stride):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.relu, self.downsample = nn.ReLU(inplace=True), None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    def forward(self, x):
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(out)))))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+def resnet50():
+    layers = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
+    inputs = 64
+    for width, blocks, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+        for block in range(blocks):
+            layers.append(Bottleneck(inputs, width, 4 * width, stride if block == 0 else 1))
+            inputs = 4 * width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000))
+
+torch.manual_seed(0)
+model, data = resnet50().eval(), [torch.randn(32, 3, {size}, {size}) for _ in range({batches})]
+def forward():
+    with torch.no_grad():
+        for batch in data:
+            model(batch)
+def observing():
+    observe(model, any_batch_norm(model), data)
+def checking():
+    bnlab.check(model, data=data)
+run = {{"forward": forward, "observe": observing, "check": checking}}[{what!r}]
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
+run()
+start = time.perf_counter()
+run()
+print(json.dumps([time.perf_counter() - start, peak()]))
+"""
+
+
+def main() -> None:
+    """Measure and print; the last line is the headline figure."""
+    parser = argparse.ArgumentParser(prog="bnlab bench diagnose", description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 224])
+    options = parser.parse_args()
+    table = Table(title="ResNet-50-like, batches of 32, float32, 2 threads", title_justify="left")
+    for name in ("image", "batches", "what", "seconds", "time / forward", "peak MB", "peak / forward"):
+        table.add_column(name, justify="right")
+    headline = []
+    for size in options.sizes:
+        for batches in (2, 8) if size < 100 else (1, 2):
+            times, peaks = measure(size, batches, options.repetitions)
+            for what in times:
+                ratio, memory = times[what] / times["forward"], peaks[what] / peaks["forward"]
+                table.add_row(
+                    f"{size}x{size}", str(batches), what, f"{times[what]:.2f}", f"{ratio:.2f}", f"{peaks[what]:.0f}",
+                    f"{memory:.2f}",
+                )  # fmt: skip
+                if what == "observe":
+                    headline.append(f"{ratio:.2f}x time, {memory:.2f}x memory at {size}x{size} ({batches} batches)")
+    console = Console(width=110)
+    console.print(table)
+    console.print(f"observing beside a forward pass: {'; '.join(headline)}")
+
+
+def measure(size: int, batches: int, repetitions: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the median seconds and peak MB of each contender."""
+    readings: dict[str, list[tuple[float, float]]] = {"forward": [], "observe": [], "check": []}
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "4000000000",
+        "MALLOC_TRIM_THRESHOLD_": "4000000000",
+        "OMP_PROC_BIND": "true",
+        "OMP_NUM_THREADS": "2",
+    }
+    for _ in range(repetitions):
+        for what, values in readings.items():
+            code = CHILD.format(size=size, batches=batches, what=what)
+            result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)
+            seconds, megabytes = json.loads(result.stdout)
+            values.append((seconds, megabytes))
+    times = {what: statistics.median(value for value, _ in values) for what, values in readings.items()}
+    return times, {what: statistics.median(value for _, value in values) for what, values in readings.items()}
+
+
+if __name__ == "__main__":
+    main()
