@@ -27,9 +27,11 @@ def test_the_examples_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys
         exec(compile(block, "README.md", "exec"), namespace)
     printed = capsys.readouterr().out
     assert "bn" not in printed.lower().split()
+    assert "accuracy is 0." in printed
+    assert "of the gap comes from stale statistics" in printed
     assert "error BN102 1 running_var is -0.001 in 1 of 8 channels, must be >= 0" in printed
     commands = [shlex.split(line, comments=True)[1:] for block in blocks("console") for line in block.splitlines()]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for arguments in commands:
         code, out, err = bnlab_command(*arguments)
         assert (code, err) == (0 if arguments[0] == "explain" else 1, "")
@@ -42,7 +44,14 @@ def test_the_examples_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys
         "README.md",
         *(
             f"docs/{path}"
-            for path in ("checkpoints.md", "benchmarks.md", "layers.md", "convert.md", "checks/README.md")
+            for path in (
+                "checkpoints.md",
+                "benchmarks.md",
+                "layers.md",
+                "convert.md",
+                "diagnosis.md",
+                "checks/README.md",
+            )
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,7 +10,6 @@ import numpy as np
 
 from bnlab.checks._cases import model, model_layer, observed
 from bnlab.checks._check import Case, Group, ModelCheck, Needs, limit, show
-from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer, Observed
 from bnlab.records import Finding, Quantity
 
@@ -20,9 +20,8 @@ __all__ = ["HeterogeneousBatches"]
 class Limits:
     """Limits of BN403."""
 
-    ratio: float = limit(
-        3.0, unit="ratio of variances", source="shuffled loaders of real data: up to 1.5 at 20 batches"
-    )
+    ratio: float = limit(4.0, unit="ratio of variances", source="shuffled loaders of real data at 20 batches: up to 2")
+    errors: float = limit(2.5, unit="standard errors of the log ratio", source="the median over channels varies less")
     batches: float = limit(5, unit="batches", source="fewer do not give a variance")
 
 
@@ -30,8 +29,8 @@ class HeterogeneousBatches(ModelCheck[Limits]):
     """Batches that differ from each other more than samples drawn at random would.
 
     ## What it does
-    Compares the variance of the batch means with what the variance of the means of single samples predicts for batches
-    drawn at random: the ratio is 1 for a shuffled loader.
+    Deals samples of the data into batches at random, and compares the variance of the batch means before and after: the
+    ratio is 1 for a shuffled loader.
 
     ## Why it matters
     A loader that is sorted or grouped (by class, video, patient, length) gives batch statistics that carry the group.
@@ -39,10 +38,12 @@ class HeterogeneousBatches(ModelCheck[Limits]):
     is unreliable: a class-sorted loader gave 0.166 instead of 0.788.
 
     ## Evidence
-    The means of batches and of single samples, of `data`, and of `train_data` if given.
+    The batch means of `data`, and of `train_data` if given, against those of up to 12 of their batches whose samples
+    were dealt out again. (The variance of single samples would not do: a BN layer takes the mean of its batch out, and
+    with it most of what the layers behind it could vary by.)
 
     ## Threshold
-    The median over the channels of a layer.
+    The median over the channels of the layer where it is largest, beyond what so few batches vary by.
 
     ## Remedy
     `manual`: shuffle, with one sample per group in a batch; `GhostBatchNorm` or `BatchRenorm` where that is impossible.
@@ -60,42 +61,63 @@ class HeterogeneousBatches(ModelCheck[Limits]):
         """Return why the batches cannot be compared."""
         if layer.data is None:
             return "not run"
+        if layer.shuffled is None:
+            return "its batches cannot be shuffled"
         return f"fewer than {limits.batches:g} batches" if layer.data.batches < limits.batches else None
 
     def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
         """Yield one finding for each data set, at the layer where it shows most."""
         for name in ("data", "train_data"):
             ratios = {
-                layer: _ratio(seen)
+                layer: _ratio(seen, shuffled) / _by_chance(seen, shuffled, limits)
                 for layer in evidence.layers
-                if (seen := getattr(layer, name)) is not None and seen.batches >= limits.batches
+                if (seen := getattr(layer, name)) is not None
+                and (shuffled := _shuffled(layer, name)) is not None
+                and min(seen.batches, shuffled.batches) >= limits.batches
             }
-            found = {layer: value for layer, value in ratios.items() if value > limits.ratio}
-            if len(found) * 2 > len(ratios):
-                layer = max(found, key=lambda layer: found[layer])
+            if ratios and max(ratios.values()) > 1:
+                layer = max(ratios, key=lambda layer: ratios[layer])
+                allowed = _by_chance(getattr(layer, name), _shuffled(layer, name), limits)
+                ratio = ratios[layer] * allowed
                 yield self.finding(
                     layer,
-                    f"batch means of {name} vary {show(found[layer])} times as much as those of shuffled samples "
-                    f"would, must be <= {show(limits.ratio)}",
-                    measured={"ratio": Quantity(found[layer], "ratio"), "layers": Quantity(len(found), "layers")},
-                    threshold={"ratio": Quantity(limits.ratio, "ratio")},
+                    f"batch means of {name} vary {show(ratio)} times as much as those of shuffled samples, "
+                    f"must be <= {show(allowed)}",
+                    measured={"ratio": Quantity(ratio, "ratio")},
+                    threshold={"ratio": Quantity(allowed, "ratio")},
                 )
 
     CLEAN = (
-        Case("shuffled", model),
+        Case("shuffled", lambda: model(model_layer(shuffled=observed(batches=12)))),
         Case("three batches", lambda: model(model_layer(data=observed(between=20, batches=3, images=96)))),
+        Case(
+            "twice as much by chance",
+            lambda: model(model_layer(data=observed(between=2), shuffled=observed(batches=12, images=384))),
+        ),
     )
     BROKEN = (
         Case(
             "sorted by class",
-            lambda: model(model_layer(data=observed(between=20))),
+            lambda: model(model_layer(data=observed(between=20), shuffled=observed(batches=12, images=384))),
             layers=("bn",),
             measured={"ratio": 20.0},
         ),
     )
 
 
-def _ratio(seen: Observed) -> float:
-    expected: Floats = seen.image_mean_var / max(seen.images_per_batch, 1.0)
-    usable = expected > 1e-12 * (seen.var + 1e-30)
-    return float(np.median(seen.batch_mean_var[usable] / expected[usable])) if usable.any() else 1.0
+def _shuffled(layer: ModelLayer, name: str) -> Observed | None:
+    return layer.shuffled if name == "data" else layer.train_shuffled
+
+
+def _ratio(seen: Observed, shuffled: Observed) -> float:
+    """Return the median over channels of the variance of batch means over that after shuffling."""
+    usable = shuffled.batch_mean_var > 1e-12 * (seen.var + 1e-30)
+    ratios = seen.batch_mean_var[usable] / shuffled.batch_mean_var[usable]
+    return float(np.median(ratios)) if usable.any() else 0.0
+
+
+def _by_chance(seen: Observed, shuffled: Observed | None, limits: Limits) -> float:
+    """Return the largest ratio that is allowed for this number of batches."""
+    after = seen.batches if shuffled is None else shuffled.batches
+    error = math.sqrt(2 / max(seen.batches - 1, 1) + 2 / max(after - 1, 1))
+    return max(limits.ratio, math.exp(limits.errors * error))

@@ -5,14 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bnlab.errors import UsageError
 
-__all__ = ["Forward", "batches_of", "first_samples", "moved", "require_data", "run_batch", "samples_in", "tensors_in"]
+__all__ = [
+    "Forward",
+    "batches_of",
+    "dealt",
+    "first_samples",
+    "moved",
+    "require_data",
+    "run_batch",
+    "samples_in",
+    "tensors_in",
+]
 
 Forward = Callable[[nn.Module, Any], Any]
 """Calls a model on one batch."""
+
+
+_MOST_DEALT = 12
+"""Batches that are held at once to deal their samples out again."""
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:  # noqa: ANN401 - a batch may be anything
@@ -35,6 +50,38 @@ def first_samples(batch: Any, count: int) -> Any:  # noqa: ANN401
     """Return the first samples of a batch: every tensor whose first dimension is the number of samples is cut."""
     size = samples_in(batch)
     return moved(batch, lambda tensor: tensor[:count] if tensor.dim() and tensor.size(0) == size else tensor)
+
+
+def dealt(data: Iterable[Any], batches: int) -> list[Any]:
+    """Return some batches of a data set, spread over it, with their samples dealt among them at random.
+
+    Args:
+        data: Batches.
+        batches: How many there are.
+
+    Returns:
+        Up to `_MOST_DEALT` batches; none if they cannot be mixed, for their tensors have other shapes.
+    """
+    step = max(1, -(-batches // _MOST_DEALT))
+    kept = [batch for index, batch in enumerate(data) if index % step == 0]
+    sizes = [samples_in(batch) for batch in kept]
+    total = sum(sizes)
+    if len(kept) < 2 or min(sizes) < 1:
+        return []
+    order = torch.split(torch.randperm(total, generator=torch.Generator().manual_seed(0)), sizes)
+    columns = [[t for t in tensors_in(_input(batch)) if t.dim()] for batch in kept]
+    mixed: list[Tensor] = []
+    for column in zip(*columns, strict=False):
+        together = [t.size(0) for t in column] == sizes and len({(t.shape[1:], t.dtype) for t in column}) == 1
+        if not together:
+            return []
+        mixed.append(torch.cat(list(column)))
+    return [_with_tensors(_input(batch), [m[part] for m in mixed]) for batch, part in zip(kept, order, strict=True)]
+
+
+def _with_tensors(item: Any, tensors: list[Tensor]) -> Any:  # noqa: ANN401
+    waiting = iter(tensors)
+    return moved(item, lambda tensor: next(waiting) if tensor.dim() else tensor)
 
 
 def require_data(name: str, data: object) -> None:

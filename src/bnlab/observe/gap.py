@@ -105,7 +105,11 @@ class _Products:
 
 
 def layer_gap(
-    running: RunningStatistics, data: Observed, train_data: Observed | None = None, dropped: Observed | None = None
+    running: RunningStatistics,
+    data: Observed,
+    train_data: Observed | None = None,
+    dropped: Observed | None = None,
+    shuffled: Observed | None = None,
 ) -> Gap:
     """Return the gap of a layer on `data`, split by cause.
 
@@ -114,6 +118,9 @@ def layer_gap(
         data: The input of the layer over the data the gap is measured on.
         train_data: Over the training data, dropout off. Without it staleness and shift are one cause.
         dropped: Over the training data, or else the data, with dropout on; None if there is no dropout.
+        shuffled: Over samples of the data dealt into batches at random, which shows what sampling noise is. Without it
+            that is estimated from single samples, which is too much behind another BN layer: that one takes the noise
+            of the batch out.
 
     Source:
         rms^2 = (a1-a2)^2 var + ((a1-a2) mean + b1-b2)^2 for two affine functions of a variable.
@@ -121,7 +128,11 @@ def layer_gap(
     eps = running.eps
     chain: list[tuple[str, Link | int, Floats | float]] = [
         ("bessel", 1, 0.0),
-        ("heterogeneity", _link(data.within_mean, data.within_var, eps), _expected_between_batches(data, eps)),
+        (
+            "heterogeneity",
+            _link(data.within_mean, data.within_var, eps),
+            _expected_between_batches(data, shuffled, eps),
+        ),
     ]
     latest = (data.within_mean, data.within_var)
     if train_data is not None:
@@ -185,8 +196,13 @@ def _relative(mean_square: Floats, var_square: Floats, data: Observed, eps: floa
     return mean_square / spread + var_square / (4 * spread**2)
 
 
-def _expected_between_batches(data: Observed, eps: float) -> Floats:
+def _expected_between_batches(data: Observed, shuffled: Observed | None, eps: float) -> Floats:
     """Return what sampling explains of the difference between a batch and the mean over batches."""
+    if shuffled is not None and shuffled.batches > 1:
+        products = _Products(shuffled.moments)
+        mean = _link(shuffled.within_mean, shuffled.within_var, eps)
+        found = products.of(mean, mean) - 2 * products.of(mean, 1) + products.of(1, 1)
+        return found * shuffled.batches / (shuffled.batches - 1) * (1 - 1 / max(data.batches, 2))
     images = max(data.images_per_batch, 1.0)
     return _relative(data.image_mean_var / images, data.image_square_var / images, data, eps)
 

@@ -176,6 +176,8 @@ class ModelLayer:
         execution: What an example showed; None without one.
         data: Its input over `data`; None without.
         train_data: Its input over `train_data`, dropout off; None without.
+        shuffled: Its input over samples of `data` dealt into batches at random; None where that is not possible.
+        train_shuffled: Over samples of `train_data`, likewise.
         dropped: Its input over the training data (else `data`) with dropout on; None if there is no dropout.
         gap: The difference between the modes on `data`.
         gradient: Of the loss; None without one.
@@ -195,6 +197,8 @@ class ModelLayer:
     execution: Execution | None = None
     data: Observed | None = None
     train_data: Observed | None = None
+    shuffled: Observed | None = None
+    train_shuffled: Observed | None = None
     dropped: Observed | None = None
     gap: Gap | None = None
     gradient: Gradient | None = None

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.errors import UsageError
-from bnlab.observe.batches import batches_of, first_samples, require_data, run_batch, samples_in, tensors_in
+from bnlab.observe.batches import batches_of, dealt, first_samples, require_data, run_batch, samples_in, tensors_in
 from bnlab.observe.capture import observe
 from bnlab.observe.discover import any_batch_norm, channels_of, is_frozen
 from bnlab.observe.evidence import LayerState
 from bnlab.observe.executed_graph import execute
 from bnlab.observe.gap import RunningStatistics, layer_gap
 from bnlab.observe.metric import Metric, measure
-from bnlab.observe.model_evidence import Execution, Gradient, ModelEvidence, ModelLayer, OutputGap
+from bnlab.observe.model_evidence import Execution, Gradient, ModelEvidence, ModelLayer, Observed, OutputGap
 from bnlab.observe.population import impose_batch_statistics
 from bnlab.observe.structure import executions
 from bnlab.observe.untouched import said, untouched
@@ -153,6 +153,11 @@ def _with_data(
 
     seen = pass_over("data", data)
     trained_on = {} if inputs.train_data is None else pass_over("train_data", inputs.train_data)
+    shuffled = pass_over("data, shuffled", dealt(data, _most_batches(seen)))
+    train_shuffled: dict[str, Any] = {}
+    if inputs.train_data is not None:
+        again = dealt(inputs.train_data, _most_batches(trained_on))
+        train_shuffled = pass_over("train_data, shuffled", again)
     dropped: dict[str, Any] = {}
     if any(layer.execution is not None and layer.execution.dropout is not None for layer in evidence.layers):
         reference = data if inputs.train_data is None else inputs.train_data
@@ -164,6 +169,8 @@ def _with_data(
                 layer,
                 data=seen.get(layer.name),
                 train_data=trained_on.get(layer.name),
+                shuffled=shuffled.get(layer.name),
+                train_shuffled=train_shuffled.get(layer.name),
                 dropped=dropped.get(layer.name),
                 gradient=gradients.get(layer.name),
             )
@@ -176,6 +183,10 @@ def _with_data(
     return found if inputs.metric is None else measure(model, modules, found, inputs.metric, data, inputs.train_data)
 
 
+def _most_batches(seen: Mapping[str, Observed]) -> int:
+    return max((observed.batches for observed in seen.values()), default=0)
+
+
 def _with_gap(layer: ModelLayer) -> ModelLayer:
     if layer.data is None or layer.state is None or layer.frozen:
         return layer
@@ -186,7 +197,7 @@ def _with_gap(layer: ModelLayer) -> ModelLayer:
         momentum=layer.momentum,
         eps=layer.eps,
     )
-    return replace(layer, gap=layer_gap(running, layer.data, layer.train_data, layer.dropped))
+    return replace(layer, gap=layer_gap(running, layer.data, layer.train_data, layer.dropped, layer.shuffled))
 
 
 def _output_gap(model: nn.Module, data: Iterable[Any]) -> OutputGap | None:

@@ -33,6 +33,101 @@ def broken(folder):
     return save(state, folder / "broken.pt")
 
 
+NETWORK = """
+import torch
+from tests.samples import small_network
+
+def build():
+    model = small_network()
+    model.append(torch.nn.AdaptiveAvgPool2d(1)).append(torch.nn.Flatten())
+    return model
+
+def batches(shift=0.0):
+    generator = torch.Generator().manual_seed(0)
+    images = 1 + shift + 2 * torch.randn(8, 16, 3, 9, 9, generator=generator)
+    return [(batch, torch.zeros(16, dtype=torch.int64)) for batch in images]
+
+def shifted():
+    return batches(5.0)
+
+def one():
+    return batches()[0]
+
+def first_class(model, data):
+    return float(torch.cat([model(x).argmax(1) == label for x, label in data]).float().mean())
+"""
+
+
+@pytest.fixture
+def code(folder, monkeypatch):
+    (folder / "mine.py").write_text(NETWORK)
+    yield folder
+    sys.modules.pop("mine", None)
+
+
+def test_a_model_with_data_and_a_metric(bnlab_command, code):
+    status, out, err = bnlab_command(
+        "check", "mine:build", "--data", "mine:shifted", "--train-data", "mine:batches", "--metric", "mine:first_class",
+        "--format", "json",
+    )  # fmt: skip
+    assert (status, err) == (1, "")
+    diagnosis = DiagnosisRecord.from_json(json.loads(out))
+    jsonschema.validate(json.loads(out), json_schema())
+    assert diagnosis.causes[0].cause == "shift"
+    assert diagnosis.numbers is not None
+    assert "BN402" in {finding.code for finding in diagnosis.findings}
+
+
+def test_a_checkpoint_is_loaded_into_a_model(bnlab_command, code):
+    state = small_network().state_dict()
+    state["1.running_mean"] += 50
+    save({"epoch": 3, "model": {f"module.{key}": value for key, value in state.items()}}, code / "spoiled.pt")
+    before = (code / "spoiled.pt").read_bytes()
+    status, out, err = bnlab_command("check", "spoiled.pt", "--model", "mine:build", "--data", "mine:batches")
+    assert (status, err) == (1, "")
+    assert "BN401" in out
+    assert "1: eval mode differs from train mode" in " ".join(out.split())
+    assert (code / "spoiled.pt").read_bytes() == before
+
+
+def test_an_example_shows_the_structure(bnlab_command, code):
+    status, out, err = bnlab_command("check", "mine:build", "--example", "mine:one", "--level", "info")
+    assert "BN201" in out
+    assert (status, err) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["healthy.pt", "--data", "digits"],
+            "--data: target must be a model, got healthy.pt. Give its code by --model.",
+        ),
+        (
+            ["mine:build", "--metric", "accuracy"],
+            "check: data must be given with train_data, metric or loss, got none.",
+        ),
+        (["mine:build", "--data", "nothing"], "--data: value must be digits, mnist, cifar10"),
+        (["mine:build", "--data", "mine:nothing"], "--data: value must be digits, mnist, cifar10"),
+        (
+            ["other.pt", "--model", "mine:build"],
+            "other.pt: state dict must fit the model, got no 0.weight, no 0.bias, no",
+        ),
+        (["absent.pt", "--model", "mine:build"], "absent.pt: file must be readable, got: no such file or directory."),
+        (["module.pt", "--model", "mine:build"], "module.pt: file must hold tensors and plain data only to be loaded"),
+        (["empty.pt", "--model", "mine:build"], "empty.pt: file must hold a state dict, got none."),
+    ],
+)
+def test_what_goes_wrong_with_models_is_one_line(bnlab_command, code, healthy, arguments, message):
+    save(state_dict(), code / "other.pt")
+    save({"epoch": 1}, code / "empty.pt")
+    torch.save(small_network(), code / "module.pt")
+    status, out, err = bnlab_command("check", *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
 def test_exit_code_0_without_findings(bnlab_command, healthy):
     code, out, err = bnlab_command("check", "healthy.pt")
     assert (code, err) == (0, "")

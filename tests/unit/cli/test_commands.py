@@ -30,7 +30,7 @@ def test_version(bnlab_command):
 def test_bench_names_what_there_is(bnlab_command):
     code, _, err = bnlab_command("bench", "nothing")
     assert code == 2
-    assert err == "error: bench: name must be one of accuracy, check, small, got 'nothing'.\n"
+    assert err == "error: bench: name must be one of accuracy, check, diagnose, mishaps, small, got 'nothing'.\n"
 
 
 def test_bench_outside_a_checkout(bnlab_command, monkeypatch, tmp_path):
@@ -47,9 +47,12 @@ def test_demo_ends_in_the_findings(bnlab_command, tmp_path):
     pytest.importorskip("sklearn")
     code, out, err = bnlab_command("demo", "--output", tmp_path / "digits.pt")
     assert (code, err) == (0, "")
-    batch, running = (float(line.split()[4]) for line in out.splitlines() if line.startswith("  accuracy"))
+    batch, running = (float(line.split()[4]) for line in out.splitlines() if line.startswith("  accuracy with"))
     assert batch > 0.9 > 0.6 > running
     assert "WARNING BN105 in 3 layers" in out
+    told = " ".join(out.split())
+    assert "of the gap comes from stale statistics in bn1" in told
+    assert "recalibrating brings 0.9" in told
     (finding, *_) = bnlab.check(tmp_path / "digits.pt", momentum=0.001).findings
     assert finding.code == "BN105"
     assert bnlab.check(tmp_path / "digits.pt").findings == ()

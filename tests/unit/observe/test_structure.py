@@ -1,0 +1,71 @@
+"""What surrounds a layer is read from what ran."""
+
+import torch
+from tests.architectures import build, images
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from bnlab.observe.discover import any_batch_norm
+from bnlab.observe.executed_graph import execute
+from bnlab.observe.structure import executions
+
+
+def seen(model, x):
+    layers = any_batch_norm(model)
+    return executions(model, execute(model.eval(), x, layers.values()), layers)
+
+
+def test_a_resnet():
+    found = seen(build("resnet"), images(4))
+    assert [*found][:3] == ["bn1", "layer1.0.bn1", "layer1.0.bn2"]
+    first = found["bn1"]
+    assert (first.calls, first.samples, first.counts) == (1, 4, (4 * 16 * 16,))
+    assert (first.producer.name, first.producer.has_bias, first.producer.feeds_only_this) == ("conv1", False, True)
+    assert found["layer2.0.downsample.1"].producer.name == "layer2.0.downsample.0"
+
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+        self.off = nn.Dropout(0.0)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(6, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.bn1, self.bn2, self.bn3 = nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+        self.sequence = nn.BatchNorm1d(5)
+
+    def forward(self, x):
+        a = self.bn1(self.fc1(self.off(x)))
+        y = self.fc2(F.relu(self.drop(torch.sigmoid(a))))
+        b = self.bn2(y) + y
+        c = self.bn3(self.fc3(torch.tanh(b)))
+        self.sequence(self.fc3(c).unsqueeze(1).expand(-1, 5, -1))
+        return self.bn3(c)
+
+
+def test_producers_dropout_activations_and_calls():
+    found = seen(Odd(), torch.randn(7, 6))
+    assert [*found] == ["bn1", "bn2", "bn3", "sequence"]
+    assert (found["bn1"].dropout, found["bn2"].dropout, found["bn3"].dropout) == (None, "drop", "drop")
+    assert (found["bn1"].activation, found["bn2"].activation) == ("sigmoid", None)
+    assert [found[name].producer.feeds_only_this for name in ("bn1", "bn2", "bn3")] == [True, False, True]
+    assert (found["bn3"].calls, found["bn3"].counts) == (2, (7, 7))
+    assert found["sequence"].producer is None
+
+
+def test_a_linear_layer_before_positions_is_on_another_axis():
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(5))
+    (found,) = seen(model, torch.randn(3, 5, 6)).values()
+    assert not found.producer.same_axis
+
+
+def test_functional_dropout():
+    class Functional(nn.Module):
+        def __init__(self, p):
+            super().__init__()
+            self.bn, self.p = nn.BatchNorm1d(4), p
+
+        def forward(self, x):
+            return self.bn(F.dropout(x, self.p, self.training))
+
+    assert seen(Functional(0.3), torch.randn(3, 4))["bn"].dropout == ""
+    assert seen(Functional(0.0), torch.randn(3, 4))["bn"].dropout is None
