@@ -1,0 +1,13 @@
+"""`bnlab bench mishaps`: what `bnlab.check` says about networks with one planted cause, and about healthy ones."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.mishaps.run import main
+
+if __name__ == "__main__":
+    main()

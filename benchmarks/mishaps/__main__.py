@@ -1,0 +1,5 @@
+"""`python -m benchmarks.mishaps`."""
+
+from .run import main
+
+main()

@@ -1,0 +1,152 @@
+"""What the tool must say: written from design.md, sections 3 and 4, before it was run on any case. Do not tune it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["HEALTHY", "MISHAPS", "TRUE_WARNINGS", "Expected"]
+
+
+class Expected(NamedTuple):
+    """What counts as right.
+
+    Attributes:
+        codes: One of them must be found; the first is the main one.
+        cause: What must be named first among the causes; None where the planted cause is not one of the gap.
+    """
+
+    codes: tuple[str, ...]
+    cause: str | None = None
+
+
+_STALE = Expected(("BN401", "BN301"), "staleness")
+_SHIFT = Expected(("BN402",), "shift")
+_NEVER = Expected(("BN104",), "staleness")
+
+MISHAPS: dict[str, Expected] = {
+    # how it was trained
+    "momentum_is_a_decay_of_09": Expected(("BN202",)),
+    "momentum_is_a_decay_of_099": Expected(("BN202",)),
+    "momentum_zero": Expected(("BN203", "BN104"), "staleness"),
+    "momentum_too_small_for_the_run": Expected(("BN105",), "staleness"),
+    "short_run_with_a_small_momentum": Expected(("BN105",), "staleness"),
+    "always_trained_in_eval_mode": _NEVER,
+    "sorted_training_loader": Expected(("BN403",)),
+    "grouped_training_loader": Expected(("BN403",)),
+    "sorted_evaluation_loader": Expected(("BN403",)),
+    "batches_of_two": Expected(("BN208",), "sampling noise"),
+    "program_two_of_the_article": Expected(("BN208",), "bessel"),
+    "micro_batches_of_four": Expected(("BN208",)),
+    "one_value_per_channel": Expected(("BN208",)),
+    "two_domains_through_one_layer": Expected(("BN403", "BN402")),
+    "learning_rate_raised_at_the_end": _STALE,
+    "fine_tuned_in_eval_mode": _STALE,
+    "frozen_but_updating": Expected(("BN207",)),
+    "bfloat16_statistics_stuck": Expected(("BN109",), "precision"),
+    "float16_statistics_stuck": Expected(("BN109",), "precision"),
+    "weight_decay_on_affine": Expected(("BN211",)),
+    "inf_batch": Expected(("BN101",), "staleness"),
+    # how it is built
+    "dropout_before_a_linear_layer": Expected(("BN205",), "dropout"),
+    "channel_dropout_between_convolutions": Expected(("BN205",), "dropout"),
+    "shared_layer": Expected(("BN206",)),
+    "shared_layer_over_two_scales": Expected(("BN206",)),
+    "bias_before_bn": Expected(("BN201",)),
+    "no_running_statistics": Expected(("BN209",)),
+    "bn_by_hand": Expected(("BN302",)),
+    "mean_over_the_batch": Expected(("BN302",)),
+    "mixed_momentum": Expected(("BN204",)),
+    "mixed_eps": Expected(("BN204",)),
+    "saturated_sigmoid": Expected(("BN505",)),
+    "one_weight_per_channel": Expected(("BN504",)),
+    # what was done to it afterwards
+    "averaged_weights": _STALE,
+    "moving_average_without_buffers": _NEVER,
+    "pruned": _STALE,
+    "scaled_convolution": _STALE,
+    "quantised_to_three_bits": _STALE,
+    "merged_adapter": _STALE,
+    "buffers_of_another_checkpoint": _STALE,
+    "permuted_buffers": _STALE,
+    "permuted_buffers_without_train_data": Expected(("BN401", "BN301"), "staleness or shift"),
+    "reset_buffers": _NEVER,
+    "partial_load": _NEVER,
+    "one_corrupted_layer": _STALE,
+    "recalibrated_on_one_class": _STALE,
+    "recalibrated_on_one_batch_of_four": _STALE,
+    "new_head_on_an_old_body": Expected(("BN112",)),
+    "negative_variance": Expected(("BN102",)),
+    "filter_pruned_to_nothing": Expected(("BN113",)),
+    "nan_in_a_weight": Expected(("BN103",)),
+    "dead_channels": Expected(("BN108",)),
+    "denormal_weights": Expected(("BN114",)),
+    # what it is fed with
+    "missing_normalisation": _SHIFT,
+    "pixels_up_to_255": _SHIFT,
+    "inverted_images": _SHIFT,
+    "noise": _SHIFT,
+    "low_contrast": _SHIFT,
+    "augmented_in_training_only": _SHIFT,
+    "padding_in_the_statistics": _SHIFT,
+    "missing_normalisation_without_train_data": Expected(("BN401", "BN301"), "staleness or shift"),
+    "tiny_inputs": Expected(("BN503",)),
+    "eps_of_another_framework": Expected(("BN503", "BN106")),
+    "time_stamps": Expected(("BN502", "BN111")),
+    "overflowing_inputs": Expected(("BN501",)),
+    "nearly_constant_pixels": Expected(("BN107",)),
+    "variance_beyond_float16": Expected(("BN110",)),
+    # real networks, where $BNLAB_DATA has them
+    "mnist_without_normalisation": _SHIFT,
+    "mnist_buffers_of_another_run": _STALE,
+    "resnet20_one_corrupted_layer": _STALE,
+    "resnet20_sorted_loader": Expected(("BN403",)),
+}
+
+HEALTHY: tuple[str, ...] = (
+    "cnn",
+    "cnn_batches_of_8",
+    "cnn_batches_of_16",
+    "cnn_batches_of_128",
+    "cnn_momentum_001",
+    "cnn_cumulative_statistics",
+    "cnn_constant_learning_rate",
+    "cnn_eval_mode",
+    "cnn_without_train_data",
+    "cnn_small_evaluation_set",
+    "cnn_sgd_with_weight_decay",
+    "cnn_without_affine",
+    "cnn_augmented",
+    "cnn_channels_last",
+    "cnn_float64",
+    "cnn_autocast",
+    "cnn_trained_long",
+    "cnn_ragged_batches",
+    "mlp",
+    "mlp_batches_of_16",
+    "mlp_ragged_batch_of_one",
+    "resnet",
+    "resnet_zero_gamma",
+    "resnet_frozen",
+    "resnet_frozen_class",
+    "preact",
+    "mobilenet",
+    "densenet",
+    "cnn3d",
+    "sequence",
+    "gated",
+    "tanh",
+    "mixed_with_group_norm",
+    "dropout_after_the_last_bn",
+    "averaged_and_recalibrated",
+    "pruned_and_recalibrated",
+    "bnlab_batch_norm",
+    "bnlab_ghost",
+    "bnlab_renorm",
+    "mnist",
+    "resnet20",
+)
+
+TRUE_WARNINGS: dict[str, tuple[str, ...]] = {
+    "mnist": ("BN107",),  # a channel with a variance of 2e-5 in both files: tests/real/test_networks.py
+}
+"""Warnings that are true of a healthy network, found by hand: they do not count."""
