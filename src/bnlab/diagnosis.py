@@ -60,6 +60,10 @@ class Diagnosis(DiagnosisRecord):
         return f"<pre>{html.escape(str(self))}</pre>"
 
 
+_SETTLED = 0.1
+"""Staleness, in standard deviations, below which running statistics are those of the data."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """What to check and how: validated once, used for any number of targets.
@@ -201,9 +205,23 @@ def check_with(
         evidence = read_model(target, settings.hyperparameters)
         states = {layer.name: layer for network in evidence.networks for layer in network.layers}
         observed = survey(target, states, inputs or Inputs())
+        evidence = _with_settled_layers(evidence, observed)
     if not evidence.networks and not (observed is not None and observed.layers):
         raise NoBatchNorm(_no_batch_norm(found, evidence))
     return _diagnose(evidence, found, settings, observed=observed, metric=_metric_name(inputs))
+
+
+def _with_settled_layers(evidence: Evidence, observed: ModelEvidence) -> Evidence:
+    """Mark the layers whose running statistics data showed to be right."""
+    settled = {layer.name for layer in observed.layers if layer.gap is not None and layer.gap.staleness < _SETTLED}
+    networks = tuple(
+        NetworkState(
+            network.name,
+            tuple(dataclasses.replace(layer, settled=layer.name in settled) for layer in network.layers),
+        )
+        for network in evidence.networks
+    )
+    return dataclasses.replace(evidence, networks=networks)
 
 
 def _metric_name(inputs: Inputs | None) -> str:
@@ -434,6 +452,7 @@ def _summary(layers: Sequence[LayerRecord], findings: Sequence[Finding]) -> Summ
 def _notes(layers: Sequence[LayerRecord], evidence: Evidence, observed: ModelEvidence | None) -> Iterable[str]:
     if observed is not None and observed.numbers is not None and "train_data" in observed.missing:
         yield "no train_data given: recalibrated means adapted to the evaluation data"
+    yield from () if observed is None else observed.notes
     unused = [layer.name for layer in layers if layer.calls == 0]
     if unused:
         yield f"never ran on the example: {', '.join(unused)}"

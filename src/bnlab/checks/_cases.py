@@ -25,6 +25,7 @@ def healthy(
     affine_dtype: str | None = None,
     momentum: float | None = 0.1,
     eps: float = 1e-5,
+    settled: bool = False,
 ) -> LayerState:
     """Return a trained layer of four channels; every part can be replaced."""
     return LayerState(
@@ -37,6 +38,7 @@ def healthy(
         dtype=dtype,
         affine_dtype=affine_dtype or dtype,
         hyperparameters=Hyperparameters(momentum, eps, assumed=()),
+        settled=settled,
     )
 
 

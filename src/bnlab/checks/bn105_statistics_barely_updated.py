@@ -43,7 +43,7 @@ class StatisticsBarelyUpdated(Check[Limits]):
     assumed and said, unless it is stated (`--momentum`). With momentum None (a cumulative average) the initial values
     are forgotten at the first batch and the check never fires. The counter must be believable: a buffer that began at
     1 cannot be below (1 - a)^k, so a layer with such a channel, or with a counter of 0 and statistics that moved, is
-    not judged.
+    not judged; nor is one whose statistics agree with data, where there is some.
 
     ## Threshold
     At 1 % the mixture is as good as forgotten.
@@ -63,6 +63,8 @@ class StatisticsBarelyUpdated(Check[Limits]):
 
     def lacks(self, layer: LayerState, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
         """Return why the counter cannot be used."""
+        if layer.settled:
+            return "data shows that the statistics have settled"
         counter = layer.num_batches_tracked
         if counter is None:
             return "num_batches_tracked is absent"
@@ -107,6 +109,7 @@ class StatisticsBarelyUpdated(Check[Limits]):
         Case("no counter", lambda: of(num_batches_tracked=None)),
         Case("counter 0, yet trained", lambda: of(num_batches_tracked=0)),
         Case("counter 2, yet variance 0.4", lambda: of(num_batches_tracked=2)),
+        Case("settled, as data shows", lambda: of(num_batches_tracked=2, running_var=(2, 2, 2, 2), settled=True)),
         Case("never updated is BN104", lambda: network(untrained(), untrained("b", num_batches_tracked=5))),
     )
     BROKEN = (

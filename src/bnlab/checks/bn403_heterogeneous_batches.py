@@ -22,6 +22,7 @@ class Limits:
 
     ratio: float = limit(4.0, unit="ratio of variances", source="shuffled loaders of real data at 20 batches: up to 2")
     errors: float = limit(2.5, unit="standard errors of the log ratio", source="the median over channels varies less")
+    values: float = limit(8, unit="values", source="smaller batches leave next to no variance behind another BN")
     batches: float = limit(5, unit="batches", source="fewer do not give a variance")
 
 
@@ -63,6 +64,10 @@ class HeterogeneousBatches(ModelCheck[Limits]):
             return "not run"
         if layer.shuffled is None:
             return "its batches cannot be shuffled"
+        if layer.execution is not None and layer.execution.calls > 1:
+            return "it runs more than once"
+        if layer.data.count < limits.values * layer.data.batches:
+            return f"fewer than {limits.values:g} values per channel in a batch"
         return f"fewer than {limits.batches:g} batches" if layer.data.batches < limits.batches else None
 
     def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from bnlab.errors import UsageError
 
 __all__ = [
     "Forward",
+    "Without",
     "batches_of",
     "dealt",
     "first_samples",
@@ -50,6 +51,18 @@ def first_samples(batch: Any, count: int) -> Any:  # noqa: ANN401
     """Return the first samples of a batch: every tensor whose first dimension is the number of samples is cut."""
     size = samples_in(batch)
     return moved(batch, lambda tensor: tensor[:count] if tensor.dim() and tensor.size(0) == size else tensor)
+
+
+class Without:
+    """Data without some of its batches, which can be run through again."""
+
+    def __init__(self, data: Iterable[Any], left_out: Collection[int]) -> None:
+        self._data = data
+        self._left_out = left_out
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the other batches."""
+        return (batch for index, batch in enumerate(self._data) if index not in self._left_out)
 
 
 def dealt(data: Iterable[Any], batches: int) -> list[Any]:

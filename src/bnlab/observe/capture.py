@@ -8,7 +8,7 @@ from the spread, values that are not finite) are they computed again in float64.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -47,6 +47,7 @@ def observe(
     dropout: bool = False,
     forward: Forward = run_batch,
     advance: Callable[[], None] = lambda: None,
+    skipped: set[int] | None = None,
 ) -> dict[str, Observed]:
     """Return what every layer gets over a data set, with every BN on batch statistics and the rest in eval mode.
 
@@ -57,12 +58,14 @@ def observe(
         dropout: Whether dropout is on.
         forward: Calls the model on a batch.
         advance: Called after every batch.
+        skipped: Gets the indices of batches that leave one value per channel in a layer, which has no statistics. They
+            are left out from that layer on.
 
     Returns:
         One entry for each layer that ran on at least one finite batch.
 
     Raises:
-        UsageError: If a batch leaves one value per channel in a layer.
+        UsageError: If every batch leaves one value per channel in a layer.
     """
     meters = {
         path: _Meter(path, channels_of(layer), float(getattr(layer, "eps", 0.0))) for path, layer in layers.items()
@@ -73,11 +76,21 @@ def observe(
             if dropout and _is_dropout(module):
                 module.training = True
         with _metering(layers, meters) as order:
-            for batch in batches_of(data, model):
+            short: dict[int, str] = {}
+            index = -1
+            for index, batch in enumerate(batches_of(data, model)):
                 order.begin()
-                with suppress(_AllSeen):
+                try:
                     forward(model, batch)
+                except _AllSeen:
+                    pass
+                except _OneValue as found:
+                    short[index] = found.path
                 advance()
+    if short and len(short) == index + 1:
+        raise UsageError(f"{short[index]}: data must leave more than 1 value per channel in each batch, got 1.")
+    if skipped is not None:
+        skipped.update(short)
     return {path: meter.result() for path, meter in meters.items() if meter.batches}
 
 
@@ -88,6 +101,14 @@ def _is_dropout(module: nn.Module) -> bool:
 
 class _AllSeen(Exception):
     """Raised to leave a forward pass after the last BN layer."""
+
+
+class _OneValue(Exception):
+    """Raised to leave a forward pass at a layer that has one value per channel."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
 
 
 @dataclass
@@ -135,7 +156,7 @@ def _hooks(layer: nn.Module, meter: _Meter, scratch: _Scratch | None, order: _Or
     def before(_: nn.Module, arguments: tuple[Any, ...]) -> None:
         x = arguments[0]
         if x.numel() == meter.channels:
-            raise UsageError(f"{meter.path}: data must leave more than 1 value per channel in each batch, got 1.")
+            raise _OneValue(meter.path)
         if scratch is not None:
             scratch.clear()
 

@@ -52,6 +52,7 @@ class LayerState:
         dtype: Stored dtype of the running statistics.
         affine_dtype: Stored dtype of weight and bias.
         hyperparameters: Momentum and eps.
+        settled: Whether data showed that the running statistics are those of the data.
     """
 
     name: str
@@ -63,6 +64,7 @@ class LayerState:
     dtype: str
     affine_dtype: str
     hyperparameters: Hyperparameters
+    settled: bool = False
 
     @property
     def channels(self) -> int:

@@ -238,11 +238,15 @@ def _held_back(target: tuple[Floats, Floats], running: RunningStatistics) -> tup
     return held[0], held[1]
 
 
+_CANCELLED = 100.0
+
+
 def shares(gaps: Mapping[str, Gap]) -> dict[str, tuple[float, tuple[str, ...]]]:
     """Return for each cause its share of the gap over all layers, and the layers it acts in, largest first.
 
     Every layer counts by its mean squared difference. The shares add up to 1; single ones may be negative.
     """
+    gaps = {name: gap for name, gap in gaps.items() if _is_meaningful(gap)}
     total = sum(gap.square for gap in gaps.values())
     if not total > 0:
         return {}
@@ -255,3 +259,8 @@ def shares(gaps: Mapping[str, Gap]) -> dict[str, tuple[float, tuple[str, ...]]]:
             acting = tuple(name for name in ordered if parts[name] > 0.05 * max(whole, 0.0) and parts[name] > 0)
             found[cause] = (whole / total, acting)
     return dict(sorted(found.items(), key=lambda item: -item[1][0]))
+
+
+def _is_meaningful(gap: Gap) -> bool:
+    """Whether the parts of a gap are numbers, and not what is left of far larger ones that cancel."""
+    return bool(np.isfinite(gap.square)) and all(abs(part) <= _CANCELLED * gap.square for part in gap.by_cause.values())

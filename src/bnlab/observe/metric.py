@@ -36,8 +36,11 @@ def measure(
     metric: Metric,
     data: Iterable[Any],
     train_data: Iterable[Any] | None,
+    usable: Iterable[Any],
 ) -> ModelEvidence:
     """Return the evidence with the four numbers, their error, and the layers whose statistics cost the metric.
+
+    Batch statistics are those of the `usable` batches of `data`: those with more than one value per channel.
 
     Raises:
         UsageError: If the metric raises, or returns no number.
@@ -45,7 +48,7 @@ def measure(
     population = _population(modules, evidence.layers)
     with untouched(model), torch.no_grad():
         eval_running = _metric(model, metric, data, nullcontext())
-        eval_batch = _metric(model, metric, data, impose_batch_statistics(model))
+        eval_batch = _metric(model, metric, usable, impose_batch_statistics(model))
         numbers = Numbers(
             train_batch=None
             if train_data is None
@@ -54,7 +57,7 @@ def measure(
             eval_running=eval_running,
             eval_recalibrated=_metric(model, metric, data, impose_statistics(population)),
         )
-        error = _paired_error(model, metric, data)
+        error = _paired_error(model, metric, usable)
         causal = _causal(model, modules, evidence.layers, metric, data, numbers, population)
     return replace(evidence, numbers=numbers, metric_error=error, causal=causal)
 

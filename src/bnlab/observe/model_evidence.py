@@ -140,6 +140,12 @@ class Gap:
         explained = self.by_cause.get("bessel", 0.0) + self.by_cause.get("sampling noise", 0.0)
         return float(np.sqrt(max(0.0, self.square - max(0.0, explained))))
 
+    @property
+    def staleness(self) -> float:
+        """Root of what staleness, or staleness and shift together, account for, in standard deviations."""
+        part = self.by_cause.get("staleness", 0.0) + self.by_cause.get("staleness or shift", 0.0)
+        return float(np.sqrt(max(0.0, part)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gradient:
@@ -230,6 +236,7 @@ class ModelEvidence:
             the outputs; None if unknown.
         numbers: The metric under four choices of data and statistics; None without a metric.
         metric_error: Paired standard error of eval_batch - eval_running; None where it is not known.
+        notes: What else to know about the observation.
         causal: Layers whose statistics, replaced one after the other, recovered the metric, with the metric after each.
     """
 
@@ -240,3 +247,4 @@ class ModelEvidence:
     numbers: Numbers | None = None
     metric_error: float | None = None
     causal: tuple[tuple[str, float], ...] = ()
+    notes: tuple[str, ...] = ()

@@ -169,7 +169,10 @@ def _layer(node: NodeProto, constants: _Constants, known: Hyperparameters) -> La
     values = {key: widen(array) for key, (_, array) in found.items()}
     return LayerState(
         name=_name(node),
-        **values,
+        running_mean=values["running_mean"],
+        running_var=values["running_var"],
+        weight=values["weight"],
+        bias=values["bias"],
         num_batches_tracked=None,
         dtype=coarser(found["running_mean"][0], found["running_var"][0]),
         affine_dtype=found["weight"][0],

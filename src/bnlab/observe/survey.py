@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -11,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.errors import UsageError
-from bnlab.observe.batches import batches_of, dealt, first_samples, require_data, run_batch, samples_in, tensors_in
+from bnlab.observe.batches import (
+    Without,
+    batches_of,
+    dealt,
+    first_samples,
+    require_data,
+    run_batch,
+    samples_in,
+    tensors_in,
+)
 from bnlab.observe.capture import observe
 from bnlab.observe.discover import any_batch_norm, channels_of, is_frozen
 from bnlab.observe.evidence import LayerState
@@ -145,24 +155,17 @@ def _executions(model: nn.Module, example: Any, modules: Mapping[str, nn.Module]
 def _with_data(
     model: nn.Module, modules: Mapping[str, nn.Module], evidence: ModelEvidence, inputs: Inputs, data: Iterable[Any]
 ) -> ModelEvidence:
-    def pass_over(what: str, batches: Iterable[Any], *, dropout: bool = False) -> dict[str, Any]:
-        with said(f"forward must run on every batch of {what}"):
-            return observe(
-                model, modules, batches, dropout=dropout, advance=lambda: inputs.advance(f"observing {what}")
-            )
-
-    seen = pass_over("data", data)
-    trained_on = {} if inputs.train_data is None else pass_over("train_data", inputs.train_data)
-    shuffled = pass_over("data, shuffled", dealt(data, _most_batches(seen)))
-    train_shuffled: dict[str, Any] = {}
+    passes = _Passes(model, modules, inputs)
+    seen, usable = passes.over("data", data)
+    shuffled, _ = passes.over("shuffled data", dealt(usable, _most_batches(seen)))
+    reference, trained_on, train_shuffled = usable, _NOTHING, _NOTHING
     if inputs.train_data is not None:
-        again = dealt(inputs.train_data, _most_batches(trained_on))
-        train_shuffled = pass_over("train_data, shuffled", again)
-    dropped: dict[str, Any] = {}
+        trained_on, reference = passes.over("train_data", inputs.train_data)
+        train_shuffled, _ = passes.over("shuffled train_data", dealt(reference, _most_batches(trained_on)))
+    dropped = _NOTHING
     if any(layer.execution is not None and layer.execution.dropout is not None for layer in evidence.layers):
-        reference = data if inputs.train_data is None else inputs.train_data
-        dropped = pass_over("data with dropout on", reference, dropout=True)
-    gradients = _gradients(model, evidence, inputs, data)
+        dropped, _ = passes.over("data with dropout on", reference, dropout=True)
+    gradients = _gradients(model, evidence, inputs, usable)
     layers = tuple(
         _with_gap(
             replace(
@@ -177,10 +180,40 @@ def _with_data(
         )
         for layer in evidence.layers
     )
-    found = replace(evidence, layers=layers)
+    found = replace(evidence, layers=layers, notes=tuple(passes.notes))
     with said("forward must run on every batch of data"):
-        found = replace(found, output_gap=_output_gap(model, data), mixing=_mixing(model, data, found))
-    return found if inputs.metric is None else measure(model, modules, found, inputs.metric, data, inputs.train_data)
+        found = replace(found, output_gap=_output_gap(model, usable), mixing=_mixing(model, usable, found))
+    if inputs.metric is None:
+        return found
+    train_data = None if inputs.train_data is None else reference
+    return measure(model, modules, found, inputs.metric, data, train_data, usable)
+
+
+_NOTHING: Mapping[str, Observed] = {}
+
+
+@dataclass
+class _Passes:
+    """Runs a model over data sets, and notes what could not be used."""
+
+    model: nn.Module
+    modules: Mapping[str, nn.Module]
+    inputs: Inputs
+    notes: list[str] = field(default_factory=list)
+
+    def over(
+        self, what: str, data: Iterable[Any], *, dropout: bool = False
+    ) -> tuple[Mapping[str, Observed], Iterable[Any]]:
+        """Return what every layer got, and the data without the batches that have no batch statistics."""
+        short: set[int] = set()
+        advance = partial(self.inputs.advance, f"observing {what}")
+        with said(f"forward must run on every batch of {what}"):
+            seen = observe(self.model, self.modules, data, dropout=dropout, advance=advance, skipped=short)
+        if not short:
+            return seen, data
+        batches = "1 batch" if len(short) == 1 else f"{len(short)} batches"
+        self.notes.append(f"{what}: {batches} of one value per channel left out: no batch statistics")
+        return seen, Without(data, short)
 
 
 def _most_batches(seen: Mapping[str, Observed]) -> int:
@@ -190,6 +223,8 @@ def _most_batches(seen: Mapping[str, Observed]) -> int:
 def _with_gap(layer: ModelLayer) -> ModelLayer:
     if layer.data is None or layer.state is None or layer.frozen:
         return layer
+    once = layer.execution is None or layer.execution.calls == 1
+    shuffled = layer.shuffled if once else None  # the calls of a shared layer differ, and not by chance
     running = RunningStatistics(
         mean=layer.state.running_mean,
         var=layer.state.running_var,
@@ -197,7 +232,7 @@ def _with_gap(layer: ModelLayer) -> ModelLayer:
         momentum=layer.momentum,
         eps=layer.eps,
     )
-    return replace(layer, gap=layer_gap(running, layer.data, layer.train_data, layer.dropped, layer.shuffled))
+    return replace(layer, gap=layer_gap(running, layer.data, layer.train_data, layer.dropped, shuffled))
 
 
 def _output_gap(model: nn.Module, data: Iterable[Any]) -> OutputGap | None:

@@ -169,10 +169,21 @@ def test_batches_of_other_paths_run_to_their_end():
     assert (seen["a"].batches, seen["b"].batches) == (5, 3)
 
 
-def test_one_value_per_channel_is_refused_with_the_layer():
+def test_one_value_per_channel_everywhere_is_refused_with_the_layer():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     with pytest.raises(UsageError) as err:
         observe(model, any_batch_norm(model), [torch.randn(1, 2)])
     assert str(err.value) == "1: data must leave more than 1 value per channel in each batch, got 1."
     assert isinstance(model[1], _BatchNorm)
     assert model[1].momentum == 0.1
+
+
+def test_a_last_batch_of_one_sample_is_left_out_and_said():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
+    data = [torch.randn(n, 2) for n in (8, 8, 1)]
+    skipped = set()
+    assert observe(model, any_batch_norm(model), data, skipped=skipped)["1"].batches == 2
+    assert skipped == {2}
+    diagnosis = bnlab.check(model, data=data, metric=lambda model, batches: sum(float(model(x).sum()) for x in batches))
+    assert "data: 1 batch of one value per channel left out: no batch statistics" in diagnosis.notes
+    assert diagnosis.numbers is not None
