@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.errors import BnlabError, UsageError
 from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
-from bnlab.observe.population import impose_batch_statistics, impose_statistics
+from bnlab.observe.population import impose_batch_statistics, impose_statistics, population_statistics
 from bnlab.observe.untouched import untouched
 from bnlab.records import Numbers
 
@@ -45,7 +45,7 @@ def measure(
     Raises:
         UsageError: If the metric raises, or returns no number.
     """
-    population = _population(modules, evidence.layers)
+    population = population_statistics(modules, evidence.layers)
     with untouched(model), torch.no_grad():
         eval_running = _metric(model, metric, data, nullcontext())
         eval_batch = _metric(model, metric, usable, impose_batch_statistics(model))
@@ -60,18 +60,6 @@ def measure(
         error = _paired_error(model, metric, usable)
         causal = _causal(model, modules, evidence.layers, metric, data, numbers, population)
     return replace(evidence, numbers=numbers, metric_error=error, causal=causal)
-
-
-def _population(
-    modules: Mapping[str, nn.Module], layers: Iterable[ModelLayer]
-) -> dict[_BatchNorm, tuple[Floats, Floats]]:
-    """Return the population statistics of every layer, over the training data where there is some."""
-    found: dict[_BatchNorm, tuple[Floats, Floats]] = {}
-    for layer in layers:
-        module, seen = modules[layer.name], layer.train_data or layer.data
-        if isinstance(module, _BatchNorm) and seen is not None and layer.state is not None:
-            found[module] = (seen.mean, seen.var)
-    return found
 
 
 def _metric(model: nn.Module, metric: Metric, data: Any, statistics: AbstractContextManager[None]) -> float:  # noqa: ANN401

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -10,8 +10,29 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.observe.evidence import Floats
+from bnlab.observe.model_evidence import ModelLayer
 
-__all__ = ["impose_batch_statistics", "impose_statistics"]
+__all__ = ["impose_batch_statistics", "impose_statistics", "population_statistics"]
+
+
+def population_statistics(
+    modules: Mapping[str, nn.Module], layers: Iterable[ModelLayer]
+) -> dict[_BatchNorm, tuple[Floats, Floats]]:
+    """Return the population mean and variance of every layer that was observed and keeps running statistics.
+
+    They are those of the training data where there is some, by the law of total variance with the exact count of each
+    batch, and unbiased. Shape (C,), float64.
+
+    Args:
+        modules: The layers by path.
+        layers: What was observed of them.
+    """
+    found: dict[_BatchNorm, tuple[Floats, Floats]] = {}
+    for layer in layers:
+        module, seen = modules[layer.name], layer.train_data or layer.data
+        if isinstance(module, _BatchNorm) and seen is not None and layer.state is not None:
+            found[module] = (seen.mean, seen.var)
+    return found
 
 
 @contextmanager

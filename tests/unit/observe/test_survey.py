@@ -106,6 +106,32 @@ def test_a_sorted_loader_allows_no_conclusion():
     assert diagnosis.causes == ()
 
 
+@pytest.mark.parametrize("name", ["resnet", "densenet", "cnn3d"])
+def test_the_gap_of_every_layer_is_that_of_its_values(name):
+    """Recomputed value by value in float64, with every layer before it on batch statistics."""
+    model = trained(name).double()
+    evaluation = [(x.double(), label) for x, label in data(4, shift=0.5)]
+    found = {layer.name: layer.gap["total"] for layer in bnlab.check(model, data=evaluation).layers}
+    layers = {path: m for path, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    inputs = {path: [] for path in layers}
+    by_batch = copy.deepcopy(model)
+    for path in layers:
+        layer = by_batch.get_submodule(path)
+        layer.running_mean = layer.running_var = None
+        layer.register_forward_pre_hook(lambda module, x, path=path: inputs[path].append(x[0]))
+    with torch.no_grad():
+        for x, _ in evaluation:
+            by_batch(x)
+    for path, layer in layers.items():
+        squares = []
+        for x in inputs[path]:
+            values = x.movedim(1, -1).reshape(-1, x.size(1))
+            batch = (values - values.mean(0)) / (values.var(0, correction=0) + layer.eps).sqrt()
+            running = (values - layer.running_mean) / (layer.running_var + layer.eps).sqrt()
+            squares.append((running - batch).square())
+        assert found[path] == pytest.approx(float(torch.cat(squares).mean()), rel=1e-9)
+
+
 def test_the_four_numbers_are_those_measured_by_hand():
     model = spoiled(trained(), "bn1", lambda bn: bn.running_var.mul_(30))
     evaluation, training = data(), data(seed=2)
