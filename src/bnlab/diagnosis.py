@@ -201,6 +201,7 @@ def check_with(
 
         if not isinstance(target, nn.Module):
             raise UsageError(f"check: target must be a path or a torch.nn.Module, got {type(target).__name__}.")
+        target = getattr(target, "_orig_mod", target)  # of a compiled model: one graph hides what runs
         found = Target("model", name or type(target).__name__)
         evidence = read_model(target, settings.hyperparameters)
         states = {layer.name: layer for network in evidence.networks for layer in network.layers}

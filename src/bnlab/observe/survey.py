@@ -88,6 +88,11 @@ def survey(model: nn.Module, states: Mapping[str, LayerState], inputs: Inputs) -
     Raises:
         UsageError: If its forward, the metric or the loss raises, or data has no batch.
     """
+    with torch.compiler.set_stance("force_eager"):
+        return _surveyed(model, states, inputs)
+
+
+def _surveyed(model: nn.Module, states: Mapping[str, LayerState], inputs: Inputs) -> ModelEvidence:
     modules = any_batch_norm(model)
     layers = {name: _layer(name, module, states.get(name), inputs.optimizer) for name, module in modules.items()}
     missing = {
@@ -98,6 +103,8 @@ def survey(model: nn.Module, states: Mapping[str, LayerState], inputs: Inputs) -
     example = _example(inputs)
     if example is None or not layers:
         return ModelEvidence(layers=tuple(layers.values()), missing=missing)
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise UsageError("model: it must have values to run on data, got parameters on the meta device.")
     missing.pop("example", None)
     ran = _executions(model, example, modules)
     ordered = [*ran, *(name for name in layers if name not in ran)]

@@ -221,6 +221,25 @@ def test_what_goes_wrong_ends_in_a_line_and_an_untouched_model(arguments, messag
         assert not module._forward_pre_hooks
 
 
+def test_compiled_models_are_looked_at_in_eager_mode():
+    model = trained()
+    evaluation = data(3)
+    expected = bnlab.check(model, data=evaluation)
+    whole = torch.compile(model, backend="eager")
+    assert bnlab.check(whole, data=evaluation).layers == expected.layers
+    model.layer1.compile(backend="eager")
+    assert bnlab.check(model, data=evaluation).layers == expected.layers
+
+
+def test_models_without_values_are_refused():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.BatchNorm2d(3))
+    with pytest.raises(
+        UsageError, match="model: it must have values to run on data, got parameters on the meta device"
+    ):
+        bnlab.check(model, data=data(1))
+
+
 def test_paths_take_no_data(tmp_path):
     with pytest.raises(UsageError, match="check: target must be a model to use data, got a path"):
         bnlab.check(tmp_path / "x.pt", data=data(1))
