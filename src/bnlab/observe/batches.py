@@ -60,6 +60,14 @@ class Without:
         self._data = data
         self._left_out = left_out
 
+    def __len__(self) -> int:
+        """Return the number of batches, if the data knows its own."""
+        return len(self._data) - len(self._left_out)  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the data has
+        """Return what the data itself offers, such as the `dataset` of a loader."""
+        return getattr(self._data, name)
+
     def __iter__(self) -> Iterator[Any]:
         """Yield the other batches."""
         return (batch for index, batch in enumerate(self._data) if index not in self._left_out)
@@ -89,7 +97,10 @@ def dealt(data: Iterable[Any], batches: int) -> list[Any]:
         if not together:
             return []
         mixed.append(torch.cat(list(column)))
-    return [_with_tensors(_input(batch), [m[part] for m in mixed]) for batch, part in zip(kept, order, strict=True)]
+    dealt_out = [
+        _with_tensors(_input(batch), [m[part] for m in mixed]) for batch, part in zip(kept, order, strict=True)
+    ]
+    return [(item,) if isinstance(batch, (tuple, list)) else item for item, batch in zip(dealt_out, kept, strict=True)]
 
 
 def _with_tensors(item: Any, tensors: list[Tensor]) -> Any:  # noqa: ANN401

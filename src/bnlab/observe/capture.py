@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.errors import UsageError
 from bnlab.functional.moments import batch_moments, per_channel
 from bnlab.nn._base import BatchNormBase
-from bnlab.observe.batches import Forward, batches_of, run_batch
+from bnlab.observe.batches import Forward, batches_of, run_batch, tensors_in
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
 from bnlab.observe.gap import batch_sums
@@ -115,7 +115,7 @@ class _OneValue(Exception):
 class _Order:
     """How many layers the first batch ran through, so that later ones may stop after the last.
 
-    If the first batch left a layer out every batch runs to its end.
+    If the first batch left a layer out, or ran one twice, every batch runs to its end: others may differ.
     """
 
     layers: int
@@ -125,7 +125,7 @@ class _Order:
 
     def begin(self) -> None:
         if self.expected is None and self.calls:
-            self.expected = self.calls if len(self.seen) == self.layers else 0
+            self.expected = self.calls if len(self.seen) == self.calls == self.layers else 0
         elif self.expected is not None and self.calls != self.expected:
             self.expected = 0  # the batches differ: run each to its end
         self.calls = 0
@@ -153,19 +153,28 @@ def _metering(layers: Mapping[str, nn.Module], meters: Mapping[str, _Meter]) -> 
 
 
 def _hooks(layer: nn.Module, meter: _Meter, scratch: _Scratch | None, order: _Order) -> list[Any]:
-    def before(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        x = arguments[0]
+    def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        x = _given(arguments, keywords)
         if x.numel() == meter.channels:
             raise _OneValue(meter.path)
         if scratch is not None:
             scratch.clear()
 
-    def after(_: nn.Module, arguments: tuple[Any, ...], __: object) -> None:
-        if arguments[0].numel():
-            meter.add(arguments[0], None if scratch is None else scratch.read())
+    def after(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], __: object) -> None:
+        x = _given(arguments, keywords)
+        if x.numel() and x.dim() > 1 and x.size(1) == meter.channels:
+            meter.add(x, None if scratch is None else scratch.read())
         order.count(meter.path)
 
-    return [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
+    return [
+        layer.register_forward_pre_hook(before, with_kwargs=True),
+        layer.register_forward_hook(after, with_kwargs=True),
+    ]
+
+
+def _given(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
+    """Return the input of a call: the first tensor."""
+    return tensors_in([arguments, keywords])[0]
 
 
 def _leaves_statistics(layer: nn.Module) -> TypeGuard[_BatchNorm]:

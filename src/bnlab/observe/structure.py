@@ -26,7 +26,11 @@ def executions(model: nn.Module, graph: ExecutedGraph, layers: Mapping[str, nn.M
     """Return what the graph shows of every layer that ran, in the order in which they ran first."""
     names = [call.modules[-1] for call in graph.calls if call.function is None]
     modules = dict(model.named_modules())
-    return {name: _execution(modules, graph, name) for name in dict.fromkeys(names) if name in layers}
+    return {
+        name: _execution(modules, graph, name)
+        for name in dict.fromkeys(names)
+        if name in layers and all(call.inputs for call in graph.of_layer(name))
+    }
 
 
 def _execution(modules: Mapping[str, nn.Module], graph: ExecutedGraph, name: str) -> Execution:

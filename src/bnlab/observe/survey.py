@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from bnlab.errors import UsageError
 from bnlab.observe.batches import (
@@ -88,7 +90,7 @@ def survey(model: nn.Module, states: Mapping[str, LayerState], inputs: Inputs) -
     Raises:
         UsageError: If its forward, the metric or the loss raises, or data has no batch.
     """
-    with torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"), untouched(model):
         return _surveyed(model, states, inputs)
 
 
@@ -105,8 +107,10 @@ def _surveyed(model: nn.Module, states: Mapping[str, LayerState], inputs: Inputs
         return ModelEvidence(layers=tuple(layers.values()), missing=missing)
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise UsageError("model: it must have values to run on data, got parameters on the meta device.")
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise UsageError("model: it must know its shapes, got a lazy layer. Run one batch first.")
     missing.pop("example", None)
-    ran = _executions(model, example, modules)
+    ran = _executions(model, example, modules, few=inputs.example is None)
     ordered = [*ran, *(name for name in layers if name not in ran)]
     found = [replace(layers[name], execution=ran.get(name)) for name in ordered]
     evidence = ModelEvidence(layers=tuple(found), missing=missing)
@@ -148,15 +152,27 @@ def _example(inputs: Inputs) -> Any:  # noqa: ANN401 - a batch may be anything
     if inputs.example is not None or inputs.data is None:
         return inputs.example
     for batch in inputs.data:
-        return first_samples(batch, _EXAMPLE_SAMPLES)
+        return batch
     raise UsageError("data: it must hold at least one batch, got none.")
 
 
-def _executions(model: nn.Module, example: Any, modules: Mapping[str, nn.Module]) -> dict[str, Execution]:  # noqa: ANN401
+def _executions(
+    model: nn.Module,
+    example: Any,  # noqa: ANN401 - a batch may be anything
+    modules: Mapping[str, nn.Module],
+    *,
+    few: bool,
+) -> dict[str, Execution]:
+    """Run the example and return what it shows; a few samples of it do, if the model takes a cut batch."""
     batch = next(batches_of([example], model))
     with untouched(model), torch.no_grad(), said("forward must run on the example"):
-        graph = execute(model.eval(), batch, modules.values())
-    return executions(model, graph, modules)
+        model.eval()
+        if few:
+            with suppress(Exception):
+                return executions(
+                    model, execute(model, first_samples(batch, _EXAMPLE_SAMPLES), modules.values()), modules
+                )
+        return executions(model, execute(model, batch, modules.values()), modules)
 
 
 def _with_data(
@@ -164,11 +180,11 @@ def _with_data(
 ) -> ModelEvidence:
     passes = _Passes(model, modules, inputs)
     seen, usable = passes.over("data", data)
-    shuffled, _ = passes.over("shuffled data", dealt(usable, _most_batches(seen)))
+    shuffled = passes.over_shuffled("data", usable)
     reference, trained_on, train_shuffled = usable, _NOTHING, _NOTHING
     if inputs.train_data is not None:
         trained_on, reference = passes.over("train_data", inputs.train_data)
-        train_shuffled, _ = passes.over("shuffled train_data", dealt(reference, _most_batches(trained_on)))
+        train_shuffled = passes.over_shuffled("train_data", reference)
     dropped = _NOTHING
     if any(layer.execution is not None and layer.execution.dropout is not None for layer in evidence.layers):
         dropped, _ = passes.over("data with dropout on", reference, dropout=True)
@@ -207,13 +223,24 @@ class _Passes:
     modules: Mapping[str, nn.Module]
     inputs: Inputs
     notes: list[str] = field(default_factory=list)
+    batches: Counter[str] = field(default_factory=Counter)
+
+    def over_shuffled(self, what: str, data: Iterable[Any]) -> Mapping[str, Observed]:
+        """Return what every layer gets when samples are dealt into batches at random; nothing if they cannot be."""
+        with suppress(UsageError):
+            return self.over(f"shuffled {what}", dealt(data, self.batches[what]))[0]
+        return _NOTHING
 
     def over(
         self, what: str, data: Iterable[Any], *, dropout: bool = False
     ) -> tuple[Mapping[str, Observed], Iterable[Any]]:
         """Return what every layer got, and the data without the batches that have no batch statistics."""
         short: set[int] = set()
-        advance = partial(self.inputs.advance, f"observing {what}")
+
+        def advance() -> None:
+            self.batches[what] += 1
+            self.inputs.advance(f"observing {what}")
+
         with said(f"forward must run on every batch of {what}"):
             seen = observe(self.model, self.modules, data, dropout=dropout, advance=advance, skipped=short)
         if not short:
@@ -221,10 +248,6 @@ class _Passes:
         batches = "1 batch" if len(short) == 1 else f"{len(short)} batches"
         self.notes.append(f"{what}: {batches} of one value per channel left out: no batch statistics")
         return seen, Without(data, short)
-
-
-def _most_batches(seen: Mapping[str, Observed]) -> int:
-    return max((observed.batches for observed in seen.values()), default=0)
 
 
 def _with_gap(layer: ModelLayer) -> ModelLayer:
@@ -277,11 +300,17 @@ def _mixing(model: nn.Module, data: Iterable[Any], evidence: ModelEvidence) -> f
     half = size // 2
     part = first_samples(batch, half)
     with untouched(model), torch.no_grad():
-        whole, alone = _outputs(model.eval(), batch), _outputs(model, part)
+        whole, again = _outputs(model.eval(), batch), _outputs(model, batch)
+        try:
+            alone = _outputs(model, part)
+        except Exception:
+            return None
+    if any(not torch.equal(left, right) for left, right in zip(whole, again, strict=True)):
+        return None
     changes = [
         float((left[:half] - right).abs().max() / left.std().clamp(min=1e-12))
         for left, right in zip(whole, alone, strict=False)
-        if left.dim() and right.dim() and left.size(0) == size and right.size(0) == half and left.numel() > 1
+        if left.dim() and left.size(0) == size and left[:half].shape == right.shape and left.numel() > 1
         if bool(left.isfinite().all()) and bool(right.isfinite().all())
     ]
     return max(changes, default=None)
@@ -289,6 +318,8 @@ def _mixing(model: nn.Module, data: Iterable[Any], evidence: ModelEvidence) -> f
 
 def _gradients(model: nn.Module, evidence: ModelEvidence, inputs: Inputs, data: Iterable[Any]) -> dict[str, Gradient]:
     """Return the gradient of the loss at the weights of every layer's producer, on the first batch."""
+    if inputs.loss is None:
+        return {}
     producers = {
         layer.name: layer.execution.producer.name
         for layer in evidence.layers
@@ -296,7 +327,7 @@ def _gradients(model: nn.Module, evidence: ModelEvidence, inputs: Inputs, data: 
     }
     weights = {name: getattr(model.get_submodule(path), "weight", None) for name, path in producers.items()}
     wanted = {name: weight for name, weight in weights.items() if isinstance(weight, Tensor) and weight.requires_grad}
-    if inputs.loss is None or not wanted:
+    if not wanted:
         return {}
     batch = next(iter(batches_of(data, model)))
     with untouched(model), torch.enable_grad(), said("loss must be a scalar of model and batch"):

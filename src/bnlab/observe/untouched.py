@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from bnlab.errors import BnlabError, UsageError
 
@@ -17,21 +18,17 @@ __all__ = ["said", "untouched"]
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put modes, buffers, attributes and every random number generator back when the block ends, however it ends.
+    """Put a model and every random number generator back when the block ends, however it ends.
 
-    Buffers get their values back, and are the same tensors as before; what is random behind the block goes on as if it
-    had not been there. Attributes are put back by reference: a list that forward appended to keeps what it got. So are
-    parameters: one that forward gives other values gets its own back, unless it was changed in place.
+    Modes, submodules, hooks, requires_grad and gradients are those of before; buffers get their values back, and are
+    the same tensors; what is random behind the block goes on as if it had not been there. Other attributes are put
+    back by reference: a list that forward appended to keeps what it got. So are parameters: one that forward gives
+    other values gets its own back, unless it was changed in place.
     """
-    attributes = [(module, _attributes(module)) for module in model.modules()]
-    buffers: list[tuple[nn.Module, str, Tensor | None]] = [
-        (module, name, buffer)
-        for module in model.modules()
-        for name, buffer in module._buffers.items()  # noqa: SLF001 - entries that are None count too
-    ]
-    values = {id(buffer): (buffer, buffer.detach().clone()) for buffer in model.buffers()}
-    parameters = [(parameter, parameter.data) for parameter in model.parameters()]
-    devices = sorted({buffer.device.index or 0 for buffer, _ in values.values() if buffer.device.type == "cuda"})
+    states: list[_ModuleState | _ParameterState] = [_ModuleState(module) for module in model.modules()]
+    states += [_ParameterState(parameter) for parameter in model.parameters() if _has_values(parameter)]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if _has_values(buffer)]
+    devices = sorted({buffer.device.index or 0 for buffer, _ in buffers if buffer.device.type == "cuda"})
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is what models draw from
     with torch.random.fork_rng(devices=devices):
         try:
@@ -39,18 +36,59 @@ def untouched(model: nn.Module) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
-            for module, before in attributes:
-                for name in _attributes(module).keys() - before.keys():
-                    del vars(module)[name]
-                vars(module).update(before)
-            for parameter, value in parameters:
-                parameter.data = value
-            for module, name, buffer in buffers:
-                module._buffers[name] = buffer  # noqa: SLF001
+            for state in states:
+                state.restore()
             with torch.no_grad():
-                for buffer, value in values.values():
+                for buffer, value in buffers:
                     if not torch.equal(buffer, value):
                         buffer.copy_(value)
+
+
+def _has_values(tensor: Tensor) -> bool:
+    return not (is_lazy(tensor) or tensor.is_meta)
+
+
+class _ModuleState:
+    """The attributes of a module, and what its dicts hold."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._training = module.training
+        self._attributes = _attributes(module)
+        self._contents = [(held, dict(held)) for held in _containers(module)]
+
+    def restore(self) -> None:
+        """Put them back."""
+        for name in _attributes(self._module).keys() - self._attributes.keys():
+            del vars(self._module)[name]
+        vars(self._module).update(self._attributes)
+        for held, content in self._contents:
+            held.clear()
+            held.update(content)
+        if self._module.training != self._training:  # of a ScriptModule it is no attribute
+            self._module.training = self._training
+
+
+class _ParameterState:
+    """The values, requires_grad and gradient of a parameter, by reference."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self._parameter = parameter
+        self._data, self._grad = parameter.data, parameter.grad
+        self._requires_grad = parameter.requires_grad
+
+    def restore(self) -> None:
+        """Put them back."""
+        self._parameter.data = self._data
+        self._parameter.requires_grad_(self._requires_grad)
+        self._parameter.grad = self._grad
+
+
+def _containers(module: nn.Module) -> list[dict[str, object]]:
+    """Return the dicts of submodules, parameters, buffers and hooks."""
+    own = vars(module)
+    names = ("_modules", "_parameters", "_buffers", *(name for name in own if name.endswith("_hooks")))
+    return [own[name] for name in names if isinstance(own.get(name), dict)]
 
 
 def _attributes(module: nn.Module) -> dict[str, object]:

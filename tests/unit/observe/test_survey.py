@@ -240,6 +240,112 @@ def test_models_without_values_are_refused():
         bnlab.check(model, data=data(1))
 
 
+def test_a_data_loader_draws_no_random_number():
+    model = trained("mlp")
+    whole = torch.utils.data.TensorDataset(images(64), torch.arange(64) % 10)
+    loader = torch.utils.data.DataLoader(whole, batch_size=16, shuffle=True)
+    before = torch.get_rng_state()
+    bnlab.check(model, data=loader, metric=accuracy)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_a_metric_does_to_the_model_is_taken_back():
+    model = trained()
+    hooks = [len(m._forward_hooks) for m in model.modules()]
+
+    def metric(model, batches):
+        model.requires_grad_(False)
+        model.bn1 = nn.Identity()
+        model.conv1.register_forward_hook(lambda module, x, y: None)
+        return 1.0
+
+    bnlab.check(model, data=data(3), metric=metric)
+    assert all(p.requires_grad for p in model.parameters())
+    assert isinstance(model.bn1, nn.BatchNorm2d)
+    assert [len(m._forward_hooks) for m in model.modules()] == hooks
+
+
+def test_spectral_norm_does_not_move_on():
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 1)), nn.BatchNorm2d(4)).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    bnlab.check(model, data=data(3))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_layer_that_runs_more_often_on_later_batches_is_counted_whole():
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            return sum(self.bn(x[:, step]) for step in range(x.size(1)))
+
+    batches = [torch.randn(8, steps, 4) for steps in (2, 6, 6)]
+    model = Steps()
+    found = [bnlab.check(model, data=order).layers[0].gap["total"] for order in (batches, batches[::-1])]
+    assert found[0] == pytest.approx(found[1])
+
+
+def test_nested_inputs_are_shuffled_as_they_are():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm1d(4)
+
+        def forward(self, pair):
+            first, second = pair
+            return self.bn(first + second)
+
+    nested = [((torch.randn(16, 4), torch.randn(16, 4)), torch.zeros(16)) for _ in range(6)]
+    diagnosis = bnlab.check(Pair(), data=nested)
+    assert {o.code: o.status.value for o in diagnosis.outcomes}["BN403"] == "passed"
+
+
+def test_noise_in_eval_mode_is_no_dependence_on_the_batch():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = trained()
+
+        def forward(self, x):
+            y = self.net(x)
+            return y + torch.randn_like(y)
+
+    assert "BN302" not in {code for code, _ in warned(bnlab.check(Noisy(), data=data(3)))}
+
+
+def test_models_that_need_whole_batches():
+    class Grouped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            z = self.bn(x.view(-1, 8, 4).mean(1))
+            return z @ z.T
+
+    assert bnlab.check(Grouped(), data=[torch.randn(64, 4) for _ in range(6)]).layers[0].calls == 1
+
+
+def test_a_layer_called_by_keyword():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return self.bn(input=x)
+
+    assert bnlab.check(Keyword(), data=data(3)).layers[0].gap is not None
+
+
+def test_lazy_models_are_refused():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.BatchNorm2d(4))
+    with pytest.raises(UsageError, match="model: it must know its shapes, got a lazy layer"):
+        bnlab.check(model, data=data(1))
+
+
 def test_paths_take_no_data(tmp_path):
     with pytest.raises(UsageError, match="check: target must be a model to use data, got a path"):
         bnlab.check(tmp_path / "x.pt", data=data(1))
