@@ -126,13 +126,13 @@ _MOST = 1e6
 
 def _staleness(state: LayerState, momentum: float | None, eps: float, seen: Observed) -> tuple[Floats, Floats]:
     """Return per channel the larger effect of mean and variance, and its size in standard errors."""
-    own = 0.0 if momentum is None else momentum / (2 - momentum)
+    mean_noise, var_noise = seen.buffer_noise(momentum)
     spread = seen.within_var + eps
     mean_effect = np.abs(state.running_mean - seen.within_mean) / np.sqrt(spread)
-    mean_error = np.sqrt((seen.mean_error**2 + own * seen.batch_mean_var) / spread)
+    mean_error = np.sqrt(mean_noise / spread)
     stored = np.where(np.isfinite(state.running_var), np.maximum(state.running_var, 0), np.inf) + eps
     var_effect = np.abs(np.log(stored / spread)) / 2
-    var_error = np.sqrt(seen.var_error**2 + own * seen.batch_var_var) / (2 * spread)
+    var_error = np.sqrt(var_noise) / (2 * spread)
     effect = np.minimum(np.nan_to_num(np.maximum(mean_effect, var_effect), nan=_MOST), _MOST)
     by_mean = mean_effect >= var_effect
     error = np.where(by_mean, mean_error, var_error)

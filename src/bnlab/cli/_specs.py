@@ -16,7 +16,7 @@ from bnlab.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["load_data", "load_example", "load_metric", "load_model"]
+__all__ = ["imported", "load_data", "load_example", "load_metric", "load_model"]
 
 _SPEC = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
@@ -114,22 +114,29 @@ def load_model(spec: str, option: str = "--model") -> nn.Module:
 
 
 def _resolve(spec: str, option: str, names: Sequence[str], *, call: bool) -> Any:
-    """Import what a spec names, from the current folder first, and call it if asked; what that raises is one line.
-
-    Afterwards the current folder is the last that is searched: what was imported may import more when it is used.
-    """
+    """Import what a spec names, and call it if asked; what that raises is one line."""
     rule = f"{option}: value must be {', '.join(names)}{' or ' if names else ''}package.module:callable, got {spec!r}"
     if _SPEC.fullmatch(spec) is None:
         raise UsageError(f"{rule}.")
+    try:
+        return imported(spec, call=call)
+    except (Exception, SystemExit) as err:
+        text = " ".join(f"{type(err).__name__}: {err}".split())
+        raise UsageError(f"{rule} ({text.rstrip('.')}).") from err
+
+
+def imported(spec: str, *, call: bool) -> Any:
+    """Import what `package.module:callable` names, from the current folder first, and call it if asked.
+
+    Afterwards the current folder is the last that is searched: what was imported may import more when it is used. What
+    the import or the call raises is up to them.
+    """
     module_name, _, attribute = spec.partition(":")
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
         found: Any = operator.attrgetter(attribute)(importlib.import_module(module_name))
         return found() if call else found
-    except (Exception, SystemExit) as err:
-        text = " ".join(f"{type(err).__name__}: {err}".split())
-        raise UsageError(f"{rule} ({text.rstrip('.')}).") from err
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(folder)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import glob
-import importlib
-import operator
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bnlab.cli._specs import imported
 from bnlab.errors import BnlabError, UnreadableFile, UsageError
 
 if TYPE_CHECKING:
@@ -68,16 +66,11 @@ def build_model(spec: str) -> nn.Module:
     Raises:
         UsageError: If there is no such callable, it raises or exits, or it returns something else than a module.
     """
-    module_name, _, attribute = spec.partition(":")
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
     try:
-        model: object = operator.attrgetter(attribute)(importlib.import_module(module_name))()
+        model: object = imported(spec, call=True)
     except (Exception, SystemExit) as err:
         text = " ".join(f"{type(err).__name__}: {err}".split())
         raise UsageError(f"{spec}: target must be a file, or a callable that returns a model, got {text}.") from err
-    finally:
-        sys.path.remove(folder)
 
     from torch import nn
 

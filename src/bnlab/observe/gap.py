@@ -208,15 +208,8 @@ def _expected_between_batches(data: Observed, shuffled: Observed | None, eps: fl
 
 
 def _expected_of_buffers(reference: Observed, running: RunningStatistics) -> Floats:
-    """Return what sampling explains of the difference between buffers and data: SE^2 + Var(mu_B) a/(2-a)."""
-    momentum = running.momentum
-    own = 0.0 if momentum is None else momentum / (2 - momentum)
-    return _relative(
-        reference.mean_error**2 + own * reference.batch_mean_var,
-        reference.var_error**2 + own * reference.batch_var_var,
-        reference,
-        running.eps,
-    )
+    """Return what sampling explains of the difference between buffers and data."""
+    return _relative(*reference.buffer_noise(running.momentum), reference, running.eps)
 
 
 def _held_back(target: tuple[Floats, Floats], running: RunningStatistics) -> tuple[Floats, Floats] | None:

@@ -114,6 +114,14 @@ class Observed:
         """Standard error of the variance, from the squared deviations of single samples."""
         return np.sqrt(self.image_square_var / max(self.images, 1))
 
+    def buffer_noise(self, momentum: float | None) -> tuple[Floats, Floats]:
+        """Return the variance by which running mean and variance may differ from what was observed.
+
+        SE^2 + Var(batch statistic) a/(2-a): the error of this data, and the noise of a settled moving average.
+        """
+        own = 0.0 if momentum is None else momentum / (2 - momentum)
+        return self.mean_error**2 + own * self.batch_mean_var, self.var_error**2 + own * self.batch_var_var
+
     @property
     def images_per_batch(self) -> float:
         """Mean number of samples in a batch."""
