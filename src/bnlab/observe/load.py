@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bnlab.errors import PickledModule, UnreadableFile, UsageError
+from bnlab.errors import NotACheckpoint, PickledModule, UnreadableFile, UsageError
+from bnlab.observe.checkpoint import read_checkpoint
+from bnlab.observe.evidence import Hyperparameters
 
 __all__ = ["load_into"]
 
@@ -27,6 +30,7 @@ def load_into(model: nn.Module, path: Path) -> None:
 
     Raises:
         UnreadableFile: If the file is not there or cannot be read.
+        DamagedFile: If it is cut off or otherwise damaged.
         PickledModule: If it holds more than tensors and plain data.
         UsageError: If no state dict in it fits the model.
     """
@@ -66,10 +70,11 @@ def _content(path: Path) -> Any:  # noqa: ANN401 - a checkpoint holds any data
             f"{path}: file must be readable, got: {(error.strerror or str(error)).lower()}."
         ) from error
     except Exception as error:
-        text = " ".join(str(error).split())
+        with suppress(PickledModule, NotACheckpoint):
+            read_checkpoint(path, Hyperparameters())  # says of a damaged file what is wrong with it
         raise PickledModule(
-            f"{path}: file must hold tensors and plain data only to be loaded into a model, got {text[:200]}. "
-            f"Save model.state_dict()."
+            f"{path}: file must hold tensors and plain data only to be loaded into a model, got what "
+            f"torch.load(weights_only=True) refuses. Save model.state_dict()."
         ) from error
 
 

@@ -115,6 +115,7 @@ def test_an_example_shows_the_structure(bnlab_command, code):
         ),
         (["absent.pt", "--model", "mine:build"], "absent.pt: file must be readable, got: no such file or directory."),
         (["module.pt", "--model", "mine:build"], "module.pt: file must hold tensors and plain data only to be loaded"),
+        (["cut.pt", "--model", "mine:build"], "cut.pt: file must be "),
         (["empty.pt", "--model", "mine:build"], "empty.pt: file must hold a state dict, got none."),
     ],
 )
@@ -122,10 +123,12 @@ def test_what_goes_wrong_with_models_is_one_line(bnlab_command, code, healthy, a
     save(state_dict(), code / "other.pt")
     save({"epoch": 1}, code / "empty.pt")
     torch.save(small_network(), code / "module.pt")
+    (code / "cut.pt").write_bytes(healthy.read_bytes()[:500])
     status, out, err = bnlab_command("check", *arguments)
     assert (status, out) == (2, "")
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
+    assert "weights only load failed" not in err.lower()
 
 
 def test_exit_code_0_without_findings(bnlab_command, healthy):
