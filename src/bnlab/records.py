@@ -32,11 +32,13 @@ __all__ = [
     "LayerRecord",
     "LeftAlone",
     "Level",
+    "Measurement",
     "MetricChange",
     "Numbers",
     "Outcome",
     "Quantity",
     "Range",
+    "Recheck",
     "Safety",
     "Status",
     "Summary",
@@ -49,7 +51,7 @@ __all__ = [
 SCHEMA = "bnlab.diagnosis/1"
 RECEIPT_SCHEMA = "bnlab.receipt/1"
 
-_ADDED_LATER = ("calls", "inputs", "gap")
+_ADDED_LATER = ("calls", "inputs", "gap", "measurements", "recheck")
 """Keys that a text written before they existed does not have."""
 
 Record = TypeVar("Record")
@@ -299,6 +301,42 @@ class MetricChange:
     after: float
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """A number that an action measured to prove itself.
+
+    Attributes:
+        layer: The layer, or the pair "conv1 + bn1"; None for the whole model.
+        what: What was measured, such as "standard error of the mean".
+        value: The number.
+        unit: Its unit, such as "std".
+    """
+
+    layer: str | None
+    what: str
+    value: float
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recheck:
+    """What the checks say after a repair, beside what they said before.
+
+    Attributes:
+        before: Counts of findings before.
+        after: Counts of findings after.
+        resolved: "CODE layer" of each finding that is gone.
+        remaining: "CODE layer" of each finding that is still there.
+        appeared: "CODE layer" of each finding that is new.
+    """
+
+    before: Summary
+    after: Summary
+    resolved: tuple[str, ...]
+    remaining: tuple[str, ...]
+    appeared: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Changes(_Document):
     """What an action did to a model; the attributes are the keys of the JSON form.
@@ -311,6 +349,8 @@ class Changes(_Document):
         metric: The metric before and after, where one was given.
         kept: Whether the changes stand; False if they were taken back because the metric got worse.
         notes: What else is worth knowing.
+        measurements: Numbers that prove the action, or say how far to trust it.
+        recheck: What the checks say after a repair.
     """
 
     schema: str = RECEIPT_SCHEMA
@@ -322,6 +362,8 @@ class Changes(_Document):
     metric: MetricChange | None = None
     kept: bool = True
     notes: tuple[str, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    recheck: Recheck | None = None
 
 
 def to_json(value: object) -> Any:
