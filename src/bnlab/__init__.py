@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from bnlab.diagnosis import Diagnosis, check
     from bnlab.remedies._receipt import Receipt
     from bnlab.remedies.convert import convert
+    from bnlab.remedies.recalibrate import recalibrate
 
-__all__ = ["Diagnosis", "Receipt", "__version__", "check", "convert", "explain", "functional", "nn"]
+__all__ = ["Diagnosis", "Receipt", "__version__", "check", "convert", "explain", "functional", "nn", "recalibrate"]
 
 _HOMES = {
     "Diagnosis": "bnlab.diagnosis",
@@ -21,6 +22,7 @@ _HOMES = {
     "check": "bnlab.diagnosis",
     "convert": "bnlab.remedies.convert",
     "explain": "bnlab.checks",
+    "recalibrate": "bnlab.remedies.recalibrate",
 }
 
 _SUBPACKAGES = ("functional", "nn")

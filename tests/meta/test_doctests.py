@@ -16,6 +16,7 @@ MODULES = [
     "bnlab.lab.metrics",
     "bnlab.nn.batch_renorm",
     "bnlab.remedies.convert",
+    "bnlab.remedies.recalibrate",
 ]
 
 

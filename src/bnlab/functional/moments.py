@@ -152,7 +152,7 @@ def population_moments(
     Args:
         batches: Moments of the mini-batches, each with a count of at least 1.
         estimator: "population" pools them exactly, by the law of total variance; "within-batch" averages the means
-            and unbiased variances of the batches, each with the same weight: the paper's
+            and unbiased variances of the batches, each weighted by its count: for batches of one size the paper's
             E[x] = E_B[mu_B], Var[x] = m/(m-1) E_B[sigma_B^2], which torch's running statistics estimate and which
             leaves out how much the batches differ.
 
@@ -163,8 +163,8 @@ def population_moments(
         Ioffe and Szegedy 2015, Algorithm 2; Wu and Johnson 2021, appendix A.2.
     """
     all_ = list(batches)
+    pooled = reduce(merge, all_)
     if estimator == "population":
-        pooled = reduce(merge, all_)
         return pooled.mean, pooled.unbiased_var
-    means, variances = ([batch.mean for batch in all_], [batch.unbiased_var for batch in all_])
-    return torch.stack(means).mean(0), torch.stack(variances).mean(0)
+    weighted = torch.stack([batch.unbiased_var * batch.count for batch in all_]).sum(0)
+    return pooled.mean, weighted / pooled.count

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.errors import UsageError
 from bnlab.functional.moments import batch_moments, per_channel
-from bnlab.nn._base import BatchNormBase
-from bnlab.observe.batches import Forward, batches_of, run_batch, tensors_in
+from bnlab.observe.batch_pass import AllSeen, OneValue, Order, Scratch, given, leaves_statistics
+from bnlab.observe.batches import Forward, batches_of, run_batch
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
 from bnlab.observe.gap import batch_sums
@@ -28,9 +28,6 @@ from bnlab.observe.model_evidence import Observed
 from bnlab.observe.untouched import untouched
 
 __all__ = ["observe"]
-
-_UNWRITTEN = -1.0
-"""A variance no layer leaves behind."""
 
 _FAR = 50.0
 """abs(mean)/std above which the statistics of torch's kernels are computed again."""
@@ -82,9 +79,9 @@ def observe(
                 order.begin()
                 try:
                     forward(model, batch)
-                except _AllSeen:
+                except AllSeen:
                     pass
-                except _OneValue as found:
+                except OneValue as found:
                     short[index] = found.path
                 advance()
     if short and len(short) == index + 1:
@@ -99,50 +96,12 @@ def _is_dropout(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.dropout._DropoutNd) or "droppath" in name or "stochasticdepth" in name  # noqa: SLF001
 
 
-class _AllSeen(Exception):
-    """Raised to leave a forward pass after the last BN layer."""
-
-
-class _OneValue(Exception):
-    """Raised to leave a forward pass at a layer that has one value per channel."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.path = path
-
-
-@dataclass
-class _Order:
-    """How many layers the first batch ran through, so that later ones may stop after the last.
-
-    If the first batch left a layer out, or ran one twice, every batch runs to its end: others may differ.
-    """
-
-    layers: int
-    calls: int = 0
-    seen: set[str] = field(default_factory=set)
-    expected: int | None = None
-
-    def begin(self) -> None:
-        if self.expected is None and self.calls:
-            self.expected = self.calls if len(self.seen) == self.calls == self.layers else 0
-        elif self.expected is not None and self.calls != self.expected:
-            self.expected = 0  # the batches differ: run each to its end
-        self.calls = 0
-
-    def count(self, path: str) -> None:
-        self.calls += 1
-        self.seen.add(path)
-        if self.expected and self.calls == self.expected:
-            raise _AllSeen
-
-
 @contextmanager
-def _metering(layers: Mapping[str, nn.Module], meters: Mapping[str, _Meter]) -> Iterator[_Order]:
-    order, handles = _Order(len(layers)), []
+def _metering(layers: Mapping[str, nn.Module], meters: Mapping[str, _Meter]) -> Iterator[Order]:
+    order, handles = Order(len(layers)), []
     try:
         for path, layer in layers.items():
-            reader = _Scratch(layer) if _leaves_statistics(layer) else None
+            reader = Scratch(layer) if leaves_statistics(layer) else None
             if reader is None and isinstance(layer, _BatchNorm):
                 layer.running_mean = layer.running_var = None
             handles += _hooks(layer, meters[path], reader, order)
@@ -152,16 +111,16 @@ def _metering(layers: Mapping[str, nn.Module], meters: Mapping[str, _Meter]) -> 
             handle.remove()
 
 
-def _hooks(layer: nn.Module, meter: _Meter, scratch: _Scratch | None, order: _Order) -> list[Any]:
+def _hooks(layer: nn.Module, meter: _Meter, scratch: Scratch | None, order: Order) -> list[Any]:
     def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        x = _given(arguments, keywords)
+        x = given(arguments, keywords)
         if x.numel() == meter.channels:
-            raise _OneValue(meter.path)
+            raise OneValue(meter.path)
         if scratch is not None:
             scratch.clear()
 
     def after(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], __: object) -> None:
-        x = _given(arguments, keywords)
+        x = given(arguments, keywords)
         if x.numel() and x.dim() > 1 and x.size(1) == meter.channels:
             meter.add(x, None if scratch is None else scratch.read())
         order.count(meter.path)
@@ -170,43 +129,6 @@ def _hooks(layer: nn.Module, meter: _Meter, scratch: _Scratch | None, order: _Or
         layer.register_forward_pre_hook(before, with_kwargs=True),
         layer.register_forward_hook(after, with_kwargs=True),
     ]
-
-
-def _given(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
-    """Return the input of a call: the first tensor."""
-    return tensors_in([arguments, keywords])[0]
-
-
-def _leaves_statistics(layer: nn.Module) -> TypeGuard[_BatchNorm]:
-    plain = isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)) and not isinstance(layer, BatchNormBase)
-    weight = getattr(layer, "weight", None)
-    dtype = torch.float32 if weight is None else weight.dtype
-    return plain and dtype in (torch.float32, torch.float64)
-
-
-class _Scratch:
-    """Buffers in which a layer of torch leaves the statistics of a batch. The layer is put back by `untouched`."""
-
-    def __init__(self, layer: _BatchNorm) -> None:
-        weight: Tensor | None = layer.weight
-        like = weight if weight is not None else next(iter(layer.buffers()), torch.zeros(()))
-        dtype = like.dtype if like.is_floating_point() else torch.float32
-        self._mean = torch.zeros(layer.num_features, dtype=dtype, device=like.device)
-        self._var = torch.full_like(self._mean, _UNWRITTEN)
-        layer.running_mean, layer.running_var = self._mean, self._var
-        layer.num_batches_tracked = None
-        layer.momentum, layer.track_running_stats, layer.training = 1.0, True, True
-
-    def clear(self) -> None:
-        """Forget the last batch."""
-        self._mean.zero_()
-        self._var.fill_(_UNWRITTEN)
-
-    def read(self) -> tuple[Tensor, Tensor] | None:
-        """Return mean and unbiased variance of the batch; None if the layer did not leave them."""
-        if bool((self._var == _UNWRITTEN).all()):
-            return None
-        return self._mean.to(torch.float64), self._var.to(torch.float64)
 
 
 @dataclass

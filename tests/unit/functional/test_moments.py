@@ -127,8 +127,9 @@ def test_population_estimators():
     everything = torch.cat(batches).double()
     assert_close(population_moments(parts), (everything.mean(0), everything.var(0)))
     mean, var = population_moments(parts, "within-batch")
-    assert_close(mean, torch.stack([batch.double().mean(0) for batch in batches]).mean(0))
-    assert_close(var, torch.stack([batch.double().var(0) for batch in batches]).mean(0))
+    assert_close(mean, everything.mean(0))
+    by_count = torch.tensor([len(batch) for batch in batches], dtype=torch.float64)[:, None] / len(everything)
+    assert_close(var, (by_count * torch.stack([batch.double().var(0) for batch in batches])).sum(0))
     assert (var < everything.var(0) / 10).all()
 
 

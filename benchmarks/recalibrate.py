@@ -1,0 +1,204 @@
+"""Recomputing running statistics: bnlab.recalibrate against fvcore's update_bn_stats and torch's update_bn.
+
+Sides take turns on the same model and batches in one process; medians. How exact each is: the statistics it stored
+beside float64 moments of the same activations, each side by its own definition of the variance. fvcore is a peer, not a
+dependency: pip install --no-deps fvcore iopath portalocker tabulate termcolor tqdm yacs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torch.optim.swa_utils import update_bn
+
+import bnlab
+from bnlab.functional import Moments, batch_moments, population_moments
+
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+"""Without it glibc gives the memory of every activation back, and page faults are measured."""
+
+Update = Callable[[nn.Module, list[Tensor]], object]
+
+
+class Bottleneck(nn.Module):
+    """ResNet-50's block."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = 4 * width
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block of (N, C, H, W)."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out)) + self.downsample(x)
+        return F.relu(out, inplace=True)
+
+
+def resnet50(head: nn.Module) -> nn.Sequential:
+    """Return a network built like ResNet-50: 53 BN layers, 3-4-6-3 bottlenecks."""
+    stages: list[nn.Module] = [
+        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, 1),
+    ]
+    inputs = 64
+    for index, blocks in enumerate((3, 4, 6, 3)):
+        width = 64 << index
+        for block in range(blocks):
+            stages.append(Bottleneck(inputs, width, 2 if index and not block else 1))
+            inputs = 4 * width
+    return nn.Sequential(*stages, head)
+
+
+def classifier() -> nn.Module:
+    """Return ResNet-50's own head."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000))
+
+
+def decoder() -> nn.Module:
+    """Return a head without BN that costs about as much as the network: the last BN sits early."""
+    return nn.Sequential(
+        nn.Conv2d(2048, 512, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=8), nn.Conv2d(512, 256, 3, padding=1)
+    )
+
+
+def main() -> None:
+    """Measure and print; the last line is the headline figure."""
+    parser = argparse.ArgumentParser(prog="bnlab bench recalibrate", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    shape = (options.batch_size, 3, options.size, options.size)
+    batches = [torch.randn(shape) for _ in range(options.batches)]
+    table = Table(
+        title=f"{options.batches} batches of {shape}, float32, contiguous, {options.threads} threads",
+        title_justify="left",
+    )
+    for name in ("network", "side", "seconds", "bnlab / it", "abs(d mean) / std", "abs(d var) / var"):
+        table.add_column(name, justify="left" if name in ("network", "side") else "right")
+    headline = []
+    for name, head in (("ResNet-50-like", classifier), ("and a head without BN", decoder)):
+        rows = compare(resnet50(head()), batches, options.rounds)
+        for side, row in rows.items():
+            ratio = rows["bnlab"].seconds / row.seconds
+            table.add_row(
+                name,
+                side,
+                f"{row.seconds:.3f}",
+                f"{ratio:.3f}",
+                f"{row.mean_error:.1e}",
+                f"{row.var_error:.1e}",
+            )
+            if side != "bnlab":
+                headline.append(f"{ratio:.3f} of {side}{' (head without BN)' if head is decoder else ''}")
+    console = Console(width=130)
+    console.print(table)
+    console.print(f"time of bnlab.recalibrate: {', '.join(headline)}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one side: median seconds, and the largest errors over all layers."""
+
+    seconds: float
+    mean_error: float
+    var_error: float
+
+
+def sides() -> dict[str, Update]:
+    """Return what is compared; fvcore only where it is installed."""
+    found: dict[str, Update] = {
+        "bnlab": bnlab.recalibrate,
+        "torch update_bn": lambda model, batches: update_bn(batches, model),
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from fvcore.nn.precise_bn import update_bn_stats
+    except ImportError as error:
+        print(f"fvcore is not compared: {error}", file=sys.stderr)
+        return found
+    found["fvcore"] = lambda model, batches: update_bn_stats(model, batches, len(batches))
+    return found
+
+
+def compare(model: nn.Module, batches: list[Tensor], rounds: int) -> dict[str, Row]:
+    """Return a row for each side."""
+    truth = true_moments(model, batches)
+    updates = sides()
+    times: dict[str, list[float]] = {side: [] for side in updates}
+    errors: dict[str, tuple[float, float]] = {}
+    for index in range(rounds + 1):
+        for side, update in updates.items():
+            own = copy.deepcopy(model).train()
+            start = time.perf_counter()
+            update(own, batches)
+            if index:  # the first round warms up
+                times[side].append(time.perf_counter() - start)
+                continue
+            errors[side] = largest_errors(own, truth, side)
+    return {side: Row(statistics.median(times[side]), *errors[side]) for side in updates}
+
+
+def true_moments(model: nn.Module, batches: list[Tensor]) -> Mapping[str, list[Moments]]:
+    """Return float64 moments of the input of every layer in train mode, batch by batch."""
+    model = copy.deepcopy(model).train()
+    found: dict[str, list[Moments]] = {name: [] for name, _ in layers_of(model)}
+    for name, layer in layers_of(model):
+        layer.register_forward_pre_hook(lambda _, given, name=name: found[name].append(batch_moments(given[0])))
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    return found
+
+
+def largest_errors(model: nn.Module, truth: Mapping[str, list[Moments]], side: str) -> tuple[float, float]:
+    """Return the largest error of a mean in standard deviations, and of a variance relative to it."""
+    errors = []
+    for name, layer in layers_of(model):
+        mean, var = population_moments(truth[name], "within-batch" if side.startswith("torch") else "population")
+        if side == "fvcore":
+            count = float(sum(moments.count for moments in truth[name]))
+            var = var * (count - 1) / count
+        stored_mean, stored_var = (layer.get_buffer(key).double() for key in ("running_mean", "running_var"))
+        errors.append(((stored_mean - mean).abs() / var.sqrt(), (stored_var - var).abs() / var))
+    means, variances = zip(*errors, strict=True)
+    return float(torch.cat(means).max()), float(torch.cat(variances).max())
+
+
+def layers_of(model: nn.Module) -> Iterator[tuple[str, nn.BatchNorm2d]]:
+    """Yield every BN layer with its path."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d))
+
+
+if __name__ == "__main__":
+    if any(os.environ.get(key) != value for key, value in ALLOCATOR.items()):
+        os.execve(sys.executable, [sys.executable, __file__, *sys.argv[1:]], os.environ | ALLOCATOR)
+    main()

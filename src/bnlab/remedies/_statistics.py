@@ -1,0 +1,115 @@
+"""New values for running statistics: written in place, all of them or none, with the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnlab.errors import UsageError
+from bnlab.observe.evidence import Floats
+
+__all__ = ["Written", "described", "moved_by", "write_statistics"]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        undo: Puts the old values back.
+        clipped: Values beyond the range of the stored dtype by layer path, which became its largest finite value.
+    """
+
+    undo: Callable[[], None]
+    clipped: Mapping[str, int]
+
+
+def write_statistics(layers: Mapping[str, _BatchNorm], new: Mapping[str, tuple[Floats, Floats]]) -> Written:
+    """Give layers new running statistics, in the buffers they have.
+
+    Args:
+        layers: By path; each keeps running statistics.
+        new: Mean and variance by path. Shape (C,).
+    """
+    targets = [
+        (path, buffer, value)
+        for path, values in new.items()
+        for buffer, value in zip(_buffers(layers[path]), values, strict=True)
+    ]
+    before = [buffer.detach().clone() for _, buffer, _ in targets]
+    clipped: dict[str, int] = {}
+    try:
+        for path, buffer, value in targets:
+            clipped[path] = clipped.get(path, 0) + _write(buffer, value)
+    except BaseException:
+        for (_, buffer, _), old in zip(targets, before, strict=True):
+            _copy(buffer, old)
+        raise
+    left = {path: [buffer.detach().clone() for buffer in _buffers(layers[path])] for path in new}
+
+    def undo() -> None:
+        for path, values in left.items():
+            now = [layers[path].running_mean, layers[path].running_var]
+            if not all(_is(buffer, value) for buffer, value in zip(now, values, strict=True)):
+                raise UsageError(
+                    f"undo: running statistics of {path or 'the model'} must be as they were left, got others. "
+                    f"Undo what was done later first."
+                )
+        old = iter(before)
+        for path in new:
+            for buffer in _buffers(layers[path]):
+                _copy(buffer, next(old))
+
+    return Written(undo, {path: count for path, count in clipped.items() if count})
+
+
+def described(mean: Floats, var: Floats) -> str:
+    """Return the ranges of statistics as text."""
+    return f"mean {_range(mean)}, var {_range(var)}"
+
+
+def moved_by(old: tuple[Floats, Floats], new: tuple[Floats, Floats], eps: float) -> float:
+    """Return how far normalised outputs move, in standard deviations: root mean square over channels.
+
+    Infinite where the old statistics have no root or are not finite.
+    """
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        spread = new[1] + eps
+        square = (old[0] - new[0]) ** 2 / (old[1] + eps) + (np.sqrt(spread / (old[1] + eps)) - 1) ** 2
+        found = float(np.sqrt(square.mean()))
+    return found if np.isfinite(found) else float("inf")
+
+
+def _range(values: Floats) -> str:
+    if np.isfinite(values).all():
+        return f"{values.min():.3g}..{values.max():.3g}"
+    return f"{np.count_nonzero(~np.isfinite(values))} not finite"
+
+
+def _buffers(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
+    mean, var = layer.running_mean, layer.running_var
+    assert mean is not None  # the caller chose layers that keep statistics
+    assert var is not None
+    return mean, var
+
+
+@torch.no_grad()
+def _write(buffer: Tensor, value: Floats) -> int:
+    largest = torch.finfo(buffer.dtype).max
+    wide = torch.from_numpy(value)
+    buffer.copy_(wide.clamp(-largest, largest))
+    return int((wide.abs() > largest).sum())
+
+
+@torch.no_grad()
+def _copy(buffer: Tensor, value: Tensor) -> None:
+    buffer.copy_(value)
+
+
+def _is(buffer: Tensor | None, value: Tensor) -> bool:
+    return buffer is not None and bool(torch.equal(buffer.detach().cpu(), value.cpu().to(buffer.dtype)))

@@ -1,0 +1,311 @@
+"""recalibrate: running statistics computed anew from data, under the weights as they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+from bnlab._version import __version__
+from bnlab.errors import UsageError
+from bnlab.observe.batches import Forward, require_data, run_batch
+from bnlab.observe.discover import batch_norm_layers, is_frozen
+from bnlab.observe.evidence import Floats
+from bnlab.observe.pooling import Estimator, Pooling, pool
+from bnlab.observe.population import impose_statistics
+from bnlab.observe.untouched import said
+from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
+from bnlab.remedies._receipt import Receipt
+from bnlab.remedies._statistics import described, moved_by, write_statistics
+
+__all__ = ["recalibrate", "recalibrate_with"]
+
+_ENOUGH = 0.03
+"""Standard error that serves: 1,000 independent samples; with as many Wu and Johnson 2021, table 1, lose 0.03 %."""
+
+
+def recalibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    estimator: Estimator = "population",
+    layerwise: bool = False,
+    max_batches: int | None = None,
+    layers: Iterable[str] | None = None,
+    forward: Forward | None = None,
+    tolerance: float | None = None,
+) -> Receipt:
+    """Compute the running statistics of a model anew from data, in place.
+
+    The layers that are recalibrated normalise with the statistics of each batch on the way, every other BN with its
+    running statistics, and dropout is off. A forward pass ends behind the last of them. Nothing but the values of
+    `running_mean` and `running_var` changes; if anything raises, not even they.
+
+    Frozen layers stay as they are: those of a frozen class, those whose statistics `freeze` holds, and those in eval
+    mode within a model in train mode. So do layers that never run. A layer that runs more than once per forward gets
+    what all its calls see together.
+
+    Args:
+        model: Any module, in any mode.
+        batches: An iterable that can be run through again. A batch is a tensor, a tuple or list (input first), a dict
+            (passed as keywords), or whatever `forward` takes. Those in which a layer gets a NaN, an inf, or one value
+            per channel are left out of every layer, and counted. Use shuffled training data with the preprocessing of
+            training, in batches of 100 samples or more.
+        estimator: "population" pools all batches exactly, by the law of total variance with the count of each, and
+            stores M2/(N-1). "within-batch" is the mean of the unbiased batch variances, weighted by count: what the BN
+            paper and torch's buffers estimate; it leaves out how much the batches differ.
+        layerwise: Whether each layer is measured with all earlier ones already final. That is exact for any batch size,
+            where one pass carries the noise of the batches from layer to layer; it takes a pass per layer.
+        max_batches: Stop after that many batches.
+        layers: Paths, or patterns such as "layer4.*"; frozen layers named here are recalibrated too.
+        forward: forward(model, batch), where calling the model on the batch is not enough.
+        tolerance: Stop once the standard error of every layer is below this, in standard deviations of its output;
+            looked at from the eighth batch on.
+
+    Returns:
+        The receipt: old and new statistics of every layer, how far each moved, and its standard error. `undo()` puts
+        the old statistics back.
+
+    Raises:
+        NoBatchNorm: If there is no BN layer.
+        UsageError: If an argument is wrong, no layer keeps running statistics, forward raises, or no batch is usable.
+
+    Source:
+        Ioffe and Szegedy 2015, Algorithm 2; Wu and Johnson 2021, sections 3 and A.2 (estimators), A.3 (layerwise).
+        Means are within 1e-6 standard deviations and variances within 1e-6 of those of float64, before they are
+        rounded to the dtype of the buffers.
+
+    Example:
+        >>> import bnlab
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> receipt = bnlab.recalibrate(model, [torch.randn(64, 3, 8, 8) + 5 for _ in range(4)])
+        >>> receipt.changes.changes[0].before
+        'mean 0..0, var 1..1'
+    """
+    asked = Asked.of(estimator, layerwise=layerwise, max_batches=max_batches, forward=forward, tolerance=tolerance)
+    require_data("batches", batches)
+    return recalibrate_with(model, batches, asked, layers=None if layers is None else _listed(layers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """How to recalibrate, validated."""
+
+    estimator: Estimator = "population"
+    layerwise: bool = False
+    max_batches: int | None = None
+    forward: Forward = run_batch
+    tolerance: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        estimator: Estimator,
+        *,
+        layerwise: bool,
+        max_batches: int | None,
+        forward: Forward | None,
+        tolerance: float | None,
+    ) -> Asked:
+        """Validate the arguments of :func:`recalibrate`.
+
+        Raises:
+            UsageError: If one of them is outside what it may be.
+        """
+        if estimator not in get_args(Estimator):
+            raise UsageError(f"recalibrate: estimator must be 'population' or 'within-batch', got {estimator!r}.")
+        if max_batches is not None and not _is_count(max_batches):
+            raise UsageError(f"recalibrate: max_batches must be a number of at least 1 or None, got {max_batches!r}.")
+        if tolerance is not None and not 0 < tolerance < math.inf:
+            raise UsageError(f"recalibrate: tolerance must be finite and > 0, got {tolerance!r}.")
+        if forward is not None and not callable(forward):
+            raise UsageError(f"recalibrate: forward must be callable, got {type(forward).__name__}.")
+        return cls(
+            estimator=estimator,
+            layerwise=layerwise,
+            max_batches=max_batches,
+            forward=forward or run_batch,
+            tolerance=tolerance,
+        )
+
+
+def recalibrate_with(
+    model: nn.Module,
+    batches: Iterable[Any],
+    asked: Asked,
+    *,
+    layers: Sequence[str] | None = None,
+    advance: Callable[[], None] = lambda: None,
+) -> Receipt:
+    """Recalibrate with validated arguments; `advance` is called after every batch."""
+    real = getattr(model, "_orig_mod", model)  # of a compiled model: one graph hides the layers
+    chosen, left_alone = _chosen(real, layers)
+    with torch.compiler.set_stance("force_eager"), said("forward must run on every batch"):
+        if asked.layerwise:
+            pooling = _layer_by_layer(real, chosen, batches, asked, advance)
+        else:
+            pooling = _pooled(real, chosen, batches, asked, advance)
+    unused = [LeftAlone(path, "never ran on these batches") for path in chosen if path not in pooling.layers]
+    new = {path: (pooled.mean, pooled.var(asked.estimator)) for path, pooled in pooling.layers.items()}
+    old = {path: _statistics(chosen[path]) for path in new}
+    written = write_statistics(chosen, new)
+    record = Changes(
+        bnlab=__version__,
+        action="recalibrate",
+        safety=Safety.STATISTICS,
+        changes=tuple(Change(path, "running statistics", described(*old[path]), described(*new[path])) for path in new),
+        left_alone=(*left_alone, *unused),
+        notes=tuple(_notes(pooling, written.clipped)),
+        measurements=tuple(_measurements(chosen, pooling, old, new)),
+    )
+    return Receipt(model, record, written.undo)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _listed(layers: Iterable[str]) -> list[str]:
+    if isinstance(layers, str):
+        raise UsageError(f"layers: they must be a list of paths, got the text {layers!r}. Write [{layers!r}].")
+    return list(layers)
+
+
+def _chosen(model: nn.Module, named: Sequence[str] | None) -> tuple[dict[str, _BatchNorm], list[LeftAlone]]:
+    """Return the layers to recalibrate, and the others with the reason."""
+    found = batch_norm_layers(model, named)
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise UsageError("model: it must know its shapes, got a lazy layer. Run one batch first.")
+    without = [path for path, layer in found.items() if layer.running_mean is None or layer.running_var is None]
+    if without and (named is not None or len(without) == len(found)):
+        raise UsageError(
+            f"{without[0] or 'model'}: layer must keep running statistics to be recalibrated, got "
+            f"track_running_stats=False. Its eval mode uses those of the batch: there is nothing to recalibrate."
+        )
+    reasons = dict.fromkeys(without, "keeps no running statistics")
+    if named is None:
+        reasons = {path: why for path, layer in found.items() if (why := _why_frozen(model, layer))} | reasons
+    chosen = {path: layer for path, layer in found.items() if path not in reasons}
+    if not chosen:
+        path, reason = next(iter(reasons.items()))
+        raise UsageError(f"{path or 'model'}: layer must not be frozen, got one that {reason}. Name it in layers=.")
+    return chosen, [LeftAlone(path, reason) for path, reason in reasons.items()]
+
+
+def _why_frozen(model: nn.Module, layer: _BatchNorm) -> str | None:
+    if is_frozen(layer):
+        return "is frozen"
+    if not layer.track_running_stats:
+        return "has frozen statistics"
+    if model.training and not layer.training:
+        return "is in eval mode while the model is in train mode: frozen"
+    return None
+
+
+def _pooled(
+    model: nn.Module,
+    chosen: Mapping[str, _BatchNorm],
+    batches: Iterable[Any],
+    asked: Asked,
+    advance: Callable[[], None],
+) -> Pooling:
+    return pool(
+        model,
+        chosen,
+        batches,
+        forward=asked.forward,
+        max_batches=asked.max_batches,
+        tolerance=asked.tolerance,
+        advance=advance,
+    )
+
+
+def _layer_by_layer(
+    model: nn.Module,
+    chosen: Mapping[str, _BatchNorm],
+    batches: Iterable[Any],
+    asked: Asked,
+    advance: Callable[[], None],
+) -> Pooling:
+    """Measure each layer with all earlier ones final: Wu and Johnson 2021, appendix A.3."""
+    waiting = list(pool(model, chosen, batches, forward=asked.forward, max_batches=1, advance=advance).layers)
+    final: dict[_BatchNorm, tuple[Floats, Floats]] = {}
+    found: dict[str, Pooling] = {}
+    while waiting:
+        path = waiting.pop(0)
+        with impose_statistics(final):
+            found[path] = pool(
+                model,
+                {path: chosen[path]},
+                batches,
+                by_batch=[chosen[later] for later in waiting],
+                forward=asked.forward,
+                max_batches=asked.max_batches,
+                tolerance=asked.tolerance,
+                advance=advance,
+            )
+        pooled = found[path].layers[path]
+        final[chosen[path]] = pooled.mean, pooled.var(asked.estimator)
+    passes = found.values()
+    return Pooling(
+        layers={path: pooling.layers[path] for path, pooling in found.items()},
+        batches=max(pooling.batches for pooling in passes),
+        samples=max(pooling.samples for pooling in passes),
+        not_finite=max(pooling.not_finite for pooling in passes),
+        one_value=max(pooling.one_value for pooling in passes),
+        stopped_early=any(pooling.stopped_early for pooling in passes),
+    )
+
+
+def _statistics(layer: _BatchNorm) -> tuple[Floats, Floats]:
+    mean, var = (
+        buffer.detach().to("cpu", torch.float64).numpy().copy()
+        for buffer in (layer.running_mean, layer.running_var)
+        if buffer is not None
+    )
+    return mean, var
+
+
+def _measurements(
+    layers: Mapping[str, _BatchNorm],
+    pooling: Pooling,
+    old: Mapping[str, tuple[Floats, Floats]],
+    new: Mapping[str, tuple[Floats, Floats]],
+) -> Iterable[Measurement]:
+    for path, error in pooling.standard_errors.items():
+        yield Measurement(path, "moved by", moved_by(old[path], new[path], layers[path].eps), "std")
+        if error is not None:
+            yield Measurement(path, "standard error", error, "std")
+
+
+def _notes(pooling: Pooling, clipped: Mapping[str, int]) -> Iterable[str]:
+    counted = f"from {_number(pooling.batches, 'batch', 'batches')}, {_number(pooling.samples, 'sample', 'samples')}"
+    errors = {path: error for path, error in pooling.standard_errors.items() if error is not None}
+    if not errors:
+        yield f"{counted}: one batch does not tell how far to trust them"
+    else:
+        worst = max(errors, key=lambda path: errors[path])
+        error = errors[worst]
+        needed = math.ceil(pooling.samples * (error / _ENOUGH) ** 2)
+        yield (
+            f"{counted}{', stopped at the tolerance' if pooling.stopped_early else ''}: standard error at most "
+            f"{error:.2g} std ({worst or 'the model itself'}), {needed} samples are enough for {_ENOUGH}"
+        )
+    if pooling.not_finite:
+        yield f"left out: {_number(pooling.not_finite, 'batch', 'batches')} in which a layer gets a NaN or inf"
+    if pooling.one_value:
+        yield f"left out: {_number(pooling.one_value, 'batch', 'batches')} of one value per channel"
+    for path, count in clipped.items():
+        yield f"{path or 'the model itself'}: {_number(count, 'value', 'values')} beyond the range of the stored dtype"
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        yield "the statistics are those of the batches of this rank alone"
+
+
+def _number(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"

@@ -1,0 +1,561 @@
+"""recalibrate against moments of the captured activations, computed over everything at once in float64."""
+
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests import architectures
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.testing import assert_close
+
+import bnlab
+from bnlab.errors import NoBatchNorm, UsageError
+
+
+def batch_norms(model):
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+
+
+def captured(model, batches):
+    """Return the inputs of every layer, all batches in a row, with every BN on batch statistics and dropout off."""
+    model = copy.deepcopy(model).eval()
+    found = {}
+    for name, layer in batch_norms(model).items():
+        layer.train()
+        layer.register_forward_pre_hook(lambda _, x, name=name: found.setdefault(name, []).append(x[0].double()))
+    with torch.no_grad():
+        for batch in batches:
+            model(batch)
+    return found
+
+
+def rows(x):
+    return x.transpose(0, 1).flatten(1)
+
+
+def truth(model, batches, estimator="population"):
+    """Return mean and variance of every layer, from all values at once."""
+    found = {}
+    for name, inputs in captured(model, batches).items():
+        everything = torch.cat([rows(x) for x in inputs], 1)
+        var = everything.var(1)
+        if estimator == "within-batch":
+            counts = torch.tensor([rows(x).size(1) for x in inputs], dtype=torch.float64)
+            var = sum(n * rows(x).var(1) for n, x in zip(counts, inputs, strict=True)) / counts.sum()
+        found[name] = everything.mean(1), var
+    return found
+
+
+def errors(model, expected):
+    """Return the largest error of a mean in standard deviations, and of a variance relative to it."""
+    layers = batch_norms(model)
+    pairs = [
+        (
+            ((layers[name].running_mean - mean).abs() / var.sqrt()).max(),
+            ((layers[name].running_var - var) / var).abs().max(),
+        )
+        for name, (mean, var) in expected.items()
+    ]
+    return max(float(mean) for mean, _ in pairs), max(float(var) for _, var in pairs)
+
+
+def assert_right(model, expected, tolerance=1e-6):
+    assert max(errors(model, expected)) <= tolerance
+
+
+def snapshot(model):
+    """Everything that must survive: values, objects, modes, settings, hooks."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    own = {
+        name: (m.training, len(m._forward_hooks), len(m._forward_pre_hooks), getattr(m, "momentum", None),
+               getattr(m, "track_running_stats", None))
+        for name, m in model.named_modules()
+    }  # fmt: skip
+    return {name: (id(t), t.detach().clone()) for name, t in tensors.items()}, own
+
+
+def assert_as_before(model, before):
+    tensors, own = before
+    now, own_now = snapshot(model)
+    assert own_now == own
+    assert now.keys() == tensors.keys()
+    for name, (identity, value) in tensors.items():
+        assert now[name][0] == identity
+        assert torch.equal(now[name][1], value) or (now[name][1].isnan() & value.isnan()).any(), name
+
+
+def images(*sizes, channels=3, size=12):
+    return [index + torch.randn(n, channels, size, size) * (1 + index) for index, n in enumerate(sizes)]
+
+
+NETWORKS = [
+    architectures.ResNet,
+    architectures.PreActResNet,
+    architectures.MobileNet,
+    architectures.DenseNet,
+]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("estimator", ["population", "within-batch"])
+def test_statistics_are_those_of_all_activations_at_once(network, estimator):
+    model, batches = network(), images(8, 8, 5, 3)
+    expected = truth(model, batches, estimator)
+    receipt = bnlab.recalibrate(model, batches, estimator=estimator)
+    assert_right(model, expected)
+    assert {change.layer for change in receipt.changes.changes} == set(expected)
+
+
+def test_the_oracle_catches_the_estimator_of_torch_and_a_biased_variance():
+    model, batches = architectures.ResNet(), images(8, 8, 5, 3)
+    expected = truth(model, batches)
+    update_bn(batches, model)
+    assert max(errors(model, expected)) > 0.1
+    bnlab.recalibrate(model, batches)
+    model.bn1.running_var *= 1 - 1 / (24 * 144)
+    assert max(errors(model, expected)) > 1e-4
+
+
+def test_a_sorted_and_ragged_loader():
+    batches = [level + torch.randn(n, 4, dtype=torch.float64) for level, n in ((0, 64), (10, 64), (20, 64), (100, 4))]
+    model = nn.BatchNorm1d(4).double()
+    bnlab.recalibrate(model, batches)
+    everything = torch.cat(batches)
+    assert_close(model.running_mean, everything.mean(0))
+    assert_close(model.running_var, everything.var(0))
+    assert (model.running_var > 200).all()
+    bnlab.recalibrate(model, batches, estimator="within-batch")
+    assert (model.running_var < 2).all()
+
+
+@pytest.mark.parametrize("shape", [(32, 3), (32, 3, 5), (32, 3, 6, 6)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_huge_mean_with_a_tiny_spread(shape, channels_last):
+    layers = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}
+    batches = [1e4 + 0.1 * torch.randn(shape) for _ in range(4)]
+    if channels_last and len(shape) == 4:
+        batches = [batch.to(memory_format=torch.channels_last) for batch in batches]
+    model = layers[len(shape)](3)
+    expected = {
+        "": tuple(
+            f(torch.cat([rows(b.double()) for b in batches], 1)) for f in (lambda v: v.mean(1), lambda v: v.var(1))
+        )
+    }
+    bnlab.recalibrate(model, batches)
+    mean_error, var_error = errors(model, expected)
+    assert var_error <= 1e-6
+    assert mean_error <= 2**-24 * 1e4 / 0.1 + 1e-6  # the buffer is float32
+
+
+def test_channels_last_images_are_measured_exactly_where_the_kernel_of_torch_is_not():
+    x = [(100 + torch.randn(16, 4, 64, 64)).to(memory_format=torch.channels_last) for _ in range(2)]
+    expected = {"": (torch.cat(x).double().mean((0, 2, 3)), torch.cat(x).double().var((0, 2, 3)))}
+    model = nn.BatchNorm2d(4)
+    bnlab.recalibrate(model, x)
+    assert errors(model, expected)[1] <= 1e-6
+
+
+@given(st.lists(st.integers(2, 9), min_size=1, max_size=5), st.permutations(range(5)))
+def test_how_samples_are_dealt_into_batches_does_not_matter(sizes, order):
+    x = torch.randn(sum(sizes), 3, 4, generator=torch.Generator().manual_seed(len(sizes))) * 3 + 2
+    parts = list(torch.split(x, sizes))
+    model = nn.BatchNorm1d(3)
+    bnlab.recalibrate(model, [parts[index] for index in order if index < len(parts)])
+    assert_right(model, {"": (x.double().mean((0, 2)), x.double().var((0, 2)))})
+
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4)
+    )
+
+
+def test_layerwise_measures_each_layer_behind_final_ones():
+    model, batches = network().double(), [batch.double() for batch in images(4, 4, 3)]
+    first, second, x = model[0], model[4], torch.cat(batches)
+    with torch.no_grad():
+        a = first(x)
+        mean, var = a.mean((0, 2, 3), keepdim=True), rows(a).var(1).reshape(1, -1, 1, 1)
+        b = second(((a - mean) / (var + 1e-5).sqrt()).relu())
+    bnlab.recalibrate(model, batches, layerwise=True)
+    assert_close(model[1].running_mean, mean.flatten())
+    assert_close(model[1].running_var, var.flatten())
+    assert_close(model[5].running_mean, b.mean((0, 2, 3)))
+    assert_close(model[5].running_var, rows(b).var(1))
+    exact = model[5].running_var.clone()
+    bnlab.recalibrate(model, batches)
+    assert not torch.allclose(model[5].running_var, exact, rtol=1e-3)
+
+
+def test_layerwise_does_not_depend_on_the_batches():
+    x = torch.randn(24, 3, 12, 12, dtype=torch.float64)
+    models = [network().double() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model, size in zip(models, (2, 12), strict=True):
+        bnlab.recalibrate(model, list(x.split(size)), layerwise=True)
+    for left, right in zip(models[0].buffers(), models[1].buffers(), strict=True):
+        assert_close(left, right)
+
+
+class Failing:
+    """A loader that breaks at its third batch."""
+
+    def __iter__(self):
+        yield from images(4, 4)
+        raise OSError("disk full")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layerwise", [True, False])
+def test_an_exception_at_the_third_batch_leaves_the_model_as_it_was(training, layerwise):
+    model = network().train(training)
+    before = snapshot(model)
+    with pytest.raises(UsageError, match="disk full"):
+        bnlab.recalibrate(model, Failing(), layerwise=layerwise)
+    assert_as_before(model, before)
+
+
+def test_an_interrupt_passes_and_leaves_the_model_as_it_was():
+    model = network()
+    before = snapshot(model)
+
+    def forward(model, batch):
+        model(batch)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bnlab.recalibrate(model, images(4), forward=forward)
+    assert_as_before(model, before)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_batches_that_are_not_finite_are_left_out_and_counted(bad):
+    model, batches = network(), images(4, 4, 4)
+    expected = truth(model, batches)
+    poisoned = torch.randn(4, 3, 12, 12)
+    poisoned[1, 2, 3, 4] = bad
+    receipt = bnlab.recalibrate(model, [*batches[:1], poisoned, *batches[1:]])
+    assert_right(model, expected)
+    assert "left out: 1 batch in which a layer gets a NaN or inf" in receipt.changes.notes
+
+
+def test_a_batch_that_turns_bad_halfway_reaches_no_layer():
+    model, batches = network(), images(4, 4)
+    expected = truth(model, batches)
+    calls = itertools.count()
+    model[2].register_forward_hook(lambda *given: given[2] / 0 if next(calls) == 1 else None)
+    bnlab.recalibrate(model, [batches[0], torch.randn(4, 3, 12, 12), batches[1]])
+    assert_right(model, expected)
+
+
+def test_a_batch_of_one_value_per_channel_is_left_out():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    batches = [torch.randn(8, 3), torch.randn(1, 3), torch.randn(6, 3)]
+    expected = truth(model, [batches[0], batches[2]])
+    receipt = bnlab.recalibrate(model, batches)
+    assert_right(model, expected)
+    assert "left out: 1 batch of one value per channel" in receipt.changes.notes
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "batches: there must be at least one, got none."),
+        ([torch.full((4, 3, 12, 12), math.nan)], "at least one must be finite, got 1 in which a layer gets a NaN"),
+        (iter([torch.zeros(4, 3, 12, 12)]), "got a one-shot list_iterator"),
+        (torch.zeros(4, 3, 12, 12), "got one tensor. Wrap it"),
+        (3, "it must be an iterable of batches, got int"),
+    ],
+)
+def test_loaders_that_hold_nothing_usable_leave_the_model_as_it_was(batches, message):
+    model = network()
+    before = snapshot(model)
+    with pytest.raises(UsageError, match=message):
+        bnlab.recalibrate(model, batches)
+    assert_as_before(model, before)
+
+
+def test_only_values_of_running_statistics_change():
+    model = network()
+    model(images(4)[0])
+    model[1].eval()
+    model[1].train()
+    before = snapshot(model)
+    bnlab.recalibrate(model, images(4, 4))
+    tensors, own = before
+    now, own_now = snapshot(model)
+    assert own == own_now
+    for name, (identity, value) in tensors.items():
+        assert now[name][0] == identity
+        assert torch.equal(now[name][1], value) != name.endswith(("running_mean", "running_var")), name
+
+
+def test_what_is_random_goes_on_as_if_nothing_had_happened():
+    model, batches = network(), images(4, 4)
+    before = torch.get_rng_state()
+    bnlab.recalibrate(model, batches, forward=lambda model, batch: model(batch + torch.rand(1)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_may_be_tuples_dicts_or_anything_with_a_forward():
+    batches = images(4, 4, 3)
+    model = network()
+    expected = truth(model, batches)
+    bnlab.recalibrate(model, [(batch, torch.zeros(4)) for batch in batches])
+    assert_right(model, expected)
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, *, pixels, labels=None):
+            return self.inner(pixels)
+
+    named = Named()
+    expected = truth(named.inner, batches)
+    bnlab.recalibrate(named, [{"pixels": batch, "labels": None} for batch in batches])
+    assert_right(named.inner, expected)
+    changed = named.inner[1].running_mean.clone()
+    bnlab.recalibrate(named.eval(), [7, 8], forward=lambda model, size: model(pixels=images(size)[0]))
+    assert not torch.equal(named.inner[1].running_mean, changed)
+
+
+def test_max_batches_and_a_loader_that_is_shorter():
+    model, batches = network(), images(4, 4, 4)
+    expected = truth(model, batches[:2])
+    bnlab.recalibrate(model, batches, max_batches=2)
+    assert_right(model, expected)
+    expected = truth(model, batches)
+    receipt = bnlab.recalibrate(model, batches, max_batches=200)
+    assert_right(model, expected)
+    assert receipt.changes.notes[0].startswith("from 3 batches, 12 samples")
+
+
+def test_layers_that_are_frozen_stay_so_unless_named():
+    model = network().train()
+    model[5].eval()
+    before = model[5].running_var.clone()
+    receipt = bnlab.recalibrate(model, images(4, 4))
+    assert torch.equal(model[5].running_var, before)
+    assert [(left.layer, left.reason) for left in receipt.changes.left_alone] == [
+        ("5", "is in eval mode while the model is in train mode: frozen")
+    ]
+    bnlab.recalibrate(model, images(4, 4), layers=["5"])
+    assert not torch.equal(model[5].running_var, before)
+    assert not model[5].training
+
+
+def test_layers_that_are_not_named_run_on_their_running_statistics():
+    model, x = network().double(), torch.randn(8, 3, 12, 12, dtype=torch.float64)
+    model[1].running_mean += 3
+    bnlab.recalibrate(model, [x], layers=["5"])
+    with torch.no_grad():
+        a = model[0](x)
+        b = model[4](((a - 3) / math.sqrt(1 + 1e-5)).relu())
+    assert_close(model[5].running_mean, b.mean((0, 2, 3)))
+    assert (model[1].running_mean == 3).all()
+
+
+def test_a_frozen_class_is_recalibrated_only_by_name():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), bnlab.nn.FrozenBatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    bnlab.recalibrate(model, images(4, 4))
+    assert (model[1].running_var == 1).all()
+    batches = images(4, 4)
+    bnlab.recalibrate(model, batches, layers=["1"])
+    everything = rows(model[0](torch.cat(batches)).double())
+    assert_close(model[1].running_var, everything.var(1).float())
+
+
+def test_a_layer_that_never_runs_is_left_alone_and_said():
+    model = network()
+    model.add_module("spare", nn.Identity())
+    model.spare.bn = nn.BatchNorm2d(7)
+    receipt = bnlab.recalibrate(model, images(4, 4))
+    assert [(left.layer, left.reason) for left in receipt.changes.left_alone] == [
+        ("spare.bn", "never ran on these batches")
+    ]
+    assert (model.spare.bn.running_var == 1).all()
+
+
+def test_a_shared_layer_gets_what_all_its_calls_see():
+    bn = nn.BatchNorm2d(4)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), bn, nn.Conv2d(4, 4, 3), bn).double()
+    batches = [batch.double() for batch in images(4, 3)]
+    inputs = captured(model, batches)["1"]
+    everything = torch.cat([rows(x) for x in inputs], 1)
+    bnlab.recalibrate(model, batches)
+    assert_close(bn.running_mean, everything.mean(1))
+    assert_close(bn.running_var, everything.var(1))
+
+
+def test_layers_without_statistics():
+    model = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False))
+    with pytest.raises(UsageError, match="0: layer must keep running statistics to be recalibrated"):
+        bnlab.recalibrate(model, [torch.randn(4, 3)])
+    mixed = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.BatchNorm1d(3))
+    receipt = bnlab.recalibrate(mixed, [torch.randn(4, 3)])
+    assert receipt.changes.left_alone[0].reason == "keeps no running statistics"
+    with pytest.raises(UsageError, match="0: layer must keep"):
+        bnlab.recalibrate(mixed, [torch.randn(4, 3)], layers=["0", "1"])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [bnlab.nn.BatchNorm2d, bnlab.nn.GhostBatchNorm2d, bnlab.nn.BatchRenorm2d, nn.SyncBatchNorm],
+)
+def test_other_classes_get_the_same_statistics(kind):
+    model, batches = network(), images(4, 4, 3)
+    bnlab.recalibrate(model, batches)
+    expected = [buffer.clone() for buffer in model.buffers() if buffer.dim()]
+    model[1], model[5] = (
+        kind(channels, ghost_size=2) if "Ghost" in kind.__name__ else kind(channels) for channels in (6, 4)
+    )
+    bnlab.recalibrate(model, batches)
+    found = [buffer for layer in (model[1], model[5]) for buffer in (layer.running_mean, layer.running_var)]
+    if kind is bnlab.nn.GhostBatchNorm2d:  # what comes behind it is normalised part by part
+        found, expected = found[:2], expected[:2]
+    for left, right in zip(found, expected, strict=True):
+        assert_close(left, right, rtol=1e-5, atol=1e-6)
+
+
+def test_what_lies_behind_the_last_layer_runs_only_once():
+    runs = []
+
+    class Head(nn.Module):
+        def forward(self, x):
+            runs.append(x.shape)
+            return x
+
+    model = nn.Sequential(network(), Head())
+    bnlab.recalibrate(model, images(4, 4, 4))
+    assert len(runs) == 1
+
+
+def test_a_tolerance_stops_early_and_standard_errors_are_honest():
+    generator = torch.Generator().manual_seed(0)
+    scores = []
+    for _ in range(60):
+        batches = [torch.randn(16, 4, generator=generator, dtype=torch.float64) * 2 + 1 for _ in range(20)]
+        model = nn.BatchNorm1d(4).double()
+        receipt = bnlab.recalibrate(model, batches)
+        error = next(m.value for m in receipt.changes.measurements if m.what == "standard error")
+        true = (((model.running_mean - 1) / 2) ** 2 + (model.running_var / 4 - 1) ** 2 / 4).mean().sqrt()
+        scores.append(float(true) / error)
+    assert 0.85 < math.sqrt(sum(score**2 for score in scores) / len(scores)) < 1.15
+    many = [torch.randn(64, 4, generator=generator) for _ in range(200)]
+    model = nn.BatchNorm1d(4)
+    receipt = bnlab.recalibrate(model, many, tolerance=0.03)
+    assert "stopped at the tolerance" in receipt.changes.notes[0]
+    used = int(receipt.changes.notes[0].split()[1])
+    assert 8 <= used < 40
+
+
+def test_undo_puts_the_old_statistics_back_into_the_same_buffers():
+    model = network()
+    model(images(4)[0])
+    before = snapshot(model)
+    receipt = bnlab.recalibrate(model, images(4, 4))
+    assert receipt.undo() is model
+    assert_as_before(model, before)
+    receipt.undo()
+    assert_as_before(model, before)
+
+
+def test_undo_refuses_what_was_moved_since():
+    model = network().train()
+    receipt = bnlab.recalibrate(model, images(4, 4))
+    model(images(4)[0])
+    before = snapshot(model)
+    with pytest.raises(UsageError, match="running statistics of 1 must be as they were left"):
+        receipt.undo()
+    assert_as_before(model, before)
+
+
+def test_half_precision_buffers_are_clipped_and_said():
+    model = nn.BatchNorm2d(3).half()
+    receipt = bnlab.recalibrate(model, [1000 * torch.randn(4, 3, 8, 8).half() for _ in range(2)])
+    assert (model.running_var == torch.finfo(torch.float16).max).all()
+    assert "the model itself: 3 values beyond the range of the stored dtype" in receipt.changes.notes
+
+
+def test_broken_statistics_are_mended_and_infinitely_far():
+    model = network()
+    model[1].running_var[2], model[5].running_mean[0] = -1e-3, math.nan
+    receipt = bnlab.recalibrate(model, images(4, 4))
+    assert torch.isfinite(model(images(4)[0])).all()
+    moved = {m.layer: m.value for m in receipt.changes.measurements if m.what == "moved by"}
+    assert moved == {"1": math.inf, "5": math.inf}
+    assert "1 not finite" in receipt.changes.changes[1].before
+
+
+def test_averaged_weights_get_statistics_of_their_own():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    averaged = AveragedModel(model)
+    for _ in range(4):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += torch.randn_like(parameter)
+        averaged.update_parameters(model)
+    batches = [torch.randn(64, 4) for _ in range(8)]
+    expected = truth(averaged, batches)
+    assert max(errors(averaged, expected)) > 0.1
+    bnlab.recalibrate(averaged, batches)
+    assert_right(averaged, expected)
+
+
+def test_a_model_without_bn_and_arguments_that_are_wrong():
+    with pytest.raises(NoBatchNorm):
+        bnlab.recalibrate(nn.Linear(2, 2), [torch.randn(4, 2)])
+    for arguments, message in (
+        ({"estimator": "biased"}, "estimator must be 'population' or 'within-batch', got 'biased'"),
+        ({"max_batches": 0}, "max_batches must be a number of at least 1 or None, got 0"),
+        ({"tolerance": 0}, "tolerance must be finite and > 0, got 0"),
+        ({"forward": 3}, "forward must be callable, got int"),
+        ({"layers": "1"}, "must be a list of paths"),
+        ({"layers": ["9"]}, "each must lead to a BN layer, got '9'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            bnlab.recalibrate(network(), images(4), **arguments)
+    with pytest.raises(UsageError, match="got a lazy layer"):
+        bnlab.recalibrate(nn.Sequential(nn.LazyBatchNorm1d()), [torch.randn(4, 2)])
+
+
+def test_a_compiled_model_is_recalibrated_and_stays_compiled():
+    model = network()
+    batches = images(4, 4)
+    expected = truth(model, batches)
+    compiled = torch.compile(model, backend="eager")
+    assert bnlab.recalibrate(compiled, batches).model is compiled
+    assert_right(model, expected)
+
+
+def test_the_receipt_is_a_record_with_a_schema():
+    import jsonschema
+
+    from bnlab.records import Changes, json_schema
+
+    receipt = bnlab.recalibrate(network(), images(4, 4))
+    data = receipt.changes.to_json()
+    jsonschema.validate(data, json_schema("bnlab.receipt/1"))
+    assert Changes.from_json(data) == receipt.changes
+    assert "running statistics: mean 0..0, var 1..1 -> mean" in str(receipt)
+
+
+def test_a_model_saved_after_recalibration_gives_the_same():
+    model = network()
+    bnlab.recalibrate(model, images(4, 4))
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    again = network()
+    again.load_state_dict(torch.load(file, weights_only=True))
+    assert_close(again.eval()(images(4)[0] * 0 + 1), model.eval()(images(4)[0] * 0 + 1))
