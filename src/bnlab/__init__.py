@@ -8,13 +8,28 @@ from bnlab._version import __version__
 
 if TYPE_CHECKING:
     from bnlab import functional, nn
+    from bnlab._repair import repair
     from bnlab.checks import explain
     from bnlab.diagnosis import Diagnosis, check
     from bnlab.remedies._receipt import Receipt
     from bnlab.remedies.convert import convert
+    from bnlab.remedies.freeze import freeze, unfreeze
     from bnlab.remedies.recalibrate import recalibrate
 
-__all__ = ["Diagnosis", "Receipt", "__version__", "check", "convert", "explain", "functional", "nn", "recalibrate"]
+__all__ = [
+    "Diagnosis",
+    "Receipt",
+    "__version__",
+    "check",
+    "convert",
+    "explain",
+    "freeze",
+    "functional",
+    "nn",
+    "recalibrate",
+    "repair",
+    "unfreeze",
+]
 
 _HOMES = {
     "Diagnosis": "bnlab.diagnosis",
@@ -22,7 +37,10 @@ _HOMES = {
     "check": "bnlab.diagnosis",
     "convert": "bnlab.remedies.convert",
     "explain": "bnlab.checks",
+    "freeze": "bnlab.remedies.freeze",
     "recalibrate": "bnlab.remedies.recalibrate",
+    "repair": "bnlab._repair",
+    "unfreeze": "bnlab.remedies.freeze",
 }
 
 _SUBPACKAGES = ("functional", "nn")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bnlab.checks import CHECKS
-from bnlab.observe.gap import shares
+from bnlab.observe.gap import IN_THE_STATISTICS, shares
 from bnlab.observe.model_evidence import ModelEvidence
 from bnlab.records import Cause, Finding, Numbers, Outcome, Status, Summary
 
@@ -22,7 +22,6 @@ _PHRASES = {
     "staleness": "stale statistics",
     "staleness or shift": "statistics that are stale or of other data",
 }
-_MENDED_BY_RECALIBRATION = ("staleness", "staleness or shift", "precision", "dropout", "training heterogeneity")
 _MOST_NAMES = 3
 
 
@@ -80,7 +79,7 @@ def _of_the_gap(gap: Finding, evidence: ModelEvidence, causes: Sequence[Cause], 
 
 def _what_helps(numbers: Numbers | None, cause: str, evidence: ModelEvidence) -> str:
     if numbers is None:
-        return "; the remedy is recalibrate" if cause in _MENDED_BY_RECALIBRATION else ""
+        return "; the remedy is recalibrate" if cause in IN_THE_STATISTICS else ""
     on = "" if "train_data" not in evidence.missing else " on this data"
     return f"; recalibrating{on} brings {numbers.eval_recalibrated:.3g}"
 

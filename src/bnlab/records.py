@@ -24,6 +24,7 @@ from typing_extensions import Self
 from bnlab.errors import UsageError
 
 __all__ = [
+    "REMEDIES",
     "Cause",
     "Change",
     "Changes",
@@ -51,7 +52,7 @@ __all__ = [
 SCHEMA = "bnlab.diagnosis/1"
 RECEIPT_SCHEMA = "bnlab.receipt/1"
 
-_ADDED_LATER = ("calls", "inputs", "gap", "measurements", "recheck")
+_ADDED_LATER = ("calls", "inputs", "gap", "measurements", "recheck", "planned")
 """Keys that a text written before they existed does not have."""
 
 Record = TypeVar("Record")
@@ -275,6 +276,17 @@ class Safety(str, Enum):
     MANUAL = "manual"
 
 
+REMEDIES: Mapping[str, Safety] = {
+    "recalibrate": Safety.STATISTICS,
+    "set-momentum": Safety.STATISTICS,
+    "drop-bias": Safety.EXACT,
+    "freeze": Safety.BEHAVIOUR,
+    "fold": Safety.EXACT,
+    "manual": Safety.MANUAL,
+}
+"""Every remedy a finding may name, and what it may do."""
+
+
 @dataclass(frozen=True)
 class Change:
     """One thing that became another in one layer: `what` is an attribute, or "class"."""
@@ -351,6 +363,7 @@ class Changes(_Document):
         notes: What else is worth knowing.
         measurements: Numbers that prove the action, or say how far to trust it.
         recheck: What the checks say after a repair.
+        planned: Whether this is only a plan: nothing was changed.
     """
 
     schema: str = RECEIPT_SCHEMA
@@ -364,6 +377,7 @@ class Changes(_Document):
     notes: tuple[str, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     recheck: Recheck | None = None
+    planned: bool = False
 
 
 def to_json(value: object) -> Any:

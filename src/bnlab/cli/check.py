@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bnlab.cli._output import check_output, emit
+from bnlab.cli._progress import advancing
 from bnlab.cli._targets import build_model, expand, is_model_spec
 from bnlab.errors import BnlabError, NoBatchNorm, UsageError
 from bnlab.records import Level, Status
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
     from rich.text import Text
     from torch import nn
 
@@ -252,29 +251,10 @@ def _checker(
             return check_with(found, settings, name=target)
         from bnlab.observe.survey import Inputs
 
-        with _advancing() as advance:
+        with advancing() as advance:
             return check_with(found, settings, inputs=Inputs(**loaded, advance=advance), name=target)
 
     return check
-
-
-@contextmanager
-def _advancing() -> Iterator[Callable[[str], None]]:
-    """Show on stderr, on a terminal only, what is being observed and how many batches have passed."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn
-
-    errors = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed} batches"))
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def advance(what: str) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=None)
-            bar.advance(tasks[what])
-
-        yield advance
 
 
 def _reason(item: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ import numpy as np
 from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import Gap, Observed
 
-__all__ = ["CAUSES", "RunningStatistics", "batch_sums", "layer_gap", "shares"]
+__all__ = ["CAUSES", "IN_THE_STATISTICS", "RunningStatistics", "batch_sums", "layer_gap", "shares"]
 
 CAUSES = (
     "bessel",
@@ -32,6 +32,9 @@ CAUSES = (
     "staleness or shift",
 )
 """Every cause there is, in the order of the links."""
+
+IN_THE_STATISTICS = ("staleness", "staleness or shift", "precision", "dropout", "training heterogeneity")
+"""Causes that lie in the running statistics: recomputing them is the answer."""
 
 _PRECISION = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Largest relative rounding error of the dtypes in which running statistics get stuck."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,57 @@ from bnlab.observe.population import impose_batch_statistics, impose_statistics,
 from bnlab.observe.untouched import untouched
 from bnlab.records import Numbers
 
-__all__ = ["Metric", "measure"]
+__all__ = ["Measured", "Metric", "measure", "measured"]
 
 Metric = Callable[[nn.Module, Any], float]
 """metric(model, data) -> float, higher is better."""
 
 _MOST_LAYERS = 8
 _ENOUGH = 0.9
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The metric of a model as it is.
+
+    Attributes:
+        value: On the whole data.
+        per_batch: On each batch alone; None if a batch alone has no metric.
+    """
+
+    value: float
+    per_batch: tuple[float, ...] | None
+
+    def is_worse_than(self, before: Measured) -> bool:
+        """Whether the metric is lower by more than one standard error of the paired difference over batches.
+
+        Without values per batch, whether it is lower at all. No number at all is worse than any.
+        """
+        if math.isnan(before.value):
+            return False
+        if math.isnan(self.value):
+            return True
+        return before.value - self.value > self._standard_error(before)
+
+    def _standard_error(self, before: Measured) -> float:
+        if self.per_batch is None or before.per_batch is None or len(self.per_batch) != len(before.per_batch):
+            return 0.0
+        return _standard_error(np.subtract(self.per_batch, before.per_batch).tolist()) or 0.0
+
+
+def measured(model: nn.Module, metric: Metric, data: Iterable[Any]) -> Measured:
+    """Return the metric of a model in eval mode, on the whole data and on each batch. The model is untouched.
+
+    Raises:
+        UsageError: If the metric raises on the whole data, or returns no number.
+    """
+    with untouched(model), torch.no_grad():
+        value = _metric(model, metric, data, nullcontext())
+        try:
+            per_batch = tuple(_metric(model, metric, [batch], nullcontext()) for batch in data)
+        except BnlabError:
+            return Measured(value, None)
+    return Measured(value, per_batch)
 
 
 def measure(
@@ -83,6 +127,11 @@ def _paired_error(model: nn.Module, metric: Metric, data: Iterable[Any]) -> floa
             differences.append(_metric(model, metric, [batch], impose_batch_statistics(model)) - running)
     except BnlabError:
         return None
+    return _standard_error(differences)
+
+
+def _standard_error(differences: Sequence[float]) -> float | None:
+    """Return the standard error of the mean of paired differences; None if it is not known."""
     if len(differences) < 2 or not np.isfinite(differences).all():
         return None
     return float(np.std(differences, ddof=1) / math.sqrt(len(differences)))

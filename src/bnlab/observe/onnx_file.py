@@ -18,7 +18,7 @@ from bnlab.observe.tensors import MOST_CHANNELS, coarser, widen
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
 
-__all__ = ["looks_like_onnx", "read_onnx"]
+__all__ = ["Constants", "layer_name", "looks_like_onnx", "read_onnx", "subgraphs"]
 
 _DEFAULT_EPSILON = 1e-5
 _DEFAULT_MOMENTUM = 0.9
@@ -66,31 +66,47 @@ def read_onnx(path: Path, hyperparameters: Hyperparameters) -> Evidence:
                 if isinstance(layer, LayerState):
                     layers.append(layer)
                 else:
-                    left_alone.append((_name(node), layer))
+                    left_alone.append((layer_name(node), layer))
     networks = distinct([NetworkState("", tuple(layers))]) if layers else ()
     return Evidence(networks, tuple(left_alone))
 
 
-def _scopes(model: Any, folder: Path) -> Iterator[tuple[Any, _Constants]]:  # noqa: ANN401 - onnx has no stubs
+def _scopes(model: Any, folder: Path) -> Iterator[tuple[Any, Constants]]:  # noqa: ANN401 - onnx has no stubs
     """Yield the graph, its functions and every subgraph of a node with the constants seen there, outer ones first.
 
     A subgraph sees the names around it, a function only its own.
     """
-    pending = [(scope, _Constants(scope, folder)) for scope in (model.graph, *model.functions)]
+    pending = [(scope, Constants(scope, folder)) for scope in (model.graph, *model.functions)]
     while pending:
         scope, constants = pending.pop(0)
         yield scope, constants
         for node in scope.node:
-            for attribute in node.attribute:
-                inner = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
-                pending += [(graph, _Constants(graph, folder, constants)) for graph in inner]
+            pending += [(graph, Constants(graph, folder, constants)) for graph in subgraphs(node)]
 
 
-class _Constants:
-    """The tensors of a graph or function that are known without running it, by name."""
+def subgraphs(node: NodeProto) -> list[GraphProto]:
+    """Return the graphs a node holds, such as the branches of an If."""
+    found: list[GraphProto] = []
+    for attribute in node.attribute:
+        found += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+    return found
 
-    def __init__(self, scope: GraphProto, folder: Path, around: _Constants | None = None) -> None:
+
+class Constants:
+    """The tensors of a graph or function that are known without running it, by name.
+
+    Args:
+        scope: A graph or function.
+        folder: Where external data lies.
+        around: The constants of the graph around a subgraph.
+        most: The largest number of values worth reading; a tensor with more is read as one of shape (0,).
+    """
+
+    def __init__(
+        self, scope: GraphProto, folder: Path, around: Constants | None = None, *, most: int = MOST_CHANNELS
+    ) -> None:
         self._folder = folder
+        self._most = most
         self.tensors: dict[str, TensorProto] = dict(around.tensors) if around else {}
         self.nodes: dict[str, NodeProto] = dict(around.nodes) if around else {}
         self.tensors.update((tensor.name, tensor) for tensor in getattr(scope, "initializer", ()))
@@ -99,16 +115,21 @@ class _Constants:
 
     def find(self, name: str) -> tuple[str, np.ndarray[Any, Any]] | None:
         """Return stored dtype and values of a tensor, or None where it is computed or fed at run time."""
-        seen: set[str] = set()
-        while name in self.nodes and self.nodes[name].op_type == "Identity" and name not in seen:
-            seen.add(name)
-            name = self.nodes[name].input[0]
+        name = self.root(name)
         if name in self.tensors:
             return self._read(self.tensors[name])
         node = self.nodes.get(name)
         if node is None or node.op_type == "Identity":
             return None
         return self._constant(node) if node.op_type == "Constant" else self._constant_of_shape(node)
+
+    def root(self, name: str) -> str:
+        """Return the name a tensor has before the Identity nodes it went through."""
+        seen: set[str] = set()
+        while name in self.nodes and self.nodes[name].op_type == "Identity" and name not in seen:
+            seen.add(name)
+            name = self.nodes[name].input[0]
+        return name
 
     def _constant(self, node: NodeProto) -> tuple[str, np.ndarray[Any, Any]] | None:
         for attribute in node.attribute:
@@ -121,18 +142,21 @@ class _Constants:
 
     def _constant_of_shape(self, node: NodeProto) -> tuple[str, np.ndarray[Any, Any]] | None:
         shape = self.find(node.input[0])
-        if shape is None or shape[1].shape != (1,) or not 0 < int(shape[1][0]) <= MOST_CHANNELS:
+        if shape is None or shape[1].ndim != 1 or not shape[1].size:
+            return None
+        sides = [int(side) for side in shape[1]]
+        if min(sides) <= 0 or math.prod(sides) > self._most:
             return None
         filled = [self._read(attribute.t) for attribute in node.attribute if attribute.name == "value"]
         dtype, value = filled[0] if filled else ("float32", np.zeros(1, dtype=np.float32))
-        return dtype, np.broadcast_to(value.reshape(-1)[:1], (int(shape[1][0]),))
+        return dtype, np.broadcast_to(value.reshape(-1)[:1], sides)
 
     def _read(self, tensor: TensorProto) -> tuple[str, np.ndarray[Any, Any]]:
         import onnx.helper
         from onnx import numpy_helper
         from onnx.checker import ValidationError
 
-        if math.prod(tensor.dims) > MOST_CHANNELS:
+        if math.prod(tensor.dims) > self._most:
             return f"onnx type {tensor.data_type}", np.empty((0,))
         external = {entry.key: entry.value for entry in tensor.external_data}
         if tensor.external_data and "length" not in external:
@@ -149,7 +173,7 @@ class _Constants:
         return _DTYPES.get(tensor.data_type, f"onnx type {tensor.data_type}"), values
 
 
-def _layer(node: NodeProto, constants: _Constants, known: Hyperparameters) -> LayerState | str:
+def _layer(node: NodeProto, constants: Constants, known: Hyperparameters) -> LayerState | str:
     """Return the layer, or why it cannot be read from the file."""
     if len(node.input) < 5:
         return f"has {len(node.input)} inputs, a BatchNormalization node has 5"
@@ -168,7 +192,7 @@ def _layer(node: NodeProto, constants: _Constants, known: Hyperparameters) -> La
         return f"parameters have the dtype {unreadable[0]}"
     values = {key: widen(array) for key, (_, array) in found.items()}
     return LayerState(
-        name=_name(node),
+        name=layer_name(node),
         running_mean=values["running_mean"],
         running_var=values["running_var"],
         weight=values["weight"],
@@ -192,7 +216,7 @@ def _hyperparameters(node: NodeProto, known: Hyperparameters) -> Hyperparameters
     return known.stating(**stated)
 
 
-def _name(node: NodeProto) -> str:
+def layer_name(node: NodeProto) -> str:
     """Return the best name of a layer: that of its parameters, then of its node, then of its output.
 
     Exporters keep torch's ``layer1.bn1.running_mean``; converters from other frameworks share a prefix such as

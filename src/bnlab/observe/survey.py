@@ -131,7 +131,9 @@ def _layer(
         eps=float(getattr(module, "eps", 0.0)),
         training=module.training,
         frozen=is_frozen(module),
-        updates=not is_frozen(module) and bool(getattr(module, "track_running_stats", True)) and state is not None,
+        updates=state is not None
+        and bool(getattr(module, "track_running_stats", True))
+        and (not is_frozen(module) or bool(getattr(module, "moves_statistics", False))),
         affine_trains=any(parameter.requires_grad for parameter in affine) if affine else None,
         decay=None if optimizer is None else _decay(module, optimizer),
         state=state,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from torch import nn
@@ -12,16 +12,22 @@ from torch.nn.parameter import is_lazy
 
 from bnlab.errors import UsageError
 from bnlab.nn._base import BatchNormBase
+from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
 from bnlab.records import Change
 from bnlab.remedies._become import become, narrow_statistics
-from bnlab.remedies._families import FROZEN, Family, family_of
+from bnlab.remedies._families import FROZEN, RANKS, Family, family_of
+from bnlab.remedies._frozen_state import FrozenFrom, frozen_from
 from bnlab.remedies._source import NotReadable
 from bnlab.remedies._subclass import activation_inside, own_behaviour
 from bnlab.remedies._target import Target
 
-__all__ = ["Conversion", "class_name", "plan"]
+__all__ = ["OWN_SETTINGS", "Conversion", "Origin", "class_name", "plan", "plan_freeze", "plan_thaw", "require_built"]
 
 _OFF = "-"
+OWN_SETTINGS = ("process_group", "ghost_size", "r_max", "d_max")
+"""Attributes that some BN layers have and a frozen one has not."""
+
+_FROZEN_OF_ANY_RANK = Family(dict.fromkeys(RANKS, FrozenBatchNorm))
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Conversion:
         kind: The new class: that of the template, or the subclass the layer once had.
         settings: Attributes to set afterwards.
         origin: What is to be remembered.
+        keeps_grad: Whether requires_grad is left to the caller.
     """
 
     layer: _BatchNorm
@@ -64,6 +71,7 @@ class Conversion:
     kind: type[nn.Module]
     settings: Mapping[str, Any]
     origin: Origin
+    keeps_grad: bool = False
 
     @property
     def keeps_output(self) -> bool:
@@ -89,10 +97,13 @@ class Conversion:
     def _frozen_parameters(self) -> dict[str, bool]:
         """Return the parameters whose requires_grad changes, with its new value."""
         parameters = dict(self.layer.named_parameters(recurse=False))
-        if self.target.family is FROZEN:
+        if self.keeps_grad:
+            return {}
+        if _freezes(self.target.family):
             return {name: False for name, parameter in parameters.items() if parameter.requires_grad}
-        if self.source is FROZEN:
-            remembered = _origin(self.layer).required_grad
+        if _freezes(self.source):
+            memory = frozen_from(self.layer) if self._ends_freeze() else None
+            remembered = _origin(self.layer).required_grad + (() if memory is None else memory.required_grad)
             return {name: True for name in remembered if name in parameters and not parameters[name].requires_grad}
         return {}
 
@@ -117,8 +128,16 @@ class Conversion:
 
         return undo
 
+    def _ends_freeze(self) -> bool:
+        """Whether what `freeze` did is gone with the class, or with the running statistics."""
+        memory = vars(self.layer).get("frozen_from")
+        by_class = isinstance(memory, FrozenFrom) and memory.kind is not None and not _freezes(self.target.family)
+        return by_class or not self.target.family.keeps_statistics
+
     def _finish(self) -> None:
         """Set what a fresh layer does not have."""
+        if self._ends_freeze():
+            vars(self.layer).pop("frozen_from", None)
         for key, value in self.settings.items():
             setattr(self.layer, key, value)
         if isinstance(self.layer, BatchNormBase):
@@ -155,8 +174,8 @@ def plan(path: str, layer: _BatchNorm, target: Target, executed_rank: int | None
         _refuse(path, "have a known rank", class_name(base), "Pass example=, a batch to run the model on.")
     rank = rank or 1
     activation = _activation(path, layer, base, rank)
-    origin = _remembered(layer, base, activation, becomes_frozen=target.family is FROZEN and source is not FROZEN)
-    if target.family is FROZEN and layer.running_mean is None:
+    origin = _remembered(layer, base, activation, becomes_frozen=_freezes(target.family) and not _freezes(source))
+    if _freezes(target.family) and layer.running_mean is None:
         _refuse(path, "keep running statistics to be frozen", "track_running_stats=False")
     kind = _kind(
         path,
@@ -177,10 +196,57 @@ def plan(path: str, layer: _BatchNorm, target: Target, executed_rank: int | None
     return Conversion(layer, path, source, target, template, plain, kind, settings, origin)
 
 
-def _family(path: str, layer: _BatchNorm) -> tuple[Family, type[nn.Module]]:
+def plan_freeze(path: str, layer: _BatchNorm) -> Conversion:
+    """Return how a layer that is not frozen becomes a frozen one, but for requires_grad.
+
+    Raises:
+        UsageError: If the layer cannot become that without losing something.
+    """
+    source, _ = _family(path, layer)
+    step = plan(path, layer, Target(FROZEN if source.has_ranks else _FROZEN_OF_ANY_RANK, None), None)
+    assert step is not None  # it is of another family
+    return replace(step, origin=replace(step.origin, required_grad=()), keeps_grad=True)
+
+
+def plan_thaw(path: str, layer: _BatchNorm, memory: FrozenFrom) -> Conversion:
+    """Return how a frozen layer becomes what it was, but for requires_grad.
+
+    Raises:
+        UsageError: If that would lose an activation or residual it has got since.
+    """
+    source, _ = _family(path, layer)
+    found = None if memory.kind is None else family_of(memory.kind)
+    if memory.kind is None or found is None:
+        raise AssertionError("only a layer of a known family changes its class")
+    family, base = found
+    settings = dict(memory.settings)
+    if family.is_ours and memory.kind is base:
+        settings.pop("activation", None)
+    elif getattr(layer, "activation", None) != memory.activation or "takes_residual" in vars(layer):
+        got = "an activation or residual that was taken in since"
+        _refuse(path, f"be as it was frozen to become {class_name(memory.kind)}", got, "Undo the fusing first.")
+    rank = family.rank_of(base) or 1
+    template, plain = base(layer.num_features), source.classes[rank](layer.num_features)
+    origin = memory.converted_from if isinstance(memory.converted_from, Origin) else Origin()
+    target = Target(family, rank)
+    return Conversion(layer, path, source, target, template, plain, memory.kind, settings, origin, keeps_grad=True)
+
+
+def _freezes(family: Family) -> bool:
+    return issubclass(family.classes[1], FrozenBatchNorm)
+
+
+def require_built(path: str, layer: _BatchNorm) -> None:
+    """Refuse a lazy layer that has not run."""
     if any(is_lazy(parameter) for parameter in layer.parameters(recurse=False)) or hasattr(layer, "cls_to_become"):
         _refuse(path, "know its number of channels", "a lazy layer", "Run one batch first.")
+
+
+def _family(path: str, layer: _BatchNorm) -> tuple[Family, type[nn.Module]]:
+    require_built(path, layer)
     found = family_of(type(layer))
+    if found is None and isinstance(layer, FrozenBatchNorm):
+        found = _FROZEN_OF_ANY_RANK, FrozenBatchNorm
     if found is None:
         _refuse(path, "derive from a BN layer of torch.nn or bnlab.nn", class_name(type(layer)))
     if not {"weight", "bias"} <= layer._parameters.keys():  # noqa: SLF001
@@ -225,7 +291,8 @@ def _kind(
     """Return the class to take: the one the layer had before it was converted to bnlab, if it is on its way back."""
     if is_ours:
         return kind
-    if origin.kind is not None and issubclass(origin.kind, kind) and origin.activation == activation:
+    comes_back = origin.kind is not None and issubclass(origin.kind, kind) and origin.activation == activation
+    if origin.kind is not None and comes_back and not takes_residual:
         return origin.kind
     if takes_residual:
         _refuse(

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.errors import UsageError
 from bnlab.observe.evidence import Floats
 
-__all__ = ["Written", "described", "moved_by", "write_statistics"]
+__all__ = ["Written", "described", "moved_by", "stored_statistics", "write_statistics"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,12 @@ def write_statistics(layers: Mapping[str, _BatchNorm], new: Mapping[str, tuple[F
                 _copy(buffer, next(old))
 
     return Written(undo, {path: count for path, count in clipped.items() if count})
+
+
+def stored_statistics(layer: _BatchNorm) -> tuple[Floats, Floats]:
+    """Return running mean and variance of a layer that keeps them. Shape (C,), float64, copies."""
+    mean, var = (buffer.detach().to("cpu", torch.float64).numpy().copy() for buffer in _buffers(layer))
+    return mean, var
 
 
 def described(mean: Floats, var: Floats) -> str:

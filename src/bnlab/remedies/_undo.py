@@ -60,4 +60,5 @@ class UndoStack:
 
 def _fingerprint(module: nn.Module) -> tuple[object, ...]:
     own = vars(module)
-    return type(module), tuple(module._parameters), own.get("activation"), own.get("takes_residual")  # noqa: SLF001
+    noted = ("activation", "takes_residual", "frozen_from")
+    return type(module), tuple(module._parameters), *(own.get(key) for key in noted)  # noqa: SLF001

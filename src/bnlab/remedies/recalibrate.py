@@ -17,17 +17,80 @@ from bnlab.errors import UsageError
 from bnlab.observe.batches import Forward, require_data, run_batch
 from bnlab.observe.discover import batch_norm_layers, is_frozen
 from bnlab.observe.evidence import Floats
+from bnlab.observe.gap import IN_THE_STATISTICS
 from bnlab.observe.pooling import Estimator, Pooling, pool
 from bnlab.observe.population import impose_statistics
 from bnlab.observe.untouched import said
-from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
+from bnlab.records import Change, Changes, DiagnosisRecord, Finding, LayerRecord, LeftAlone, Measurement, Safety
 from bnlab.remedies._receipt import Receipt
-from bnlab.remedies._statistics import described, moved_by, write_statistics
+from bnlab.remedies._remedy import Material, Plan, Refusal, Remedy, record_of
+from bnlab.remedies._statistics import described, moved_by, stored_statistics, write_statistics
 
-__all__ = ["recalibrate", "recalibrate_with"]
+__all__ = ["Recalibrate", "recalibrate", "recalibrate_with"]
 
 _ENOUGH = 0.03
 """Standard error that serves: 1,000 independent samples; with as many Wu and Johnson 2021, table 1, lose 0.03 %."""
+
+_MENDED_SHARE = 0.2
+"""Share of a layer's gap that must lie in its running statistics, for recalibrating to be the answer to it."""
+
+
+class Recalibrate(Remedy):
+    """Recompute the running statistics of the layers that were found, with the others as they are."""
+
+    name = "recalibrate"
+
+    def plan(self, evidence: DiagnosisRecord, finding: Finding) -> Plan | Refusal:
+        """Return the layers whose statistics are wrong.
+
+        Statistics of 0 and 1 may be meant: a network that is always run in eval mode computes with them. Only a metric
+        can tell.
+        """
+        named = _mended_layers(evidence) if finding.layer is None else (finding.layer,)
+        records = [record for name in named if (record := record_of(evidence, name)) is not None]
+        if finding.code == "BN301" and finding.layer is not None and not any(map(_lies_in_statistics, records)):
+            return Refusal("its gap does not lie in the running statistics")
+        if not records:
+            return Refusal("no layer is known whose running statistics cause it")
+        if evidence.numbers is None:
+            records = [record for record in records if not _is_untouched(record)]
+            if not records:
+                return Refusal(
+                    "mean 0 and variance 1 may be meant, as in a network always run in eval mode: give a metric"
+                )
+        changes = tuple(Change(record.name, "running statistics", _shown(record), "recomputed") for record in records)
+        return Plan(self.name, tuple(record.name for record in records), changes)
+
+    def apply(self, model: nn.Module, layers: Sequence[str], material: Material) -> Receipt:
+        """Recalibrate the layers."""
+        asked = Asked(layerwise=material.layerwise)
+        return recalibrate_with(model, material.batches, asked, layers=layers, advance=material.advance)
+
+
+def _mended_layers(evidence: DiagnosisRecord) -> tuple[str, ...]:
+    """Return the layers in which causes act that lie in the running statistics."""
+    acting = [
+        cause.layers for cause in evidence.causes if cause.cause in IN_THE_STATISTICS and cause.share > _MENDED_SHARE
+    ]
+    return tuple(dict.fromkeys(layer for layers in acting for layer in layers))
+
+
+def _lies_in_statistics(record: LayerRecord) -> bool:
+    gap = record.gap or {}
+    return sum(gap.get(cause, 0.0) for cause in IN_THE_STATISTICS) > _MENDED_SHARE * gap.get("total", 0.0)
+
+
+def _is_untouched(record: LayerRecord) -> bool:
+    mean, var = record.running_mean, record.running_var
+    return mean is not None and var is not None and (mean.min, mean.max, var.min, var.max) == (0.0, 0.0, 1.0, 1.0)
+
+
+def _shown(record: LayerRecord) -> str:
+    mean, var = record.running_mean, record.running_var
+    return ", ".join(
+        f"{name} not finite" if values is None else f"{name} {values.min:.3g}..{values.max:.3g}"
+        for name, values in (("mean", mean), ("var", var))
+    )
 
 
 def recalibrate(
@@ -153,7 +216,7 @@ def recalibrate_with(
             pooling = _pooled(real, chosen, batches, asked, advance)
     unused = [LeftAlone(path, "never ran on these batches") for path in chosen if path not in pooling.layers]
     new = {path: (pooled.mean, pooled.var(asked.estimator)) for path, pooled in pooling.layers.items()}
-    old = {path: _statistics(chosen[path]) for path in new}
+    old = {path: stored_statistics(chosen[path]) for path in new}
     written = write_statistics(chosen, new)
     record = Changes(
         bnlab=__version__,
@@ -263,15 +326,6 @@ def _layer_by_layer(
     )
 
 
-def _statistics(layer: _BatchNorm) -> tuple[Floats, Floats]:
-    mean, var = (
-        buffer.detach().to("cpu", torch.float64).numpy().copy()
-        for buffer in (layer.running_mean, layer.running_var)
-        if buffer is not None
-    )
-    return mean, var
-
-
 def _measurements(
     layers: Mapping[str, _BatchNorm],
     pooling: Pooling,
@@ -286,17 +340,13 @@ def _measurements(
 
 def _notes(pooling: Pooling, clipped: Mapping[str, int]) -> Iterable[str]:
     counted = f"from {_number(pooling.batches, 'batch', 'batches')}, {_number(pooling.samples, 'sample', 'samples')}"
-    errors = {path: error for path, error in pooling.standard_errors.items() if error is not None}
-    if not errors:
-        yield f"{counted}: one batch does not tell how far to trust them"
+    errors = [error for error in pooling.standard_errors.values() if error is not None]
+    if errors:
+        needed = math.ceil(pooling.samples * (max(errors) / _ENOUGH) ** 2)
+        stopped = ", stopped at the tolerance" if pooling.stopped_early else ""
+        yield f"{counted}{stopped}; {needed:,} are enough for a standard error of {_ENOUGH} std"
     else:
-        worst = max(errors, key=lambda path: errors[path])
-        error = errors[worst]
-        needed = math.ceil(pooling.samples * (error / _ENOUGH) ** 2)
-        yield (
-            f"{counted}{', stopped at the tolerance' if pooling.stopped_early else ''}: standard error at most "
-            f"{error:.2g} std ({worst or 'the model itself'}), {needed} samples are enough for {_ENOUGH}"
-        )
+        yield f"{counted}: one batch does not tell how far to trust them"
     if pooling.not_finite:
         yield f"left out: {_number(pooling.not_finite, 'batch', 'batches')} in which a layer gets a NaN or inf"
     if pooling.one_value:

@@ -17,9 +17,17 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from bnlab.records import DiagnosisRecord, Finding, LayerRecord, Level, Quantity, Status
+from bnlab.records import REMEDIES, DiagnosisRecord, Finding, LayerRecord, Level, Quantity, Safety, Status
 
-__all__ = ["plain", "render", "renderable", "summary_line"]
+__all__ = ["SAFETY_PHRASES", "plain", "render", "renderable", "summary_line"]
+
+SAFETY_PHRASES = {
+    Safety.EXACT: "output kept",
+    Safety.STATISTICS: "buffers only",
+    Safety.BEHAVIOUR: "behaviour changed",
+    Safety.MANUAL: "nothing applied",
+}
+"""What a change may do, in two words."""
 
 _STYLES = {Level.ERROR: "bold red", Level.WARNING: "bold yellow", Level.INFO: "bold blue"}
 _HEADINGS = {Level.ERROR: "ERROR", Level.WARNING: "WARNING", Level.INFO: "NOTE"}
@@ -123,7 +131,13 @@ def _group(findings: Sequence[Finding], diagnosis: DiagnosisRecord) -> Iterable[
         yield Padding(_findings_table(findings[:_MOST_FINDINGS], diagnosis), (0, 0, 0, 1))
     if len(findings) > _MOST_FINDINGS:
         yield Text(f"  ... and {_count(len(findings) - _MOST_FINDINGS, 'more layer')}: --format json has them all")
-    yield Text(f"  remedy: {', '.join(first.remedies)}; bnlab explain {first.code}", style="dim")
+    yield Text(f"  remedy: {', '.join(map(_remedy, first.remedies))}; bnlab explain {first.code}", style="dim")
+
+
+def _remedy(name: str) -> str:
+    """Return a remedy with what it may do, as "recalibrate (buffers only)"."""
+    safety = REMEDIES.get(name, Safety.MANUAL)
+    return name if safety is Safety.MANUAL else f"{name} ({SAFETY_PHRASES[safety]})"
 
 
 def _findings_table(findings: Sequence[Finding], diagnosis: DiagnosisRecord) -> Table:

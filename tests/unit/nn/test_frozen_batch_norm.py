@@ -1,9 +1,15 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 import bnlab
+from bnlab.errors import UsageError
+from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
 
 
 def layer_and_input():
@@ -61,3 +67,120 @@ def test_where_the_statistics_are_withheld_nothing_is_counted():
     layer.running_mean = layer.running_var = None
     layer(x)
     assert layer.num_batches_tracked == 0
+
+
+def moving(rank=2, **options):
+    layer = getattr(bnlab.nn, f"FrozenBatchNorm{rank}d")(8, moves_statistics=True, **options)
+    layer.running_mean.normal_()
+    layer.running_var.uniform_(0.5, 2)
+    return layer
+
+
+def test_moving_statistics_normalise_with_those_before_the_batch():
+    layer, (_, x) = moving(), layer_and_input()
+    for _ in range(3):
+        wanted = (x.double() - layer.running_mean.double().view(1, -1, 1, 1)) / (
+            layer.running_var.double().view(1, -1, 1, 1) + layer.eps
+        ).sqrt()
+        mean = layer.running_mean.double() * 0.9 + 0.1 * x.double().mean((0, 2, 3))
+        var = layer.running_var.double() * 0.9 + 0.1 * x.double().transpose(0, 1).flatten(1).var(1)
+        y = layer(x)
+        assert_close(y.double(), wanted, rtol=1e-6, atol=1e-6)
+        assert_close(layer.running_mean.double(), mean, rtol=1e-6, atol=1e-6)
+        assert_close(layer.running_var.double(), var, rtol=1e-6, atol=1e-6)
+        after = copy.deepcopy(layer).eval()(x)
+        with pytest.raises(AssertionError):
+            assert_close(after.double(), wanted, rtol=1e-6, atol=1e-6)
+    assert layer.num_batches_tracked == 3
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    layer.eval()(x)
+    assert_close(layer.state_dict(), before, rtol=0, atol=0)
+
+
+def test_moving_is_an_option_that_is_shown_and_copied():
+    layer, x = moving(), layer_and_input()[1]
+    layer(x)
+    assert "moves_statistics=True" in repr(layer)
+    assert "moves_statistics" not in repr(bnlab.nn.FrozenBatchNorm2d(8))
+    other = pickle.loads(pickle.dumps(layer))
+    assert repr(other) == repr(layer)
+    assert torch.equal(other(x), layer(x))
+    assert_close(other.state_dict(), layer.state_dict(), rtol=0, atol=0)
+    assert len(other._recent) == 1
+
+
+def test_moving_statistics_take_one_value_masks_and_bad_batches():
+    layer = moving(1)
+    before = layer.running_mean.clone()
+    assert layer(torch.randn(1, 8)).shape == (1, 8)
+    layer(torch.full((4, 8), float("nan")))
+    assert torch.equal(layer.running_mean, before)
+    assert (int(layer.num_batches_tracked), int(layer.skipped_batches)) == (0, 2)
+    x, keep = torch.randn(3, 8, 5), torch.tensor([5, 3, 2])[:, None] > torch.arange(5)
+    left, right = copy.deepcopy(layer), copy.deepcopy(layer)
+    left(x, mask=keep)
+    right(torch.where(keep.unsqueeze(1), x, float("inf")), mask=keep)
+    assert_close(left.state_dict(), right.state_dict())
+    assert_close(left.running_mean, before * 0.9 + 0.1 * x.transpose(0, 1)[:, keep].mean(1))
+    layer.eps = 0.0
+    assert torch.isfinite(layer(torch.randn(4, 8))).all()
+    layer.running_mean = layer.running_var = None
+    layer.eps = 1e-5
+    assert_close(layer(x).mean((0, 2)), torch.zeros(8), atol=1e-5, rtol=0)
+    with pytest.raises(UsageError, match="more than 1 value per channel"):
+        layer(torch.randn(1, 8))
+
+
+def test_moving_statistics_are_trained_beside():
+    layer, x = moving().requires_grad_(True), layer_and_input()[1].double().requires_grad_()
+    layer.double()
+    old = copy.deepcopy(layer).eval()
+    grads = torch.autograd.grad(layer(x).cos().sum(), [x, *layer.parameters()])
+    wanted = torch.autograd.grad(old(x).cos().sum(), [x, *old.parameters()])
+    assert_close(grads, wanted, rtol=1e-12, atol=1e-12)
+    x = layer_and_input()[1].requires_grad_()
+    frozen = moving()
+    assert bytes_saved(frozen, x) <= 8
+
+
+def test_checkpointing_recomputes_with_the_statistics_of_the_first_time():
+    layer, xs = moving().requires_grad_(True), torch.randn(3, 4, 8, 3, 3)
+    plain = copy.deepcopy(layer)
+    total, expected = 0, 0
+    for x in xs:
+        total = total + checkpoint(layer, x, use_reentrant=False).cos().sum()
+        expected = expected + plain(x).cos().sum()
+    total.backward()
+    expected.backward()
+    assert_close(layer.weight.grad, plain.weight.grad, rtol=1e-6, atol=1e-6)
+    assert_close(layer.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    layer._recent.clear()
+    y = checkpoint(layer, xs[0], use_reentrant=False).sum()
+    layer._recent.clear()
+    with pytest.raises(UsageError, match="at most 64 batches must be in flight"):
+        y.backward()
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_compiled_and_exported_moving_is_eager(trains):
+    eager = moving(momentum=None).requires_grad_(trains)
+    compiled, (_, first) = copy.deepcopy(eager), layer_and_input()
+    program = torch.export.export(copy.deepcopy(eager), (first,)).module()
+    assert_close(program(first), copy.deepcopy(eager)(first), rtol=1e-4, atol=1e-5)
+    run = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        x = torch.randn(4, 8, 5, 5, requires_grad=True)
+        left, right, grad = eager(x), run(x), torch.randn(4, 8, 5, 5)
+        parameters = [[x, *(p for p in layer.parameters() if trains)] for layer in (eager, compiled)]
+        assert_close(left, right)
+        assert_close(torch.autograd.grad(left, parameters[0], grad), torch.autograd.grad(right, parameters[1], grad))
+    assert_close(eager.state_dict(), compiled.state_dict())
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("shape", [(4, 8), (4, 8, 5), (4, 8, 5, 5), (2, 8, 3, 3, 3)])
+def test_the_class_without_a_rank_takes_any(shape):
+    layer, x = FrozenBatchNorm(8), torch.randn(shape)
+    assert_close(layer(x), x / (1 + 1e-5) ** 0.5)
+    with pytest.raises(UsageError, match="must be 2-d or 3-d or 4-d or 5-d"):
+        layer(torch.randn(8))

@@ -31,7 +31,7 @@ def test_the_conclusion_comes_first_then_findings_then_layers():
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
     assert "1 of 4: 0" in text
     assert "running_var -0.00098" in text
-    assert "remedy: recalibrate; bnlab explain BN102" in text
+    assert "remedy: recalibrate (buffers only); bnlab explain BN102" in text
     assert lines[-1] == "1 error, 0 warnings, 1 note; 12 of 34 checks passed"
 
 

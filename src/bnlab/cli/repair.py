@@ -1,0 +1,157 @@
+"""`bnlab repair`: mend what is wrong with the BN layers of a model, prove it, and write a new file."""
+
+from __future__ import annotations
+
+import io
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bnlab.cli._output import check_output, write_whole
+from bnlab.cli._progress import advancing
+from bnlab.cli._specs import load_data, load_metric, load_model
+from bnlab.cli._targets import build_model, is_model_spec
+from bnlab.errors import UsageError
+from bnlab.records import Level
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from bnlab.observe.load import CheckpointFile
+    from bnlab.records import Changes
+
+__all__ = ["command"]
+
+
+class Format(str, Enum):
+    """How the receipt is written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class Most(str, Enum):
+    """What a repair may do at most."""
+
+    EXACT = "exact"
+    STATISTICS = "statistics"
+    BEHAVIOUR = "behaviour"
+
+
+def command(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A checkpoint, or package.module:callable.")],
+    data: Annotated[
+        str, typer.Option(metavar="SPEC", help="What the model will see: package.module:callable, or digits, ...")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="package.module:callable; the checkpoint is loaded into its model."),
+    ] = None,
+    train_data: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="What it was trained on: statistics are recomputed from it.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="accuracy, loss, or package.module:callable; higher is better.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="The new checkpoint; required without --dry-run.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and change nothing.")] = False,
+    safety: Annotated[Most, typer.Option(help="What may be done at most.")] = Most.STATISTICS,
+    level: Annotated[Level, typer.Option(help="Lowest level of the findings to act on.")] = Level.WARNING,
+    format_: Annotated[Format, typer.Option("--format", help="How the receipt is printed.")] = Format.TEXT,
+) -> None:
+    """Mend the batch normalization of a model and write a new checkpoint; the input is never changed.
+
+    A repair is kept only if the metric is not worse. Exit code 0: nothing at or above --level is left, and the output
+    is written. 1: findings are left; the output is written if a repair was kept. 2: the tool could not do its job.
+    """
+    if output is None and not dry_run:
+        raise UsageError("--output: path must be given, got none. Or print the plan only: --dry-run.")
+    if output is not None:
+        check_output(output, [target])
+    loaded, file = _loaded(target, model)
+    before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+    from bnlab._repair import repair
+
+    with advancing() as advance:
+        receipt = repair(
+            loaded,
+            data=load_data(data, "--data"),
+            train_data=None if train_data is None else load_data(train_data, "--train-data"),
+            metric=None if metric is None else load_metric(metric, "--metric"),
+            safety=safety.value,
+            level=level.value,
+            dry_run=dry_run,
+            advance=advance,
+        )
+    changes = receipt.changes
+    print(changes.dumps() if format_ is Format.JSON else str(receipt))
+    clean = not _left(changes, level)
+    if output is not None and not dry_run and ((changes.kept and changes.changes) or clean):
+        write_whole(_written(loaded, before, file, output), output)
+    elif output is not None and not dry_run:
+        _say(f"not written: {output}, for nothing was repaired")
+    raise typer.Exit(0 if clean else 1)
+
+
+def _loaded(target: str, spec: str | None) -> tuple[nn.Module, CheckpointFile | None]:
+    if is_model_spec(target):
+        return build_model(target), None
+    if target.endswith(".onnx"):
+        raise UsageError(
+            f"{target}: target must be a model of torch, got an ONNX file. Repair what it was exported from."
+        )
+    if spec is None:
+        raise UsageError(f"--model: value must be given to run data through {target}, got none.")
+    from bnlab.observe.load import load_into
+
+    model = load_model(spec)
+    return model, load_into(model, Path(target))
+
+
+def _left(changes: Changes, level: Level) -> bool:
+    """Whether findings at or above a level are left."""
+    if changes.recheck is None:
+        return False
+    after = changes.recheck.after
+    counts = {Level.ERROR: after.errors, Level.WARNING: after.warnings, Level.INFO: after.infos}
+    return any(count for found, count in counts.items() if found.at_least(level))
+
+
+def _written(model: nn.Module, before: dict[str, Tensor], file: CheckpointFile | None, output: Path) -> bytes:
+    after = model.state_dict()
+    if file is None:
+        return _fresh(after, output)
+    changed = {name: value for name, value in after.items() if name not in before or not _same(before[name], value)}
+    return file.rewritten(changed, before.keys() - after.keys(), suffix=output.suffix)
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    import torch
+
+    return bool(torch.equal(left, right)) or bool(((left == right) | (left.isnan() & right.isnan())).all())
+
+
+def _fresh(state: dict[str, Tensor], output: Path) -> bytes:
+    """Return a state dict as a file: that of a model that came from no file."""
+    if output.suffix == ".safetensors":
+        from safetensors.torch import save
+
+        data: bytes = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()})
+        return data
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _say(message: str) -> None:
+    import sys
+
+    from bnlab.report.text import plain
+
+    print(plain(message), file=sys.stderr)

@@ -1,0 +1,157 @@
+"""Runs ONNX models with the reference evaluator of the onnx package: slow, and by the letter of the standard."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+__all__ = ["CannotRun", "Values", "difference", "run_model", "run_nodes"]
+
+Values = dict[str, NDArray[Any]]
+
+
+class CannotRun(Exception):
+    """Why the evaluator cannot run a model, in one line."""
+
+
+def run_model(model: ModelProto, feed: Mapping[str, NDArray[Any]]) -> Values:
+    """Return every tensor of the outer graph by name.
+
+    Raises:
+        CannotRun: If the evaluator lacks an operator, or the model does not run on these inputs.
+    """
+    from onnx.reference import ReferenceEvaluator
+
+    with _reasoned():
+        evaluator = ReferenceEvaluator(model, new_ops=list(_own_operators()))
+        results = evaluator.run(None, dict(feed), intermediate=True)
+    return {name: value for name, value in results.items() if isinstance(value, np.ndarray)}
+
+
+def run_nodes(
+    nodes: Sequence[NodeProto], opset: int, constants: Mapping[str, NDArray[Any]], source: str, value: NDArray[Any]
+) -> NDArray[Any]:
+    """Return the last output of a few nodes in a row as a model of their own.
+
+    Raises:
+        CannotRun: As :func:`run_model`.
+    """
+    from onnx import helper, numpy_helper
+
+    def info(name: str, shape: Sequence[int] | None) -> Any:  # noqa: ANN401 - onnx has no stubs
+        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), shape)
+
+    result = nodes[-1].output[0]
+    tensors = [numpy_helper.from_array(np.ascontiguousarray(held), name) for name, held in constants.items()]
+    graph = helper.make_graph(nodes, "pair", [info(source, value.shape)], [info(result, None)], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    return run_model(model, {source: value})[result]
+
+
+def difference(expected: NDArray[Any], found: NDArray[Any]) -> float:
+    """Return the largest absolute difference, relative to the largest absolute value expected.
+
+    Values that are not finite must be the same, else the difference is inf.
+    """
+    if expected.shape != found.shape:
+        return float("inf")
+    wide, other = expected.astype(np.float64), found.astype(np.float64)
+    finite = np.isfinite(wide)
+    if not np.array_equal(wide[~finite], other[~finite], equal_nan=True) or not np.isfinite(other[finite]).all():
+        return float("inf")
+    worst = float(np.abs(wide[finite] - other[finite]).max(initial=0))
+    largest = float(np.abs(wide[finite]).max(initial=0))
+    return worst / largest if largest else worst
+
+
+@contextmanager
+def _reasoned() -> Iterator[None]:
+    """Turn whatever the evaluator raises, which is any exception, into one line."""
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as err:
+        text = " ".join(str(err).split()) or type(err).__name__
+        raise CannotRun(text[:200].rstrip(".")) from err
+
+
+@functools.cache
+def _own_operators() -> tuple[type, ...]:
+    """Return operators that stand in for those the evaluator has wrong or very slow.
+
+    Of onnx 1.17 to 1.23: BatchNormalization of opset 7 to 13 uses the batch although it has one output, which means
+    inference; ConvTranspose slices the weight of a group wrongly; AveragePool takes a Python step per output value.
+    """
+    from onnx.reference.ops.op_average_pool import AveragePool_19
+    from onnx.reference.ops.op_batch_normalization import BatchNormalization_14
+    from onnx.reference.ops.op_conv_transpose import ConvTranspose as OneGroup
+
+    class BatchNormalization(BatchNormalization_14):  # type: ignore[misc]
+        def _run(self, x, scale, bias, mean, var, epsilon=1e-5, momentum=0.9, training_mode=0, is_test=1, spatial=1):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, ARG002
+            if training_mode or not is_test or len(self.onnx_node.output) > 1:
+                return super()._run(x, scale, bias, mean, var, epsilon, momentum, 1)
+            wide = np.promote_types(x.dtype, np.float32)
+            per_channel = (-1, *([1] * (x.ndim - 2)))
+            scale, bias, mean, var = (
+                values.astype(wide).reshape(per_channel if values.ndim == 1 else values.shape)
+                for values in (scale, bias, mean, var)
+            )
+            return ((scale * (x - mean) / np.sqrt(var + wide.type(epsilon)) + bias).astype(x.dtype),)
+
+    class ConvTranspose(OneGroup):  # type: ignore[misc]
+        def _run(self, x, weight, bias=None, group=1, **attributes):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN202
+            run_one = super()._run
+            parts = zip(
+                np.split(x, group, axis=1),
+                np.split(weight, group, axis=0),
+                [None] * group if bias is None else np.split(bias, group),
+                strict=True,
+            )
+            return (np.concatenate([run_one(*part, group=1, **attributes)[0] for part in parts], axis=1),)
+
+    class AveragePool(AveragePool_19):  # type: ignore[misc]
+        def _run(self, x, **attributes):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN003, ANN202
+            pooled = _average_pool(x, **attributes)
+            return super()._run(x, **attributes) if pooled is None else (pooled,)
+
+    return BatchNormalization, ConvTranspose, AveragePool
+
+
+def _average_pool(
+    x: NDArray[Any],
+    kernel_shape: Sequence[int],
+    auto_pad: str | None = None,
+    ceil_mode: int | None = None,
+    count_include_pad: int | None = None,
+    dilations: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+) -> NDArray[Any] | None:
+    """Average over windows, or return None where they are laid out in a way this does not know."""
+    if (auto_pad or "NOTSET") != "NOTSET" or ceil_mode or any(step != 1 for step in dilations or ()):
+        return None
+    rank = len(kernel_shape)
+    axes = tuple(range(2, 2 + rank))
+    ends = pads or [0] * (2 * rank)
+    width = [(0, 0), (0, 0), *zip(ends[:rank], ends[rank:], strict=True)]
+    every = (..., *(slice(None, None, step) for step in strides or [1] * rank))
+
+    def summed(values: NDArray[Any]) -> NDArray[Any]:
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(values, width), tuple(kernel_shape), axes)
+        strided = windows[(slice(None), slice(None), *every[1:])]
+        total: NDArray[Any] = strided.sum(axis=tuple(range(-rank, 0)))
+        return total
+
+    count = np.prod(kernel_shape) if count_include_pad else summed(np.ones_like(x[:1, :1]))
+    averaged: NDArray[Any] = (summed(x) / count).astype(x.dtype)
+    return averaged

@@ -1,0 +1,56 @@
+"""set-momentum: a decay in TensorFlow's sense turned into torch's momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from bnlab._version import __version__
+from bnlab.conventions import momentum_from_decay
+from bnlab.errors import UsageError
+from bnlab.observe.discover import batch_norm_layers
+from bnlab.records import Change, Changes, DiagnosisRecord, Finding
+from bnlab.remedies._receipt import Receipt
+from bnlab.remedies._remedy import Material, Plan, Refusal, Remedy, record_of
+
+__all__ = ["SetMomentum"]
+
+
+class SetMomentum(Remedy):
+    """Set momentum to 1 minus what it is. The output stays; from then on the buffers move as they were meant to."""
+
+    name = "set-momentum"
+
+    def plan(self, evidence: DiagnosisRecord, finding: Finding) -> Plan | Refusal:
+        """Return the layer with its new momentum."""
+        record = record_of(evidence, finding.layer)
+        if record is None or record.momentum is None or not 0.5 < record.momentum < 1:
+            return Refusal("momentum is no decay")
+        before, after = record.momentum, momentum_from_decay(record.momentum)
+        return Plan(self.name, (record.name,), (Change(record.name, "momentum", f"{before:g}", f"{after:g}"),))
+
+    def apply(self, model: nn.Module, layers: Sequence[str], material: Material) -> Receipt:  # noqa: ARG002
+        """Set the momentum of the layers."""
+        decays = {
+            path: (layer, layer.momentum)
+            for path, layer in batch_norm_layers(model, layers).items()
+            if layer.momentum is not None
+        }
+        changes = []
+        for path, (layer, decay) in decays.items():
+            layer.momentum = momentum_from_decay(decay)
+            changes.append(Change(path, "momentum", f"{decay:g}", f"{layer.momentum:g}"))
+
+        def undo() -> None:
+            for path, (layer, decay) in decays.items():
+                if layer.momentum != momentum_from_decay(decay):
+                    raise UsageError(
+                        f"undo: momentum of {path} must be {momentum_from_decay(decay):g} as it was left, "
+                        f"got {layer.momentum}. Undo what was done later first."
+                    )
+            for layer, decay in decays.values():
+                layer.momentum = decay
+
+        record = Changes(bnlab=__version__, action=self.name, safety=self.safety, changes=tuple(changes))
+        return Receipt(model, record, undo)

@@ -1,0 +1,309 @@
+"""repair on live models: it mends, proves it, and takes back what makes things worse."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.testing import assert_close
+
+import bnlab
+from bnlab._repair import plan
+from bnlab.errors import UsageError
+from bnlab.lab.metrics import accuracy
+from bnlab.observe.metric import Measured
+from bnlab.records import Level, Safety
+
+
+def blobs(count, seed):
+    """Two classes of points far from 0, and easy to tell apart."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 2, (count,), generator=generator)
+    points = 4 + torch.randn(count, 8, generator=generator) + 2 * labels[:, None]
+    return list(zip(points.split(32), labels.split(32), strict=True))
+
+
+TRAINING, HELD_OUT = blobs(640, 0), blobs(320, 1)
+
+
+def network(momentum=0.1):
+    return nn.Sequential(
+        nn.Linear(8, 16), nn.BatchNorm1d(16, momentum=momentum), nn.ReLU(), nn.Linear(16, 16),
+        nn.BatchNorm1d(16, momentum=momentum), nn.ReLU(), nn.Linear(16, 2),
+    )  # fmt: skip
+
+
+def trained(model, *, always_eval=False, epochs=6):
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(epochs):
+        for points, labels in TRAINING:
+            model.train(not always_eval)
+            optimizer.zero_grad()
+            cross_entropy(model(points), labels).backward()
+            optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def healthy():
+    return trained(network())
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(model, before):
+    now = model.state_dict()
+    assert now.keys() == before.keys()
+    return all(torch.equal(now[name], value) for name, value in before.items())
+
+
+def stale(healthy):
+    model = copy.deepcopy(healthy)
+    model[4].running_mean.add_(30)
+    model[4].running_var.mul_(20)
+    return model
+
+
+def test_stale_statistics_are_recomputed_in_the_layer_that_has_them(healthy):
+    model = stale(healthy)
+    before, first = state(model), accuracy(model, HELD_OUT)
+    receipt = bnlab.repair(model, data=HELD_OUT, train_data=TRAINING, metric=accuracy)
+    changes = receipt.changes
+    assert first < 0.8 < 0.95 < accuracy(model, HELD_OUT)
+    assert {change.layer for change in changes.changes} == {"4"}
+    assert (changes.metric.before, changes.metric.after) == (first, accuracy(model, HELD_OUT))
+    assert changes.kept
+    assert {"BN401 4", "BN301 4"} <= set(changes.recheck.resolved)
+    assert not changes.recheck.appeared
+    assert not changes.recheck.after.warnings
+    named = {"4.running_mean", "4.running_var"}
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items() if name not in named)
+    receipt.undo()
+    assert same(model, before)
+
+
+def test_without_training_data_the_receipt_says_that_it_was_adapted(healthy):
+    receipt = bnlab.repair(stale(healthy), data=HELD_OUT)
+    assert "no train_data given: adapted to the evaluation data" in receipt.changes.notes
+    assert "no metric given: nothing shows that the model is better for it" in receipt.changes.notes
+
+
+def test_statistics_that_are_not_numbers_are_recomputed(healthy):
+    model = copy.deepcopy(healthy)
+    model[1].running_var[3], model[4].running_mean[5] = -1e-3, math.nan
+    receipt = bnlab.repair(model, data=HELD_OUT, train_data=TRAINING, metric=accuracy)
+    assert {"BN101 4", "BN102 1"} <= set(receipt.changes.recheck.resolved)
+    assert not receipt.changes.recheck.after.errors
+    assert accuracy(model, HELD_OUT) > 0.95
+
+
+@pytest.mark.parametrize("metric", [accuracy, None])
+def test_a_network_always_run_in_eval_mode_is_not_damaged(metric):
+    model = trained(network(), always_eval=True)
+    first, before = accuracy(model, HELD_OUT), state(model)
+    assert first > 0.95
+    assert any(finding.code == "BN104" for finding in bnlab.check(model, data=HELD_OUT).findings)
+    receipt = bnlab.repair(model, data=HELD_OUT, train_data=TRAINING, metric=metric)
+    if metric is None:
+        assert same(model, before)
+        reasons = " ".join(left.reason for left in receipt.changes.left_alone)
+        assert "mean 0 and variance 1 may be meant" in reasons
+    else:
+        assert accuracy(model, HELD_OUT) >= first - 0.02
+
+
+def likes_it_stale(model, data):
+    var = model[4].running_var
+    return 0.0 if var is None else float(var.mean())
+
+
+def test_a_repair_that_makes_the_metric_worse_is_taken_back(healthy):
+    model = stale(healthy)
+    before = state(model)
+
+    receipt = bnlab.repair(model, data=HELD_OUT, train_data=TRAINING, metric=likes_it_stale)
+    assert not receipt.changes.kept
+    assert same(model, before)
+    assert "recalibrate was taken back: the metric went from" in receipt.changes.notes[0]
+    assert receipt.changes.metric.after < receipt.changes.metric.before
+    assert "taken back: the model is as it was" in str(receipt)
+
+
+def test_only_what_makes_it_worse_is_taken_back(healthy):
+    model = stale(healthy)
+    model[1].momentum = 0.9
+    receipt = bnlab.repair(model, data=HELD_OUT, train_data=TRAINING, metric=likes_it_stale)
+    assert receipt.changes.kept
+    assert [(change.layer, change.what, change.after) for change in receipt.changes.changes] == [
+        ("1", "momentum", "0.1")
+    ]
+    assert model[1].momentum == pytest.approx(0.1)
+    receipt.undo()
+    assert model[1].momentum == 0.9
+
+
+def test_whatever_raises_the_model_is_as_it_was(healthy):
+    model = stale(healthy)
+    before = state(model)
+    calls = []
+
+    def breaks_later(model, data):
+        calls.append(1)
+        if not torch.equal(model[4].running_var, before["4.running_var"]) and not calls[40:]:
+            raise RuntimeError("no more")
+        return accuracy(model, data)
+
+    diagnosis = bnlab.check(model, data=HELD_OUT, train_data=TRAINING)
+    with pytest.raises(UsageError, match="no more"):
+        bnlab.repair(model, data=HELD_OUT, train_data=TRAINING, metric=breaks_later, diagnosis=diagnosis)
+    assert same(model, before)
+
+
+def test_everything_is_taken_back_if_an_error_appears(healthy, monkeypatch):
+    model = stale(healthy)
+    before = state(model)
+
+    def poisons(self, model, layers, material):
+        from bnlab.remedies._statistics import stored_statistics, write_statistics
+
+        mean, var = stored_statistics(model[4])
+        written = write_statistics({"4": model[4]}, {"4": (mean, -var)})
+        receipt = bnlab.recalibrate(copy.deepcopy(model), material.batches)
+        receipt._undo = written.undo
+        return receipt
+
+    monkeypatch.setattr("bnlab.remedies.recalibrate.Recalibrate.apply", poisons)
+    receipt = bnlab.repair(model, data=HELD_OUT, train_data=TRAINING)
+    assert not receipt.changes.kept
+    assert "BN102 4" in receipt.changes.recheck.appeared
+    assert "everything was taken back: the checks found an error that was not there before" in receipt.changes.notes
+    assert same(model, before)
+
+
+def test_a_dry_run_changes_nothing_and_prints_the_plan(healthy):
+    model = stale(healthy)
+    before = state(model)
+    receipt = bnlab.repair(model, data=HELD_OUT, train_data=TRAINING, metric=accuracy, dry_run=True)
+    assert same(model, before)
+    assert receipt.changes.planned
+    assert "repair: 1 layer to change, buffers only; nothing was changed yet" in str(receipt)
+    assert "-> recomputed (4)" in str(receipt)
+
+
+def test_a_plan_is_pure_and_the_same_every_time(healthy):
+    diagnosis = bnlab.check(stale(healthy), data=HELD_OUT, train_data=TRAINING, metric=accuracy)
+    plans = [plan(diagnosis, Safety.STATISTICS, Level.WARNING) for _ in range(2)]
+    assert plans[0] == plans[1]
+    assert [remedy.name for remedy in plans[0].layers] == ["recalibrate"]
+
+
+def test_a_healthy_model_is_left_as_it_is(healthy):
+    model = copy.deepcopy(healthy)
+    before = state(model)
+    receipt = bnlab.repair(model, data=HELD_OUT, train_data=TRAINING, metric=accuracy)
+    assert same(model, before)
+    assert receipt.changes.notes == ("nothing to repair",)
+    assert not receipt.changes.changes
+
+
+def test_a_bias_is_dropped_only_if_notes_are_asked_for_and_the_output_stays(healthy):
+    model = copy.deepcopy(healthy)
+    x = HELD_OUT[0][0]
+    before, output, train_output = state(model), model(x), copy.deepcopy(model).train()(x)
+    bias = model[0].bias
+    receipt = bnlab.repair(model, data=HELD_OUT, train_data=TRAINING, metric=accuracy, safety="exact", level="info")
+    assert model[0].bias is None
+    assert model[3].bias is None
+    assert model[6].bias is not None
+    assert_close(model(x), output, rtol=1e-4, atol=1e-5)
+    assert_close(copy.deepcopy(model).train()(x), train_output, rtol=1e-4, atol=1e-5)
+    assert_close(model[1].running_mean, before["1.running_mean"] - before["0.bias"])
+    assert "BN201 1" in receipt.changes.recheck.resolved
+    receipt.undo()
+    assert model[0].bias is bias
+    assert same(model, before)
+
+
+def test_freezing_is_asked_for_by_safety(healthy):
+    model = copy.deepcopy(healthy).train()
+    for layer in (model[1], model[4]):
+        layer.requires_grad_(False)
+    receipt = bnlab.repair(model, data=HELD_OUT, train_data=TRAINING)
+    assert any(
+        "freeze changes behaviour: ask for it by safety='behaviour'" in left.reason
+        for left in receipt.changes.left_alone
+    )
+    before = state(model)
+    receipt = bnlab.repair(model, data=HELD_OUT, train_data=TRAINING, safety="behaviour")
+    assert receipt.changes.safety is Safety.BEHAVIOUR
+    model.train()(HELD_OUT[0][0])
+    assert same(model, before)
+    receipt.undo()
+    assert type(model[1]) is nn.BatchNorm1d
+
+
+def test_sorted_training_data_is_measured_layer_by_layer(healthy):
+    model = stale(healthy)
+    points, labels = (torch.cat(column) for column in zip(*TRAINING, strict=True))
+    order = labels.argsort(stable=True)
+    ordered = list(zip(points[order].split(32), labels[order].split(32), strict=True))
+    receipt = bnlab.repair(model, data=ordered, metric=accuracy, diagnosis=None)
+    if receipt.changes.changes:
+        assert "the batches differ from each other (BN403): recalibrated layer by layer" in receipt.changes.notes
+    assert accuracy(model, HELD_OUT) > 0.95
+
+
+def test_a_diagnosis_of_something_else_is_refused(healthy):
+    other = bnlab.check(nn.Sequential(nn.Sequential(nn.BatchNorm1d(8))), data=[torch.randn(8, 8)])
+    with pytest.raises(UsageError, match=r"diagnosis must be one of this model, got one with the layer '0\.0'"):
+        bnlab.repair(copy.deepcopy(healthy), data=HELD_OUT, diagnosis=other)
+    with pytest.raises(UsageError, match=r"diagnosis must be what bnlab\.check returned, got str"):
+        bnlab.repair(copy.deepcopy(healthy), data=HELD_OUT, diagnosis="sick")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"safety": "total"}, "safety must be one of exact, statistics, behaviour, got 'total'"),
+        ({"level": "loud"}, "level must be one of error, warning, info, got 'loud'"),
+        ({"data": iter([])}, "got a one-shot list_iterator"),
+        ({"data": []}, "it must hold at least one batch, got none"),
+    ],
+)
+def test_arguments_that_are_wrong(healthy, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        bnlab.repair(copy.deepcopy(healthy), **{"data": HELD_OUT, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "worse"),
+    [
+        (Measured(0.5, None), Measured(0.5, None), False),
+        (Measured(0.5, None), Measured(0.4999, None), True),
+        (Measured(0.5, (0.4, 0.6, 0.5)), Measured(0.49, (0.2, 0.8, 0.47)), False),
+        (Measured(0.5, (0.4, 0.6, 0.5)), Measured(0.4, (0.3, 0.5, 0.4)), True),
+        (Measured(math.nan, None), Measured(0.1, None), False),
+        (Measured(0.1, None), Measured(math.nan, None), True),
+        (Measured(0.5, (0.5, math.nan)), Measured(0.49, (0.49, math.nan)), True),
+    ],
+)
+def test_worse_means_by_more_than_a_paired_standard_error(before, after, worse):
+    assert after.is_worse_than(before) is worse
+
+
+def test_the_receipt_follows_its_schema(healthy):
+    import jsonschema
+
+    from bnlab.records import Changes, json_schema
+
+    receipt = bnlab.repair(stale(healthy), data=HELD_OUT, train_data=TRAINING, metric=accuracy)
+    data = receipt.changes.to_json()
+    jsonschema.validate(data, json_schema("bnlab.receipt/1"))
+    assert Changes.from_json(data) == receipt.changes
