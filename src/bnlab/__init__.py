@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bnlab.diagnosis import Diagnosis, check
     from bnlab.remedies._receipt import Receipt
     from bnlab.remedies.convert import convert
+    from bnlab.remedies.fold import fold
     from bnlab.remedies.freeze import freeze, unfreeze
     from bnlab.remedies.recalibrate import recalibrate
 
@@ -23,6 +24,7 @@ __all__ = [
     "check",
     "convert",
     "explain",
+    "fold",
     "freeze",
     "functional",
     "nn",
@@ -37,6 +39,7 @@ _HOMES = {
     "check": "bnlab.diagnosis",
     "convert": "bnlab.remedies.convert",
     "explain": "bnlab.checks",
+    "fold": "bnlab.remedies.fold",
     "freeze": "bnlab.remedies.freeze",
     "recalibrate": "bnlab.remedies.recalibrate",
     "repair": "bnlab._repair",

@@ -50,6 +50,7 @@ def test_the_examples_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys
                 "layers.md",
                 "convert.md",
                 "diagnosis.md",
+                "fold.md",
                 "freeze.md",
                 "checks/README.md",
             )

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from bnlab.observe.evidence import LayerState, NetworkState
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
-from bnlab.records import Finding, Level, Quantity
+from bnlab.records import REMEDIES, Finding, Level, Quantity
 
 __all__ = [
     "HEADINGS",
@@ -140,10 +140,19 @@ class AnyCheck(ABC, Generic[Evidence, Layer, Limits]):
         ]
         kind = f"*{self.group.name.lower()}: {self.group.level.value}. Needs {self.needs.value}.*"
         body = text.replace("## Remedy", "\n".join([*rows, "", "## Remedy"])) if rows else text
+        body = body.replace("## Sources", f"{self._safety_line()}\n\n## Sources")
         case = self.BROKEN[0]
         example = next(self.inspect(case.build(), self.limits))
         body += f"\n\n## Example\n{case.name.capitalize()}: {example.layer or 'the network'}: {example.message}."
         return f"# {self.code} {self.name}\n\n{kind}\n\n{body}\n"
+
+    def _safety_line(self) -> str:
+        """Name each remedy with what it may do, and whether `repair` applies it."""
+        told = [f"`{name}` ({REMEDIES[name].value})" for name in self.remedies if name != "manual"]
+        if not told:
+            return "*By hand: `bnlab.repair` does nothing about it.*"
+        by_hand = ", else by hand" if "manual" in self.remedies else ""
+        return f"*Applied by `bnlab.repair`: {', '.join(told)}{by_hand}.*"
 
     def finding(
         self,

@@ -49,7 +49,8 @@ class StaleStatistics(ModelCheck[Limits]):
     a healthy layer would be found at batch sizes 8 to 2.
 
     ## Remedy
-    `recalibrate`.
+    `recalibrate`. Of averaged weights (EMA, SWA, soups) the statistics are never right before that, and averaging the
+    statistics of the single models does not make them so.
 
     ## Sources
     Wu and Johnson 2021, section 3; F1 to F4, F23 and F24 of the failure modes.
@@ -82,7 +83,7 @@ class StaleStatistics(ModelCheck[Limits]):
             yield self.finding(
                 layer,
                 f"running statistics are up to {show(worst)} standard deviations from those of the {data} "
-                f"{in_channels(channels, layer)}, must be <= {show(limits.effect)}",
+                f"{in_channels(channels, layer)}, must be <= {show(limits.effect)}{_of_average(layer)}",
                 channels=channels,
                 measured={"effect": Quantity(worst, "std"), "channels": Quantity(float(stale.mean()), "fraction")},
                 threshold={
@@ -117,7 +118,13 @@ class StaleStatistics(ModelCheck[Limits]):
             layers=("bn",),
             channels=(2,),
         ),
+        Case("an average", lambda: model(model_layer(state=healthy(running_var=(9,) * 4), averaged=2)), layers=("bn",)),
     )
+
+
+def _of_average(layer: ModelLayer) -> str:
+    """Name the reason where the model itself says it."""
+    return "" if layer.averaged is None else f": its weights are an average of {layer.averaged} models"
 
 
 _MOST = 1e6

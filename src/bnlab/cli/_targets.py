@@ -16,7 +16,9 @@ from bnlab.errors import BnlabError, UnreadableFile, UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Targets", "build_model", "expand", "is_model_spec"]
+    from bnlab.observe.load import CheckpointFile
+
+__all__ = ["Targets", "build_model", "expand", "is_model_spec", "load_target"]
 
 _SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -77,6 +79,28 @@ def build_model(spec: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UsageError(f"{spec}: target must return a torch.nn.Module, got {type(model).__name__}.")
     return model
+
+
+def load_target(target: str, spec: str | None, purpose: str) -> tuple[nn.Module, CheckpointFile | None]:
+    """Return the model that one target stands for, and the file it was loaded from if it is a checkpoint.
+
+    Args:
+        target: A checkpoint, or `package.module:callable`.
+        spec: What builds the model of a checkpoint.
+        purpose: What the model is needed for, as "to run data through it".
+
+    Raises:
+        UsageError: If a checkpoint comes without a model, or either cannot be built or loaded.
+    """
+    if is_model_spec(target):
+        return build_model(target), None
+    if spec is None:
+        raise UsageError(f"--model: value must be given with {target}, {purpose}, got none.")
+    from bnlab.cli._specs import load_model
+    from bnlab.observe.load import load_into
+
+    model = load_model(spec)
+    return model, load_into(model, Path(target))
 
 
 def _matching(pattern: str) -> Iterator[str | BnlabError]:

@@ -11,8 +11,8 @@ import typer
 
 from bnlab.cli._output import check_output, write_whole
 from bnlab.cli._progress import advancing
-from bnlab.cli._specs import load_data, load_metric, load_model
-from bnlab.cli._targets import build_model, is_model_spec
+from bnlab.cli._specs import load_data, load_metric
+from bnlab.cli._targets import load_target
 from bnlab.errors import UsageError
 from bnlab.records import Level
 
@@ -72,7 +72,9 @@ def command(
         raise UsageError("--output: path must be given, got none. Or print the plan only: --dry-run.")
     if output is not None:
         check_output(output, [target])
-    loaded, file = _loaded(target, model)
+    if target.lower().endswith(".onnx"):
+        raise UsageError(f"{target}: target must be a model of torch, got an ONNX file. Repair what it came from.")
+    loaded, file = load_target(target, model, "to run data through it")
     before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
     from bnlab._repair import repair
 
@@ -95,21 +97,6 @@ def command(
     elif output is not None and not dry_run:
         _say(f"not written: {output}, for nothing was repaired")
     raise typer.Exit(0 if clean else 1)
-
-
-def _loaded(target: str, spec: str | None) -> tuple[nn.Module, CheckpointFile | None]:
-    if is_model_spec(target):
-        return build_model(target), None
-    if target.endswith(".onnx"):
-        raise UsageError(
-            f"{target}: target must be a model of torch, got an ONNX file. Repair what it was exported from."
-        )
-    if spec is None:
-        raise UsageError(f"--model: value must be given to run data through {target}, got none.")
-    from bnlab.observe.load import load_into
-
-    model = load_model(spec)
-    return model, load_into(model, Path(target))
 
 
 def _left(changes: Changes, level: Level) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as _torchs_own
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from bnlab.observe.batches import run_batch, tensors_in
@@ -62,10 +66,15 @@ class ExecutedGraph:
     Attributes:
         calls: Functions outside BN layers, and BN layers.
         kept: Numbers of the values that outlive the pass: outputs of the model, and what a module holds on to.
+        exposed: Numbers of the values that a hook saw go into or come out of a module, or that something still holds
+            after the pass: a list of the caller's, an object in the output.
+        tensors: Numbers of the parameters and buffers as they were before the pass, by every path they have.
     """
 
     calls: tuple[Call, ...]
     kept: frozenset[int]
+    exposed: frozenset[int] = frozenset()
+    tensors: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def _consumers(self) -> dict[int, list[Call]]:
@@ -102,11 +111,13 @@ def execute(model: nn.Module, example: Any, layers: Collection[nn.Module] | None
     """
     found = [module for module in model.modules() if isinstance(module, _BatchNorm)] if layers is None else layers
     recorder = _Recorder({module: name for name, module in model.named_modules()}, frozenset(found))
+    own = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    tensors = {name: recorder.value(tensor).id for name, tensor in own if not is_lazy(tensor)}
     with recorder.watching_modules(), recorder:
         output = run_batch(model, example)
     held = [tensor for module in model.modules() for tensor in tensors_in(_attributes(module))]
     kept = {recorder.value(tensor).id for tensor in [*tensors_in(output), *held]}
-    return ExecutedGraph(tuple(recorder.calls), frozenset(kept))
+    return ExecutedGraph(tuple(recorder.calls), frozenset(kept), frozenset(recorder.hooked | recorder.held()), tensors)
 
 
 def _attributes(module: nn.Module) -> list[object]:
@@ -121,6 +132,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self._layers = layers
         self.calls: list[Call] = []
+        self.hooked: set[int] = set()
         self._names = names
         self._running: list[nn.Module] = []
         self._layers_running = 0
@@ -163,6 +175,20 @@ class _Recorder(TorchFunctionMode):
         outputs = tuple(self._new_value(tensor) for tensor in given)
         self.calls.append(Call(function, place(arguments), place(keywords), modules, tuple(inputs), outputs))
 
+    def held(self) -> set[int]:
+        """Return the values that something else than this recorder refers to."""
+        times = Counter(map(id, self._alive))
+        probe = torch.empty(0)
+        usual = _references([probe])[0] - 1
+        own = dict(zip(map(id, self._alive), _references(self._alive), strict=True))
+        held = {key for key, count in own.items() if count - times[key] >= usual}
+        return {number for number, tensor in enumerate(self._alive, start=1) if id(tensor) in held}
+
+    def _note_hooked(self, module: nn.Module, *seen: object) -> None:
+        """Note what hooks of a module see of what goes in and comes out."""
+        if not self._layers_running and (module._forward_hooks or module._forward_pre_hooks):  # noqa: SLF001
+            self.hooked |= {self.value(tensor).id for tensor in tensors_in(seen)}
+
     @contextmanager
     def watching_modules(self) -> Iterator[None]:
         """Follow which modules run; a BN layer is one call, whatever happens inside."""
@@ -176,23 +202,33 @@ class _Recorder(TorchFunctionMode):
                 if not self._layers_running:
                     inputs.append((arguments, [self.value(t) for t in tensors_in(arguments)]))
                 self._layers_running += 1
+            else:
+                self._note_hooked(module, arguments)
 
-        def leave(module: nn.Module, _: tuple[Any, ...], output: object) -> None:
+        def leave(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: object) -> None:
             if module not in self._names:
                 return
             if module in self._layers:
                 self._layers_running -= 1
                 if not self._layers_running:
-                    taken, values = inputs.pop()
-                    self._record(None, taken, {}, values, output)
+                    taken, values = inputs.pop()  # what goes in by name is seen only here
+                    values += [self.value(tensor) for tensor in tensors_in(keywords)]
+                    self._record(None, taken, keywords, values, output)
+            else:
+                self._note_hooked(module, arguments, keywords, output)
             self._running.pop()
 
-        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, with_kwargs=True)]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+                _torchs_own._global_forward_hooks_with_kwargs.pop(handle.id, None)  # noqa: SLF001 - torch forgets it
+
+
+def _references(tensors: list[Tensor]) -> list[int]:
+    return [sys.getrefcount(tensor) for tensor in tensors]
 
 
 def _replacing(values: dict[int, Value]) -> Callable[[Any], Any]:

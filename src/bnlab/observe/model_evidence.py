@@ -195,6 +195,8 @@ class ModelLayer:
         dropped: Its input over the training data (else `data`) with dropout on; None if there is no dropout.
         gap: The difference between the modes on `data`.
         gradient: Of the loss; None without one.
+        averaged: How many models its weights are the average of, as `torch.optim.swa_utils.AveragedModel` counts them;
+            None if they are no average.
     """
 
     name: str
@@ -216,6 +218,7 @@ class ModelLayer:
     dropped: Observed | None = None
     gap: Gap | None = None
     gradient: Gradient | None = None
+    averaged: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,7 +96,14 @@ def survey(model: nn.Module, states: Mapping[str, LayerState], inputs: Inputs) -
 
 def _surveyed(model: nn.Module, states: Mapping[str, LayerState], inputs: Inputs) -> ModelEvidence:
     modules = any_batch_norm(model)
-    layers = {name: _layer(name, module, states.get(name), inputs.optimizer) for name, module in modules.items()}
+    averages = _averages(model)
+    layers = {
+        name: replace(
+            _layer(name, module, states.get(name), inputs.optimizer),
+            averaged=next((count for prefix, count in averages.items() if name.startswith(prefix)), None),
+        )
+        for name, module in modules.items()
+    }
     missing = {
         key: f"no {key} given"
         for key in ("example", "data", "train_data", "metric", "loss", "optimizer")
@@ -117,6 +124,20 @@ def _surveyed(model: nn.Module, states: Mapping[str, LayerState], inputs: Inputs
     if inputs.data is None:
         return evidence
     return _with_data(model, modules, evidence, inputs, inputs.data)
+
+
+def _averages(model: nn.Module) -> dict[str, int]:
+    """Return the prefix of the names in every average of models, and how many models it is the average of."""
+    found = {}
+    for name, module in model.named_modules():
+        counter = getattr(module, "n_averaged", None)
+        if (
+            isinstance(counter, Tensor)
+            and counter.numel() == 1
+            and isinstance(getattr(module, "module", None), nn.Module)
+        ):
+            found[f"{name}.module." if name else "module."] = int(counter)
+    return found
 
 
 def _layer(

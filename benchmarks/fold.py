@@ -1,0 +1,201 @@
+"""Latency of two networks in eval mode: as they are, folded by bnlab, and as torch's own tools speed them up.
+
+Float32 on the CPU. Sides alternate in one process after untimed runs of each; medians over repetitions. What a tool
+cannot do is printed with its reason. Set OMP_PROC_BIND=true for steady figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch._inductor import config as inductor
+
+from bnlab.remedies.fold import fold
+
+SHAPES = ((1, 3, 224, 224), (8, 3, 112, 112))
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+SIDES = ("original", "bnlab fold", "optimize_for_inference", "compile + freezing")
+
+Side = Callable[[Tensor], Tensor]
+
+
+def main() -> None:
+    """Measure and print; the last line is the headline figure."""
+    parser = argparse.ArgumentParser(prog="bnlab bench fold", description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--shape", type=int, nargs=4, action="append", metavar=("N", "C", "H", "W"))
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes minutes")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    console = Console(width=130)
+    table = Table(title=f"eval-mode latency in ms, float32, {options.threads} threads", title_justify="left")
+    for name in ("network", "input", "layout", *SIDES, "largest error of fold"):
+        table.add_column(name, justify="right")
+    gains, reasons = [], set()
+    for network in NETWORKS:
+        for shape in [tuple(shape) for shape in options.shape] if options.shape else SHAPES:
+            for layout in LAYOUTS:
+                model, x, error = prepared(network, shape, layout)
+                sides = built(model, x, with_compile=not options.no_compile)
+                reasons |= {f"{name}: {side}" for name, side in sides.items() if isinstance(side, str)}
+                times = alternating(
+                    {name: s for name, s in sides.items() if not isinstance(s, str)}, x, options.repetitions
+                )
+                cells = [f"{1e3 * times[name]:.2f}" if name in times else "-" for name in SIDES]
+                table.add_row(network, "x".join(map(str, shape)), layout, *cells, f"{error:.1e}")
+                gains.append(times["original"] / times["bnlab fold"])
+    console.print(table)
+    for reason in sorted(reasons):
+        console.print(reason, markup=False)
+    console.print(
+        f"folded by bnlab: {min(gains):.2f}x to {max(gains):.2f}x as fast as the original, largest error above"
+    )
+
+
+def prepared(network: str, shape: tuple[int, ...], layout: str) -> tuple[nn.Module, Tensor, float]:
+    """Return a network in eval mode with statistics of its own, its input, and the error that folding has on it."""
+    torch.manual_seed(0)
+    model = NETWORKS[network]()
+    x = torch.randn(shape)
+    with torch.no_grad():
+        model.train()(torch.randn(8, 3, 64, 64))
+    model = model.eval().to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
+    x = x.to(memory_format=LAYOUTS[layout])
+    errors = [m.value for m in fold(model, x).changes.measurements if m.layer is None]
+    return model, x, max(errors)
+
+
+def built(model: nn.Module, x: Tensor, *, with_compile: bool) -> dict[str, Side | str]:
+    """Return every side, or why it does not run."""
+    makers: dict[str, Callable[[], Side]] = {
+        "original": lambda: model,
+        "bnlab fold": lambda: fold(model, x).model,
+        "optimize_for_inference": lambda: optimized(model, x),
+    }
+    if with_compile:
+        makers["compile + freezing"] = lambda: compiled(model, x)
+    sides: dict[str, Side | str] = {}
+    for name, make in makers.items():
+        try:
+            sides[name] = make()
+        except Exception as error:  # noqa: PERF203 - a tool that does not run here is a result
+            sides[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return sides
+
+
+def optimized(model: nn.Module, x: Tensor) -> Side:
+    """Return the model traced, frozen and optimized by TorchScript."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, and says so
+        found: Side = torch.jit.optimize_for_inference(torch.jit.trace(copy.deepcopy(model), x))  # type: ignore[no-untyped-call]
+        found(x)
+    return found
+
+
+def compiled(model: nn.Module, x: Tensor) -> Side:
+    """Return the model compiled by inductor with its weights as constants, into which it folds BN."""
+    torch._dynamo.reset()  # noqa: SLF001
+    with inductor.patch(freezing=True), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        found: Side = torch.compile(copy.deepcopy(model))
+        found(x)
+    return found
+
+
+def alternating(sides: dict[str, Side], x: Tensor, repetitions: int) -> dict[str, float]:
+    """Return the median seconds of one call of each side."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    with torch.no_grad():
+        for repetition in range(-2, repetitions):  # the first two only warm up
+            for name, side in sides.items():
+                start = time.perf_counter()
+                side(x)
+                if repetition >= 0:
+                    times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    """Return a convolution without bias and its BN."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(outputs)]
+
+
+class Bottleneck(nn.Module):
+    """ResNet's, with the stride in the 3x3 convolution."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = 4 * width
+        self.body = nn.Sequential(
+            *conv_bn(inputs, width, 1),
+            nn.ReLU(inplace=True),
+            *conv_bn(width, width, 3, stride),
+            nn.ReLU(inplace=True),
+            *conv_bn(width, outputs, 1),
+        )
+        self.shortcut = nn.Sequential(*(conv_bn(inputs, outputs, 1, stride) if inputs != outputs else []))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return relu(body(x) + shortcut(x))."""
+        y: Tensor = self.body(x) + self.shortcut(x)
+        return y.relu_()
+
+
+class InvertedResidual(nn.Module):
+    """MobileNet-v2's: widen, filter each channel, narrow."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        wider = [*conv_bn(inputs, hidden, 1), nn.ReLU6(inplace=True)] if expansion > 1 else []
+        self.body = nn.Sequential(
+            *wider, *conv_bn(hidden, hidden, 3, stride, hidden), nn.ReLU6(inplace=True), *conv_bn(hidden, outputs, 1)
+        )
+        self.is_residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return body(x), plus x where the shapes agree."""
+        y: Tensor = self.body(x)
+        return x + y if self.is_residual else y
+
+
+def resnet50() -> nn.Sequential:
+    """Return a network with the layers of ResNet-50: 53 convolutions with BN, 25.6 million parameters."""
+    blocks, inputs = [], 64
+    for width, count in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for index in range(count):
+            blocks.append(Bottleneck(inputs, width, 2 if index == 0 and width > 64 else 1))
+            inputs = 4 * width
+    stem = [*conv_bn(3, 64, 7, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1000))
+
+
+def mobilenet_v2() -> nn.Sequential:
+    """Return a network with the layers of MobileNet-v2: 52 convolutions with BN, 3.5 million parameters."""
+    blocks, inputs = [], 32
+    stages = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    for expansion, outputs, count, stride in stages:
+        for index in range(count):
+            blocks.append(InvertedResidual(inputs, outputs, stride if index == 0 else 1, expansion))
+            inputs = outputs
+    stem = [*conv_bn(3, 32, 3, 2), nn.ReLU6(inplace=True)]
+    head = [*conv_bn(inputs, 1280, 1), nn.ReLU6(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*stem, *blocks, *head, nn.Linear(1280, 1000))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"ResNet-50": resnet50, "MobileNet-v2": mobilenet_v2}
+
+
+if __name__ == "__main__":
+    main()

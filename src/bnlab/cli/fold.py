@@ -1,0 +1,99 @@
+"""`bnlab fold`: BN into the layers around it, proven to change nothing; ONNX in, ONNX out, a model as .pt2."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bnlab.cli._output import check_output, write_whole
+from bnlab.cli._specs import load_example
+from bnlab.cli._targets import load_target
+from bnlab.errors import UsageError
+
+if TYPE_CHECKING:
+    from bnlab.records import Changes
+
+__all__ = ["command"]
+
+_ONNX = ".onnx"
+_EXPORTED = ".pt2"
+
+
+class Format(str, Enum):
+    """How the receipt is written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def command(
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="An ONNX file, a checkpoint, or package.module:callable.")
+    ],
+    output: Annotated[Path, typer.Option(metavar="PATH", help="The folded model: .onnx for ONNX, else .pt2.")],
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="package.module:callable; the checkpoint is loaded into its model."),
+    ] = None,
+    example: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="One batch: package.module:callable, or digits, ...")
+    ] = None,
+    format_: Annotated[Format, typer.Option("--format", help="How the receipt is printed.")] = Format.TEXT,
+) -> None:
+    """Fold batch normalization into the layers around it and write a new file; the input is never changed.
+
+    The folded model is run beside the original, and is not written where they differ. A model is written by
+    torch.export: a folded state dict does not fit its old class. Exit code 0: written. 2: it was not.
+    """
+    check_output(output, [target])
+    is_onnx = target.lower().endswith(_ONNX)
+    wanted = _ONNX if is_onnx else _EXPORTED
+    if output.suffix != wanted:
+        raise UsageError(f"--output: path must end in {wanted} for {target}, got {output}.")
+    content, changes, notes = _onnx(target, model, example) if is_onnx else _torch(target, model, example)
+    write_whole(content, output)
+    print(changes.dumps() if format_ is Format.JSON else "\n".join([_text(changes), *notes]))
+
+
+def _onnx(target: str, model: str | None, example: str | None) -> tuple[bytes, Changes, list[str]]:
+    if model is not None:
+        raise UsageError(f"--model: value must not be given with an ONNX file, got {model}.")
+    from bnlab.remedies.fold_onnx import fold_onnx
+
+    folded = fold_onnx(Path(target), example=None if example is None else _arrays(load_example(example)))
+    return folded.content, folded.changes, []
+
+
+def _arrays(batch: Any) -> Any:
+    """Return a batch for an ONNX model: an array, or arrays by name."""
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    if isinstance(batch, (tuple, list)) and batch:
+        batch = batch[0]
+    if isinstance(batch, Mapping):
+        return {name: _arrays(value) for name, value in batch.items()}
+    return batch.numpy() if isinstance(batch, Tensor) else batch
+
+
+def _torch(target: str, model: str | None, example: str | None) -> tuple[bytes, Changes, list[str]]:
+    if example is None:
+        raise UsageError(f"--example: value must be given to see what {target} executes, got none.")
+    loaded, _ = load_target(target, model, "to see what it executes")
+    from bnlab.remedies._export import exported
+    from bnlab.remedies.fold import fold
+
+    batch = load_example(example)
+    receipt = fold(loaded, batch)
+    content, note = exported(receipt.model, batch)
+    return content, receipt.changes, [f"  written by torch.export: {note}"]
+
+
+def _text(changes: Changes) -> str:
+    from bnlab.report.receipt import render_changes
+
+    return render_changes(changes)

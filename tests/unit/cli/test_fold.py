@@ -1,0 +1,155 @@
+"""`bnlab fold`: a model becomes a .pt2, an ONNX file an ONNX file, and nothing is written that is not proven."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from torch.testing import assert_close
+
+SPECS = """
+import torch
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+def ready():
+    torch.manual_seed(0)
+    model = build()
+    for _ in range(3):
+        model(5 + torch.randn(8, 1, 8, 8))
+    return model
+
+def example():
+    torch.manual_seed(1)
+    return torch.randn(3, 1, 8, 8)
+
+def odd():
+    return nn.Sequential(nn.Conv2d(1, 4, 3))
+
+def picture():
+    return {"x": torch.randn(1, 1, 6, 6)}
+"""
+
+
+@pytest.fixture
+def specs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "fold_specs.py").write_text(SPECS)
+    import importlib
+    import sys
+
+    sys.modules.pop("fold_specs", None)
+    importlib.invalidate_caches()
+    return importlib.import_module("fold_specs")
+
+
+def onnx_model():
+    generator = np.random.default_rng(0)
+    weight = generator.normal(size=(4, 1, 3, 3)).astype(np.float32)
+    numbers = {"s": generator.normal(size=4), "b": generator.normal(size=4), "m": generator.normal(size=4)}
+    numbers["v"] = generator.uniform(0.5, 2, size=4)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+        helper.make_node("BatchNormalization", ["c", "s", "b", "m", "v"], ["y"], name="bn"),
+    ]
+    tensors = [numpy_helper.from_array(weight, "w")]
+    tensors += [numpy_helper.from_array(value.astype(np.float32), name) for name, value in numbers.items()]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 1, 6, 6])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        tensors,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_model_is_written_as_an_exported_program_with_any_batch_size(specs, bnlab_command):
+    code, out, err = bnlab_command("fold", "fold_specs:ready", "--example", "fold_specs:example", "--output", "new.pt2")
+    assert (code, err) == (0, "")
+    assert "fold: 1 layer changed, output kept" in out
+    assert "folded into 0 (1)" in out
+    assert "largest error on the example: " in out
+    assert "written by torch.export: the batch may have any size" in out
+    program = torch.export.load("new.pt2")
+    assert not any("batch_norm" in str(node.target) for node in program.graph.nodes)
+    x = torch.randn(7, 1, 8, 8)
+    assert_close(program.module()(x), specs.ready().eval()(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_checkpoint_is_loaded_into_its_model_first(specs, bnlab_command):
+    torch.save({"state_dict": specs.ready().state_dict()}, "old.pt")
+    before = Path("old.pt").read_bytes()
+    options = ["--model", "fold_specs:build", "--example", "fold_specs:example", "--output", "new.pt2"]
+    code, out, _ = bnlab_command("fold", "old.pt", *options, "--format", "json")
+    assert code == 0
+    record = json.loads(out)
+    assert record["action"] == "fold"
+    assert {item["unit"] for item in record["measurements"]} == {"of the largest output"}
+    assert Path("old.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("example", [(), ("--example", "fold_specs:picture")])
+def test_an_onnx_file_becomes_an_onnx_file(specs, bnlab_command, example):
+    onnx.save(onnx_model(), "old.onnx")
+    before = Path("old.onnx").read_bytes()
+    code, out, err = bnlab_command("fold", "old.onnx", *example, "--output", "new.onnx")
+    assert (code, err) == (0, "")
+    assert "fold: 1 layer changed, output kept" in out
+    folded = onnx.load("new.onnx")
+    assert [node.op_type for node in folded.graph.node] == ["Conv"]
+    x = np.random.default_rng(1).normal(size=(1, 1, 6, 6)).astype(np.float32)
+    expected, got = (ReferenceEvaluator(path).run(None, {"x": x})[0] for path in ("old.onnx", "new.onnx"))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    assert Path("old.onnx").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("fold_specs:ready", "--output", "new.pt2"),
+            "error: --example: value must be given to see what fold_specs:ready",
+        ),
+        (
+            ("old.pt", "--example", "fold_specs:example", "--output", "new.pt2"),
+            "error: --model: value must be given with",
+        ),
+        (
+            ("fold_specs:ready", "--example", "fold_specs:example", "--output", "new.pt"),
+            "error: --output: path must end in .pt2",
+        ),
+        (("old.onnx", "--output", "new.pt2"), "error: --output: path must end in .onnx for old.onnx, got new.pt2."),
+        (("old.onnx", "--output", "old.onnx"), "error: --output: path must not be an input, got old.onnx."),
+        (("gone.onnx", "--output", "new.onnx"), "error: gone.onnx: file must be readable"),
+        (("cut.onnx", "--output", "new.onnx"), "error: cut.onnx: file must be a"),
+        (
+            ("old.onnx", "--model", "fold_specs:build", "--output", "new.onnx"),
+            "error: --model: value must not be given",
+        ),
+        (
+            ("fold_specs:odd", "--example", "fold_specs:example", "--output", "new.pt2"),
+            "error: model: it must contain a BN",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_writes_nothing(specs, bnlab_command, tmp_path, arguments, message):
+    torch.save(specs.ready().state_dict(), "old.pt")
+    onnx.save(onnx_model(), "old.onnx")
+    (tmp_path / "cut.onnx").write_bytes(Path("old.onnx").read_bytes()[:90])
+    code, out, err = bnlab_command("fold", *arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+    assert not list(tmp_path.glob("*new*"))
