@@ -1,4 +1,4 @@
-"""`bnlab demo`: a classic mishap, from training to diagnosis."""
+"""`bnlab demo`: a classic mishap, from training to the repair that proves itself."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from bnlab.cli._output import write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import nn
+
+    from bnlab.lab.stuck_statistics import Config, Outcome
 
 __all__ = ["command"]
 
 
 def command(
     output: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Keep the checkpoint here; by default it is thrown away.")
+        Path | None,
+        typer.Option(metavar="PATH", help="Keep the checkpoint here and the mended one beside it; else both go."),
     ] = None,
 ) -> None:
-    """Train a small CNN whose running statistics hardly move, and check its checkpoint."""
+    """Train a small CNN whose running statistics hardly move, check it, repair it, and measure what it is worth."""
     from rich.console import Console
 
     with tempfile.TemporaryDirectory() as folder:
@@ -30,19 +34,26 @@ def command(
 
 
 def _demonstrate(path: Path, console: Console) -> None:
-    import torch
+    from bnlab.lab.stuck_statistics import Config
+
+    config = Config()
+    outcome = _trained(config, console)
+    _write(outcome.model, path)
+    console.print(f"The same weights on the same {outcome.held_out} held-out images:\n")
+    console.print(f"  accuracy with batch statistics    {outcome.accuracy_batch:.3f}")
+    console.print(
+        f"  accuracy with running statistics  {outcome.accuracy_running:.3f}   (this is what eval mode does)\n"
+    )
+    _diagnose(path, outcome.model, config, console)
+    _repair(path, outcome.model, console)
+
+
+def _trained(config: Config, console: Console) -> Outcome:
     from rich.console import Console as RichConsole
     from rich.progress import Progress
 
-    from bnlab.diagnosis import Settings, check_with
-    from bnlab.lab.datasets import load
-    from bnlab.lab.metrics import accuracy
-    from bnlab.lab.stuck_statistics import Config, train
-    from bnlab.observe.survey import Inputs
-    from bnlab.records import Level
-    from bnlab.report.text import renderable
+    from bnlab.lab.stuck_statistics import train
 
-    config = Config()
     console.print(
         f"Training a CNN with three BN layers on scikit-learn's digits: {config.epochs} epochs, "
         f"momentum {config.momentum}."
@@ -50,17 +61,18 @@ def _demonstrate(path: Path, console: Console) -> None:
     errors = RichConsole(stderr=True)
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task("training", total=config.epochs)
-        outcome = train(config, progress=lambda epoch: bar.update(task, completed=epoch))
+        return train(config, progress=lambda epoch: bar.update(task, completed=epoch))
 
-    buffer = io.BytesIO()
-    torch.save(outcome.model.state_dict(), buffer)
-    write_whole(buffer.getvalue(), path)
+
+def _diagnose(path: Path, model: nn.Module, config: Config, console: Console) -> None:
+    from bnlab.diagnosis import Settings, check_with
+    from bnlab.lab.datasets import load
+    from bnlab.lab.metrics import accuracy
+    from bnlab.observe.survey import Inputs
+    from bnlab.records import Level
+    from bnlab.report.text import renderable
+
     stated = f"--momentum {config.momentum}"
-    console.print(f"The same weights on the same {outcome.held_out} held-out images:\n")
-    console.print(f"  accuracy with batch statistics    {outcome.accuracy_batch:.3f}")
-    console.print(
-        f"  accuracy with running statistics  {outcome.accuracy_running:.3f}   (this is what eval mode does)\n"
-    )
     console.print(
         f"Its state dict is saved. Here is what the file alone tells:\n\n$ bnlab check {path.name} {stated}\n"
     )
@@ -68,13 +80,48 @@ def _demonstrate(path: Path, console: Console) -> None:
         renderable(check_with(path, Settings.of(momentum=config.momentum), name=path.name), level=Level.WARNING)
     )
     unstated = check_with(path, Settings.of()).summary
-    inputs = Inputs(data=load("digits:test"), train_data=load("digits:train"), metric=accuracy)
-    diagnosis = check_with(outcome.model, Settings.of(), inputs=inputs, name="the model")
-    console.print(
-        "\nWith the model and its data, `bnlab check package.module:model --data ... --metric accuracy` says:\n"
-    )
-    console.print(f"  {diagnosis.conclusion}.", style="bold")
     console.print(
         f"\nA state dict does not hold the momentum: at the assumed 0.1 the same file has {unstated.errors} errors and "
         f"{unstated.warnings} warnings. State {stated} as the run did."
     )
+    inputs = Inputs(data=load("digits:test"), train_data=load("digits:train"), metric=accuracy)
+    diagnosis = check_with(model, Settings.of(), inputs=inputs, name="the model")
+    console.print(
+        "\nWith the model and its data, `bnlab check package.module:model --data ... --metric accuracy` says:\n"
+    )
+    console.print(f"  {diagnosis.conclusion}.", style="bold")
+
+
+def _repair(path: Path, model: nn.Module, console: Console) -> None:
+    """Repair the model, and measure a fresh one that the new file is loaded into."""
+    from bnlab._repair import repair
+    from bnlab.lab.datasets import load
+    from bnlab.lab.metrics import accuracy
+    from bnlab.lab.stuck_statistics import build_network
+    from bnlab.observe.load import load_into
+
+    mended = path.with_stem(f"{path.stem}-mended")
+    console.print(
+        f"\nRepair it, from the training images, and keep the result only if the accuracy is not worse:\n\n"
+        f"$ bnlab repair {path.name} --model bnlab.lab.stuck_statistics:build_network --data digits "
+        f"--train-data digits:train --metric accuracy --output {mended.name}\n",
+        soft_wrap=True,
+    )
+    receipt = repair(model, data=load("digits:test"), train_data=load("digits:train"), metric=accuracy)
+    console.print(str(receipt), soft_wrap=True)
+    _write(model, mended)
+    fresh = build_network()
+    load_into(fresh, mended)
+    console.print(
+        f"\nThe new file, loaded into a fresh network, has an accuracy of "
+        f"{accuracy(fresh.eval(), load('digits:test')):.3f} in eval mode on the held-out images.",
+        style="bold",
+    )
+
+
+def _write(model: nn.Module, path: Path) -> None:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    write_whole(buffer.getvalue(), path)

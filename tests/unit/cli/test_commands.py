@@ -30,7 +30,8 @@ def test_version(bnlab_command):
 def test_bench_names_what_there_is(bnlab_command):
     code, _, err = bnlab_command("bench", "nothing")
     assert code == 2
-    assert err == "error: bench: name must be one of accuracy, check, diagnose, mishaps, small, got 'nothing'.\n"
+    names = "accuracy, check, diagnose, estimators, fold, mishaps, recalibrate, small"
+    assert err == f"error: bench: name must be one of {names}, got 'nothing'.\n"
 
 
 def test_bench_outside_a_checkout(bnlab_command, monkeypatch, tmp_path):
@@ -56,3 +57,13 @@ def test_demo_ends_in_the_findings(bnlab_command, tmp_path):
     (finding, *_) = bnlab.check(tmp_path / "digits.pt", momentum=0.001).findings
     assert finding.code == "BN105"
     assert bnlab.check(tmp_path / "digits.pt").findings == ()
+
+
+def test_demo_goes_on_to_a_repair_that_is_verified(bnlab_command, tmp_path):
+    pytest.importorskip("sklearn")
+    code, out, err = bnlab_command("demo", "--output", tmp_path / "digits.pt")
+    assert (code, err) == (0, "")
+    assert "repair: 3 layers changed, buffers only" in out
+    told = " ".join(out.split())
+    assert float(told.rpartition("has an accuracy of ")[2].split()[0]) > 0.97
+    assert bnlab.check(tmp_path / "digits-mended.pt", momentum=0.001).summary.errors == 0
