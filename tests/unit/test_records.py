@@ -47,7 +47,7 @@ findings = st.builds(
 counts = st.integers(0, 10**6)
 diagnoses = st.builds(
     DiagnosisRecord,
-    schema=st.just(records.SCHEMA),
+    schema=st.just("bnlab.diagnosis/1"),
     target=st.builds(Target, st.sampled_from(["checkpoint", "model"]), st.text(max_size=9)),
     layers=st.lists(layers, max_size=2).map(tuple),
     outcomes=st.lists(st.builds(Outcome, codes, st.sampled_from(Status), st.none() | st.text(max_size=9))).map(tuple),

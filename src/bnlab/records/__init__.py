@@ -1,0 +1,78 @@
+"""What bnlab says, as plain frozen data with a JSON round trip.
+
+Records need nothing but the standard library, so a saved JSON can be read and drawn without torch. Three of them are
+documents, described by the schemas ``bnlab.diagnosis/1``, ``bnlab.receipt/1`` and ``bnlab.experiment/1``
+(:func:`json_schema`): :class:`DiagnosisRecord`, :class:`Changes` and :class:`ExperimentRecord`.
+"""
+
+from bnlab.records._document import from_json, json_schema, to_json
+from bnlab.records.diagnosis import (
+    Cause,
+    DiagnosisRecord,
+    Finding,
+    LayerRecord,
+    Level,
+    Numbers,
+    Outcome,
+    Quantity,
+    Range,
+    Status,
+    Summary,
+    Target,
+)
+from bnlab.records.experiment import (
+    Axis,
+    ClaimRecord,
+    Column,
+    Estimate,
+    ExperimentRecord,
+    Figure,
+    Mark,
+    Rule,
+    Verdict,
+)
+from bnlab.records.receipt import (
+    REMEDIES,
+    Change,
+    Changes,
+    LeftAlone,
+    Measurement,
+    MetricChange,
+    Recheck,
+    Safety,
+)
+
+__all__ = [
+    "REMEDIES",
+    "Axis",
+    "Cause",
+    "Change",
+    "Changes",
+    "ClaimRecord",
+    "Column",
+    "DiagnosisRecord",
+    "Estimate",
+    "ExperimentRecord",
+    "Figure",
+    "Finding",
+    "LayerRecord",
+    "LeftAlone",
+    "Level",
+    "Mark",
+    "Measurement",
+    "MetricChange",
+    "Numbers",
+    "Outcome",
+    "Quantity",
+    "Range",
+    "Recheck",
+    "Rule",
+    "Safety",
+    "Status",
+    "Summary",
+    "Target",
+    "Verdict",
+    "from_json",
+    "json_schema",
+    "to_json",
+]
