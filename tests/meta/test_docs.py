@@ -48,6 +48,7 @@ def test_the_examples_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys
                 "checkpoints.md",
                 "benchmarks.md",
                 "layers.md",
+                "recalibrate.md",
                 "convert.md",
                 "diagnosis.md",
                 "fold.md",
