@@ -307,3 +307,15 @@ def test_the_receipt_follows_its_schema(healthy):
     data = receipt.changes.to_json()
     jsonschema.validate(data, json_schema("bnlab.receipt/1"))
     assert Changes.from_json(data) == receipt.changes
+
+
+def test_bn401_names_the_reason_where_weights_are_an_average(healthy):
+    from torch.optim.swa_utils import AveragedModel
+
+    averaged = AveragedModel(healthy)
+    averaged.update_parameters(healthy)
+    averaged.module[4].running_mean.add_(30)
+    messages = [f.message for f in bnlab.check(averaged, data=HELD_OUT).findings if f.code == "BN401"]
+    assert messages
+    assert all(": its weights are an average of 1 models" in message for message in messages)
+    assert not any("average" in f.message for f in bnlab.check(stale(healthy), data=HELD_OUT).findings)

@@ -21,11 +21,11 @@ _UNWRITTEN = -1.0
 """A variance no layer leaves behind."""
 
 
-class AllSeen(Exception):
-    """Raised to leave a forward pass after the last BN layer."""
+class AllSeen(BaseException):
+    """Raised to leave a forward pass after the last BN layer; no `except Exception` of a model may catch it."""
 
 
-class OneValue(Exception):
+class OneValue(BaseException):
     """Raised to leave a forward pass at a layer that has one value per channel."""
 
     def __init__(self, path: str) -> None:

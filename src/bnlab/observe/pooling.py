@@ -207,7 +207,7 @@ def _nothing_usable(run: _Run) -> str:
     return "batches: there must be at least one, got none."
 
 
-class _NotFinite(Exception):
+class _NotFinite(BaseException):
     """Raised to leave a forward pass at a layer that gets a NaN or inf."""
 
 
@@ -272,6 +272,7 @@ def _hooks(path: str, layer: nn.Module, scratch: Scratch | None, run: _Run, orde
         if given(arguments, keywords).numel() == channels:
             raise OneValue(path)
         if scratch is not None:
+            layer.training = True  # a forward may have called eval() on its way here
             scratch.clear()
 
     def after(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], __: object) -> None:

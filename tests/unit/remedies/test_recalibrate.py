@@ -340,6 +340,23 @@ def test_max_batches_and_a_loader_that_is_shorter():
     assert receipt.changes.notes[0].startswith("from 3 batches, 12 samples")
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_forward_that_sets_the_mode_itself(training):
+    class Setting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+            del self.inner[3]  # dropout, which train() would turn on
+
+        def forward(self, x):
+            return self.inner.train(training)(x)
+
+    model, batches = Setting(), images(4, 4)
+    expected = truth(copy.deepcopy(model.inner), batches)
+    bnlab.recalibrate(model, batches)
+    assert_right(model.inner, expected)
+
+
 def test_layers_that_are_frozen_stay_so_unless_named():
     model = network().train()
     model[5].eval()
