@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from bnlab._version import __version__
 
 if TYPE_CHECKING:
-    from bnlab import functional, nn
+    from bnlab import functional, lab, nn
     from bnlab._repair import repair
     from bnlab.checks import explain
     from bnlab.diagnosis import Diagnosis, check
@@ -27,6 +27,7 @@ __all__ = [
     "fold",
     "freeze",
     "functional",
+    "lab",
     "nn",
     "recalibrate",
     "repair",
@@ -46,7 +47,7 @@ _HOMES = {
     "unfreeze": "bnlab.remedies.freeze",
 }
 
-_SUBPACKAGES = ("functional", "nn")
+_SUBPACKAGES = ("functional", "lab", "nn")
 
 
 def __getattr__(name: str) -> object:
