@@ -47,6 +47,7 @@ def test_the_examples_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys
             for path in (
                 "checkpoints.md",
                 "benchmarks.md",
+                "lab.md",
                 "layers.md",
                 "recalibrate.md",
                 "convert.md",

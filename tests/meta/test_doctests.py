@@ -13,6 +13,7 @@ MODULES = [
     "bnlab.functional.renorm",
     "bnlab.functional.running",
     "bnlab.lab.datasets",
+    "bnlab.lab._public",
     "bnlab.lab.metrics",
     "bnlab.nn.batch_renorm",
     "bnlab.remedies.convert",
@@ -33,7 +34,7 @@ def test_examples_in_docstrings(name):
     assert not failed
 
 
-@pytest.mark.parametrize("page", ["batch_norm.md", "convert.md", "diagnosis.md", "fold.md", "freeze.md", "layers.md", "recalibrate.md"])
+@pytest.mark.parametrize("page", ["batch_norm.md", "convert.md", "diagnosis.md", "fold.md", "freeze.md", "lab.md", "layers.md", "recalibrate.md"])
 def test_pages_run_as_written(page):
     failed, attempted = doctest.testfile(str(ROOT / "docs" / page), module_relative=False, encoding="utf-8")
     assert attempted > 7
