@@ -34,8 +34,11 @@ def test_examples_in_docstrings(name):
     assert not failed
 
 
-@pytest.mark.parametrize("page", ["batch_norm.md", "convert.md", "diagnosis.md", "fold.md", "freeze.md", "lab.md", "layers.md", "recalibrate.md"])
+PAGES = ("batch_norm", "convert", "diagnosis", "fold", "freeze", "lab", "layers", "recalibrate")
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_pages_run_as_written(page):
-    failed, attempted = doctest.testfile(str(ROOT / "docs" / page), module_relative=False, encoding="utf-8")
+    failed, attempted = doctest.testfile(str(ROOT / "docs" / f"{page}.md"), module_relative=False, encoding="utf-8")
     assert attempted > 7
     assert not failed

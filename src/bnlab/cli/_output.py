@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable
+from enum import Enum
 from pathlib import Path
 
 from bnlab.errors import UnreadableFile, UsageError
 
-__all__ = ["check_output", "emit", "write_whole"]
+__all__ = ["Format", "check_output", "emit", "write_whole"]
+
+
+class Format(str, Enum):
+    """How a result is written."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 def check_output(output: Path, inputs: Iterable[str]) -> None:

@@ -6,13 +6,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli._output import check_output, emit
+from bnlab.cli._output import Format, check_output, emit
 from bnlab.cli._progress import advancing
 from bnlab.cli._targets import build_model, expand, is_model_spec
 from bnlab.errors import BnlabError, NoBatchNorm, UsageError
@@ -25,13 +24,6 @@ if TYPE_CHECKING:
     from bnlab.diagnosis import Diagnosis
 
 __all__ = ["command"]
-
-
-class Format(str, Enum):
-    """How the result is written."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 def command(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli._output import check_output, write_whole
+from bnlab.cli._output import Format, check_output, write_whole
 from bnlab.cli._specs import load_example
 from bnlab.cli._targets import load_target
 from bnlab.errors import UsageError
@@ -20,13 +19,6 @@ __all__ = ["command"]
 
 _ONNX = ".onnx"
 _EXPORTED = ".pt2"
-
-
-class Format(str, Enum):
-    """How the receipt is written."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 def command(

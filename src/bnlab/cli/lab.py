@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli._output import write_whole
+from bnlab.cli._output import Format, write_whole
 from bnlab.errors import BnlabError, UsageError
 
 if TYPE_CHECKING:
@@ -23,13 +23,6 @@ __all__ = ["app"]
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run experiments on batch normalization.")
 
 _FOLDER = Path("lab-records")
-
-
-class Format(str, Enum):
-    """How a result is printed."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 class Picture(str, Enum):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bnlab.cli._output import check_output, write_whole
+from bnlab.cli._output import Format, check_output, write_whole
 from bnlab.cli._progress import advancing
 from bnlab.cli._specs import load_data, load_metric
 from bnlab.cli._targets import load_target
@@ -23,13 +23,6 @@ if TYPE_CHECKING:
     from bnlab.records import Changes
 
 __all__ = ["command"]
-
-
-class Format(str, Enum):
-    """How the receipt is written."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 class Most(str, Enum):
