@@ -15,7 +15,7 @@ from bnlab.nn._base import BatchNormBase
 from bnlab.observe.batches import tensors_in
 from bnlab.observe.evidence import Floats
 
-__all__ = ["AllSeen", "OneValue", "Order", "Scratch", "given", "leaves_statistics"]
+__all__ = ["AllSeen", "OneValue", "Order", "Scratch", "given", "is_dropout", "leaves_statistics"]
 
 _UNWRITTEN = -1.0
 """A variance no layer leaves behind."""
@@ -75,6 +75,12 @@ def given(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
     """Return the input of a call: the first tensor."""
     first = arguments[0] if arguments else None
     return first if isinstance(first, Tensor) else tensors_in([arguments, keywords])[0]
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """Whether a module drops values or whole paths at random in train mode."""
+    name = type(module).__name__.lower()
+    return isinstance(module, nn.modules.dropout._DropoutNd) or "droppath" in name or "stochasticdepth" in name  # noqa: SLF001
 
 
 def leaves_statistics(layer: nn.Module, *, of_ours: bool = False) -> TypeGuard[_BatchNorm]:

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.errors import UsageError
 from bnlab.functional.moments import batch_moments, per_channel
-from bnlab.observe.batch_pass import AllSeen, OneValue, Order, Scratch, given, leaves_statistics
+from bnlab.observe.batch_pass import AllSeen, OneValue, Order, Scratch, given, is_dropout, leaves_statistics
 from bnlab.observe.batches import Forward, batches_of, run_batch
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
@@ -70,7 +70,7 @@ def observe(
     with untouched(model), torch.no_grad():
         model.eval()
         for module in model.modules():
-            if dropout and _is_dropout(module):
+            if dropout and is_dropout(module):
                 module.training = True
         with _metering(layers, meters) as order:
             short: dict[int, str] = {}
@@ -89,11 +89,6 @@ def observe(
     if skipped is not None:
         skipped.update(short)
     return {path: meter.result() for path, meter in meters.items() if meter.batches}
-
-
-def _is_dropout(module: nn.Module) -> bool:
-    name = type(module).__name__.lower()
-    return isinstance(module, nn.modules.dropout._DropoutNd) or "droppath" in name or "stochasticdepth" in name  # noqa: SLF001
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.errors import UsageError
 from bnlab.functional.moments import batch_moments, merge
 from bnlab.nn._base import BatchNormBase
-from bnlab.observe.batch_pass import AllSeen, OneValue, Order, Scratch, given, leaves_statistics
+from bnlab.observe.batch_pass import AllSeen, OneValue, Order, Scratch, given, is_dropout, leaves_statistics
 from bnlab.observe.batches import Forward, batches_of, run_batch, samples_in
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
@@ -35,6 +35,9 @@ Estimator = Literal["population", "within-batch"]
 
 _FAR = 16.0
 """abs(mean)/std above which a mean rounded to float32 is off by more than 1e-6 standard deviations."""
+
+_AGREEING = 0.02
+"""Difference in standard deviations that the kernels of torch explain: beyond it a layer has changed its input."""
 
 _BLOCK = 1 << 21
 """Values that are widened to float64 at once."""
@@ -142,9 +145,7 @@ def pool(
     run = _Run({path: _Meter(channels_of(layer)) for path, layer in layers.items()})
     with untouched(model), torch.no_grad():
         model.eval()
-        for layer in by_batch:
-            layer.running_mean = layer.running_var = None  # type: ignore[assignment]
-        with _watching(layers, run) as order:
+        with _watching(layers, run) as order, _without_dropout(model), _by_batch(by_batch):
             stopped = _passed(model, data, run, order, forward, max_batches, tolerance, advance)
     if not run.batches:
         raise UsageError(_nothing_usable(run))
@@ -264,9 +265,49 @@ def _watching(layers: Mapping[str, nn.Module], run: _Run) -> Iterator[Order]:
             handle.remove()
 
 
+@contextmanager
+def _by_batch(layers: Collection[nn.Module]) -> Iterator[None]:
+    """Make layers that are not pooled normalise with the statistics of the batch, which one value does not have."""
+
+    def check(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if given(arguments, keywords).numel() == channels_of(layer):
+            raise OneValue("")
+
+    handles = []
+    try:
+        for layer in layers:
+            handles.append(layer.register_forward_pre_hook(check, with_kwargs=True))
+            layer.running_mean = layer.running_var = None  # type: ignore[assignment]
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """Keep dropout off, also where a forward calls train() on its way."""
+
+    def switch_off(module: nn.Module, _: object) -> None:
+        module.training = False
+
+    handles = [m.register_forward_pre_hook(switch_off) for m in model.modules() if is_dropout(m)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _hooks(path: str, layer: nn.Module, scratch: Scratch | None, run: _Run, order: Order) -> list[Any]:
     channels, eps = channels_of(layer), float(getattr(layer, "eps", 0.0))
-    is_exact = isinstance(layer, BatchNormBase)
+    is_exact, has_own_forward = isinstance(layer, BatchNormBase), _has_own_forward(layer)
+
+    def read(x: Tensor, left: tuple[Floats, Floats] | None) -> tuple[Floats, Floats] | None:
+        fits = x.numel() > 0 and x.dim() > 1 and x.size(1) == channels
+        if has_own_forward and left is not None:
+            return _agreeing(_computed(x), left, eps) if fits else left
+        return (_left(x, left, is_exact=is_exact, eps=eps) or _computed(x)) if fits else None
 
     def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if given(arguments, keywords).numel() == channels:
@@ -277,9 +318,10 @@ def _hooks(path: str, layer: nn.Module, scratch: Scratch | None, run: _Run, orde
 
     def after(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], __: object) -> None:
         x = given(arguments, keywords)
-        if x.numel() and x.dim() > 1 and x.size(1) == channels:
-            left = None if scratch is None else scratch.read_arrays()
-            mean, var = _left(x, left, is_exact=is_exact, eps=eps) or _computed(x)
+        left = None if scratch is None else scratch.read_arrays()
+        found = read(x, left)
+        if found is not None:
+            mean, var = found
             if not np.isfinite(mean.sum() + var.sum()):
                 raise _NotFinite
             run.staged.append(_Statistics(path, x.numel() // channels, mean, var))
@@ -310,6 +352,20 @@ def _left(x: Tensor, left: tuple[Floats, Floats] | None, *, is_exact: bool, eps:
         far = np.flatnonzero(~near)
         mean[far], var[far] = _computed(x.index_select(1, torch.from_numpy(far).to(x.device)))
     return mean, var
+
+
+def _has_own_forward(layer: nn.Module) -> bool:
+    """Whether a layer may do something to its input before BN sees it."""
+    return type(layer).forward is not _BatchNorm.forward and not isinstance(layer, BatchNormBase)
+
+
+def _agreeing(computed: tuple[Floats, Floats], left: tuple[Floats, Floats], eps: float) -> tuple[Floats, Floats]:
+    """Return what was computed from the input of a layer if that is what its BN saw, else what the BN left."""
+    spread = np.sqrt(left[1] + eps)
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean_agrees = np.abs(computed[0] - left[0]) <= _AGREEING * spread
+        var_agrees = np.abs(np.sqrt(computed[1] + eps) - spread) <= _AGREEING * spread
+    return computed if bool((mean_agrees & var_agrees).all()) else left
 
 
 def _computed(x: Tensor) -> tuple[Floats, Floats]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -36,12 +36,16 @@ def untouched(model: nn.Module) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
-            for state in states:
-                state.restore()
-            with torch.no_grad():
+            with torch.no_grad(), ExitStack() as restoring:  # what cannot be put back keeps nothing else from it
                 for buffer, value in buffers:
-                    if not torch.equal(buffer, value):
-                        buffer.copy_(value)
+                    restoring.callback(_restore_buffer, buffer, value)
+                for state in reversed(states):
+                    restoring.callback(state.restore)
+
+
+def _restore_buffer(buffer: Tensor, value: Tensor) -> None:
+    if not torch.equal(buffer, value):
+        buffer.copy_(value)
 
 
 def _has_values(tensor: Tensor) -> bool:
@@ -79,9 +83,12 @@ class _ParameterState:
 
     def restore(self) -> None:
         """Put them back."""
-        self._parameter.data = self._data
-        self._parameter.requires_grad_(self._requires_grad)
-        self._parameter.grad = self._grad
+        if self._parameter.data_ptr() != self._data.data_ptr():
+            self._parameter.data = self._data
+        if self._parameter.requires_grad != self._requires_grad:
+            self._parameter.requires_grad_(self._requires_grad)
+        if self._parameter.grad is not self._grad:
+            self._parameter.grad = self._grad
 
 
 def _containers(module: nn.Module) -> list[dict[str, object]]:

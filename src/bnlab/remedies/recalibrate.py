@@ -107,8 +107,8 @@ def recalibrate(
     """Compute the running statistics of a model anew from data, in place.
 
     The layers that are recalibrated normalise with the statistics of each batch on the way, every other BN with its
-    running statistics, and dropout is off. A forward pass ends behind the last of them. Nothing but the values of
-    `running_mean` and `running_var` changes; if anything raises, not even they.
+    running statistics, and dropout is off. A forward pass ends where the first had its last BN layer. Nothing but the
+    values of `running_mean` and `running_var` changes; if anything raises, not even they.
 
     Frozen layers stay as they are: those of a frozen class, those whose statistics `freeze` holds, and those in eval
     mode within a model in train mode. So do layers that never run. A layer that runs more than once per forward gets
@@ -255,10 +255,24 @@ def _chosen(model: nn.Module, named: Sequence[str] | None) -> tuple[dict[str, _B
     if named is None:
         reasons = {path: why for path, layer in found.items() if (why := _why_frozen(model, layer))} | reasons
     chosen = {path: layer for path, layer in found.items() if path not in reasons}
+    _require_own_buffers(chosen)
     if not chosen:
         path, reason = next(iter(reasons.items()))
         raise UsageError(f"{path or 'model'}: layer must not be frozen, got one that {reason}. Name it in layers=.")
     return chosen, [LeftAlone(path, reason) for path, reason in reasons.items()]
+
+
+def _require_own_buffers(chosen: Mapping[str, _BatchNorm]) -> None:
+    """Refuse layers that share a buffer: one cannot hold the statistics of two."""
+    owner: dict[int, str] = {}
+    for path, layer in chosen.items():
+        for buffer in (layer.running_mean, layer.running_var):
+            other = owner.setdefault(id(buffer), path)
+            if other != path:
+                raise UsageError(
+                    f"{path}: layer must have running statistics of its own, got those of {other}. "
+                    f"Give it a copy, or name only one of them in layers=."
+                )
 
 
 def _why_frozen(model: nn.Module, layer: _BatchNorm) -> str | None:
@@ -297,7 +311,7 @@ def _layer_by_layer(
     advance: Callable[[], None],
 ) -> Pooling:
     """Measure each layer with all earlier ones final: Wu and Johnson 2021, appendix A.3."""
-    waiting = list(pool(model, chosen, batches, forward=asked.forward, max_batches=1, advance=advance).layers)
+    waiting = list(_pooled(model, chosen, batches, asked, advance).layers)
     final: dict[_BatchNorm, tuple[Floats, Floats]] = {}
     found: dict[str, Pooling] = {}
     while waiting:

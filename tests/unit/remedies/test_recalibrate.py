@@ -346,7 +346,6 @@ def test_a_forward_that_sets_the_mode_itself(training):
         def __init__(self):
             super().__init__()
             self.inner = network()
-            del self.inner[3]  # dropout, which train() would turn on
 
         def forward(self, x):
             return self.inner.train(training)(x)
@@ -355,6 +354,89 @@ def test_a_forward_that_sets_the_mode_itself(training):
     expected = truth(copy.deepcopy(model.inner), batches)
     bnlab.recalibrate(model, batches)
     assert_right(model.inner, expected)
+
+
+class Far(nn.BatchNorm2d):
+    def forward(self, input):
+        return super().forward(3 * input + 1000)
+
+
+class ChannelsBehind(nn.BatchNorm1d):
+    def forward(self, input):
+        return super().forward(input.transpose(1, 2)).transpose(1, 2)
+
+
+class WithActivation(nn.BatchNorm2d):
+    def forward(self, input):
+        return super().forward(input).relu()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_subclass_that_changes_its_input_gets_the_statistics_of_what_its_bn_sees(channels_last):
+    x = torch.randn(8, 4, 6, 6)
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    layer = Far(4)
+    bnlab.recalibrate(nn.Sequential(layer), [x])
+    assert_close(layer.running_mean, (3 * x + 1000).mean((0, 2, 3)), rtol=1e-4, atol=1e-2)
+    assert_close(layer.running_var, (3 * x + 1000).var((0, 2, 3)), rtol=1e-2, atol=1e-2)
+
+
+def test_a_subclass_with_its_channels_elsewhere():
+    x = torch.randn(8, 7, 4) * 2 + 1
+    layer = ChannelsBehind(4)
+    bnlab.recalibrate(nn.Sequential(layer), [x])
+    assert_close(layer.running_mean, x.mean((0, 1)))
+    assert_close(layer.running_var, x.flatten(0, 1).var(0))
+
+
+def test_a_subclass_with_an_activation_is_measured_exactly_in_every_layout():
+    x = (100 + torch.randn(16, 4, 64, 64)).to(memory_format=torch.channels_last)
+    layer = WithActivation(4)
+    bnlab.recalibrate(nn.Sequential(layer), [x])
+    assert errors(nn.Sequential(layer), {"0": (x.double().mean((0, 2, 3)), x.double().var((0, 2, 3)))})[1] <= 1e-6
+
+
+def test_layerwise_with_a_bad_first_batch_and_a_layer_that_runs_later():
+    class Turns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.small, self.large = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.small(x) if len(x) == 4 else self.large(x)
+
+    model, small, large = Turns(), torch.randn(4, 3), torch.randn(9, 3)
+    bnlab.recalibrate(model, [torch.full((4, 3), math.nan), torch.randn(1, 3), small, large], layerwise=True)
+    assert_close(model.small.running_var, small.var(0))
+    assert_close(model.large.running_var, large.var(0))
+
+
+def test_layers_that_share_their_buffers_are_refused():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3))
+    model[2].running_mean = model[0].running_mean
+    before = snapshot(model)
+    with pytest.raises(UsageError, match="2: layer must have running statistics of its own, got those of 0"):
+        bnlab.recalibrate(model, [torch.randn(4, 3)])
+    assert_as_before(model, before)
+
+
+def test_parameters_of_inference_mode_keep_nothing_from_being_put_back():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm1d(3)
+            with torch.inference_mode():
+                self.linear = nn.Linear(3, 3)
+            self.register_buffer("n", torch.zeros(()))
+
+        def forward(self, x):
+            self.n.add_(1)
+            return self.bn(self.linear(x))
+
+    model = Counting()
+    bnlab.recalibrate(model, [torch.randn(4, 3), torch.randn(4, 3)])
+    assert model.n == 0
+    assert (model.bn.running_var != 1).all()
 
 
 def test_layers_that_are_frozen_stay_so_unless_named():
