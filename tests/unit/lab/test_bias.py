@@ -1,0 +1,107 @@
+import pytest
+import torch
+from torch import nn
+
+from bnlab.lab import run
+from bnlab.lab.bias import Bias, Config
+
+RIGHT = {
+    "matters": "depends",
+    "gradient": "supported",
+    "eval-gradient": "supported",
+    "fits-train": "depends",
+    "fits-eval": "depends",
+    "absorbed": "supported",
+}
+
+
+def claims():
+    return {claim.key: claim for claim in run(Bias(), samples=32, steps=200, learning_rate=0.1).claims}
+
+
+def verdicts():
+    return {key: claim.verdict.value for key, claim in claims().items()}
+
+
+def test_verdicts_and_where_they_turn():
+    found = claims()
+    assert {key: claim.verdict.value for key, claim in found.items()} == RIGHT
+    holds = {estimate.condition for estimate in found["matters"].estimates if estimate.holds}
+    assert holds == {"no affine, trained on frozen statistics"}
+    for key in ("fits-train", "fits-eval"):
+        assert found[key].boundary == "holds up to no bias, affine, fails from bias, no affine"
+        assert found[key].estimates[-1].mean == pytest.approx(1.0, abs=0.02)
+
+
+class Detached(nn.BatchNorm1d):
+    """Holds the statistics of the batch constant in the backward pass."""
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        super().forward(x.detach())
+        y = (x - x.detach().mean(0)) * (x.detach().var(0, unbiased=False) + self.eps).rsqrt()
+        return y if self.weight is None else y * self.weight + self.bias
+
+
+class KeepsMean(nn.BatchNorm1d):
+    """Divides by the deviation but does not take the mean away."""
+
+    def forward(self, x):
+        mean = x.mean(0) if self.training else self.running_mean
+        return super().forward(x) + mean
+
+
+class BatchInEval(nn.BatchNorm1d):
+    """Normalises by the batch in eval mode too."""
+
+    def forward(self, x):
+        return nn.functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+
+class NoShift(nn.BatchNorm1d):
+    """Has lost beta."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y if self.bias is None else y - self.bias
+
+
+class ForgetsMean(nn.BatchNorm1d):
+    """Never moves the running mean."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        if self.training:
+            self.running_mean = torch.zeros_like(self.running_mean)
+        return y
+
+
+@pytest.mark.parametrize(
+    ("layer", "caught"),
+    [
+        (Detached, {"gradient"}),
+        (KeepsMean, {"gradient"}),
+        (BatchInEval, {"eval-gradient", "matters"}),
+        (NoShift, {"fits-train", "fits-eval"}),
+        (ForgetsMean, {"absorbed", "matters"}),
+    ],
+)
+def test_a_wrong_layer_turns_the_verdict(monkeypatch, layer, caught):
+    monkeypatch.setattr("bnlab.lab.bias.nn.BatchNorm1d", layer)
+    found = claims()
+    changed = {key for key, claim in found.items() if claim.verdict.value != RIGHT[key]}
+    moved = (
+        {"matters"}
+        if {e.condition for e in found["matters"].estimates if e.holds} != {"no affine, trained on frozen statistics"}
+        else set()
+    )
+    assert caught <= changed | moved
+
+
+def test_the_same_seed_gives_the_same_observation():
+    config = Config(samples=16, steps=5)
+    torch.manual_seed(3)
+    first, second = (Bias().run(config, 1, lambda _: None) for _ in range(2))
+    assert first == second
+    assert first != Bias().run(config, 2, lambda _: None)

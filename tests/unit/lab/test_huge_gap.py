@@ -1,0 +1,130 @@
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import bnlab.functional
+from bnlab.lab import run
+from bnlab.lab.huge_gap import Config, HugeGap, train
+
+SMALL = Config(
+    apart=(2.0, 1e2, 2e3, 2e5, 2e13, 3e19, 1e20, 1e38), small=(1e-30, 1e-6, 1e-4, 1.0), close=(1.0, 1e6, 1e7), steps=160
+)
+SETTINGS = {field.name: getattr(SMALL, field.name) for field in dataclasses.fields(SMALL)}
+
+
+def verdicts():
+    return {claim.key: claim for claim in run(HugeGap(), **SETTINGS).claims}
+
+
+def numbers(config, seed=0):
+    torch.manual_seed(seed)
+    return HugeGap().run(config, seed, lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def claims():
+    return verdicts()
+
+
+def test_the_facts_of_the_article(claims):
+    assert {key: claim.verdict.value for key, claim in claims.items()} == {
+        "no-help": "depends",
+        "learns": "supported",
+        "overflow": "supported",
+        "float64": "supported",
+        "bnlab": "supported",
+        "eval-mode": "supported",
+        "no-bn": "supported",
+        "sign": "depends",
+        "affine": "supported",
+        "in-front": "refuted",
+        "gradient": "supported",
+        "bias": "supported",
+        "small": "depends",
+        "eps": "supported",
+        "close": "depends",
+        "close-bnlab": "supported",
+    }
+    assert claims["no-help"].boundary == "fails up to 3e+19, holds from 1e+20"
+    assert {estimate.values for estimate in claims["overflow"].estimates} == {(0.5, 0.5, 0.5)}
+    assert claims["eval-mode"].estimates[0].condition == "200000"
+    assert claims["no-bn"].estimates[0].condition == "2000"
+    assert claims["close"].boundary == "fails up to 1e+06 + 1, holds from 1e+07 + 1"
+
+
+def test_the_losses_of_the_article():
+    x = torch.tensor([[1.0], [2e13]], dtype=torch.float64)
+    outcome = train(x, "torch, train mode", torch.float32, Config(), 0)
+    assert float(outcome.first[0]) == pytest.approx(0.145, abs=1e-3)
+    assert float(outcome.last[0]) == pytest.approx(0.00075, abs=1e-5)
+    assert outcome.why == ("learns",)
+
+
+@pytest.mark.parametrize(
+    ("pair", "method", "reason"),
+    [
+        ((1.0, 1e20), "torch, train mode", "overflow"),
+        ((1.0, 2e13), "no BN", "saturation"),
+        ((1.0, 2e13), "torch, eval mode", "saturation"),
+        ((1e-6, 2e-6), "torch, train mode", "eps"),
+        ((1e-30, 2e-30), "torch, train mode", "cancellation"),
+        ((1e8, 1e8 + 1), "torch, train mode", "cancellation"),
+    ],
+)
+def test_why_it_is_stuck(pair, method, reason):
+    x = torch.tensor([[pair[0]], [pair[1]]], dtype=torch.float64)
+    assert train(x, method, torch.float32, Config(steps=40), 0).why == (reason,)
+
+
+def test_a_channel_is_a_run_of_its_own():
+    pairs = torch.tensor([[1.0, 1.0, 1.0], [2e13, 1e20, 50.0]], dtype=torch.float64)
+    together = train(pairs, "bnlab, train mode", torch.float32, Config(steps=50), 1)
+    for index in range(3):
+        alone = train(pairs[:, index : index + 1], "bnlab, train mode", torch.float32, Config(steps=50), 1)
+        torch.testing.assert_close(alone.last[0, 0], together.last[0, index])
+
+
+def test_the_same_seed_gives_the_same_observation():
+    config = dataclasses.replace(SMALL, apart=(2.0, 1e2, 1e20), small=(1e-3,), close=(1e7,), steps=20)
+    assert numbers(config) == numbers(config)
+    assert numbers(config) != numbers(config, 1)
+
+
+def test_a_layer_without_overflow_refutes_the_overflow(monkeypatch):
+    class Exact(nn.BatchNorm1d):
+        def forward(self, x):
+            if not self.training:
+                return super().forward(x)
+            return bnlab.functional.batch_norm(x, None, None, self.weight, self.bias, True, eps=self.eps)
+
+    monkeypatch.setattr("bnlab.lab.huge_gap.nn.BatchNorm1d", Exact)
+    found = verdicts()
+    assert found["overflow"].verdict.value == "refuted"
+    assert found["no-help"].verdict.value == "refuted"
+    assert found["close"].verdict.value == "refuted"
+
+
+def test_an_overflowing_layer_in_the_place_of_ours_is_caught(monkeypatch):
+    class Narrow(nn.BatchNorm1d):
+        def __init__(self, channels, *, eps, dtype, statistics_dtype):
+            super().__init__(channels, eps=eps, dtype=dtype)
+
+    monkeypatch.setattr("bnlab.nn.BatchNorm1d", Narrow)
+    found = verdicts()
+    assert found["bnlab"].verdict.value == "refuted"
+    assert found["close-bnlab"].verdict.value == "depends"
+
+
+def test_statistics_held_constant_are_caught(monkeypatch):
+    class Constant(nn.BatchNorm1d):
+        def forward(self, x):
+            if not self.training:
+                return super().forward(x)
+            mean, var = x.detach().mean(0), x.detach().var(0, unbiased=False)
+            return (x - mean) * (var + self.eps).rsqrt() * self.weight + self.bias
+
+    monkeypatch.setattr("bnlab.lab.huge_gap.nn.BatchNorm1d", Constant)
+    found = verdicts()
+    assert found["gradient"].verdict.value != "supported"
