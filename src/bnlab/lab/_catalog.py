@@ -1,4 +1,4 @@
-"""Every experiment there is."""
+"""Every experiment there is: those on the article first, then those of the papers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,33 @@ from typing import Any
 
 from bnlab.errors import UsageError
 from bnlab.lab._experiment import Experiment
+from bnlab.lab.activation_distributions import ActivationDistributions
+from bnlab.lab.bias import Bias
+from bnlab.lab.dropout_before_bn import DropoutBeforeBn
+from bnlab.lab.grouped_batches import GroupedBatches
+from bnlab.lab.huge_gap import HugeGap
+from bnlab.lab.identities import Identities
+from bnlab.lab.learning_rate import LearningRate
+from bnlab.lab.momentum import Momentum
+from bnlab.lab.recalibration import Recalibration
+from bnlab.lab.steps_to_accuracy import StepsToAccuracy
 from bnlab.lab.train_eval import TrainEval
 
 __all__ = ["EXPERIMENTS", "by_name"]
 
-EXPERIMENTS: tuple[Experiment[Any], ...] = (TrainEval(),)
+EXPERIMENTS: tuple[Experiment[Any], ...] = (
+    HugeGap(),
+    TrainEval(),
+    ActivationDistributions(),
+    Bias(),
+    Momentum(),
+    Identities(),
+    LearningRate(),
+    StepsToAccuracy(),
+    Recalibration(),
+    GroupedBatches(),
+    DropoutBeforeBn(),
+)
 
 
 def by_name(name: str) -> Experiment[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from bnlab.errors import UsageError
@@ -16,6 +17,7 @@ _STUDENT = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2
 """Two-sided 95 % quantiles of Student's t by degrees of freedom, from 0; beyond 10 that of 10 is a safe side."""
 
 _MOST_NAMED = 4
+_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 def judge(claim: Claim, by_seed: Sequence[Mapping[str, float]]) -> ClaimRecord:
@@ -56,11 +58,13 @@ def judge(claim: Claim, by_seed: Sequence[Mapping[str, float]]) -> ClaimRecord:
 
 
 def _estimate(claim: Claim, condition: str, values: Sequence[float]) -> Estimate:
-    count, mean = len(values), math.fsum(values) / len(values)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(count - 1, 1))
-    half = 0.0 if spread == 0 else _STUDENT[min(count - 1, len(_STUDENT) - 1)] * spread / math.sqrt(count)
     inside = [claim.low <= value <= claim.high for value in values]
     holds = True if all(inside) else None if any(inside) else False
+    count, mean = len(values), math.fsum(values) / len(values)
+    if not math.isfinite(mean):
+        return Estimate(condition, mean, min(values), max(values), tuple(values), holds)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(count - 1, 1))
+    half = 0.0 if spread == 0 else _STUDENT[min(count - 1, len(_STUDENT) - 1)] * spread / math.sqrt(count)
     return Estimate(condition, mean, mean - half, mean + half, tuple(values), holds)
 
 
@@ -70,7 +74,7 @@ def _boundary(estimates: Sequence[Estimate]) -> str:
         (only,) = estimates
         return f"with the seed: {', '.join(f'{value:.3g}' for value in only.values)}"
     turns = [(left, right) for left, right in itertools.pairwise(estimates) if left.holds is not right.holds]
-    if len(turns) == 1:
+    if len(turns) == 1 and _are_ordered([estimate.condition for estimate in estimates]):
         left, right = turns[0]
         return f"{_says(left)} up to {left.condition}, {_says(right)} from {right.condition}"
     groups = {
@@ -78,6 +82,15 @@ def _boundary(estimates: Sequence[Estimate]) -> str:
         for says in dict.fromkeys(map(_says, estimates))
     }
     return "; ".join(f"{says}: {_listed(conditions)}" for says, conditions in groups.items())
+
+
+def _are_ordered(conditions: Sequence[str]) -> bool:
+    """Whether the first numbers in the conditions rise or fall all the way."""
+    found = [_NUMBER.search(condition) for condition in conditions]
+    numbers = [float(match.group()) for match in found if match is not None]
+    steps = [right - left for left, right in itertools.pairwise(numbers)]
+    whole = len(numbers) == len(conditions)
+    return whole and (all(step > 0 for step in steps) or all(step < 0 for step in steps))
 
 
 def _says(estimate: Estimate) -> str:

@@ -23,6 +23,7 @@ _SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down
 _WIDTH, _HEIGHT = 420, 280
 _PANEL_WIDTH, _PANEL_HEIGHT = 210, 160
 _PANELS_IN_A_ROW = 4
+_MOST_CLAIMS = 5
 _PIXELS = 2.0
 
 
@@ -76,13 +77,19 @@ def specification(record: ExperimentRecord) -> dict[str, Any]:
     if figure.panel is None:
         drawn = layered.properties(width=_WIDTH, height=_HEIGHT)
     else:
-        panel = altair.Facet(f"{figure.panel}:N", sort=_in_order(columns[figure.panel]), title=figure.panel)
+        panel = altair.Facet(
+            f"{figure.panel}:N", sort=_in_order(columns[figure.panel]), title=_panel_title(figure.panel)
+        )
         sized = layered.properties(width=_PANEL_WIDTH, height=_PANEL_HEIGHT)
         drawn = sized.facet(panel, columns=_PANELS_IN_A_ROW)
     titled = drawn.properties(title=altair.TitleParams(figure.title, subtitle=_verdicts(record), anchor="start"))
     configured = titled.configure_axis(grid=True, gridOpacity=0.4).configure_view(stroke="#888888")
     found: dict[str, Any] = configured.to_dict(validate=False)
     return found
+
+
+def _panel_title(column: str) -> str | None:
+    return None if column == "panel" else column
 
 
 def _marks(altair: Any, record: ExperimentRecord) -> Any:  # noqa: ANN401 - altair has no types to speak of
@@ -197,10 +204,13 @@ def _finite(value: float) -> float | None:
 
 
 def _verdicts(record: ExperimentRecord) -> list[str]:
-    return [
+    """Say what became of the first claims; the others are in the record."""
+    told = [
         f"{claim.verdict.value}: {claim.text}" + (f" ({claim.boundary})" if claim.boundary else "")
-        for claim in record.claims
+        for claim in record.claims[:_MOST_CLAIMS]
     ]
+    rest = len(record.claims) - len(told)
+    return [*told, f"... and {rest} more claims"] if rest else told
 
 
 def _altair() -> Any:  # noqa: ANN401

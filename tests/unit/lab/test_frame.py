@@ -79,6 +79,8 @@ class Halving(Experiment[Config]):
         ([{"1": 0.5, "2": 0.9, "3": 0.5}] * 3, Verdict.DEPENDS, "holds: 1, 3; fails: 2"),
         ([{"1": math.inf, "2": 0.5}] * 3, Verdict.DEPENDS, "fails up to 1, holds from 2"),
         ([{"": math.nan}] * 3, Verdict.REFUTED, None),
+        ([{"torch": 0.5, "bnlab": 0.9}] * 3, Verdict.DEPENDS, "holds: torch; fails: bnlab"),
+        ([{"p 0.9": 0.5, "p 0.5": 0.9}] * 3, Verdict.DEPENDS, "holds up to p 0.9, fails from p 0.5"),
         ([{"1": 0.5, "2": 0.5}, {"1": 0.5, "2": 0.9}], Verdict.DEPENDS, "holds up to 1, turns with the seed from 2"),
     ],
 )

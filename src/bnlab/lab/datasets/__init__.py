@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bnlab.errors import UsageError
+from bnlab.errors import UnreadableFile, UsageError
 from bnlab.lab.datasets import cifar10, digits, mnist
 
-__all__ = ["NAMES", "SPLITS", "is_data_set", "load"]
+__all__ = ["NAMES", "SPLITS", "first_present", "is_data_set", "load"]
 
 _READERS = {"digits": digits.read, "mnist": mnist.read, "cifar10": cifar10.read}
 
@@ -53,3 +53,27 @@ def load(spec: str, *, batch_size: int = 128) -> list[tuple[Tensor, Tensor]]:
         raise UsageError(f"datasets: batch_size must be at least 1, got {batch_size}.")
     name, _, split = spec.partition(":")
     return _READERS[name](split or "test").batches(batch_size)
+
+
+def first_present(*names: str) -> str:
+    """Return the first of these data sets whose files are found; the last one if none are.
+
+    Args:
+        names: Of data sets, in the order of preference.
+
+    Raises:
+        DamagedFile: If a file that is found breaks its format.
+        MissingPackage: If a package is needed to read it and is not installed.
+
+    Example:
+        >>> from bnlab.lab import datasets
+        >>> datasets.first_present("digits", "mnist")
+        'digits'
+    """
+    for name in names[:-1]:
+        try:
+            _READERS[name]("train")
+        except UnreadableFile:
+            continue
+        return name
+    return names[-1]
