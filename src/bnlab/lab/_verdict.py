@@ -81,7 +81,7 @@ def _boundary(estimates: Sequence[Estimate]) -> str:
         says: [estimate.condition for estimate in estimates if _says(estimate) == says]
         for says in dict.fromkeys(map(_says, estimates))
     }
-    return "; ".join(f"{says}: {_listed(conditions)}" for says, conditions in groups.items())
+    return " | ".join(f"{says}: {_listed(conditions)}" for says, conditions in groups.items())
 
 
 def _are_ordered(conditions: Sequence[str]) -> bool:
@@ -99,4 +99,4 @@ def _says(estimate: Estimate) -> str:
 
 def _listed(conditions: Sequence[str]) -> str:
     rest = len(conditions) - _MOST_NAMED
-    return ", ".join(conditions[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    return "; ".join(conditions[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")
