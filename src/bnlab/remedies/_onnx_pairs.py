@@ -72,10 +72,10 @@ class BatchNormNode:
         if len(shapes) != 1 or found["weight"].ndim != 1 or not found["weight"].size:
             raise NotPossible(f"its parameters have the shapes {sorted(shapes)}, not all (C,)")
         weight, bias, mean, var = (widen(found[key]) for key in _PARAMETERS)
+        eps = _attribute(node, "epsilon", _DEFAULT_EPSILON)
+        tensors = [torch.from_numpy(values) for values in (mean, var, weight, bias)]
         with np.errstate(all="ignore"):
-            scale, shift = scale_and_shift(
-                *map(torch.from_numpy, (mean, var, weight, bias)), _attribute(node, "epsilon", _DEFAULT_EPSILON)
-            )
+            scale, shift = scale_and_shift(tensors[0], tensors[1], tensors[2], tensors[3], eps)
         broken = int((~(scale.isfinite() & shift.isfinite())).sum())
         if broken:
             raise NotPossible(f"its scale or shift is not finite in {broken} of {len(scale)} channels")
@@ -280,8 +280,8 @@ def _input_dtype(bn: BatchNormNode, scope: Scope) -> np.dtype[Any]:
     if scope.opset < _FIRST_OPSET["parameters of own dtype"]:
         return bn.dtype
     kind = scope.element_type(bn.source)
-    dtype = None if kind is None else np.dtype(helper.tensor_dtype_to_np_dtype(kind))
-    if dtype not in DTYPES:
+    dtype: np.dtype[Any] | None = None if kind is None else np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+    if dtype is None or dtype not in DTYPES:
         raise NotPossible("the dtype of its input is not known" if dtype is None else f"its input is of dtype {dtype}")
     return dtype
 

@@ -144,11 +144,11 @@ def _average_pool(
     axes = tuple(range(2, 2 + rank))
     ends = pads or [0] * (2 * rank)
     width = [(0, 0), (0, 0), *zip(ends[:rank], ends[rank:], strict=True)]
-    every = (..., *(slice(None, None, step) for step in strides or [1] * rank))
+    every: tuple[Any, ...] = (slice(None), slice(None), *(slice(None, None, n) for n in strides or [1] * rank))
 
     def summed(values: NDArray[Any]) -> NDArray[Any]:
         windows = np.lib.stride_tricks.sliding_window_view(np.pad(values, width), tuple(kernel_shape), axes)
-        strided = windows[(slice(None), slice(None), *every[1:])]
+        strided = windows[every]
         total: NDArray[Any] = strided.sum(axis=tuple(range(-rank, 0)))
         return total
 

@@ -22,7 +22,7 @@ _DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 1], [1, 3], [10, 4], [3, 5]
 _SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
 _WIDTH, _HEIGHT = 420, 280
 _PANEL_WIDTH, _PANEL_HEIGHT = 210, 160
-_PANELS_IN_A_ROW = 4
+_MOST_PANELS_IN_A_ROW = 4
 _MOST_CLAIMS = 5
 _PIXELS = 2.0
 
@@ -81,11 +81,17 @@ def specification(record: ExperimentRecord) -> dict[str, Any]:
             f"{figure.panel}:N", sort=_in_order(columns[figure.panel]), title=_panel_title(figure.panel)
         )
         sized = layered.properties(width=_PANEL_WIDTH, height=_PANEL_HEIGHT)
-        drawn = sized.facet(panel, columns=_PANELS_IN_A_ROW)
+        drawn = sized.facet(panel, columns=_panels_in_a_row(len(_in_order(columns[figure.panel]))))
     titled = drawn.properties(title=altair.TitleParams(figure.title, subtitle=_verdicts(record), anchor="start"))
     configured = titled.configure_axis(grid=True, gridOpacity=0.4).configure_view(stroke="#888888")
     found: dict[str, Any] = configured.to_dict(validate=False)
     return found
+
+
+def _panels_in_a_row(panels: int) -> int:
+    """Return how many panels a row has, so that as few places as possible stay empty."""
+    fewest = min(-panels % columns for columns in (_MOST_PANELS_IN_A_ROW, _MOST_PANELS_IN_A_ROW - 1))
+    return next(n for n in (_MOST_PANELS_IN_A_ROW, _MOST_PANELS_IN_A_ROW - 1) if -panels % n == fewest)
 
 
 def _panel_title(column: str) -> str | None:
