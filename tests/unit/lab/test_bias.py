@@ -29,7 +29,9 @@ def test_verdicts_and_where_they_turn():
     holds = {estimate.condition for estimate in found["matters"].estimates if estimate.holds}
     assert holds == {"no affine, trained on frozen statistics"}
     for key in ("fits-train", "fits-eval"):
-        assert found[key].boundary == "holds up to no bias, affine, fails from bias, no affine"
+        assert (
+            found[key].boundary == "holds: bias, affine; no bias, affine | fails: bias, no affine; no bias, no affine"
+        )
         assert found[key].estimates[-1].mean == pytest.approx(1.0, abs=0.02)
 
 

@@ -128,3 +128,52 @@ def test_statistics_held_constant_are_caught(monkeypatch):
     monkeypatch.setattr("bnlab.lab.huge_gap.nn.BatchNorm1d", Constant)
     found = verdicts()
     assert found["gradient"].verdict.value != "supported"
+
+
+class Nothing(nn.Module):
+    """Weight and bias, and no normalisation."""
+
+    def __init__(self, channels, *, eps, dtype):
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.full((channels,), value, dtype=dtype)) for value in (1.0, 0.0))
+
+    def forward(self, x):
+        return x * self.weight + self.bias
+
+
+class Shut(Nothing):
+    """A layer through which nothing passes."""
+
+    def forward(self, x):
+        return super().forward(x) * 0
+
+
+class AlwaysByBatch(nn.BatchNorm1d):
+    """BN that normalises by the batch in eval mode too."""
+
+    def forward(self, x):
+        return nn.functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+
+class BatchNormInstead(nn.Module):
+    """BN in the place of none, with gamma and beta that do not learn."""
+
+    def forward(self, x):
+        gamma = torch.full((x.size(1),), 4.0, dtype=x.dtype)
+        return nn.functional.batch_norm(x, None, None, gamma, None, True, 0.0, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "planted", "flipped"),
+    [
+        ("BatchNorm1d", Nothing, ("learns", "float64", "affine", "eps", "bias", "gradient", "in-front")),
+        ("BatchNorm1d", Shut, ("learns", "float64", "affine", "eps", "small", "sign")),
+        ("BatchNorm1d", AlwaysByBatch, ("eval-mode", "sign")),
+        ("Identity", BatchNormInstead, ("no-bn", "sign")),
+    ],
+)
+def test_planted_layers_flip_the_verdicts(monkeypatch, claims, name, planted, flipped):
+    monkeypatch.setattr(f"bnlab.lab.huge_gap.nn.{name}", planted)
+    found = verdicts()
+    told = {key: (found[key].verdict.value, found[key].boundary) for key in flipped}
+    assert all(told[key] != (claims[key].verdict.value, claims[key].boundary) for key in flipped), told
