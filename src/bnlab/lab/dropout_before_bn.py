@@ -200,7 +200,7 @@ def _running_var(layer: nn.Module) -> Tensor:
 
 
 def _furthest(ratios: Sequence[float]) -> float:
-    return max(ratios, key=lambda ratio: abs(math.log(ratio)))
+    return max(ratios, key=lambda ratio: abs(math.log(ratio)) if ratio > 0 else math.inf)
 
 
 def _add(table: dict[str, list[float | str]], kept: float, what: str, ratio: float) -> None:

@@ -72,3 +72,21 @@ def test_a_recalibration_with_dropout_on_mends_nothing(monkeypatch):
 
     monkeypatch.setattr(bnlab, "recalibrate", with_dropout)
     assert verdict(observed(), "mended") is Verdict.REFUTED
+
+
+def test_a_recalibration_that_ruins_the_network_does_not_return_it(monkeypatch):
+    real = bnlab.recalibrate
+
+    def ruined(model, batches, **options):
+        receipt = real(model, batches, **options)
+        dropped = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+        for name, buffer in model.named_buffers():
+            if dropped and name.endswith("running_mean"):
+                buffer += 100
+        return receipt
+
+    monkeypatch.setattr(bnlab, "recalibrate", ruined)
+    assert verdict(observed(), "returns") is Verdict.REFUTED
+    monkeypatch.setattr(bnlab, "recalibrate", real)
+    monkeypatch.setattr(nn, "Dropout", lambda share: nn.Identity())
+    assert verdict(observed(), "returns") is Verdict.SUPPORTED

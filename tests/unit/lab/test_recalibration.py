@@ -62,6 +62,26 @@ def test_a_recalibration_from_ten_images_would_be_noticed(seen, monkeypatch):
     assert verdict(observed(), "thousand") is Verdict.REFUTED
 
 
+@pytest.mark.parametrize("one_pass_only", [True, False])
+def test_statistics_that_ruin_the_network_turn_the_claims(monkeypatch, one_pass_only):
+    real = bnlab.recalibrate
+
+    def ruined(model, batches, **options):
+        receipt = real(model, batches, **options)
+        if not (one_pass_only and options.get("layerwise")):
+            for name, buffer in model.named_buffers():
+                if name.endswith("running_mean"):
+                    buffer += 100
+        return receipt
+
+    monkeypatch.setattr(bnlab, "recalibrate", ruined)
+    planted = observed()
+    assert verdict(planted, "converged") is Verdict.REFUTED
+    if one_pass_only:
+        assert verdict(planted, "hundred") is Verdict.REFUTED
+        assert verdict(planted, "pairs") is Verdict.SUPPORTED
+
+
 def test_what_is_drawn(seen):
     assert {len(column) for column in seen.table.values()} == {len(seen.table["error"])}
     figure = Recalibration().figure(())
