@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterable
 from enum import Enum
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from bnlab.errors import UnreadableFile, UsageError
 
-__all__ = ["Format", "check_output", "emit", "write_whole"]
+__all__ = ["Format", "check_output", "complain", "emit", "write_whole"]
 
 
 class Format(str, Enum):
@@ -31,6 +32,13 @@ def check_output(output: Path, inputs: Iterable[str]) -> None:
     for path in inputs:
         if os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):  # noqa: PTH110, PTH121
             raise UsageError(f"--output: path must not be an input, got {output}.")
+
+
+def complain(message: str) -> None:
+    """Write an error to stderr, on one line and without what could reach the terminal as a command."""
+    from bnlab.report.text import plain
+
+    print(f"error: {plain(message)}", file=sys.stderr)
 
 
 def emit(text: str, output: Path | None) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli._output import Format, check_output, emit
+from bnlab.cli._output import Format, check_output, complain, emit
 from bnlab.cli._progress import advancing
 from bnlab.cli._targets import build_model, expand, is_model_spec
 from bnlab.errors import BnlabError, NoBatchNorm, UsageError
@@ -189,10 +189,8 @@ class _Run:
             emit("".join(f"{line}\n" for line in self._kept), self.output)
 
     def _complain(self, message: str) -> None:
-        from bnlab.report.text import plain
-
         self.failed = True
-        print(f"error: {plain(message)}", file=sys.stderr)
+        complain(message)
 
     def _count(self, diagnosis: Diagnosis) -> None:
         self.found |= any(finding.level.at_least(self.level) for finding in diagnosis.findings)

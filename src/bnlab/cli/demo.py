@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -120,8 +119,6 @@ def _repair(path: Path, model: nn.Module, console: Console) -> None:
 
 
 def _write(model: nn.Module, path: Path) -> None:
-    import torch
+    from bnlab.observe.load import state_dict_file
 
-    buffer = io.BytesIO()
-    torch.save(model.state_dict(), buffer)
-    write_whole(buffer.getvalue(), path)
+    write_whole(state_dict_file(model.state_dict(), path.suffix), path)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli._output import Format, write_whole
+from bnlab.cli._output import Format, complain, write_whole
 from bnlab.errors import BnlabError, UsageError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def run(
                     )
                 except BnlabError as error:
                     failed = True
-                    _complain(str(error))
+                    complain(str(error))
                     continue
             _show(result, format_)
             if figure is not None:
@@ -123,12 +123,6 @@ def _require_drawing() -> None:
 
     if not figure.can_draw():
         raise UsageError("--figure: packages must be installed, got none. Install them: pip install 'bnlab[report]'.")
-
-
-def _complain(message: str) -> None:
-    from bnlab.report.text import plain
-
-    print(f"error: {plain(message)}", file=sys.stderr)
 
 
 @contextmanager

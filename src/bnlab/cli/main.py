@@ -12,6 +12,7 @@ import typer
 
 from bnlab._version import __version__
 from bnlab.cli import bench, check, demo, explain, fold, lab, repair
+from bnlab.cli._output import complain
 from bnlab.errors import BnlabError
 
 __all__ = ["app", "main"]
@@ -74,7 +75,5 @@ def _behave_in_pipes() -> None:
 
 
 def _fail(message: str) -> None:
-    from bnlab.report.text import plain
-
-    print(f"error: {plain(message)}", file=sys.stderr)
+    complain(message)
     sys.exit(2)

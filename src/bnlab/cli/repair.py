@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -104,7 +103,9 @@ def _left(changes: Changes, level: Level) -> bool:
 def _written(model: nn.Module, before: dict[str, Tensor], file: CheckpointFile | None, output: Path) -> bytes:
     after = model.state_dict()
     if file is None:
-        return _fresh(after, output)
+        from bnlab.observe.load import state_dict_file
+
+        return state_dict_file(after, output.suffix)
     changed = {name: value for name, value in after.items() if name not in before or not _same(before[name], value)}
     return file.rewritten(changed, before.keys() - after.keys(), suffix=output.suffix)
 
@@ -113,20 +114,6 @@ def _same(left: Tensor, right: Tensor) -> bool:
     import torch
 
     return bool(torch.equal(left, right)) or bool(((left == right) | (left.isnan() & right.isnan())).all())
-
-
-def _fresh(state: dict[str, Tensor], output: Path) -> bytes:
-    """Return a state dict as a file: that of a model that came from no file."""
-    if output.suffix == ".safetensors":
-        from safetensors.torch import save
-
-        data: bytes = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()})
-        return data
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    return buffer.getvalue()
 
 
 def _say(message: str) -> None:

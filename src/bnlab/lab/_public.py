@@ -14,7 +14,7 @@ from typing import Any
 from bnlab.errors import UnreadableFile, UsageError
 from bnlab.lab._catalog import EXPERIMENTS, by_name
 from bnlab.lab._experiment import Experiment
-from bnlab.lab._running import Run, saved
+from bnlab.lab._running import Run, read_record, saved
 from bnlab.records import ExperimentRecord
 
 __all__ = ["Result", "list", "records", "run"]
@@ -95,9 +95,9 @@ def run(
     asked = Run.of(found, full=full, seeds=seeds, data_dir=data_dir, settings=settings)
     path = None if folder is None else asked.path(_existing(Path(folder)))
     if path is not None and path.exists() and not again:
-        kept = [record for record in saved(path.parent) if record.key == asked.key]
-        if kept:
-            return _result(kept[0])
+        kept = read_record(path)
+        if kept is not None and kept.key == asked.key:
+            return _result(kept)
     record = asked.record(advance=advance)
     if path is not None:
         _keep(record, path)

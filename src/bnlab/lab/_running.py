@@ -26,7 +26,7 @@ from bnlab.lab._experiment import Experiment, Observation
 from bnlab.lab._verdict import judge
 from bnlab.records import Column, ExperimentRecord, Figure
 
-__all__ = ["Run", "saved"]
+__all__ = ["Run", "read_record", "saved"]
 
 _CODE = ("functional", "kernels", "nn", "observe", "remedies", "lab")
 """The folders of the package whose code a result may depend on, but for other experiments."""
@@ -135,17 +135,24 @@ def saved(folder: Path) -> list[ExperimentRecord]:
     Raises:
         UnreadableFile: If a file cannot be read.
     """
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UnreadableFile(f"{path}: file must be readable, got: {(error.strerror or '').lower()}.") from None
-        except ValueError:
-            continue
-        if isinstance(data, Mapping) and data.get("schema") == ExperimentRecord.schema:
-            found.append(ExperimentRecord.from_json(data))
-    return found
+    found = [read_record(path) for path in sorted(folder.glob("*.json"))]
+    return [record for record in found if record is not None]
+
+
+def read_record(path: Path) -> ExperimentRecord | None:
+    """Return the record in a file; None if it holds something else.
+
+    Raises:
+        UnreadableFile: If it cannot be read.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UnreadableFile(f"{path}: file must be readable, got: {(error.strerror or '').lower()}.") from None
+    except ValueError:
+        return None
+    is_record = isinstance(data, Mapping) and data.get("schema") == ExperimentRecord.schema
+    return ExperimentRecord.from_json(data) if is_record else None
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -41,20 +42,8 @@ def judge(claim: Claim, by_seed: Sequence[Mapping[str, float]]) -> ClaimRecord:
     )
     outcomes = {estimate.holds for estimate in estimates}
     verdict = Verdict.SUPPORTED if outcomes == {True} else Verdict.REFUTED if outcomes == {False} else Verdict.DEPENDS
-    return ClaimRecord(
-        key=claim.key,
-        text=claim.text,
-        source=claim.source,
-        number=claim.number,
-        unit=claim.unit,
-        low=claim.low,
-        high=claim.high,
-        tolerance=claim.tolerance,
-        refuted_if=claim.refuted_if,
-        verdict=verdict,
-        boundary=_boundary(estimates) if verdict is Verdict.DEPENDS else None,
-        estimates=estimates,
-    )
+    boundary = _boundary(estimates) if verdict is Verdict.DEPENDS else None
+    return ClaimRecord(**dataclasses.asdict(claim), verdict=verdict, boundary=boundary, estimates=estimates)
 
 
 def _estimate(claim: Claim, condition: str, values: Sequence[float]) -> Estimate:

@@ -17,7 +17,7 @@ from bnlab.observe.checkpoint import read_checkpoint
 from bnlab.observe.evidence import Hyperparameters
 from bnlab.observe.torch_file import is_legacy
 
-__all__ = ["CheckpointFile", "load_into"]
+__all__ = ["CheckpointFile", "load_into", "state_dict_file"]
 
 _DEEPEST = 3
 _MOST_NAMED = 3
@@ -112,7 +112,8 @@ class CheckpointFile:
         gone = {key for name, key in names.items() if name in dropped}
         if suffix == _SAFETENSORS:
             kept = {key: value for key, value in mapping.items() if isinstance(value, Tensor) and key not in gone}
-            return _safetensors({str(key): value for key, value in (kept | new).items()}, self._path)
+            state = {str(key): value for key, value in (kept | new).items()}
+            return state_dict_file(state, suffix, _metadata(self._path))
         is_zip = self._path.suffix == _SAFETENSORS or not is_legacy(self._path.read_bytes()[:_HEAD_BYTES])
         mapping.update(new)
         for key in gone:
@@ -122,16 +123,33 @@ class CheckpointFile:
         return buffer.getvalue()
 
 
-def _safetensors(tensors: Mapping[str, Tensor], path: Path) -> bytes:
-    from safetensors import safe_open
-    from safetensors.torch import save
+def state_dict_file(state: Mapping[str, Tensor], suffix: str, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return a state dict as a file: safetensors under that suffix, else one of torch.save.
 
-    metadata = None
-    if path.suffix == _SAFETENSORS:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-    data: bytes = save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, metadata)
-    return data
+    Args:
+        state: Tensors by name; safetensors get them contiguous and for the CPU.
+        suffix: Of the path it will be written to.
+        metadata: What safetensors carry beside the tensors.
+    """
+    if suffix == _SAFETENSORS:
+        from safetensors.torch import save
+
+        plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+        data: bytes = save(plain, None if metadata is None else dict(metadata))
+        return data
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _metadata(path: Path) -> dict[str, str] | None:
+    if path.suffix != _SAFETENSORS:
+        return None
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        found: dict[str, str] | None = file.metadata()
+    return found
 
 
 def _content(path: Path) -> Any:  # noqa: ANN401 - a checkpoint holds any data

@@ -153,7 +153,7 @@ def recalibrate(
     """
     asked = Asked.of(estimator, layerwise=layerwise, max_batches=max_batches, forward=forward, tolerance=tolerance)
     require_data("batches", batches)
-    return recalibrate_with(model, batches, asked, layers=None if layers is None else _listed(layers))
+    return recalibrate_with(model, batches, asked, layers=layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +203,7 @@ def recalibrate_with(
     batches: Iterable[Any],
     asked: Asked,
     *,
-    layers: Sequence[str] | None = None,
+    layers: Iterable[str] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Receipt:
     """Recalibrate with validated arguments; `advance` is called after every batch."""
@@ -234,13 +234,7 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _listed(layers: Iterable[str]) -> list[str]:
-    if isinstance(layers, str):
-        raise UsageError(f"layers: they must be a list of paths, got the text {layers!r}. Write [{layers!r}].")
-    return list(layers)
-
-
-def _chosen(model: nn.Module, named: Sequence[str] | None) -> tuple[dict[str, _BatchNorm], list[LeftAlone]]:
+def _chosen(model: nn.Module, named: Iterable[str] | None) -> tuple[dict[str, _BatchNorm], list[LeftAlone]]:
     """Return the layers to recalibrate, and the others with the reason."""
     found = batch_norm_layers(model, named)
     if any(is_lazy(parameter) for parameter in model.parameters()):
