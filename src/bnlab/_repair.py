@@ -15,6 +15,7 @@ from bnlab._version import __version__
 from bnlab.diagnosis import Diagnosis, Settings, check_with
 from bnlab.errors import UsageError
 from bnlab.observe.batches import require_data
+from bnlab.observe.discover import is_frozen
 from bnlab.observe.metric import Measured, Metric, measured
 from bnlab.observe.survey import Inputs
 from bnlab.records import Change, Changes, Finding, LeftAlone, Level, MetricChange, Recheck, Safety
@@ -90,6 +91,7 @@ def repair(
     settings = Settings.of()
     before = diagnosis or check_with(model, settings, inputs=inputs)
     _require_same_model(model, before)
+    _require_seen(model, before)
     planned = plan(before, most, lowest)
     if dry_run or not planned.layers:
         return Receipt(model, planned.record(before, is_plan=dry_run), lambda: None)
@@ -306,3 +308,12 @@ def _require_same_model(model: nn.Module, diagnosis: Diagnosis) -> None:
     if diagnosis.target.kind != "model" or strange is not None:
         got = f"one of a {diagnosis.target.kind}" if strange is None else f"one with the layer {strange!r}"
         raise UsageError(f"repair: diagnosis must be one of this model, got {got}.")
+
+
+def _require_seen(model: nn.Module, diagnosis: Diagnosis) -> None:
+    """Refuse data that showed nothing of any layer: every batch was left out because it is not finite."""
+    modules = dict(getattr(model, "_orig_mod", model).named_modules())
+    ran = [layer for layer in diagnosis.layers if layer.calls and not is_frozen(modules[layer.name])]
+    kept = [layer for layer in ran if getattr(modules[layer.name], "running_mean", None) is not None]
+    if kept and all(layer.gap is None for layer in kept):
+        raise UsageError("data: at least one batch must be finite, got NaN or inf in all. Look for them in the loader.")

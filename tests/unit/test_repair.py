@@ -319,3 +319,15 @@ def test_bn401_names_the_reason_where_weights_are_an_average(healthy):
     assert messages
     assert all(": its weights are an average of 1 models" in message for message in messages)
     assert not any("average" in f.message for f in bnlab.check(stale(healthy), data=HELD_OUT).findings)
+
+
+def test_data_that_is_nan_throughout_is_refused_and_changes_nothing(healthy):
+    model = stale(healthy)
+    before = state(model)
+    data = [(torch.full((8, 8), math.nan), torch.zeros(8, dtype=torch.long)) for _ in range(3)]
+    with pytest.raises(UsageError, match="data: at least one batch must be finite, got NaN or inf in all"):
+        bnlab.repair(model, data=data)
+    assert same(model, before)
+    bnlab.repair(model, data=[*data, *HELD_OUT])
+    bnlab.freeze(model)
+    bnlab.repair(model, data=HELD_OUT)

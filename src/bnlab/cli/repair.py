@@ -13,7 +13,7 @@ from bnlab.cli._progress import advancing
 from bnlab.cli._specs import load_data, load_metric
 from bnlab.cli._targets import load_target
 from bnlab.errors import UsageError
-from bnlab.records import Level
+from bnlab.records import Level, Safety
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -86,6 +86,8 @@ def command(
     clean = not _left(changes, level)
     if output is not None and not dry_run and ((changes.kept and changes.changes) or clean):
         write_whole(_written(loaded, before, file, output), output)
+        if changes.safety is Safety.BEHAVIOUR:
+            _say("a state dict does not hold that layers are frozen: call bnlab.freeze where it is loaded")
     elif output is not None and not dry_run:
         _say(f"not written: {output}, for nothing was repaired")
     raise typer.Exit(0 if clean else 1)

@@ -244,3 +244,15 @@ def test_the_new_file_has_ordinary_permissions(specs, bnlab_command, tmp_path):
     torch.save(specs.stale().state_dict(), "old.pt")
     bnlab_command("repair", "old.pt", *OPTIONS, "--output", "new.pt")
     assert stat.S_IMODE((tmp_path / "new.pt").stat().st_mode) == stat.S_IMODE((tmp_path / "old.pt").stat().st_mode)
+
+
+def test_what_a_file_cannot_hold_is_said(specs, bnlab_command):
+    Path("repair_frozen.py").write_text(
+        "import repair_specs\n\ndef build():\n"
+        "    model = repair_specs.ready().train()\n    model[1].requires_grad_(False)\n    return model\n"
+    )
+    options = [*OPTIONS[:6], "--safety", "behaviour", "--output", "new.pt"]
+    code, out, err = bnlab_command("repair", "repair_frozen:build", *options)
+    assert code == 0
+    assert "BN207" not in err
+    assert err == "a state dict does not hold that layers are frozen: call bnlab.freeze where it is loaded\n"
