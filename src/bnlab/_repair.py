@@ -18,7 +18,7 @@ from bnlab.observe.batches import require_data
 from bnlab.observe.discover import is_frozen
 from bnlab.observe.metric import Measured, Metric, measured
 from bnlab.observe.survey import Inputs
-from bnlab.records import Change, Changes, Finding, LeftAlone, Level, MetricChange, Recheck, Safety
+from bnlab.records import Change, Changes, Finding, GapChange, LeftAlone, Level, MetricChange, Recheck, Safety
 from bnlab.remedies._catalog import REMEDIES_IN_ORDER
 from bnlab.remedies._receipt import Receipt
 from bnlab.remedies._remedy import Material, Plan, Refusal, Remedy
@@ -277,7 +277,21 @@ def _recheck(before: Diagnosis, after: Diagnosis) -> Recheck:
         resolved=tuple(name for name in was if name not in now),
         remaining=tuple(name for name in now if name in was),
         appeared=tuple(name for name in now if name not in was),
+        conclusion_before=before.conclusion,
+        conclusion_after=after.conclusion,
+        numbers_before=before.numbers,
+        numbers_after=after.numbers,
+        gaps=tuple(_gaps(before, after)),
     )
+
+
+def _gaps(before: Diagnosis, after: Diagnosis) -> Iterable[GapChange]:
+    """Yield the layers whose gap was measured, in execution order."""
+    was = {layer.name: layer.gap for layer in before.layers}
+    for layer in after.layers:
+        found = GapChange(layer.name, was.get(layer.name), layer.gap)
+        if found.before is not None or found.after is not None:
+            yield found
 
 
 def _errors(diagnosis: Diagnosis) -> list[str]:

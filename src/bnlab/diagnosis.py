@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
+import numpy as np
+
 from bnlab import checks
 from bnlab._version import __version__
 from bnlab.checks import AnyCheck, ModelCheck
 from bnlab.conclusion import concluded_causes, conclusion
 from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.observe.checkpoint import read_checkpoint
-from bnlab.observe.evidence import Evidence, Hyperparameters, NetworkState
+from bnlab.observe.evidence import Evidence, Floats, Hyperparameters, LayerState, NetworkState
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.records import (
     DiagnosisRecord,
@@ -72,11 +74,13 @@ class Settings:
         checks: The checks to run, each with its limits.
         ignore: Code to reason, for checks whose findings are dropped.
         hyperparameters: Momentum and eps as far as they are stated.
+        per_channel: Whether the layers carry a value for each channel, for a picture.
     """
 
     checks: tuple[tuple[AnyCheck[Any, Any, Any], Any], ...]
     ignore: Mapping[str, str]
     hyperparameters: Hyperparameters
+    per_channel: bool = False
 
     @classmethod
     def of(
@@ -87,6 +91,7 @@ class Settings:
         limits: Mapping[str, Mapping[str, float]] | None = None,
         momentum: float | Literal["assumed"] | None = "assumed",
         eps: float | Literal["assumed"] = "assumed",
+        per_channel: bool = False,
     ) -> Settings:
         """Validate the arguments of :func:`check`.
 
@@ -102,6 +107,7 @@ class Settings:
             tuple((item, _limits(item, changed.get(item.code, {}))) for item in checks.select(select)),
             reasons,
             _hyperparameters(momentum, eps),
+            per_channel,
         )
 
 
@@ -119,6 +125,7 @@ def check(
     limits: Mapping[str, Mapping[str, float]] | None = None,
     momentum: float | Literal["assumed"] | None = "assumed",
     eps: float | Literal["assumed"] = "assumed",
+    per_channel: bool = False,
 ) -> Diagnosis:
     """Diagnose the BN state of a checkpoint, without model code, or of a model, with whatever else there is.
 
@@ -141,6 +148,7 @@ def check(
             average. A state dict does not hold it: torch's 0.1 is assumed, and said, unless it is stated. A stated
             value wins over that of an ONNX file or a model.
         eps: Added to the variance, squared input units; the same holds with torch's 1e-5.
+        per_channel: Whether the layers of the diagnosis carry a value for each channel (`LayerRecord.per_channel`).
 
     Returns:
         The diagnosis.
@@ -155,7 +163,9 @@ def check(
         >>> bnlab.check("model.pt").summary.layers  # doctest: +SKIP
         19
     """
-    settings = Settings.of(select=select, ignore=ignore, limits=limits, momentum=momentum, eps=eps)
+    settings = Settings.of(
+        select=select, ignore=ignore, limits=limits, momentum=momentum, eps=eps, per_channel=per_channel
+    )
     given = {
         "data": data,
         "train_data": train_data,
@@ -298,6 +308,8 @@ def _diagnose(
     findings = _most_consequential_first(findings, evidence.networks)
     layers = tuple(record for network in evidence.networks for record in _layer_records(network))
     layers = layers if observed is None else tuple(_with_observations(layers, observed))
+    if settings.per_channel:
+        layers = tuple(_with_channels(layers, evidence, observed))
     summary = _summary(layers, findings)
     causes = concluded_causes(observed, findings)
     return Diagnosis(
@@ -420,6 +432,44 @@ def _with_observations(records: Sequence[LayerRecord], evidence: ModelEvidence) 
             gap=None if gap is None else {**gap.by_cause, "total": gap.square},
         )
     yield from known.values()
+
+
+def _with_channels(
+    records: Sequence[LayerRecord], evidence: Evidence, observed: ModelEvidence | None
+) -> Iterable[LayerRecord]:
+    """Yield the layers with a value for each channel."""
+    states = {layer.name: layer for network in evidence.networks for layer in network.layers}
+    seen = {} if observed is None else {layer.name: layer for layer in observed.layers}
+    for record in records:
+        found = _stored(states.get(record.name)) | _seen(seen.get(record.name))
+        yield dataclasses.replace(
+            record, per_channel={name: tuple(values.tolist()) for name, values in found.items()} or None
+        )
+
+
+def _stored(state: LayerState | None) -> dict[str, Floats]:
+    if state is None:
+        return {}
+    found = {"running_mean": state.running_mean, "running_var": state.running_var}
+    affine = {"weight": state.weight, "bias": state.bias}
+    return found | {name: values for name, values in affine.items() if values is not None}
+
+
+def _seen(layer: ModelLayer | None) -> dict[str, Floats]:
+    """Return what the running statistics should be, and by how much they may differ from it by chance."""
+    if layer is None:
+        return {}
+    found = {} if layer.gap is None else {"gap": layer.gap.per_channel}
+    source, reference = ("data", layer.data) if layer.train_data is None else ("train_data", layer.train_data)
+    if reference is None:
+        return found
+    mean_noise, var_noise = reference.buffer_noise(layer.momentum)
+    return found | {
+        f"{source}_mean": reference.within_mean,
+        f"{source}_mean_error": np.sqrt(mean_noise),
+        f"{source}_var": reference.within_var,
+        f"{source}_var_error": np.sqrt(var_noise),
+    }
 
 
 def _without_statistics(layer: ModelLayer) -> LayerRecord:

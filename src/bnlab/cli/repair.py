@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ from bnlab.cli._progress import advancing
 from bnlab.cli._specs import load_data, load_metric
 from bnlab.cli._targets import load_target
 from bnlab.errors import UsageError
-from bnlab.records import Level, Safety
+from bnlab.records import Level, Safety, Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -81,7 +82,7 @@ def command(
             dry_run=dry_run,
             advance=advance,
         )
-    changes = receipt.changes
+    changes = replace(receipt.changes, target=Target("model" if file is None else "checkpoint", target))
     print(changes.dumps() if format_ is Format.JSON else str(receipt))
     clean = not _left(changes, level)
     if output is not None and not dry_run and ((changes.kept and changes.changes) or clean):

@@ -22,7 +22,13 @@ from bnlab.errors import UsageError
 
 __all__ = ["Document", "from_json", "json_schema", "to_json"]
 
-_ADDED_LATER = ("calls", "inputs", "gap", "measurements", "recheck", "planned")
+_ADDED_LATER = frozenset(
+    {
+        *("calls", "inputs", "gap", "per_channel"),
+        *("measurements", "recheck", "planned", "target"),
+        *("conclusion_before", "conclusion_after", "numbers_before", "numbers_after", "gaps"),
+    }
+)
 """Keys that a text written before they existed does not have."""
 
 _FILES = {
@@ -123,7 +129,9 @@ def _decode(kind: Any, data: object, where: str) -> Any:
 
 def _decode_record(record: type, data: object, where: str) -> object:
     expected = _field_types(record)
-    later = {f.name for f in dataclasses.fields(record) if f.name in _ADDED_LATER}
+    later = {
+        f.name for f in dataclasses.fields(record) if f.name in _ADDED_LATER and f.default is not dataclasses.MISSING
+    }
     if not isinstance(data, Mapping) or not set(expected) - later <= set(data) <= set(expected):
         got = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
         raise UsageError(f"{where}: keys must be {sorted(expected)}, got {got}.")

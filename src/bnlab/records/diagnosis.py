@@ -88,6 +88,10 @@ class LayerRecord:
         inputs: Paths of the convolution or linear layers that feed it, as far as they are known.
         gap: Mean squared difference between train mode and eval mode in normalised outputs, by cause; the causes add
             up to "total". None without data.
+        per_channel: A value for each channel, by name, where it was asked for: "running_mean", "running_var", "weight",
+            "bias", and "gap" as above. With data also what the running statistics should be, and by how much they may
+            differ from it by chance (a standard error): "train_data_mean", "train_data_mean_error", "train_data_var",
+            "train_data_var_error"; without training data the same of "data_...".
     """
 
     name: str
@@ -105,6 +109,7 @@ class LayerRecord:
     calls: int | None = None
     inputs: tuple[str, ...] = ()
     gap: Mapping[str, float] | None = None
+    per_channel: Mapping[str, tuple[float, ...]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

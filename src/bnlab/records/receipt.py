@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from enum import Enum
 
 from bnlab.records._document import Document
-from bnlab.records.diagnosis import Summary
+from bnlab.records.diagnosis import Numbers, Summary, Target
 
 __all__ = [
     "REMEDIES",
     "Change",
     "Changes",
+    "GapChange",
     "LeftAlone",
     "Measurement",
     "MetricChange",
@@ -88,6 +89,15 @@ class Measurement:
     unit: str
 
 
+@dataclass(frozen=True)
+class GapChange:
+    """The gap of a layer between the modes, by cause as in `LayerRecord.gap`; None where it was not measured."""
+
+    layer: str
+    before: Mapping[str, float] | None
+    after: Mapping[str, float] | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recheck:
     """What the checks say after a repair, beside what they said before.
@@ -98,6 +108,11 @@ class Recheck:
         resolved: "CODE layer" of each finding that is gone.
         remaining: "CODE layer" of each finding that is still there.
         appeared: "CODE layer" of each finding that is new.
+        conclusion_before: The conclusion before, one sentence; "" in an old record.
+        conclusion_after: The conclusion after.
+        numbers_before: The metric under four choices of data and statistics; None without a metric.
+        numbers_after: The same after.
+        gaps: The layers in execution order, with the gap between the modes before and after.
     """
 
     before: Summary
@@ -105,6 +120,11 @@ class Recheck:
     resolved: tuple[str, ...]
     remaining: tuple[str, ...]
     appeared: tuple[str, ...]
+    conclusion_before: str = ""
+    conclusion_after: str = ""
+    numbers_before: Numbers | None = None
+    numbers_after: Numbers | None = None
+    gaps: tuple[GapChange, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +142,7 @@ class Changes(Document):
         measurements: Numbers that prove the action, or say how far to trust it.
         recheck: What the checks say after a repair.
         planned: Whether this is only a plan: nothing was changed.
+        target: What was acted on, where it has a name.
     """
 
     schema: str = "bnlab.receipt/1"
@@ -136,3 +157,4 @@ class Changes(Document):
     measurements: tuple[Measurement, ...] = ()
     recheck: Recheck | None = None
     planned: bool = False
+    target: Target | None = None
