@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from bnlab.kernels import aten, reference
+from bnlab.kernels import aten, native, reference
 
 __all__ = ["BACKENDS", "Backend", "Choice", "Request", "choose"]
 
@@ -53,7 +53,7 @@ class Backend(Protocol):
         """Return dx, dgamma and dbeta."""
 
 
-BACKENDS: dict[str, Backend] = {"aten": aten, "reference": reference}
+BACKENDS: dict[str, Backend] = {"native": native, "aten": aten, "reference": reference}
 """In order of preference; the last never refuses."""
 
 

@@ -17,12 +17,15 @@ from bnlab.functional.batch_norm import Activation, activation_function
 from bnlab.functional.moments import sum_of_weights, without_padding_garbage
 from bnlab.functional.running import moving_average
 from bnlab.kernels import batch_norm_eval, batch_norm_train
+from bnlab.kernels.fused import SATURATED, Running, fused_eval, fused_train, fuses
 from bnlab.nn._path import layer_path
 
 __all__ = ["BatchNormBase", "BatchStatistics", "Options", "is_recomputation"]
 
 _MOMENTUM_WAY_OUT = "Give the weight of the new batch, 1 - decay."
 _STATISTICS = ("running_mean", "running_var")
+_WIDE = (torch.float32, torch.float64)
+_OVERRIDABLE = ("_normalized_by_batch", "_update", "_moved", "_moved_var")
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,14 @@ class BatchNormBase(TorchBatchNorm):
     """
 
     ranks: ClassVar[tuple[int, ...]]
+    _is_plain: ClassVar[bool] = True
     shown: ClassVar[dict[str, object]] = {"activation": None, "nonfinite": "skip", "statistics_dtype": torch.float32}
     skipped_batches: Tensor
+
+    def __init_subclass__(cls, **options: object) -> None:
+        """Note whether a subclass normalises and updates as this class does, so that one kernel can do both."""
+        super().__init_subclass__(**options)
+        cls._is_plain = all(getattr(cls, name) is getattr(BatchNormBase, name) for name in _OVERRIDABLE)
 
     def __init__(
         self,
@@ -146,6 +155,8 @@ class BatchNormBase(TorchBatchNorm):
                 one value per channel to take statistics of, or eps is 0 in train mode.
             DtypeError: If the input is not floating point.
         """
+        if mask is None and fuses(input, residual, self.activation) and self._fits_one_kernel(input):
+            return self._fused(input, residual)
         weights = self._checked(input, residual, mask)
         activate = activation_function(self.activation)
         x = input if weights is None else without_padding_garbage(input, weights)
@@ -159,6 +170,45 @@ class BatchNormBase(TorchBatchNorm):
         if self.training and self.track_running_stats:
             for batch in batches:
                 self._update(batch)
+        return y
+
+    def _fits_one_kernel(self, x: Tensor) -> bool:
+        """Whether nothing is wrong with the input, and nothing about the layer needs more than one kernel."""
+        if x.dim() not in self.ranks or x.size(1) != self.num_features or x.numel() <= self.num_features:
+            return False
+        withheld = self._buffers["running_mean"] is None or self._buffers["running_var"] is None
+        if not withheld and not self._normalizes_by_batch():
+            return True
+        if not self._is_plain or not self.eps > 0:
+            return False
+        if withheld:
+            return not (self.training and self.track_running_stats)
+        in_range = self.momentum is None or 0 <= self.momentum <= 1
+        return in_range and self._buffers["running_mean"].dtype in _WIDE  # type: ignore[union-attr]
+
+    def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        parameters, buffers = self._parameters, self._buffers
+        weight, bias = parameters["weight"], parameters["bias"]
+        mean, var = buffers["running_mean"], buffers["running_var"]
+        if mean is not None and var is not None and not self._normalizes_by_batch():
+            return fused_eval(x, residual, mean, var, weight, bias, self.eps, self.activation)
+        running, batches = Running(), buffers["num_batches_tracked"]
+        moves = self.training and self.track_running_stats and not (batches is None and self.momentum is None)
+        if moves and not is_recomputation():
+            running = Running(mean, var, batches, buffers["skipped_batches"])
+        y, status = fused_train(
+            x,
+            residual,
+            weight,
+            bias,
+            running,
+            self.momentum,
+            self.eps,
+            self.activation,
+            skip_nonfinite=self.nonfinite == "skip",
+        )
+        if status == SATURATED and var is not None:
+            self._warn_if_saturated(var)
         return y
 
     def extra_repr(self) -> str:

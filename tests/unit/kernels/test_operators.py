@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import bnlab
-from bnlab.kernels import batch_norm_train
+from bnlab.kernels import batch_norm_train, native
 
 BatchNorm1d, BatchNorm2d = bnlab.nn.BatchNorm1d, bnlab.nn.BatchNorm2d
 
@@ -216,7 +216,9 @@ def test_eval_mode_with_a_frozen_affine_saves_nothing_of_the_size_of_the_input()
     layer = BatchNorm2d(4).eval().requires_grad_(False)
     x = torch.randn(8, 4, 32, 32, requires_grad=True)
     assert saved_bytes(layer, x) <= 8 * 4 * 2
-    assert saved_bytes(layer.requires_grad_(True), x) >= x.nbytes
+    if native.unavailable() is None:
+        assert saved_bytes(layer.requires_grad_(True), x) < 1000
+    assert saved_bytes(nn.Sequential(nn.BatchNorm2d(4).eval(), nn.ReLU()), x) >= x.nbytes
 
 
 def test_train_mode_saves_the_input_and_statistics_only():

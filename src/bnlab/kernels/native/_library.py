@@ -1,0 +1,28 @@
+"""The compiled library: where it lies, and why it is not there where it is not."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+
+__all__ = ["LIBRARY", "unavailable"]
+
+LIBRARY = Path(__file__).with_name("libbnlab_native.so")
+"""What `python -m bnlab.kernels.native.build` makes."""
+
+
+@cache
+def unavailable() -> str | None:
+    """Load the library once, which registers its operators; return why it cannot be used, or None."""
+    if os.environ.get("BNLAB_CPU", "auto") == "torch":
+        return "BNLAB_CPU asks for torch"
+    if not LIBRARY.exists():
+        return "it is not compiled: python -m bnlab.kernels.native.build"
+    try:
+        torch.ops.load_library(LIBRARY)  # type: ignore[no-untyped-call]
+    except OSError as error:
+        return f"it does not load: {' '.join(str(error).split())}"
+    return None

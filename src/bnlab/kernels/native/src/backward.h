@@ -1,0 +1,186 @@
+// The gradients: the sums over each channel, then dx, slab by slab while it is in the cache.
+#pragma once
+
+#include "forward.h"
+
+namespace BNLAB_ISA {
+
+template <class T>
+struct BackwardCall {
+  const bnlab_problem& p;
+  const Shape& shape;
+  const T* dy;
+  const T* x;
+  bool batch_statistics;
+  const double* mean;
+  const double* var;
+  const double* weight;
+  const double* bias;
+  const uint8_t* bits;
+  T* dx;
+  T* dresidual;
+  double* dweight;
+  double* dbias;
+  bool streaming;
+
+  double weight_of(int64_t c) const { return value_or(weight, c, 1); }
+  Folded folded(int64_t c) const { return fold(mean[c], var[c], weight_of(c), value_or(bias, c, 0), p.eps); }
+  // Keeps the sums of dy and of dy * (x - pivot) as the gradients of weight and bias.
+  void keep(int64_t c, const Sums& sums, float pivot) const {
+    dbias[c] = sums.first;
+    dweight[c] = inv_std_of(var[c], p.eps) * (sums.second - (mean[c] - double(pivot)) * sums.first);
+  }
+  FoldedGradient gradient(int64_t c) const {
+    if (!batch_statistics) return {float(weight_of(c) * inv_std_of(var[c], p.eps)), 0, 0};
+    return fold_gradient(folded(c), mean[c], var[c], weight_of(c), p.eps, dweight[c], dbias[c],
+                         double(shape.count()));
+  }
+  // Overwrites a channel that float cannot compute.
+  void mend(int64_t c) const {
+    const bool sums = std::isfinite(dweight[c]) && std::isfinite(dbias[c]) && !too_wide(dweight[c]);
+    if (sums && !is_wide(mean[c], var[c], weight_of(c), p.eps)) return;
+    fence();
+    exact(c, nullptr);
+  }
+  void exact(int64_t c, const float* weights) const {
+    const ExactChannel k{mean[c],          inv_std_of(var[c], p.eps), weight_of(c), value_or(bias, c, 0),
+                         p.activation,     p.slope};
+    exact_backward(shape, c, k, dy, x, weights, batch_statistics, bits, dx, dresidual, dweight, dbias);
+  }
+};
+
+template <class T, bool Active, bool Bits, bool Residual>
+void plane_gradient(const BackwardCall<T>& call, bnlab_parallel_for parallel_for, int64_t c) {
+  const Shape& shape = call.shape;
+  const Folded f = call.folded(c);
+  const auto bits_at = [&](int64_t at) {
+    const int64_t segment = at / shape.positions * shape.channels + c;
+    return Bits ? call.bits + segment * shape.segment_bits() + at % shape.positions / 8 : nullptr;
+  };
+  Sums parts[kMostParts];
+  run_parallel(parallel_for, shape.parts, 1, [&](int64_t part) {
+    ChannelSums sums;
+    const OneChannel k(f.pivot, f.scale, f.shift);
+    const Slope slope(call.p);
+    each_segment(shape, c, part, [&](int64_t start, int64_t length, int64_t at) {
+      sums.add_segment(
+          Gradients<T, Active, Bits, Residual, OneChannel>{
+              call.dy + start, call.x + start, bits_at(at), Residual ? call.dresidual + start : nullptr, 0, 0,
+              distance<T>(length, shape.sample_stride()), k, slope},
+          length);
+    });
+    parts[part] = sums.total();
+  });
+  Sums total;
+  for (int64_t i = 0; i < shape.parts; ++i) total.first += parts[i].first, total.second += parts[i].second;
+  call.keep(c, total, f.pivot);
+  if (call.dx != nullptr) {
+    const FoldedGradient g = call.gradient(c);
+    run_parallel(parallel_for, shape.parts, 1, [&](int64_t part) {
+      const OneChannel forward(f.pivot, f.scale, f.shift), k(g.scale, g.slope, g.shift);
+      const Slope slope(call.p);
+      // Backwards: what was read last is still in the cache.
+      each_segment_backwards(shape, c, part, [&](int64_t start, int64_t length, int64_t at) {
+        transform_gradient<1, T, Active, Bits>(call.dy + start, call.x + start, bits_at(at), call.dx + start, 0, 0,
+                                               length, distance<T>(length, -shape.sample_stride()), forward, k, slope,
+                                               call.streaming);
+      });
+    });
+  }
+  call.mend(c);
+}
+
+template <class T, bool Active, bool Bits, bool Residual>
+void group_gradient(const BackwardCall<T>& call, int64_t group) {
+  const Shape& shape = call.shape;
+  const int64_t begin = group * shape.merged, channels = shape.channels_of(group), s = shape.positions;
+  const int64_t width = channels * s, start = begin * s, stride = shape.sample_stride();
+  const int64_t bits_stride = shape.groups() * shape.segment_bits();
+  const uint8_t* bits = Bits ? call.bits + group * shape.segment_bits() : nullptr;
+  const Slope slope(call.p);
+  const Columns forward(width);
+  forward.spread(begin, channels, s, [&](int64_t c) { return call.folded(c); });
+  ColumnSums sums(width);
+  sums.add_rows(
+      Gradients<T, Active, Bits, Residual, PerColumn>{call.dy + start, call.x + start, bits,
+                                                          Residual ? call.dresidual + start : nullptr, stride,
+                                                          bits_stride, 4 * stride, forward.view(), slope},
+      shape.samples);
+  for (int64_t i = 0; i < channels; ++i) {
+    Sums total;
+    for (int64_t j = i * s; j < (i + 1) * s; ++j) total.first += sums.first(j), total.second += sums.second(j);
+    call.keep(begin + i, total, float(call.mean[begin + i]));
+  }
+  if (call.dx != nullptr) {
+    const Columns gradient(width);
+    gradient.spread(begin, channels, s, [&](int64_t c) { return call.gradient(c); });
+    each_rows(0, shape.samples, [&](auto rows, int64_t n) {
+      const int64_t at = n * stride + start;
+      transform_gradient<rows.value, T, Active, Bits>(
+          call.dy + at, call.x + at, Bits ? bits + n * bits_stride : nullptr, call.dx + at, stride, bits_stride, width,
+          rows.value * stride, forward.view(), gradient.view(), slope, call.streaming);
+    });
+  }
+  for (int64_t c = begin; c < begin + channels; ++c) call.mend(c);
+}
+
+template <class T, bool Active, bool Bits, bool Residual>
+void row_gradient(const BackwardCall<T>& call) {
+  const Shape& shape = call.shape;
+  const int64_t width = shape.merged * shape.channels, bits_stride = shape.segment_bits();
+  const Columns forward(width);
+  for (int64_t c = 0; c < shape.channels; ++c) forward.set(c, call.folded(c));
+  forward.repeat(shape.channels, width);
+  Buffer<Sums> totals(shape.channels);
+  row_sums(
+      shape, call.p.parallel_for,
+      [&](int64_t row) {
+        const int64_t at = row * width;
+        return Gradients<T, Active, Bits, Residual, PerColumn>{
+            call.dy + at,  call.x + at, Bits ? call.bits + row * bits_stride : nullptr,
+            Residual ? call.dresidual + at : nullptr, width, bits_stride, kAheadBytes / int64_t(sizeof(T)),
+            forward.view(), Slope(call.p)};
+      },
+      totals.data());
+  for (int64_t c = 0; c < shape.channels; ++c) call.keep(c, totals[c], float(call.mean[c]));
+  if (call.dx != nullptr) {
+    const Columns gradient(width);
+    for (int64_t c = 0; c < shape.channels; ++c) gradient.set(c, call.gradient(c));
+    gradient.repeat(shape.channels, width);
+    run_parallel(call.p.parallel_for, shape.parts, 1, [&](int64_t i) {
+      const Rows rows = rows_of(shape, shape.parts - 1 - i);
+      const Slope slope(call.p);
+      const auto apply = [&](auto together, int64_t r, int64_t n) {
+        transform_gradient<together.value, T, Active, Bits>(
+            call.dy + r * width, call.x + r * width, Bits ? call.bits + r * bits_stride : nullptr,
+            call.dx + r * width, width, bits_stride, n, kAheadBytes / int64_t(sizeof(T)), forward.view(),
+            gradient.view(), slope, call.streaming);
+      };
+      each_rows(rows.begin, rows.end, [&](auto together, int64_t r) { apply(together, r, width); });
+      if (rows.rest > 0) apply(std::integral_constant<int, 1>{}, rows.end, rows.rest);
+    });
+  }
+  for (int64_t c = 0; c < shape.channels; ++c) call.mend(c);
+}
+
+template <class T, bool Active, bool Bits, bool Residual>
+void backward(const BackwardCall<T>& call) {
+  const Shape& shape = call.shape;
+  const int64_t channel_bytes = 2 * shape.count() * shape.itemsize;
+  const bnlab_parallel_for parallel_for = call.p.parallel_for;
+  if (shape.path == Path::kRows) {
+    row_gradient<T, Active, Bits, Residual>(call);
+  } else if (shape.path == Path::kGroups) {
+    run_parallel(parallel_for, shape.groups(), Shape::grain(channel_bytes * shape.merged),
+                 [&](int64_t group) { group_gradient<T, Active, Bits, Residual>(call, group); });
+  } else if (shape.parts > 1) {
+    for (int64_t c = 0; c < shape.channels; ++c)
+      plane_gradient<T, Active, Bits, Residual>(call, parallel_for, c);
+  } else {
+    run_parallel(parallel_for, shape.channels, Shape::grain(channel_bytes),
+                 [&](int64_t c) { plane_gradient<T, Active, Bits, Residual>(call, nullptr, c); });
+  }
+  fence();
+}
+
+}  // namespace BNLAB_ISA

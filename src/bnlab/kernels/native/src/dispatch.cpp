@@ -1,0 +1,63 @@
+// Picks the build that this processor runs, once.
+#include <stdlib.h>
+#include <string.h>
+
+#include "builds.h"
+
+namespace {
+
+struct Named {
+  const char* name;
+  const bnlab_build* build;
+};
+
+Named pick() {
+#if defined(__x86_64__)
+  const char* asked = getenv("BNLAB_ISA");
+  const bool any = asked == nullptr;
+  const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool narrow = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (wide && (any || strcmp(asked, "avx512") == 0)) return {"avx512", &avx512::build};
+  if (narrow && (any || strcmp(asked, "baseline") != 0)) return {"avx2", &avx2::build};
+#endif
+  return {"baseline", &baseline::build};
+}
+
+const Named& chosen() {
+  static const Named found = pick();
+  return found;
+}
+
+}  // namespace
+
+extern "C" {
+
+void bnlab_statistics(const bnlab_problem* p, const void* x, const float* weights, double* mean, double* var,
+                      double* total) {
+  chosen().build->statistics(p, x, weights, mean, var, total);
+}
+
+void bnlab_apply(const bnlab_problem* p, const void* x, const void* residual, const double* mean, const double* var,
+                 const double* weight, const double* bias, void* y, uint8_t* bits) {
+  chosen().build->forward(p, x, residual, const_cast<double*>(mean), const_cast<double*>(var), weight, bias, y, bits,
+                          0);
+}
+
+void bnlab_forward(const bnlab_problem* p, const void* x, const void* residual, const double* weight,
+                   const double* bias, double* mean, double* var, void* y, uint8_t* bits) {
+  chosen().build->forward(p, x, residual, mean, var, weight, bias, y, bits, 1);
+}
+
+void bnlab_backward(const bnlab_problem* p, const void* dy, const void* x, const float* weights,
+                    int32_t batch_statistics, const double* mean, const double* var, const double* weight,
+                    const double* bias, const uint8_t* bits, void* dx, void* dresidual, double* dweight,
+                    double* dbias) {
+  chosen().build->backward(p, dy, x, weights, batch_statistics, mean, var, weight, bias, bits, dx, dresidual, dweight,
+                           dbias);
+}
+
+int64_t bnlab_bits_size(const bnlab_problem* p) { return chosen().build->bits_size(p); }
+
+const char* bnlab_instruction_set(void) { return chosen().name; }
+}

@@ -1,0 +1,53 @@
+// BN with given statistics as y = (x - pivot) * scale + shift, folded in double.
+#pragma once
+
+#include <cmath>
+
+#include "shape.h"
+
+namespace BNLAB_ISA {
+
+// Beyond this magnitude float loses what double keeps, and a channel is computed in double.
+constexpr double kWide = 1e30;
+
+struct Folded {
+  float pivot, scale, shift;
+};
+
+struct Sums {
+  double first = 0, second = 0;
+};
+
+inline bool too_wide(double value) { return std::fabs(value) >= kWide; }  // NaN is not: float keeps it as well
+
+inline double inv_std_of(double var, double eps) { return 1.0 / std::sqrt(var + eps); }
+
+inline double value_or(const double* values, int64_t c, double otherwise) {
+  return values == nullptr ? otherwise : values[c];
+}
+
+// The pivot is the mean as float: x - pivot is exact near it, and what rounding it left goes into the shift.
+inline Folded fold(double mean, double var, double weight, double bias, double eps) {
+  const double scale = weight * inv_std_of(var, eps);
+  const float pivot = float(mean);
+  return {pivot, float(scale), float(bias - (mean - double(pivot)) * scale)};
+}
+
+inline bool is_wide(double mean, double var, double weight, double eps) {
+  return too_wide(mean) || var >= kWide * kWide || too_wide(weight * inv_std_of(var, eps)) || std::isinf(mean);
+}
+
+// dx = dy * scale + (x - pivot) * slope + shift
+struct FoldedGradient {
+  float scale, slope, shift;
+};
+
+inline FoldedGradient fold_gradient(const Folded& forward, double mean, double var, double weight, double eps,
+                                    double dweight, double dbias, double count) {
+  const double r = inv_std_of(var, eps), scale = weight * r;
+  const double slope = -scale * r * dweight / count;
+  const double shift = -scale * dbias / count - slope * (mean - double(forward.pivot));
+  return {float(scale), float(slope), float(shift)};
+}
+
+}  // namespace BNLAB_ISA

@@ -1,0 +1,100 @@
+// Where the elements of a problem lie, and how the work is cut: by the shape alone, never by the number of threads.
+#pragma once
+
+#include <algorithm>
+
+#include "abi.h"
+#include "simd.h"
+
+namespace BNLAB_ISA {
+
+// Terms that one lane of a float sum adds up before it is added to a double.
+constexpr int64_t kTerms = 128;
+// Outputs of at least this many bytes are written past the cache: they would evict what is read next.
+constexpr int64_t kStreamBytes = int64_t(24) << 20;
+// Bytes of input below which another thread costs more than it brings.
+constexpr int64_t kGrainBytes = int64_t(64) << 10;
+// Planes up to this many elements are taken several channels at a time.
+constexpr int64_t kSmallPlane = 256;
+// Elements of a row of several small planes, or of several positions with the channels last, at least.
+constexpr int64_t kRow = 256;
+// A channel is cut into parts where there are fewer channels than this.
+constexpr int64_t kFewChannels = 16;
+constexpr int64_t kMostParts = 64;
+constexpr int64_t kPartBytes = int64_t(256) << 10;
+
+enum class Path { kPlanes, kGroups, kRows };
+
+inline int64_t divisor(int64_t a, int64_t b) { return b == 0 ? a : divisor(b, a % b); }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Shape {
+  int64_t samples, channels, positions;
+  int64_t itemsize;
+  Path path;
+  int64_t merged;  // channels of a group, or positions of a row
+  int64_t parts;   // of a channel in kPlanes, of all rows in kRows
+
+  // A weight for each position rules out rows of several positions or several planes.
+  Shape(const bnlab_problem& p, bool weighted)
+      : samples(p.samples), channels(p.channels), positions(p.positions), itemsize(p.dtype == BNLAB_FLOAT32 ? 4 : 2) {
+    merged = 1;
+    parts = 1;
+    path = Path::kPlanes;
+    const int64_t bytes = count() * channels * itemsize;
+    if (bytes == 0) return;
+    if (p.channels_last || positions == 1) {
+      path = Path::kRows;
+      const int64_t unit = 32 / divisor(channels, 32);
+      if (!weighted && channels < kRow) merged = unit * ceil_div(kRow, unit * channels);
+      parts = std::min(kMostParts, std::max<int64_t>(1, bytes / kPartBytes));
+      return;
+    }
+    const int64_t group = 32 / divisor(positions, 32) * ceil_div(kRow, 32 / divisor(positions, 32) * positions);
+    if (!weighted && positions <= kSmallPlane && channels >= 2 * group) {
+      path = Path::kGroups;
+      merged = group;
+      return;
+    }
+    if (channels < kFewChannels) parts = std::min(kMostParts, std::max<int64_t>(1, bytes / channels / kPartBytes));
+  }
+
+  int64_t count() const { return samples * positions; }
+  int64_t groups() const { return ceil_div(channels, merged); }
+  int64_t channels_of(int64_t group) const { return std::min(merged, channels - group * merged); }
+  int64_t rows() const { return ceil_div(count(), merged); }
+  bool streams() const { return count() * channels * itemsize >= kStreamBytes; }
+  // Items of `bytes` input each that a thread takes at least.
+  static int64_t grain(int64_t bytes) { return std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(bytes, 1)); }
+
+  // Bytes of the bits of one segment: a plane, a row of a group, or a row.
+  int64_t segment_bits() const {
+    if (path == Path::kPlanes) return bits_bytes(positions);
+    return bits_bytes(path == Path::kGroups ? merged * positions : merged * channels);
+  }
+  int64_t segments() const {
+    if (path == Path::kPlanes) return samples * channels;
+    return path == Path::kGroups ? samples * groups() : rows();
+  }
+  // Distance of two samples, and of two positions of a sample, of one channel.
+  int64_t sample_stride() const { return channels * positions; }
+  int64_t position_stride() const { return path == Path::kRows ? channels : 1; }
+  int64_t channel_stride() const { return path == Path::kRows ? 1 : positions; }
+};
+
+template <class Body>
+void run_parallel(bnlab_parallel_for parallel_for, int64_t items, int64_t grain, Body body) {
+  if (items <= grain || parallel_for == nullptr) {
+    for (int64_t i = 0; i < items; ++i) body(i);
+    return;
+  }
+  parallel_for(
+      0, items, grain,
+      [](int64_t begin, int64_t end, void* context) {
+        Body& call = *static_cast<Body*>(context);
+        for (int64_t i = begin; i < end; ++i) call(i);
+      },
+      &body);
+}
+
+}  // namespace BNLAB_ISA

@@ -1,0 +1,335 @@
+// Vectors of floats, for AVX-512, AVX2 and plain C++; 16-bit values are widened on load and rounded to nearest on store.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#include <cmath>
+#include <limits>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace BNLAB_ISA {
+
+#define BNLAB_INLINE inline __attribute__((always_inline))
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+BNLAB_INLINE uint32_t bits_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  return bits;
+}
+BNLAB_INLINE float from_bits(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
+BNLAB_INLINE float widen(float value) { return value; }
+BNLAB_INLINE float widen(bfloat16 value) { return from_bits(uint32_t(value.bits) << 16); }
+BNLAB_INLINE float widen(float16 value) {
+  const uint32_t sign = uint32_t(value.bits & 0x8000u) << 16, rest = value.bits & 0x7fffu;
+  if (rest >= 0x7c00u) return from_bits(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
+  if (rest < 0x0400u) return from_bits(sign | bits_of(float(rest) * 0x1p-24f));
+  return from_bits(sign | ((rest << 13) + 0x38000000u));
+}
+
+template <class T>
+T narrow(float value);
+template <>
+BNLAB_INLINE float narrow<float>(float value) {
+  return value;
+}
+template <>
+BNLAB_INLINE bfloat16 narrow<bfloat16>(float value) {
+  const uint32_t bits = bits_of(value);
+  if (value != value) return {uint16_t(bits >> 16 | 0x40u)};
+  return {uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+}
+template <>
+BNLAB_INLINE float16 narrow<float16>(float value) {
+  const uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000u, rest = bits & 0x7fffffffu;
+  if (rest > 0x7f800000u) return {uint16_t(sign | 0x7e00u)};
+  if (rest >= 0x47800000u) return {uint16_t(sign | 0x7c00u)};
+  if (rest < 0x38800000u) return {uint16_t(sign | uint32_t(std::nearbyint(from_bits(rest) * 0x1p24f)))};
+  return {uint16_t(sign | (rest - 0x38000000u + 0xfffu + (rest >> 13 & 1u)) >> 13)};
+}
+
+#if defined(__AVX512F__)
+
+constexpr int kLanes = 16;
+using Lanes = __mmask16;  // one bit a lane
+
+struct Vec {
+  __m512 v;
+};
+
+BNLAB_INLINE Vec splat(float value) { return {_mm512_set1_ps(value)}; }
+BNLAB_INLINE Vec zero() { return {_mm512_setzero_ps()}; }
+BNLAB_INLINE Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+BNLAB_INLINE Vec sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+BNLAB_INLINE Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+BNLAB_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+BNLAB_INLINE Lanes first(int64_t n) { return Lanes((1u << n) - 1u); }
+BNLAB_INLINE Lanes passes(Vec a) { return _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NLE_UQ); }
+BNLAB_INLINE Vec keep(Lanes lanes, Vec a) { return {_mm512_maskz_mov_ps(lanes, a.v)}; }
+BNLAB_INLINE Vec positive(Vec a) { return {_mm512_max_ps(_mm512_setzero_ps(), a.v)}; }  // NaN stays NaN
+BNLAB_INLINE Vec select(Lanes lanes, Vec yes, Vec no) { return {_mm512_mask_mov_ps(no.v, lanes, yes.v)}; }
+
+BNLAB_INLINE Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+BNLAB_INLINE Vec load(const bfloat16* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+BNLAB_INLINE Vec load(const float16* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+BNLAB_INLINE Vec load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+BNLAB_INLINE Vec load(const bfloat16* p, int64_t n) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+BNLAB_INLINE Vec load(const float16* p, int64_t n) {
+  return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p))};
+}
+
+BNLAB_INLINE __m256i rounded(Vec a, bfloat16) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const Lanes nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  const __m512i kept = _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
+}
+BNLAB_INLINE __m256i rounded(Vec a, float16) {
+  return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+BNLAB_INLINE void store(float* p, Vec a) { _mm512_storeu_ps(p, a.v); }
+template <class T>
+BNLAB_INLINE void store(T* p, Vec a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded(a, T{}));
+}
+BNLAB_INLINE void store(float* p, Vec a, int64_t n) { _mm512_mask_storeu_ps(p, first(n), a.v); }
+template <class T>
+BNLAB_INLINE void store(T* p, Vec a, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first(n), rounded(a, T{}));
+}
+
+// Writes a whole cache line past the cache; p is aligned to 64 bytes. A line is kLine<T> vectors.
+template <class T>
+constexpr int kLine = 64 / (sizeof(T) * kLanes);
+BNLAB_INLINE void stream(float* p, const Vec* a) { _mm512_stream_ps(p, a[0].v); }
+template <class T>
+BNLAB_INLINE void stream(T* p, const Vec* a) {
+  const __m512i low = _mm512_castsi256_si512(rounded(a[0], T{}));
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), _mm512_inserti64x4(low, rounded(a[1], T{}), 1));
+}
+BNLAB_INLINE void fence() { _mm_sfence(); }
+
+BNLAB_INLINE void store_lanes(uint8_t* p, Lanes lanes) { memcpy(p, &lanes, 2); }
+BNLAB_INLINE Lanes load_lanes(const uint8_t* p) {
+  Lanes lanes;
+  memcpy(&lanes, p, 2);
+  return lanes;
+}
+
+// Adds the lanes to kLanes doubles.
+BNLAB_INLINE void add_to(double* sums, Vec a) {
+  const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a.v));
+  const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1));
+  _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), low));
+  _mm512_storeu_pd(sums + 8, _mm512_add_pd(_mm512_loadu_pd(sums + 8), high));
+}
+
+#elif defined(__AVX2__)
+
+constexpr int kLanes = 8;
+
+struct Vec {
+  __m256 v;
+};
+struct Lanes {
+  __m256 v;  // all bits of a lane
+};
+
+BNLAB_INLINE Vec splat(float value) { return {_mm256_set1_ps(value)}; }
+BNLAB_INLINE Vec zero() { return {_mm256_setzero_ps()}; }
+BNLAB_INLINE Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+BNLAB_INLINE Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+BNLAB_INLINE Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+BNLAB_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+BNLAB_INLINE Lanes first(int64_t n) {
+  const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), index))};
+}
+BNLAB_INLINE Lanes passes(Vec a) { return {_mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_NLE_UQ)}; }
+BNLAB_INLINE Vec keep(Lanes lanes, Vec a) { return {_mm256_and_ps(lanes.v, a.v)}; }
+BNLAB_INLINE Vec positive(Vec a) { return {_mm256_max_ps(_mm256_setzero_ps(), a.v)}; }  // NaN stays NaN
+BNLAB_INLINE Vec select(Lanes lanes, Vec yes, Vec no) { return {_mm256_blendv_ps(no.v, yes.v, lanes.v)}; }
+
+BNLAB_INLINE Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+BNLAB_INLINE Vec load(const bfloat16* p) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+}
+BNLAB_INLINE Vec load(const float16* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+template <class T>
+BNLAB_INLINE Vec load(const T* p, int64_t n) {
+  T whole[kLanes] = {};
+  memcpy(whole, p, size_t(n) * sizeof(T));
+  return load(whole);
+}
+
+// The upper halves hold the values.
+BNLAB_INLINE __m256i rounded_wide(Vec a) {
+  const __m256i bits = _mm256_castps_si256(a.v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256 nan = _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q);
+  const __m256 quiet = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
+  return _mm256_srli_epi32(_mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(up), quiet, nan)), 16);
+}
+BNLAB_INLINE __m128i rounded(Vec a, bfloat16) {
+  const __m256i wide = rounded_wide(a);
+  return _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+}
+BNLAB_INLINE __m128i rounded(Vec a, float16) {
+  return _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+BNLAB_INLINE void store(float* p, Vec a) { _mm256_storeu_ps(p, a.v); }
+template <class T>
+BNLAB_INLINE void store(T* p, Vec a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), rounded(a, T{}));
+}
+template <class T>
+BNLAB_INLINE void store(T* p, Vec a, int64_t n) {
+  T whole[kLanes];
+  store(whole, a);
+  memcpy(p, whole, size_t(n) * sizeof(T));
+}
+
+template <class T>
+constexpr int kLine = 64 / (sizeof(T) * kLanes);
+BNLAB_INLINE void stream(float* p, const Vec* a) {
+  _mm256_stream_ps(p, a[0].v);
+  _mm256_stream_ps(p + 8, a[1].v);
+}
+BNLAB_INLINE void stream(bfloat16* p, const Vec* a) {
+  for (int i = 0; i < 2; ++i) {
+    const __m256i packed = _mm256_packus_epi32(rounded_wide(a[2 * i]), rounded_wide(a[2 * i + 1]));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p + 16 * i), _mm256_permute4x64_epi64(packed, 0xd8));
+  }
+}
+BNLAB_INLINE void stream(float16* p, const Vec* a) {
+  for (int i = 0; i < 4; ++i) _mm_stream_si128(reinterpret_cast<__m128i*>(p + 8 * i), rounded(a[i], float16{}));
+}
+BNLAB_INLINE void fence() { _mm_sfence(); }
+
+BNLAB_INLINE void store_lanes(uint8_t* p, Lanes lanes) { *p = uint8_t(_mm256_movemask_ps(lanes.v)); }
+BNLAB_INLINE Lanes load_lanes(const uint8_t* p) {
+  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(*p), bit), bit))};
+}
+
+BNLAB_INLINE void add_to(double* sums, Vec a) {
+  const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(a.v));
+  const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(a.v, 1));
+  _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_loadu_pd(sums), low));
+  _mm256_storeu_pd(sums + 4, _mm256_add_pd(_mm256_loadu_pd(sums + 4), high));
+}
+
+#else
+
+constexpr int kLanes = 8;
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+
+struct Vec {
+  Floats v;
+};
+struct Lanes {
+  Ints v;  // all bits of a lane
+};
+
+#define BNLAB_EACH for (int i = 0; i < kLanes; ++i)
+BNLAB_INLINE Vec zero() { return {Floats{}}; }
+BNLAB_INLINE Vec splat(float value) { return {Floats{} + value}; }
+BNLAB_INLINE Vec add(Vec a, Vec b) { return {a.v + b.v}; }
+BNLAB_INLINE Vec sub(Vec a, Vec b) { return {a.v - b.v}; }
+BNLAB_INLINE Vec mul(Vec a, Vec b) { return {a.v * b.v}; }
+BNLAB_INLINE Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+BNLAB_INLINE Lanes first(int64_t n) { return {Ints{0, 1, 2, 3, 4, 5, 6, 7} < int32_t(n)}; }
+BNLAB_INLINE Lanes passes(Vec a) { return {~(a.v <= 0.0f)}; }
+BNLAB_INLINE Vec select(Lanes lanes, Vec yes, Vec no) {
+  return {Floats((Ints(yes.v) & lanes.v) | (Ints(no.v) & ~lanes.v))};
+}
+BNLAB_INLINE Vec keep(Lanes lanes, Vec a) { return {Floats(Ints(a.v) & lanes.v)}; }
+BNLAB_INLINE Vec positive(Vec a) { return keep(passes(a), a); }
+
+BNLAB_INLINE Vec load(const float* p) {
+  Vec out;
+  memcpy(&out.v, p, sizeof(out.v));
+  return out;
+}
+template <class T>
+BNLAB_INLINE Vec load(const T* p) {
+  float wide[kLanes];
+  BNLAB_EACH wide[i] = widen(p[i]);
+  return load(wide);
+}
+template <class T>
+BNLAB_INLINE Vec load(const T* p, int64_t n) {
+  T whole[kLanes] = {};
+  memcpy(whole, p, size_t(n) * sizeof(T));
+  return load(whole);
+}
+BNLAB_INLINE void store(float* p, Vec a) { memcpy(p, &a.v, sizeof(a.v)); }
+template <class T>
+BNLAB_INLINE void store(T* p, Vec a) {
+  BNLAB_EACH p[i] = narrow<T>(a.v[i]);
+}
+template <class T>
+BNLAB_INLINE void store(T* p, Vec a, int64_t n) {
+  T whole[kLanes];
+  store(whole, a);
+  memcpy(p, whole, size_t(n) * sizeof(T));
+}
+template <class T>
+constexpr int kLine = 64 / (sizeof(T) * kLanes);
+template <class T>
+BNLAB_INLINE void stream(T* p, const Vec* a) {
+  for (int i = 0; i < kLine<T>; ++i) store(p + kLanes * i, a[i]);
+}
+BNLAB_INLINE void fence() {}
+BNLAB_INLINE void store_lanes(uint8_t* p, Lanes lanes) {
+  unsigned bits = 0;
+  BNLAB_EACH bits |= unsigned(lanes.v[i] & 1) << i;
+  *p = uint8_t(bits);
+}
+BNLAB_INLINE Lanes load_lanes(const uint8_t* p) {
+  const Ints bit = {1, 2, 4, 8, 16, 32, 64, 128};
+  return {((Ints{} + int32_t(*p)) & bit) == bit};
+}
+BNLAB_INLINE void add_to(double* sums, Vec a) {
+  BNLAB_EACH sums[i] += a.v[i];
+}
+#undef BNLAB_EACH
+
+#endif
+
+// Bytes of a segment of `n` bits; every segment begins at a whole 16 bits.
+constexpr int64_t bits_bytes(int64_t n) { return (n + 15) / 16 * 2; }
+
+}  // namespace BNLAB_ISA
