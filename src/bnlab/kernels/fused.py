@@ -6,6 +6,7 @@ transform of torch.func or anything else that wants to see formulas, the operato
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -78,7 +79,6 @@ def fused_train(
     momentum: float | None,
     eps: float,
     activation: str | None,
-    *,
     skip_nonfinite: bool,
 ) -> tuple[Tensor, int]:
     """Return activation(BN(x) + residual) with the statistics of the batch, and what became of the running ones.
@@ -101,7 +101,7 @@ def fused_train(
     number, slope = ACTIVATIONS[activation]
     arguments = (x, residual, weight, bias, running, -1.0 if momentum is None else momentum, eps, number, slope)
     if torch.is_grad_enabled():
-        y, status = _Train.apply(*arguments, skip_nonfinite)  # type: ignore[no-untyped-call]
+        y, status = _APPLY_TRAIN(*arguments, skip_nonfinite)
     else:
         y, _, _, status = _train(*arguments, skip_nonfinite, want_bits=False)
     return y, status
@@ -121,10 +121,10 @@ def fused_eval(
     number, slope = ACTIVATIONS[activation]
     arguments = (x, residual, mean, var, weight, bias, eps, number, slope)
     if torch.is_grad_enabled() and number == 0 and not (_trains(weight) or _trains(bias)):
-        scaled: Tensor = _Scale.apply(*arguments)  # type: ignore[no-untyped-call]
+        scaled: Tensor = _APPLY_SCALE(*arguments)
         return scaled
     if torch.is_grad_enabled():
-        found: Tensor = _Eval.apply(*arguments)  # type: ignore[no-untyped-call]
+        found: Tensor = _APPLY_EVAL(*arguments)
         return found
     y, _, _ = torch.ops.bnlab_native.apply.default(*arguments, False)
     return y  # type: ignore[no-any-return]
@@ -156,8 +156,7 @@ class _Train(torch.autograd.Function):
         x, residual, weight, bias, _, _, eps, number, slope, _ = arguments
         y, moments, bits, status = _train(*arguments, want_bits=True)
         ctx.save_for_backward(x, weight, bias, moments, bits)
-        ctx.how = (True, eps, number, slope)
-        ctx.residual = residual is not None
+        ctx.how = (True, eps, number, slope, residual is not None)
         return y, status
 
     @staticmethod
@@ -173,8 +172,7 @@ class _Eval(torch.autograd.Function):
         x, residual, _, _, weight, bias, eps, number, slope = arguments
         y, moments, bits = torch.ops.bnlab_native.apply.default(*arguments, True)
         ctx.save_for_backward(x, weight, bias, moments, bits)
-        ctx.how = (False, eps, number, slope)
-        ctx.residual = residual is not None
+        ctx.how = (False, eps, number, slope, residual is not None)
         return y  # type: ignore[no-any-return]
 
     @staticmethod
@@ -204,10 +202,11 @@ class _Scale(torch.autograd.Function):
 
 def _gradients(ctx: Any, dy: Tensor, want_dx: bool, want_dresidual: bool) -> tuple[Tensor | None, ...]:  # noqa: ANN401
     """Return the gradients of x, residual, weight and bias, each None where there is nothing to differentiate."""
-    x, weight, bias, moments, bits = ctx.saved_tensors
     if torch.is_grad_enabled():
         return _differentiable(ctx, dy)
-    active = ctx.how[2] != 0
+    x, weight, bias, moments, bits = ctx.saved_tensors
+    by_batch, eps, number, slope, added = ctx.how
+    active = number != 0
     dx, dresidual, dweight, dbias = torch.ops.bnlab_native.backward.default(
         native.same_layout(dy, x),
         x,
@@ -215,8 +214,11 @@ def _gradients(ctx: Any, dy: Tensor, want_dx: bool, want_dresidual: bool) -> tup
         moments,
         weight,
         bias,
-        bits if active and ctx.residual else None,
-        *ctx.how,
+        bits if active and added else None,
+        by_batch,
+        eps,
+        number,
+        slope,
         want_dx,
         want_dresidual and active,
     )
@@ -231,7 +233,7 @@ def _gradients(ctx: Any, dy: Tensor, want_dx: bool, want_dresidual: bool) -> tup
 def _differentiable(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
     """Return the gradients made of operations that can be differentiated again, for a second derivative."""
     x, weight, bias, moments, bits = ctx.saved_tensors
-    by_batch, eps, number, _ = ctx.how
+    by_batch, eps, number, _, added = ctx.how
     through = dy if number == 0 else dy * _passed(ctx, x, weight, bias, moments, bits)
     if by_batch:
         dx, dweight, dbias = batch_norm_backward(through, x, weight, eps)
@@ -241,7 +243,7 @@ def _differentiable(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa:
         x_hat = (widened(x) - per_channel(moments[0], x)) * per_channel(inv_std, x)
         dx = (widened(through) * per_channel(scale, x)).to(x.dtype)
         dweight, dbias = channel_sum(widened(through) * x_hat), channel_sum(widened(through))
-    return dx, through if ctx.residual else None, _as(dweight, weight), _as(dbias, bias)
+    return dx, through if added else None, _as(dweight, weight), _as(dbias, bias)
 
 
 @torch.no_grad()
@@ -254,9 +256,9 @@ def _passed(
     bits: Tensor,
 ) -> Tensor:
     """Return the derivative of the activation at every element: 1, or the slope below 0."""
-    if ctx.residual:
+    if ctx.how[4]:
         ones = torch.ones_like(x)
-        arguments = (ones, x, None, moments, weight, bias, bits, *ctx.how, False, True)
+        arguments = (ones, x, None, moments, weight, bias, bits, *ctx.how[:4], False, True)
         found: Tensor = torch.ops.bnlab_native.backward.default(*arguments)[1]
         return found
     y = normalize(widened(x), moments[0], moments[1], weight, bias, ctx.how[1])
@@ -271,3 +273,12 @@ def _as(values: Tensor, parameter: Tensor | None) -> Tensor | None:
     if parameter is None:
         return None
     return values if values.dtype == parameter.dtype else values.to(parameter.dtype)
+
+
+def _applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """Return what applies a function without looking for transforms of torch.func again: `fuses` has looked."""
+    found: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    return found
+
+
+_APPLY_TRAIN, _APPLY_EVAL, _APPLY_SCALE = _applied(_Train), _applied(_Eval), _applied(_Scale)

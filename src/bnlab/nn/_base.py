@@ -25,6 +25,7 @@ __all__ = ["BatchNormBase", "BatchStatistics", "Options", "is_recomputation"]
 _MOMENTUM_WAY_OUT = "Give the weight of the new batch, 1 - decay."
 _STATISTICS = ("running_mean", "running_var")
 _WIDE = (torch.float32, torch.float64)
+_NOTHING_MOVES = Running()
 _OVERRIDABLE = ("_normalized_by_batch", "_update", "_moved", "_moved_var")
 
 
@@ -155,8 +156,10 @@ class BatchNormBase(TorchBatchNorm):
                 one value per channel to take statistics of, or eps is 0 in train mode.
             DtypeError: If the input is not floating point.
         """
-        if mask is None and fuses(input, residual, self.activation) and self._fits_one_kernel(input):
-            return self._fused(input, residual)
+        if mask is None and fuses(input, residual, self.activation):
+            y = self._in_one_kernel(input, residual)
+            if y is not None:
+                return y
         weights = self._checked(input, residual, mask)
         activate = activation_function(self.activation)
         x = input if weights is None else without_padding_garbage(input, weights)
@@ -172,41 +175,28 @@ class BatchNormBase(TorchBatchNorm):
                 self._update(batch)
         return y
 
-    def _fits_one_kernel(self, x: Tensor) -> bool:
-        """Whether nothing is wrong with the input, and nothing about the layer needs more than one kernel."""
+    def _in_one_kernel(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
+        """Return the output by one kernel; None where the input is wrong or the layer needs more than that."""
         if x.dim() not in self.ranks or x.size(1) != self.num_features or x.numel() <= self.num_features:
-            return False
-        withheld = self._buffers["running_mean"] is None or self._buffers["running_var"] is None
-        if not withheld and not self._normalizes_by_batch():
-            return True
-        if not self._is_plain or not self.eps > 0:
-            return False
-        if withheld:
-            return not (self.training and self.track_running_stats)
-        in_range = self.momentum is None or 0 <= self.momentum <= 1
-        return in_range and self._buffers["running_mean"].dtype in _WIDE  # type: ignore[union-attr]
-
-    def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
+            return None
         parameters, buffers = self._parameters, self._buffers
         weight, bias = parameters["weight"], parameters["bias"]
         mean, var = buffers["running_mean"], buffers["running_var"]
-        if mean is not None and var is not None and not self._normalizes_by_batch():
-            return fused_eval(x, residual, mean, var, weight, bias, self.eps, self.activation)
-        running, batches = Running(), buffers["num_batches_tracked"]
-        moves = self.training and self.track_running_stats and not (batches is None and self.momentum is None)
-        if moves and not is_recomputation():
-            running = Running(mean, var, batches, buffers["skipped_batches"])
-        y, status = fused_train(
-            x,
-            residual,
-            weight,
-            bias,
-            running,
-            self.momentum,
-            self.eps,
-            self.activation,
-            skip_nonfinite=self.nonfinite == "skip",
-        )
+        withheld = mean is None or var is None
+        if not withheld and not self._normalizes_by_batch():
+            return fused_eval(x, residual, mean, var, weight, bias, self.eps, self.activation)  # type: ignore[arg-type]
+        moves, momentum = self.training and self.track_running_stats, self.momentum
+        if not self._is_plain or not self.eps > 0 or (withheld and moves):
+            return None
+        running = _NOTHING_MOVES
+        if moves:
+            if mean.dtype not in _WIDE or not (momentum is None or 0 <= momentum <= 1):  # type: ignore[union-attr]
+                return None
+            batches = buffers["num_batches_tracked"]
+            if (momentum is not None or batches is not None) and not is_recomputation():
+                running = Running(mean, var, batches, buffers["skipped_batches"])
+        skips = self.nonfinite == "skip"
+        y, status = fused_train(x, residual, weight, bias, running, momentum, self.eps, self.activation, skips)
         if status == SATURATED and var is not None:
             self._warn_if_saturated(var)
         return y

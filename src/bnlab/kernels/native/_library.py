@@ -8,10 +8,15 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["LIBRARY", "unavailable"]
+__all__ = ["LIBRARY", "OPERATORS", "unavailable"]
 
 LIBRARY = Path(__file__).with_name("libbnlab_native.so")
 """What `python -m bnlab.kernels.native.build` makes."""
+
+OPERATORS = ("train", "apply", "backward", "statistics")
+"""Its operators, in the namespace `bnlab_native`; the functions around them differentiate, they do not."""
+
+_REGISTERED = torch.library.Library("bnlab_native", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 @cache
@@ -25,4 +30,6 @@ def unavailable() -> str | None:
         torch.ops.load_library(LIBRARY)  # type: ignore[no-untyped-call]
     except OSError as error:
         return f"it does not load: {' '.join(str(error).split())}"
+    for name in OPERATORS:
+        _REGISTERED.impl(name, torch.library.fallthrough_kernel, "AutogradCPU")  # type: ignore[no-untyped-call]
     return None

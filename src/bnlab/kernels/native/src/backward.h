@@ -31,7 +31,7 @@ struct BackwardCall {
     dweight[c] = inv_std_of(var[c], p.eps) * (sums.second - (mean[c] - double(pivot)) * sums.first);
   }
   FoldedGradient gradient(int64_t c) const {
-    if (!batch_statistics) return {float(weight_of(c) * inv_std_of(var[c], p.eps)), 0, 0};
+    if (!batch_statistics) return {quiet(weight_of(c) * inv_std_of(var[c], p.eps)), 0, 0};
     return fold_gradient(folded(c), mean[c], var[c], weight_of(c), p.eps, dweight[c], dbias[c],
                          double(shape.count()));
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "shape.h"
 
@@ -26,11 +27,14 @@ inline double value_or(const double* values, int64_t c, double otherwise) {
   return values == nullptr ? otherwise : values[c];
 }
 
+// A coefficient as float; whatever payload a NaN had, the usual one.
+inline float quiet(double value) { return value != value ? std::numeric_limits<float>::quiet_NaN() : float(value); }
+
 // The pivot is the mean as float: x - pivot is exact near it, and what rounding it left goes into the shift.
 inline Folded fold(double mean, double var, double weight, double bias, double eps) {
   const double scale = weight * inv_std_of(var, eps);
-  const float pivot = float(mean);
-  return {pivot, float(scale), float(bias - (mean - double(pivot)) * scale)};
+  const float pivot = quiet(mean);
+  return {pivot, quiet(scale), quiet(bias - (mean - double(pivot)) * scale)};
 }
 
 inline bool is_wide(double mean, double var, double weight, double eps) {
@@ -47,7 +51,7 @@ inline FoldedGradient fold_gradient(const Folded& forward, double mean, double v
   const double r = inv_std_of(var, eps), scale = weight * r;
   const double slope = -scale * r * dweight / count;
   const double shift = -scale * dbias / count - slope * (mean - double(forward.pivot));
-  return {float(scale), float(slope), float(shift)};
+  return {quiet(scale), quiet(slope), quiet(shift)};
 }
 
 }  // namespace BNLAB_ISA

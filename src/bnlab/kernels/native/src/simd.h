@@ -101,13 +101,13 @@ BNLAB_INLINE Vec load(const float16* p, int64_t n) {
   return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p))};
 }
 
+// A NaN rounds to a NaN unless all bits of its payload are set, as no operation on 16-bit values and folded coefficients
+// makes it (see `quiet` in fold.h).
 BNLAB_INLINE __m256i rounded(Vec a, bfloat16) {
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const Lanes nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
-  const __m512i kept = _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x400000));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16));
 }
 BNLAB_INLINE __m256i rounded(Vec a, float16) {
   return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -191,14 +191,12 @@ BNLAB_INLINE Vec load(const T* p, int64_t n) {
   return load(whole);
 }
 
-// The upper halves hold the values.
+// The values as 16 bits in 32. A NaN rounds to a NaN unless all bits of its payload are set, as no operation on 16-bit
+// values and folded coefficients makes it (see `quiet` in fold.h).
 BNLAB_INLINE __m256i rounded_wide(Vec a) {
   const __m256i bits = _mm256_castps_si256(a.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-  const __m256 nan = _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q);
-  const __m256 quiet = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
-  return _mm256_srli_epi32(_mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(up), quiet, nan)), 16);
+  return _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
 }
 BNLAB_INLINE __m128i rounded(Vec a, bfloat16) {
   const __m256i wide = rounded_wide(a);

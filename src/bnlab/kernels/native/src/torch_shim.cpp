@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -82,14 +83,15 @@ class Doubles {
   void read(const Tensor& tensor) {
     const int32_t dtype = dtype_of(tensor);
     const void* from = data(tensor);
-    for (size_t i = 0; i < values_.size(); ++i) {
-      if (dtype == aoti_torch_dtype_float32())
-        values_[i] = static_cast<const float*>(from)[i];
-      else if (dtype == aoti_torch_dtype_float64())
-        values_[i] = static_cast<const double*>(from)[i];
-      else
-        values_[i] = widened(static_cast<const uint16_t*>(from)[i], dtype == aoti_torch_dtype_float16());
-    }
+    if (dtype == aoti_torch_dtype_float32())
+      std::copy_n(static_cast<const float*>(from), values_.size(), values_.data());
+    else if (dtype == aoti_torch_dtype_float64())
+      std::copy_n(static_cast<const double*>(from), values_.size(), values_.data());
+    else
+      read_half(static_cast<const uint16_t*>(from), dtype == aoti_torch_dtype_float16());
+  }
+  void read_half(const uint16_t* from, bool is_half) {
+    for (size_t i = 0; i < values_.size(); ++i) values_[i] = widened(from[i], is_half);
   }
   std::vector<double> values_;
 };

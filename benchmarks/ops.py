@@ -1,0 +1,251 @@
+"""BN with what follows it, forward and backward in train mode: bnlab's layers against torch eager and torch.compile.
+
+Sides alternate in one process, each timed call after an untimed one of the same side; medians. The byte floor is what a
+layer must read and write at least, at the speed of a copy of the same tensor on the same threads: 5 activations for BN
+and ReLU where a channel's slab stays in the cache between its passes (planes), 8 where it cannot (channels last), and 7
+and 11 with a residual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+
+import bnlab
+from bnlab.kernels import Request, choose
+
+ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "8589934592",
+    "MALLOC_TOP_PAD_": "1073741824",
+    "OMP_PROC_BIND": "true",
+}
+"""Without it glibc gives the memory of every output back, and page faults are measured."""
+
+RESNET = ((64, 112), (64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))
+"""Channels and side of ResNet-50's activations."""
+
+SMALL = ((128, 100), (128, 1000), (32, 512), (64, 16), (16, 4), (2, 1), (4, 8, 16), (2, 3, 8, 8), (8, 16, 8, 8))
+THIN = (1, 3, 4)
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FLOORS = {("contiguous", False): 5, ("channels_last", False): 8, ("contiguous", True): 7, ("channels_last", True): 11}
+"""Activations that must move: (layout, residual)."""
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Median milliseconds of each side, forward and backward together, and of a copy of the input."""
+
+    ours: float
+    theirs: float
+    copy: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long the other side takes."""
+        return self.theirs / self.ours
+
+
+def main() -> None:
+    """Measure and print; the last line is the headline figure."""
+    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
+        os.execve(sys.executable, [sys.executable, __file__, *sys.argv[1:]], {**os.environ, **ENVIRONMENT})
+    parser = argparse.ArgumentParser(prog="bnlab bench ops", description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--part", action="append", choices=list(PARTS), help="all of them if not given")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    console = Console(width=130)
+    console.print(f"backend: {choose(Request('cpu', 'float32', masked=False, count=9))}, {options.threads} threads")
+    headlines = [line for name in options.part or PARTS for line in PARTS[name](console, options)]
+    console.print("time of the other side / ours: " + "; ".join(headlines), soft_wrap=True)
+
+
+def resnet(console: Console, options: argparse.Namespace) -> list[str]:
+    """BN and ReLU on the activations of ResNet-50."""
+    return _networks(console, options, ("float32", "bfloat16"), residual=False)
+
+
+def residual(console: Console, options: argparse.Namespace) -> list[str]:
+    """BN, a residual and ReLU on the activations of ResNet-50."""
+    return _networks(console, options, ("float32", "bfloat16"), residual=True)
+
+
+def half(console: Console, options: argparse.Namespace) -> list[str]:
+    """BN and ReLU in float16."""
+    return _networks(console, options, ("float16",), residual=False)
+
+
+def thin(console: Console, options: argparse.Namespace) -> list[str]:
+    """channels_last with so few channels that a row is shorter than a vector."""
+    table = _table(f"BN + ReLU, channels_last, ({options.batch}, C, 112, 112), float32", "shape")
+    ratios = []
+    for channels in THIN:
+        shape = (options.batch, channels, 112, 112)
+        row = measure(shape, torch.float32, "channels_last", options.repetitions)
+        ratios.append(row.ratio)
+        table.add_row(str(shape), *_cells(row, None))
+    console.print(table)
+    return [f"channels_last with {THIN} channels {min(ratios):.1f} at least"]
+
+
+def small(console: Console, options: argparse.Namespace) -> list[str]:
+    """BN alone on small tensors, with running statistics and counter: what a call costs."""
+    table = _table("BN, float32, many calls", "shape", "threads")
+    worst, first = 0.0, []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        for shape in SMALL:
+            row = measure(shape, torch.float32, "contiguous", options.repetitions, activation=None, calls=200)
+            table.add_row(str(shape), str(threads), *_cells(row, None, digits=4))
+            worst = max(worst, 1 / row.ratio)
+            first += [f"{SMALL[0]} at {threads} threads {row.ratio:.2f}"] if shape == SMALL[0] else []
+    torch.set_num_threads(options.threads)
+    console.print(table)
+    return [*first, f"small shapes at least {1 / worst:.2f}"]
+
+
+def compiled(console: Console, options: argparse.Namespace) -> list[str]:
+    """BN and ReLU against torch.compile of torch's layers."""
+    table = _table("BN + ReLU, float32, against torch.compile", "shape", "layout")
+    ratios = []
+    for layout in LAYOUTS:
+        for channels, side in RESNET[1:]:
+            shape = (options.batch, channels, side, side)
+            row = measure(shape, torch.float32, layout, options.repetitions, compile_theirs=True)
+            ratios.append(row.ratio)
+            table.add_row(str(shape), layout, *_cells(row, None))
+    console.print(table)
+    return [f"torch.compile {_mean(ratios):.2f}"]
+
+
+def _networks(console: Console, options: argparse.Namespace, dtypes: Sequence[str], *, residual: bool) -> list[str]:
+    what = "BN + add + ReLU" if residual else "BN + ReLU"
+    table = _table(f"{what}, forward + backward, batch {options.batch}", "shape", "dtype", "layout")
+    headlines = []
+    for dtype in dtypes:
+        for layout in LAYOUTS:
+            ratios = []
+            for channels, side in RESNET:
+                shape = (options.batch, channels, side, side)
+                row = measure(shape, DTYPES[dtype], layout, options.repetitions, residual=residual)
+                ratios.append(row.ratio)
+                table.add_row(str(shape), dtype, layout, *_cells(row, FLOORS[layout, residual]))
+            headlines.append(f"{what} {dtype} {layout} {_mean(ratios):.2f} (from {min(ratios):.2f})")
+    console.print(table)
+    return headlines
+
+
+def measure(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    layout: str,
+    repetitions: int,
+    *,
+    activation: str | None = "relu",
+    residual: bool = False,
+    compile_theirs: bool = False,
+    calls: int = 1,
+) -> Row:
+    """Return the medians of one case."""
+    format_ = LAYOUTS[layout] if len(shape) == 4 else torch.contiguous_format
+    x, grad, other = (torch.randn(shape).to(dtype).contiguous(memory_format=format_) for _ in range(3))
+    x.requires_grad_()
+    extra = other.requires_grad_() if residual else None
+    ours = _layer(bnlab.nn, len(shape), shape[1], activation=activation)
+    theirs = _torch_step(_layer(nn, len(shape), shape[1]), activation, compile_=compile_theirs)
+    mine: list[Tensor] = [x, *ours.parameters(), *([] if extra is None else [extra])]
+    copied = torch.empty_like(x)
+    sides: dict[str, Step] = {
+        "ours": lambda: torch.autograd.grad(ours(x, extra), mine, grad),
+        "theirs": lambda: theirs(x, extra, grad),
+        "copy": lambda: copied.copy_(x.detach()),
+    }
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repetitions):
+        for name, step in sides.items():
+            step()
+            start = time.perf_counter()
+            for _ in range(calls):
+                step()
+            times[name].append(1e3 * (time.perf_counter() - start) / calls)
+    return Row(*(statistics.median(times[name]) for name in ("ours", "theirs", "copy")))
+
+
+def _layer(package: object, rank: int, channels: int, **options: object) -> nn.Module:
+    name = "BatchNorm1d" if rank < 4 else "BatchNorm2d"
+    found: nn.Module = getattr(package, name)(channels, **options)
+    return found
+
+
+def _torch_step(
+    layer: nn.Module, activation: str | None, *, compile_: bool
+) -> Callable[[Tensor, Tensor | None, Tensor], object]:
+    """Return a step of torch's layer, with the add and the ReLU in place as networks write them."""
+
+    def forward(x: Tensor, extra: Tensor | None) -> Tensor:
+        y: Tensor = layer(x)
+        if extra is not None:
+            y = y + extra if compile_ else y.add_(extra)
+        return y if activation is None else F.relu(y, inplace=not compile_)
+
+    run = torch.compile(forward) if compile_ else forward
+    parameters = list(layer.parameters())
+
+    def step(x: Tensor, extra: Tensor | None, grad: Tensor) -> object:
+        wanted = [x, *parameters, *([] if extra is None else [extra])]
+        return torch.autograd.grad(run(x, extra), wanted, grad)
+
+    return step
+
+
+def _table(title: str, *keys: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in keys:
+        table.add_column(name)
+    for name in ("bnlab, ms", "torch, ms", "torch / bnlab", "copy, ms", "share of the floor"):
+        table.add_column(name, justify="right")
+    return table
+
+
+def _cells(row: Row, floor: int | None, *, digits: int = 2) -> list[str]:
+    """Return the figures of a row; a copy moves two activations."""
+    share = "" if floor is None else f"{floor / 2 * row.copy / row.ours:.2f}"
+    times = (f"{row.ours:.{digits}f}", f"{row.theirs:.{digits}f}", f"{row.ratio:.2f}", f"{row.copy:.{digits}f}")
+    return [*times, share]
+
+
+def _mean(ratios: Sequence[float]) -> float:
+    """Return the geometric mean."""
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
+
+
+PARTS = {
+    "resnet": resnet,
+    "residual": residual,
+    "half": half,
+    "thin": thin,
+    "small": small,
+    "compile": compiled,
+}
+
+if __name__ == "__main__":
+    main()
