@@ -5,13 +5,21 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALLED := $(VENV)/.installed
 NATIVE := src/bnlab/kernels/native/libbnlab_native.so
 
-.PHONY: run test lint bench docs clean
+.PHONY: run test test-browser test-native lint bench docs clean
 
 run: $(NATIVE)  ## train a small network with a classic mishap and diagnose its checkpoint
 	$(BIN)/bnlab demo
 
 test: lint $(NATIVE)  ## everything CI runs
 	$(BIN)/pytest
+
+test-browser: $(NATIVE)  ## the pages, in headless Chromium
+	command -v chromium && command -v chromedriver || (apt-get update -qq && apt-get install -y -qq chromium chromium-driver)
+	$(PIP) install --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/pytest tests/browser
+
+test-native: $(INSTALLED)  ## the C entry points on odd shapes, with the address sanitizer
+	$(BIN)/python tests/native/run.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import math
 import os
 from collections import Counter
@@ -58,8 +57,10 @@ class Diagnosis(DiagnosisRecord):
         return render(self)
 
     def _repr_html_(self) -> str:
-        """Return the text report for a notebook."""
-        return f"<pre>{html.escape(str(self))}</pre>"
+        """Return a compact view for a notebook: the conclusion, the numbers, the network and the worst findings."""
+        from bnlab.report.html import compact
+
+        return compact.diagnosis(self)
 
 
 _SETTLED = 0.1

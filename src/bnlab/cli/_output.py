@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import tempfile
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bnlab.errors import UnreadableFile, UsageError
 
-__all__ = ["Format", "check_output", "complain", "emit", "write_whole"]
+if TYPE_CHECKING:
+    from bnlab.records import Changes
+
+__all__ = [
+    "Drawing",
+    "Format",
+    "PageFormat",
+    "check_output",
+    "complain",
+    "emit",
+    "require_pages",
+    "show_receipt",
+    "write_whole",
+]
 
 
 class Format(str, Enum):
@@ -19,6 +34,21 @@ class Format(str, Enum):
 
     TEXT = "text"
     JSON = "json"
+
+
+class PageFormat(str, Enum):
+    """How a result is written that also has a page to look at."""
+
+    TEXT = "text"
+    JSON = "json"
+    HTML = "html"
+
+
+class Drawing(str, Enum):
+    """How a saved record is drawn."""
+
+    TEXT = "text"
+    HTML = "html"
 
 
 def check_output(output: Path, inputs: Iterable[str]) -> None:
@@ -39,6 +69,35 @@ def complain(message: str) -> None:
     from bnlab.report.text import plain
 
     print(f"error: {plain(message)}", file=sys.stderr)
+
+
+def require_pages() -> None:
+    """Refuse to go on without what pages are made with, before any work is done.
+
+    Raises:
+        UsageError: If it is not installed.
+    """
+    if importlib.util.find_spec("jinja2") is None:
+        raise UsageError(
+            "--format: jinja2 must be installed for html, got none. Install it: pip install 'bnlab[report]'."
+        )
+
+
+def show_receipt(changes: Changes, notes: Iterable[str] = ()) -> None:
+    """Print a receipt, as wide as the terminal or one line a fact in a pipe, and notes behind it."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from bnlab.report.receipt import render_changes, renderable
+    from bnlab.report.text import plain
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        print("\n".join([render_changes(changes), *map(plain, notes)]))
+        return
+    console.print(renderable(changes))
+    for note in notes:
+        console.print(Text(plain(note)))
 
 
 def emit(text: str, output: Path | None) -> None:

@@ -6,12 +6,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli._output import Format, check_output, complain, emit
+from bnlab.cli._output import check_output, complain, emit, require_pages
 from bnlab.cli._progress import advancing
 from bnlab.cli._targets import build_model, expand, is_model_spec
 from bnlab.errors import BnlabError, NoBatchNorm, UsageError
@@ -21,9 +22,22 @@ if TYPE_CHECKING:
     from rich.text import Text
     from torch import nn
 
-    from bnlab.diagnosis import Diagnosis
+    from bnlab.diagnosis import Diagnosis, Settings
 
 __all__ = ["command"]
+
+
+class CheckFormat(str, Enum):
+    """How diagnoses are written."""
+
+    TEXT = "text"
+    JSON = "json"
+    SARIF = "sarif"
+    HTML = "html"
+
+
+_WHOLE = (CheckFormat.SARIF, CheckFormat.HTML)
+"""Formats in which all targets are one document."""
 
 
 def command(
@@ -53,9 +67,16 @@ def command(
     ] = None,
     level: Annotated[Level, typer.Option(help="Lowest level that is shown and makes the exit code 1.")] = Level.WARNING,
     format_: Annotated[
-        Format, typer.Option("--format", help="json is one object for one target, JSON Lines for several.")
-    ] = Format.TEXT,
+        CheckFormat,
+        typer.Option(
+            "--format",
+            help="json is one object for one target, JSON Lines for several; html is a page, sarif for code scanning.",
+        ),
+    ] = CheckFormat.TEXT,
     output: Annotated[Path | None, typer.Option(metavar="PATH", help="Write here instead of to stdout.")] = None,
+    per_channel: Annotated[
+        bool, typer.Option("--per-channel", help="Put a value for each channel into the JSON; html has them anyway.")
+    ] = False,
     momentum: Annotated[
         str | None, typer.Option(metavar="X", help="Momentum of the training run, or none for cumulative averages.")
     ] = None,
@@ -69,10 +90,15 @@ def command(
     if output is not None:
         check_output(output, (target for target in expanded.found if isinstance(target, str)))
     given = _Given(model=model, data=data, train_data=train_data, metric=metric, example=example)
-    check = _checker(given, select, ignore, momentum, eps)
-    run = _Run(format_, level, output)
+    if format_ is CheckFormat.HTML:
+        require_pages()
     nothing_else = len(expanded.found) == 1 and isinstance(expanded.found[0], BnlabError)
-    if expanded.many and not nothing_else:
+    many = expanded.many and not nothing_else
+    check = _checker(
+        given, _settings(select, ignore, momentum, eps, per_channel or (format_ is CheckFormat.HTML and not many))
+    )
+    run = _Run(format_, level, output)
+    if many:
         run.many(expanded.found, check)
     else:
         run.one(check(expanded.found[0]))
@@ -127,12 +153,14 @@ class _Given:
 class _Run:
     """Writes diagnoses as they come, and knows what they add up to."""
 
-    format: Format
+    format: CheckFormat
     level: Level
     output: Path | None
     found: bool = False
     failed: bool = False
     _kept: list[str] = field(default_factory=list)
+    _diagnoses: list[Diagnosis] = field(default_factory=list)
+    _failures: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -143,8 +171,10 @@ class _Run:
         from bnlab.report import json, text
 
         self._count(diagnosis)
-        if self.format is Format.JSON:
+        if self.format is CheckFormat.JSON:
             emit(json.render(diagnosis) + "\n", self.output)
+        elif self.format in _WHOLE:
+            emit(self._document([diagnosis]), self.output)
         elif self.output is not None:
             emit(text.render(diagnosis, level=self.level) + "\n", self.output)
         else:
@@ -164,17 +194,22 @@ class _Run:
                 diagnosis = check(target)
             except NoBatchNorm as err:
                 counts["without BN"] += 1
-                self._line(Text(text.plain(str(err)), style="dim"), to_stderr=self.format is Format.JSON)
+                self._line(Text(text.plain(str(err)), style="dim"), to_stderr=self.format is not CheckFormat.TEXT)
                 continue
             except BnlabError as err:
                 counts["not readable"] += 1
+                self._failures.append(str(err))
                 self._complain(str(err))
                 continue
             self._count(diagnosis)
             summary = diagnosis.summary
             counts.update(checked=1, layers=summary.layers, errors=summary.errors, warnings=summary.warnings)
-            self._line(json.render_line(diagnosis) if self.format is Format.JSON else text.summary_line(diagnosis))
-        if self.format is Format.TEXT:
+            if self.format in _WHOLE:
+                self._diagnoses.append(diagnosis)
+            else:
+                as_json = self.format is CheckFormat.JSON
+                self._line(json.render_line(diagnosis) if as_json else text.summary_line(diagnosis))
+        if self.format is CheckFormat.TEXT:
             self._line(
                 Text(
                     f"{len(targets)} targets: {counts['checked']} checked with {counts['layers']} BN layers, "
@@ -185,8 +220,28 @@ class _Run:
             )
         if counts["without BN"] == len(targets):
             self._complain("TARGET: at least one must hold batch normalization, got none.")
-        if self.output is not None:
+        if self.format in _WHOLE:
+            emit(self._document(self._diagnoses), self.output)
+        elif self.output is not None:
             emit("".join(f"{line}\n" for line in self._kept), self.output)
+
+    def _document(self, diagnoses: Sequence[Diagnosis]) -> str:
+        """Return one page, or one SARIF log, of all targets."""
+        if self.format is CheckFormat.SARIF:
+            from bnlab.cli._sarif import rules, sources
+            from bnlab.report import sarif
+
+            return (
+                sarif.render(
+                    diagnoses, rules=rules(), sources=sources(diagnoses), level=self.level, failures=self._failures
+                )
+                + "\n"
+            )
+        from bnlab.report.html import diagnosis as page
+
+        if len(diagnoses) == 1:
+            return page.render(diagnoses[0], level=self.level)
+        return page.render_many(diagnoses, level=self.level)
 
     def _complain(self, message: str) -> None:
         self.failed = True
@@ -218,18 +273,27 @@ class _Run:
         return track(targets, description="checking", console=Console(stderr=True), transient=True)
 
 
-def _checker(
-    given: _Given, select: Sequence[str] | None, ignore: Sequence[str] | None, momentum: str | None, eps: str | None
-) -> Callable[[str | BnlabError], Diagnosis]:
-    """Return what checks one target; every option is validated before the first target is read."""
-    from bnlab.diagnosis import Settings, check_with
+def _settings(
+    select: Sequence[str] | None,
+    ignore: Sequence[str] | None,
+    momentum: str | None,
+    eps: str | None,
+    per_channel: bool,
+) -> Settings:
+    from bnlab.diagnosis import Settings
 
-    settings = Settings.of(
+    return Settings.of(
         select=None if select is None else [code.strip() for part in select for code in part.split(",")],
         ignore=dict(_reason(item) for item in ignore or ()),
         momentum=_number("--momentum", momentum),
         eps=_number("--eps", eps),
+        per_channel=per_channel,
     )
+
+
+def _checker(given: _Given, settings: Settings) -> Callable[[str | BnlabError], Diagnosis]:
+    """Return what checks one target; every option is validated before the first target is read."""
+    from bnlab.diagnosis import check_with
 
     loaded = given.inputs()
 

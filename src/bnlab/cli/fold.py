@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli._output import Format, check_output, write_whole
+from bnlab.cli._output import Format, check_output, show_receipt, write_whole
 from bnlab.cli._specs import load_example
 from bnlab.cli._targets import load_target
 from bnlab.errors import UsageError
@@ -47,7 +47,10 @@ def command(
         raise UsageError(f"--output: path must end in {wanted} for {target}, got {output}.")
     content, changes, notes = _onnx(target, model, example) if is_onnx else _torch(target, model, example)
     write_whole(content, output)
-    print(changes.dumps() if format_ is Format.JSON else "\n".join([_text(changes), *notes]))
+    if format_ is Format.JSON:
+        print(changes.dumps())
+    else:
+        show_receipt(changes, notes)
 
 
 def _onnx(target: str, model: str | None, example: str | None) -> tuple[bytes, Changes, list[str]]:
@@ -83,9 +86,3 @@ def _torch(target: str, model: str | None, example: str | None) -> tuple[bytes, 
     receipt = fold(loaded, batch)
     content, note = exported(receipt.model, batch)
     return content, receipt.changes, [f"  written by torch.export: {note}"]
-
-
-def _text(changes: Changes) -> str:
-    from bnlab.report.receipt import render_changes
-
-    return render_changes(changes)

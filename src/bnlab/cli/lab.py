@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli._output import Format, complain, write_whole
+from bnlab.cli._output import Drawing, PageFormat, check_output, complain, emit, write_whole
 from bnlab.errors import BnlabError, UsageError
 
 if TYPE_CHECKING:
     from bnlab.lab import Result
     from bnlab.lab._experiment import Experiment
+    from bnlab.records import ExperimentRecord
 
 __all__ = ["app"]
 
@@ -57,7 +58,10 @@ def run(
     ] = _FOLDER,
     again: Annotated[bool, typer.Option("--again", help="Run even if the record is there.")] = False,
     figure: Annotated[Picture | None, typer.Option(help="Draw each record beside it; needs the report extra.")] = None,
-    format_: Annotated[Format, typer.Option("--format", help="json is one record a line.")] = Format.TEXT,
+    format_: Annotated[
+        PageFormat, typer.Option("--format", help="json is one record a line; html is one page of all of them.")
+    ] = PageFormat.TEXT,
+    output: Annotated[Path | None, typer.Option(metavar="PATH", help="Write here instead of to stdout.")] = None,
 ) -> None:
     """Run experiments, print the claims with their verdicts, and keep the records.
 
@@ -69,6 +73,10 @@ def run(
     chosen = list(EXPERIMENTS) if names == ["all"] else [by_name(name) for name in names]
     if figure is not None:
         _require_drawing()
+    if output is not None:
+        check_output(output, [])
+    at_once = output is None and format_ is not PageFormat.HTML
+    results: list[Result] = []
     failed = False
     with _progress() as follow:
         for experiment in chosen:
@@ -87,14 +95,67 @@ def run(
                     failed = True
                     complain(str(error))
                     continue
-            _show(result, format_)
+            results.append(result)
+            if at_once:
+                _show(result, format_)
             if figure is not None:
                 _draw(result, folder, figure)
+    if results and not at_once:
+        emit(_document(results, format_), output)
     raise typer.Exit(2 if failed else 0)
 
 
-def _show(result: Result, format_: Format) -> None:
-    if format_ is Format.JSON:
+@app.command("report")
+def report(
+    folder: Annotated[Path, typer.Option(metavar="DIR", help="Where the records are.")] = _FOLDER,
+    format_: Annotated[Drawing, typer.Option("--format", help="How they are drawn; html is one page.")] = Drawing.HTML,
+    output: Annotated[Path | None, typer.Option(metavar="PATH", help="Write here instead of to stdout.")] = None,
+) -> None:
+    """Draw every record of a folder, claim by claim.
+
+    Of records that differ in nothing but the code they were run with, the last one written is drawn. Files that hold
+    something else are passed over, and named on stderr.
+
+    Exit code 0: all records are drawn. 2: one is damaged (the others are drawn even so), or there is none.
+    """
+    from bnlab.cli._lab_records import read_folder
+
+    found = read_folder(folder)
+    for reason in found.passed_over:
+        _tell(f"passed over: {reason}")
+    for error in found.errors:
+        complain(error)
+    if found.records:
+        emit(_document(found.records, PageFormat(format_.value)), output)
+    elif not found.errors:
+        raise UsageError(
+            f"--folder: folder must hold a record of an experiment, got none in {folder}. "
+            "Run one: bnlab lab run train-eval."
+        )
+    raise typer.Exit(2 if found.errors else 0)
+
+
+def _document(records: Sequence[ExperimentRecord], format_: PageFormat) -> str:
+    """Return all records as one text."""
+    if format_ is PageFormat.JSON:
+        return "".join(f"{record.dumps()}\n" for record in records)
+    if format_ is PageFormat.HTML:
+        from bnlab.report.html import experiments
+
+        return experiments.render(records, interactive=len(records) == 1)
+    from bnlab.report.experiment import render
+
+    return "\n\n".join(map(render, records)) + "\n"
+
+
+def _tell(message: str) -> None:
+    from bnlab.report.text import plain
+
+    print(plain(message), file=sys.stderr)
+
+
+def _show(result: Result, format_: PageFormat) -> None:
+    if format_ is PageFormat.JSON:
         print(result.dumps())
         return
     from rich.console import Console

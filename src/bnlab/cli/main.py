@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from bnlab._version import __version__
-from bnlab.cli import bench, check, demo, explain, fold, lab, repair
+from bnlab.cli import bench, check, demo, explain, fold, lab, repair, report
 from bnlab.cli._output import complain
 from bnlab.errors import BnlabError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.command("check")(check.command)
 app.command("repair")(repair.command)
 app.command("fold")(fold.command)
+app.command("report")(report.command)
 app.command("explain")(explain.command)
 app.add_typer(lab.app, name="lab")
 app.command("bench", context_settings={"ignore_unknown_options": True})(bench.command)

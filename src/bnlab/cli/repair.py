@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bnlab.cli._output import Format, check_output, write_whole
+from bnlab.cli._output import PageFormat, check_output, require_pages, show_receipt, write_whole
 from bnlab.cli._progress import advancing
 from bnlab.cli._specs import load_data, load_metric
 from bnlab.cli._targets import load_target
@@ -54,7 +54,9 @@ def command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and change nothing.")] = False,
     safety: Annotated[Most, typer.Option(help="What may be done at most.")] = Most.STATISTICS,
     level: Annotated[Level, typer.Option(help="Lowest level of the findings to act on.")] = Level.WARNING,
-    format_: Annotated[Format, typer.Option("--format", help="How the receipt is printed.")] = Format.TEXT,
+    format_: Annotated[
+        PageFormat, typer.Option("--format", help="How the receipt is printed; html is a page to look at.")
+    ] = PageFormat.TEXT,
 ) -> None:
     """Mend the batch normalization of a model and write a new checkpoint; the input is never changed.
 
@@ -65,6 +67,8 @@ def command(
         raise UsageError("--output: path must be given, got none. Or print the plan only: --dry-run.")
     if output is not None:
         check_output(output, [target])
+    if format_ is PageFormat.HTML:
+        require_pages()
     if target.lower().endswith(".onnx"):
         raise UsageError(f"{target}: target must be a model of torch, got an ONNX file. Repair what it came from.")
     loaded, file = load_target(target, model, "to run data through it")
@@ -83,7 +87,7 @@ def command(
             advance=advance,
         )
     changes = replace(receipt.changes, target=Target("model" if file is None else "checkpoint", target))
-    print(changes.dumps() if format_ is Format.JSON else str(receipt))
+    _print(changes, format_)
     clean = not _left(changes, level)
     if output is not None and not dry_run and ((changes.kept and changes.changes) or clean):
         write_whole(_written(loaded, before, file, output), output)
@@ -92,6 +96,17 @@ def command(
     elif output is not None and not dry_run:
         _say(f"not written: {output}, for nothing was repaired")
     raise typer.Exit(0 if clean else 1)
+
+
+def _print(changes: Changes, format_: PageFormat) -> None:
+    if format_ is PageFormat.HTML:
+        from bnlab.report.html import receipt as page
+
+        print(page.render(changes))
+    elif format_ is PageFormat.JSON:
+        print(changes.dumps())
+    else:
+        show_receipt(changes)
 
 
 def _left(changes: Changes, level: Level) -> bool:

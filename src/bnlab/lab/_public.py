@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
-import html
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,11 +35,10 @@ class Result(ExperimentRecord):
         return render(self)
 
     def _repr_html_(self) -> str:
-        """Return the text and, where the `report` extra is installed, the picture."""
-        from bnlab.report import figure
+        """Return a compact view for a notebook: the claims with their verdicts, and the figure."""
+        from bnlab.report.html import experiments
 
-        drawn = figure.svg(self) if figure.can_draw() else ""
-        return f"<pre>{html.escape(str(self))}</pre>{drawn}"
+        return experiments.compact(self)
 
 
 def list() -> builtins.list[str]:

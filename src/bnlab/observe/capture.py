@@ -1,8 +1,9 @@
 """Per-layer statistics of real batches, in one streaming pass with every BN on batch statistics.
 
-The statistics fall out of the BN operator itself: a layer of torch is given scratch buffers and a momentum of 1, so
-that it leaves its batch statistics there. Only where those cannot be exact (another class, half precision, a mean far
-from the spread, values that are not finite) are they computed again in float64.
+The statistics fall out of the BN operator itself: on the CPU a layer of torch runs on bnlab's kernels meanwhile, which
+leave exact ones; elsewhere it is given scratch buffers and a momentum of 1, so that it leaves its own there. Only where
+those cannot be exact (another class, half precision, a mean far from the spread, values that are not finite) are they
+computed again in float64.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.errors import UsageError
-from bnlab.functional.moments import batch_moments, per_channel
-from bnlab.observe.batch_pass import AllSeen, OneValue, Order, Scratch, given, is_dropout, leaves_statistics
+from bnlab.functional.moments import batch_moments
+from bnlab.kernels import native
+from bnlab.observe.batch_pass import AllSeen, OneValue, Order, Scratch, given, is_dropout
 from bnlab.observe.batches import Forward, batches_of, run_batch
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
+from bnlab.observe.exact_scratch import ExactScratch, scratch_of
 from bnlab.observe.gap import batch_sums
 from bnlab.observe.model_evidence import Observed
 from bnlab.observe.untouched import untouched
@@ -31,6 +34,9 @@ __all__ = ["observe"]
 
 _FAR = 50.0
 """abs(mean)/std above which the statistics of torch's kernels are computed again."""
+
+_LARGE = 1e30
+"""Variance above which the sums of torch's kernels may overflow."""
 
 _SAMPLE_SHARE = 8
 """One in this many samples of a batch, and at least 4, serve for the standard errors."""
@@ -96,7 +102,7 @@ def _metering(layers: Mapping[str, nn.Module], meters: Mapping[str, _Meter]) -> 
     order, handles = Order(len(layers)), []
     try:
         for path, layer in layers.items():
-            reader = Scratch(layer) if leaves_statistics(layer) else None
+            reader = scratch_of(layer)
             if reader is None and isinstance(layer, _BatchNorm):
                 layer.running_mean = layer.running_var = None
             handles += _hooks(layer, meters[path], reader, order)
@@ -117,7 +123,10 @@ def _hooks(layer: nn.Module, meter: _Meter, scratch: Scratch | None, order: Orde
     def after(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], __: object) -> None:
         x = given(arguments, keywords)
         if x.numel() and x.dim() > 1 and x.size(1) == meter.channels:
-            meter.add(x, None if scratch is None else scratch.read())
+            if isinstance(scratch, ExactScratch):
+                meter.add_exact(x, scratch)
+            else:
+                meter.add(x, None if scratch is None else scratch.read())
         order.count(meter.path)
 
     return [
@@ -152,8 +161,17 @@ class _Meter:
 
     def add(self, x: Tensor, left: tuple[Tensor, Tensor] | None) -> None:
         """Take in the input of one call, and the statistics the layer left if it did."""
+        self._take(x, *self._statistics(x, left))
+
+    def add_exact(self, x: Tensor, scratch: ExactScratch) -> None:
+        """Take in the input of one call and its exact statistics; torch's own are looked at where they may be off."""
+        mean, var = scratch.mean, scratch.var
+        if not bool(((mean.abs() <= _FAR * var.sqrt()) & (var < _LARGE)).all()):
+            self._compare(mean, var, *scratch.of_torch(x))
+        self._take(x, mean, var)
+
+    def _take(self, x: Tensor, mean: Tensor, unbiased: Tensor) -> None:
         count = x.numel() // self.channels
-        mean, unbiased = self._statistics(x, left)
         if not bool(torch.isfinite(mean + unbiased).all()):
             self.not_finite += 1
             return
@@ -199,14 +217,15 @@ class _Meter:
     def _sample(self, x: Tensor, mean: Tensor) -> None:
         """Take in the means and mean squared deviations of some samples, for honest standard errors."""
         few = x[: max(4, x.size(0) // _SAMPLE_SHARE)] if x.dim() > 2 else x
-        dims = tuple(range(2, x.dim()))
-        deviations = few.to(torch.promote_types(x.dtype, torch.float32)) - per_channel(mean.to(few.device), x).to(
-            torch.promote_types(x.dtype, torch.float32)
-        )
-        means = deviations.mean(dims) if dims else deviations
-        squares = deviations.double().square().mean(dims) if dims else deviations.double().square()
-        self.image_means.add(means.double().cpu().numpy() + mean.cpu().numpy())
-        self.image_squares.add(squares.double().cpu().numpy())
+        if few.dim() == 2:
+            deviations = few.to(torch.float64) - mean.to(few.device)
+            means, squares = deviations, deviations.square()
+        else:
+            means, variances = _image_statistics(few)
+            means = means - mean.to(few.device)
+            squares = variances + means.square()
+        self.image_means.add(means.cpu().numpy() + mean.cpu().numpy())
+        self.image_squares.add(squares.cpu().numpy())
 
     def result(self) -> Observed:
         """Return what was merged."""
@@ -229,6 +248,17 @@ class _Meter:
             own_error=self.own_error,
             input_eps=self.input_eps,
         )
+
+
+def _image_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance of every channel of every sample, float64 of shape (N, C)."""
+    planes = x.reshape(1, x.size(0) * x.size(1), -1)
+    if x.device.type == "cpu" and x.dtype in native.DTYPES and native.unavailable() is None:
+        mean, var, _ = native.statistics(planes)
+    else:
+        moments = batch_moments(planes)
+        mean, var = moments.mean, moments.var
+    return mean.reshape(x.shape[:2]), var.reshape(x.shape[:2])
 
 
 class _Welford:

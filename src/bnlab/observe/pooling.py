@@ -1,8 +1,8 @@
 """The statistics of what BN layers get over a data set, pooled exactly: one pass, O(channels) memory.
 
 The layers that are pooled normalise with the statistics of each batch, every other BN with its running statistics, and
-dropout is off. A layer of torch on contiguous images leaves its own batch statistics, right to the rounding of their
-dtype; wherever they are not, they are computed again in float64.
+dropout is off. On the CPU a layer of torch runs on bnlab's kernels meanwhile, and leaves exact statistics. Elsewhere it
+leaves its own, and where those are not right to the rounding of their dtype they are computed again in float64.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.errors import UsageError
 from bnlab.functional.moments import batch_moments, merge
 from bnlab.nn._base import BatchNormBase
-from bnlab.observe.batch_pass import AllSeen, OneValue, Order, Scratch, given, is_dropout, leaves_statistics
+from bnlab.observe.batch_pass import AllSeen, OneValue, Order, Scratch, given, is_dropout
 from bnlab.observe.batches import Forward, batches_of, run_batch, samples_in
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
+from bnlab.observe.exact_scratch import ExactScratch, scratch_of
 from bnlab.observe.untouched import untouched
 
 __all__ = ["Estimator", "Pooled", "Pooling", "pool"]
@@ -255,7 +256,7 @@ def _watching(layers: Mapping[str, nn.Module], run: _Run) -> Iterator[Order]:
     order, handles = Order(len(layers)), []
     try:
         for path, layer in layers.items():
-            scratch = Scratch(layer) if leaves_statistics(layer, of_ours=True) else None
+            scratch = scratch_of(layer, of_ours=True)
             if scratch is None and isinstance(layer, _BatchNorm):
                 layer.running_mean = layer.running_var = None
             handles += _hooks(path, layer, scratch, run, order)
@@ -301,7 +302,8 @@ def _without_dropout(model: nn.Module) -> Iterator[None]:
 
 def _hooks(path: str, layer: nn.Module, scratch: Scratch | None, run: _Run, order: Order) -> list[Any]:
     channels, eps = channels_of(layer), float(getattr(layer, "eps", 0.0))
-    is_exact, has_own_forward = isinstance(layer, BatchNormBase), _has_own_forward(layer)
+    is_exact = isinstance(layer, BatchNormBase) or isinstance(scratch, ExactScratch)
+    has_own_forward = not is_exact and _has_own_forward(layer)
 
     def read(x: Tensor, left: tuple[Floats, Floats] | None) -> tuple[Floats, Floats] | None:
         fits = x.numel() > 0 and x.dim() > 1 and x.size(1) == channels

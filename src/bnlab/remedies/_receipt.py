@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable
 
 from torch import nn
@@ -47,5 +46,7 @@ class Receipt:
         return f"<Receipt: {self.changes.action}, layers changed: {layers}>"
 
     def _repr_html_(self) -> str:
-        """Return the text form for a notebook."""
-        return f"<pre>{html.escape(str(self))}</pre>"
+        """Return a compact view for a notebook: what changed, and the gap between the modes before and after."""
+        from bnlab.report.html import compact
+
+        return compact.receipt(self.changes)

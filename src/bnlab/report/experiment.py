@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
 from bnlab.records import ClaimRecord, Estimate, ExperimentRecord, Verdict
-from bnlab.report.text import plain
+from bnlab.report.text import Report, Sheet, write
 
 __all__ = ["render", "renderable"]
 
@@ -19,31 +18,40 @@ _STYLES = {Verdict.SUPPORTED: "bold green", Verdict.REFUTED: "bold red", Verdict
 _MOST_ESTIMATES = 9
 
 
-def render(record: ExperimentRecord, *, width: int = 100) -> str:
-    """Return the report as plain text."""
-    buffer = io.StringIO()
-    Console(file=buffer, width=width, color_system=None, legacy_windows=False).print(renderable(record))
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+def render(record: ExperimentRecord, *, width: int = 100, encoding: str | None = None) -> str:
+    """Return the report as plain text.
+
+    Args:
+        record: What to draw.
+        width: Columns no line is wider than.
+        encoding: What the text is for; None for standard output.
+    """
+    return write(renderable(record), width=width, encoding=encoding)
 
 
 def renderable(record: ExperimentRecord) -> RenderableType:
     """Return the report for a rich console."""
-    head = Text.assemble((plain(record.name), "bold cyan"), f"  {plain(record.title)}")
-    profile = f"{record.profile}, seeds {record.seeds[0]} to {record.seeds[-1]}, {record.seconds:.0f} s"
-    parts: list[RenderableType] = [head, Text(f"{plain(record.source)} ({profile})", style="dim"), Text()]
+    return Report(lambda sheet: _parts(record, sheet))
+
+
+def _parts(record: ExperimentRecord, sheet: Sheet) -> Iterable[RenderableType]:
+    yield Text.assemble((sheet.plain(record.name), "bold cyan"), f"  {sheet.plain(record.title)}")
+    seeds = f"seeds {record.seeds[0]} to {record.seeds[-1]}" if record.seeds else "no seeds"
+    profile = f"{record.profile}, {seeds}, {record.seconds:.0f} s"
+    yield Text(sheet.plain(f"{record.source} ({profile})"), style="dim")
+    yield Text()
     for claim in record.claims:
-        parts += [*_claim(claim), Text()]
-    parts += [Text(plain(note), style="dim") for note in record.notes]
-    return Group(*parts)
+        yield from (*_claim(claim, sheet), Text())
+    yield from (Text(sheet.plain(note), style="dim") for note in record.notes)
 
 
-def _claim(claim: ClaimRecord) -> Iterable[RenderableType]:
-    yield Text.assemble((claim.verdict.value.upper(), _STYLES[claim.verdict]), f"  {plain(claim.text)}")
+def _claim(claim: ClaimRecord, sheet: Sheet) -> Iterable[RenderableType]:
+    yield Text.assemble((claim.verdict.value.upper(), _STYLES[claim.verdict]), f"  {sheet.plain(claim.text)}")
     if claim.boundary is not None:
-        yield Padding(Text(plain(claim.boundary), style="bold"), (0, 0, 0, 2))
-    yield Padding(Text(f"{plain(claim.number)}: {_expected(claim)}"), (0, 0, 0, 2))
+        yield Padding(Text(sheet.plain(claim.boundary), style="bold"), (0, 0, 0, 2))
+    yield Padding(Text(sheet.plain(f"{claim.number}: {_expected(claim)}")), (0, 0, 0, 2))
     for estimate in _shown(claim.estimates):
-        yield Padding(Text(_estimate(estimate)), (0, 0, 0, 4))
+        yield Padding(Text(sheet.plain(_estimate(estimate))), (0, 0, 0, 4))
     hidden = len(claim.estimates) - len(_shown(claim.estimates))
     if hidden:
         yield Padding(Text(f"... and {hidden} more in the record", style="dim"), (0, 0, 0, 4))
@@ -68,6 +76,6 @@ def _shown(estimates: Sequence[Estimate]) -> Sequence[Estimate]:
 
 def _estimate(estimate: Estimate) -> str:
     word = {True: "holds", False: "fails", None: "turns with the seed"}[estimate.holds]
-    label = f"{plain(estimate.condition)}: " if estimate.condition else ""
+    label = f"{estimate.condition}: " if estimate.condition else ""
     spread = "" if estimate.low == estimate.high else f" [{estimate.low:.4g}, {estimate.high:.4g}]"
     return f"{label}{estimate.mean:.6g}{spread} {word}"

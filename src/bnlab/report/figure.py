@@ -14,6 +14,7 @@ from typing import Any
 
 from bnlab.errors import MissingPackage
 from bnlab.records import Axis, Column, ExperimentRecord, Mark, Rule
+from bnlab.report.text import plain
 
 __all__ = ["can_draw", "html", "png", "specification", "svg"]
 
@@ -69,6 +70,7 @@ def specification(record: ExperimentRecord) -> dict[str, Any]:
         MissingPackage: If altair is not installed.
     """
     altair = _altair()
+    record = _printable(record)
     figure = record.figure
     chart = _cells(altair, record) if figure.mark is Mark.CELL else _marks(altair, record)
     layers = [chart, *(_rule(altair, record, rule) for rule in figure.rules)]
@@ -86,6 +88,20 @@ def specification(record: ExperimentRecord) -> dict[str, Any]:
     configured = titled.configure_axis(grid=True, gridOpacity=0.4).configure_view(stroke="#888888")
     found: dict[str, Any] = configured.to_dict(validate=False)
     return found
+
+
+def _printable(record: ExperimentRecord) -> ExperimentRecord:
+    """Return the record without control characters: vl-convert puts text into XML, and one of them ends the process."""
+    found: ExperimentRecord = ExperimentRecord.from_json(_plain(record.to_json()))
+    return found
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON has no narrower type
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, dict):
+        return {plain(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _panels_in_a_row(panels: int) -> int:

@@ -1,8 +1,9 @@
-"""`bnlab lab`: list and run."""
+"""`bnlab lab`: list, run and report."""
 
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -66,3 +67,110 @@ def test_what_cannot_be_run_is_one_line(small, bnlab_command, arguments, message
     assert (code, out) == (2, "")
     assert err.startswith(message)
     assert err.count("\n") == 1
+
+
+@pytest.fixture
+def kept(small, bnlab_command):
+    """A folder with a record of train-eval and one of bias, which is later in the catalogue."""
+    from bnlab.lab.bias import Bias, Config
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bias, "quick", Config(samples=16, features=2, steps=3))
+        assert bnlab_command("lab", "run", "bias", "train-eval", "--folder", "kept")[0] == 0
+    return small / "kept"
+
+
+def record_of(folder, name):
+    (path,) = folder.glob(f"{name}-*.json")
+    return path
+
+
+def test_report_is_a_page_of_every_record_in_the_order_of_the_catalogue(kept, bnlab_command):
+    code, out, err = bnlab_command("lab", "report", "--folder", kept)
+    assert (code, err) == (0, "")
+    assert out.startswith("<!DOCTYPE html>")
+    assert out.index(">train-eval<") < out.index(">bias<")
+    assert "2 experiments, 9 claims: " in out
+
+
+def test_report_as_text_into_a_file(kept, bnlab_command):
+    code, out, err = bnlab_command("lab", "report", "--folder", kept, "--format", "text", "--output", "all.txt")
+    assert (code, out, err) == (0, "", "")
+    text = (kept.parent / "all.txt").read_text()
+    assert text.startswith("train-eval  ")
+    assert "\n\nbias  " in text
+
+
+def test_report_complains_about_damaged_records_and_draws_the_others(kept, bnlab_command):
+    record_of(kept, "bias").write_text('{"schema": "bnlab.experiment/1", "name": "\x1b[31m"}')
+    (kept / "cut.json").write_text('{"schema": "bnlab.exp')
+    code, out, err = bnlab_command("lab", "report", "--folder", kept, "--format", "text")
+    assert code == 2
+    assert out.startswith("train-eval  ")
+    lines = err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("error: ") for line in lines)
+    assert "\x1b" not in err
+
+
+def test_report_names_foreign_files_and_passes_over_them(kept, bnlab_command):
+    (kept / "settings.json").write_text('{"a": 1}')
+    (kept / "newer.json").write_text('{"schema": "bnlab.experiment/2"}')
+    (kept / "notes.txt").write_text("not JSON")
+    code, out, err = bnlab_command("lab", "report", "--folder", kept)
+    assert code == 0
+    assert "2 experiments" in out
+    told = sorted(err.splitlines())
+    assert len(told) == 2
+    assert all(line.startswith("passed over: ") for line in told)
+    assert "Update bnlab" in told[0]
+
+
+def test_report_draws_the_last_of_records_with_the_same_settings(kept, bnlab_command):
+    newer = record_of(kept, "bias")
+    older = kept / "older.json"
+    older.write_text(newer.read_text().replace('"key": "', '"key": "other'))
+    os.utime(older, (1, 1))
+    code, out, err = bnlab_command("lab", "report", "--folder", kept)
+    assert code == 0
+    assert err == f"passed over: {older}: {newer.name} has the same settings and is newer\n"
+    assert "other" + json.loads(newer.read_text())["key"] not in out
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("nowhere", "error: --folder: folder must exist, got nowhere.\n"),
+        ("empty", "error: --folder: folder must hold a record of an experiment, got none in empty. Run one: bnlab lab"),
+    ],
+)
+def test_report_without_records_is_one_line(small, bnlab_command, folder, message):
+    (small / "empty").mkdir()
+    code, out, err = bnlab_command("lab", "report", "--folder", folder)
+    assert (code, out) == (2, "")
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+
+
+def test_run_writes_one_page_of_what_it_ran(small, bnlab_command):
+    code, out, err = bnlab_command("lab", "run", "train-eval", "--format", "html", "--output", "page.html")
+    assert (code, out, err) == (0, "", "")
+    page = (small / "page.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert "window.vegaEmbed=" in page
+    assert bnlab_command("lab", "run", "train-eval", "--format", "html")[1] == page
+
+
+def test_run_writes_text_and_json_into_a_file(small, bnlab_command):
+    shown = bnlab_command("lab", "run", "train-eval")[1]
+    assert bnlab_command("lab", "run", "train-eval", "--output", "shown.txt") == (0, "", "")
+    assert (small / "shown.txt").read_text().split() == shown.split()
+    assert bnlab_command("lab", "run", "train-eval", "--format", "json", "--output", "shown.json") == (0, "", "")
+    assert json.loads((small / "shown.json").read_text())["name"] == "train-eval"
+
+
+def test_run_refuses_an_output_that_lies_nowhere_before_it_runs(small, bnlab_command):
+    code, out, err = bnlab_command("lab", "run", "train-eval", "--output", "nowhere/page.html")
+    assert (code, out) == (2, "")
+    assert err == "error: --output: path must be a file in an existing folder, got nowhere/page.html.\n"
+    assert not (small / "lab-records").exists()

@@ -1,13 +1,34 @@
 import dataclasses
+import math
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
+from tests.samples import save, state_dict
 
 from bnlab.checks._cases import healthy, network
 from bnlab.diagnosis import Settings, _diagnose
 from bnlab.observe.evidence import Evidence, NetworkState
-from bnlab.records import Level, Target
-from bnlab.report.text import _layer_name, plain, render, summary_line
+from bnlab.records import (
+    Cause,
+    DiagnosisRecord,
+    Finding,
+    LayerRecord,
+    Level,
+    Numbers,
+    Outcome,
+    Quantity,
+    Range,
+    Status,
+    Summary,
+    Target,
+)
+from bnlab.report.bars import ASCII, UNICODE, Marks
+from bnlab.report.text import Sheet, _layer_name, plain, render, summary_line
 
 UNIT = (healthy("a"), healthy("layer1.0.bn1", running_var=(-9.8e-4, 1, 1, 1)), healthy("b", weight=(1e-6, 1, 1, 1)))
 
@@ -142,3 +163,208 @@ def test_names_that_are_too_long(name, expected):
 def test_one_line_among_many():
     assert summary_line(diagnose(*UNIT)).plain == "model.pt: 3 layers, 1 error, 0 warnings, 1 note (BN102)"
     assert summary_line(diagnose(healthy())).plain == "model.pt: 1 layer, 0 errors, 0 warnings, 0 notes"
+
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+GAPS = {
+    "stem.bn": {"staleness": 0.62, "sampling noise": 0.001, "heterogeneity": -0.02, "total": 0.601},
+    "layer1.0.bn1": {"staleness": 0.21, "total": 0.21},
+    "backbone.stage2.0.branch_main.1": {"shift": 1.2e-3, "total": 1.2e-3},
+    "encodeur.\N{LATIN SMALL LETTER E WITH ACUTE}.bn": {"bessel": 4e-8, "total": 4e-8},
+    "head.\x1b[31mbn": None,
+}
+
+
+def layer(name, gap):
+    var = Range(min=0.0, median=1.0, max=math.inf) if gap is None else Range(min=0.88, median=0.9, max=1.25)
+    return LayerRecord(
+        name=name, network="", channels=64, dtype="float32", affine=True, momentum=0.1, eps=1e-5, assumed=(), gap=gap,
+        num_batches_tracked=None if gap is None else 391, running_mean=None, running_var=var, gain=None,
+    )  # fmt: skip
+
+
+def stale(name, value):
+    return Finding(
+        code="BN401", level=Level.WARNING, layer=name, channels=(0, 3, 17, 40, 41),
+        message=f"running statistics are up to {value:.3g} standard deviations from those of the training data in 5 of "
+        "64 channels, must be <= 0.35",
+        why="eval mode normalises with statistics that the training data does not have",
+        measured={"effect": Quantity(value, "std"), "channels": Quantity(5 / 64, "fraction")},
+        threshold={"effect": Quantity(0.35, "std"), "channels": Quantity(0.05, "fraction")},
+        remedies=("recalibrate",),
+    )  # fmt: skip
+
+
+def with_data():
+    names = list(GAPS)
+    odd = dataclasses.replace(stale(names[4], math.nan), code="BN101", level=Level.ERROR, remedies=("manual",))
+    whole = dataclasses.replace(odd, layer=None, channels=None, code="BN112", level=Level.INFO)
+    return DiagnosisRecord(
+        bnlab="0.1.0",
+        target=Target("model", "nets:build"),
+        layers=tuple(layer(name, gap) for name, gap in GAPS.items()),
+        outcomes=(
+            Outcome("BN101", Status.FINDINGS),
+            Outcome("BN102", Status.PASSED),
+            Outcome("BN103", Status.CRASHED, "ValueError: \x07"),
+            Outcome("BN504", Status.SKIPPED, "no loss given"),
+        ),
+        findings=(odd, *(stale(name, 2.5 - index) for index, name in enumerate(names[:3])), whole),
+        conclusion="accuracy is 0.28 with running statistics against 0.99 with batch statistics on the same data; "
+        "103 % of the gap comes from stale statistics in stem.bn",
+        causes=(
+            Cause("staleness", 1.03, tuple(names[:3])),
+            Cause("sampling noise", 0.01, (names[3],)),
+            Cause("heterogeneity", -0.04, (names[0],)),
+        ),
+        numbers=Numbers(train_batch=None, eval_batch=0.99, eval_running=0.28, eval_recalibrated=0.99),
+        summary=Summary(layers=5, channels=320, errors=1, warnings=3, infos=1),
+        notes=("no train_data given",),
+    )
+
+
+@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_diagnosis_with_data_looks_as_it_did(width, encoding):
+    text = render(with_data(), width=width, encoding=encoding)
+    golden = GOLDEN / f"diagnosis-{width}-{encoding}.txt"
+    if os.environ.get("BNLAB_GOLDEN") == "write":
+        golden.write_text(f"{text}\n", encoding=encoding)
+    assert f"{text}\n" == golden.read_text(encoding=encoding)
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 100, 140, 200, 500])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", "cp437", "unknown-to-python"])
+def test_every_line_fits_whatever_the_output_can_show(width, encoding):
+    wanted = "ascii" if encoding.startswith("unknown") else encoding
+    for diagnosis in (with_data(), diagnose(*many(40)), diagnose(healthy("层" * 40, running_var=(-1, 1, 1, 1)))):
+        text = render(diagnosis, width=width, encoding=wanted)
+        assert max(map(cell_len, text.splitlines())) <= width
+        text.encode(wanted)
+    assert Marks.of(encoding).full == ("█" if encoding == "utf-8" else "#")
+
+
+def test_the_default_encoding_is_that_of_standard_output(monkeypatch):
+    monkeypatch.setattr("sys.stdout", open(os.devnull, "w", encoding="ascii"))  # noqa: PTH123, SIM115
+    drawn = render(with_data())
+    sys.stdout.close()
+    assert "####" in drawn
+    monkeypatch.setattr("sys.stdout", None)
+    assert "████" in render(with_data())
+
+
+def test_what_the_output_cannot_show_is_spelled_out():
+    assert plain("é 层 \x1b", Marks.of("ascii")) == "\\xe9 \\u5c42 ?"
+    assert plain("é 层 \x1b", Marks.of("latin-1")) == "é \\u5c42 ?"
+    assert Marks.of("unknown-to-python").encodable("é") == "\\xe9"
+    assert _layer_name("a1" * 30, Sheet(80, ASCII)).plain == "..." + ("a1" * 30)[-25:]
+
+
+@pytest.mark.parametrize(
+    ("value", "blocks", "ascii_"),
+    [
+        (4.0, "████", "####"),
+        (9.0, "████", "####"),
+        (2.0, "██", "##"),
+        (1.5, "█▌", "##"),
+        (0.1, "▏", "."),
+        (1e-9, "▏", "."),
+        (0.0, "", ""),
+        (-1.0, "░", "-"),
+        (-1e-9, "░", "-"),
+        (math.nan, "", ""),
+        (math.inf, "", ""),
+    ],
+)
+def test_bars(value, blocks, ascii_):
+    assert UNICODE.bar(value, largest=4.0, cells=4) == blocks
+    assert ASCII.bar(value, largest=4.0, cells=4) == ascii_
+
+
+def test_a_layer_name_of_a_megabyte_takes_no_time_and_no_room():
+    names = ("x" * 2**20, "a." * 2**19, "层" * 2**18)
+    text = render(diagnose(*(healthy(name, running_var=(-1, 1, 1, 1)) for name in names)), width=200)
+    assert all(f"\N{HORIZONTAL ELLIPSIS}{end}" in text for end in ("x" * 67, ".a" * 33, "层" * 33))
+    assert len(text.splitlines()) < 60
+
+
+def test_layers_without_a_gap_have_no_bars():
+    text = render(diagnose(*UNIT))
+    assert "gap, std" not in text
+    assert "█" not in text
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    state = state_dict("é.bn1")
+    state["é.bn1.running_var"][0] = -1
+    return save(state, tmp_path / "model.pt")
+
+
+def environment(**changes):
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
+    return {**kept, "TERM": "xterm-256color", **changes}
+
+
+def piped(checkpoint, **changes):
+    command = [sys.executable, "-m", "bnlab", "check", checkpoint.name]
+    done = subprocess.run(command, cwd=checkpoint.parent, env=environment(**changes), capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+    return done.stdout
+
+
+def on_terminal(checkpoint, *, columns, **changes):
+    pty, termios, fcntl = (pytest.importorskip(name) for name in ("pty", "termios", "fcntl"))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    command = [sys.executable, "-m", "bnlab", "check", checkpoint.name]
+    with subprocess.Popen(
+        command, cwd=checkpoint.parent, env=environment(**changes), stdin=theirs, stdout=theirs, stderr=theirs
+    ):
+        os.close(theirs)
+        shown = b""
+        while chunk := _read(ours):
+            shown += chunk
+    os.close(ours)
+    return shown.decode()
+
+
+def _read(terminal):
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:  # how Linux says that the other end is closed
+        return b""
+
+
+COLOR = "\x1b[1;31m"
+
+
+def test_a_pipe_gets_80_columns_and_no_colour(checkpoint):
+    out = piped(checkpoint, COLUMNS="80").decode()
+    assert "\x1b" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "é.bn1" in out
+
+
+def test_a_pipe_that_cannot_show_it_gets_ascii(checkpoint):
+    out = piped(checkpoint, COLUMNS="80", PYTHONIOENCODING="ascii")
+    assert out.isascii()
+    assert b"\\xe9.bn1" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_a_pipe_gets_colour_when_it_is_forced(checkpoint):
+    assert COLOR in piped(checkpoint, FORCE_COLOR="1").decode()
+
+
+def test_a_terminal_gets_colour_and_its_width(checkpoint):
+    out = on_terminal(checkpoint, columns=200)
+    assert COLOR in out
+    assert "running_var is -1 in 1 of 4 channels, must be >= 0" in out
+
+
+def test_no_color_is_honoured_on_a_terminal(checkpoint):
+    out = on_terminal(checkpoint, columns=80, NO_COLOR="1")
+    assert "BN102" in out
+    assert "[1;31m" not in out
+    assert "\x1b[3" not in out

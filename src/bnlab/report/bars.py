@@ -1,0 +1,66 @@
+"""Bars and marks, in the characters that an output can show: blocks where it has them, else ASCII."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["ASCII", "UNICODE", "Marks"]
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The characters of a report that are no plain text.
+
+    Attributes:
+        encoding: Of the output.
+        ellipsis: Where text was cut.
+        unknown: In place of a control character.
+        full: One cell of a bar.
+        parts: The last cell of a bar, from the smallest part up; one entry if a bar has whole cells only.
+        negative: One cell of a bar of a value below zero.
+    """
+
+    encoding: str
+    ellipsis: str
+    unknown: str
+    full: str
+    parts: str
+    negative: str
+
+    @staticmethod
+    def of(encoding: str) -> Marks:
+        """Return the marks for an output: blocks if all of them can be encoded."""
+        unicode = UNICODE
+        marks = unicode.ellipsis + unicode.unknown + unicode.full + unicode.parts + unicode.negative
+        try:
+            marks.encode(encoding)
+        except (LookupError, UnicodeEncodeError):
+            return Marks(encoding, ASCII.ellipsis, ASCII.unknown, ASCII.full, ASCII.parts, ASCII.negative)
+        return unicode
+
+    def encodable(self, text: str) -> str:
+        r"""Return text in which what the output cannot show is written as \xe9, \u5c42 or \U0001f600."""
+        try:
+            return text.encode(self.encoding, "backslashreplace").decode(self.encoding)
+        except LookupError:
+            return text.encode("ascii", "backslashreplace").decode("ascii")
+
+    def bar(self, value: float, *, largest: float, cells: int) -> str:
+        """Return a bar that is `cells` long for the largest value; what is not 0 is never empty.
+
+        A value that is not finite has no length, so no bar.
+        """
+        if not (math.isfinite(value) and math.isfinite(largest)) or value == 0 or largest <= 0:
+            return ""
+        length = min(abs(value) / largest, 1.0) * cells
+        if value < 0:
+            return self.negative * max(1, round(length))
+        steps = len(self.parts) + 1 if len(self.parts) > 1 else 1
+        whole, rest = divmod(round(length * steps), steps)
+        end = self.parts[rest - 1] if rest else ""
+        return self.full * whole + end or self.parts[0]
+
+
+UNICODE = Marks("utf-8", "\N{HORIZONTAL ELLIPSIS}", "\N{REPLACEMENT CHARACTER}", "█", "▏▎▍▌▋▊▉", "░")
+ASCII = Marks("ascii", "...", "?", "#", ".", "-")

@@ -1,0 +1,1 @@
+"""Pages to look at: one self-contained file each, which opens without a network."""

@@ -1,0 +1,159 @@
+"""Experiments as a page: every claim with its verdict, then each experiment with its figure and its numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bnlab.errors import MissingPackage
+from bnlab.records import ClaimRecord, Estimate, ExperimentRecord, Verdict
+from bnlab.report import experiment as text
+from bnlab.report import figure
+from bnlab.report.html import _experiment_figure as pictures
+from bnlab.report.html._environment import page
+from bnlab.report.html._intervals import WIDTH, Plot, plot
+from bnlab.report.html._text import counted
+
+__all__ = ["compact", "render"]
+
+_WORDS = {True: "holds", False: "fails", None: "turns with the seed"}
+_MOST_ESTIMATES = 9
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """A claim as the page shows it: under its own id, beside what it must be and where its estimates lie."""
+
+    record: ClaimRecord
+    id: str
+    expected: str
+    plot: Plot | None
+    counts: str
+
+    @classmethod
+    def of(cls, record: ClaimRecord, id_: str) -> _Claim:
+        return cls(record, id_, _expected(record), plot(record), _counts(record))
+
+    @property
+    def folded(self) -> bool:
+        """Whether the estimates are too many to be shown at once."""
+        return len(self.record.estimates) > _MOST_ESTIMATES
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    """An experiment as the page shows it: under its own id, with its figure where that could be drawn."""
+
+    record: ExperimentRecord
+    id: str
+    claims: tuple[_Claim, ...]
+    still: str | None
+    specification: dict[str, Any] | None
+    numbers: list[tuple[float | str, ...]]
+
+    @classmethod
+    def of(cls, record: ExperimentRecord, id_: str, *, interactive: bool) -> _Experiment:
+        still = pictures.still(record, id_) if figure.can_draw() else None
+        return cls(
+            record,
+            id_,
+            claims=tuple(_Claim.of(claim, f"{id_}-claim-{i}") for i, claim in enumerate(record.claims, start=1)),
+            still=still,
+            specification=pictures.specification(record) if interactive and still is not None else None,
+            numbers=pictures.numbers(record),
+        )
+
+    @property
+    def rows(self) -> int:
+        """How many rows the table behind the figure has."""
+        return max((len(column.labels or column.numbers or ()) for column in self.record.table), default=0)
+
+
+def render(records: Sequence[ExperimentRecord], *, interactive: bool = False) -> str:
+    """Return one self-contained page of all records.
+
+    Args:
+        records: In the order in which they are shown.
+        interactive: Whether figures show values where one points at them; adds about 1 MB to the page.
+
+    Raises:
+        MissingPackage: If jinja2 is not installed. Without altair or vl-convert numbers stand for the figures.
+    """
+    experiments = [
+        _Experiment.of(record, f"experiment-{i}", interactive=interactive) for i, record in enumerate(records, start=1)
+    ]
+    moving = any(experiment.specification is not None for experiment in experiments)
+    return page(
+        "experiments.html.j2",
+        experiments=experiments,
+        sentence=_sentence(records),
+        can_draw=figure.can_draw(),
+        bundle=pictures.bundle() if moving else None,
+        plot_width=WIDTH,
+        words=_WORDS,
+        interval=_interval,
+    )
+
+
+def compact(record: ExperimentRecord) -> str:
+    """Return a fragment for a notebook: title, claims with verdicts, figure; the report as text without jinja2."""
+    try:
+        return page(
+            "experiment-compact.html.j2",
+            record=record,
+            verdicts=_verdicts([record]),
+            still=pictures.still(record, _unlike_others(record)) if figure.can_draw() else None,
+        )
+    except MissingPackage:
+        told = text.render(record, encoding="utf-8")
+        return f"<pre>{html.escape(told)}</pre>"
+
+
+def _unlike_others(record: ExperimentRecord) -> str:
+    """Return an id that no other record has: a notebook shows many on one page."""
+    key = record.key.encode(errors="backslashreplace")
+    return f"bnlab-{hashlib.sha256(key).hexdigest()[:12]}"
+
+
+def _sentence(records: Sequence[ExperimentRecord]) -> str:
+    return f"{counted(len(records), 'experiment')}, {_verdicts(records)}"
+
+
+def _verdicts(records: Sequence[ExperimentRecord]) -> str:
+    """Say how many claims there are and what became of them."""
+    counts = Counter(claim.verdict for record in records for claim in record.claims)
+    words = {
+        Verdict.SUPPORTED: "supported",
+        Verdict.REFUTED: "refuted",
+        Verdict.DEPENDS: "depends" if counts[Verdict.DEPENDS] == 1 else "depend",
+    }
+    told = ", ".join(f"{counts[verdict]} {word}" for verdict, word in words.items() if counts[verdict])
+    claims = counted(counts.total(), "claim")
+    return f"{claims}: {told}" if told else claims
+
+
+def _expected(claim: ClaimRecord) -> str:
+    low, high = claim.low, claim.high
+    if math.isinf(high):
+        return f"must be >= {low:.4g} {claim.unit}"
+    return f"must be <= {high:.4g} {claim.unit}" if math.isinf(low) else f"must be {low:.6g} to {high:.6g} {claim.unit}"
+
+
+def _interval(estimate: Estimate) -> str:
+    """Return the interval: by its ends where four digits tell them apart, else as what is on either side."""
+    if estimate.low == estimate.high:
+        return ""
+    low, high = f"{estimate.low:.4g}", f"{estimate.high:.4g}"
+    return f"{low} to {high}" if low != high else f"\N{PLUS-MINUS SIGN} {(estimate.high - estimate.low) / 2:.2g}"
+
+
+def _counts(claim: ClaimRecord) -> str:
+    """Say of how many estimates the claim holds and of how many it does not."""
+    by_word = Counter(_WORDS[estimate.holds] for estimate in claim.estimates)
+    told = [f"{word} under {by_word[word]}" for word in _WORDS.values() if by_word[word]]
+    return f"{counted(len(claim.estimates), 'condition')}: {', '.join(told)}"

@@ -1,0 +1,135 @@
+import pytest
+from tests.unit.report.html_samples import HOSTILE, hostile, large
+
+import bnlab
+from bnlab.lab import datasets, metrics
+from bnlab.lab.stuck_statistics import Config, train
+from bnlab.report.html import diagnosis as page
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    path = tmp_path_factory.mktemp("demo") / "demo.html"
+    found = bnlab.check(
+        train(Config()).model,
+        data=datasets.load("digits:test"),
+        train_data=datasets.load("digits:train"),
+        metric=metrics.accuracy,
+        per_channel=True,
+    )
+    path.write_text(page.render(found), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def thousand(tmp_path_factory):
+    path = tmp_path_factory.mktemp("large") / "large.html"
+    path.write_text(page.render(large(1000, 100)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("real") / "resnet56.html"
+    found = bnlab.check(data / "nets/akamaster_cifar10/resnet56-4bfd9763.th", per_channel=True)
+    path.write_text(page.render(found), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(params=["demo", "real", "thousand"])
+def any_page(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_it_opens_quietly_and_at_once(browser, any_page):
+    assert any_page.stat().st_size < 2_000_000
+    browser.open(any_page)
+    assert browser.one("h1").text
+    assert browser.problems() == []
+    assert browser.requests() == []
+    assert browser.first_paint() < 2000
+
+
+def test_sorting_by_the_mouse_and_by_the_keyboard(browser, any_page):
+    browser.open(any_page)
+    button = browser.one("#layers-table thead th:nth-child(2) button")
+    column = "#layers-table tbody tr td:nth-of-type(1)"
+
+    def values():
+        read = "c => Number(c.dataset.value ?? c.textContent.replace(/,/g, ''))"
+        return browser.run(f"return [...document.querySelectorAll(arguments[0])].map({read})", column)
+
+    button.click()
+    assert values() == sorted(values())
+    button.send_keys("\ue007")
+    assert values() == sorted(values(), reverse=True)
+    assert button.find_element("xpath", "..").get_attribute("aria-sort") == "descending"
+    assert browser.problems() == []
+
+
+def test_filtering(browser, any_page):
+    browser.open(any_page)
+    name = browser.all("#layers-table tbody tr th")[-1].text
+    field = browser.one("input[data-filter-for='layers-table']")
+    count = "return [...document.querySelectorAll('#layers-table tbody tr')].filter(r => !r.hidden).length"
+    field.send_keys(name)
+    assert 1 <= browser.run(count) <= len(browser.all("#layers-table tbody tr"))
+    field.send_keys(" no-such-layer")
+    assert browser.run(count) == 0
+    assert browser.problems() == []
+
+
+def test_a_layer_opens_from_the_network_the_table_and_the_address(browser, any_page):
+    browser.open(any_page)
+    assert not browser.one("#layer").is_displayed()
+    column = browser.all("a.column")[-1]
+    browser.run("arguments[0].focus()", column)
+    column.send_keys("\ue007")
+    assert browser.one("#layer").is_displayed()
+    assert browser.all("#layer-body svg")
+    first = browser.one("#layer-heading").text
+    link = browser.one("#layers-table tbody th a, #layers-table tbody th button")
+    browser.run("arguments[0].scrollIntoView({block: 'center'})", link)
+    link.click()
+    assert browser.one("#layer-heading").text != first
+    browser.open(any_page, "#layer=1")
+    assert browser.one("#layer").is_displayed()
+    browser.one("#layer-close").click()
+    assert not browser.one("#layer").is_displayed()
+    assert browser.problems() == []
+
+
+def test_arrow_keys_walk_along_the_network(browser, any_page):
+    browser.open(any_page)
+    browser.run("arguments[0].focus()", browser.one("a.column"))
+    browser.driver.switch_to.active_element.send_keys("\ue014")
+    assert browser.run("return [...document.querySelectorAll('a.column')].indexOf(document.activeElement)") == 1
+    assert browser.one("#tooltip").is_displayed()
+
+
+def test_the_theme_switches_and_stays(browser, any_page):
+    browser.open(any_page)
+    colour = "return getComputedStyle(document.body).color"
+    before = browser.run(colour)
+    browser.one("#theme").click()
+    after = browser.run(colour)
+    assert after != before
+    browser.open(any_page)
+    assert browser.run(colour) == after
+    browser.one("#theme").click()
+    assert browser.run(colour) == before
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_stay_text(browser, tmp_path, name):
+    path = tmp_path / "hostile.html"
+    path.write_text(page.render(hostile(name)), encoding="utf-8")
+    browser.open(path, "#layer=0")
+    browser.run(
+        "for (const link of document.querySelectorAll('a.column')) link.dispatchEvent(new Event('pointerenter'))"
+    )
+    assert browser.all("img, [onload], [onerror], [onfocus]") == []
+    assert browser.problems() == []
+    assert browser.requests() == []
+    if name.isprintable():
+        assert name in browser.one("#layer-heading").text

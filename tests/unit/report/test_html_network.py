@@ -1,0 +1,166 @@
+"""The drawing of a network: every layer has its place, and what is drawn says what was measured."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from tests.unit.report.html_samples import finding, gap
+
+from bnlab.records import Cause, Level, Range
+from bnlab.report.html import _causes, _groups, _network
+from bnlab.report.html._columns import Shown
+from bnlab.report.html._markers import Marked
+from bnlab.report.html._scale import Linear, Log
+
+NAMES = ["bn1", "layer1.0.bn1", "layer1.0.bn2", "layer2.0.bn1", "head.bn"]
+
+
+def heights(column):
+    return sum(bar.height for bar in column.bars)
+
+
+def test_the_height_is_the_root_mean_squared_gap_on_one_axis():
+    drawn = _network.draw([Shown("a", (gap(0.16),)), Shown("b", (gap(0.04),))])
+    assert heights(drawn.columns[0]) == pytest.approx(2 * heights(drawn.columns[1]), rel=1e-3)
+    marked = {line.label: line.y for line in drawn.lines}
+    assert drawn.foot - marked["0.4"] == pytest.approx(heights(drawn.columns[0]), abs=0.1)
+
+
+def test_a_column_is_stacked_by_the_positive_causes_and_tells_of_the_negative():
+    drawn = _network.draw([Shown("a", (gap(0.3, shift=0.1, bessel=-0.05),))])
+    (column,) = drawn.columns
+    assert [bar.colour for bar in column.bars] == [_causes.colour("staleness"), _causes.colour("shift")]
+    assert column.bars[0].height == pytest.approx(3 * column.bars[1].height, rel=1e-2)
+    assert "bessel -14 %" in column.title
+
+
+def test_a_layer_without_a_gap_is_an_empty_column():
+    drawn = _network.draw([Shown("a", (gap(),)), Shown("b", (None,)), Shown("c", (gap(0.0),))])
+    assert [bool(column.bars) for column in drawn.columns] == [True, False, False]
+
+
+@pytest.mark.parametrize("total", [math.nan, math.inf])
+def test_a_gap_that_is_not_finite_has_no_size(total):
+    drawn = _network.draw([Shown("a", ({"staleness": total, "total": total},)), Shown("b", (gap(),))])
+    assert [bar.colour for bar in drawn.columns[0].bars] == [None]
+    assert drawn.columns[1].bars[0].colour is not None
+    assert str(total) in drawn.columns[0].title
+
+
+@pytest.mark.parametrize("size", [0.0, 5e-324, 1e-300, 1e300, 1.7e308])
+def test_no_gap_breaks_the_axis(size):
+    drawn = _network.draw([Shown("a", ({"staleness": size, "total": size},))])
+    assert all(0 <= bar.y <= drawn.foot for bar in drawn.columns[0].bars)
+    assert drawn.lines
+
+
+def test_without_data_the_range_of_the_variance_is_drawn_on_a_logarithmic_axis():
+    drawn = _network.draw([Shown("a", span=Range(0.01, 0.1, 1.0)), Shown("b"), Shown("c", span=Range(-1.0, 0.0, 0.5))])
+    assert not drawn.has_gaps
+    assert [line.label for line in drawn.lines] == ["0.01", "0.1", "1"]
+    low, none, negative = drawn.columns
+    assert low.median == pytest.approx((low.bars[0].y + drawn.foot) / 2, abs=0.2)
+    assert not none.bars
+    assert negative.bars[0].y + negative.bars[0].height == pytest.approx(drawn.foot)
+
+
+def test_without_anything_to_draw_there_is_no_drawing():
+    assert _network.draw([]) is None
+    assert _network.draw([Shown("a"), Shown("b")]) is None
+
+
+def test_the_worst_finding_marks_a_layer_and_all_are_told():
+    marked = Marked((finding(code="BN108", level=Level.INFO), finding(code="BN102", level=Level.ERROR)))
+    drawn = _network.draw([Shown("a", (gap(),), marked=marked), Shown("b", (gap(),))])
+    assert [column.level for column in drawn.columns] == [Level.ERROR, None]
+    assert "BN108 note, BN102 error" in drawn.columns[0].title
+
+
+def test_many_layers_are_merged_into_columns_that_show_the_worst():
+    layers = [Shown(f"bn{i}", (gap(1.0 if i == 503 else 0.01),)) for i in range(1000)]
+    layers[499] = Shown("bn499", (gap(0.01),), marked=Marked((finding(),)))
+    drawn = _network.draw(layers)
+    assert len(drawn.columns) <= 150
+    assert (drawn.columns[0].first, drawn.columns[-1].last) == (0, 999)
+    (tallest,) = [column for column in drawn.columns if column.index == 503]
+    assert heights(tallest) == max(map(heights, drawn.columns))
+    assert "layer 504 of 1,000, the worst of 498 to 504" in tallest.title
+    assert tallest.level is Level.WARNING
+    assert drawn.merged == 7
+
+
+def test_before_and_after_stand_side_by_side():
+    drawn = _network.draw([Shown("a", (gap(0.25), gap(0.01))), Shown("b", (gap(0.25), None))])
+    before, after = drawn.columns[0].bars
+    assert before.x + before.width <= after.x
+    assert before.height == pytest.approx(5 * after.height, rel=1e-2)
+    assert len(drawn.columns[1].bars) == 1
+    assert "gap after 0.1 std" in drawn.columns[0].title
+
+
+@pytest.mark.parametrize("count", [1, 3, 19, 150, 151, 999])
+def test_every_column_lies_inside_the_drawing(count):
+    drawn = _network.draw([Shown(f"layer{i % 4}.bn", (gap(),)) for i in range(count)])
+    assert drawn.columns[-1].x + drawn.columns[-1].width <= drawn.width
+    assert all(
+        column.x <= bar.x and bar.x + bar.width <= column.x + column.width + 0.1
+        for column in drawn.columns
+        for bar in column.bars
+    )
+    assert all(left.x < right.x for left, right in zip(drawn.columns, drawn.columns[1:], strict=False))
+
+
+def test_layers_are_labelled_by_the_first_part_that_tells_them_apart():
+    found = _groups.blocks(NAMES)
+    assert [(block.path, block.first, block.last) for block in found] == [
+        ("", 0, 0),
+        ("layer1", 1, 2),
+        ("layer2", 3, 3),
+        ("head", 4, 4),
+    ]
+    assert _groups.leaves(NAMES, found) == ["bn1", "0.bn1", "0.bn2", "0.bn1", "bn"]
+    inside = _groups.blocks([f"model.backbone.{name}" for name in NAMES])
+    assert [block.path for block in inside] == [
+        "",
+        *(f"model.backbone.{name}" for name in ("layer1", "layer2", "head")),
+    ]
+
+
+@pytest.mark.parametrize("names", [[], [""], ["bn"], ["bn", "bn"], ["", "a.", ".b", "a..b"]])
+def test_no_name_breaks_the_labels(names):
+    found = _groups.blocks(names)
+    assert sum(block.last - block.first + 1 for block in found) == len(names)
+
+
+def test_slices_of_the_bar_are_the_positive_shares():
+    found = _causes.slices([Cause("staleness", 0.9, ()), Cause("shift", 0.3, ()), Cause("bessel", -0.2, ())])
+    assert [(item.cause, item.start, item.width, item.percent) for item in found] == [
+        ("staleness", 0.0, 75.0, "90 %"),
+        ("shift", 75.0, 25.0, "30 %"),
+    ]
+    assert _causes.slices([Cause("bessel", -1.0, ()), Cause("shift", math.nan, ())]) == []
+
+
+def test_causes_of_one_record_have_colours_of_their_own():
+    together = [cause for cause in _causes.COLOURS if cause != "staleness or shift"]
+    assert len({_causes.colour(cause) for cause in together}) == len(together)
+
+
+def test_the_legend_names_only_what_can_be_seen():
+    assert _causes.drawn([gap(0.64), gap(0.0, bessel=1e-8)]) == ["staleness"]
+    assert _causes.drawn([gap(0.0, bessel=0.1, shift=0.2)]) == ["shift", "bessel"]
+
+
+@pytest.mark.parametrize("axis", [Linear.over([]), Linear.over([math.inf]), Log.over([]), Log.over([0.0, -1.0])])
+def test_an_axis_over_nothing_has_ticks(axis):
+    assert axis.ticks()
+    assert 0.0 <= axis.at(0.5) <= 1.0
+
+
+@pytest.mark.parametrize("values", [[1e-320, 1e308], [1.0], [1.0, 1.0], [3e-5, 2.0]])
+def test_ticks_of_a_logarithmic_axis_are_few_and_inside(values):
+    axis = Log.over(values)
+    assert 2 <= len(axis.ticks()) <= 8
+    assert all(0.0 <= tick.at <= 1.0 for tick in axis.ticks())
+    assert all(0.0 <= axis.at(value) <= 1.0 for value in values)

@@ -1,0 +1,147 @@
+from rich.cells import cell_len
+from rich.console import Console
+
+from bnlab.records import (
+    Change,
+    Changes,
+    ClaimRecord,
+    Column,
+    Estimate,
+    ExperimentRecord,
+    Figure,
+    GapChange,
+    LeftAlone,
+    Mark,
+    Measurement,
+    MetricChange,
+    Recheck,
+    Safety,
+    Summary,
+    Verdict,
+)
+from bnlab.records.experiment import Axis
+from bnlab.report import experiment
+from bnlab.report.receipt import render_changes, renderable
+
+HOSTILE = "\x1b[31mred\x07\n\u202e[bold]é[/bold]"
+
+
+def summary(warnings):
+    return Summary(layers=3, channels=80, errors=0, warnings=warnings, infos=0)
+
+
+def repaired(name="bn2", **changes):
+    gaps = (
+        GapChange("bn1", {"staleness": 0.61, "total": 0.6163}, {"total": 0.0002}),
+        GapChange("bn2", {"total": 0.36}, {"staleness": 0.0, "total": 0.0031}),
+        GapChange("bn3", None, {"total": 9.0}),
+    )
+    values = {
+        "bnlab": "0.1.0",
+        "action": "repair",
+        "safety": Safety.STATISTICS,
+        "changes": (
+            Change("bn1", "running statistics", "mean -0.04..0.03, var 0.87..0.88", "mean -0.32..0.27, var 0.01..0.08"),
+            Change(name, "momentum", "0.9", "0.1"),
+            Change("bn3", "momentum", "0.9", "0.1"),
+        ),
+        "left_alone": (LeftAlone("bn9", "never ran"),),
+        "metric": MetricChange(0.2806, 0.9889),
+        "recheck": Recheck(
+            before=summary(9), after=summary(0), resolved=(), remaining=(), appeared=("BN107 bn1",), gaps=gaps
+        ),
+        "measurements": (
+            Measurement("bn1", "moved by", 0.785, "std"),
+            Measurement("bn3", "moved by", 0.455, "std"),
+            Measurement(None, "largest error", 1e-6, "1"),
+        ),
+        "notes": ("from 11 batches, 1,348 samples",),
+    }
+    return Changes(**(values | changes))
+
+
+def test_one_kind_of_change_a_line():
+    assert render_changes(repaired()).splitlines() == [
+        "repair: 3 layers changed, buffers only",
+        "  running statistics: mean -0.04..0.03, var 0.87..0.88 -> mean -0.32..0.27, var 0.01..0.08 (bn1)",
+        "  momentum: 0.9 -> 0.1 (bn2, bn3)",
+        "  left alone: never ran (bn9)",
+        "  metric: 0.2806 -> 0.9889, kept",
+        "  checks: 0 errors and 9 warnings -> 0 and 0; new: BN107 bn1",
+        "  gap between the modes: up to 0.79 std (bn1) -> up to 0.056 std (bn2)",
+        "  moved by: at most 0.79 std (bn1)",
+        "  largest error: 1e-06 1",
+        "  from 11 batches, 1,348 samples",
+    ]
+
+
+def test_a_plan_and_a_repair_that_was_taken_back():
+    assert render_changes(repaired(planned=True)).startswith("repair: 3 layers to change, buffers only; nothing was")
+    taken_back = render_changes(repaired(kept=False))
+    assert "3 layers changed and taken back: the model is as it was" in taken_back
+    assert "metric: 0.2806 -> 0.9889, taken back" in taken_back
+
+
+def test_lines_wrap_where_a_width_is_given():
+    for width in (40, 80, 200):
+        lines = render_changes(repaired("层" * 90), width=width).splitlines()
+        assert max(map(cell_len, lines)) <= width
+    assert len(render_changes(repaired(), width=200).splitlines()) == 10
+
+
+def test_many_changes_are_counted():
+    changes = tuple(Change(f"bn{i}", f"what{i % 20}", "a", "b") for i in range(400))
+    text = render_changes(repaired(changes=changes))
+    assert "what0: a -> b (bn0, bn20, bn40, bn60, bn80, bn100, bn120, bn140 and 12 more)" in text
+    assert "... and 4 more, all of them in the JSON form" in text
+
+
+def test_a_receipt_cannot_reach_the_terminal_or_the_markup(capsys):
+    changes = repaired(HOSTILE, action=HOSTILE, notes=(HOSTILE,), measurements=(Measurement("a", HOSTILE, 1, HOSTILE),))
+    for text in (render_changes(changes), render_changes(changes, width=80)):
+        assert not set(text) & set("\x1b\x07\u202e")
+        assert "[bold]é[/bold]" in text
+    assert render_changes(changes, encoding="ascii").isascii()
+    assert "?[31mred???[bold]\\xe9[/bold]" in render_changes(changes, width=80, encoding="ascii")
+    Console(width=80, highlight=False).print(renderable(changes))
+    assert capsys.readouterr().out.startswith("\N{REPLACEMENT CHARACTER}[31mred")
+
+
+def found(text="the eval output is larger", seeds=(0, 1, 2)):
+    estimates = tuple(Estimate(f"batch {2**i}", 1.0, 0.5, 1.5, (1.0,), holds=i < 6) for i in range(12))
+    claim = ClaimRecord(
+        key="larger", text=text, source="here", number="ratio", unit="1", low=1.0, high=float("inf"),
+        tolerance="none", refuted_if="it is not", verdict=Verdict.DEPENDS, boundary="turns at batch 64",
+        estimates=estimates,
+    )  # fmt: skip
+    return ExperimentRecord(
+        bnlab="0.1.0", name="train-eval", title="What eval mode does", source="an article", profile="quick", config={},
+        key="k", seeds=seeds, claims=(claim,), table=(Column("x", (1.0,)),), versions={}, seconds=3.0, notes=(text,),
+        figure=Figure(title="t", mark=Mark.LINE, x=Axis("x", "x"), y=Axis("x", "x")),
+    )  # fmt: skip
+
+
+def test_an_experiment_ends_in_verdicts():
+    assert experiment.render(found(), width=80).splitlines() == [
+        "train-eval  What eval mode does",
+        "an article (quick, seeds 0 to 2, 3 s)",
+        "",
+        "DEPENDS  the eval output is larger",
+        "  turns at batch 64",
+        "  ratio: must be >= 1 1",
+        "    batch 1: 1 [0.5, 1.5] holds",
+        "    batch 32: 1 [0.5, 1.5] holds",
+        "    batch 64: 1 [0.5, 1.5] fails",
+        "    batch 2048: 1 [0.5, 1.5] fails",
+        "    ... and 8 more in the record",
+        "",
+        "the eval output is larger",
+    ]
+
+
+def test_an_experiment_cannot_reach_the_terminal_or_the_markup():
+    for encoding in ("utf-8", "ascii"):
+        text = experiment.render(found(HOSTILE, seeds=()), width=80, encoding=encoding)
+        assert not set(text) & set("\x1b\x07\u202e")
+        assert "no seeds" in text
+        text.encode(encoding)
