@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALLED := $(VENV)/.installed
 NATIVE := src/bnlab/kernels/native/libbnlab_native.so
 
-.PHONY: run test test-browser test-native lint bench docs clean
+.PHONY: run test test-browser test-native lint bench docs pictures clean
 
 run: $(NATIVE)  ## train a small network with a classic mishap and diagnose its checkpoint
 	$(BIN)/bnlab demo
@@ -34,6 +34,14 @@ bench: $(NATIVE)  ## every benchmark: checkpoints, accuracy, small tensors
 
 docs: $(INSTALLED)  ## rewrite the generated pages
 	$(BIN)/python tools/build_docs.py
+
+pictures: $(NATIVE)  ## draw docs/images again; the page needs chromium, check.svg a checkpoint of $$BNLAB_DATA
+	$(BIN)/python tools/screenshot_page.py docs/images/report.png
+	$(BIN)/python tools/screenshot_diagnosis.py docs/images/diagnosis.svg
+	test -z "$$BNLAB_DATA" || $(BIN)/python tools/screenshot.py "$$BNLAB_DATA/nets/burn_mnist/mnist.pt" docs/images/check.svg
+	$(BIN)/bnlab lab run huge-gap train-eval --figure svg
+	cp lab-records/huge-gap-quick.svg docs/images/huge-gap.svg
+	cp lab-records/train-eval-quick.svg docs/images/train-eval.svg
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -490,7 +490,7 @@ def test_the_record_follows_the_schema_and_reads_back():
     jsonschema.validate(data, json_schema("bnlab.receipt/1"))
     assert Changes.from_json(data) == receipt.changes
     assert repr(receipt) == "<Receipt: convert, layers changed: 10>"
-    assert receipt._repr_html_().startswith("<pre>convert: 10 layers changed, behaviour changed\n")
+    assert "convert: 10 layers changed, behaviour changed" in receipt._repr_html_()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -6,26 +6,40 @@
 
 namespace {
 
-struct Named {
+struct Candidate {
   const char* name;
   const bnlab_build* build;
+  bool (*runs)();
 };
 
-Named pick() {
-#if defined(__x86_64__)
-  const char* asked = getenv("BNLAB_ISA");
-  const bool any = asked == nullptr;
-  const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  const bool narrow = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (wide && (any || strcmp(asked, "avx512") == 0)) return {"avx512", &avx512::build};
-  if (narrow && (any || strcmp(asked, "baseline") != 0)) return {"avx2", &avx2::build};
+// The best first.
+const Candidate kCandidates[] = {
+#if defined(__x86_64__) && !defined(BNLAB_WITHOUT_AVX512)
+    {"avx512", &avx512::build,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+     }},
 #endif
-  return {"baseline", &baseline::build};
+#if defined(__x86_64__) && !defined(BNLAB_WITHOUT_AVX2)
+    {"avx2", &avx2::build,
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
+#endif
+    {"baseline", &baseline::build, [] { return true; }},
+};
+
+const Candidate& pick() {
+  const char* asked = getenv("BNLAB_ISA");
+  bool reached = asked == nullptr;
+  for (const Candidate& candidate : kCandidates) {
+    reached = reached || strcmp(asked, candidate.name) == 0;
+    if (reached && candidate.runs()) return candidate;
+  }
+  return kCandidates[sizeof(kCandidates) / sizeof(kCandidates[0]) - 1];
 }
 
-const Named& chosen() {
-  static const Named found = pick();
+const Candidate& chosen() {
+  static const Candidate& found = pick();
   return found;
 }
 

@@ -1,0 +1,73 @@
+"""Builds the C entry points with the address sanitizer and runs them on odd shapes: python tests/native/run.py.
+
+Of the builds for this processor the best and the plainest run; the last line is what came of it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from bnlab.kernels.native.build import BUILDS, SOURCES, compiler
+
+FLAGS = ["-std=c++17", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-psabi"]
+
+
+def main() -> int:
+    """Build and run; 0 if everything was right, or if there is no compiler to build with."""
+    cxx = compiler()
+    if cxx is None:
+        print("native: 0 passed, 0 failed, 1 skipped")
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        program = build(cxx, Path(folder))
+        return max(run(program, name) for name in builds())
+
+
+def builds() -> list[str]:
+    """Return the builds that this processor runs: the best one and the baseline."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return ["baseline"]
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    best = "avx512" if "avx512bw" in flags else "avx2" if "avx2" in flags else "baseline"
+    return list(dict.fromkeys((best, "baseline")))
+
+
+def build(cxx: str, folder: Path) -> Path:
+    """Compile the kernels and the program that tries them."""
+    program = folder / "odd_shapes"
+    wanted = builds()
+    jobs = [(f"{name}.o", SOURCES / "kernels.cpp", [f"-DBNLAB_ISA={name}", *machine_flags(name)]) for name in wanted]
+    missing = "".join(f"-DBNLAB_WITHOUT_{name.upper()} " for name in BUILDS if name not in wanted).split()
+    jobs.append(("dispatch.o", SOURCES / "dispatch.cpp", missing))
+    jobs.append(("odd_shapes.o", Path(__file__).with_name("odd_shapes.cpp"), [f"-I{SOURCES}"]))
+
+    def compiled(job: tuple[str, Path, list[str]]) -> str:
+        output, source, flags = job
+        subprocess.run([cxx, *FLAGS, *flags, "-c", str(source), "-o", str(folder / output)], check=True)
+        return str(folder / output)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, jobs))
+    subprocess.run([cxx, *FLAGS, *objects, "-o", str(program)], check=True)
+    return program
+
+
+def machine_flags(name: str) -> list[str]:
+    """Return the flags for a set of instructions, without those for the optimizer."""
+    return [flag for flag in BUILDS[name] if not flag.startswith("-O")]
+
+
+def run(program: Path, name: str) -> int:
+    """Run the program with one build; it prints how many cases passed."""
+    environment = {**os.environ, "BNLAB_ISA": name}
+    return subprocess.run([str(program)], env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
