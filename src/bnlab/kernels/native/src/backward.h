@@ -150,14 +150,14 @@ void row_gradient(const BackwardCall<T>& call) {
     run_parallel(call.p.parallel_for, shape.parts, 1, [&](int64_t i) {
       const Rows rows = rows_of(shape, shape.parts - 1 - i);
       const Slope slope(call.p);
-      const auto apply = [&](auto together, int64_t r, int64_t n) {
-        transform_gradient<together.value, T, Active, Bits>(
-            call.dy + r * width, call.x + r * width, Bits ? call.bits + r * bits_stride : nullptr,
-            call.dx + r * width, width, bits_stride, n, kAheadBytes / int64_t(sizeof(T)), forward.view(),
-            gradient.view(), slope, call.streaming);
+      const auto apply = [&](int64_t r, int64_t n) {
+        transform_gradient<1, T, Active, Bits>(call.dy + r * width, call.x + r * width,
+                                               Bits ? call.bits + r * bits_stride : nullptr, call.dx + r * width, 0, 0,
+                                               n, kAheadBytes / int64_t(sizeof(T)), forward.view(), gradient.view(),
+                                               slope, call.streaming);
       };
-      each_rows(rows.begin, rows.end, [&](auto together, int64_t r) { apply(together, r, width); });
-      if (rows.rest > 0) apply(std::integral_constant<int, 1>{}, rows.end, rows.rest);
+      for (int64_t r = rows.begin; r < rows.end; ++r) apply(r, width);
+      if (rows.rest > 0) apply(rows.end, rows.rest);
     });
   }
   for (int64_t c = 0; c < shape.channels; ++c) call.mend(c);

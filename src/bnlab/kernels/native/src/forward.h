@@ -109,15 +109,15 @@ void apply_rows(const ForwardCall<T>& call) {
   run_parallel(call.p.parallel_for, shape.parts, 1, [&](int64_t i) {
     const Rows rows = rows_of(shape, shape.parts - 1 - i);  // what was read last is still in the cache
     const Slope slope(call.p);
-    const auto apply = [&](auto together, int64_t r, int64_t n) {
+    const auto apply = [&](int64_t r, int64_t n) {
       const int64_t start = r * width;
-      transform<together.value, T, Active, Residual, Bits>(
-          call.x + start, Residual ? call.residual + start : nullptr, call.y + start,
-          Bits ? call.bits + r * shape.segment_bits() : nullptr, width, shape.segment_bits(), n,
-          kAheadBytes / int64_t(sizeof(T)), columns.view(), slope, call.streaming);
+      transform<1, T, Active, Residual, Bits>(call.x + start, Residual ? call.residual + start : nullptr,
+                                              call.y + start, Bits ? call.bits + r * shape.segment_bits() : nullptr,
+                                              0, 0, n, kAheadBytes / int64_t(sizeof(T)), columns.view(), slope,
+                                              call.streaming);
     };
-    each_rows(rows.begin, rows.end, [&](auto together, int64_t r) { apply(together, r, width); });
-    if (rows.rest > 0) apply(std::integral_constant<int, 1>{}, rows.end, rows.rest);
+    for (int64_t r = rows.begin; r < rows.end; ++r) apply(r, width);
+    if (rows.rest > 0) apply(rows.end, rows.rest);
   });
   for (int64_t c = 0; c < shape.channels; ++c) call.mend(c);
 }

@@ -54,26 +54,32 @@ struct Slope {
   }
 };
 
-// Writes `Rows` rows that lie `stride` apart: value(j, row) is a vector of them, tail(j, row, n) one of n lanes.
-template <int Rows, class T, class Value, class Tail>
-BNLAB_INLINE void write_rows(T* out, int64_t stride, int64_t n, bool streaming, const Value& value, const Tail& tail) {
+// Writes `Rows` rows that lie `stride` apart: value(j, row) is a vector of them, tail(j, row, n) one of n lanes, and
+// ahead(j, row) fetches the line that is needed after the one at j.
+template <int Rows, class T, class Value, class Tail, class Ahead>
+BNLAB_INLINE void write_rows(T* out, int64_t stride, int64_t n, bool streaming, const Value& value, const Tail& tail,
+                             const Ahead& ahead) {
   constexpr int64_t width = kLine<T> * kLanes;
+  // Lines begin where `out` is aligned: whole vectors lead there, or all is written through the cache.
+  const int64_t lead = int64_t((64 - (reinterpret_cast<uintptr_t>(out) & 63)) & 63) / int64_t(sizeof(T));
+  const bool aligned = lead % kLanes == 0 && lead <= n && (Rows == 1 || stride * int64_t(sizeof(T)) % 64 == 0);
   int64_t j = 0;
-  if (streaming) {
-    // Lines begin where `out` is aligned: whole vectors lead there, or all is written through the cache.
-    const int64_t lead = int64_t((64 - (reinterpret_cast<uintptr_t>(out) & 63)) & 63) / int64_t(sizeof(T));
-    const bool together = Rows == 1 || stride * int64_t(sizeof(T)) % 64 == 0;
-    if (together && lead % kLanes == 0 && lead <= n) {
-      for (; j < lead; j += kLanes)
-        for (int r = 0; r < Rows; ++r) store(out + r * stride + j, value(j, r));
-      for (; j + width <= n; j += width) {
-        Vec line[Rows][kLine<T>];
-        for (int i = 0; i < kLine<T>; ++i)
-          for (int r = 0; r < Rows; ++r) line[r][i] = value(j + i * kLanes, r);
-        for (int r = 0; r < Rows; ++r) stream(out + r * stride + j, line[r]);
+  if (streaming && aligned) {
+    for (; j < lead; j += kLanes)
+      for (int r = 0; r < Rows; ++r) store(out + r * stride + j, value(j, r));
+    for (; j + width <= n; j += width)
+      for (int r = 0; r < Rows; ++r) {
+        ahead(j, r);
+        Vec line[kLine<T>];
+        for (int i = 0; i < kLine<T>; ++i) line[i] = value(j + i * kLanes, r);
+        stream(out + r * stride + j, line);
       }
-    }
   }
+  for (; j + width <= n; j += width)
+    for (int r = 0; r < Rows; ++r) {
+      ahead(j, r);
+      for (int i = 0; i < kLine<T>; ++i) store(out + r * stride + j + i * kLanes, value(j + i * kLanes, r));
+    }
   for (; j + kLanes <= n; j += kLanes)
     for (int r = 0; r < Rows; ++r) store(out + r * stride + j, value(j, r));
   if (j < n)
@@ -94,13 +100,15 @@ BNLAB_INLINE void transform(const T* x, const T* residual, T* y, uint8_t* bits, 
       y, stride, n, streaming,
       [=](int64_t j, int r) {
         const int64_t at = r * stride + j;
-        prefetch(x + at + ahead);
-        if (Residual) prefetch(residual + at + ahead);
         return value(j, r, load(x + at), Residual ? load(residual + at) : zero());
       },
       [=](int64_t j, int r, int64_t rest) {
         const int64_t at = r * stride + j;
         return value(j, r, load(x + at, rest), Residual ? load(residual + at, rest) : zero());
+      },
+      [=](int64_t j, int r) {
+        prefetch(x + r * stride + j + ahead);
+        if (Residual) prefetch(residual + r * stride + j + ahead);
       });
 }
 
@@ -122,13 +130,15 @@ BNLAB_INLINE void transform_gradient(const T* dy, const T* x, const uint8_t* bit
       dx, stride, n, streaming,
       [=](int64_t j, int r) {
         const int64_t at = r * stride + j;
-        prefetch(x + at + ahead);
-        prefetch(dy + at + ahead);
         return value(j, r, load(dy + at), load(x + at));
       },
       [=](int64_t j, int r, int64_t rest) {
         const int64_t at = r * stride + j;
         return value(j, r, load(dy + at, rest), load(x + at, rest));
+      },
+      [=](int64_t j, int r) {
+        prefetch(x + r * stride + j + ahead);
+        prefetch(dy + r * stride + j + ahead);
       });
 }
 
@@ -282,7 +292,7 @@ class ColumnSums {
   double second(int64_t j) const { return sums_[padded_ + j]; }
 
  private:
-  static constexpr int64_t kTogether = 4;
+  static constexpr int64_t kTogether = 2;
 
   template <int Rows, class Terms>
   BNLAB_INLINE void add_together(const Terms terms, int64_t row) {

@@ -15,7 +15,7 @@ constexpr int64_t kStreamBytes = int64_t(24) << 20;
 // Bytes of input below which another thread costs more than it brings.
 constexpr int64_t kGrainBytes = int64_t(64) << 10;
 // Planes up to this many elements are taken several channels at a time.
-constexpr int64_t kSmallPlane = 96;
+constexpr int64_t kSmallPlane = 256;
 // Elements of a row of several small planes, or of several positions with the channels last, at least.
 constexpr int64_t kRow = 256;
 // A channel is cut into parts where there are fewer channels than this.
