@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALLED := $(VENV)/.installed
 NATIVE := src/bnlab/kernels/native/libbnlab_native.so
 
-.PHONY: run test test-browser test-native lint bench docs pictures clean
+.PHONY: run test test-browser test-native lint bench docs pictures wheel clean
 
 run: $(NATIVE)  ## train a small network with a classic mishap and diagnose its checkpoint
 	$(BIN)/bnlab demo
@@ -31,6 +31,11 @@ bench: $(NATIVE)  ## every benchmark: checkpoints, accuracy, small tensors
 	$(BIN)/bnlab bench check
 	$(BIN)/bnlab bench accuracy
 	OMP_PROC_BIND=true $(BIN)/bnlab bench small
+	$(BIN)/bnlab bench ops
+	$(BIN)/bnlab bench training
+
+wheel: $(NATIVE)  ## one wheel for every Python, with the compiled kernels
+	$(PIP) wheel --no-deps --wheel-dir dist .
 
 docs: $(INSTALLED)  ## rewrite the generated pages
 	$(BIN)/python tools/build_docs.py

@@ -69,14 +69,17 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--output", help="also write the tables here, as docs/kernels_measured.txt has them")
     parser.add_argument("--part", action="append", choices=list(PARTS), help="all of them if not given")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    console = Console(width=130)
+    console = Console(width=110, record=options.output is not None)
     console.print(f"backend: {choose(Request('cpu', 'float32', masked=False, count=9))}, {options.threads} threads")
     headlines = [line for name in options.part or PARTS for line in PARTS[name](console, options)]
-    console.print("time of the other side / ours: " + "; ".join(headlines), soft_wrap=True)
+    console.print("time of the other side / ours:", *headlines, sep="\n  ")
+    if options.output is not None:
+        console.save_text(options.output, clear=False)
 
 
 def resnet(console: Console, options: argparse.Namespace) -> list[str]:
@@ -218,7 +221,7 @@ def _torch_step(
 
 
 def _table(title: str, *keys: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
     for name in keys:
         table.add_column(name)
     for name in ("bnlab, ms", "torch, ms", "torch / bnlab", "copy, ms", "share of the floor"):

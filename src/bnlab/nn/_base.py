@@ -16,7 +16,7 @@ from bnlab.errors import BnlabWarning, DtypeError, UsageError
 from bnlab.functional.batch_norm import Activation, activation_function
 from bnlab.functional.moments import sum_of_weights, without_padding_garbage
 from bnlab.functional.running import moving_average
-from bnlab.kernels import batch_norm_eval, batch_norm_train
+from bnlab.kernels import Choice, Request, batch_norm_eval, batch_norm_train, choose
 from bnlab.kernels.fused import SATURATED, Running, fused_eval, fused_train, fuses
 from bnlab.nn._path import layer_path
 
@@ -202,9 +202,15 @@ class BatchNormBase(TorchBatchNorm):
         return y
 
     def extra_repr(self) -> str:
-        """Return the arguments, those of bnlab only where they are not what `shown` says."""
+        """Return the arguments, those of bnlab only where they are not what `shown` says, and what runs the layer."""
         changed = [f"{key}={getattr(self, key)!r}" for key, usual in self.shown.items() if getattr(self, key) != usual]
-        return ", ".join([str(super().extra_repr()), *changed])  # type: ignore[no-untyped-call]
+        return ", ".join([str(super().extra_repr()), *changed, f"backend={self._backend()}"])  # type: ignore[no-untyped-call]
+
+    def _backend(self) -> Choice:
+        """Return what runs the layer on a batch in the dtype of its parameters."""
+        weight = self._parameters["weight"]
+        dtype = torch.get_default_dtype() if weight is None else weight.dtype
+        return choose(Request(self._home().type, str(dtype).removeprefix("torch."), masked=False, count=2))
 
     def reset_running_stats(self) -> None:
         """Set the running statistics and counters back to their initial values."""

@@ -103,7 +103,7 @@ def test_the_limits_are_no_part_of_the_state_dict_but_of_a_copy():
     assert "renorm_limits" not in layer.state_dict()
     other = copy.deepcopy(layer)
     assert (other.r_max, other.d_max) == (2.5, 1.25)
-    assert repr(layer).endswith("r_max=2.5, d_max=1.25)")
+    assert "r_max=2.5, d_max=1.25" in repr(layer)
     assert layer.momentum == 0.01
     assert BatchRenorm2d(3, momentum=None).momentum is None
 

@@ -43,14 +43,15 @@ struct Shape {
     path = Path::kPlanes;
     const int64_t bytes = count() * channels * itemsize;
     if (bytes == 0) return;
+    const int64_t line = 32;  // elements: a whole number of cache lines in every dtype
     if (p.channels_last || positions == 1) {
       path = Path::kRows;
-      const int64_t unit = 32 / divisor(channels, 32);
+      const int64_t unit = line / divisor(channels, line);
       if (!weighted && channels < kRow) merged = unit * ceil_div(kRow, unit * channels);
       parts = std::min(kMostParts, std::max<int64_t>(1, bytes / kPartBytes));
       return;
     }
-    const int64_t group = 32 / divisor(positions, 32) * ceil_div(kRow, 32 / divisor(positions, 32) * positions);
+    const int64_t unit = line / divisor(positions, line), group = unit * ceil_div(kRow, unit * positions);
     if (!weighted && positions <= kSmallPlane && channels >= 2 * group) {
       path = Path::kGroups;
       merged = group;

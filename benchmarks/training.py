@@ -1,0 +1,124 @@
+"""A training step of a ResNet-50-like network: as it is, and with bnlab's layers that absorb ReLU and residual.
+
+Sides take turns, each step timed behind an untimed one of the same side; medians. Peak memory is that of a process of
+its own for each side, above what it had before its first step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import runpy
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import bnlab
+
+ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "OMP_PROC_BIND": "true",
+}
+SIDES = ("torch", "bnlab", "bnlab, fused")
+_NETWORK = runpy.run_path(str(Path(__file__).with_name("recalibrate.py")))
+
+
+def main() -> None:
+    """Measure and print; the last line is the headline figure."""
+    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
+        os.execve(sys.executable, [sys.executable, __file__, *sys.argv[1:]], {**os.environ, **ENVIRONMENT})
+    parser = argparse.ArgumentParser(prog="bnlab bench training", description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--peak-of", choices=SIDES, help="print the peak memory of one side only")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    x = torch.randn(options.batch, 3, options.size, options.size)
+    if options.peak_of is not None:
+        print(json.dumps(peak_of(options.peak_of, x)))
+        return
+    times = compare({side: step_of(side, x) for side in SIDES}, options.repetitions)
+    peaks = {side: peak_in_own_process(side) for side in SIDES}
+    table = Table(title=f"training step, {tuple(x.shape)}, float32, contiguous, {options.threads} threads", box=None)
+    for name in ("side", "time, s", "time / torch", "peak, MB", "peak / torch"):
+        table.add_column(name, justify="left" if name == "side" else "right")
+    for side in SIDES:
+        time_, peak = times[side], peaks[side]
+        ratios = time_ / times["torch"], peak / peaks["torch"]
+        table.add_row(side, f"{time_:.3f}", f"{ratios[0]:.3f}", f"{peak / 1e6:.0f}", f"{ratios[1]:.3f}")
+    console = Console(width=100)
+    console.print(table)
+    fused = SIDES[-1]
+    console.print(
+        f"fused layers: {times[fused] / times['torch']:.3f} of the time of torch, "
+        f"{peaks[fused] / peaks['torch']:.3f} of its memory"
+    )
+
+
+def network_of(side: str, x: Tensor) -> nn.Module:
+    """Return the network of a side, in train mode."""
+    torch.manual_seed(0)
+    model: nn.Module = _NETWORK["resnet50"](_NETWORK["classifier"]()).train()
+    if side != "torch":
+        bnlab.convert(model, bnlab.nn.BatchNorm2d, fuse=side != "bnlab", example=x[:2] if side != "bnlab" else None)
+    return model
+
+
+def step_of(side: str, x: Tensor) -> Callable[[], Any]:
+    """Return a training step: forward, loss, backward, SGD."""
+    model = network_of(side, x)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    labels = torch.arange(len(x)) % 10
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def compare(steps: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, float]:
+    """Return the median seconds of a step of each side."""
+    times: dict[str, list[float]] = {side: [] for side in steps}
+    for _ in range(repetitions):
+        for side, step in steps.items():
+            step()
+            start = time.perf_counter()
+            step()
+            times[side].append(time.perf_counter() - start)
+    return {side: statistics.median(found) for side, found in times.items()}
+
+
+def peak_of(side: str, x: Tensor) -> int:
+    """Return by how many bytes the resident set of this process grows over three steps."""
+    step = step_of(side, x)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3):
+        step()
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def peak_in_own_process(side: str) -> int:
+    """Return what `peak_of` finds in a fresh process."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", side]
+    return int(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+
+
+if __name__ == "__main__":
+    main()
