@@ -74,7 +74,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    console = Console(width=110, record=options.output is not None)
+    console = Console(width=120, record=options.output is not None)
     console.print(f"backend: {choose(Request('cpu', 'float32', masked=False, count=9))}, {options.threads} threads")
     headlines = [line for name in options.part or PARTS for line in PARTS[name](console, options)]
     console.print("time of the other side / ours:", *headlines, sep="\n  ")
@@ -224,7 +224,7 @@ def _table(title: str, *keys: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
     for name in keys:
         table.add_column(name)
-    for name in ("bnlab, ms", "torch, ms", "torch / bnlab", "copy, ms", "share of the floor"):
+    for name in ("bnlab, ms", "torch, ms", "torch / bnlab", "copy, ms", "floor / bnlab"):
         table.add_column(name, justify="right")
     return table
 

@@ -27,6 +27,7 @@ SATURATED = 2
 """The running variance has come to the end of the range of its dtype."""
 
 _AVAILABLE = native.unavailable() is None
+_TRAIN, _EVAL, _BACKWARD = native.operators()
 _TENSORS = (Tensor, nn.Parameter)
 _DTYPES = frozenset(native.DTYPES)
 
@@ -126,7 +127,7 @@ def fused_eval(
     if torch.is_grad_enabled():
         found: Tensor = _APPLY_EVAL(*arguments)
         return found
-    y, _, _ = torch.ops.bnlab_native.apply.default(*arguments, False)
+    y, _, _ = _EVAL(*arguments, False)
     return y  # type: ignore[no-any-return]
 
 
@@ -144,7 +145,7 @@ def _train(
     *,
     want_bits: bool,
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    found: tuple[Tensor, Tensor, Tensor, int] = torch.ops.bnlab_native.train.default(
+    found: tuple[Tensor, Tensor, Tensor, int] = _TRAIN(
         x, residual, weight, bias, *running, momentum, eps, number, slope, skip_nonfinite, want_bits
     )
     return found
@@ -170,7 +171,7 @@ class _Eval(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:  # noqa: ANN401
         x, residual, _, _, weight, bias, eps, number, slope = arguments
-        y, moments, bits = torch.ops.bnlab_native.apply.default(*arguments, True)
+        y, moments, bits = _EVAL(*arguments, True)
         ctx.save_for_backward(x, weight, bias, moments, bits)
         ctx.how = (False, eps, number, slope, residual is not None)
         return y  # type: ignore[no-any-return]
@@ -187,7 +188,7 @@ class _Scale(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:  # noqa: ANN401
-        y, moments, _ = torch.ops.bnlab_native.apply.default(*arguments, False)
+        y, moments, _ = _EVAL(*arguments, False)
         ctx.save_for_backward(moments[1].clone(), arguments[4])
         ctx.eps = arguments[6]
         return y  # type: ignore[no-any-return]
@@ -207,7 +208,7 @@ def _gradients(ctx: Any, dy: Tensor, want_dx: bool, want_dresidual: bool) -> tup
     x, weight, bias, moments, bits = ctx.saved_tensors
     by_batch, eps, number, slope, added = ctx.how
     active = number != 0
-    dx, dresidual, dweight, dbias = torch.ops.bnlab_native.backward.default(
+    dx, dresidual, dweight, dbias = _BACKWARD(
         native.same_layout(dy, x),
         x,
         None,
@@ -259,7 +260,7 @@ def _passed(
     if ctx.how[4]:
         ones = torch.ones_like(x)
         arguments = (ones, x, None, moments, weight, bias, bits, *ctx.how[:4], False, True)
-        found: Tensor = torch.ops.bnlab_native.backward.default(*arguments)[1]
+        found: Tensor = _BACKWARD(*arguments)[1]
         return found
     y = normalize(widened(x), moments[0], moments[1], weight, bias, ctx.how[1])
     return torch.where(y <= 0, ctx.how[3], 1.0).to(x.dtype)

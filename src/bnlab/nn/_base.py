@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, Literal, TypedDict
 
 import torch
@@ -94,14 +95,8 @@ class BatchNormBase(TorchBatchNorm):
     """
 
     ranks: ClassVar[tuple[int, ...]]
-    _is_plain: ClassVar[bool] = True
     shown: ClassVar[dict[str, object]] = {"activation": None, "nonfinite": "skip", "statistics_dtype": torch.float32}
     skipped_batches: Tensor
-
-    def __init_subclass__(cls, **options: object) -> None:
-        """Note whether a subclass normalises and updates as this class does, so that one kernel can do both."""
-        super().__init_subclass__(**options)
-        cls._is_plain = all(getattr(cls, name) is getattr(BatchNormBase, name) for name in _OVERRIDABLE)
 
     def __init__(
         self,
@@ -186,7 +181,7 @@ class BatchNormBase(TorchBatchNorm):
         if not withheld and not self._normalizes_by_batch():
             return fused_eval(x, residual, mean, var, weight, bias, self.eps, self.activation)  # type: ignore[arg-type]
         moves, momentum = self.training and self.track_running_stats, self.momentum
-        if not self._is_plain or not self.eps > 0 or (withheld and moves):
+        if not _is_plain(type(self)) or not self.eps > 0 or (withheld and moves):  # type: ignore[arg-type]
             return None
         running = _NOTHING_MOVES
         if moves:
@@ -370,6 +365,12 @@ class BatchNormBase(TorchBatchNorm):
         """Return the device of the layer."""
         own = (*self.parameters(recurse=False), *(self._buffers[key] for key in _STATISTICS))
         return next((tensor.device for tensor in own if tensor is not None), self.skipped_batches.device)
+
+
+@cache
+def _is_plain(kind: type[BatchNormBase]) -> bool:
+    """Whether a class normalises and updates as the base does, so that one kernel can do both."""
+    return all(getattr(kind, name) is getattr(BatchNormBase, name) for name in _OVERRIDABLE)
 
 
 def _fits(residual: Tensor, x: Tensor) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ __all__ = [
     "dense",
     "forward",
     "is_channels_last",
+    "operators",
     "refuse",
     "same_layout",
     "statistics",
@@ -38,6 +40,18 @@ def refuse(request: Request) -> str | None:
     if request.dtype not in _NAMES:
         return f"it knows no {request.dtype}"
     return unavailable()
+
+
+def operators() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """Return the operators `train`, `apply` and `backward`, looked up once; without the library none may be called."""
+    if unavailable() is not None:
+        return _missing, _missing, _missing
+    found = torch.ops.bnlab_native
+    return found.train.default, found.apply.default, found.backward.default
+
+
+def _missing(*_: object) -> NoReturn:
+    raise AssertionError(f"the native kernels are not there: {unavailable()}")
 
 
 def dense(x: Tensor) -> Tensor:
