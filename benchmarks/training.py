@@ -106,7 +106,7 @@ def compare(steps: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, 
 
 
 def peak_of(side: str, x: Tensor) -> int:
-    """Return the largest resident set of this process over three steps, in bytes: torch itself, the network, the rest."""
+    """Return the largest resident set of this process over three steps, in bytes, torch itself included."""
     step = step_of(side, x)
     for _ in range(3):
         step()
