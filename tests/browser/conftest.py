@@ -39,6 +39,10 @@ class Browser:
         """Run JavaScript and return what it returns."""
         return self.driver.execute_script(script, *arguments)
 
+    def wait(self, condition) -> None:
+        """Wait until a condition holds: what a click or a key leads to comes a moment later."""
+        WebDriverWait(self.driver, 10).until(lambda _: condition())
+
     def problems(self) -> list[str]:
         """Return what the console says."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]

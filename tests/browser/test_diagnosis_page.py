@@ -60,9 +60,9 @@ def test_sorting_by_the_mouse_and_by_the_keyboard(browser, any_page):
         return browser.run(f"return [...document.querySelectorAll(arguments[0])].map({read})", column)
 
     button.click()
-    assert values() == sorted(values())
+    browser.wait(lambda: values() == sorted(values()))
     button.send_keys("\ue007")
-    assert values() == sorted(values(), reverse=True)
+    browser.wait(lambda: values() == sorted(values(), reverse=True))
     assert button.find_element("xpath", "..").get_attribute("aria-sort") == "descending"
     assert browser.problems() == []
 
@@ -85,17 +85,16 @@ def test_a_layer_opens_from_the_network_the_table_and_the_address(browser, any_p
     column = browser.all("a.column")[-1]
     browser.run("arguments[0].focus()", column)
     column.send_keys("\ue007")
-    assert browser.one("#layer").is_displayed()
-    assert browser.all("#layer-body svg")
+    browser.wait(lambda: browser.one("#layer").is_displayed() and browser.all("#layer-body svg"))
     first = browser.one("#layer-heading").text
     link = browser.one("#layers-table tbody th a, #layers-table tbody th button")
     browser.run("arguments[0].scrollIntoView({block: 'center'})", link)
     link.click()
-    assert browser.one("#layer-heading").text != first
+    browser.wait(lambda: browser.one("#layer-heading").text != first)
     browser.open(any_page, "#layer=1")
-    assert browser.one("#layer").is_displayed()
+    browser.wait(lambda: browser.one("#layer").is_displayed())
     browser.one("#layer-close").click()
-    assert not browser.one("#layer").is_displayed()
+    browser.wait(lambda: not browser.one("#layer").is_displayed())
     assert browser.problems() == []
 
 
@@ -103,8 +102,8 @@ def test_arrow_keys_walk_along_the_network(browser, any_page):
     browser.open(any_page)
     browser.run("arguments[0].focus()", browser.one("a.column"))
     browser.driver.switch_to.active_element.send_keys("\ue014")
-    assert browser.run("return [...document.querySelectorAll('a.column')].indexOf(document.activeElement)") == 1
-    assert browser.one("#tooltip").is_displayed()
+    place = "return [...document.querySelectorAll('a.column')].indexOf(document.activeElement)"
+    browser.wait(lambda: browser.run(place) == 1 and browser.one("#tooltip").is_displayed())
 
 
 def test_the_theme_switches_and_stays(browser, any_page):
@@ -132,4 +131,4 @@ def test_hostile_names_stay_text(browser, tmp_path, name):
     assert browser.problems() == []
     assert browser.requests() == []
     if name.isprintable():
-        assert name in browser.one("#layer-heading").text
+        browser.wait(lambda: name in browser.one("#layer-heading").text)
