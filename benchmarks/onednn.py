@@ -88,9 +88,9 @@ def compare(peer: ctypes.CDLL, shape: tuple[int, ...], repetitions: int) -> tupl
     times: list[list[float]] = [[], []]
     for _ in range(repetitions):
         for side, step in zip(times, sides, strict=True):
-            step()
+            step()  # type: ignore[no-untyped-call]
             start = time.perf_counter()
-            step()
+            step()  # type: ignore[no-untyped-call]
             side.append(1e3 * (time.perf_counter() - start))
     difference = float((sides[0]()[0] - dx).abs().max())
     peer.peer_delete(handle)

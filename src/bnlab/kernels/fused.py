@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from bnlab.functional.moments import channel_sum, per_channel, widened
 from bnlab.functional.transform import batch_norm_backward, normalize
 from bnlab.kernels import native
-from bnlab.kernels.operators import batch_norm_eval
+from bnlab.kernels.operators import batch_norm_eval, is_transformed
 
 __all__ = ["ACTIVATIONS", "SATURATED", "Running", "fused_eval", "fused_train", "fuses"]
 
@@ -56,8 +55,7 @@ def fuses(x: Tensor, residual: Tensor | None, activation: str | None) -> bool:
         and (residual is None or _matches(residual, x))
         and not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None  # noqa: SLF001 - what torch.jit.is_tracing asks
-        and not torch._C._are_functorch_transforms_active()  # noqa: SLF001
-        and forward_ad._current_level < 0  # noqa: SLF001
+        and not is_transformed()
     )
 
 

@@ -20,7 +20,7 @@ from bnlab.functional.transform import batch_norm_backward
 from bnlab.kernels import reference
 from bnlab.kernels.choose import BACKENDS, Request, choose
 
-__all__ = ["batch_norm_eval", "batch_norm_train", "renorm_correction"]
+__all__ = ["batch_norm_eval", "batch_norm_train", "is_transformed", "renorm_correction"]
 
 torch.library.define(
     "bnlab::batch_norm_train",
@@ -55,14 +55,14 @@ def batch_norm_train(
         mean: Shape (C,), float64; not differentiable.
         var: Biased. Shape (C,), float64; not differentiable.
     """
-    if _is_transformed():
+    if is_transformed():
         y, mean, var = reference.forward(x, weight, bias, mask, eps)
         return y, mean.detach(), var.detach()
     y, mean, var = torch.ops.bnlab.batch_norm_train(x, weight, bias, mask, eps)
     return y, mean, var
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether a transform of torch.func or forward-mode differentiation is active, which want plain formulas."""
     if torch.compiler.is_compiling():
         return False
@@ -112,7 +112,7 @@ def renorm_correction(
     compute r and d again there, from the values that the forward pass has moved on meanwhile.
     """
     with torch.no_grad():
-        if _is_transformed():
+        if is_transformed():
             return renorm.renorm_correction(mean, var, running_mean, running_var, limits, eps)
         r, d = torch.ops.bnlab.renorm_correction(mean, var, running_mean, running_var, limits, eps)
     return r, d
