@@ -16,6 +16,8 @@ from pathlib import Path
 from bnlab.kernels.native.build import BUILDS, SOURCES, compiler
 
 FLAGS = ["-std=c++17", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-psabi"]
+STREAM_BYTES = 16384
+"""From this size on outputs are written past the cache here, so that tensors of either kind are small."""
 
 
 def main() -> int:
@@ -42,7 +44,8 @@ def build(cxx: str, folder: Path) -> Path:
     """Compile the kernels and the program that tries them."""
     program = folder / "odd_shapes"
     wanted = builds()
-    jobs = [(f"{name}.o", SOURCES / "kernels.cpp", [f"-DBNLAB_ISA={name}", *machine_flags(name)]) for name in wanted]
+    stream = f"-DBNLAB_STREAM_BYTES={STREAM_BYTES}"
+    jobs = [(f"{name}.o", SOURCES / "kernels.cpp", [f"-DBNLAB_ISA={name}", stream, *machine_flags(name)]) for name in wanted]
     missing = "".join(f"-DBNLAB_WITHOUT_{name.upper()} " for name in BUILDS if name not in wanted).split()
     jobs.append(("dispatch.o", SOURCES / "dispatch.cpp", missing))
     jobs.append(("odd_shapes.o", Path(__file__).with_name("odd_shapes.cpp"), [f"-I{SOURCES}"]))

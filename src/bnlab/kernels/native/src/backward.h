@@ -25,6 +25,19 @@ struct BackwardCall {
 
   double weight_of(int64_t c) const { return value_or(weight, c, 1); }
   Folded folded(int64_t c) const { return fold(mean[c], var[c], weight_of(c), value_or(bias, c, 0), p.eps); }
+  // Of the channels from `begin` on.
+  std::vector<Folded> folded(int64_t begin, int64_t channels) const {
+    std::vector<Folded> found;
+    found.reserve(static_cast<size_t>(channels));
+    for (int64_t c = begin; c < begin + channels; ++c) found.push_back(folded(c));
+    return found;
+  }
+  std::vector<FoldedGradient> gradients(int64_t begin, int64_t channels) const {
+    std::vector<FoldedGradient> found;
+    found.reserve(static_cast<size_t>(channels));
+    for (int64_t c = begin; c < begin + channels; ++c) found.push_back(gradient(c));
+    return found;
+  }
   // Keeps the sums of dy and of dy * (x - pivot) as the gradients of weight and bias.
   void keep(int64_t c, const Sums& sums, float pivot) const {
     dbias[c] = sums.first;
@@ -49,7 +62,7 @@ struct BackwardCall {
   }
 };
 
-template <class T, bool Active, bool Bits, bool Residual>
+template <class T, int Act, bool Bits, bool Residual>
 void plane_gradient(const BackwardCall<T>& call, bnlab_parallel_for parallel_for, int64_t c) {
   const Shape& shape = call.shape;
   const Folded f = call.folded(c);
@@ -61,10 +74,10 @@ void plane_gradient(const BackwardCall<T>& call, bnlab_parallel_for parallel_for
   run_parallel(parallel_for, shape.parts, 1, [&](int64_t part) {
     ChannelSums sums;
     const OneChannel k(f.pivot, f.scale, f.shift);
-    const Slope slope(call.p);
+    const Slope<Act> slope(call.p);
     each_segment(shape, c, part, [&](int64_t start, int64_t length, int64_t at) {
       sums.add_segment(
-          Gradients<T, Active, Bits, Residual, OneChannel>{
+          Gradients<T, Act, Bits, Residual, OneChannel>{
               call.dy + start, call.x + start, bits_at(at), Residual ? call.dresidual + start : nullptr, 0, 0,
               distance<T>(length, shape.sample_stride()), k, slope},
           length);
@@ -78,10 +91,10 @@ void plane_gradient(const BackwardCall<T>& call, bnlab_parallel_for parallel_for
     const FoldedGradient g = call.gradient(c);
     run_parallel(parallel_for, shape.parts, 1, [&](int64_t part) {
       const OneChannel forward(f.pivot, f.scale, f.shift), k(g.scale, g.slope, g.shift);
-      const Slope slope(call.p);
+      const Slope<Act> slope(call.p);
       // Backwards: what was read last is still in the cache.
       each_segment_backwards(shape, c, part, [&](int64_t start, int64_t length, int64_t at) {
-        transform_gradient<1, T, Active, Bits>(call.dy + start, call.x + start, bits_at(at), call.dx + start, 0, 0,
+        transform_gradient<1, T, Act, Bits>(call.dy + start, call.x + start, bits_at(at), call.dx + start, 0, 0,
                                                length, distance<T>(length, -shape.sample_stride()), forward, k, slope,
                                                call.streaming);
       });
@@ -90,19 +103,58 @@ void plane_gradient(const BackwardCall<T>& call, bnlab_parallel_for parallel_for
   call.mend(c);
 }
 
-template <class T, bool Active, bool Bits, bool Residual>
+template <class T, int Act, bool Bits, bool Residual>
 void group_gradient(const BackwardCall<T>& call, int64_t group) {
+  const Shape& shape = call.shape;
+  const int64_t begin = group * shape.merged, channels = shape.channels_of(group), s = shape.positions;
+  const auto bits_at = [&](int64_t n, int64_t i) {
+    return Bits ? call.bits + (n * shape.channels + begin + i) * shape.segment_bits() : nullptr;
+  };
+  const Slope<Act> slope(call.p);
+  const std::vector<Folded> folded = call.folded(begin, channels);
+  std::vector<ChannelSums> sums(static_cast<size_t>(channels));
+  each_row(shape, group, sizeof(T), false, [&](int64_t n, int64_t, const auto& each_plane) {
+    each_plane([&](int64_t i, int64_t start, int64_t ahead) {
+      const Folded f = folded[i];
+      sums[i].add_segment(
+          Gradients<T, Act, Bits, Residual, OneChannel>{
+              call.dy + start, call.x + start, bits_at(n, i), Residual ? call.dresidual + start : nullptr, 0, 0, ahead,
+              OneChannel(f.pivot, f.scale, f.shift), slope},
+          s);
+    });
+  });
+  for (int64_t i = 0; i < channels; ++i) call.keep(begin + i, sums[i].total(), folded[i].pivot);
+  if (call.dx != nullptr) {
+    const std::vector<FoldedGradient> gradients = call.gradients(begin, channels);
+    each_row(shape, group, sizeof(T), true, [&](int64_t n, int64_t row, const auto& each_plane) {
+      LineWriter<T> writer(call.dx + row, call.streaming);
+      each_plane([&](int64_t i, int64_t start, int64_t ahead) {
+        const Folded f = folded[i];
+        const FoldedGradient g = gradients[i];
+        transform_gradient<1, T, Act, Bits>(call.dy + start, call.x + start, bits_at(n, i), writer.room(s), 0, 0, s,
+                                               ahead, OneChannel(f.pivot, f.scale, f.shift),
+                                               OneChannel(g.scale, g.slope, g.shift), slope, false);
+        writer.filled();
+      });
+      writer.finish();
+    });
+  }
+  for (int64_t c = begin; c < begin + channels; ++c) call.mend(c);
+}
+
+template <class T, int Act, bool Bits, bool Residual>
+void column_gradient(const BackwardCall<T>& call, int64_t group) {
   const Shape& shape = call.shape;
   const int64_t begin = group * shape.merged, channels = shape.channels_of(group), s = shape.positions;
   const int64_t width = channels * s, start = begin * s, stride = shape.sample_stride();
   const int64_t bits_stride = shape.groups() * shape.segment_bits();
   const uint8_t* bits = Bits ? call.bits + group * shape.segment_bits() : nullptr;
-  const Slope slope(call.p);
-  const Columns forward(width);
-  forward.spread(begin, channels, s, [&](int64_t c) { return call.folded(c); });
-  ColumnSums sums(width);
+  const Slope<Act> slope(call.p);
+  const Columns<T> forward(width);
+  forward.spread(s, call.folded(begin, channels).data());
+  ColumnSums<T> sums(width);
   sums.add_rows(
-      Gradients<T, Active, Bits, Residual, PerColumn>{call.dy + start, call.x + start, bits,
+      Gradients<T, Act, Bits, Residual, PerColumn>{call.dy + start, call.x + start, bits,
                                                           Residual ? call.dresidual + start : nullptr, stride,
                                                           bits_stride, 4 * stride, forward.view(), slope},
       shape.samples);
@@ -112,11 +164,11 @@ void group_gradient(const BackwardCall<T>& call, int64_t group) {
     call.keep(begin + i, total, float(call.mean[begin + i]));
   }
   if (call.dx != nullptr) {
-    const Columns gradient(width);
-    gradient.spread(begin, channels, s, [&](int64_t c) { return call.gradient(c); });
+    const Columns<T> gradient(width);
+    gradient.spread(s, call.gradients(begin, channels).data());
     each_rows(0, shape.samples, [&](auto rows, int64_t n) {
       const int64_t at = n * stride + start;
-      transform_gradient<rows.value, T, Active, Bits>(
+      transform_gradient<rows.value, T, Act, Bits>(
           call.dy + at, call.x + at, Bits ? bits + n * bits_stride : nullptr, call.dx + at, stride, bits_stride, width,
           rows.value * stride, forward.view(), gradient.view(), slope, call.streaming);
     });
@@ -124,61 +176,60 @@ void group_gradient(const BackwardCall<T>& call, int64_t group) {
   for (int64_t c = begin; c < begin + channels; ++c) call.mend(c);
 }
 
-template <class T, bool Active, bool Bits, bool Residual>
+template <class T, int Act, bool Bits, bool Residual>
 void row_gradient(const BackwardCall<T>& call) {
   const Shape& shape = call.shape;
   const int64_t width = shape.merged * shape.channels, bits_stride = shape.segment_bits();
-  const Columns forward(width);
-  for (int64_t c = 0; c < shape.channels; ++c) forward.set(c, call.folded(c));
-  forward.repeat(shape.channels, width);
+  const RowColumns<T> forward(shape, call.folded(0, shape.channels).data());
   Buffer<Sums> totals(shape.channels);
-  row_sums(
+  row_sums<T>(
       shape, call.p.parallel_for,
-      [&](int64_t row) {
+      [&](int64_t row, bool whole) {
         const int64_t at = row * width;
-        return Gradients<T, Active, Bits, Residual, PerColumn>{
+        return Gradients<T, Act, Bits, Residual, PerColumn>{
             call.dy + at,  call.x + at, Bits ? call.bits + row * bits_stride : nullptr,
             Residual ? call.dresidual + at : nullptr, width, bits_stride, kAheadBytes / int64_t(sizeof(T)),
-            forward.view(), Slope(call.p)};
+            (whole ? forward.whole : forward.rest).view(), Slope<Act>(call.p)};
       },
       totals.data());
   for (int64_t c = 0; c < shape.channels; ++c) call.keep(c, totals[c], float(call.mean[c]));
   if (call.dx != nullptr) {
-    const Columns gradient(width);
-    for (int64_t c = 0; c < shape.channels; ++c) gradient.set(c, call.gradient(c));
-    gradient.repeat(shape.channels, width);
+    const RowColumns<T> gradient(shape, call.gradients(0, shape.channels).data());
     run_parallel(call.p.parallel_for, shape.parts, 1, [&](int64_t i) {
       const Rows rows = rows_of(shape, shape.parts - 1 - i);
-      const Slope slope(call.p);
-      const auto apply = [&](int64_t r, int64_t n) {
-        transform_gradient<1, T, Active, Bits>(call.dy + r * width, call.x + r * width,
+      const Slope<Act> slope(call.p);
+      const auto apply = [&](int64_t r, int64_t n, const Columns<T>& f, const Columns<T>& k) {
+        transform_gradient<1, T, Act, Bits>(call.dy + r * width, call.x + r * width,
                                                Bits ? call.bits + r * bits_stride : nullptr, call.dx + r * width, 0, 0,
-                                               n, kAheadBytes / int64_t(sizeof(T)), forward.view(), gradient.view(),
-                                               slope, call.streaming);
+                                               n, kAheadBytes / int64_t(sizeof(T)), f.view(), k.view(), slope,
+                                               call.streaming);
       };
-      for (int64_t r = rows.begin; r < rows.end; ++r) apply(r, width);
-      if (rows.rest > 0) apply(rows.end, rows.rest);
+      for (int64_t r = rows.begin; r < rows.end; ++r) apply(r, width, forward.whole, gradient.whole);
+      if (rows.rest > 0) apply(rows.end, rows.rest, forward.rest, gradient.rest);
     });
   }
   for (int64_t c = 0; c < shape.channels; ++c) call.mend(c);
 }
 
-template <class T, bool Active, bool Bits, bool Residual>
+template <class T, int Act, bool Bits, bool Residual>
 void backward(const BackwardCall<T>& call) {
   const Shape& shape = call.shape;
   const int64_t channel_bytes = 2 * shape.count() * shape.itemsize;
   const bnlab_parallel_for parallel_for = call.p.parallel_for;
   if (shape.path == Path::kRows) {
-    row_gradient<T, Active, Bits, Residual>(call);
-  } else if (shape.path == Path::kGroups) {
+    row_gradient<T, Act, Bits, Residual>(call);
+  } else if (shape.path == Path::kColumns) {
     run_parallel(parallel_for, shape.groups(), Shape::grain(channel_bytes * shape.merged),
-                 [&](int64_t group) { group_gradient<T, Active, Bits, Residual>(call, group); });
+                 [&](int64_t group) { column_gradient<T, Act, Bits, Residual>(call, group); });
+  } else if (shape.merged > 1) {
+    run_parallel(parallel_for, shape.groups(), Shape::grain(channel_bytes * shape.merged),
+                 [&](int64_t group) { group_gradient<T, Act, Bits, Residual>(call, group); });
   } else if (shape.parts > 1) {
     for (int64_t c = 0; c < shape.channels; ++c)
-      plane_gradient<T, Active, Bits, Residual>(call, parallel_for, c);
+      plane_gradient<T, Act, Bits, Residual>(call, parallel_for, c);
   } else {
     run_parallel(parallel_for, shape.channels, Shape::grain(channel_bytes),
-                 [&](int64_t c) { plane_gradient<T, Active, Bits, Residual>(call, nullptr, c); });
+                 [&](int64_t c) { plane_gradient<T, Act, Bits, Residual>(call, nullptr, c); });
   }
   fence();
 }

@@ -52,7 +52,7 @@ inline uint8_t* byte_of(const Shape& shape, int64_t c, int64_t at, uint8_t* bits
   int64_t segment, offset;
   if (shape.path == Path::kPlanes) {
     segment = at / shape.positions, offset = at % shape.positions;
-  } else if (shape.path == Path::kGroups) {
+  } else if (shape.path == Path::kColumns) {
     const int64_t n = at / shape.sample_stride(), group = c / shape.merged;
     segment = n * shape.groups() + group;
     offset = at - n * shape.sample_stride() - group * shape.merged * shape.positions;

@@ -4,6 +4,17 @@
 
 namespace BNLAB_ISA {
 
+// Calls with the activation as a constant.
+template <class Call>
+void by_activation(const bnlab_problem& p, const Call& call) {
+  if (p.activation == BNLAB_IDENTITY)
+    call(std::integral_constant<int, BNLAB_IDENTITY>{});
+  else if (p.activation == BNLAB_RELU)
+    call(std::integral_constant<int, BNLAB_RELU>{});
+  else
+    call(std::integral_constant<int, BNLAB_LEAKY_RELU>{});
+}
+
 template <class T>
 void statistics_entry(const bnlab_problem& p, const void* x, const float* weights, double* mean, double* var,
                       double* total) {
@@ -46,13 +57,15 @@ void forward_entry(const bnlab_problem& p, const void* x, const void* residual, 
                             static_cast<T*>(y),
                             p.activation == BNLAB_IDENTITY ? nullptr : bits,
                             shape.streams()};
-  const bool active = p.activation != BNLAB_IDENTITY;
-  if (residual == nullptr)
-    active ? forward<T, true, false, false>(call, out) : forward<T, false, false, false>(call, out);
-  else if (!active)
-    forward<T, false, true, false>(call, out);
-  else
-    call.bits == nullptr ? forward<T, true, true, false>(call, out) : forward<T, true, true, true>(call, out);
+  by_activation(p, [&](auto act) {
+    constexpr int kAct = decltype(act)::value;
+    if (residual == nullptr)
+      forward<T, kAct, false, false>(call, out);
+    else if (kAct == BNLAB_IDENTITY || call.bits == nullptr)
+      forward<T, kAct, true, false>(call, out);
+    else
+      forward<T, kAct, true, kAct != BNLAB_IDENTITY>(call, out);
+  });
 }
 
 template <class T>
@@ -83,13 +96,17 @@ void backward_entry(const bnlab_problem& p, const void* dy, const void* x, const
                              dbias != nullptr ? dbias : own.data() + shape.channels,
                              shape.streams()};
   if (weights != nullptr)
-    run_parallel(p.parallel_for, shape.channels, 1, [&](int64_t c) { call.exact(c, weights); });
-  else if (p.activation == BNLAB_IDENTITY)
-    backward<T, false, false, false>(call);
-  else if (call.bits == nullptr)
-    backward<T, true, false, false>(call);
-  else
-    call.dresidual == nullptr ? backward<T, true, true, false>(call) : backward<T, true, true, true>(call);
+    return run_parallel(p.parallel_for, shape.channels, 1, [&](int64_t c) { call.exact(c, weights); });
+  by_activation(p, [&](auto act) {
+    constexpr int kAct = decltype(act)::value;
+    constexpr bool kActive = kAct != BNLAB_IDENTITY;
+    if (call.bits == nullptr)
+      backward<T, kAct, false, false>(call);
+    else if (call.dresidual == nullptr)
+      backward<T, kAct, kActive, false>(call);
+    else
+      backward<T, kAct, kActive, kActive>(call);
+  });
 }
 
 template <class Call>

@@ -17,6 +17,9 @@ BNLAB_INLINE int64_t distance(int64_t length, int64_t stride) {
   return length * int64_t(sizeof(T)) <= kShortBytes ? stride : kAheadBytes / int64_t(sizeof(T));
 }
 
+// On a lambda that only prefetches: a compiler that looks at it before it is inlined finds no effect, and drops the call.
+#define BNLAB_EAGER __attribute__((always_inline))
+
 template <class T>
 BNLAB_INLINE void prefetch(const T* p) {
   __builtin_prefetch(p, 0, 3);
@@ -32,7 +35,7 @@ struct OneChannel {
   BNLAB_INLINE Vec third(int64_t) const { return c; }
 };
 
-// Coefficients of every column, padded to whole vectors.
+// Coefficients of every column, each in its slot, padded to whole vectors.
 struct PerColumn {
   const float *a, *b, *c;
   BNLAB_INLINE Vec first(int64_t j) const { return load(a + j); }
@@ -40,103 +43,178 @@ struct PerColumn {
   BNLAB_INLINE Vec third(int64_t j) const { return load(c + j); }
 };
 
-// What becomes of a value that does not pass: 0, or its part by the slope of a leaky ReLU.
+// Coefficients of the columns of rows of T, `width` of them.
+template <class T>
+class Columns {
+ public:
+  explicit Columns(int64_t width) : width_(width), a_(width), b_(width), c_(width) {}
+  PerColumn view() const { return {a_.data(), b_.data(), c_.data()}; }
+  void set(int64_t j, float pivot) const { set(j, pivot, 0, 0); }
+  void set(int64_t j, const Folded& f) const { set(j, f.pivot, f.scale, f.shift); }
+  void set(int64_t j, const FoldedGradient& f) const { set(j, f.scale, f.slope, f.shift); }
+  // Each channel's value over the `positions` of its plane.
+  template <class Value>
+  void spread(int64_t positions, const Value* values) const {
+    for (int64_t c = 0, j = 0; j < width_; ++c)
+      for (const int64_t end = j + positions; j < end; ++j) set(j, values[c]);
+  }
+  // The values of all channels, again and again.
+  template <class Value>
+  void repeat(int64_t channels, const Value* values) const {
+    for (int64_t c = 0, j = 0; j < width_; ++j, c = c + 1 == channels ? 0 : c + 1) set(j, values[c]);
+  }
+
+ private:
+  void set(int64_t j, float a, float b, float c) const {
+    const int64_t at = slot<T>(j, width_);
+    a_[at] = a, b_[at] = b, c_[at] = c;
+  }
+  int64_t width_;
+  Buffer<float> a_, b_, c_;  // with a cache line beyond the last for the last vector
+};
+
+// What becomes of a value that does not pass the activation Act: 0, or its part by the slope of a leaky ReLU.
+template <int Act>
 struct Slope {
   Vec slope;
-  bool leaks;
-  explicit BNLAB_INLINE Slope(const bnlab_problem& p)
-      : slope(splat(p.slope)), leaks(p.activation == BNLAB_LEAKY_RELU) {}
+  explicit BNLAB_INLINE Slope(const bnlab_problem& p) : slope(splat(p.slope)) {}
   BNLAB_INLINE Vec activate(Vec value) const {
-    return __builtin_expect(leaks, 0) ? select(passes(value), value, mul(value, slope)) : positive(value);
+    if (Act == BNLAB_IDENTITY) return value;
+    return Act == BNLAB_RELU ? positive(value) : select(passes(value), value, mul(value, slope));
   }
   BNLAB_INLINE Vec gradient(Lanes passed, Vec value) const {
-    return __builtin_expect(leaks, 0) ? select(passed, value, mul(value, slope)) : keep(passed, value);
+    return Act == BNLAB_RELU ? keep(passed, value) : select(passed, value, mul(value, slope));
   }
 };
 
-// Writes `Rows` rows that lie `stride` apart: value(j, row) is a vector of them, tail(j, row, n) one of n lanes, and
-// ahead(j, row) fetches the line that is needed after the one at j.
-template <int Rows, class T, class Value, class Tail, class Ahead>
-BNLAB_INLINE void write_rows(T* out, int64_t stride, int64_t n, bool streaming, const Value& value, const Tail& tail,
-                             const Ahead& ahead) {
-  constexpr int64_t width = kLine<T> * kLanes;
-  // Lines begin where `out` is aligned: whole vectors lead there, or all is written through the cache.
+// Writes `Rows` rows that lie `stride` apart: pack(j, row) are two vectors of them, whole(j, row) is one and tail(j, row,
+// n) one of n lanes behind the last pack, and ahead(j, row) fetches the line that is needed after the one at j.
+template <int Rows, class T, class Packs, class Whole, class Tail, class Ahead>
+BNLAB_INLINE void write_rows(T* out, int64_t stride, int64_t n, bool streaming, const Packs& pack, const Whole& whole,
+                             const Tail& tail, const Ahead& ahead) {
+  constexpr int64_t bytes = kPackLanes * int64_t(sizeof(T)), packs = bytes < 64 ? 64 / bytes : 1;
+  constexpr int64_t width = packs * kPackLanes;
+  // Lines begin where `out` is aligned: whole packs lead there, or all is written through the cache.
   const int64_t lead = int64_t((64 - (reinterpret_cast<uintptr_t>(out) & 63)) & 63) / int64_t(sizeof(T));
-  const bool aligned = lead % kLanes == 0 && lead <= n && (Rows == 1 || stride * int64_t(sizeof(T)) % 64 == 0);
+  const bool aligned = lead % kPackLanes == 0 && lead <= n && (Rows == 1 || stride * int64_t(sizeof(T)) % 64 == 0);
   int64_t j = 0;
   if (streaming && aligned) {
-    for (; j < lead; j += kLanes)
-      for (int r = 0; r < Rows; ++r) store(out + r * stride + j, value(j, r));
+    for (; j < lead; j += kPackLanes)
+      for (int r = 0; r < Rows; ++r) store_pack(out + r * stride + j, pack(j, r));
     for (; j + width <= n; j += width)
       for (int r = 0; r < Rows; ++r) {
         ahead(j, r);
-        Vec line[kLine<T>];
-        for (int i = 0; i < kLine<T>; ++i) line[i] = value(j + i * kLanes, r);
-        stream(out + r * stride + j, line);
+        Pack line[packs];
+        for (int i = 0; i < packs; ++i) line[i] = pack(j + i * kPackLanes, r);
+        for (int i = 0; i < packs; ++i) stream_pack(out + r * stride + j + i * kPackLanes, line[i]);
       }
   }
   for (; j + width <= n; j += width)
     for (int r = 0; r < Rows; ++r) {
       ahead(j, r);
-      for (int i = 0; i < kLine<T>; ++i) store(out + r * stride + j + i * kLanes, value(j + i * kLanes, r));
+      for (int i = 0; i < packs; ++i)
+        store_pack(out + r * stride + j + i * kPackLanes, pack(j + i * kPackLanes, r));
     }
-  for (; j + kLanes <= n; j += kLanes)
-    for (int r = 0; r < Rows; ++r) store(out + r * stride + j, value(j, r));
+  for (; j + kPackLanes <= n; j += kPackLanes)
+    for (int r = 0; r < Rows; ++r) store_pack(out + r * stride + j, pack(j, r));
+  if (j + kLanes <= n) {
+    for (int r = 0; r < Rows; ++r) store(out + r * stride + j, whole(j, r));
+    j += kLanes;
+  }
   if (j < n)
     for (int r = 0; r < Rows; ++r) store(out + r * stride + j, tail(j, r, n - j), n - j);
 }
 
 // y = act((x - first) * second + third + residual), for rows that lie `stride` apart, in elements and in bytes of bits.
-template <int Rows, class T, bool Active, bool Residual, bool Bits, class Coefficients>
+template <int Rows, class T, int Act, bool Residual, bool Bits, class Coefficients>
 BNLAB_INLINE void transform(const T* x, const T* residual, T* y, uint8_t* bits, int64_t stride, int64_t bits_stride,
-                            int64_t n, int64_t ahead, const Coefficients k, const Slope slope, bool streaming) {
-  const auto value = [=](int64_t j, int r, Vec in, Vec other) {
-    Vec out = fma(sub(in, k.first(j)), k.second(j), k.third(j));
-    if (Residual) out = add(out, other);
+                            int64_t n, int64_t ahead, const Coefficients k, const Slope<Act> slope, bool streaming) {
+  const auto value = [=](int64_t j, Vec in, Vec other) {
+    const Vec out = fma(sub(in, k.first(j)), k.second(j), k.third(j));
+    return Residual ? add(out, other) : out;
+  };
+  const auto single = [=](int64_t j, int r, Vec in, Vec other) {
+    const Vec out = value(j, in, other);
     if (Bits) store_lanes(bits + r * bits_stride + j / 8, passes(out));
-    return Active ? slope.activate(out) : out;
+    return slope.activate(out);
   };
   write_rows<Rows>(
       y, stride, n, streaming,
       [=](int64_t j, int r) {
         const int64_t at = r * stride + j;
-        return value(j, r, load(x + at), Residual ? load(residual + at) : zero());
+        const Pack in = load_pack(x + at), other = Residual ? load_pack(residual + at) : Pack{zero(), zero()};
+        const Vec a = value(j, in.a, other.a), b = value(j + kLanes, in.b, other.b);
+        if (Bits) store_lanes<T>(bits + r * bits_stride + j / 8, passes(a), passes(b));
+        return Pack{slope.activate(a), slope.activate(b)};
+      },
+      [=](int64_t j, int r) {
+        const int64_t at = r * stride + j;
+        return single(j, r, load(x + at), Residual ? load(residual + at) : zero());
       },
       [=](int64_t j, int r, int64_t rest) {
         const int64_t at = r * stride + j;
-        return value(j, r, load(x + at, rest), Residual ? load(residual + at, rest) : zero());
+        return single(j, r, load(x + at, rest), Residual ? load(residual + at, rest) : zero());
       },
-      [=](int64_t j, int r) {
+      [=](int64_t j, int r) BNLAB_EAGER {
         prefetch(x + r * stride + j + ahead);
         if (Residual) prefetch(residual + r * stride + j + ahead);
       });
 }
 
-// dx = dy * a + (x - pivot) * b + c, with dy as the activation lets it through: by bits, or computed again from x.
-template <int Rows, class T, bool Active, bool Bits, class Forward, class Coefficients>
+// The gradient as the activation lets it through: by bits, or computed again from x - pivot.
+template <class T, int Act, bool Bits, class Forward>
+struct Through {
+  const uint8_t* bits;
+  Forward f;
+  Slope<Act> slope;
+
+  // `row` is where the bits of a row begin.
+  BNLAB_INLINE Vec single(int64_t row, int64_t j, Vec gradient, Vec centered) const {
+    if (!Act) return gradient;
+    return slope.gradient(Bits ? load_lanes(bits + row + j / 8) : again(j, centered), gradient);
+  }
+  BNLAB_INLINE Pack pack(int64_t row, int64_t j, Pack gradient, Pack centered) const {
+    if (!Act) return gradient;
+    const LanesPack passed = Bits ? load_lanes_pack<T>(bits + row + j / 8)
+                                  : LanesPack{again(j, centered.a), again(j + kLanes, centered.b)};
+    return {slope.gradient(passed.a, gradient.a), slope.gradient(passed.b, gradient.b)};
+  }
+
+ private:
+  BNLAB_INLINE Lanes again(int64_t j, Vec centered) const { return passes(fma(centered, f.second(j), f.third(j))); }
+};
+
+// dx = dy * a + (x - pivot) * b + c, with dy as the activation lets it through.
+template <int Rows, class T, int Act, bool Bits, class Forward, class Coefficients>
 BNLAB_INLINE void transform_gradient(const T* dy, const T* x, const uint8_t* bits, T* dx, int64_t stride,
                                      int64_t bits_stride, int64_t n, int64_t ahead, const Forward f,
-                                     const Coefficients k, const Slope slope, bool streaming) {
-  const auto value = [=](int64_t j, int r, Vec gradient, Vec in) {
-    const Vec centered = sub(in, f.first(j));
-    if (Active) {
-      const Lanes passed =
-          Bits ? load_lanes(bits + r * bits_stride + j / 8) : passes(fma(centered, f.second(j), f.third(j)));
-      gradient = slope.gradient(passed, gradient);
-    }
+                                     const Coefficients k, const Slope<Act> slope, bool streaming) {
+  const Through<T, Act, Bits, Forward> through{bits, f, slope};
+  const auto value = [=](int64_t j, Vec gradient, Vec centered) {
     return fma(gradient, k.first(j), fma(centered, k.second(j), k.third(j)));
+  };
+  const auto single = [=](int64_t j, int r, Vec gradient, Vec in) {
+    const Vec centered = sub(in, f.first(j));
+    return value(j, through.single(r * bits_stride, j, gradient, centered), centered);
   };
   write_rows<Rows>(
       dx, stride, n, streaming,
       [=](int64_t j, int r) {
         const int64_t at = r * stride + j;
-        return value(j, r, load(dy + at), load(x + at));
+        const Pack in = load_pack(x + at);
+        const Pack centered = {sub(in.a, f.first(j)), sub(in.b, f.first(j + kLanes))};
+        const Pack gradient = through.pack(r * bits_stride, j, load_pack(dy + at), centered);
+        return Pack{value(j, gradient.a, centered.a), value(j + kLanes, gradient.b, centered.b)};
+      },
+      [=](int64_t j, int r) {
+        const int64_t at = r * stride + j;
+        return single(j, r, load(dy + at), load(x + at));
       },
       [=](int64_t j, int r, int64_t rest) {
         const int64_t at = r * stride + j;
-        return value(j, r, load(dy + at, rest), load(x + at, rest));
+        return single(j, r, load(dy + at, rest), load(x + at, rest));
       },
-      [=](int64_t j, int r) {
+      [=](int64_t j, int r) BNLAB_EAGER {
         prefetch(x + r * stride + j + ahead);
         prefetch(dy + r * stride + j + ahead);
       });
@@ -145,11 +223,15 @@ BNLAB_INLINE void transform_gradient(const T* dy, const T* x, const uint8_t* bit
 struct Pair {
   Vec u, v;
 };
+struct PackedPair {
+  Pair a, b;
+};
 
 // u = v = x - pivot, or u weighted. What lies beyond a tail adds nothing.
 template <class T, bool Weighted, class Coefficients>
 struct Moments {
   static constexpr int64_t kLineElements = 64 / sizeof(T);
+  static constexpr int kTogether = 4;  // rows that share a load of their sums; each reads one stream here, two below
   const T* x;
   const float* weights;
   int64_t stride;         // of rows, in elements
@@ -157,32 +239,38 @@ struct Moments {
   int64_t distance;       // to fetch ahead
   Coefficients k;
 
-  BNLAB_INLINE Pair pair(int64_t j, Vec in, Vec weight, Lanes lanes) const {
-    const Vec d = keep(lanes, sub(in, k.first(j)));
-    return Weighted ? Pair{mul(weight, d), d} : Pair{d, d};
+  BNLAB_INLINE PackedPair pack(int64_t row, int64_t j) const {
+    if (Weighted && weight_stride) return {whole(row, j), whole(row, j + kLanes)};
+    const Pack in = load_pack(x + row * stride + j);
+    const Vec weight = Weighted ? splat(weights[row]) : zero();
+    return {pair(j, in.a, weight), pair(j + kLanes, in.b, weight)};
   }
   BNLAB_INLINE Pair whole(int64_t row, int64_t j) const {
-    const T* p = x + row * stride + j;
     const Vec weight = Weighted ? (weight_stride ? load(weights + j) : splat(weights[row])) : zero();
-    return pair(j, load(p), weight, Weighted ? counts(weight) : first(kLanes));
+    return pair(j, load(x + row * stride + j), weight);
   }
   BNLAB_INLINE Pair tail(int64_t row, int64_t j, int64_t n) const {
-    const T* p = x + row * stride + j;
     Vec weight = zero();
     if (Weighted) weight = weight_stride ? load(weights + j, n) : keep(first(n), splat(weights[row]));
-    return pair(j, load(p, n), weight, Weighted ? counts(weight) : first(n));
+    const Pair found = pair(j, load(x + row * stride + j, n), weight);
+    return Weighted ? found : Pair{keep(first(n), found.u), keep(first(n), found.v)};
   }
   BNLAB_INLINE void ahead(int64_t row, int64_t j) const { prefetch(x + row * stride + j + distance); }
 
  private:
-  // A weight is >= 0, and what it leaves out may be NaN.
-  static BNLAB_INLINE Lanes counts(Vec weight) { return passes(weight); }
+  BNLAB_INLINE Pair pair(int64_t j, Vec in, Vec weight) const {
+    const Vec d = sub(in, k.first(j));
+    if (!Weighted) return {d, d};
+    const Vec counted = keep(passes(weight), d);  // a weight is >= 0, and what it leaves out may be NaN
+    return {mul(weight, counted), counted};
+  }
 };
 
 // u = dy as the activation lets it through, v = x - pivot; u is written where a residual wants its gradient.
-template <class T, bool Active, bool Bits, bool Residual, class Coefficients>
+template <class T, int Act, bool Bits, bool Residual, class Coefficients>
 struct Gradients {
   static constexpr int64_t kLineElements = 64 / sizeof(T);
+  static constexpr int kTogether = 2;
   const T* dy;
   const T* x;
   const uint8_t* bits;
@@ -191,16 +279,15 @@ struct Gradients {
   int64_t bits_stride;  // of rows, in bytes
   int64_t distance;     // to fetch ahead
   Coefficients k;
-  Slope slope;
+  Slope<Act> slope;
 
-  BNLAB_INLINE Pair pair(int64_t row, int64_t j, Vec gradient, Vec in) const {
-    const Vec centered = sub(in, k.first(j));
-    if (Active) {
-      const Lanes passed =
-          Bits ? load_lanes(bits + row * bits_stride + j / 8) : passes(fma(centered, k.second(j), k.third(j)));
-      gradient = slope.gradient(passed, gradient);
-    }
-    return {gradient, centered};
+  BNLAB_INLINE PackedPair pack(int64_t row, int64_t j) const {
+    const int64_t at = row * stride + j;
+    const Pack in = load_pack(x + at);
+    const Pack centered = {sub(in.a, k.first(j)), sub(in.b, k.first(j + kLanes))};
+    const Pack gradient = through().pack(row * bits_stride, j, load_pack(dy + at), centered);
+    if (Residual) store_pack(dresidual + at, gradient);
+    return {{gradient.a, centered.a}, {gradient.b, centered.b}};
   }
   BNLAB_INLINE Pair whole(int64_t row, int64_t j) const {
     const int64_t at = row * stride + j;
@@ -219,6 +306,13 @@ struct Gradients {
     prefetch(x + row * stride + j + distance);
     prefetch(dy + row * stride + j + distance);
   }
+
+ private:
+  BNLAB_INLINE Through<T, Act, Bits, Coefficients> through() const { return {bits, k, slope}; }
+  BNLAB_INLINE Pair pair(int64_t row, int64_t j, Vec gradient, Vec in) const {
+    const Vec centered = sub(in, k.first(j));
+    return {through().single(row * bits_stride, j, gradient, centered), centered};
+  }
 };
 
 // Sums of u and of u*v over one channel, segment after segment.
@@ -226,7 +320,7 @@ class ChannelSums {
  public:
   template <class Terms>
   BNLAB_INLINE void add_segment(const Terms terms, int64_t n) {
-    constexpr int64_t step = 4 * kLanes;
+    constexpr int64_t step = 2 * kPackLanes;
     int64_t j = 0;
     while (j < n) {
       const int64_t end = j + std::min((n - j) / step, room_) * step;
@@ -234,10 +328,11 @@ class ChannelSums {
       Vec u0 = u_[0], u1 = u_[1], u2 = u_[2], u3 = u_[3], v0 = v_[0], v1 = v_[1], v2 = v_[2], v3 = v_[3];
       for (; j < end; j += step) {
         for (int64_t i = 0; i < step; i += Terms::kLineElements) terms.ahead(0, j + i);
-        add(terms.whole(0, j), &u0, &v0);
-        add(terms.whole(0, j + kLanes), &u1, &v1);
-        add(terms.whole(0, j + 2 * kLanes), &u2, &v2);
-        add(terms.whole(0, j + 3 * kLanes), &u3, &v3);
+        const PackedPair low = terms.pack(0, j), high = terms.pack(0, j + kPackLanes);
+        add(low.a, &u0, &v0);
+        add(low.b, &u1, &v1);
+        add(high.a, &u2, &v2);
+        add(high.b, &u3, &v3);
       }
       u_[0] = u0, u_[1] = u1, u_[2] = u2, u_[3] = u3, v_[0] = v0, v_[1] = v1, v_[2] = v2, v_[3] = v3;
       if (n - j < step) {
@@ -272,7 +367,8 @@ class ChannelSums {
   int64_t room_ = kTerms;
 };
 
-// Sums of u and of u*v over every column of rows.
+// Sums of u and of u*v over every column of rows of T.
+template <class T>
 class ColumnSums {
  public:
   explicit ColumnSums(int64_t width)
@@ -283,42 +379,45 @@ class ColumnSums {
     int64_t row = 0;
     while (row < rows) {
       const int64_t end = row + std::min(rows - row, kTerms);
-      for (; row + kTogether <= end; row += kTogether) add_together<kTogether>(terms, row);
+      for (; row + Terms::kTogether <= end; row += Terms::kTogether) add_together<Terms::kTogether>(terms, row);
       for (; row < end; ++row) add_together<1>(terms, row);
       flush();
     }
   }
-  double first(int64_t j) const { return sums_[j]; }
-  double second(int64_t j) const { return sums_[padded_ + j]; }
+  double first(int64_t j) const { return sums_[slot<T>(j, width_)]; }
+  double second(int64_t j) const { return sums_[padded_ + slot<T>(j, width_)]; }
 
  private:
-  static constexpr int64_t kTogether = 2;
-
   template <int Rows, class Terms>
   BNLAB_INLINE void add_together(const Terms terms, int64_t row) {
     float* const us = u_.data();
     float* const vs = v_.data();
     int64_t j = 0;
-    for (; j + kLanes <= width_; j += kLanes) {
-      Vec u = load(us + j), v = load(vs + j);
+    for (; j + kPackLanes <= width_; j += kPackLanes) {
+      Vec ua = load(us + j), va = load(vs + j), ub = load(us + j + kLanes), vb = load(vs + j + kLanes);
       for (int r = 0; r < Rows; ++r) {
-        if (j % Terms::kLineElements == 0) terms.ahead(row + r, j);
-        const Pair pair = terms.whole(row + r, j);
-        u = add(u, pair.u);
-        v = fma(pair.u, pair.v, v);
+        for (int64_t i = 0; i < kPackLanes; i += Terms::kLineElements)
+          if ((j + i) % Terms::kLineElements == 0) terms.ahead(row + r, j + i);
+        const PackedPair found = terms.pack(row + r, j);
+        add_pair(found.a, &ua, &va);
+        add_pair(found.b, &ub, &vb);
       }
+      store(us + j, ua);
+      store(vs + j, va);
+      store(us + j + kLanes, ub);
+      store(vs + j + kLanes, vb);
+    }
+    for (; j < width_; j += kLanes) {
+      Vec u = load(us + j), v = load(vs + j);
+      for (int r = 0; r < Rows; ++r)
+        add_pair(j + kLanes <= width_ ? terms.whole(row + r, j) : terms.tail(row + r, j, width_ - j), &u, &v);
       store(us + j, u);
       store(vs + j, v);
     }
-    if (j == width_) return;
-    Vec u = load(us + j), v = load(vs + j);
-    for (int r = 0; r < Rows; ++r) {
-      const Pair pair = terms.tail(row + r, j, width_ - j);
-      u = add(u, pair.u);
-      v = fma(pair.u, pair.v, v);
-    }
-    store(us + j, u);
-    store(vs + j, v);
+  }
+  static BNLAB_INLINE void add_pair(Pair pair, Vec* u, Vec* v) {
+    *u = add(*u, pair.u);
+    *v = fma(pair.u, pair.v, *v);
   }
   void flush() {
     for (int64_t j = 0; j < padded_; j += kLanes) {

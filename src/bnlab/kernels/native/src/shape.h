@@ -11,19 +11,32 @@ namespace BNLAB_ISA {
 // Terms that one lane of a float sum adds up before it is added to a double.
 constexpr int64_t kTerms = 128;
 // Outputs of at least this many bytes are written past the cache: they would evict what is read next.
+#ifdef BNLAB_STREAM_BYTES
+constexpr int64_t kStreamBytes = BNLAB_STREAM_BYTES;  // for tests on small tensors
+#else
 constexpr int64_t kStreamBytes = int64_t(24) << 20;
+#endif
 // Bytes of input below which another thread costs more than it brings.
 constexpr int64_t kGrainBytes = int64_t(64) << 10;
-// Planes up to this many elements are taken several channels at a time.
+// Planes up to this many elements are taken several channels at a time: as rows of planes, or as rows of columns where a
+// plane has less than a few vectors.
 constexpr int64_t kSmallPlane = 256;
+constexpr int64_t kTinyPlane = 64;
+// Bytes of the input in a group of planes, about: together with its gradient they stay in the cache between two passes.
+constexpr int64_t kGroupBytes = int64_t(1) << 20;
 // Elements of a row of several small planes, or of several positions with the channels last, at least.
 constexpr int64_t kRow = 256;
+// Groups of channels there are at least, where there are as many whole ones, for the threads to share.
+constexpr int64_t kGroups = 16;
 // A channel is cut into parts where there are fewer channels than this.
 constexpr int64_t kFewChannels = 16;
 constexpr int64_t kMostParts = 64;
 constexpr int64_t kPartBytes = int64_t(256) << 10;
+// With the channels last every part has sums of all channels: so many in all, or few parts.
+constexpr int64_t kPartSums = int64_t(32) << 10;
+constexpr int64_t kFewParts = 16;
 
-enum class Path { kPlanes, kGroups, kRows };
+enum class Path { kPlanes, kColumns, kRows };
 
 inline int64_t divisor(int64_t a, int64_t b) { return b == 0 ? a : divisor(b, a % b); }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -32,7 +45,7 @@ struct Shape {
   int64_t samples, channels, positions;
   int64_t itemsize;
   Path path;
-  int64_t merged;  // channels of a group, or positions of a row
+  int64_t merged;  // channels of a group, or positions of a row; in kPlanes 1 where channels are taken singly
   int64_t parts;   // of a channel in kPlanes, of all rows in kRows
 
   // A weight for each position rules out rows of several positions or several planes.
@@ -48,15 +61,21 @@ struct Shape {
       path = Path::kRows;
       const int64_t unit = line / divisor(channels, line);
       if (!weighted && channels < kRow) merged = unit * ceil_div(kRow, unit * channels);
-      parts = std::min(kMostParts, std::max<int64_t>(1, bytes / kPartBytes));
+      const int64_t most = std::min(kMostParts, std::max(kPartSums / channels, kFewParts));
+      parts = std::min(most, std::max<int64_t>(1, bytes / kPartBytes));
       return;
     }
-    const int64_t unit = line / divisor(positions, line), group = unit * ceil_div(kRow, unit * positions);
-    if (!weighted && positions <= kSmallPlane && channels >= 2 * group) {
-      path = Path::kGroups;
-      merged = group;
+    const int64_t unit = line / divisor(positions, line);  // channels whose planes end with a line
+    const int64_t columns = unit * ceil_div(kRow, unit * positions);
+    if (!weighted && positions < kTinyPlane && channels >= 2 * columns) {
+      path = Path::kColumns;
+      merged = columns;
       return;
     }
+    const int64_t wanted = unit * ceil_div(kGroupBytes, unit * count() * itemsize);
+    if (positions <= kSmallPlane && channels >= std::max(2 * unit, kFewChannels))
+      merged = std::min(wanted, unit * std::max<int64_t>(1, channels / kGroups / unit));
+    if (merged > 1) return;
     if (channels < kFewChannels) parts = std::min(kMostParts, std::max<int64_t>(1, bytes / channels / kPartBytes));
   }
 
@@ -71,11 +90,11 @@ struct Shape {
   // Bytes of the bits of one segment: a plane, a row of a group, or a row.
   int64_t segment_bits() const {
     if (path == Path::kPlanes) return bits_bytes(positions);
-    return bits_bytes(path == Path::kGroups ? merged * positions : merged * channels);
+    return bits_bytes(path == Path::kColumns ? merged * positions : merged * channels);
   }
   int64_t segments() const {
     if (path == Path::kPlanes) return samples * channels;
-    return path == Path::kGroups ? samples * groups() : rows();
+    return path == Path::kColumns ? samples * groups() : rows();
   }
   // Distance of two samples, and of two positions of a sample, of one channel.
   int64_t sample_stride() const { return channels * positions; }

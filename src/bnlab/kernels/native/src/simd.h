@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -72,6 +73,13 @@ struct Vec {
   __m512 v;
 };
 
+struct Pack {
+  Vec a, b;
+};
+struct LanesPack {
+  Lanes a, b;
+};
+
 BNLAB_INLINE Vec splat(float value) { return {_mm512_set1_ps(value)}; }
 BNLAB_INLINE Vec zero() { return {_mm512_setzero_ps()}; }
 BNLAB_INLINE Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -101,13 +109,15 @@ BNLAB_INLINE Vec load(const float16* p, int64_t n) {
   return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p))};
 }
 
-// A NaN rounds to a NaN unless all bits of its payload are set, as no operation on 16-bit values and folded coefficients
-// makes it (see `quiet` in fold.h).
-BNLAB_INLINE __m256i rounded(Vec a, bfloat16) {
+// The upper 16 bits are the value rounded to bfloat16. A NaN rounds to a NaN unless all bits of its payload are set, as no
+// operation on 16-bit values and folded coefficients makes it (see `quiet` in fold.h).
+BNLAB_INLINE __m512i rounded_up(Vec a) {
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16));
+  return _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+}
+BNLAB_INLINE __m256i rounded(Vec a, bfloat16) {
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded_up(a), 16));
 }
 BNLAB_INLINE __m256i rounded(Vec a, float16) {
   return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -124,14 +134,33 @@ BNLAB_INLINE void store(T* p, Vec a, int64_t n) {
   _mm256_mask_storeu_epi16(p, first(n), rounded(a, T{}));
 }
 
-// Writes a whole cache line past the cache; p is aligned to 64 bytes. A line is kLine<T> vectors.
+// bfloat16 are taken apart into those at even and at odd places: a shift each way instead of shuffles.
 template <class T>
-constexpr int kLine = 64 / (sizeof(T) * kLanes);
-BNLAB_INLINE void stream(float* p, const Vec* a) { _mm512_stream_ps(p, a[0].v); }
+constexpr bool kSplit = std::is_same<T, bfloat16>::value;
+BNLAB_INLINE Pack load_pack(const bfloat16* p) {
+  const __m512i both = _mm512_loadu_si512(p);
+  return {{_mm512_castsi512_ps(_mm512_slli_epi32(both, 16))},
+          {_mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(int(0xffff0000))))}};
+}
+BNLAB_INLINE __m512i rounded_pack(Pack a, bfloat16) {
+  const __m512i even = _mm512_srli_epi32(rounded_up(a.a), 16);
+  return _mm512_mask_blend_epi16(0xaaaaaaaa, even, rounded_up(a.b));
+}
+BNLAB_INLINE __m512i rounded_pack(Pack a, float16 kind) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(rounded(a.a, kind)), rounded(a.b, kind), 1);
+}
+BNLAB_INLINE void store_pack(bfloat16* p, Pack a) { _mm512_storeu_si512(p, rounded_pack(a, bfloat16{})); }
+// Writes a pack past the cache; p is aligned to its size, or to 64 bytes.
+BNLAB_INLINE void stream_pack(float* p, Pack a) {
+  _mm512_stream_ps(p, a.a.v);
+  _mm512_stream_ps(p + 16, a.b.v);
+}
 template <class T>
-BNLAB_INLINE void stream(T* p, const Vec* a) {
-  const __m512i low = _mm512_castsi256_si512(rounded(a[0], T{}));
-  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), _mm512_inserti64x4(low, rounded(a[1], T{}), 1));
+BNLAB_INLINE void stream_pack(T* p, Pack a) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), rounded_pack(a, T{}));
+}
+BNLAB_INLINE void stream_line(void* to, const void* from) {
+  _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_load_si512(from));
 }
 BNLAB_INLINE void fence() { _mm_sfence(); }
 
@@ -140,6 +169,23 @@ BNLAB_INLINE Lanes load_lanes(const uint8_t* p) {
   Lanes lanes;
   memcpy(&lanes, p, 2);
   return lanes;
+}
+
+// Of a pack, in the order in which its elements lie.
+template <class T>
+BNLAB_INLINE void store_lanes(uint8_t* p, Lanes a, Lanes b) {
+  __mmask32 both = __mmask32(a) | __mmask32(b) << 16;
+  if (kSplit<T>)
+    both = _mm512_movepi16_mask(_mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_movm_epi32(a), _mm512_movm_epi32(b)));
+  memcpy(p, &both, 4);
+}
+template <class T>
+BNLAB_INLINE LanesPack load_lanes_pack(const uint8_t* p) {
+  __mmask32 both;
+  memcpy(&both, p, 4);
+  if (!kSplit<T>) return {Lanes(both), Lanes(both >> 16)};
+  const __m512i wide = _mm512_movm_epi16(both);
+  return {_mm512_movepi32_mask(_mm512_slli_epi32(wide, 16)), _mm512_movepi32_mask(wide)};
 }
 
 // Adds the lanes to kLanes doubles.
@@ -159,6 +205,13 @@ struct Vec {
 };
 struct Lanes {
   __m256 v;  // all bits of a lane
+};
+
+struct Pack {
+  Vec a, b;
+};
+struct LanesPack {
+  Lanes a, b;
 };
 
 BNLAB_INLINE Vec splat(float value) { return {_mm256_set1_ps(value)}; }
@@ -184,22 +237,40 @@ BNLAB_INLINE Vec load(const bfloat16* p) {
 BNLAB_INLINE Vec load(const float16* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
-template <class T>
-BNLAB_INLINE Vec load(const T* p, int64_t n) {
-  T whole[kLanes] = {};
-  memcpy(whole, p, size_t(n) * sizeof(T));
-  return load(whole);
+BNLAB_INLINE Vec load(const float* p, int64_t n) {
+  return {_mm256_maskload_ps(p, _mm256_castps_si256(first(n).v))};
 }
+// Fewer than eight values of 16 bits by whole words, never beyond the last of them.
+BNLAB_INLINE __m128i load_bits(const uint16_t* p, int64_t n) {
+  uint64_t low = 0, high = 0;
+  uint32_t two;
+  if (n >= 4) {
+    memcpy(&low, p, 8);
+    if (n > 4) {
+      memcpy(&high, p + n - 4, 8);
+      high >>= 16 * (8 - n);
+    }
+  } else {
+    if (n >= 2) memcpy(&two, p, 4), low = two;
+    if (n % 2 == 1) low |= uint64_t(p[n - 1]) << 16 * (n - 1);
+  }
+  return _mm_set_epi64x(int64_t(high), int64_t(low));
+}
+BNLAB_INLINE Vec load(const bfloat16* p, int64_t n) {
+  const __m256i wide = _mm256_cvtepu16_epi32(load_bits(&p->bits, n));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+}
+BNLAB_INLINE Vec load(const float16* p, int64_t n) { return {_mm256_cvtph_ps(load_bits(&p->bits, n))}; }
 
-// The values as 16 bits in 32. A NaN rounds to a NaN unless all bits of its payload are set, as no operation on 16-bit
-// values and folded coefficients makes it (see `quiet` in fold.h).
-BNLAB_INLINE __m256i rounded_wide(Vec a) {
+// The upper 16 bits are the value rounded to bfloat16. A NaN rounds to a NaN unless all bits of its payload are set, as no
+// operation on 16-bit values and folded coefficients makes it (see `quiet` in fold.h).
+BNLAB_INLINE __m256i rounded_up(Vec a) {
   const __m256i bits = _mm256_castps_si256(a.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  return _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  return _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
 }
 BNLAB_INLINE __m128i rounded(Vec a, bfloat16) {
-  const __m256i wide = rounded_wide(a);
+  const __m256i wide = _mm256_srli_epi32(rounded_up(a), 16);
   return _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
 }
 BNLAB_INLINE __m128i rounded(Vec a, float16) {
@@ -211,27 +282,66 @@ template <class T>
 BNLAB_INLINE void store(T* p, Vec a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), rounded(a, T{}));
 }
+BNLAB_INLINE void store(float* p, Vec a, int64_t n) {
+  __m128 rest = _mm256_castps256_ps128(a.v);
+  if (n & 4) {
+    _mm_storeu_ps(p, rest);
+    rest = _mm256_extractf128_ps(a.v, 1);
+    p += 4;
+  }
+  if (n & 2) {
+    _mm_storel_pi(reinterpret_cast<__m64*>(p), rest);
+    rest = _mm_movehl_ps(rest, rest);
+    p += 2;
+  }
+  if (n & 1) _mm_store_ss(p, rest);
+}
 template <class T>
 BNLAB_INLINE void store(T* p, Vec a, int64_t n) {
-  T whole[kLanes];
-  store(whole, a);
-  memcpy(p, whole, size_t(n) * sizeof(T));
+  const __m128i bits = rounded(a, T{});
+  uint64_t rest = uint64_t(_mm_cvtsi128_si64(bits));
+  if (n & 4) {
+    memcpy(p, &rest, 8);
+    rest = uint64_t(_mm_extract_epi64(bits, 1));
+    p += 4;
+  }
+  if (n & 2) {
+    memcpy(p, &rest, 4);
+    rest >>= 32;
+    p += 2;
+  }
+  if (n & 1) memcpy(p, &rest, 2);
 }
 
+// bfloat16 are taken apart into those at even and at odd places: a shift each way instead of shuffles.
 template <class T>
-constexpr int kLine = 64 / (sizeof(T) * kLanes);
-BNLAB_INLINE void stream(float* p, const Vec* a) {
-  _mm256_stream_ps(p, a[0].v);
-  _mm256_stream_ps(p + 8, a[1].v);
+constexpr bool kSplit = std::is_same<T, bfloat16>::value;
+BNLAB_INLINE Pack load_pack(const bfloat16* p) {
+  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {{_mm256_castsi256_ps(_mm256_slli_epi32(both, 16))},
+          {_mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(int(0xffff0000))))}};
 }
-BNLAB_INLINE void stream(bfloat16* p, const Vec* a) {
-  for (int i = 0; i < 2; ++i) {
-    const __m256i packed = _mm256_packus_epi32(rounded_wide(a[2 * i]), rounded_wide(a[2 * i + 1]));
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p + 16 * i), _mm256_permute4x64_epi64(packed, 0xd8));
-  }
+BNLAB_INLINE __m256i rounded_pack(Pack a, bfloat16) {
+  return _mm256_blend_epi16(_mm256_srli_epi32(rounded_up(a.a), 16), rounded_up(a.b), 0xaa);
 }
-BNLAB_INLINE void stream(float16* p, const Vec* a) {
-  for (int i = 0; i < 4; ++i) _mm_stream_si128(reinterpret_cast<__m128i*>(p + 8 * i), rounded(a[i], float16{}));
+BNLAB_INLINE void store_pack(bfloat16* p, Pack a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded_pack(a, bfloat16{}));
+}
+// Writes a pack past the cache; p is aligned to its size, or to 64 bytes.
+BNLAB_INLINE void stream_pack(float* p, Pack a) {
+  _mm256_stream_ps(p, a.a.v);
+  _mm256_stream_ps(p + 8, a.b.v);
+}
+BNLAB_INLINE void stream_pack(bfloat16* p, Pack a) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), rounded_pack(a, bfloat16{}));
+}
+BNLAB_INLINE void stream_pack(float16* p, Pack a) {
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), rounded(a.a, float16{}));
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p + kLanes), rounded(a.b, float16{}));
+}
+BNLAB_INLINE void stream_line(void* to, const void* from) {
+  for (int i = 0; i < 2; ++i)
+    _mm256_stream_si256(static_cast<__m256i*>(to) + i, _mm256_load_si256(static_cast<const __m256i*>(from) + i));
 }
 BNLAB_INLINE void fence() { _mm_sfence(); }
 
@@ -239,6 +349,31 @@ BNLAB_INLINE void store_lanes(uint8_t* p, Lanes lanes) { *p = uint8_t(_mm256_mov
 BNLAB_INLINE Lanes load_lanes(const uint8_t* p) {
   const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(*p), bit), bit))};
+}
+
+// Of a pack, in the order in which its elements lie.
+template <class T>
+BNLAB_INLINE void store_lanes(uint8_t* p, Lanes a, Lanes b) {
+  const __m256i low = _mm256_castps_si256(a.v), high = _mm256_castps_si256(b.v);
+  uint16_t both;
+  if (kSplit<T>) {
+    const __m256i wide = _mm256_blend_epi16(low, high, 0xaa);
+    both = uint16_t(
+        _mm_movemask_epi8(_mm_packs_epi16(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1))));
+  } else {
+    both = uint16_t(_mm256_movemask_ps(a.v) | _mm256_movemask_ps(b.v) << 8);
+  }
+  memcpy(p, &both, 2);
+}
+template <class T>
+BNLAB_INLINE LanesPack load_lanes_pack(const uint8_t* p) {
+  if (!kSplit<T>) return {load_lanes(p), load_lanes(p + 1)};
+  uint16_t both;
+  memcpy(&both, p, 2);
+  const __m256i wide = _mm256_set1_epi32(both);
+  const __m256i even = _mm256_setr_epi32(1, 4, 16, 64, 256, 1024, 4096, 16384), odd = _mm256_add_epi32(even, even);
+  return {{_mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(wide, even), even))},
+          {_mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(wide, odd), odd))}};
 }
 
 BNLAB_INLINE void add_to(double* sums, Vec a) {
@@ -259,6 +394,12 @@ struct Vec {
 };
 struct Lanes {
   Ints v;  // all bits of a lane
+};
+struct Pack {
+  Vec a, b;
+};
+struct LanesPack {
+  Lanes a, b;
 };
 
 #define BNLAB_EACH for (int i = 0; i < kLanes; ++i)
@@ -305,11 +446,13 @@ BNLAB_INLINE void store(T* p, Vec a, int64_t n) {
   memcpy(p, whole, size_t(n) * sizeof(T));
 }
 template <class T>
-constexpr int kLine = 64 / (sizeof(T) * kLanes);
+constexpr bool kSplit = false;
 template <class T>
-BNLAB_INLINE void stream(T* p, const Vec* a) {
-  for (int i = 0; i < kLine<T>; ++i) store(p + kLanes * i, a[i]);
+BNLAB_INLINE void stream_pack(T* p, Pack a) {
+  store(p, a.a);
+  store(p + kLanes, a.b);
 }
+BNLAB_INLINE void stream_line(void* to, const void* from) { memcpy(to, from, 64); }
 BNLAB_INLINE void fence() {}
 BNLAB_INLINE void store_lanes(uint8_t* p, Lanes lanes) {
   unsigned bits = 0;
@@ -320,12 +463,41 @@ BNLAB_INLINE Lanes load_lanes(const uint8_t* p) {
   const Ints bit = {1, 2, 4, 8, 16, 32, 64, 128};
   return {((Ints{} + int32_t(*p)) & bit) == bit};
 }
+template <class T>
+BNLAB_INLINE void store_lanes(uint8_t* p, Lanes a, Lanes b) {
+  store_lanes(p, a);
+  store_lanes(p + 1, b);
+}
+template <class T>
+BNLAB_INLINE LanesPack load_lanes_pack(const uint8_t* p) {
+  return {load_lanes(p), load_lanes(p + 1)};
+}
 BNLAB_INLINE void add_to(double* sums, Vec a) {
   BNLAB_EACH sums[i] += a.v[i];
 }
 #undef BNLAB_EACH
 
 #endif
+
+// Two vectors that are loaded and stored together.
+constexpr int64_t kPackLanes = 2 * kLanes;
+
+template <class T>
+BNLAB_INLINE Pack load_pack(const T* p) {
+  return {load(p), load(p + kLanes)};
+}
+template <class T>
+BNLAB_INLINE void store_pack(T* p, Pack a) {
+  store(p, a.a);
+  store(p + kLanes, a.b);
+}
+
+// Where the coefficient of column j of a row lies, so that whole packs find theirs side by side.
+template <class T>
+constexpr int64_t slot(int64_t j, int64_t width) {
+  if (!kSplit<T> || j >= width / kPackLanes * kPackLanes) return j;
+  return j / kPackLanes * kPackLanes + j % 2 * kLanes + j % kPackLanes / 2;
+}
 
 // Bytes of a segment of `n` bits; every segment begins at a whole 16 bits.
 constexpr int64_t bits_bytes(int64_t n) { return (n + 15) / 16 * 2; }

@@ -1,13 +1,18 @@
 // Mean and variance of every channel, in one pass unless the first guess at the mean was far off.
 #pragma once
 
+#include <vector>
+
 #include "exact.h"
 #include "segments.h"
 
 namespace BNLAB_ISA {
 
-constexpr int64_t kSampledRows = 16;
-constexpr int64_t kSampledPositions = 16;
+// What a guess at the mean is made from: pieces of planes, rows, or single values that have a weight. One in so many
+// million is off by a standard deviation then, which costs a second pass.
+constexpr int64_t kSampled = 16;
+constexpr int64_t kSampledRows = 48;
+constexpr int64_t kSampledWeighted = 256;
 // Squares of smaller deviations are denormal in float.
 constexpr double kSmallestVariance = 1e-30;
 
@@ -39,9 +44,9 @@ inline Estimate estimate(const Sums& sums, double count, float pivot) {
 struct Guess {
   double sums[3] = {0, 0, 0}, counts[3] = {0, 0, 0};
 
-  void add(int64_t i, double value) {
+  void add(int64_t i, double value, double count = 1) {
     sums[i % 3] += value;
-    counts[i % 3] += 1;
+    counts[i % 3] += count;
   }
   float pivot() const {
     const double total = counts[0] + counts[1] + counts[2];
@@ -54,20 +59,36 @@ struct Guess {
   }
 };
 
-// From samples far apart.
+// From pieces of planes, far apart: a vector each, or the whole of a plane that is shorter.
+template <class T>
+float sampled_pivot(const Shape& shape, int64_t c, const T* x) {
+  const int64_t length = std::min<int64_t>(shape.positions, kLanes);
+  const int64_t pieces = std::min(kSampled, std::max<int64_t>(1, shape.count() / length));
+  double lanes[3][kLanes] = {};
+  for (int64_t i = 0; i < pieces; ++i) {
+    const int64_t at = shape.count() / pieces * i, s = std::min(at % shape.positions, shape.positions - length);
+    const T* p = x + at / shape.positions * shape.sample_stride() + c * shape.channel_stride() + s;
+    add_to(lanes[i % 3], length == kLanes ? load(p) : load(p, length));
+  }
+  Guess guess;
+  for (int64_t third = 0; third < std::min<int64_t>(pieces, 3); ++third) {
+    double sum = 0;
+    for (int64_t i = 0; i < length; ++i) sum += lanes[third][i];
+    guess.add(third, sum, double(length * ((pieces - third + 2) / 3)));
+  }
+  return guess.pivot();
+}
+
+// From positions far apart that have a weight.
 template <class T>
 float sampled_pivot(const Shape& shape, int64_t c, const T* x, const float* weights) {
-  const int64_t samples = std::min(shape.samples, kSampledRows), step = samples ? shape.samples / samples : 1;
-  const int64_t positions = std::min(shape.positions, kSampledPositions);
+  const int64_t step = std::max<int64_t>(1, shape.count() / kSampledWeighted);
   Guess guess;
   int64_t seen = 0;
-  for (int64_t i = 0; i < samples; ++i) {
-    const int64_t n = i * step;
-    const T* p = x + n * shape.sample_stride() + c * shape.channel_stride();
-    for (int64_t s = 0; s < positions; ++s) {
-      if (weights != nullptr && !(weights[n * shape.positions + s] > 0)) continue;
-      guess.add(seen++, widen(p[s * shape.position_stride()]));
-    }
+  for (int64_t at = 0; at < shape.count(); at += step) {
+    if (!(weights[at] > 0)) continue;
+    const int64_t start = at / shape.positions * shape.sample_stride() + c * shape.channel_stride();
+    guess.add(seen++, widen(x[start + at % shape.positions * shape.position_stride()]));
   }
   return guess.pivot();
 }
@@ -119,11 +140,11 @@ Sums plane_sums(const Shape& shape, bnlab_parallel_for parallel_for, int64_t c, 
   return total;
 }
 
+// Mean and variance of a channel in planes from its sums about a pivot, which are taken again where they say little.
 template <class T, bool Weighted>
-void plane_statistics(const Shape& shape, bnlab_parallel_for parallel_for, int64_t c, const T* x,
-                      const float* weights, double count, const Statistics& out) {
-  float pivot = sampled_pivot(shape, c, x, weights);
-  Estimate found = estimate(plane_sums<T, Weighted>(shape, parallel_for, c, x, weights, pivot), count, pivot);
+void settle(const Shape& shape, bnlab_parallel_for parallel_for, int64_t c, const T* x, const float* weights,
+            double count, float pivot, const Sums& sums, const Statistics& out) {
+  Estimate found = estimate(sums, count, pivot);
   if (found.far) {
     pivot = float(found.mean);
     found = estimate(plane_sums<T, Weighted>(shape, parallel_for, c, x, weights, pivot), count, pivot);
@@ -134,33 +155,66 @@ void plane_statistics(const Shape& shape, bnlab_parallel_for parallel_for, int64
   out.var[c] = count > 0 ? found.var : 0;
 }
 
-// The channel of every column of a group of small planes.
+template <class T, bool Weighted>
+void plane_statistics(const Shape& shape, bnlab_parallel_for parallel_for, int64_t c, const T* x,
+                      const float* weights, double count, const Statistics& out) {
+  const float pivot = Weighted ? sampled_pivot(shape, c, x, weights) : sampled_pivot(shape, c, x);
+  const Sums sums = plane_sums<T, Weighted>(shape, parallel_for, c, x, weights, pivot);
+  settle<T, Weighted>(shape, parallel_for, c, x, weights, count, pivot, sums, out);
+}
+
+// Calls visit(n, row, each_plane) for the samples of a group, from either end; each_plane calls visit(i, start, ahead) for
+// the plane of its i-th channel: what lies `ahead` elements on is read next.
+template <class Visit>
+BNLAB_INLINE void each_row(const Shape& shape, int64_t group, int64_t itemsize, bool backwards, const Visit& visit) {
+  const int64_t channels = shape.channels_of(group), s = shape.positions, width = channels * s;
+  const int64_t stride = backwards ? -shape.sample_stride() : shape.sample_stride();
+  const int64_t ahead = std::min(kAheadBytes / itemsize, width);
+  for (int64_t k = 0; k < shape.samples; ++k) {
+    const int64_t n = backwards ? shape.samples - 1 - k : k, row = n * shape.sample_stride() + group * shape.merged * s;
+    visit(n, row, [&](const auto& visit_plane) {
+      for (int64_t i = 0; i < channels; ++i)
+        visit_plane(i, row + i * s, i * s + ahead < width ? ahead : stride - width + ahead);
+    });
+  }
+}
+
+template <class T, bool Weighted>
+void group_statistics(const Shape& shape, int64_t group, const T* x, const float* weights, double count,
+                      const Statistics& out) {
+  const int64_t begin = group * shape.merged, channels = shape.channels_of(group);
+  std::vector<float> pivots(static_cast<size_t>(channels));
+  std::vector<ChannelSums> sums(static_cast<size_t>(channels));
+  for (int64_t i = 0; i < channels; ++i)
+    pivots[i] = Weighted ? sampled_pivot(shape, begin + i, x, weights) : sampled_pivot(shape, begin + i, x);
+  each_row(shape, group, sizeof(T), false, [&](int64_t n, int64_t, const auto& each_plane) {
+    const float* weight = Weighted ? weights + n * shape.positions : nullptr;
+    each_plane([&](int64_t i, int64_t start, int64_t ahead) {
+      const OneChannel k(pivots[i], 0, 0);
+      sums[i].add_segment(Moments<T, Weighted, OneChannel>{x + start, weight, 0, 1, ahead, k}, shape.positions);
+    });
+  });
+  for (int64_t i = 0; i < channels; ++i)
+    settle<T, Weighted>(shape, nullptr, begin + i, x, weights, count, pivots[i], sums[i].total(), out);
+}
+
+// Planes too small for vectors, as rows of several channels.
 template <class T>
-void group_statistics(const Shape& shape, int64_t group, const T* x, const Statistics& out) {
+void column_statistics(const Shape& shape, int64_t group, const T* x, const Statistics& out) {
   const int64_t begin = group * shape.merged, channels = shape.channels_of(group), s = shape.positions;
   const int64_t width = channels * s;
-  Buffer<float> pivots(channels), columns(width);
-  for (int64_t c = 0; c < channels; ++c) pivots[c] = sampled_pivot<T>(shape, begin + c, x, nullptr);
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    for (int64_t c = 0; c < channels; ++c) std::fill_n(columns.data() + c * s, s, pivots[c]);
-    ColumnSums sums(width);
-    const PerColumn k{columns.data(), nullptr, nullptr};
-    sums.add_rows(Moments<T, false, PerColumn>{x + begin * s, nullptr, shape.sample_stride(), 0,
-                                               4 * shape.sample_stride(), k},
-                  shape.samples);
-    bool far = false;
-    for (int64_t c = 0; c < channels; ++c) {
-      Sums total;
-      for (int64_t j = c * s; j < (c + 1) * s; ++j) total.first += sums.first(j), total.second += sums.second(j);
-      Estimate found = estimate(total, double(shape.count()), pivots[c]);
-      far = far || found.far;
-      double unused;
-      if (found.exact) exact_moments<T>(shape, begin + c, x, nullptr, &found.mean, &found.var, &unused);
-      out.mean[begin + c] = found.mean;
-      out.var[begin + c] = found.var;
-      pivots[c] = found.exact ? pivots[c] : float(found.mean);
-    }
-    if (!far) return;
+  Buffer<float> pivots(channels);
+  for (int64_t c = 0; c < channels; ++c) pivots[c] = sampled_pivot(shape, begin + c, x);
+  const Columns<T> columns(width);
+  columns.spread(s, pivots.data());
+  ColumnSums<T> sums(width);
+  sums.add_rows(Moments<T, false, PerColumn>{x + begin * s, nullptr, shape.sample_stride(), 0,
+                                             4 * shape.sample_stride(), columns.view()},
+                shape.samples);
+  for (int64_t c = 0; c < channels; ++c) {
+    Sums total;
+    for (int64_t j = c * s; j < (c + 1) * s; ++j) total.first += sums.first(j), total.second += sums.second(j);
+    settle<T, false>(shape, nullptr, begin + c, x, nullptr, double(shape.count()), pivots[c], total, out);
   }
 }
 
@@ -176,29 +230,36 @@ inline Rows rows_of(const Shape& shape, int64_t part) {
           last ? shape.count() % shape.merged * shape.channels : 0};
 }
 
-// Repeats a value per channel over the columns of a row.
-inline void repeat(const Shape& shape, const float* values, float* columns) {
-  for (int64_t i = 0; i < shape.merged; ++i) std::copy_n(values, shape.channels, columns + i * shape.channels);
-}
+// Coefficients of whole rows, and of the row that is not.
+template <class T>
+struct RowColumns {
+  Columns<T> whole, rest;
+  template <class Value>
+  RowColumns(const Shape& shape, const Value* values)
+      : whole(shape.merged * shape.channels), rest(shape.count() % shape.merged * shape.channels) {
+    whole.repeat(shape.channels, values);
+    rest.repeat(shape.channels, values);
+  }
+};
 
-// Sums over all rows with the channels last: Make(begin) returns the terms that begin at a row.
-template <class Make>
+// Sums over all rows with the channels last: make(begin, whole) returns the terms that begin at a row.
+template <class T, class Make>
 void row_sums(const Shape& shape, bnlab_parallel_for parallel_for, const Make& make, Sums* totals) {
   const int64_t width = shape.merged * shape.channels;
   Buffer<Sums> parts(shape.parts * shape.channels);
   run_parallel(parallel_for, shape.parts, 1, [&](int64_t part) {
     const Rows rows = rows_of(shape, part);
     Sums* mine = parts.data() + part * shape.channels;
-    const auto collect = [&](const ColumnSums& sums, int64_t columns) {
+    const auto collect = [&](const ColumnSums<T>& sums, int64_t columns) {
       for (int64_t j = 0, c = 0; j < columns; ++j, c = c + 1 == shape.channels ? 0 : c + 1)
         mine[c].first += sums.first(j), mine[c].second += sums.second(j);
     };
-    ColumnSums sums(width);
-    sums.add_rows(make(rows.begin), rows.end - rows.begin);
+    ColumnSums<T> sums(width);
+    sums.add_rows(make(rows.begin, true), rows.end - rows.begin);
     collect(sums, width);
     if (rows.rest == 0) return;
-    ColumnSums last(rows.rest);
-    last.add_rows(make(rows.end), 1);
+    ColumnSums<T> last(rows.rest);
+    last.add_rows(make(rows.end, false), 1);
     collect(last, rows.rest);
   });
   for (int64_t c = 0; c < shape.channels; ++c) totals[c] = Sums();
@@ -211,13 +272,33 @@ void row_sums(const Shape& shape, bnlab_parallel_for parallel_for, const Make& m
 
 // From whole rows far apart, for every channel.
 template <class T>
-void sampled_row_pivots(const Shape& shape, const T* x, const float* weights, float* pivots) {
+void sampled_row_pivots(const Shape& shape, const T* x, float* pivots) {
   const int64_t count = shape.count(), rows = std::min(count, kSampledRows);
+  const int64_t padded = ceil_div(shape.channels, kLanes) * kLanes;
+  const Buffer<double> thirds(3 * padded);
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* p = x + count / rows * i * shape.channels;
+    double* sums = thirds.data() + i % 3 * padded;
+    int64_t c = 0;
+    for (; c + kLanes <= shape.channels; c += kLanes) add_to(sums + c, load(p + c));
+    if (c < shape.channels) add_to(sums + c, load(p + c, shape.channels - c));
+  }
+  for (int64_t c = 0; c < shape.channels; ++c) {
+    Guess guess;
+    for (int64_t third = 0; third < std::min<int64_t>(rows, 3); ++third)
+      guess.add(third, thirds[third * padded + c], double((rows - third + 2) / 3));
+    pivots[c] = guess.pivot();
+  }
+}
+
+// From whole rows far apart that have a weight.
+template <class T>
+void sampled_row_pivots(const Shape& shape, const T* x, const float* weights, float* pivots) {
+  const int64_t count = shape.count(), step = std::max<int64_t>(1, count / kSampledRows);
   const Buffer<Guess> guesses(shape.channels);
   int64_t seen = 0;
-  for (int64_t i = 0; i < rows; ++i) {
-    const int64_t row = count / rows * i;
-    if (weights != nullptr && !(weights[row] > 0)) continue;
+  for (int64_t row = 0; row < count; row += step) {
+    if (!(weights[row] > 0)) continue;
     const T* p = x + row * shape.channels;
     for (int64_t c = 0; c < shape.channels; ++c) guesses[c].add(seen, widen(p[c]));
     ++seen;
@@ -229,17 +310,23 @@ template <class T, bool Weighted>
 void row_statistics(const Shape& shape, bnlab_parallel_for parallel_for, const T* x, const float* weights,
                     double count, const Statistics& out) {
   const int64_t width = shape.merged * shape.channels;
-  Buffer<float> pivots(shape.channels), columns(width + kLanes);
+  Buffer<float> pivots(shape.channels);
   Buffer<Sums> totals(shape.channels);
-  sampled_row_pivots(shape, x, weights, pivots.data());
+  if (Weighted)
+    sampled_row_pivots(shape, x, weights, pivots.data());
+  else
+    sampled_row_pivots(shape, x, pivots.data());
   for (int attempt = 0; attempt < 2; ++attempt) {
-    repeat(shape, pivots.data(), columns.data());
-    const PerColumn k{columns.data(), nullptr, nullptr};
-    row_sums(
+    const RowColumns<T> columns(shape, pivots.data());
+    row_sums<T>(
         shape, parallel_for,
-        [&](int64_t row) {
-          return Moments<T, Weighted, PerColumn>{x + row * width, Weighted ? weights + row : nullptr, width, 0,
-                                                kAheadBytes / int64_t(sizeof(T)), k};
+        [&](int64_t row, bool whole) {
+          return Moments<T, Weighted, PerColumn>{x + row * width,
+                                                Weighted ? weights + row : nullptr,
+                                                width,
+                                                0,
+                                                kAheadBytes / int64_t(sizeof(T)),
+                                                (whole ? columns.whole : columns.rest).view()};
         },
         totals.data());
     bool far = false;
@@ -261,9 +348,14 @@ void statistics(const bnlab_problem& p, const Shape& shape, const T* x, const fl
                 const Statistics& out) {
   const int64_t channel_bytes = shape.count() * shape.itemsize;
   if (shape.path == Path::kRows) return row_statistics<T, Weighted>(shape, p.parallel_for, x, weights, count, out);
-  if (shape.path == Path::kGroups) {
+  if (shape.path == Path::kColumns || shape.merged > 1) {
     return run_parallel(p.parallel_for, shape.groups(), Shape::grain(channel_bytes * shape.merged),
-                        [&](int64_t group) { group_statistics(shape, group, x, out); });
+                        [&](int64_t group) {
+                          if (shape.path == Path::kColumns)
+                            column_statistics(shape, group, x, out);
+                          else
+                            group_statistics<T, Weighted>(shape, group, x, weights, count, out);
+                        });
   }
   if (shape.parts > 1) {
     for (int64_t c = 0; c < shape.channels; ++c)
