@@ -101,6 +101,10 @@ void run(const Case& c, int dtype, int last, int activation, bool residual) {
                 uses_bits ? bits.data() : nullptr);
   bnlab_backward(&p, dy.data(), x.data(), nullptr, 1, mean.data(), var.data(), w.data(), b.data(),
                  uses_bits ? bits.data() : nullptr, dx.data(), uses_bits ? dz.data() : nullptr, dw.data(), db.data());
+  Values both = dy;  // the gradient in place
+  bnlab_backward(&p, both.data(), x.data(), nullptr, 1, mean.data(), var.data(), w.data(), b.data(),
+                 uses_bits ? bits.data() : nullptr, both.data(), nullptr, nullptr, nullptr);
+  check(both.bytes == dx.bytes, "dx over dy", c, dtype, last, activation);
   const double eps = dtype == BNLAB_FLOAT32 ? 0x1p-23 : dtype == BNLAB_BFLOAT16 ? 0x1p-7 : 0x1p-10;
   const auto at = [&](int64_t n, int64_t ch, int64_t s) {
     return last ? (n * c.positions + s) * c.channels + ch : (n * c.channels + ch) * c.positions + s;
@@ -171,6 +175,34 @@ void run_weighted(const Case& c, int dtype, int last) {
     check(std::fabs(double(n) - total) < 1e-9, "total", c, dtype, last, 0);
     check(std::fabs(double(m) - mean[size_t(ch)]) <= 1e-6, "weighted mean", c, dtype, last, 0);
     check(std::fabs(double(v) - var[size_t(ch)]) <= 1e-5 * double(v), "weighted variance", c, dtype, last, 0);
+  }
+  Values dy(dtype, size), dx(dtype, size);
+  dy.fill(6);
+  const std::vector<double> w(size_t(c.channels), 1.5);
+  bnlab_backward(&p, dy.data(), x.data(), weights.data(), 1, mean.data(), var.data(), w.data(), nullptr, nullptr,
+                 dx.data(), nullptr, nullptr, nullptr);
+  const double eps = dtype == BNLAB_FLOAT32 ? 0x1p-23 : dtype == BNLAB_BFLOAT16 ? 0x1p-7 : 0x1p-10;
+  for (int64_t ch = 0; ch < c.channels; ++ch) {
+    const long double m = mean[size_t(ch)], r = 1 / std::sqrt((long double)var[size_t(ch)] + p.eps);
+    long double sum = 0, product = 0, sizes = 0, products = 0;
+    const auto each = [&](auto visit) {
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t sample = i / c.positions, s = i % c.positions;
+        visit(weights[size_t(i)], last ? i * c.channels + ch : (sample * c.channels + ch) * c.positions + s);
+      }
+    };
+    each([&](float, int64_t i) {
+      const long double term = dy[i] * (x[i] - m) * r;
+      sum += dy[i], product += term, sizes += std::fabs((long double)dy[i]), products += std::fabs(term);
+    });
+    bool right = true;
+    each([&](float weight, int64_t i) {
+      const long double share = total > 0 ? weight / total : 0;
+      const long double wanted = 1.5L * r * (dy[i] - share * (sum + (x[i] - m) * r * product));
+      const long double size = std::fabs((long double)dy[i]) + share * (sizes + std::fabs((x[i] - m) * r) * products);
+      right = right && std::fabs(wanted - dx[i]) <= 4 * eps * r * size;
+    });
+    check(right, "weighted dx", c, dtype, last, 0);
   }
 }
 

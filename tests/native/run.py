@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bnlab.kernels.native.build import BUILDS, SOURCES, compiler
 
-FLAGS = ["-std=c++17", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-psabi"]
+FLAGS = ["-std=c++17", "-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-psabi"]
 STREAM_BYTES = 16384
 """From this size on outputs are written past the cache here, so that tensors of either kind are small."""
 

@@ -48,8 +48,8 @@ void bnlab_forward(const bnlab_problem*, const void* x, const void* residual, co
 
 // The gradients of bnlab_apply. With `batch_statistics` mean and var are those of x (under `weights`, if not null) and
 // depend on it. What act passed is read from `bits`, or computed again from x where that is null; a residual needs bits.
-// dx, dresidual, dweight and dbias may be null; what is not null overlaps nothing else. Without an activation the
-// gradient of a residual is dy, and dresidual is not written.
+// dx, dresidual, dweight and dbias may be null; dx may be dy, and nothing else that is not null overlaps anything. Without
+// an activation the gradient of a residual is dy, and dresidual is not written.
 void bnlab_backward(const bnlab_problem*, const void* dy, const void* x, const float* weights, int32_t batch_statistics,
                     const double* mean, const double* var, const double* weight, const double* bias,
                     const uint8_t* bits, void* dx, void* dresidual, double* dweight, double* dbias);

@@ -5,19 +5,28 @@
 
 namespace BNLAB_ISA {
 
+// A channel that float cannot compute: its dx in the order of n*S + s, until the others are written.
+template <class T>
+struct ExactGradient {
+  int64_t channel;
+  std::vector<T> dx;
+};
+
 template <class T>
 struct BackwardCall {
   const bnlab_problem& p;
   const Shape& shape;
   const T* dy;
   const T* x;
+  const float* weights;
+  double count;  // of values, or the sum of their weights
   bool batch_statistics;
   const double* mean;
   const double* var;
   const double* weight;
   const double* bias;
   const uint8_t* bits;
-  T* dx;
+  T* dx;  // may be dy
   T* dresidual;
   double* dweight;
   double* dbias;
@@ -32,6 +41,10 @@ struct BackwardCall {
     for (int64_t c = begin; c < begin + channels; ++c) found.push_back(folded(c));
     return found;
   }
+  FoldedGradient gradient(int64_t c) const {
+    if (!batch_statistics) return {quiet(weight_of(c) * inv_std_of(var[c], p.eps)), 0, 0};
+    return fold_gradient(folded(c), mean[c], var[c], weight_of(c), p.eps, dweight[c], dbias[c], count);
+  }
   std::vector<FoldedGradient> gradients(int64_t begin, int64_t channels) const {
     std::vector<FoldedGradient> found;
     found.reserve(static_cast<size_t>(channels));
@@ -43,67 +56,89 @@ struct BackwardCall {
     dbias[c] = sums.first;
     dweight[c] = inv_std_of(var[c], p.eps) * (sums.second - (mean[c] - double(pivot)) * sums.first);
   }
-  FoldedGradient gradient(int64_t c) const {
-    if (!batch_statistics) return {quiet(weight_of(c) * inv_std_of(var[c], p.eps)), 0, 0};
-    return fold_gradient(folded(c), mean[c], var[c], weight_of(c), p.eps, dweight[c], dbias[c],
-                         double(shape.count()));
+  // Whether the gradient of a residual may be written past the cache, where pieces of so many elements are written.
+  bool streams_residual(int64_t piece) const {
+    return streaming && lines_begin(dresidual, piece);
   }
-  // Overwrites a channel that float cannot compute.
-  void mend(int64_t c) const {
-    const bool sums = std::isfinite(dweight[c]) && std::isfinite(dbias[c]) && !too_wide(dweight[c]);
-    if (sums && !is_wide(mean[c], var[c], weight_of(c), p.eps)) return;
-    fence();
-    exact(c, nullptr);
+  // The channels from `begin` on that float cannot compute, computed while dy is still there.
+  std::vector<ExactGradient<T>> exact(int64_t begin, int64_t channels) const {
+    std::vector<ExactGradient<T>> found;
+    for (int64_t c = begin; c < begin + channels; ++c) {
+      const bool sums = std::isfinite(dweight[c]) && std::isfinite(dbias[c]) && !too_wide(dweight[c]);
+      if (!sums || is_wide(mean[c], var[c], weight_of(c), p.eps)) found.push_back({c, exact_values(c)});
+    }
+    return found;
   }
-  void exact(int64_t c, const float* weights) const {
+  std::vector<T> exact_values(int64_t c) const {
+    std::vector<T> values(static_cast<size_t>(dx == nullptr ? 0 : shape.count()));
     const ExactChannel k{mean[c],          inv_std_of(var[c], p.eps), weight_of(c), value_or(bias, c, 0),
                          p.activation,     p.slope};
-    exact_backward(shape, c, k, dy, x, weights, batch_statistics, bits, dx, dresidual, dweight, dbias);
+    fence();
+    exact_backward(shape, c, k, dy, x, weights, batch_statistics, bits, dx == nullptr ? nullptr : values.data(),
+                   dresidual, dweight, dbias);
+    return values;
+  }
+  void place(const ExactGradient<T>& exact) const {
+    if (dx == nullptr) return;
+    fence();
+    each_value(shape, exact.channel, [&](int64_t at, int64_t index) { dx[at] = exact.dx[size_t(index)]; });
   }
 };
 
-template <class T, int Act, bool Bits, bool Residual>
+template <class T, int Act, bool Bits, bool Residual, bool Weighted>
 void plane_gradient(const BackwardCall<T>& call, bnlab_parallel_for parallel_for, int64_t c) {
   const Shape& shape = call.shape;
   const Folded f = call.folded(c);
+  const OneChannel forward(f.pivot, f.scale, f.shift);
+  const Slope<Act> slope(call.p);
   const auto bits_at = [&](int64_t at) {
     const int64_t segment = at / shape.positions * shape.channels + c;
     return Bits ? call.bits + segment * shape.segment_bits() + at % shape.positions / 8 : nullptr;
   };
   Sums parts[kMostParts];
-  run_parallel(parallel_for, shape.parts, 1, [&](int64_t part) {
-    ChannelSums sums;
-    const OneChannel k(f.pivot, f.scale, f.shift);
-    const Slope<Act> slope(call.p);
-    each_segment(shape, c, part, [&](int64_t start, int64_t length, int64_t at) {
-      sums.add_segment(
-          Gradients<T, Act, Bits, Residual, OneChannel>{
-              call.dy + start, call.x + start, bits_at(at), Residual ? call.dresidual + start : nullptr, 0, 0,
-              distance<T>(length, shape.sample_stride()), k, slope},
-          length);
+  const auto sum_parts = [&](auto kept) {
+    run_parallel(parallel_for, shape.parts, 1, [&](int64_t part) {
+      ChannelSums sums;
+      each_segment(shape, c, part, [&](int64_t start, int64_t length, int64_t at) {
+        sums.add_segment(
+            Gradients<T, Act, Bits, kept.value, OneChannel>{
+                call.dy + start, call.x + start, bits_at(at), Residual ? call.dresidual + start : nullptr, 0, 0,
+                distance<T>(length, shape.sample_stride()), forward, slope},
+            length);
+      });
+      parts[part] = sums.total();
     });
-    parts[part] = sums.total();
-  });
+  };
+  if (!Residual)
+    sum_parts(std::integral_constant<Kept, Kept::kNot>{});
+  else if (call.streams_residual(shape.positions))
+    sum_parts(std::integral_constant<Kept, Residual ? Kept::kStreamed : Kept::kNot>{});
+  else
+    sum_parts(std::integral_constant<Kept, Residual ? Kept::kStored : Kept::kNot>{});
   Sums total;
   for (int64_t i = 0; i < shape.parts; ++i) total.first += parts[i].first, total.second += parts[i].second;
   call.keep(c, total, f.pivot);
-  if (call.dx != nullptr) {
+  const std::vector<ExactGradient<T>> exact = call.exact(c, 1);
+  if (call.dx != nullptr && exact.empty()) {
     const FoldedGradient g = call.gradient(c);
+    const OneChannel k(g.scale, g.slope, g.shift);
     run_parallel(parallel_for, shape.parts, 1, [&](int64_t part) {
-      const OneChannel forward(f.pivot, f.scale, f.shift), k(g.scale, g.slope, g.shift);
-      const Slope<Act> slope(call.p);
       // Backwards: what was read last is still in the cache.
       each_segment_backwards(shape, c, part, [&](int64_t start, int64_t length, int64_t at) {
-        transform_gradient<1, T, Act, Bits>(call.dy + start, call.x + start, bits_at(at), call.dx + start, 0, 0,
-                                               length, distance<T>(length, -shape.sample_stride()), forward, k, slope,
-                                               call.streaming);
+        const int64_t ahead = distance<T>(length, -shape.sample_stride());
+        write_segment(call.dx + start, length, call.streaming, [&](T* out, int64_t j, int64_t n, bool streaming) {
+          transform_gradient<1, T, Act, Bits, Weighted>(
+              call.dy + start + j, call.x + start + j, bits_at(at + j),
+              Weights{Weighted ? call.weights + at + j : nullptr, false}, out, 0, 0, n, ahead, forward, k, slope,
+              streaming);
+        });
       });
     });
   }
-  call.mend(c);
+  for (const auto& channel : exact) call.place(channel);
 }
 
-template <class T, int Act, bool Bits, bool Residual>
+template <class T, int Act, bool Bits, bool Residual, bool Weighted>
 void group_gradient(const BackwardCall<T>& call, int64_t group) {
   const Shape& shape = call.shape;
   const int64_t begin = group * shape.merged, channels = shape.channels_of(group), s = shape.positions;
@@ -111,35 +146,42 @@ void group_gradient(const BackwardCall<T>& call, int64_t group) {
     return Bits ? call.bits + (n * shape.channels + begin + i) * shape.segment_bits() : nullptr;
   };
   const Slope<Act> slope(call.p);
+  const bool lines = lines_begin(call.dx, s), streaming = call.streaming && lines;
   const std::vector<Folded> folded = call.folded(begin, channels);
   std::vector<ChannelSums> sums(static_cast<size_t>(channels));
-  each_row(shape, group, sizeof(T), false, [&](int64_t n, int64_t, const auto& each_plane) {
+  each_row(shape, group, sizeof(T), false, [&](int64_t n, int64_t row, const auto& each_plane) {
+    LineWriter<T> writer(Residual ? call.dresidual + row : nullptr, Residual && call.streaming);
     each_plane([&](int64_t i, int64_t start, int64_t ahead) {
       const Folded f = folded[i];
       sums[i].add_segment(
-          Gradients<T, Act, Bits, Residual, OneChannel>{
-              call.dy + start, call.x + start, bits_at(n, i), Residual ? call.dresidual + start : nullptr, 0, 0, ahead,
+          Gradients<T, Act, Bits, Residual ? Kept::kStored : Kept::kNot, OneChannel>{
+              call.dy + start, call.x + start, bits_at(n, i), Residual ? writer.room(s) : nullptr, 0, 0, ahead,
               OneChannel(f.pivot, f.scale, f.shift), slope},
           s);
+      if (Residual) writer.filled();
     });
+    if (Residual) writer.finish();
   });
   for (int64_t i = 0; i < channels; ++i) call.keep(begin + i, sums[i].total(), folded[i].pivot);
+  const std::vector<ExactGradient<T>> exact = call.exact(begin, channels);
   if (call.dx != nullptr) {
     const std::vector<FoldedGradient> gradients = call.gradients(begin, channels);
     each_row(shape, group, sizeof(T), true, [&](int64_t n, int64_t row, const auto& each_plane) {
-      LineWriter<T> writer(call.dx + row, call.streaming);
+      LineWriter<T> writer(call.dx + row, call.streaming && !lines);
+      const Weights weights{Weighted ? call.weights + n * s : nullptr, false};
       each_plane([&](int64_t i, int64_t start, int64_t ahead) {
         const Folded f = folded[i];
         const FoldedGradient g = gradients[i];
-        transform_gradient<1, T, Act, Bits>(call.dy + start, call.x + start, bits_at(n, i), writer.room(s), 0, 0, s,
-                                               ahead, OneChannel(f.pivot, f.scale, f.shift),
-                                               OneChannel(g.scale, g.slope, g.shift), slope, false);
+        transform_gradient<1, T, Act, Bits, Weighted>(call.dy + start, call.x + start, bits_at(n, i), weights,
+                                                      writer.room(s), 0, 0, s, ahead,
+                                                      OneChannel(f.pivot, f.scale, f.shift),
+                                                      OneChannel(g.scale, g.slope, g.shift), slope, streaming);
         writer.filled();
       });
       writer.finish();
     });
   }
-  for (int64_t c = begin; c < begin + channels; ++c) call.mend(c);
+  for (const auto& channel : exact) call.place(channel);
 }
 
 template <class T, int Act, bool Bits, bool Residual>
@@ -154,84 +196,112 @@ void column_gradient(const BackwardCall<T>& call, int64_t group) {
   forward.spread(s, call.folded(begin, channels).data());
   ColumnSums<T> sums(width);
   sums.add_rows(
-      Gradients<T, Act, Bits, Residual, PerColumn>{call.dy + start, call.x + start, bits,
-                                                          Residual ? call.dresidual + start : nullptr, stride,
-                                                          bits_stride, 4 * stride, forward.view(), slope},
+      Gradients<T, Act, Bits, Residual ? Kept::kStored : Kept::kNot, PerColumn>{
+          call.dy + start, call.x + start, bits, Residual ? call.dresidual + start : nullptr, stride, bits_stride,
+          4 * stride, forward.view(), slope},
       shape.samples);
   for (int64_t i = 0; i < channels; ++i) {
     Sums total;
     for (int64_t j = i * s; j < (i + 1) * s; ++j) total.first += sums.first(j), total.second += sums.second(j);
     call.keep(begin + i, total, float(call.mean[begin + i]));
   }
+  const std::vector<ExactGradient<T>> exact = call.exact(begin, channels);
   if (call.dx != nullptr) {
     const Columns<T> gradient(width);
     gradient.spread(s, call.gradients(begin, channels).data());
+    const bool streaming = call.streaming && lines_begin(call.dx + start, stride);
     each_rows(0, shape.samples, [&](auto rows, int64_t n) {
       const int64_t at = n * stride + start;
-      transform_gradient<rows.value, T, Act, Bits>(
-          call.dy + at, call.x + at, Bits ? bits + n * bits_stride : nullptr, call.dx + at, stride, bits_stride, width,
-          rows.value * stride, forward.view(), gradient.view(), slope, call.streaming);
+      transform_gradient<rows.value, T, Act, Bits, false>(
+          call.dy + at, call.x + at, Bits ? bits + n * bits_stride : nullptr, Weights{}, call.dx + at, stride,
+          bits_stride, width, rows.value * stride, forward.view(), gradient.view(), slope, streaming);
     });
   }
-  for (int64_t c = begin; c < begin + channels; ++c) call.mend(c);
+  for (const auto& channel : exact) call.place(channel);
 }
 
-template <class T, int Act, bool Bits, bool Residual>
+template <class T, int Act, bool Bits, bool Residual, bool Weighted>
 void row_gradient(const BackwardCall<T>& call) {
   const Shape& shape = call.shape;
   const int64_t width = shape.merged * shape.channels, bits_stride = shape.segment_bits();
   const RowColumns<T> forward(shape, call.folded(0, shape.channels).data());
   Buffer<Sums> totals(shape.channels);
-  row_sums<T>(
-      shape, call.p.parallel_for,
-      [&](int64_t row, bool whole) {
-        const int64_t at = row * width;
-        return Gradients<T, Act, Bits, Residual, PerColumn>{
-            call.dy + at,  call.x + at, Bits ? call.bits + row * bits_stride : nullptr,
-            Residual ? call.dresidual + at : nullptr, width, bits_stride, kAheadBytes / int64_t(sizeof(T)),
-            (whole ? forward.whole : forward.rest).view(), Slope<Act>(call.p)};
-      },
-      totals.data());
+  const auto sum_rows = [&](auto kept) {
+    row_sums<T>(
+        shape, call.p.parallel_for,
+        [&](int64_t row, bool whole) {
+          const int64_t at = row * width;
+          return Gradients<T, Act, Bits, kept.value, PerColumn>{
+              call.dy + at,
+              call.x + at,
+              Bits ? call.bits + row * bits_stride : nullptr,
+              Residual ? call.dresidual + at : nullptr,
+              width,
+              bits_stride,
+              kAheadBytes / int64_t(sizeof(T)),
+              (whole ? forward.whole : forward.rest).view(),
+              Slope<Act>(call.p)};
+        },
+        totals.data());
+  };
+  if (!Residual)
+    sum_rows(std::integral_constant<Kept, Kept::kNot>{});
+  else if (call.streams_residual(width))
+    sum_rows(std::integral_constant<Kept, Residual ? Kept::kStreamed : Kept::kNot>{});
+  else
+    sum_rows(std::integral_constant<Kept, Residual ? Kept::kStored : Kept::kNot>{});
   for (int64_t c = 0; c < shape.channels; ++c) call.keep(c, totals[c], float(call.mean[c]));
+  const std::vector<ExactGradient<T>> exact = call.exact(0, shape.channels);
   if (call.dx != nullptr) {
     const RowColumns<T> gradient(shape, call.gradients(0, shape.channels).data());
     run_parallel(call.p.parallel_for, shape.parts, 1, [&](int64_t i) {
       const Rows rows = rows_of(shape, shape.parts - 1 - i);
       const Slope<Act> slope(call.p);
-      const auto apply = [&](int64_t r, int64_t n, const Columns<T>& f, const Columns<T>& k) {
-        transform_gradient<1, T, Act, Bits>(call.dy + r * width, call.x + r * width,
-                                               Bits ? call.bits + r * bits_stride : nullptr, call.dx + r * width, 0, 0,
-                                               n, kAheadBytes / int64_t(sizeof(T)), f.view(), k.view(), slope,
-                                               call.streaming);
+      const auto apply = [&](int64_t r, int64_t length, const Columns<T>& f, const Columns<T>& k) {
+        const int64_t start = r * width;
+        const uint8_t* bits = Bits ? call.bits + r * bits_stride : nullptr;
+        write_segment(call.dx + start, length, call.streaming, [&](T* out, int64_t j, int64_t n, bool streaming) {
+          transform_gradient<1, T, Act, Bits, Weighted>(
+              call.dy + start + j, call.x + start + j, Bits ? bits + j / 8 : nullptr,
+              Weights{Weighted ? call.weights + r : nullptr, true}, out, 0, 0, n, kAheadBytes / int64_t(sizeof(T)),
+              f.view().from(j), k.view().from(j), slope, streaming);
+        });
       };
       for (int64_t r = rows.begin; r < rows.end; ++r) apply(r, width, forward.whole, gradient.whole);
       if (rows.rest > 0) apply(rows.end, rows.rest, forward.rest, gradient.rest);
     });
   }
-  for (int64_t c = 0; c < shape.channels; ++c) call.mend(c);
+  for (const auto& channel : exact) call.place(channel);
 }
 
-template <class T, int Act, bool Bits, bool Residual>
+template <class T, int Act, bool Bits, bool Residual, bool Weighted>
 void backward(const BackwardCall<T>& call) {
   const Shape& shape = call.shape;
   const int64_t channel_bytes = 2 * shape.count() * shape.itemsize;
   const bnlab_parallel_for parallel_for = call.p.parallel_for;
   if (shape.path == Path::kRows) {
-    row_gradient<T, Act, Bits, Residual>(call);
+    row_gradient<T, Act, Bits, Residual, Weighted>(call);
   } else if (shape.path == Path::kColumns) {
     run_parallel(parallel_for, shape.groups(), Shape::grain(channel_bytes * shape.merged),
                  [&](int64_t group) { column_gradient<T, Act, Bits, Residual>(call, group); });
   } else if (shape.merged > 1) {
     run_parallel(parallel_for, shape.groups(), Shape::grain(channel_bytes * shape.merged),
-                 [&](int64_t group) { group_gradient<T, Act, Bits, Residual>(call, group); });
+                 [&](int64_t group) { group_gradient<T, Act, Bits, Residual, Weighted>(call, group); });
   } else if (shape.parts > 1) {
     for (int64_t c = 0; c < shape.channels; ++c)
-      plane_gradient<T, Act, Bits, Residual>(call, parallel_for, c);
+      plane_gradient<T, Act, Bits, Residual, Weighted>(call, parallel_for, c);
   } else {
     run_parallel(parallel_for, shape.channels, Shape::grain(channel_bytes),
-                 [&](int64_t c) { plane_gradient<T, Act, Bits, Residual>(call, nullptr, c); });
+                 [&](int64_t c) { plane_gradient<T, Act, Bits, Residual, Weighted>(call, nullptr, c); });
   }
   fence();
+}
+
+// The gradients under weights and an activation or bits, of which no layer is made.
+template <class T>
+void exact_backward_of_all(const BackwardCall<T>& call) {
+  run_parallel(call.p.parallel_for, call.shape.channels, 1,
+               [&](int64_t c) { call.place({c, call.exact_values(c)}); });
 }
 
 }  // namespace BNLAB_ISA

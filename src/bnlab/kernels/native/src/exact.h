@@ -94,6 +94,7 @@ double exact_gradient(const Shape& shape, int64_t c, const ExactChannel& k, cons
   return passed ? gradient : k.activation == BNLAB_RELU ? 0.0 : gradient * k.slope;
 }
 
+// The gradients of one channel; dx receives its values in the order of n*S + s, as dy may lie where they go.
 template <class T>
 void exact_backward(const Shape& shape, int64_t c, const ExactChannel& k, const T* dy, const T* x,
                     const float* weights, bool batch_statistics, const uint8_t* bits, T* dx, T* dresidual,
@@ -106,15 +107,15 @@ void exact_backward(const Shape& shape, int64_t c, const ExactChannel& k, const 
     product += gradient * (double(widen(x[at])) - k.mean) * k.inv_std;
     total += weight_at(weights, index);
   });
-  if (dweight != nullptr) dweight[c] = product;
-  if (dbias != nullptr) dbias[c] = sum;
+  dweight[c] = product;
+  dbias[c] = sum;
   if (dx == nullptr) return;
   const double share = batch_statistics ? 1 / (total > 0 ? total : 1) : 0;
   each_value(shape, c, [&](int64_t at, int64_t index) {
     const double gradient = exact_gradient(shape, c, k, dy, x, bits, at);
     const double w = share * weight_at(weights, index);
     const double x_hat = w == 0 ? 0 : (double(widen(x[at])) - k.mean) * k.inv_std;
-    dx[at] = narrow<T>(float((gradient - w * (sum + x_hat * product)) * k.inv_std * k.weight));
+    dx[index] = narrow<T>(float((gradient - w * (sum + x_hat * product)) * k.inv_std * k.weight));
   });
 }
 

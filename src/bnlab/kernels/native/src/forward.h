@@ -50,6 +50,29 @@ BNLAB_INLINE void each_rows(int64_t begin, int64_t end, const Visit& visit) {
   for (; row < end; ++row) visit(std::integral_constant<int, 1>{}, row);
 }
 
+// Whether rows that lie so many elements apart all begin with a cache line.
+template <class T>
+bool lines_begin(const T* out, int64_t stride) {
+  return (reinterpret_cast<uintptr_t>(out) | uintptr_t(stride) * sizeof(T)) % 64 == 0;
+}
+
+// Writes a segment by write(out, j, n, streaming), the elements j to j + n of it: at once, or where lines do not begin with
+// it, in pieces that are put together to lines.
+template <class T, class Write>
+BNLAB_INLINE void write_segment(T* out, int64_t length, bool streaming, const Write& write) {
+  if (!streaming || lines_begin(out, 0)) {
+    write(out, 0, length, streaming);
+    return;
+  }
+  LineWriter<T> writer(out, true);
+  for (int64_t j = 0; j < length; j += kSmallPlane) {
+    const int64_t n = std::min(kSmallPlane, length - j);
+    write(writer.room(n), j, n, false);
+    writer.filled();
+  }
+  writer.finish();
+}
+
 template <class T, int Act, bool Residual, bool Bits>
 void apply_plane(const ForwardCall<T>& call, bnlab_parallel_for parallel_for, int64_t c) {
   const Shape& shape = call.shape;
@@ -60,9 +83,11 @@ void apply_plane(const ForwardCall<T>& call, bnlab_parallel_for parallel_for, in
     each_segment(shape, c, part, [&](int64_t start, int64_t length, int64_t at) {
       const int64_t segment = at / shape.positions * shape.channels + c;
       uint8_t* bits = Bits ? call.bits + segment * shape.segment_bits() + at % shape.positions / 8 : nullptr;
-      transform<1, T, Act, Residual, Bits>(call.x + start, Residual ? call.residual + start : nullptr,
-                                              call.y + start, bits, 0, 0, length,
-                                              distance<T>(length, shape.sample_stride()), k, slope, call.streaming);
+      const int64_t ahead = distance<T>(length, shape.sample_stride());
+      write_segment(call.y + start, length, call.streaming, [&](T* out, int64_t j, int64_t n, bool streaming) {
+        transform<1, T, Act, Residual, Bits>(call.x + start + j, Residual ? call.residual + start + j : nullptr, out,
+                                             Bits ? bits + j / 8 : nullptr, 0, 0, n, ahead, k, slope, streaming);
+      });
     });
   });
   call.mend(c);
@@ -74,15 +99,16 @@ void apply_group(const ForwardCall<T>& call, int64_t group) {
   const int64_t begin = group * shape.merged, channels = shape.channels_of(group), s = shape.positions;
   const std::vector<Folded> folded = call.folded(begin, channels);
   const Slope<Act> slope(call.p);
+  const bool lines = lines_begin(call.y, s), streaming = call.streaming && lines;
   // Backwards: what was read last is still in the cache.
   each_row(shape, group, sizeof(T), true, [&](int64_t n, int64_t row, const auto& each_plane) {
-    LineWriter<T> writer(call.y + row, call.streaming);
+    LineWriter<T> writer(call.y + row, call.streaming && !lines);
     each_plane([&](int64_t i, int64_t start, int64_t ahead) {
       const Folded f = folded[i];
       uint8_t* bits = Bits ? call.bits + (n * shape.channels + begin + i) * shape.segment_bits() : nullptr;
       transform<1, T, Act, Residual, Bits>(call.x + start, Residual ? call.residual + start : nullptr,
                                               writer.room(s), bits, 0, 0, s, ahead,
-                                              OneChannel(f.pivot, f.scale, f.shift), slope, false);
+                                              OneChannel(f.pivot, f.scale, f.shift), slope, streaming);
       writer.filled();
     });
     writer.finish();
@@ -98,12 +124,13 @@ void apply_columns(const ForwardCall<T>& call, int64_t group) {
   columns.spread(shape.positions, call.folded(begin, channels).data());
   const Slope<Act> slope(call.p);
   const int64_t stride = shape.sample_stride(), bits_stride = shape.groups() * shape.segment_bits();
+  const bool streaming = call.streaming && lines_begin(call.y + begin * shape.positions, stride);
   each_rows(0, shape.samples, [&](auto rows, int64_t n) {
     const int64_t start = n * stride + begin * shape.positions;
     transform<rows.value, T, Act, Residual, Bits>(
         call.x + start, Residual ? call.residual + start : nullptr, call.y + start,
         Bits ? call.bits + n * bits_stride + group * shape.segment_bits() : nullptr, stride, bits_stride, width,
-        rows.value * stride, columns.view(), slope, call.streaming);
+        rows.value * stride, columns.view(), slope, streaming);
   });
   for (int64_t c = begin; c < begin + channels; ++c) call.mend(c);
 }
@@ -116,11 +143,14 @@ void apply_rows(const ForwardCall<T>& call) {
   run_parallel(call.p.parallel_for, shape.parts, 1, [&](int64_t i) {
     const Rows rows = rows_of(shape, shape.parts - 1 - i);  // what was read last is still in the cache
     const Slope<Act> slope(call.p);
-    const auto apply = [&](int64_t r, int64_t n, const Columns<T>& k) {
+    const auto apply = [&](int64_t r, int64_t length, const Columns<T>& k) {
       const int64_t start = r * width;
-      transform<1, T, Act, Residual, Bits>(call.x + start, Residual ? call.residual + start : nullptr,
-                                              call.y + start, Bits ? call.bits + r * shape.segment_bits() : nullptr,
-                                              0, 0, n, kAheadBytes / int64_t(sizeof(T)), k.view(), slope, call.streaming);
+      uint8_t* bits = Bits ? call.bits + r * shape.segment_bits() : nullptr;
+      write_segment(call.y + start, length, call.streaming, [&](T* out, int64_t j, int64_t n, bool streaming) {
+        transform<1, T, Act, Residual, Bits>(call.x + start + j, Residual ? call.residual + start + j : nullptr, out,
+                                             Bits ? bits + j / 8 : nullptr, 0, 0, n, kAheadBytes / int64_t(sizeof(T)),
+                                             k.view().from(j), slope, streaming);
+      });
     };
     for (int64_t r = rows.begin; r < rows.end; ++r) apply(r, width, columns.whole);
     if (rows.rest > 0) apply(rows.end, rows.rest, columns.rest);

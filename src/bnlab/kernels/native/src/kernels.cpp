@@ -1,4 +1,6 @@
 // The entry points of one build; BNLAB_ISA names it.
+#include <numeric>
+
 #include "backward.h"
 #include "builds.h"
 
@@ -20,10 +22,7 @@ void statistics_entry(const bnlab_problem& p, const void* x, const float* weight
                       double* total) {
   const Shape shape(p, weights != nullptr);
   double count = double(shape.count());
-  if (weights != nullptr) {
-    count = 0;
-    for (int64_t i = 0; i < shape.count(); ++i) count += weights[i];
-  }
+  if (weights != nullptr) count = std::accumulate(weights, weights + shape.count(), 0.0);
   *total = count;
   if (shape.count() == 0) {
     std::fill_n(mean, shape.channels, 0.0);
@@ -73,17 +72,22 @@ void backward_entry(const bnlab_problem& p, const void* dy, const void* x, const
                     int32_t batch_statistics, const double* mean, const double* var, const double* weight,
                     const double* bias, const uint8_t* bits, void* dx, void* dresidual, double* dweight,
                     double* dbias) {
-  const Shape shape(p, false);
+  // Bits lie as the forward pass wrote them, which knows of no weights.
+  const Shape shape(p, weights != nullptr && bits == nullptr);
   if (shape.count() == 0) {
     if (dweight != nullptr) std::fill_n(dweight, shape.channels, 0.0);
     if (dbias != nullptr) std::fill_n(dbias, shape.channels, 0.0);
     return;
   }
   Buffer<double> own(2 * shape.channels);  // the sums are needed whether or not they are wanted
+  double count = double(shape.count());
+  if (weights != nullptr) count = std::accumulate(weights, weights + shape.count(), 0.0);
   const BackwardCall<T> call{p,
                              shape,
                              static_cast<const T*>(dy),
                              static_cast<const T*>(x),
+                             weights,
+                             count > 0 ? count : 1,
                              batch_statistics != 0,
                              mean,
                              var,
@@ -95,17 +99,17 @@ void backward_entry(const bnlab_problem& p, const void* dy, const void* x, const
                              dweight != nullptr ? dweight : own.data(),
                              dbias != nullptr ? dbias : own.data() + shape.channels,
                              shape.streams()};
-  if (weights != nullptr)
-    return run_parallel(p.parallel_for, shape.channels, 1, [&](int64_t c) { call.exact(c, weights); });
+  if (weights != nullptr && p.activation == BNLAB_IDENTITY) return backward<T, BNLAB_IDENTITY, false, false, true>(call);
+  if (weights != nullptr) return exact_backward_of_all(call);
   by_activation(p, [&](auto act) {
     constexpr int kAct = decltype(act)::value;
     constexpr bool kActive = kAct != BNLAB_IDENTITY;
     if (call.bits == nullptr)
-      backward<T, kAct, false, false>(call);
+      backward<T, kAct, false, false, false>(call);
     else if (call.dresidual == nullptr)
-      backward<T, kAct, kActive, false>(call);
+      backward<T, kAct, kActive, false, false>(call);
     else
-      backward<T, kAct, kActive, kActive>(call);
+      backward<T, kAct, kActive, kActive, false>(call);
   });
 }
 

@@ -41,6 +41,7 @@ struct PerColumn {
   BNLAB_INLINE Vec first(int64_t j) const { return load(a + j); }
   BNLAB_INLINE Vec second(int64_t j) const { return load(b + j); }
   BNLAB_INLINE Vec third(int64_t j) const { return load(c + j); }
+  PerColumn from(int64_t j) const { return {a + j, b + j, c + j}; }
 };
 
 // Coefficients of the columns of rows of T, `width` of them.
@@ -88,19 +89,15 @@ struct Slope {
 };
 
 // Writes `Rows` rows that lie `stride` apart: pack(j, row) are two vectors of them, whole(j, row) is one and tail(j, row,
-// n) one of n lanes behind the last pack, and ahead(j, row) fetches the line that is needed after the one at j.
+// n) one of n lanes behind the last pack, and ahead(j, row) fetches the line that is needed after the one at j. Where
+// `streaming` the rows begin with a cache line.
 template <int Rows, class T, class Packs, class Whole, class Tail, class Ahead>
 BNLAB_INLINE void write_rows(T* out, int64_t stride, int64_t n, bool streaming, const Packs& pack, const Whole& whole,
                              const Tail& tail, const Ahead& ahead) {
   constexpr int64_t bytes = kPackLanes * int64_t(sizeof(T)), packs = bytes < 64 ? 64 / bytes : 1;
   constexpr int64_t width = packs * kPackLanes;
-  // Lines begin where `out` is aligned: whole packs lead there, or all is written through the cache.
-  const int64_t lead = int64_t((64 - (reinterpret_cast<uintptr_t>(out) & 63)) & 63) / int64_t(sizeof(T));
-  const bool aligned = lead % kPackLanes == 0 && lead <= n && (Rows == 1 || stride * int64_t(sizeof(T)) % 64 == 0);
   int64_t j = 0;
-  if (streaming && aligned) {
-    for (; j < lead; j += kPackLanes)
-      for (int r = 0; r < Rows; ++r) store_pack(out + r * stride + j, pack(j, r));
+  if (streaming) {
     for (; j + width <= n; j += width)
       for (int r = 0; r < Rows; ++r) {
         ahead(j, r);
@@ -184,18 +181,26 @@ struct Through {
   BNLAB_INLINE Lanes again(int64_t j, Vec centered) const { return passes(fma(centered, f.second(j), f.third(j))); }
 };
 
-// dx = dy * a + (x - pivot) * b + c, with dy as the activation lets it through.
-template <int Rows, class T, int Act, bool Bits, class Forward, class Coefficients>
-BNLAB_INLINE void transform_gradient(const T* dy, const T* x, const uint8_t* bits, T* dx, int64_t stride,
-                                     int64_t bits_stride, int64_t n, int64_t ahead, const Forward f,
+// The weight of every position in the statistics, one for a whole row or one for each element; none without Weighted.
+struct Weights {
+  const float* values = nullptr;
+  bool whole_row = false;
+};
+
+// dx = dy * a + ((x - pivot) * b + c) * weight, with dy as the activation lets it through. dx may be dy.
+template <int Rows, class T, int Act, bool Bits, bool Weighted, class Forward, class Coefficients>
+BNLAB_INLINE void transform_gradient(const T* dy, const T* x, const uint8_t* bits, const Weights weights, T* dx,
+                                     int64_t stride, int64_t bits_stride, int64_t n, int64_t ahead, const Forward f,
                                      const Coefficients k, const Slope<Act> slope, bool streaming) {
   const Through<T, Act, Bits, Forward> through{bits, f, slope};
-  const auto value = [=](int64_t j, Vec gradient, Vec centered) {
-    return fma(gradient, k.first(j), fma(centered, k.second(j), k.third(j)));
+  const auto value = [=](int64_t j, Vec gradient, Vec centered, Vec weight) {
+    const Vec rest = fma(centered, k.second(j), k.third(j));
+    // What has no weight may be NaN.
+    return fma(gradient, k.first(j), Weighted ? keep(passes(weight), mul(weight, rest)) : rest);
   };
-  const auto single = [=](int64_t j, int r, Vec gradient, Vec in) {
+  const auto single = [=](int64_t j, int r, Vec gradient, Vec in, Vec weight) {
     const Vec centered = sub(in, f.first(j));
-    return value(j, through.single(r * bits_stride, j, gradient, centered), centered);
+    return value(j, through.single(r * bits_stride, j, gradient, centered), centered, weight);
   };
   write_rows<Rows>(
       dx, stride, n, streaming,
@@ -204,15 +209,23 @@ BNLAB_INLINE void transform_gradient(const T* dy, const T* x, const uint8_t* bit
         const Pack in = load_pack(x + at);
         const Pack centered = {sub(in.a, f.first(j)), sub(in.b, f.first(j + kLanes))};
         const Pack gradient = through.pack(r * bits_stride, j, load_pack(dy + at), centered);
-        return Pack{value(j, gradient.a, centered.a), value(j + kLanes, gradient.b, centered.b)};
+        Pack weight = {zero(), zero()};
+        if (Weighted)
+          weight = weights.whole_row ? Pack{splat(*weights.values), splat(*weights.values)}
+                                     : load_floats<T>(weights.values + j);
+        return Pack{value(j, gradient.a, centered.a, weight.a), value(j + kLanes, gradient.b, centered.b, weight.b)};
       },
       [=](int64_t j, int r) {
         const int64_t at = r * stride + j;
-        return single(j, r, load(dy + at), load(x + at));
+        Vec weight = zero();
+        if (Weighted) weight = weights.whole_row ? splat(*weights.values) : load(weights.values + j);
+        return single(j, r, load(dy + at), load(x + at), weight);
       },
       [=](int64_t j, int r, int64_t rest) {
         const int64_t at = r * stride + j;
-        return single(j, r, load(dy + at, rest), load(x + at, rest));
+        Vec weight = zero();
+        if (Weighted) weight = weights.whole_row ? splat(*weights.values) : load(weights.values + j, rest);
+        return single(j, r, load(dy + at, rest), load(x + at, rest), weight);
       },
       [=](int64_t j, int r) BNLAB_EAGER {
         prefetch(x + r * stride + j + ahead);
@@ -240,10 +253,10 @@ struct Moments {
   Coefficients k;
 
   BNLAB_INLINE PackedPair pack(int64_t row, int64_t j) const {
-    if (Weighted && weight_stride) return {whole(row, j), whole(row, j + kLanes)};
     const Pack in = load_pack(x + row * stride + j);
-    const Vec weight = Weighted ? splat(weights[row]) : zero();
-    return {pair(j, in.a, weight), pair(j + kLanes, in.b, weight)};
+    Pack weight = {zero(), zero()};
+    if (Weighted) weight = weight_stride ? load_floats<T>(weights + j) : Pack{splat(weights[row]), splat(weights[row])};
+    return {pair(j, in.a, weight.a), pair(j + kLanes, in.b, weight.b)};
   }
   BNLAB_INLINE Pair whole(int64_t row, int64_t j) const {
     const Vec weight = Weighted ? (weight_stride ? load(weights + j) : splat(weights[row])) : zero();
@@ -266,8 +279,11 @@ struct Moments {
   }
 };
 
+// What becomes of the gradient of a residual: it is written through the cache, or past it, in packs that are aligned.
+enum class Kept { kNot, kStored, kStreamed };
+
 // u = dy as the activation lets it through, v = x - pivot; u is written where a residual wants its gradient.
-template <class T, int Act, bool Bits, bool Residual, class Coefficients>
+template <class T, int Act, bool Bits, Kept Residual, class Coefficients>
 struct Gradients {
   static constexpr int64_t kLineElements = 64 / sizeof(T);
   static constexpr int kTogether = 2;
@@ -286,20 +302,21 @@ struct Gradients {
     const Pack in = load_pack(x + at);
     const Pack centered = {sub(in.a, k.first(j)), sub(in.b, k.first(j + kLanes))};
     const Pack gradient = through().pack(row * bits_stride, j, load_pack(dy + at), centered);
-    if (Residual) store_pack(dresidual + at, gradient);
+    if (Residual == Kept::kStored) store_pack(dresidual + at, gradient);
+    if (Residual == Kept::kStreamed) stream_pack(dresidual + at, gradient);
     return {{gradient.a, centered.a}, {gradient.b, centered.b}};
   }
   BNLAB_INLINE Pair whole(int64_t row, int64_t j) const {
     const int64_t at = row * stride + j;
     const Pair found = pair(row, j, load(dy + at), load(x + at));
-    if (Residual) store(dresidual + at, found.u);
+    if (Residual != Kept::kNot) store(dresidual + at, found.u);
     return found;
   }
   BNLAB_INLINE Pair tail(int64_t row, int64_t j, int64_t n) const {
     const int64_t at = row * stride + j;
     Pair found = pair(row, j, load(dy + at, n), load(x + at, n));
     found = {keep(first(n), found.u), keep(first(n), found.v)};
-    if (Residual) store(dresidual + at, found.u, n);
+    if (Residual != Kept::kNot) store(dresidual + at, found.u, n);
     return found;
   }
   BNLAB_INLINE void ahead(int64_t row, int64_t j) const {

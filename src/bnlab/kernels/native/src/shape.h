@@ -20,7 +20,7 @@ constexpr int64_t kStreamBytes = int64_t(24) << 20;
 constexpr int64_t kGrainBytes = int64_t(64) << 10;
 // Planes up to this many elements are taken several channels at a time: as rows of planes, or as rows of columns where a
 // plane has less than a few vectors.
-constexpr int64_t kSmallPlane = 256;
+constexpr int64_t kSmallPlane = 640;
 constexpr int64_t kTinyPlane = 64;
 // Bytes of the input in a group of planes, about: together with its gradient they stay in the cache between two passes.
 constexpr int64_t kGroupBytes = int64_t(1) << 20;

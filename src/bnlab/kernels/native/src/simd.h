@@ -142,6 +142,11 @@ BNLAB_INLINE Pack load_pack(const bfloat16* p) {
   return {{_mm512_castsi512_ps(_mm512_slli_epi32(both, 16))},
           {_mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(int(0xffff0000))))}};
 }
+BNLAB_INLINE Pack split(Vec a, Vec b) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  return {{_mm512_permutex2var_ps(a.v, even, b.v)}, {_mm512_permutex2var_ps(a.v, odd, b.v)}};
+}
 BNLAB_INLINE __m512i rounded_pack(Pack a, bfloat16) {
   const __m512i even = _mm512_srli_epi32(rounded_up(a.a), 16);
   return _mm512_mask_blend_epi16(0xaaaaaaaa, even, rounded_up(a.b));
@@ -321,6 +326,11 @@ BNLAB_INLINE Pack load_pack(const bfloat16* p) {
   return {{_mm256_castsi256_ps(_mm256_slli_epi32(both, 16))},
           {_mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(int(0xffff0000))))}};
 }
+BNLAB_INLINE Pack split(Vec a, Vec b) {
+  const __m256d even = _mm256_castps_pd(_mm256_shuffle_ps(a.v, b.v, 0x88));
+  const __m256d odd = _mm256_castps_pd(_mm256_shuffle_ps(a.v, b.v, 0xdd));
+  return {{_mm256_castpd_ps(_mm256_permute4x64_pd(even, 0xd8))}, {_mm256_castpd_ps(_mm256_permute4x64_pd(odd, 0xd8))}};
+}
 BNLAB_INLINE __m256i rounded_pack(Pack a, bfloat16) {
   return _mm256_blend_epi16(_mm256_srli_epi32(rounded_up(a.a), 16), rounded_up(a.b), 0xaa);
 }
@@ -447,6 +457,7 @@ BNLAB_INLINE void store(T* p, Vec a, int64_t n) {
 }
 template <class T>
 constexpr bool kSplit = false;
+BNLAB_INLINE Pack split(Vec a, Vec b) { return {a, b}; }
 template <class T>
 BNLAB_INLINE void stream_pack(T* p, Pack a) {
   store(p, a.a);
@@ -490,6 +501,12 @@ template <class T>
 BNLAB_INLINE void store_pack(T* p, Pack a) {
   store(p, a.a);
   store(p + kLanes, a.b);
+}
+
+// Floats in the order in which load_pack gives values of T.
+template <class T>
+BNLAB_INLINE Pack load_floats(const float* p) {
+  return kSplit<T> ? split(load(p), load(p + kLanes)) : Pack{load(p), load(p + kLanes)};
 }
 
 // Where the coefficient of column j of a row lies, so that whole packs find theirs side by side.
