@@ -45,7 +45,8 @@ def build(cxx: str, folder: Path) -> Path:
     program = folder / "odd_shapes"
     wanted = builds()
     stream = f"-DBNLAB_STREAM_BYTES={STREAM_BYTES}"
-    jobs = [(f"{name}.o", SOURCES / "kernels.cpp", [f"-DBNLAB_ISA={name}", stream, *machine_flags(name)]) for name in wanted]
+    kernels = SOURCES / "kernels.cpp"
+    jobs = [(f"{name}.o", kernels, [f"-DBNLAB_ISA={name}", stream, *machine_flags(name)]) for name in wanted]
     missing = "".join(f"-DBNLAB_WITHOUT_{name.upper()} " for name in BUILDS if name not in wanted).split()
     jobs.append(("dispatch.o", SOURCES / "dispatch.cpp", missing))
     jobs.append(("odd_shapes.o", Path(__file__).with_name("odd_shapes.cpp"), [f"-I{SOURCES}"]))

@@ -17,7 +17,7 @@ from bnlab.functional.transform import batch_norm_backward, normalize
 from bnlab.kernels import native
 from bnlab.kernels.operators import batch_norm_eval, is_transformed
 
-__all__ = ["ACTIVATIONS", "SATURATED", "Running", "fused_eval", "fused_train", "fuses"]
+__all__ = ["ACTIVATIONS", "SATURATED", "Running", "differentiable", "fused_eval", "fused_train", "fuses"]
 
 ACTIVATIONS: dict[str | None, tuple[int, float]] = {None: (0, 0.0), "relu": (1, 0.0), "leaky_relu": (2, 0.01)}
 """What the kernels can apply: their number for it, and the slope below 0."""
@@ -202,7 +202,7 @@ class _Scale(torch.autograd.Function):
 def _gradients(ctx: Any, dy: Tensor, want_dx: bool, want_dresidual: bool) -> tuple[Tensor | None, ...]:  # noqa: ANN401
     """Return the gradients of x, residual, weight and bias, each None where there is nothing to differentiate."""
     if torch.is_grad_enabled():
-        return _differentiable(ctx, dy)
+        return differentiable(ctx, dy)
     x, weight, bias, moments, bits = ctx.saved_tensors
     by_batch, eps, number, slope, added = ctx.how
     active = number != 0
@@ -229,8 +229,11 @@ def _gradients(ctx: Any, dy: Tensor, want_dx: bool, want_dresidual: bool) -> tup
     )
 
 
-def _differentiable(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-    """Return the gradients made of operations that can be differentiated again, for a second derivative."""
+def differentiable(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    """Return the gradients made of operations that can be differentiated again, for a second derivative.
+
+    The context has what `_Train` keeps in it: x, weight, bias, moments and bits; how the output was made.
+    """
     x, weight, bias, moments, bits = ctx.saved_tensors
     by_batch, eps, number, _, added = ctx.how
     through = dy if number == 0 else dy * _passed(ctx, x, weight, bias, moments, bits)

@@ -20,7 +20,7 @@ from bnlab.functional.transform import batch_norm_backward
 from bnlab.kernels import reference
 from bnlab.kernels.choose import BACKENDS, Request, choose
 
-__all__ = ["batch_norm_eval", "batch_norm_train", "is_transformed", "renorm_correction"]
+__all__ = ["batch_norm_eval", "batch_norm_train", "is_transformed", "renorm_correction", "with_strides_of"]
 
 torch.library.define(
     "bnlab::batch_norm_train",
@@ -132,7 +132,7 @@ def _fake_renorm_correction(
     return torch.empty_like(mean), torch.empty_like(mean)
 
 
-def _like(x: Tensor, values: Tensor) -> Tensor:
+def with_strides_of(x: Tensor, values: Tensor) -> Tensor:
     """Give values the strides that the fake kernel promises, and a storage of their own."""
     promised = torch.empty_like(x)
     ready = values.stride() == promised.stride() and not values._is_view()  # noqa: SLF001 - autograd asks the same
@@ -145,7 +145,7 @@ def _train(
 ) -> tuple[Tensor, Tensor, Tensor]:
     backend = BACKENDS[choose(Request.of(x, mask)).name]
     y, mean, var = backend.forward(x, weight, bias, mask, eps)
-    return _like(x, y), mean, var
+    return with_strides_of(x, y), mean, var
 
 
 @torch.library.impl("bnlab::batch_norm_train_backward", "default")
@@ -155,7 +155,7 @@ def _train_backward(
     backend = BACKENDS[choose(Request.of(x, mask)).name]
     dx, dweight, dbias = backend.backward(grad, x, weight, mask, mean, var, eps)
     dtype = _parameter_dtype(x, weight)
-    return _like(x, dx), dweight.to(dtype), dbias.to(dtype)
+    return with_strides_of(x, dx), dweight.to(dtype), dbias.to(dtype)
 
 
 def _parameter_dtype(x: Tensor, weight: Tensor | None) -> torch.dtype:

@@ -136,6 +136,21 @@ def test_a_gradient_in_another_layout_or_expanded():
     assert mean.stride() == x.stride()
 
 
+@pytest.mark.parametrize("value", [1.0, 1e30, float("inf")])
+@pytest.mark.parametrize("layout", oracle.LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradient_over_that_of_the_output_is_the_same(shape, layout, value):
+    x, dy = (oracle.LAYOUTS[layout](torch.randn(shape)) for _ in range(2))
+    x.flatten()[3] = value
+    weight = torch.rand(shape[1])
+    operators = torch.ops.bnlab_native
+    _, moments, _, _ = operators.train(x, None, weight, None, None, None, None, None, 0.1, EPS, 1, 0.0, True, False)
+    how = (x, None, moments, weight, None, None, True, EPS, 1, 0.0)
+    dx, _, *expected = operators.backward(dy, *how, True, False)
+    _, *found = operators.backward_(dy, *how, False)
+    assert_close([dy, *found], [dx, *expected], rtol=0, atol=0, equal_nan=True)
+
+
 def test_what_one_kernel_cannot_do_is_left_to_others():
     x = torch.randn(4, 3, 6, 6)
     assert fuses(x, None, "relu")

@@ -160,21 +160,24 @@ int64_t update(const bnlab_problem& p, const double* mean, const double* var, co
   return move_any(*running_var, var, count / (count - 1), a, p.channels) ? kSaturated : 0;
 }
 
-std::optional<Tensor> empty_bits(const bnlab_problem& p, bool wanted) {
+// As many bytes as the kernels write; or as many as asked for, zeroed, as what lies between the bits is seen then.
+std::optional<Tensor> empty_bits(const bnlab_problem& p, bool wanted, int64_t room) {
   if (!wanted || p.activation == BNLAB_IDENTITY) return std::nullopt;
-  return empty_vector(bnlab_bits_size(&p), aoti_torch_dtype_uint8());
+  Tensor bits = empty_vector(std::max(room, bnlab_bits_size(&p)), aoti_torch_dtype_uint8());
+  if (room > 0) memset(data(bits), 0, size_t(room));
+  return bits;
 }
 
 std::tuple<Tensor, Tensor, Tensor, int64_t> train(Tensor x, Optional residual, Optional weight, Optional bias,
                                                   Optional running_mean, Optional running_var, Optional batches,
                                                   Optional skipped, double momentum, double eps, int64_t activation,
-                                                  double slope, bool skip_nonfinite, bool want_bits) {
+                                                  double slope, bool skip_nonfinite, bool want_bits, int64_t room) {
   const bnlab_problem p = problem_of(x, eps, activation, slope);
   const Doubles w(weight), b(bias);
   Tensor y = like(x), statistics = empty_pairs(p.channels);
   double* mean = static_cast<double*>(data(statistics));
   double* var = mean + p.channels;
-  Optional bits = empty_bits(p, want_bits && residual.has_value());
+  Optional bits = empty_bits(p, want_bits && residual.has_value(), room);
   bnlab_forward(&p, data(x), data(residual), w.get(), b.get(), mean, var, data(y), static_cast<uint8_t*>(data(bits)));
   const int64_t status =
       update(p, mean, var, running_mean, running_var, batches, skipped, momentum, skip_nonfinite);
@@ -189,7 +192,7 @@ std::tuple<Tensor, Tensor, Tensor> apply(Tensor x, Optional residual, Tensor mea
   double* kept = static_cast<double*>(data(statistics));
   std::copy_n(m.get(), p.channels, kept);
   std::copy_n(v.get(), p.channels, kept + p.channels);
-  Optional bits = empty_bits(p, want_bits && residual.has_value());
+  Optional bits = empty_bits(p, want_bits && residual.has_value(), 0);
   bnlab_apply(&p, data(x), data(residual), m.get(), v.get(), w.get(), b.get(), data(y),
               static_cast<uint8_t*>(data(bits)));
   return {y, statistics, bits.has_value() ? *bits : empty_vector(0, aoti_torch_dtype_uint8())};
@@ -206,23 +209,40 @@ Tensor narrowed(const double* values, int64_t size, const Optional& parameter) {
   return found;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor dy, Tensor x, Optional weights, Tensor statistics,
-                                                    Optional weight, Optional bias, Optional bits,
-                                                    bool batch_statistics, double eps, int64_t activation,
-                                                    double slope, bool want_dx, bool want_dresidual) {
+std::tuple<Tensor, Tensor, Tensor> gradients(const Tensor& dy, const Tensor& x, const Optional& weights,
+                                             const Tensor& statistics, const Optional& weight, const Optional& bias,
+                                             const Optional& bits, bool batch_statistics, double eps,
+                                             int64_t activation, double slope, void* dx, bool want_dresidual) {
   const bnlab_problem p = problem_of(x, eps, activation, slope);
   const Doubles w(weight), b(bias);
   const double* mean = static_cast<const double*>(data(statistics));
   std::vector<double> sums(size_t(2 * p.channels));
-  Optional dx, dresidual;
-  if (want_dx) dx = like(x);
+  Optional dresidual;
   if (want_dresidual) dresidual = like(x);
   bnlab_backward(&p, data(dy), data(x), static_cast<const float*>(data(weights)), batch_statistics, mean,
-                 mean + p.channels, w.get(), b.get(), static_cast<const uint8_t*>(data(bits)), data(dx),
-                 data(dresidual), sums.data(), sums.data() + p.channels);
-  const auto or_empty = [&](const Optional& found) { return found.has_value() ? *found : empty_vector(0, dtype_of(x)); };
-  return {or_empty(dx), or_empty(dresidual), narrowed(sums.data(), p.channels, weight),
-          narrowed(sums.data() + p.channels, p.channels, bias)};
+                 mean + p.channels, w.get(), b.get(), static_cast<const uint8_t*>(data(bits)), dx, data(dresidual),
+                 sums.data(), sums.data() + p.channels);
+  return {dresidual.has_value() ? *dresidual : empty_vector(0, dtype_of(x)),
+          narrowed(sums.data(), p.channels, weight), narrowed(sums.data() + p.channels, p.channels, bias)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor dy, Tensor x, Optional weights, Tensor statistics,
+                                                    Optional weight, Optional bias, Optional bits,
+                                                    bool batch_statistics, double eps, int64_t activation,
+                                                    double slope, bool want_dx, bool want_dresidual) {
+  Tensor dx = want_dx ? like(x) : empty_vector(0, dtype_of(x));
+  auto [dresidual, dweight, dbias] =
+      gradients(dy, x, weights, statistics, weight, bias, bits, batch_statistics, eps, activation, slope,
+                want_dx ? data(dx) : nullptr, want_dresidual);
+  return {dx, dresidual, dweight, dbias};
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward_in_place(Tensor dy, Tensor x, Optional weights, Tensor statistics,
+                                                     Optional weight, Optional bias, Optional bits,
+                                                     bool batch_statistics, double eps, int64_t activation,
+                                                     double slope, bool want_dresidual) {
+  return gradients(dy, x, weights, statistics, weight, bias, bits, batch_statistics, eps, activation, slope, data(dy),
+                   want_dresidual);
 }
 
 std::tuple<Tensor, double> statistics(Tensor x, Optional weights) {
@@ -240,7 +260,7 @@ STABLE_TORCH_LIBRARY(bnlab_native, m) {
   m.def(
       "train(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
       "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, Tensor(d!)? skipped_batches, float momentum, "
-      "float eps, int activation, float slope, bool skip_nonfinite, bool want_bits) "
+      "float eps, int activation, float slope, bool skip_nonfinite, bool want_bits, int room=0) "
       "-> (Tensor y, Tensor statistics, Tensor bits, int status)");
   m.def(
       "apply(Tensor x, Tensor? residual, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps, "
@@ -249,6 +269,10 @@ STABLE_TORCH_LIBRARY(bnlab_native, m) {
       "backward(Tensor dy, Tensor x, Tensor? weights, Tensor statistics, Tensor? weight, Tensor? bias, Tensor? bits, "
       "bool batch_statistics, float eps, int activation, float slope, bool want_dx, bool want_dresidual) "
       "-> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)");
+  m.def(
+      "backward_(Tensor(a!) dy, Tensor x, Tensor? weights, Tensor statistics, Tensor? weight, Tensor? bias, "
+      "Tensor? bits, bool batch_statistics, float eps, int activation, float slope, bool want_dresidual) "
+      "-> (Tensor dresidual, Tensor dweight, Tensor dbias)");
   m.def("statistics(Tensor x, Tensor? weights) -> (Tensor statistics, float total)");
 }
 
@@ -256,5 +280,6 @@ STABLE_TORCH_LIBRARY_IMPL(bnlab_native, CPU, m) {
   m.impl("train", TORCH_BOX(&train));
   m.impl("apply", TORCH_BOX(&apply));
   m.impl("backward", TORCH_BOX(&backward));
+  m.impl("backward_", TORCH_BOX(&backward_in_place));
   m.impl("statistics", TORCH_BOX(&statistics));
 }
