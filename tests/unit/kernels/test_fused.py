@@ -137,7 +137,7 @@ def test_a_gradient_in_another_layout_or_expanded():
 
 
 @pytest.mark.parametrize("value", [1.0, 1e30, float("inf")])
-@pytest.mark.parametrize("layout", oracle.LAYOUTS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_gradient_over_that_of_the_output_is_the_same(shape, layout, value):
     x, dy = (oracle.LAYOUTS[layout](torch.randn(shape)) for _ in range(2))
