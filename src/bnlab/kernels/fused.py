@@ -98,11 +98,13 @@ def fused_train(
         status: `SATURATED`, or 0, or that the batch was skipped.
     """
     number, slope = ACTIVATIONS[activation]
-    arguments = (x, residual, weight, bias, running, -1.0 if momentum is None else momentum, eps, number, slope)
+    by = -1.0 if momentum is None else momentum
     if torch.is_grad_enabled():
-        y, status = _APPLY_TRAIN(*arguments, skip_nonfinite)
-    else:
-        y, _, _, status = _train(*arguments, skip_nonfinite, want_bits=False)
+        found: tuple[Tensor, int] = _APPLY_TRAIN(
+            x, residual, weight, bias, running, by, eps, number, slope, skip_nonfinite
+        )
+        return found
+    y, _, _, status = _TRAIN(x, residual, weight, bias, *running, by, eps, number, slope, skip_nonfinite, False)
     return y, status
 
 
@@ -129,31 +131,24 @@ def fused_eval(
     return y  # type: ignore[no-any-return]
 
 
-def _train(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running: Running,
-    momentum: float,
-    eps: float,
-    number: int,
-    slope: float,
-    skip_nonfinite: bool,
-    *,
-    want_bits: bool,
-) -> tuple[Tensor, Tensor, Tensor, int]:
-    found: tuple[Tensor, Tensor, Tensor, int] = _TRAIN(
-        x, residual, weight, bias, *running, momentum, eps, number, slope, skip_nonfinite, want_bits
-    )
-    return found
-
-
 class _Train(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, int]:  # noqa: ANN401
-        x, residual, weight, bias, _, _, eps, number, slope, _ = arguments
-        y, moments, bits, status = _train(*arguments, want_bits=True)
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running: Running,
+        momentum: float,
+        eps: float,
+        number: int,
+        slope: float,
+        skip_nonfinite: bool,
+    ) -> tuple[Tensor, int]:
+        y, moments, bits, status = _TRAIN(
+            x, residual, weight, bias, *running, momentum, eps, number, slope, skip_nonfinite, True
+        )
         ctx.save_for_backward(x, weight, bias, moments, bits)
         ctx.how = (True, eps, number, slope, residual is not None)
         return y, status

@@ -209,8 +209,8 @@ class _Meter:
         self.m2 = self.m2 + biased * count + delta**2 * (self.count * count / total)
         self.mean = self.mean + delta * (count / total)
         self.count, self.batches = total, self.batches + 1
-        self.batch_means.add(mean[None])
-        self.batch_vars.add(unbiased[None])
+        self.batch_means.add_row(mean)
+        self.batch_vars.add_row(unbiased)
         for name, value in batch_sums(float(count), mean, biased, count / (count - 1), self.eps).items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
@@ -275,6 +275,12 @@ class _Welford:
         self._m2 = self._m2 + ((rows - mean) ** 2).sum(0) + delta**2 * (self.count * count / total)
         self.mean = self.mean + delta * (count / total)
         self.count = total
+
+    def add_row(self, row: Floats) -> None:
+        self.count += 1
+        delta = row - self.mean
+        self.mean = self.mean + delta / self.count
+        self._m2 = self._m2 + delta * (row - self.mean)
 
     @property
     def var(self) -> Floats:

@@ -23,6 +23,7 @@ struct BackwardCall {
   bool batch_statistics;
   const double* mean;
   const double* var;
+  const double* inv_std;
   const double* weight;
   const double* bias;
   const uint8_t* bits;
@@ -33,7 +34,7 @@ struct BackwardCall {
   bool streaming;
 
   double weight_of(int64_t c) const { return value_or(weight, c, 1); }
-  Folded folded(int64_t c) const { return fold(mean[c], var[c], weight_of(c), value_or(bias, c, 0), p.eps); }
+  Folded folded(int64_t c) const { return fold(mean[c], inv_std[c], weight_of(c), value_or(bias, c, 0)); }
   // Of the channels from `begin` on.
   std::vector<Folded> folded(int64_t begin, int64_t channels) const {
     std::vector<Folded> found;
@@ -42,8 +43,8 @@ struct BackwardCall {
     return found;
   }
   FoldedGradient gradient(int64_t c) const {
-    if (!batch_statistics) return {quiet(weight_of(c) * inv_std_of(var[c], p.eps)), 0, 0};
-    return fold_gradient(folded(c), mean[c], var[c], weight_of(c), p.eps, dweight[c], dbias[c], count);
+    if (!batch_statistics) return {quiet(weight_of(c) * inv_std[c]), 0, 0};
+    return fold_gradient(mean[c], inv_std[c], weight_of(c), dweight[c], dbias[c], count);
   }
   std::vector<FoldedGradient> gradients(int64_t begin, int64_t channels) const {
     std::vector<FoldedGradient> found;
@@ -54,7 +55,7 @@ struct BackwardCall {
   // Keeps the sums of dy and of dy * (x - pivot) as the gradients of weight and bias.
   void keep(int64_t c, const Sums& sums, float pivot) const {
     dbias[c] = sums.first;
-    dweight[c] = inv_std_of(var[c], p.eps) * (sums.second - (mean[c] - double(pivot)) * sums.first);
+    dweight[c] = inv_std[c] * (sums.second - (mean[c] - double(pivot)) * sums.first);
   }
   // Whether the gradient of a residual may be written past the cache, where pieces of so many elements are written.
   bool streams_residual(int64_t piece) const {
@@ -65,14 +66,14 @@ struct BackwardCall {
     std::vector<ExactGradient<T>> found;
     for (int64_t c = begin; c < begin + channels; ++c) {
       const bool sums = std::isfinite(dweight[c]) && std::isfinite(dbias[c]) && !too_wide(dweight[c]);
-      if (!sums || is_wide(mean[c], var[c], weight_of(c), p.eps)) found.push_back({c, exact_values(c)});
+      if (!sums || is_wide(mean[c], var[c], weight_of(c) * inv_std[c])) found.push_back({c, exact_values(c)});
     }
     return found;
   }
   std::vector<T> exact_values(int64_t c) const {
     std::vector<T> values(static_cast<size_t>(dx == nullptr ? 0 : shape.count()));
-    const ExactChannel k{mean[c],          inv_std_of(var[c], p.eps), weight_of(c), value_or(bias, c, 0),
-                         p.activation,     p.slope};
+    const ExactChannel k{mean[c],      inv_std[c], weight_of(c), value_or(bias, c, 0),
+                         p.activation, p.slope};
     fence();
     exact_backward(shape, c, k, dy, x, weights, batch_statistics, bits, dx == nullptr ? nullptr : values.data(),
                    dresidual, dweight, dbias);

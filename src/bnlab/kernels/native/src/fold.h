@@ -31,14 +31,14 @@ inline double value_or(const double* values, int64_t c, double otherwise) {
 inline float quiet(double value) { return value != value ? std::numeric_limits<float>::quiet_NaN() : float(value); }
 
 // The pivot is the mean as float: x - pivot is exact near it, and what rounding it left goes into the shift.
-inline Folded fold(double mean, double var, double weight, double bias, double eps) {
-  const double scale = weight * inv_std_of(var, eps);
+inline Folded fold(double mean, double inv_std, double weight, double bias) {
+  const double scale = weight * inv_std;
   const float pivot = quiet(mean);
   return {pivot, quiet(scale), quiet(bias - (mean - double(pivot)) * scale)};
 }
 
-inline bool is_wide(double mean, double var, double weight, double eps) {
-  return too_wide(mean) || var >= kWide * kWide || too_wide(weight * inv_std_of(var, eps)) || std::isinf(mean);
+inline bool is_wide(double mean, double var, double scale) {
+  return too_wide(mean) || var >= kWide * kWide || too_wide(scale) || std::isinf(mean);
 }
 
 // dx = dy * scale + (x - pivot) * slope + shift
@@ -46,11 +46,11 @@ struct FoldedGradient {
   float scale, slope, shift;
 };
 
-inline FoldedGradient fold_gradient(const Folded& forward, double mean, double var, double weight, double eps,
-                                    double dweight, double dbias, double count) {
-  const double r = inv_std_of(var, eps), scale = weight * r;
-  const double slope = -scale * r * dweight / count;
-  const double shift = -scale * dbias / count - slope * (mean - double(forward.pivot));
+inline FoldedGradient fold_gradient(double mean, double inv_std, double weight, double dweight, double dbias,
+                                    double count) {
+  const double scale = weight * inv_std, share = scale / count;
+  const double slope = -share * inv_std * dweight;
+  const double shift = -share * dbias - slope * (mean - double(quiet(mean)));
   return {quiet(scale), quiet(slope), quiet(shift)};
 }
 

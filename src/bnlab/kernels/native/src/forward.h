@@ -31,10 +31,10 @@ struct ForwardCall {
     return found;
   }
   double bias_of(int64_t c) const { return value_or(bias, c, 0); }
-  Folded folded(int64_t c) const { return fold(mean[c], var[c], weight_of(c), bias_of(c), p.eps); }
+  Folded folded(int64_t c) const { return fold(mean[c], inv_std_of(var[c], p.eps), weight_of(c), bias_of(c)); }
   // Overwrites a channel that float cannot compute.
-  void mend(int64_t c) const {
-    if (!is_wide(mean[c], var[c], weight_of(c), p.eps)) return;
+  void mend(int64_t c, const Folded& f) const {
+    if (!is_wide(mean[c], var[c], f.scale)) return;
     fence();
     const ExactChannel k{mean[c], inv_std_of(var[c], p.eps), weight_of(c), bias_of(c), p.activation, p.slope};
     exact_apply(shape, c, k, x, residual, y, bits);
@@ -90,7 +90,7 @@ void apply_plane(const ForwardCall<T>& call, bnlab_parallel_for parallel_for, in
       });
     });
   });
-  call.mend(c);
+  call.mend(c, f);
 }
 
 template <class T, int Act, bool Residual, bool Bits>
@@ -113,15 +113,16 @@ void apply_group(const ForwardCall<T>& call, int64_t group) {
     });
     writer.finish();
   });
-  for (int64_t c = begin; c < begin + channels; ++c) call.mend(c);
+  for (int64_t i = 0; i < channels; ++i) call.mend(begin + i, folded[i]);
 }
 
 template <class T, int Act, bool Residual, bool Bits>
 void apply_columns(const ForwardCall<T>& call, int64_t group) {
   const Shape& shape = call.shape;
   const int64_t begin = group * shape.merged, channels = shape.channels_of(group), width = channels * shape.positions;
+  const std::vector<Folded> folded = call.folded(begin, channels);
   const Columns<T> columns(width);
-  columns.spread(shape.positions, call.folded(begin, channels).data());
+  columns.spread(shape.positions, folded.data());
   const Slope<Act> slope(call.p);
   const int64_t stride = shape.sample_stride(), bits_stride = shape.groups() * shape.segment_bits();
   const bool streaming = call.streaming && lines_begin(call.y + begin * shape.positions, stride);
@@ -132,14 +133,15 @@ void apply_columns(const ForwardCall<T>& call, int64_t group) {
         Bits ? call.bits + n * bits_stride + group * shape.segment_bits() : nullptr, stride, bits_stride, width,
         rows.value * stride, columns.view(), slope, streaming);
   });
-  for (int64_t c = begin; c < begin + channels; ++c) call.mend(c);
+  for (int64_t i = 0; i < channels; ++i) call.mend(begin + i, folded[i]);
 }
 
 template <class T, int Act, bool Residual, bool Bits>
 void apply_rows(const ForwardCall<T>& call) {
   const Shape& shape = call.shape;
   const int64_t width = shape.merged * shape.channels;
-  const RowColumns<T> columns(shape, call.folded(0, shape.channels).data());
+  const std::vector<Folded> folded = call.folded(0, shape.channels);
+  const RowColumns<T> columns(shape, folded.data());
   run_parallel(call.p.parallel_for, shape.parts, 1, [&](int64_t i) {
     const Rows rows = rows_of(shape, shape.parts - 1 - i);  // what was read last is still in the cache
     const Slope<Act> slope(call.p);
@@ -155,7 +157,7 @@ void apply_rows(const ForwardCall<T>& call) {
     for (int64_t r = rows.begin; r < rows.end; ++r) apply(r, width, columns.whole);
     if (rows.rest > 0) apply(rows.end, rows.rest, columns.rest);
   });
-  for (int64_t c = 0; c < shape.channels; ++c) call.mend(c);
+  for (int64_t c = 0; c < shape.channels; ++c) call.mend(c, folded[c]);
 }
 
 // Statistics first, where there is somewhere to put them, slab by slab.

@@ -79,7 +79,8 @@ void backward_entry(const bnlab_problem& p, const void* dy, const void* x, const
     if (dbias != nullptr) std::fill_n(dbias, shape.channels, 0.0);
     return;
   }
-  Buffer<double> own(2 * shape.channels);  // the sums are needed whether or not they are wanted
+  Buffer<double> own(2 * shape.channels), inv_std(shape.channels);  // the sums are needed whether or not they are wanted
+  for (int64_t c = 0; c < shape.channels; ++c) inv_std[c] = inv_std_of(var[c], p.eps);
   double count = double(shape.count());
   if (weights != nullptr) count = std::accumulate(weights, weights + shape.count(), 0.0);
   const BackwardCall<T> call{p,
@@ -91,6 +92,7 @@ void backward_entry(const bnlab_problem& p, const void* dy, const void* x, const
                              batch_statistics != 0,
                              mean,
                              var,
+                             inv_std.data(),
                              weight,
                              bias,
                              p.activation == BNLAB_IDENTITY ? nullptr : bits,

@@ -12,6 +12,8 @@ namespace BNLAB_ISA {
 // million is off by a standard deviation then, which costs a second pass.
 constexpr int64_t kSampled = 16;
 constexpr int64_t kSampledRows = 48;
+// Sums of so few terms hardly round: the guess may be off by two standard deviations, and is made from fewer rows.
+constexpr int64_t kFewTerms = 1024;
 constexpr int64_t kSampledWeighted = 256;
 // Squares of smaller deviations are denormal in float.
 constexpr double kSmallestVariance = 1e-30;
@@ -24,7 +26,7 @@ struct Statistics {
 // What the sums about a pivot say of a channel.
 struct Estimate {
   double mean, var;
-  bool far;    // the pivot is more than one standard deviation off: sum again about the mean
+  bool far;    // the pivot is more than a standard deviation or two off: sum again about the mean
   bool exact;  // float could not hold the squares: sum again in double
 };
 
@@ -36,7 +38,8 @@ inline Estimate estimate(const Sums& sums, double count, float pivot) {
   const bool vanished = var < kSmallestVariance && !constant;
   const bool exact = !std::isfinite(sums.first) || !std::isfinite(sums.second);
   const double mean = double(pivot) + offset;
-  return {mean, var, !exact && off > m2 && float(mean) != pivot, exact || vanished};
+  const double bound = n <= double(kFewTerms) ? 4 : 1;
+  return {mean, var, !exact && off > bound * m2 && float(mean) != pivot, exact || vanished};
 }
 
 // A guess at a mean from a few values: the middle one of three means, so that a single outlier does not move it.
@@ -273,7 +276,7 @@ void row_sums(const Shape& shape, bnlab_parallel_for parallel_for, const Make& m
 // From whole rows far apart, for every channel.
 template <class T>
 void sampled_row_pivots(const Shape& shape, const T* x, float* pivots) {
-  const int64_t count = shape.count(), rows = std::min(count, kSampledRows);
+  const int64_t count = shape.count(), rows = std::min(count, count <= kFewTerms ? kSampled : kSampledRows);
   const int64_t padded = ceil_div(shape.channels, kLanes) * kLanes;
   const Buffer<double> thirds(3 * padded);
   for (int64_t i = 0; i < rows; ++i) {
