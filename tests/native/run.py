@@ -1,6 +1,7 @@
 """Builds the C entry points with the address sanitizer and runs them on odd shapes: python tests/native/run.py.
 
-Of the builds for this processor the best and the plainest run; the last line is what came of it.
+The best build for this processor runs and the plainest, and the one for AVX-512 also where its instructions have to be
+emulated. The last line of each is what came of it.
 """
 
 from __future__ import annotations
@@ -32,12 +33,18 @@ def main() -> int:
 
 
 def builds() -> list[str]:
-    """Return the builds that this processor runs: the best one and the baseline."""
+    """Return the builds that can be tried here, emulated or not."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return ["baseline"]
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    best = "avx512" if "avx512bw" in flags else "avx2" if "avx2" in flags else "baseline"
-    return list(dict.fromkeys((best, "baseline")))
+    if has("avx512bw"):
+        return ["avx512", "baseline"]
+    return ["avx512", "avx2", "baseline"] if has("avx2") else ["baseline"]
+
+
+def has(instructions: str) -> bool:
+    """Whether this processor has a set of instructions."""
+    known = Path("/proc/cpuinfo")
+    return known.exists() and instructions in known.read_text(encoding="utf-8")
 
 
 def build(cxx: str, folder: Path) -> Path:
@@ -48,7 +55,9 @@ def build(cxx: str, folder: Path) -> Path:
     kernels = SOURCES / "kernels.cpp"
     jobs = [(f"{name}.o", kernels, [f"-DBNLAB_ISA={name}", stream, *machine_flags(name)]) for name in wanted]
     missing = "".join(f"-DBNLAB_WITHOUT_{name.upper()} " for name in BUILDS if name not in wanted).split()
-    jobs.append(("dispatch.o", SOURCES / "dispatch.cpp", missing))
+    # What is emulated is not there to be found.
+    found = [] if has("avx512bw") else ["-D__builtin_cpu_supports(name)=true"]
+    jobs.append(("dispatch.o", SOURCES / "dispatch.cpp", [*missing, *found]))
     jobs.append(("odd_shapes.o", Path(__file__).with_name("odd_shapes.cpp"), [f"-I{SOURCES}"]))
 
     def compiled(job: tuple[str, Path, list[str]]) -> str:
@@ -64,6 +73,8 @@ def build(cxx: str, folder: Path) -> Path:
 
 def machine_flags(name: str) -> list[str]:
     """Return the flags for a set of instructions, without those for the optimizer."""
+    if name == "avx512" and not has("avx512bw"):
+        return [f"-I{Path(__file__).with_name('emulated')}", *machine_flags("avx2")]
     return [flag for flag in BUILDS[name] if not flag.startswith("-O")]
 
 

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, Literal, TypedDict
 
 import torch
@@ -97,13 +98,6 @@ class BatchNormBase(TorchBatchNorm):
     ranks: ClassVar[tuple[int, ...]]
     shown: ClassVar[dict[str, object]] = {"activation": None, "nonfinite": "skip", "statistics_dtype": torch.float32}
     skipped_batches: Tensor
-    _is_plain: ClassVar[bool] = True
-    """Whether the class normalises and updates as the base does, so that one kernel can do both."""
-
-    def __init_subclass__(cls) -> None:
-        """Note what the class overrides."""
-        super().__init_subclass__()
-        cls._is_plain = all(getattr(cls, name) is getattr(BatchNormBase, name) for name in _OVERRIDABLE)
 
     def __init__(
         self,
@@ -168,7 +162,7 @@ class BatchNormBase(TorchBatchNorm):
         batches: list[BatchStatistics] = []
         if self.running_mean is not None and self.running_var is not None and not self._normalizes_by_batch():
             y = batch_norm_eval(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
-        elif weights is None and self._is_plain and is_one_operator(x, residual, self.activation):
+        elif weights is None and _normalizes_as_base(type(self)) and is_one_operator(x, residual, self.activation):
             y, mean, var = batch_norm_activated_train(x, residual, self.weight, self.bias, self.eps, self.activation)
             batches = [BatchStatistics.of(mean, var, x, None)]
             residual = activate = None
@@ -192,7 +186,7 @@ class BatchNormBase(TorchBatchNorm):
         if not withheld and not self._normalizes_by_batch():
             return fused_eval(x, residual, mean, var, weight, bias, self.eps, self.activation)  # type: ignore[arg-type]
         moves, momentum = self.training and self.track_running_stats, self.momentum
-        if not self._is_plain or not self.eps > 0 or (withheld and moves):
+        if not _is_plain(type(self)) or not self.eps > 0 or (withheld and moves):  # type: ignore[arg-type]
             return None
         running = _NOTHING_MOVES
         if moves:
@@ -376,6 +370,17 @@ class BatchNormBase(TorchBatchNorm):
         """Return the device of the layer."""
         own = (*self.parameters(recurse=False), *(self._buffers[key] for key in _STATISTICS))
         return next((tensor.device for tensor in own if tensor is not None), self.skipped_batches.device)
+
+
+@cache
+def _is_plain(kind: type[BatchNormBase]) -> bool:
+    """Whether a class normalises and updates as the base does, so that one kernel can do both."""
+    return all(getattr(kind, name) is getattr(BatchNormBase, name) for name in _OVERRIDABLE)
+
+
+def _normalizes_as_base(kind: type[BatchNormBase]) -> bool:
+    """Whether a class normalises as the base does; without a cache, of which compilers warn."""
+    return kind._normalized_by_batch is BatchNormBase._normalized_by_batch  # noqa: SLF001
 
 
 def _fits(residual: Tensor, x: Tensor) -> bool:

@@ -1,7 +1,7 @@
 // The C interface of the kernels: plain data, no torch, no C++ across the boundary.
 //
 // A tensor of shape (N, C, S) lies in memory either as planes, element (n, c, s) at (n*C + c)*S + s, or with the channels
-// last, at (n*S + s)*C + c. Sums are float over at most 1024 terms and double beyond; which values form a partial sum
+// last, at (n*S + s)*C + c. Sums are float over at most 128 terms and double beyond; which values form a partial sum
 // depends on the shape alone, so that every number of threads gives the same bits.
 #pragma once
 

@@ -8,8 +8,9 @@
 
 namespace BNLAB_ISA {
 
-// Terms that one lane of a float sum adds up before it is added to a double.
-constexpr int64_t kTerms = 128;
+// Terms that one lane of a float sum adds up before it is added to a double: what comes behind an outlier rounds to its
+// last bit, each time the same way in data that are alike.
+constexpr int64_t kTerms = 32;
 // Outputs of at least this many bytes are written past the cache: they would evict what is read next.
 #ifdef BNLAB_STREAM_BYTES
 constexpr int64_t kStreamBytes = BNLAB_STREAM_BYTES;  // for tests on small tensors
@@ -26,7 +27,7 @@ constexpr int64_t kTinyPlane = 64;
 constexpr int64_t kGroupBytes = int64_t(1) << 20;
 // Elements of a row of several small planes, or of several positions with the channels last, at least.
 constexpr int64_t kRow = 256;
-// Groups of channels there are at least, where there are as many whole ones, for the threads to share.
+// Groups of channels there are at least, for the threads to share.
 constexpr int64_t kGroups = 16;
 // A channel is cut into parts where there are fewer channels than this.
 constexpr int64_t kFewChannels = 16;
@@ -72,9 +73,10 @@ struct Shape {
       merged = columns;
       return;
     }
-    const int64_t wanted = unit * ceil_div(kGroupBytes, unit * count() * itemsize);
-    if (positions <= kSmallPlane && channels >= std::max(2 * unit, kFewChannels))
-      merged = std::min(wanted, unit * std::max<int64_t>(1, channels / kGroups / unit));
+    if (positions <= kSmallPlane) {
+      merged = std::min(ceil_div(kGroupBytes, count() * itemsize), std::max<int64_t>(1, channels / kGroups));
+      if (merged > unit) merged -= merged % unit;
+    }
     if (merged > 1) return;
     if (channels < kFewChannels) parts = std::min(kMostParts, std::max<int64_t>(1, bytes / channels / kPartBytes));
   }
