@@ -221,6 +221,55 @@ inline void mask_storeu_epi16(void* p, uint16_t mask, __m256i a) {
 
 }  // namespace emulated
 
+// Some are macros of the compiler's, without optimization.
+#undef _mm512_add_epi32
+#undef _mm512_add_pd
+#undef _mm512_add_ps
+#undef _mm512_and_si512
+#undef _mm512_castsi256_si512
+#undef _mm512_cmp_ps_mask
+#undef _mm512_cvtepi32_epi16
+#undef _mm512_cvtepu16_epi32
+#undef _mm512_cvtph_ps
+#undef _mm512_cvtps_pd
+#undef _mm512_cvtps_ph
+#undef _mm512_extractf32x8_ps
+#undef _mm512_fmadd_ps
+#undef _mm512_inserti64x4
+#undef _mm512_load_si512
+#undef _mm512_mask_blend_epi16
+#undef _mm512_mask_mov_ps
+#undef _mm512_mask_storeu_ps
+#undef _mm512_maskz_loadu_ps
+#undef _mm512_maskz_mov_ps
+#undef _mm512_max_ps
+#undef _mm512_movepi16_mask
+#undef _mm512_movepi32_mask
+#undef _mm512_movm_epi16
+#undef _mm512_movm_epi32
+#undef _mm512_mul_ps
+#undef _mm512_permutex2var_ps
+#undef _mm512_set1_epi32
+#undef _mm512_set1_ps
+#undef _mm512_setr_epi32
+#undef _mm512_slli_epi32
+#undef _mm512_srli_epi32
+#undef _mm512_stream_ps
+#undef _mm512_stream_si512
+#undef _mm512_sub_ps
+#undef _mm512_castps512_ps256
+#undef _mm512_castps_si512
+#undef _mm512_castsi512_ps
+#undef _mm512_loadu_pd
+#undef _mm512_loadu_ps
+#undef _mm512_loadu_si512
+#undef _mm512_setzero_ps
+#undef _mm512_storeu_pd
+#undef _mm512_storeu_ps
+#undef _mm512_storeu_si512
+#undef _mm256_maskz_loadu_epi16
+#undef _mm256_mask_storeu_epi16
+
 #define __m512 emulated::floats
 #define __m512i emulated::ints
 #define __m512d emulated::doubles
