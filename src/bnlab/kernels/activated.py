@@ -6,13 +6,14 @@ other; the operator computes the mask again, or keeps one bit an element where a
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bnlab.kernels import native
-from bnlab.kernels.fused import ACTIVATIONS, differentiable
+from bnlab.kernels.fused import ACTIVATIONS, differentiable, in_dtype_of
 from bnlab.kernels.operators import with_strides_of
 
 __all__ = ["batch_norm_activated_train", "is_one_operator"]
@@ -85,7 +86,7 @@ def _room(x: Tensor, added: bool) -> int:
     """
     if not added:
         return 0
-    channels, positions = x.size(1), x.numel() // x.size(0) // x.size(1)
+    channels, positions = x.size(1), math.prod(x.shape[2:])
     return x.size(0) * (channels + channels // 2 + 1) * ((positions + 15) // 16 * 2) + 4 * channels + 64
 
 
@@ -138,11 +139,7 @@ def _train_backward(
         added,
     )
     dresidual = with_strides_of(x, dresidual) if added else dresidual
-    return with_strides_of(x, dx), dresidual, _in_dtype_of(dweight, weight), _in_dtype_of(dbias, bias)
-
-
-def _in_dtype_of(values: Tensor, parameter: Tensor | None) -> Tensor:
-    return values if parameter is None or parameter.dtype == values.dtype else values.to(parameter.dtype)
+    return with_strides_of(x, dx), dresidual, in_dtype_of(dweight, weight), in_dtype_of(dbias, bias)
 
 
 @torch.library.register_fake("bnlab::batch_norm_activated_train")  # type: ignore[untyped-decorator]

@@ -17,7 +17,7 @@ from bnlab.functional.transform import batch_norm_backward, normalize
 from bnlab.kernels import native
 from bnlab.kernels.operators import batch_norm_eval, is_transformed
 
-__all__ = ["ACTIVATIONS", "SATURATED", "Running", "differentiable", "fused_eval", "fused_train", "fuses"]
+__all__ = ["ACTIVATIONS", "SATURATED", "Running", "differentiable", "fused_eval", "fused_train", "fuses", "in_dtype_of"]
 
 ACTIVATIONS: dict[str | None, tuple[int, float]] = {None: (0, 0.0), "relu": (1, 0.0), "leaky_relu": (2, 0.01)}
 """What the kernels can apply: their number for it, and the slope below 0."""
@@ -266,10 +266,13 @@ def _trains(parameter: Tensor | None) -> bool:
     return parameter is not None and parameter.requires_grad
 
 
+def in_dtype_of(values: Tensor, parameter: Tensor | None) -> Tensor:
+    """Return values in the dtype of a parameter, or as they are where there is none."""
+    return values if parameter is None or values.dtype == parameter.dtype else values.to(parameter.dtype)
+
+
 def _as(values: Tensor, parameter: Tensor | None) -> Tensor | None:
-    if parameter is None:
-        return None
-    return values if values.dtype == parameter.dtype else values.to(parameter.dtype)
+    return None if parameter is None else in_dtype_of(values, parameter)
 
 
 def _applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:

@@ -127,3 +127,14 @@ def test_any_number_of_samples_is_one_graph():
         x = torch.randn(size, 3, 4, 4)
         assert_close(function(x, x), copy.deepcopy(layer)(x, x))
     assert layer.num_batches_tracked == 10
+
+
+def test_an_empty_batch_is_empty_and_does_not_count():
+    torch._dynamo.reset()
+    eager = layer_for((0, 3, 4, 4))
+    compiled = copy.deepcopy(eager)
+    x = torch.randn(0, 3, 4, 4)
+    y = torch.compile(compiled, fullgraph=True, backend="aot_eager")(x, x)
+    assert y.shape == eager(x, x).shape == (0, 3, 4, 4)
+    for ours, theirs in zip(eager.buffers(), compiled.buffers(), strict=True):
+        assert_close(theirs, ours)

@@ -49,7 +49,7 @@ struct Shape {
   int64_t merged;  // channels of a group, or positions of a row; in kPlanes 1 where channels are taken singly
   int64_t parts;   // of a channel in kPlanes, of all rows in kRows
 
-  // A weight for each position rules out rows of several positions or several planes.
+  // A weight for each position rules out rows of several positions, and columns of several planes.
   Shape(const bnlab_problem& p, bool weighted)
       : samples(p.samples), channels(p.channels), positions(p.positions), itemsize(p.dtype == BNLAB_FLOAT32 ? 4 : 2) {
     merged = 1;
