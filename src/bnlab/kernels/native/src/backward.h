@@ -35,22 +35,15 @@ struct BackwardCall {
 
   double weight_of(int64_t c) const { return value_or(weight, c, 1); }
   Folded folded(int64_t c) const { return fold(mean[c], inv_std[c], weight_of(c), value_or(bias, c, 0)); }
-  // Of the channels from `begin` on.
   std::vector<Folded> folded(int64_t begin, int64_t channels) const {
-    std::vector<Folded> found;
-    found.reserve(static_cast<size_t>(channels));
-    for (int64_t c = begin; c < begin + channels; ++c) found.push_back(folded(c));
-    return found;
+    return of_channels(begin, channels, [&](int64_t c) { return folded(c); });
   }
   FoldedGradient gradient(int64_t c) const {
     if (!batch_statistics) return {quiet(weight_of(c) * inv_std[c]), 0, 0};
     return fold_gradient(mean[c], inv_std[c], weight_of(c), dweight[c], dbias[c], count);
   }
   std::vector<FoldedGradient> gradients(int64_t begin, int64_t channels) const {
-    std::vector<FoldedGradient> found;
-    found.reserve(static_cast<size_t>(channels));
-    for (int64_t c = begin; c < begin + channels; ++c) found.push_back(gradient(c));
-    return found;
+    return of_channels(begin, channels, [&](int64_t c) { return gradient(c); });
   }
   // Keeps the sums of dy and of dy * (x - pivot) as the gradients of weight and bias.
   void keep(int64_t c, const Sums& sums, float pivot) const {

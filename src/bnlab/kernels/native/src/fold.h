@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "shape.h"
 
@@ -25,6 +26,15 @@ inline double inv_std_of(double var, double eps) { return 1.0 / std::sqrt(var + 
 
 inline double value_or(const double* values, int64_t c, double otherwise) {
   return values == nullptr ? otherwise : values[c];
+}
+
+// value(c) for the channels from `begin` on.
+template <class Value>
+auto of_channels(int64_t begin, int64_t channels, const Value& value) {
+  std::vector<decltype(value(begin))> found;
+  found.reserve(static_cast<size_t>(channels));
+  for (int64_t c = begin; c < begin + channels; ++c) found.push_back(value(c));
+  return found;
 }
 
 // A coefficient as float; whatever payload a NaN had, the usual one.

@@ -23,12 +23,8 @@ struct ForwardCall {
   bool streaming;
 
   double weight_of(int64_t c) const { return value_or(weight, c, 1); }
-  // Of the channels from `begin` on.
   std::vector<Folded> folded(int64_t begin, int64_t channels) const {
-    std::vector<Folded> found;
-    found.reserve(static_cast<size_t>(channels));
-    for (int64_t c = begin; c < begin + channels; ++c) found.push_back(folded(c));
-    return found;
+    return of_channels(begin, channels, [&](int64_t c) { return folded(c); });
   }
   double bias_of(int64_t c) const { return value_or(bias, c, 0); }
   Folded folded(int64_t c) const { return fold(mean[c], inv_std_of(var[c], p.eps), weight_of(c), bias_of(c)); }
