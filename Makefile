@@ -1,46 +1,61 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-INSTALLED := $(VENV)/.installed
-NATIVE := src/bnlab/kernels/native/libbnlab_native.so
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TO_RUN := $(VENV)/.installed-to-run
+TO_DEVELOP := $(VENV)/.installed-to-develop
+KERNELS := src/bnlab/kernels/native/libbnlab_native.so
+KERNEL_SOURCES := $(wildcard src/bnlab/kernels/native/src/*) src/bnlab/kernels/native/build.py
+EVERY_SET := $(VENV)/.every-set-compiled
 
-.PHONY: run test test-browser test-native lint bench docs pictures wheel clean
+.PHONY: run test test-machines test-browser test-native lint kernels every-set bench docs pictures wheel clean
 
-run: $(NATIVE)  ## train a small network with a classic mishap and diagnose its checkpoint
+run: $(TO_RUN)  ## train a small network with a classic mishap, diagnose its checkpoint and repair it
 	$(BIN)/bnlab demo
+	@test -e $(KERNELS) || echo "bnlab ran on torch's kernels. make kernels compiles its own, in half a minute."
 
-test: lint $(NATIVE)  ## everything CI runs
+test: lint $(KERNELS)  ## lint, types, layering and tests
 	$(BIN)/pytest
 
-test-browser: $(NATIVE)  ## the pages, in headless Chromium
+test-machines: $(EVERY_SET)  ## the tests that train, as other machines would round
+	BNLAB_CPU=torch $(BIN)/pytest -m trains
+	BNLAB_ISA=baseline $(BIN)/pytest -m trains
+	BNLAB_TEST_THREADS=1 $(BIN)/pytest -m trains
+	BNLAB_TEST_THREADS=2 $(BIN)/pytest -m trains
+	BNLAB_TEST_FLUSH_DENORMAL=1 $(BIN)/pytest -m trains
+
+test-browser: $(TO_DEVELOP)  ## the pages, in headless Chromium
 	command -v chromium && command -v chromedriver || (apt-get update -qq && apt-get install -y -qq chromium chromium-driver)
-	$(PIP) install --constraint constraints.txt --editable '.[browser]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[browser]'
 	$(BIN)/pytest tests/browser
 
-test-native: $(INSTALLED)  ## the C entry points on odd shapes, with the address sanitizer
+test-native: $(TO_DEVELOP)  ## the C entry points on odd shapes, with the address sanitizer
 	$(BIN)/python tests/native/run.py
 
-lint: $(INSTALLED)
+lint: $(TO_DEVELOP)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(NATIVE)  ## every benchmark: checkpoints, accuracy, small tensors
+kernels: $(KERNELS)  ## compile the CPU kernels for this machine
+
+every-set: $(EVERY_SET)  ## compile the CPU kernels for every set of instructions
+
+bench: $(TO_DEVELOP) $(KERNELS)  ## every benchmark: checkpoints, accuracy, small tensors
 	$(BIN)/bnlab bench check
 	$(BIN)/bnlab bench accuracy
 	OMP_PROC_BIND=true $(BIN)/bnlab bench small
 	$(BIN)/bnlab bench ops
 	$(BIN)/bnlab bench training
 
-wheel: $(NATIVE)  ## one wheel for every Python, with the compiled kernels
-	$(PIP) wheel --no-deps --wheel-dir dist .
+wheel: $(TO_RUN)  ## one wheel for every Python, with the kernels for every set of instructions
+	BNLAB_SETS=all $(PIP) wheel --verbose --no-deps --wheel-dir dist .
 
-docs: $(INSTALLED)  ## rewrite the generated pages
+docs: $(TO_DEVELOP)  ## rewrite the generated pages
 	$(BIN)/python tools/build_docs.py
 
-pictures: $(NATIVE)  ## draw docs/images again; the page needs chromium, check.svg a checkpoint of $$BNLAB_DATA
+pictures: $(TO_DEVELOP) $(KERNELS)  ## draw docs/images again; the page needs chromium, check.svg a checkpoint of $$BNLAB_DATA
 	$(BIN)/python tools/screenshot_page.py docs/images/report.png
 	$(BIN)/python tools/screenshot_diagnosis.py docs/images/diagnosis.svg
 	test -z "$$BNLAB_DATA" || $(BIN)/python tools/screenshot.py "$$BNLAB_DATA/nets/burn_mnist/mnist.pt" docs/images/check.svg
@@ -51,13 +66,24 @@ pictures: $(NATIVE)  ## draw docs/images again; the page needs chromium, check.s
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-# torch goes first and pinned: a package that pulls it unpinned would fetch the CUDA build.
-$(INSTALLED): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --constraint constraints.txt torch
-	$(PIP) install --constraint constraints.txt --editable '.[dev]'
-	touch $@
+# torch goes first and pinned: a package that pulls it unpinned would fetch the CUDA build. Files are compiled to bytecode
+# when they are first imported: most of torch never is.
+$(TO_RUN): pyproject.toml constraints.txt
+	@echo "Creating $(VENV), with torch and what the demo needs"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --no-compile --constraint constraints.txt torch
+	$(PIP) install --no-compile --constraint constraints.txt --editable '.[lab]'
+	@touch $@
+
+$(TO_DEVELOP): $(TO_RUN)
+	@echo "Installing what the tests need"
+	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	@touch $@
 
 # Without a compiler bnlab runs on torch's kernels: it says so, and goes on.
-$(NATIVE): $(INSTALLED) $(wildcard src/bnlab/kernels/native/src/*) src/bnlab/kernels/native/build.py
+$(KERNELS): $(TO_RUN) $(KERNEL_SOURCES)
+	@rm -f $(EVERY_SET)
 	$(BIN)/python -m bnlab.kernels.native.build && touch $@ || true
+
+$(EVERY_SET): $(TO_DEVELOP) $(KERNEL_SOURCES)
+	$(BIN)/python -m bnlab.kernels.native.build --all && touch $(KERNELS) $@

@@ -14,7 +14,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bnlab.kernels.native.build import BUILDS, SOURCES, compiler
+from bnlab.kernels.native.build import PARTS, SETS, SOURCES, compiler
 
 FLAGS = ["-std=c++17", "-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-psabi"]
 STREAM_BYTES = 16384
@@ -50,14 +50,16 @@ def has(instructions: str) -> bool:
 def build(cxx: str, folder: Path) -> Path:
     """Compile the kernels and the program that tries them."""
     program = folder / "odd_shapes"
-    wanted = builds()
     stream = f"-DBNLAB_STREAM_BYTES={STREAM_BYTES}"
-    kernels = SOURCES / "kernels.cpp"
-    jobs = [(f"{name}.o", kernels, [f"-DBNLAB_ISA={name}", stream, *machine_flags(name)]) for name in wanted]
-    missing = "".join(f"-DBNLAB_WITHOUT_{name.upper()} " for name in BUILDS if name not in wanted).split()
-    # What is emulated is not there to be found.
-    found = [] if has("avx512bw") else ["-D__builtin_cpu_supports(name)=true"]
-    jobs.append(("dispatch.o", SOURCES / "dispatch.cpp", [*missing, *found]))
+    jobs = [
+        (f"{name}-{part}.o", SOURCES / part, [f"-DBNLAB_ISA={name}", stream, *machine_flags(name)])
+        for part in PARTS
+        for name in builds()
+    ]
+    linked = [f"-DBNLAB_WITH_{name.upper()}" for name in builds()]
+    # What is emulated is not among what the processor says it has.
+    emulated = [] if has("avx512bw") else ["-D__builtin_cpu_supports(name)=true"]
+    jobs.append(("dispatch.o", SOURCES / "dispatch.cpp", [*linked, *emulated]))
     jobs.append(("odd_shapes.o", Path(__file__).with_name("odd_shapes.cpp"), [f"-I{SOURCES}"]))
 
     def compiled(job: tuple[str, Path, list[str]]) -> str:
@@ -75,7 +77,7 @@ def machine_flags(name: str) -> list[str]:
     """Return the flags for a set of instructions, without those for the optimizer."""
     if name == "avx512" and not has("avx512bw"):
         return [f"-I{Path(__file__).with_name('emulated')}", *machine_flags("avx2")]
-    return [flag for flag in BUILDS[name] if not flag.startswith("-O")]
+    return [flag for flag in SETS[name] if not flag.startswith("-O")]
 
 
 def run(program: Path, name: str) -> int:

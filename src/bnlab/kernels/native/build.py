@@ -1,88 +1,149 @@
-"""Compiles the kernels: ``python -m bnlab.kernels.native.build``.
+"""Compiles the kernels: ``python -m bnlab.kernels.native.build``, with ``--all`` for every set of instructions.
 
 Each set of instructions is a build of the same source; the processor picks one when the library is loaded. The library
-is bound to no version of Python and to torch from 2.10 on.
+is bound to no version of Python and to torch from 2.10 on, which need not be there to compile it: this file imports
+nothing but the standard library, so that the hook that builds a wheel can load it on its own.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from bnlab.kernels.native._library import LIBRARY
-
-__all__ = ["BUILDS", "SOURCES", "build", "compiler", "main"]
+__all__ = ["PARTS", "SETS", "SOURCES", "build", "compiler", "machine_set", "main", "wanted_sets"]
 
 SOURCES = Path(__file__).with_name("src")
-BUILDS = {
+SETS = {
     "avx512": ["-O3", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma", "-mf16c"],
     "avx2": ["-O3", "-mavx2", "-mfma", "-mf16c"],
     "baseline": ["-O2"],
 }
-"""Compiler flags of every set of instructions."""
+"""Compiler flags of every set of instructions, the best first."""
+
+PARTS = ("backward.cpp", "forward.cpp", "statistics.cpp")
+"""What is compiled for every set, what takes longest first."""
 
 _FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
-_OLDEST_TORCH = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-_TORCH = Path(torch.__file__).parent
+_NEEDED_MACROS = {
+    "avx512": {"__AVX512F__", "__AVX512BW__", "__AVX512VL__", "__AVX512DQ__", "__AVX2__", "__FMA__", "__F16C__"},
+    "avx2": {"__AVX2__", "__FMA__", "__F16C__"},
+}
+
+Report = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One call of the compiler."""
+
+    output: Path
+    source: str
+    flags: Sequence[str]
 
 
 def compiler() -> str | None:
-    """Return the C++ compiler: $CXX, or the first that is found; None if there is none."""
-    return next(
-        (found for name in (os.environ.get("CXX"), "g++", "clang++") if name and (found := shutil.which(name))), None
-    )
+    """Return the C++ compiler: $CXX, or else the first of g++ and clang++ that is there; None if there is none."""
+    names = (os.environ.get("CXX"), "g++", "clang++")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
-def build(output: Path = LIBRARY) -> None:
-    """Compile and link the library; it is there whole or not at all.
+def machine_set(cxx: str) -> str:
+    """Return the best set of instructions that this processor and its compiler have."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return "baseline"
+    asked = [cxx, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+    answer = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+    macros = {line.split()[1] for line in answer.splitlines() if line.startswith("#define ")}
+    return next((name for name, needed in _NEEDED_MACROS.items() if needed <= macros), "baseline")
+
+
+def wanted_sets(cxx: str, *, every: bool) -> tuple[str, ...]:
+    """Return the sets to compile: every one that this kind of processor may have, or the one of this machine."""
+    if not every:
+        return (machine_set(cxx),)
+    return tuple(SETS) if platform.machine() in ("x86_64", "AMD64") else ("baseline",)
+
+
+def build(output: Path, *, every: bool, report: Report) -> tuple[str, ...]:
+    """Compile and link the library, which is there whole or not at all, and return the sets that are in it.
+
+    Args:
+        output: Where the library goes.
+        every: Whether to compile all sets of instructions, for other machines; otherwise that of this one.
+        report: Is called with a line about each file that is compiled.
 
     Raises:
         RuntimeError: If there is no compiler, or it refuses.
     """
     cxx = compiler()
     if cxx is None:
-        raise RuntimeError("no C++ compiler: install g++ or clang++, or set CXX")
+        raise RuntimeError("there is no C++ compiler: install g++ or clang++, or set CXX")
+    sets = wanted_sets(cxx, every=every)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".build-") as folder:
-        objects = _compiled(cxx, Path(folder))
+        objects = _compiled(cxx, _jobs(Path(folder), sets), f"compiling kernels for {' and '.join(sets)}", report)
         library = Path(folder, output.name)
-        _run(
-            [
-                cxx,
-                "-shared",
-                *map(str, objects),
-                f"-L{_TORCH / 'lib'}",
-                "-ltorch_cpu",
-                "-ltorch",
-                "-lc10",
-                "-o",
-                str(library),
-            ]
-        )
+        _run([cxx, "-shared", *map(str, objects), *_torch_library(cxx, Path(folder)), "-o", str(library)])
         library.replace(output)
+    return sets
 
 
-def _compiled(cxx: str, folder: Path) -> list[Path]:
-    names = list(BUILDS) if platform.machine() in ("x86_64", "AMD64") else ["baseline"]
-    jobs = [(folder / f"{name}.o", "kernels.cpp", [f"-DBNLAB_ISA={name}", *BUILDS[name]]) for name in names]
-    jobs.append((folder / "dispatch.o", "dispatch.cpp", []))
-    jobs.append((folder / "shim.o", "torch_shim.cpp", [_OLDEST_TORCH, "-isystem", str(_TORCH / "include")]))
+def _jobs(folder: Path, sets: Iterable[str]) -> list[_Job]:
+    jobs = [
+        _Job(folder / f"{name}-{part}.o", part, [f"-DBNLAB_ISA={name}", *SETS[name]]) for part in PARTS for name in sets
+    ]
+    linked = [f"-DBNLAB_WITH_{name.upper()}" for name in sets]
+    jobs.append(_Job(folder / "torch_shim.o", "torch_shim.cpp", []))
+    jobs.append(_Job(folder / "dispatch.o", "dispatch.cpp", linked))
+    return jobs
 
-    def compiled(job: tuple[Path, str, Sequence[str]]) -> Path:
-        output, source, flags = job
-        _run([cxx, *_FLAGS, *flags, "-c", str(SOURCES / source), "-o", str(output)])
-        return output
 
+def _compiled(cxx: str, jobs: Sequence[_Job], title: str, report: Report) -> list[Path]:
+    """Compile side by side; return the objects in the order in which they are to be linked."""
+    report(f"{title}: {len(jobs)} files")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(compiled, jobs))
+        running = [
+            pool.submit(_run, [cxx, *_FLAGS, *job.flags, "-c", str(SOURCES / job.source), "-o", str(job.output)])
+            for job in jobs
+        ]
+        try:
+            for count, done in enumerate(as_completed(running), start=1):
+                done.result()
+                report(f"{title}: {count} of {len(jobs)}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return _plainest_first([job.output for job in jobs])
+
+
+def _plainest_first(objects: Sequence[Path]) -> list[Path]:
+    """Order objects so that a function of the standard library that several have is taken from the plainest.
+
+    The linker keeps the first copy. One that was compiled for AVX-512 must not be what the other builds call.
+    """
+    ranks = {name: rank for rank, name in enumerate(SETS, start=1)}
+    return sorted(objects, key=lambda path: -ranks.get(path.name.partition("-")[0], len(ranks) + 1))
+
+
+def _torch_library(cxx: str, folder: Path) -> list[str]:
+    """Return what links against torch, which need not be installed: a library of its name without content stands in.
+
+    At run time torch has loaded its own library by then, and the loader goes by the name.
+    """
+    if sys.platform == "darwin":
+        return ["-undefined", "dynamic_lookup"]
+    source, stand_in = folder / "nothing.cpp", folder / "libtorch_cpu.so"
+    source.touch()
+    _run([cxx, "-shared", "-fPIC", str(source), f"-Wl,-soname,{stand_in.name}", "-o", str(stand_in)])
+    return ["-Wl,--no-as-needed", str(stand_in), "-Wl,--as-needed"]
 
 
 def _run(command: Sequence[str]) -> None:
@@ -91,14 +152,19 @@ def _run(command: Sequence[str]) -> None:
         raise RuntimeError(f"{command[0]} refused: {done.stderr.strip() or done.returncode}")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Build, or say on stderr why not: bnlab then runs on torch's kernels, more slowly."""
+    parser = argparse.ArgumentParser(prog="python -m bnlab.kernels.native.build", description="Compile the kernels.")
+    parser.add_argument("--all", action="store_true", help="every set of instructions, not that of this machine alone")
+    options = parser.parse_args(arguments)
+    from bnlab.kernels.native._library import LIBRARY  # the package needs torch, and compiling does not
+
     try:
-        build()
+        sets = build(LIBRARY, every=options.all, report=lambda line: print(line, file=sys.stderr, flush=True))
     except (RuntimeError, OSError) as error:
-        print(f"native kernels are not built: {error}", file=sys.stderr)
+        print(f"The native kernels are not built: {error}", file=sys.stderr)
         return 1
-    print(f"built {LIBRARY.name}")
+    print(f"built {LIBRARY.name} for {' and '.join(sets)}")
     return 0
 
 

@@ -1,7 +1,7 @@
 // The C interface of the kernels: plain data, no torch, no C++ across the boundary.
 //
 // A tensor of shape (N, C, S) lies in memory either as planes, element (n, c, s) at (n*C + c)*S + s, or with the channels
-// last, at (n*S + s)*C + c. Sums are float over at most 128 terms and double beyond; which values form a partial sum
+// last, at (n*S + s)*C + c. Sums are float over at most 32 terms in a lane and double beyond; which values form a partial sum
 // depends on the shape alone, so that every number of threads gives the same bits.
 #pragma once
 
@@ -10,6 +10,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 typedef void (*bnlab_task)(int64_t begin, int64_t end, void* context);
 
@@ -57,8 +58,10 @@ void bnlab_backward(const bnlab_problem*, const void* dy, const void* x, const f
 int64_t bnlab_bits_size(const bnlab_problem*);
 
 // "avx512", "avx2" or "baseline": the build that this processor runs. BNLAB_ISA in the environment asks for a lesser one.
+// "" where none that is compiled runs: no other function may be called then.
 const char* bnlab_instruction_set(void);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

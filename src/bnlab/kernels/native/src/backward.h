@@ -32,7 +32,19 @@ struct BackwardCall {
   double* dweight;
   double* dbias;
   bool streaming;
+  GradientLoops<T> loops;
 
+  // Without an activation the gradient of a residual is dy.
+  bool keeps_residual() const { return bits != nullptr && dresidual != nullptr; }
+  T* residual_at(int64_t at) const { return keeps_residual() ? dresidual + at : nullptr; }
+  // The bits of a segment from its element `offset` on.
+  const uint8_t* bits_at(int64_t segment, int64_t offset) const {
+    return bits == nullptr ? nullptr : bits + segment * shape.segment_bits() + offset / 8;
+  }
+  // Of the positions from `at` on, or of a whole row.
+  Weights weights_at(int64_t at, bool whole_row) const {
+    return weights == nullptr ? Weights{} : Weights{weights + at, whole_row};
+  }
   double weight_of(int64_t c) const { return value_or(weight, c, 1); }
   Folded folded(int64_t c) const { return fold(mean[c], inv_std[c], weight_of(c), value_or(bias, c, 0)); }
   std::vector<Folded> folded(int64_t begin, int64_t channels) const {
@@ -52,7 +64,7 @@ struct BackwardCall {
   }
   // Whether the gradient of a residual may be written past the cache, where pieces of so many elements are written.
   bool streams_residual(int64_t piece) const {
-    return streaming && lines_begin(dresidual, piece);
+    return keeps_residual() && streaming && lines_begin(dresidual, piece);
   }
   // The channels from `begin` on that float cannot compute, computed while dy is still there.
   std::vector<ExactGradient<T>> exact(int64_t begin, int64_t channels) const {
@@ -79,52 +91,40 @@ struct BackwardCall {
   }
 };
 
-template <class T, int Act, bool Bits, bool Residual, bool Weighted>
+template <class T>
 void plane_gradient(const BackwardCall<T>& call, bnlab_parallel_for parallel_for, int64_t c) {
   const Shape& shape = call.shape;
   const Folded f = call.folded(c);
-  const OneChannel forward(f.pivot, f.scale, f.shift);
-  const Slope<Act> slope(call.p);
   const auto bits_at = [&](int64_t at) {
-    const int64_t segment = at / shape.positions * shape.channels + c;
-    return Bits ? call.bits + segment * shape.segment_bits() + at % shape.positions / 8 : nullptr;
+    return call.bits_at(at / shape.positions * shape.channels + c, at % shape.positions);
   };
+  const SumPlanes<T> sum =
+      call.streams_residual(shape.positions) ? call.loops.sum_planes_streaming : call.loops.sum_planes;
   Sums parts[kMostParts];
-  const auto sum_parts = [&](auto kept) {
-    run_parallel(parallel_for, shape.parts, 1, [&](int64_t part) {
-      ChannelSums sums;
-      each_segment(shape, c, part, [&](int64_t start, int64_t length, int64_t at) {
-        sums.add_segment(
-            Gradients<T, Act, Bits, kept.value, OneChannel>{
-                call.dy + start, call.x + start, bits_at(at), Residual ? call.dresidual + start : nullptr, 0, 0,
-                distance<T>(length, shape.sample_stride()), forward, slope},
-            length);
-      });
-      parts[part] = sums.total();
+  run_parallel(parallel_for, shape.parts, 1, [&](int64_t part) {
+    ChannelSums sums;
+    each_segment(shape, c, part, [&](int64_t start, int64_t length, int64_t at) {
+      sum(&sums,
+          {call.dy + start, call.x + start, bits_at(at), call.residual_at(start), 0, 0,
+           distance<T>(length, shape.sample_stride())},
+          length, 1, &f, call.p.slope);
     });
-  };
-  if (!Residual)
-    sum_parts(std::integral_constant<Kept, Kept::kNot>{});
-  else if (call.streams_residual(shape.positions))
-    sum_parts(std::integral_constant<Kept, Residual ? Kept::kStreamed : Kept::kNot>{});
-  else
-    sum_parts(std::integral_constant<Kept, Residual ? Kept::kStored : Kept::kNot>{});
+    parts[part] = sums.total();
+  });
   Sums total;
   for (int64_t i = 0; i < shape.parts; ++i) total.first += parts[i].first, total.second += parts[i].second;
   call.keep(c, total, f.pivot);
   const std::vector<ExactGradient<T>> exact = call.exact(c, 1);
   if (call.dx != nullptr && exact.empty()) {
     const FoldedGradient g = call.gradient(c);
-    const OneChannel k(g.scale, g.slope, g.shift);
     run_parallel(parallel_for, shape.parts, 1, [&](int64_t part) {
       // Backwards: what was read last is still in the cache.
       each_segment_backwards(shape, c, part, [&](int64_t start, int64_t length, int64_t at) {
         const int64_t ahead = distance<T>(length, -shape.sample_stride());
         write_segment(call.dx + start, length, call.streaming, [&](T* out, int64_t j, int64_t n, bool streaming) {
-          transform_gradient<1, T, Act, Bits, Weighted>(
-              call.dy + start + j, call.x + start + j, bits_at(at + j),
-              Weights{Weighted ? call.weights + at + j : nullptr, false}, out, 0, 0, n, ahead, forward, k, slope,
-              streaming);
+          call.loops.planes({call.dy + start + j, call.x + start + j, bits_at(at + j), call.weights_at(at + j, false),
+                             out, 0, 0, n, ahead, streaming},
+                            1, &f, &g, call.p.slope);
         });
       });
     });
@@ -132,44 +132,37 @@ void plane_gradient(const BackwardCall<T>& call, bnlab_parallel_for parallel_for
   for (const auto& channel : exact) call.place(channel);
 }
 
-template <class T, int Act, bool Bits, bool Residual, bool Weighted>
+template <class T>
 void group_gradient(const BackwardCall<T>& call, int64_t group) {
   const Shape& shape = call.shape;
   const int64_t begin = group * shape.merged, channels = shape.channels_of(group), s = shape.positions;
-  const auto bits_at = [&](int64_t n, int64_t i) {
-    return Bits ? call.bits + (n * shape.channels + begin + i) * shape.segment_bits() : nullptr;
-  };
-  const Slope<Act> slope(call.p);
+  const auto bits_at = [&](int64_t n, int64_t i) { return call.bits_at(n * shape.channels + begin + i, 0); };
   const bool lines = lines_begin(call.dx, s), streaming = call.streaming && lines;
+  const bool keeps_residual = call.keeps_residual();
   const std::vector<Folded> folded = call.folded(begin, channels);
   std::vector<ChannelSums> sums(static_cast<size_t>(channels));
-  each_row(shape, group, sizeof(T), false, [&](int64_t n, int64_t row, const auto& each_plane) {
-    LineWriter<T> writer(Residual ? call.dresidual + row : nullptr, Residual && call.streaming);
-    each_plane([&](int64_t i, int64_t start, int64_t ahead) {
-      const Folded f = folded[i];
-      sums[i].add_segment(
-          Gradients<T, Act, Bits, Residual ? Kept::kStored : Kept::kNot, OneChannel>{
-              call.dy + start, call.x + start, bits_at(n, i), Residual ? writer.room(s) : nullptr, 0, 0, ahead,
-              OneChannel(f.pivot, f.scale, f.shift), slope},
-          s);
-      if (Residual) writer.filled();
+  each_row(shape, group, sizeof(T), false, [&](int64_t n, int64_t row, const auto& each_run) {
+    LineWriter<T> writer(call.residual_at(row), keeps_residual && call.streaming);
+    each_run(writer.at_once(channels), [&](int64_t i, int64_t planes, int64_t start, int64_t ahead) {
+      call.loops.sum_planes(&sums[i],
+                            {call.dy + start, call.x + start, bits_at(n, i),
+                             keeps_residual ? writer.room(planes * s) : nullptr, 0, shape.segment_bits(), ahead},
+                            s, planes, &folded[i], call.p.slope);
+      if (keeps_residual) writer.filled();
     });
-    if (Residual) writer.finish();
+    if (keeps_residual) writer.finish();
   });
   for (int64_t i = 0; i < channels; ++i) call.keep(begin + i, sums[i].total(), folded[i].pivot);
   const std::vector<ExactGradient<T>> exact = call.exact(begin, channels);
   if (call.dx != nullptr) {
     const std::vector<FoldedGradient> gradients = call.gradients(begin, channels);
-    each_row(shape, group, sizeof(T), true, [&](int64_t n, int64_t row, const auto& each_plane) {
+    each_row(shape, group, sizeof(T), true, [&](int64_t n, int64_t row, const auto& each_run) {
       LineWriter<T> writer(call.dx + row, call.streaming && !lines);
-      const Weights weights{Weighted ? call.weights + n * s : nullptr, false};
-      each_plane([&](int64_t i, int64_t start, int64_t ahead) {
-        const Folded f = folded[i];
-        const FoldedGradient g = gradients[i];
-        transform_gradient<1, T, Act, Bits, Weighted>(call.dy + start, call.x + start, bits_at(n, i), weights,
-                                                      writer.room(s), 0, 0, s, ahead,
-                                                      OneChannel(f.pivot, f.scale, f.shift),
-                                                      OneChannel(g.scale, g.slope, g.shift), slope, streaming);
+      const Weights weights = call.weights_at(n * s, false);
+      each_run(writer.at_once(channels), [&](int64_t i, int64_t planes, int64_t start, int64_t ahead) {
+        call.loops.planes({call.dy + start, call.x + start, bits_at(n, i), weights, writer.room(planes * s), 0,
+                           shape.segment_bits(), s, ahead, streaming},
+                          planes, &folded[i], &gradients[i], call.p.slope);
         writer.filled();
       });
       writer.finish();
@@ -178,22 +171,19 @@ void group_gradient(const BackwardCall<T>& call, int64_t group) {
   for (const auto& channel : exact) call.place(channel);
 }
 
-template <class T, int Act, bool Bits, bool Residual>
+template <class T>
 void column_gradient(const BackwardCall<T>& call, int64_t group) {
   const Shape& shape = call.shape;
   const int64_t begin = group * shape.merged, channels = shape.channels_of(group), s = shape.positions;
   const int64_t width = channels * s, start = begin * s, stride = shape.sample_stride();
   const int64_t bits_stride = shape.groups() * shape.segment_bits();
-  const uint8_t* bits = Bits ? call.bits + group * shape.segment_bits() : nullptr;
-  const Slope<Act> slope(call.p);
   const Columns<T> forward(width);
   forward.spread(s, call.folded(begin, channels).data());
   ColumnSums<T> sums(width);
-  sums.add_rows(
-      Gradients<T, Act, Bits, Residual ? Kept::kStored : Kept::kNot, PerColumn>{
-          call.dy + start, call.x + start, bits, Residual ? call.dresidual + start : nullptr, stride, bits_stride,
-          4 * stride, forward.view(), slope},
-      shape.samples);
+  call.loops.sum_rows(&sums,
+                      {call.dy + start, call.x + start, call.bits_at(group, 0), call.residual_at(start), stride,
+                       bits_stride, 4 * stride},
+                      shape.samples, forward.view(), call.p.slope);
   for (int64_t i = 0; i < channels; ++i) {
     Sums total;
     for (int64_t j = i * s; j < (i + 1) * s; ++j) total.first += sums.first(j), total.second += sums.second(j);
@@ -204,61 +194,45 @@ void column_gradient(const BackwardCall<T>& call, int64_t group) {
     const Columns<T> gradient(width);
     gradient.spread(s, call.gradients(begin, channels).data());
     const bool streaming = call.streaming && lines_begin(call.dx + start, stride);
-    each_rows(0, shape.samples, [&](auto rows, int64_t n) {
+    each_rows(0, shape.samples, [&](int rows, int64_t n) {
       const int64_t at = n * stride + start;
-      transform_gradient<rows.value, T, Act, Bits, false>(
-          call.dy + at, call.x + at, Bits ? bits + n * bits_stride : nullptr, Weights{}, call.dx + at, stride,
-          bits_stride, width, rows.value * stride, forward.view(), gradient.view(), slope, streaming);
+      const auto loop = rows == 1 ? call.loops.row : call.loops.rows;
+      loop({call.dy + at, call.x + at, call.bits_at(n * shape.groups() + group, 0), Weights{}, call.dx + at, stride,
+            bits_stride, width, rows * stride, streaming},
+           forward.view(), gradient.view(), call.p.slope);
     });
   }
   for (const auto& channel : exact) call.place(channel);
 }
 
-template <class T, int Act, bool Bits, bool Residual, bool Weighted>
+template <class T>
 void row_gradient(const BackwardCall<T>& call) {
   const Shape& shape = call.shape;
-  const int64_t width = shape.merged * shape.channels, bits_stride = shape.segment_bits();
+  const int64_t width = shape.merged * shape.channels, ahead = kAheadBytes / int64_t(sizeof(T));
   const RowColumns<T> forward(shape, call.folded(0, shape.channels).data());
+  const SumRows<T> sum = call.streams_residual(width) ? call.loops.sum_rows_streaming : call.loops.sum_rows;
   Buffer<Sums> totals(shape.channels);
-  const auto sum_rows = [&](auto kept) {
-    row_sums<T>(
-        shape, call.p.parallel_for,
-        [&](int64_t row, bool whole) {
-          const int64_t at = row * width;
-          return Gradients<T, Act, Bits, kept.value, PerColumn>{
-              call.dy + at,
-              call.x + at,
-              Bits ? call.bits + row * bits_stride : nullptr,
-              Residual ? call.dresidual + at : nullptr,
-              width,
-              bits_stride,
-              kAheadBytes / int64_t(sizeof(T)),
-              (whole ? forward.whole : forward.rest).view(),
-              Slope<Act>(call.p)};
-        },
-        totals.data());
-  };
-  if (!Residual)
-    sum_rows(std::integral_constant<Kept, Kept::kNot>{});
-  else if (call.streams_residual(width))
-    sum_rows(std::integral_constant<Kept, Residual ? Kept::kStreamed : Kept::kNot>{});
-  else
-    sum_rows(std::integral_constant<Kept, Residual ? Kept::kStored : Kept::kNot>{});
+  row_sums<T>(
+      shape, call.p.parallel_for,
+      [&](ColumnSums<T>* sums, int64_t row, int64_t rows, bool whole) {
+        const int64_t at = row * width;
+        sum(sums,
+            {call.dy + at, call.x + at, call.bits_at(row, 0), call.residual_at(at), width, shape.segment_bits(), ahead},
+            rows, (whole ? forward.whole : forward.rest).view(), call.p.slope);
+      },
+      totals.data());
   for (int64_t c = 0; c < shape.channels; ++c) call.keep(c, totals[c], float(call.mean[c]));
   const std::vector<ExactGradient<T>> exact = call.exact(0, shape.channels);
   if (call.dx != nullptr) {
     const RowColumns<T> gradient(shape, call.gradients(0, shape.channels).data());
     run_parallel(call.p.parallel_for, shape.parts, 1, [&](int64_t i) {
       const Rows rows = rows_of(shape, shape.parts - 1 - i);
-      const Slope<Act> slope(call.p);
       const auto apply = [&](int64_t r, int64_t length, const Columns<T>& f, const Columns<T>& k) {
         const int64_t start = r * width;
-        const uint8_t* bits = Bits ? call.bits + r * bits_stride : nullptr;
         write_segment(call.dx + start, length, call.streaming, [&](T* out, int64_t j, int64_t n, bool streaming) {
-          transform_gradient<1, T, Act, Bits, Weighted>(
-              call.dy + start + j, call.x + start + j, Bits ? bits + j / 8 : nullptr,
-              Weights{Weighted ? call.weights + r : nullptr, true}, out, 0, 0, n, kAheadBytes / int64_t(sizeof(T)),
-              f.view().from(j), k.view().from(j), slope, streaming);
+          call.loops.row({call.dy + start + j, call.x + start + j, call.bits_at(r, j), call.weights_at(r, true), out, 0,
+                          0, n, ahead, streaming},
+                         f.view().from(j), k.view().from(j), call.p.slope);
         });
       };
       for (int64_t r = rows.begin; r < rows.end; ++r) apply(r, width, forward.whole, gradient.whole);
@@ -268,25 +242,24 @@ void row_gradient(const BackwardCall<T>& call) {
   for (const auto& channel : exact) call.place(channel);
 }
 
-template <class T, int Act, bool Bits, bool Residual, bool Weighted>
+template <class T>
 void backward(const BackwardCall<T>& call) {
   const Shape& shape = call.shape;
   const int64_t channel_bytes = 2 * shape.count() * shape.itemsize;
   const bnlab_parallel_for parallel_for = call.p.parallel_for;
   if (shape.path == Path::kRows) {
-    row_gradient<T, Act, Bits, Residual, Weighted>(call);
+    row_gradient(call);
   } else if (shape.path == Path::kColumns) {
     run_parallel(parallel_for, shape.groups(), Shape::grain(channel_bytes * shape.merged),
-                 [&](int64_t group) { column_gradient<T, Act, Bits, Residual>(call, group); });
+                 [&](int64_t group) { column_gradient(call, group); });
   } else if (shape.merged > 1) {
     run_parallel(parallel_for, shape.groups(), Shape::grain(channel_bytes * shape.merged),
-                 [&](int64_t group) { group_gradient<T, Act, Bits, Residual, Weighted>(call, group); });
+                 [&](int64_t group) { group_gradient(call, group); });
   } else if (shape.parts > 1) {
-    for (int64_t c = 0; c < shape.channels; ++c)
-      plane_gradient<T, Act, Bits, Residual, Weighted>(call, parallel_for, c);
+    for (int64_t c = 0; c < shape.channels; ++c) plane_gradient(call, parallel_for, c);
   } else {
     run_parallel(parallel_for, shape.channels, Shape::grain(channel_bytes),
-                 [&](int64_t c) { plane_gradient<T, Act, Bits, Residual, Weighted>(call, nullptr, c); });
+                 [&](int64_t c) { plane_gradient(call, nullptr, c); });
   }
   fence();
 }

@@ -6,41 +6,60 @@
 
 namespace {
 
-struct Candidate {
+struct Build {
   const char* name;
-  const bnlab_build* build;
   bool (*runs)();
+  decltype(&baseline::statistics_build) statistics;
+  decltype(&baseline::forward_build) forward;
+  decltype(&baseline::backward_build) backward;
+  decltype(&baseline::bits_size_build) bits_size;
 };
+
+#define BNLAB_TABLE(isa, runs) \
+  {#isa, runs, isa::statistics_build, isa::forward_build, isa::backward_build, isa::bits_size_build}
 
 // The best first.
-const Candidate kCandidates[] = {
-#if defined(__x86_64__) && !defined(BNLAB_WITHOUT_AVX512)
-    {"avx512", &avx512::build,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-     }},
+const Build kBuilds[] = {
+#if defined(BNLAB_WITH_AVX512)
+    BNLAB_TABLE(avx512,
+                [] {
+                  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+                }),
 #endif
-#if defined(__x86_64__) && !defined(BNLAB_WITHOUT_AVX2)
-    {"avx2", &avx2::build,
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
+#if defined(BNLAB_WITH_AVX2)
+    BNLAB_TABLE(avx2,
+                [] {
+                  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                         __builtin_cpu_supports("f16c");
+                }),
 #endif
-    {"baseline", &baseline::build, [] { return true; }},
+#if defined(BNLAB_WITH_BASELINE)
+    BNLAB_TABLE(baseline, [] { return true; }),
+#endif
 };
 
-const Candidate& pick() {
-  const char* asked = getenv("BNLAB_ISA");
-  bool reached = asked == nullptr;
-  for (const Candidate& candidate : kCandidates) {
-    reached = reached || strcmp(asked, candidate.name) == 0;
-    if (reached && candidate.runs()) return candidate;
-  }
-  return kCandidates[sizeof(kCandidates) / sizeof(kCandidates[0]) - 1];
+// In the order of kBuilds, whether or not they are compiled.
+const char* const kNames[] = {"avx512", "avx2", "baseline"};
+
+int rank_of(const char* name) {
+  int rank = 0;
+  while (rank < 2 && strcmp(name, kNames[rank]) != 0) ++rank;
+  return rank;
 }
 
-const Candidate& chosen() {
-  static const Candidate& found = pick();
-  return found;
+// Null where no build that is compiled runs here.
+const Build* pick() {
+  const char* asked = getenv("BNLAB_ISA");
+  const int best = asked == nullptr ? 0 : rank_of(asked);
+  for (const Build& build : kBuilds)
+    if (rank_of(build.name) >= best && build.runs()) return &build;
+  return nullptr;
+}
+
+const Build* chosen() {
+  static const Build* const build = pick();
+  return build;
 }
 
 }  // namespace
@@ -49,29 +68,29 @@ extern "C" {
 
 void bnlab_statistics(const bnlab_problem* p, const void* x, const float* weights, double* mean, double* var,
                       double* total) {
-  chosen().build->statistics(p, x, weights, mean, var, total);
+  chosen()->statistics(p, x, weights, mean, var, total);
 }
 
 void bnlab_apply(const bnlab_problem* p, const void* x, const void* residual, const double* mean, const double* var,
                  const double* weight, const double* bias, void* y, uint8_t* bits) {
-  chosen().build->forward(p, x, residual, const_cast<double*>(mean), const_cast<double*>(var), weight, bias, y, bits,
+  chosen()->forward(p, x, residual, const_cast<double*>(mean), const_cast<double*>(var), weight, bias, y, bits,
                           0);
 }
 
 void bnlab_forward(const bnlab_problem* p, const void* x, const void* residual, const double* weight,
                    const double* bias, double* mean, double* var, void* y, uint8_t* bits) {
-  chosen().build->forward(p, x, residual, mean, var, weight, bias, y, bits, 1);
+  chosen()->forward(p, x, residual, mean, var, weight, bias, y, bits, 1);
 }
 
 void bnlab_backward(const bnlab_problem* p, const void* dy, const void* x, const float* weights,
                     int32_t batch_statistics, const double* mean, const double* var, const double* weight,
                     const double* bias, const uint8_t* bits, void* dx, void* dresidual, double* dweight,
                     double* dbias) {
-  chosen().build->backward(p, dy, x, weights, batch_statistics, mean, var, weight, bias, bits, dx, dresidual, dweight,
+  chosen()->backward(p, dy, x, weights, batch_statistics, mean, var, weight, bias, bits, dx, dresidual, dweight,
                            dbias);
 }
 
-int64_t bnlab_bits_size(const bnlab_problem* p) { return chosen().build->bits_size(p); }
+int64_t bnlab_bits_size(const bnlab_problem* p) { return chosen()->bits_size(p); }
 
-const char* bnlab_instruction_set(void) { return chosen().name; }
+const char* bnlab_instruction_set(void) { return chosen() == nullptr ? "" : chosen()->name; }
 }

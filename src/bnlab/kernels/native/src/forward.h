@@ -21,6 +21,7 @@ struct ForwardCall {
   T* y;
   uint8_t* bits;
   bool streaming;
+  TransformLoops<T> loops;
 
   double weight_of(int64_t c) const { return value_or(weight, c, 1); }
   std::vector<Folded> folded(int64_t begin, int64_t channels) const {
@@ -28,6 +29,11 @@ struct ForwardCall {
   }
   double bias_of(int64_t c) const { return value_or(bias, c, 0); }
   Folded folded(int64_t c) const { return fold(mean[c], inv_std_of(var[c], p.eps), weight_of(c), bias_of(c)); }
+  const T* residual_at(int64_t at) const { return residual == nullptr ? nullptr : residual + at; }
+  // The bits of a segment from its element `offset` on.
+  uint8_t* bits_at(int64_t segment, int64_t offset) const {
+    return bits == nullptr ? nullptr : bits + segment * shape.segment_bits() + offset / 8;
+  }
   // Overwrites a channel that float cannot compute.
   void mend(int64_t c, const Folded& f) const {
     if (!is_wide(mean[c], var[c], f.scale)) return;
@@ -39,11 +45,10 @@ struct ForwardCall {
 
 // Calls visit(how many, first) for rows that are taken together, to load their coefficients once.
 template <class Visit>
-BNLAB_INLINE void each_rows(int64_t begin, int64_t end, const Visit& visit) {
-  constexpr int kTogether = 4;
+void each_rows(int64_t begin, int64_t end, const Visit& visit) {
   int64_t row = begin;
-  for (; row + kTogether <= end; row += kTogether) visit(std::integral_constant<int, kTogether>{}, row);
-  for (; row < end; ++row) visit(std::integral_constant<int, 1>{}, row);
+  for (; row + kRowsTogether <= end; row += kRowsTogether) visit(kRowsTogether, row);
+  for (; row < end; ++row) visit(1, row);
 }
 
 // Whether rows that lie so many elements apart all begin with a cache line.
@@ -55,7 +60,7 @@ bool lines_begin(const T* out, int64_t stride) {
 // Writes a segment by write(out, j, n, streaming), the elements j to j + n of it: at once, or where lines do not begin with
 // it, in pieces that are put together to lines.
 template <class T, class Write>
-BNLAB_INLINE void write_segment(T* out, int64_t length, bool streaming, const Write& write) {
+void write_segment(T* out, int64_t length, bool streaming, const Write& write) {
   if (!streaming || lines_begin(out, 0)) {
     write(out, 0, length, streaming);
     return;
@@ -69,42 +74,37 @@ BNLAB_INLINE void write_segment(T* out, int64_t length, bool streaming, const Wr
   writer.finish();
 }
 
-template <class T, int Act, bool Residual, bool Bits>
+template <class T>
 void apply_plane(const ForwardCall<T>& call, bnlab_parallel_for parallel_for, int64_t c) {
   const Shape& shape = call.shape;
   const Folded f = call.folded(c);
   run_parallel(parallel_for, shape.parts, 1, [&](int64_t part) {
-    const OneChannel k(f.pivot, f.scale, f.shift);
-    const Slope<Act> slope(call.p);
     each_segment(shape, c, part, [&](int64_t start, int64_t length, int64_t at) {
-      const int64_t segment = at / shape.positions * shape.channels + c;
-      uint8_t* bits = Bits ? call.bits + segment * shape.segment_bits() + at % shape.positions / 8 : nullptr;
+      const int64_t segment = at / shape.positions * shape.channels + c, offset = at % shape.positions;
       const int64_t ahead = distance<T>(length, shape.sample_stride());
       write_segment(call.y + start, length, call.streaming, [&](T* out, int64_t j, int64_t n, bool streaming) {
-        transform<1, T, Act, Residual, Bits>(call.x + start + j, Residual ? call.residual + start + j : nullptr, out,
-                                             Bits ? bits + j / 8 : nullptr, 0, 0, n, ahead, k, slope, streaming);
+        call.loops.planes({call.x + start + j, call.residual_at(start + j), out, call.bits_at(segment, offset + j), 0,
+                           0, n, ahead, streaming},
+                          1, &f, call.p.slope);
       });
     });
   });
   call.mend(c, f);
 }
 
-template <class T, int Act, bool Residual, bool Bits>
+template <class T>
 void apply_group(const ForwardCall<T>& call, int64_t group) {
   const Shape& shape = call.shape;
   const int64_t begin = group * shape.merged, channels = shape.channels_of(group), s = shape.positions;
   const std::vector<Folded> folded = call.folded(begin, channels);
-  const Slope<Act> slope(call.p);
   const bool lines = lines_begin(call.y, s), streaming = call.streaming && lines;
   // Backwards: what was read last is still in the cache.
-  each_row(shape, group, sizeof(T), true, [&](int64_t n, int64_t row, const auto& each_plane) {
+  each_row(shape, group, sizeof(T), true, [&](int64_t n, int64_t row, const auto& each_run) {
     LineWriter<T> writer(call.y + row, call.streaming && !lines);
-    each_plane([&](int64_t i, int64_t start, int64_t ahead) {
-      const Folded f = folded[i];
-      uint8_t* bits = Bits ? call.bits + (n * shape.channels + begin + i) * shape.segment_bits() : nullptr;
-      transform<1, T, Act, Residual, Bits>(call.x + start, Residual ? call.residual + start : nullptr,
-                                              writer.room(s), bits, 0, 0, s, ahead,
-                                              OneChannel(f.pivot, f.scale, f.shift), slope, streaming);
+    each_run(writer.at_once(channels), [&](int64_t i, int64_t planes, int64_t start, int64_t ahead) {
+      call.loops.planes({call.x + start, call.residual_at(start), writer.room(planes * s),
+                         call.bits_at(n * shape.channels + begin + i, 0), 0, shape.segment_bits(), s, ahead, streaming},
+                        planes, &folded[i], call.p.slope);
       writer.filled();
     });
     writer.finish();
@@ -112,27 +112,26 @@ void apply_group(const ForwardCall<T>& call, int64_t group) {
   for (int64_t i = 0; i < channels; ++i) call.mend(begin + i, folded[i]);
 }
 
-template <class T, int Act, bool Residual, bool Bits>
+template <class T>
 void apply_columns(const ForwardCall<T>& call, int64_t group) {
   const Shape& shape = call.shape;
   const int64_t begin = group * shape.merged, channels = shape.channels_of(group), width = channels * shape.positions;
   const std::vector<Folded> folded = call.folded(begin, channels);
   const Columns<T> columns(width);
   columns.spread(shape.positions, folded.data());
-  const Slope<Act> slope(call.p);
   const int64_t stride = shape.sample_stride(), bits_stride = shape.groups() * shape.segment_bits();
   const bool streaming = call.streaming && lines_begin(call.y + begin * shape.positions, stride);
-  each_rows(0, shape.samples, [&](auto rows, int64_t n) {
+  each_rows(0, shape.samples, [&](int rows, int64_t n) {
     const int64_t start = n * stride + begin * shape.positions;
-    transform<rows.value, T, Act, Residual, Bits>(
-        call.x + start, Residual ? call.residual + start : nullptr, call.y + start,
-        Bits ? call.bits + n * bits_stride + group * shape.segment_bits() : nullptr, stride, bits_stride, width,
-        rows.value * stride, columns.view(), slope, streaming);
+    const auto loop = rows == 1 ? call.loops.row : call.loops.rows;
+    loop({call.x + start, call.residual_at(start), call.y + start, call.bits_at(n * shape.groups() + group, 0), stride,
+          bits_stride, width, rows * stride, streaming},
+         columns.view(), call.p.slope);
   });
   for (int64_t i = 0; i < channels; ++i) call.mend(begin + i, folded[i]);
 }
 
-template <class T, int Act, bool Residual, bool Bits>
+template <class T>
 void apply_rows(const ForwardCall<T>& call) {
   const Shape& shape = call.shape;
   const int64_t width = shape.merged * shape.channels;
@@ -140,14 +139,12 @@ void apply_rows(const ForwardCall<T>& call) {
   const RowColumns<T> columns(shape, folded.data());
   run_parallel(call.p.parallel_for, shape.parts, 1, [&](int64_t i) {
     const Rows rows = rows_of(shape, shape.parts - 1 - i);  // what was read last is still in the cache
-    const Slope<Act> slope(call.p);
     const auto apply = [&](int64_t r, int64_t length, const Columns<T>& k) {
       const int64_t start = r * width;
-      uint8_t* bits = Bits ? call.bits + r * shape.segment_bits() : nullptr;
       write_segment(call.y + start, length, call.streaming, [&](T* out, int64_t j, int64_t n, bool streaming) {
-        transform<1, T, Act, Residual, Bits>(call.x + start + j, Residual ? call.residual + start + j : nullptr, out,
-                                             Bits ? bits + j / 8 : nullptr, 0, 0, n, kAheadBytes / int64_t(sizeof(T)),
-                                             k.view().from(j), slope, streaming);
+        call.loops.row({call.x + start + j, call.residual_at(start + j), out, call.bits_at(r, j), 0, 0, n,
+                        kAheadBytes / int64_t(sizeof(T)), streaming},
+                       k.view().from(j), call.p.slope);
       });
     };
     for (int64_t r = rows.begin; r < rows.end; ++r) apply(r, width, columns.whole);
@@ -157,7 +154,7 @@ void apply_rows(const ForwardCall<T>& call) {
 }
 
 // Statistics first, where there is somewhere to put them, slab by slab.
-template <class T, int Act, bool Residual, bool Bits>
+template <class T>
 void forward(const ForwardCall<T>& call, const Statistics* out) {
   const Shape& shape = call.shape;
   const double count = double(shape.count());
@@ -165,26 +162,26 @@ void forward(const ForwardCall<T>& call, const Statistics* out) {
   const bnlab_parallel_for parallel_for = call.p.parallel_for;
   if (shape.path == Path::kRows) {
     if (out != nullptr) row_statistics<T, false>(shape, parallel_for, call.x, nullptr, count, *out);
-    apply_rows<T, Act, Residual, Bits>(call);
+    apply_rows(call);
   } else if (shape.path == Path::kColumns) {
     run_parallel(parallel_for, shape.groups(), Shape::grain(channel_bytes * shape.merged), [&](int64_t group) {
       if (out != nullptr) column_statistics(shape, group, call.x, *out);
-      apply_columns<T, Act, Residual, Bits>(call, group);
+      apply_columns(call, group);
     });
   } else if (shape.merged > 1) {
     run_parallel(parallel_for, shape.groups(), Shape::grain(channel_bytes * shape.merged), [&](int64_t group) {
       if (out != nullptr) group_statistics<T, false>(shape, group, call.x, nullptr, count, *out);
-      apply_group<T, Act, Residual, Bits>(call, group);
+      apply_group(call, group);
     });
   } else if (shape.parts > 1) {
     for (int64_t c = 0; c < shape.channels; ++c) {
       if (out != nullptr) plane_statistics<T, false>(shape, parallel_for, c, call.x, nullptr, count, *out);
-      apply_plane<T, Act, Residual, Bits>(call, parallel_for, c);
+      apply_plane(call, parallel_for, c);
     }
   } else {
     run_parallel(parallel_for, shape.channels, Shape::grain(channel_bytes), [&](int64_t c) {
       if (out != nullptr) plane_statistics<T, false>(shape, nullptr, c, call.x, nullptr, count, *out);
-      apply_plane<T, Act, Residual, Bits>(call, nullptr, c);
+      apply_plane(call, nullptr, c);
     });
   }
   fence();

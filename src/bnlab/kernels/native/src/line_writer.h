@@ -15,6 +15,8 @@ class LineWriter {
     to_ -= first_;
   }
 
+  // How many pieces may be written at once: only one where lines are put together.
+  int64_t at_once(int64_t pieces) const { return streaming_ ? 1 : pieces; }
   // Where the next piece, of at most kSmallPlane elements, goes.
   BNLAB_INLINE T* room(int64_t n) {
     T* const found = (streaming_ ? lines_ : to_) + fill_;

@@ -78,7 +78,7 @@ class Columns {
 template <int Act>
 struct Slope {
   Vec slope;
-  explicit BNLAB_INLINE Slope(const bnlab_problem& p) : slope(splat(p.slope)) {}
+  explicit BNLAB_INLINE Slope(float of_negatives) : slope(splat(of_negatives)) {}
   BNLAB_INLINE Vec activate(Vec value) const {
     if (Act == BNLAB_IDENTITY) return value;
     return Act == BNLAB_RELU ? positive(value) : select(passes(value), value, mul(value, slope));
@@ -122,10 +122,26 @@ BNLAB_INLINE void write_rows(T* out, int64_t stride, int64_t n, bool streaming, 
     for (int r = 0; r < Rows; ++r) store(out + r * stride + j, tail(j, r, n - j), n - j);
 }
 
-// y = act((x - first) * second + third + residual), for rows that lie `stride` apart, in elements and in bytes of bits.
+// Elements of rows that lie `stride` apart, in elements and in bytes of bits: what a transform reads and writes of them.
+template <class T>
+struct TransformRun {
+  const T* x;
+  const T* residual;
+  T* y;
+  uint8_t* bits;
+  int64_t stride, bits_stride;
+  int64_t n;      // of a row
+  int64_t ahead;  // to fetch, in elements
+  bool streaming;
+};
+
+// y = act((x - first) * second + third + residual).
 template <int Rows, class T, int Act, bool Residual, bool Bits, class Coefficients>
-BNLAB_INLINE void transform(const T* x, const T* residual, T* y, uint8_t* bits, int64_t stride, int64_t bits_stride,
-                            int64_t n, int64_t ahead, const Coefficients k, const Slope<Act> slope, bool streaming) {
+BNLAB_INLINE void transform(const TransformRun<T>& run, const Coefficients k, const Slope<Act> slope) {
+  const T* const x = run.x;
+  const T* const residual = run.residual;
+  uint8_t* const bits = run.bits;
+  const int64_t stride = run.stride, bits_stride = run.bits_stride, ahead = run.ahead;
   const auto value = [=](int64_t j, Vec in, Vec other) {
     const Vec out = fma(sub(in, k.first(j)), k.second(j), k.third(j));
     return Residual ? add(out, other) : out;
@@ -136,7 +152,7 @@ BNLAB_INLINE void transform(const T* x, const T* residual, T* y, uint8_t* bits, 
     return slope.activate(out);
   };
   write_rows<Rows>(
-      y, stride, n, streaming,
+      run.y, stride, run.n, run.streaming,
       [=](int64_t j, int r) {
         const int64_t at = r * stride + j;
         const Pack in = load_pack(x + at), other = Residual ? load_pack(residual + at) : Pack{zero(), zero()};
@@ -187,12 +203,29 @@ struct Weights {
   bool whole_row = false;
 };
 
-// dx = dy * a + ((x - pivot) * b + c) * weight, with dy as the activation lets it through. dx may be dy.
+// Elements of rows that lie `stride` apart, in elements and in bytes of bits: what becomes dx of them. dx may be dy.
+template <class T>
+struct GradientRun {
+  const T* dy;
+  const T* x;
+  const uint8_t* bits;
+  Weights weights;
+  T* dx;
+  int64_t stride, bits_stride;
+  int64_t n;      // of a row
+  int64_t ahead;  // to fetch, in elements
+  bool streaming;
+};
+
+// dx = dy * a + ((x - pivot) * b + c) * weight, with dy as the activation lets it through.
 template <int Rows, class T, int Act, bool Bits, bool Weighted, class Forward, class Coefficients>
-BNLAB_INLINE void transform_gradient(const T* dy, const T* x, const uint8_t* bits, const Weights weights, T* dx,
-                                     int64_t stride, int64_t bits_stride, int64_t n, int64_t ahead, const Forward f,
-                                     const Coefficients k, const Slope<Act> slope, bool streaming) {
-  const Through<T, Act, Bits, Forward> through{bits, f, slope};
+BNLAB_INLINE void transform_gradient(const GradientRun<T>& run, const Forward f, const Coefficients k,
+                                     const Slope<Act> slope) {
+  const T* const dy = run.dy;
+  const T* const x = run.x;
+  const Weights weights = run.weights;
+  const int64_t stride = run.stride, bits_stride = run.bits_stride, ahead = run.ahead;
+  const Through<T, Act, Bits, Forward> through{run.bits, f, slope};
   const auto value = [=](int64_t j, Vec gradient, Vec centered, Vec weight) {
     const Vec rest = fma(centered, k.second(j), k.third(j));
     // What has no weight may be NaN.
@@ -203,7 +236,7 @@ BNLAB_INLINE void transform_gradient(const T* dy, const T* x, const uint8_t* bit
     return value(j, through.single(r * bits_stride, j, gradient, centered), centered, weight);
   };
   write_rows<Rows>(
-      dx, stride, n, streaming,
+      run.dx, stride, run.n, run.streaming,
       [=](int64_t j, int r) {
         const int64_t at = r * stride + j;
         const Pack in = load_pack(x + at);

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "exact.h"
-#include "segments.h"
+#include "loops.h"
 
 namespace BNLAB_ISA {
 
@@ -130,11 +130,11 @@ Sums plane_sums(const Shape& shape, bnlab_parallel_for parallel_for, int64_t c, 
   Sums parts[kMostParts];
   run_parallel(parallel_for, shape.parts, 1, [&](int64_t part) {
     ChannelSums sums;
-    const OneChannel k(pivot, 0, 0);
     each_segment(shape, c, part, [&](int64_t start, int64_t length, int64_t at) {
-      sums.add_segment(Moments<T, Weighted, OneChannel>{x + start, Weighted ? weights + at : nullptr, 0, 1,
-                                                       distance<T>(length, shape.sample_stride()), k},
-                       length);
+      add_moments<T, Weighted>(&sums,
+                               {x + start, Weighted ? weights + at : nullptr, 0, 1,
+                                distance<T>(length, shape.sample_stride())},
+                               length, 1, &pivot);
     });
     parts[part] = sums.total();
   });
@@ -166,18 +166,22 @@ void plane_statistics(const Shape& shape, bnlab_parallel_for parallel_for, int64
   settle<T, Weighted>(shape, parallel_for, c, x, weights, count, pivot, sums, out);
 }
 
-// Calls visit(n, row, each_plane) for the samples of a group, from either end; each_plane calls visit(i, start, ahead) for
-// the plane of its i-th channel: what lies `ahead` elements on is read next.
+// Calls visit(n, row, each_run) for the samples of a group, from either end; each_run(most, visit) calls visit(i, planes,
+// start, ahead) for runs of at most so many planes, from that of the i-th channel on: what lies `ahead` elements on is read
+// next.
 template <class Visit>
-BNLAB_INLINE void each_row(const Shape& shape, int64_t group, int64_t itemsize, bool backwards, const Visit& visit) {
+void each_row(const Shape& shape, int64_t group, int64_t itemsize, bool backwards, const Visit& visit) {
   const int64_t channels = shape.channels_of(group), s = shape.positions, width = channels * s;
   const int64_t stride = backwards ? -shape.sample_stride() : shape.sample_stride();
   const int64_t ahead = std::min(kAheadBytes / itemsize, width);
+  const int64_t turn = ceil_div(width - ahead, s);  // from this channel on, what is read next lies in the next row
   for (int64_t k = 0; k < shape.samples; ++k) {
     const int64_t n = backwards ? shape.samples - 1 - k : k, row = n * shape.sample_stride() + group * shape.merged * s;
-    visit(n, row, [&](const auto& visit_plane) {
-      for (int64_t i = 0; i < channels; ++i)
-        visit_plane(i, row + i * s, i * s + ahead < width ? ahead : stride - width + ahead);
+    visit(n, row, [&](int64_t most, const auto& visit_planes) {
+      for (int64_t i = 0, end; i < channels; i = end) {
+        end = std::min(i + most, i < turn ? turn : channels);
+        visit_planes(i, end - i, row + i * s, i < turn ? ahead : stride - width + ahead);
+      }
     });
   }
 }
@@ -190,11 +194,10 @@ void group_statistics(const Shape& shape, int64_t group, const T* x, const float
   std::vector<ChannelSums> sums(static_cast<size_t>(channels));
   for (int64_t i = 0; i < channels; ++i)
     pivots[i] = Weighted ? sampled_pivot(shape, begin + i, x, weights) : sampled_pivot(shape, begin + i, x);
-  each_row(shape, group, sizeof(T), false, [&](int64_t n, int64_t, const auto& each_plane) {
+  each_row(shape, group, sizeof(T), false, [&](int64_t n, int64_t, const auto& each_run) {
     const float* weight = Weighted ? weights + n * shape.positions : nullptr;
-    each_plane([&](int64_t i, int64_t start, int64_t ahead) {
-      const OneChannel k(pivots[i], 0, 0);
-      sums[i].add_segment(Moments<T, Weighted, OneChannel>{x + start, weight, 0, 1, ahead, k}, shape.positions);
+    each_run(channels, [&](int64_t i, int64_t planes, int64_t start, int64_t ahead) {
+      add_moments<T, Weighted>(&sums[i], {x + start, weight, 0, 1, ahead}, shape.positions, planes, &pivots[i]);
     });
   });
   for (int64_t i = 0; i < channels; ++i)
@@ -211,9 +214,8 @@ void column_statistics(const Shape& shape, int64_t group, const T* x, const Stat
   const Columns<T> columns(width);
   columns.spread(s, pivots.data());
   ColumnSums<T> sums(width);
-  sums.add_rows(Moments<T, false, PerColumn>{x + begin * s, nullptr, shape.sample_stride(), 0,
-                                             4 * shape.sample_stride(), columns.view()},
-                shape.samples);
+  add_moments<T, false>(&sums, {x + begin * s, nullptr, shape.sample_stride(), 0, 4 * shape.sample_stride()},
+                        shape.samples, columns.view());
   for (int64_t c = 0; c < channels; ++c) {
     Sums total;
     for (int64_t j = c * s; j < (c + 1) * s; ++j) total.first += sums.first(j), total.second += sums.second(j);
@@ -245,9 +247,9 @@ struct RowColumns {
   }
 };
 
-// Sums over all rows with the channels last: make(begin, whole) returns the terms that begin at a row.
-template <class T, class Make>
-void row_sums(const Shape& shape, bnlab_parallel_for parallel_for, const Make& make, Sums* totals) {
+// Sums over all rows with the channels last: add(sums, row, rows, whole) adds so many rows, whole ones or the last one.
+template <class T, class Add>
+void row_sums(const Shape& shape, bnlab_parallel_for parallel_for, const Add& add, Sums* totals) {
   const int64_t width = shape.merged * shape.channels;
   Buffer<Sums> parts(shape.parts * shape.channels);
   run_parallel(parallel_for, shape.parts, 1, [&](int64_t part) {
@@ -258,11 +260,11 @@ void row_sums(const Shape& shape, bnlab_parallel_for parallel_for, const Make& m
         mine[c].first += sums.first(j), mine[c].second += sums.second(j);
     };
     ColumnSums<T> sums(width);
-    sums.add_rows(make(rows.begin, true), rows.end - rows.begin);
+    add(&sums, rows.begin, rows.end - rows.begin, true);
     collect(sums, width);
     if (rows.rest == 0) return;
     ColumnSums<T> last(rows.rest);
-    last.add_rows(make(rows.end, false), 1);
+    add(&last, rows.end, 1, false);
     collect(last, rows.rest);
   });
   for (int64_t c = 0; c < shape.channels; ++c) totals[c] = Sums();
@@ -323,13 +325,10 @@ void row_statistics(const Shape& shape, bnlab_parallel_for parallel_for, const T
     const RowColumns<T> columns(shape, pivots.data());
     row_sums<T>(
         shape, parallel_for,
-        [&](int64_t row, bool whole) {
-          return Moments<T, Weighted, PerColumn>{x + row * width,
-                                                Weighted ? weights + row : nullptr,
-                                                width,
-                                                0,
-                                                kAheadBytes / int64_t(sizeof(T)),
-                                                (whole ? columns.whole : columns.rest).view()};
+        [&](ColumnSums<T>* sums, int64_t row, int64_t rows, bool whole) {
+          add_moments<T, Weighted>(
+              sums, {x + row * width, Weighted ? weights + row : nullptr, width, 0, kAheadBytes / int64_t(sizeof(T))},
+              rows, (whole ? columns.whole : columns.rest).view());
         },
         totals.data());
     bool far = false;

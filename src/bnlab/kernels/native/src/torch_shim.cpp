@@ -1,71 +1,60 @@
 // The kernels as operators of torch, by its stable ABI: one library for every Python and every torch from 2.10 on.
 //
 // What tensors must be (dense, on the CPU, of one dtype) is checked in Python, where errors have words.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
-#include <optional>
-#include <tuple>
 #include <vector>
 
 #include "abi.h"
+#include "torch_abi.h"
 
 namespace {
 
-using torch::stable::Tensor;
+using torch_abi::Tensor;
 using Optional = std::optional<Tensor>;
 
 // What became of the running statistics, as bits of an int.
 constexpr int64_t kSkipped = 1, kSaturated = 2;
 
 void run(int64_t begin, int64_t end, int64_t grain, bnlab_task task, void* context) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, task, context));
+  torch_abi::check(torch_parallel_for(begin, end, grain, task, context), "to run in parallel");
 }
 
-int32_t dtype_of(const Tensor& tensor) {
-  int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
-  return dtype;
-}
-
-Tensor empty(const std::vector<int64_t>& sizes, const int64_t* strides, int32_t dtype) {
+Tensor empty(int64_t rank, const int64_t* sizes, const int64_t* strides, int32_t dtype) {
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides, dtype,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  torch_abi::check(
+      aoti_torch_empty_strided(rank, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle), "memory");
   return Tensor(handle);
 }
 
 Tensor empty_vector(int64_t size, int32_t dtype) {
   const int64_t stride = 1;
-  return empty({size}, &stride, dtype);
+  return empty(1, &size, &stride, dtype);
 }
 
-Tensor like(const Tensor& x) {
-  const auto sizes = x.sizes();
-  return empty(std::vector<int64_t>(sizes.begin(), sizes.end()), x.strides().data(), dtype_of(x));
-}
+Tensor like(const Tensor& x) { return empty(x.rank(), x.sizes(), x.strides(), x.dtype()); }
 
 // Mean and variance, or their gradients: two rows of doubles.
 Tensor empty_pairs(int64_t channels) {
-  const int64_t strides[] = {channels, 1};
-  return empty({2, channels}, strides, aoti_torch_dtype_float64());
+  const int64_t sizes[] = {2, channels}, strides[] = {channels, 1};
+  return empty(2, sizes, strides, aoti_torch_dtype_float64());
 }
 
-void* data(const Tensor& tensor) {
-  void* found;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor.get(), &found));
-  return found;
-}
-void* data(const Optional& tensor) { return tensor.has_value() ? data(*tensor) : nullptr; }
+void* data(const Tensor& tensor) { return tensor.data(); }
+void* data(const Optional& tensor) { return tensor.has_value() ? tensor->data() : nullptr; }
 
+// A number of 16 bits; every float16 is exactly a float.
 float widened(uint16_t bits, bool is_half) {
-  if (is_half) return float(torch::headeronly::detail::fp16_ieee_to_fp32_value(bits));
-  const uint32_t wide = uint32_t(bits) << 16;
+  const uint32_t exponent = bits >> 10 & 0x1fu, fraction = bits & 0x3ffu, sign = uint32_t(bits & 0x8000u) << 16;
+  uint32_t wide = uint32_t(bits) << 16;
+  if (is_half) {
+    if (exponent == 0) {
+      const float small = float(fraction) * 0x1p-24f;
+      return sign != 0 ? -small : small;
+    }
+    wide = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13;
+  }
   float value;
   memcpy(&value, &wide, 4);
   return value;
@@ -74,6 +63,7 @@ float widened(uint16_t bits, bool is_half) {
 // A vector of any float dtype as doubles; nothing where there is none.
 class Doubles {
  public:
+  explicit Doubles(const Tensor& tensor) : values_(size_t(tensor.numel())) { read(tensor); }
   explicit Doubles(const Optional& tensor) : values_(tensor.has_value() ? size_t(tensor->numel()) : 0) {
     if (tensor.has_value()) read(*tensor);
   }
@@ -81,7 +71,7 @@ class Doubles {
 
  private:
   void read(const Tensor& tensor) {
-    const int32_t dtype = dtype_of(tensor);
+    const int32_t dtype = tensor.dtype();
     const void* from = data(tensor);
     if (dtype == aoti_torch_dtype_float32())
       std::copy_n(static_cast<const float*>(from), values_.size(), values_.data());
@@ -97,16 +87,16 @@ class Doubles {
 };
 
 bnlab_problem problem_of(const Tensor& x, double eps, int64_t activation, double slope) {
-  const auto sizes = x.sizes();
-  const auto strides = x.strides();
+  const int64_t rank = x.rank();
+  const int64_t* const sizes = x.sizes();
   bnlab_problem p{};
   p.samples = sizes[0];
   p.channels = sizes[1];
   p.positions = 1;
-  for (size_t d = 2; d < sizes.size(); ++d) p.positions *= sizes[d];
+  for (int64_t d = 2; d < rank; ++d) p.positions *= sizes[d];
   // With one channel or one position the two layouts are the same memory.
-  p.channels_last = sizes.size() > 2 && strides[1] == 1 && p.positions > 1 && p.channels > 1;
-  const int32_t dtype = dtype_of(x);
+  p.channels_last = rank > 2 && x.strides()[1] == 1 && p.positions > 1 && p.channels > 1;
+  const int32_t dtype = x.dtype();
   p.dtype = dtype == aoti_torch_dtype_float32()    ? BNLAB_FLOAT32
             : dtype == aoti_torch_dtype_bfloat16() ? BNLAB_BFLOAT16
                                                    : BNLAB_FLOAT16;
@@ -137,7 +127,7 @@ bool move(void* running, const double* fresh, double factor, double momentum, in
 }
 
 bool move_any(const Tensor& running, const double* fresh, double factor, double momentum, int64_t channels) {
-  const bool wide = dtype_of(running) == aoti_torch_dtype_float64();
+  const bool wide = running.dtype() == aoti_torch_dtype_float64();
   return wide ? move<double>(data(running), fresh, factor, momentum, channels)
               : move<float>(data(running), fresh, factor, momentum, channels);
 }
@@ -160,8 +150,12 @@ int64_t update(const bnlab_problem& p, const double* mean, const double* var, co
   return move_any(*running_var, var, count / (count - 1), a, p.channels) ? kSaturated : 0;
 }
 
+Tensor or_nothing(Optional tensor, int32_t dtype) {
+  return tensor.has_value() ? std::move(*tensor) : empty_vector(0, dtype);
+}
+
 // As many bytes as the kernels write; or as many as asked for, zeroed, as what lies between the bits is seen then.
-std::optional<Tensor> empty_bits(const bnlab_problem& p, bool wanted, int64_t room) {
+Optional empty_bits(const bnlab_problem& p, bool wanted, int64_t room) {
   if (!wanted || p.activation == BNLAB_IDENTITY) return std::nullopt;
   Tensor bits = empty_vector(std::max(room, bnlab_bits_size(&p)), aoti_torch_dtype_uint8());
   if (room > 0) memset(data(bits), 0, size_t(room));
@@ -181,7 +175,7 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> train(Tensor x, Optional residual, O
   bnlab_forward(&p, data(x), data(residual), w.get(), b.get(), mean, var, data(y), static_cast<uint8_t*>(data(bits)));
   const int64_t status =
       update(p, mean, var, running_mean, running_var, batches, skipped, momentum, skip_nonfinite);
-  return {y, statistics, bits.has_value() ? *bits : empty_vector(0, aoti_torch_dtype_uint8()), status};
+  return {std::move(y), std::move(statistics), or_nothing(std::move(bits), aoti_torch_dtype_uint8()), status};
 }
 
 std::tuple<Tensor, Tensor, Tensor> apply(Tensor x, Optional residual, Tensor mean, Tensor var, Optional weight,
@@ -195,18 +189,18 @@ std::tuple<Tensor, Tensor, Tensor> apply(Tensor x, Optional residual, Tensor mea
   Optional bits = empty_bits(p, want_bits && residual.has_value(), 0);
   bnlab_apply(&p, data(x), data(residual), m.get(), v.get(), w.get(), b.get(), data(y),
               static_cast<uint8_t*>(data(bits)));
-  return {y, statistics, bits.has_value() ? *bits : empty_vector(0, aoti_torch_dtype_uint8())};
+  return {std::move(y), std::move(statistics), or_nothing(std::move(bits), aoti_torch_dtype_uint8())};
 }
 
 // A vector of doubles in the dtype of a parameter; float where there is no parameter.
 Tensor narrowed(const double* values, int64_t size, const Optional& parameter) {
-  const bool wide = parameter.has_value() && dtype_of(*parameter) == aoti_torch_dtype_float64();
-  Tensor found = empty_vector(size, wide ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
+  const bool wide = parameter.has_value() && parameter->dtype() == aoti_torch_dtype_float64();
+  Tensor vector = empty_vector(size, wide ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
   if (wide)
-    std::copy_n(values, size, static_cast<double*>(data(found)));
+    std::copy_n(values, size, static_cast<double*>(data(vector)));
   else
-    std::transform(values, values + size, static_cast<float*>(data(found)), [](double v) { return float(v); });
-  return found;
+    std::transform(values, values + size, static_cast<float*>(data(vector)), [](double v) { return float(v); });
+  return vector;
 }
 
 std::tuple<Tensor, Tensor, Tensor> gradients(const Tensor& dy, const Tensor& x, const Optional& weights,
@@ -222,7 +216,7 @@ std::tuple<Tensor, Tensor, Tensor> gradients(const Tensor& dy, const Tensor& x, 
   bnlab_backward(&p, data(dy), data(x), static_cast<const float*>(data(weights)), batch_statistics, mean,
                  mean + p.channels, w.get(), b.get(), static_cast<const uint8_t*>(data(bits)), dx, data(dresidual),
                  sums.data(), sums.data() + p.channels);
-  return {dresidual.has_value() ? *dresidual : empty_vector(0, dtype_of(x)),
+  return {or_nothing(std::move(dresidual), x.dtype()),
           narrowed(sums.data(), p.channels, weight), narrowed(sums.data() + p.channels, p.channels, bias)};
 }
 
@@ -230,11 +224,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor dy, Tensor x, Optiona
                                                     Optional weight, Optional bias, Optional bits,
                                                     bool batch_statistics, double eps, int64_t activation,
                                                     double slope, bool want_dx, bool want_dresidual) {
-  Tensor dx = want_dx ? like(x) : empty_vector(0, dtype_of(x));
+  Tensor dx = want_dx ? like(x) : empty_vector(0, x.dtype());
   auto [dresidual, dweight, dbias] =
       gradients(dy, x, weights, statistics, weight, bias, bits, batch_statistics, eps, activation, slope,
                 want_dx ? data(dx) : nullptr, want_dresidual);
-  return {dx, dresidual, dweight, dbias};
+  return {std::move(dx), std::move(dresidual), std::move(dweight), std::move(dbias)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward_in_place(Tensor dy, Tensor x, Optional weights, Tensor statistics,
@@ -247,39 +241,39 @@ std::tuple<Tensor, Tensor, Tensor> backward_in_place(Tensor dy, Tensor x, Option
 
 std::tuple<Tensor, double> statistics(Tensor x, Optional weights) {
   const bnlab_problem p = problem_of(x, 0, BNLAB_IDENTITY, 0);
-  Tensor found = empty_pairs(p.channels);
-  double* mean = static_cast<double*>(data(found));
+  Tensor moments = empty_pairs(p.channels);
+  double* mean = static_cast<double*>(data(moments));
   double total = 0;
   bnlab_statistics(&p, data(x), static_cast<const float*>(data(weights)), mean, mean + p.channels, &total);
-  return {found, total};
+  return {std::move(moments), total};
 }
 
-}  // namespace
-
-STABLE_TORCH_LIBRARY(bnlab_native, m) {
-  m.def(
+[[maybe_unused]] const bool registered = [] {
+  const torch_abi::Library operators("bnlab_native");
+  operators.define(
       "train(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
       "Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, Tensor(d!)? skipped_batches, float momentum, "
       "float eps, int activation, float slope, bool skip_nonfinite, bool want_bits, int room=0) "
       "-> (Tensor y, Tensor statistics, Tensor bits, int status)");
-  m.def(
+  operators.define(
       "apply(Tensor x, Tensor? residual, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps, "
       "int activation, float slope, bool want_bits) -> (Tensor y, Tensor statistics, Tensor bits)");
-  m.def(
+  operators.define(
       "backward(Tensor dy, Tensor x, Tensor? weights, Tensor statistics, Tensor? weight, Tensor? bias, Tensor? bits, "
       "bool batch_statistics, float eps, int activation, float slope, bool want_dx, bool want_dresidual) "
       "-> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)");
-  m.def(
+  operators.define(
       "backward_(Tensor(a!) dy, Tensor x, Tensor? weights, Tensor statistics, Tensor? weight, Tensor? bias, "
       "Tensor? bits, bool batch_statistics, float eps, int activation, float slope, bool want_dresidual) "
       "-> (Tensor dresidual, Tensor dweight, Tensor dbias)");
-  m.def("statistics(Tensor x, Tensor? weights) -> (Tensor statistics, float total)");
-}
+  operators.define("statistics(Tensor x, Tensor? weights) -> (Tensor statistics, float total)");
+  const torch_abi::Library kernels("bnlab_native", "CPU");
+  kernels.implement<train>("train");
+  kernels.implement<apply>("apply");
+  kernels.implement<backward>("backward");
+  kernels.implement<backward_in_place>("backward_");
+  kernels.implement<statistics>("statistics");
+  return true;
+}();
 
-STABLE_TORCH_LIBRARY_IMPL(bnlab_native, CPU, m) {
-  m.impl("train", TORCH_BOX(&train));
-  m.impl("apply", TORCH_BOX(&apply));
-  m.impl("backward", TORCH_BOX(&backward));
-  m.impl("backward_", TORCH_BOX(&backward_in_place));
-  m.impl("statistics", TORCH_BOX(&statistics));
-}
+}  // namespace
