@@ -6,12 +6,11 @@ has it, it holds every one. Where there is no compiler the wheel is pure Python,
 
 from __future__ import annotations
 
-import importlib.util
 import os
+import runpy
 import sysconfig
 import tempfile
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -29,9 +28,9 @@ class NativeKernels(BuildHookInterface):  # type: ignore[type-arg, misc]
         self._folder = tempfile.TemporaryDirectory(prefix="bnlab-")
         library = Path(self._folder.name, "libbnlab_native.so")
         try:
-            _build_module(Path(self.root)).build(
-                library, every=os.environ.get("BNLAB_SETS") == "all", report=self.app.display_info
-            )
+            # On its own: the package around it imports torch, which need not be installed to build.
+            build = runpy.run_path(str(Path(self.root, _NATIVE, "build.py")))["build"]
+            build(library, every=os.environ.get("BNLAB_SETS") == "all", report=self.app.display_info)
         except (RuntimeError, OSError) as error:
             self.app.display_warning(f"The native kernels are not built, bnlab runs on torch's: {error}")
             return
@@ -44,13 +43,3 @@ class NativeKernels(BuildHookInterface):  # type: ignore[type-arg, misc]
         """Remove the library: it is in the wheel."""
         if version != "editable":
             self._folder.cleanup()
-
-
-def _build_module(root: Path) -> ModuleType:
-    """Load build.py on its own: the package around it imports torch, which need not be installed to build."""
-    specification = importlib.util.spec_from_file_location("bnlab_native_build", root / _NATIVE / "build.py")
-    if specification is None or specification.loader is None:
-        raise RuntimeError(f"{_NATIVE / 'build.py'} is not there")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module

@@ -6,7 +6,7 @@ and ReLU where a channel's slab stays in the cache between its passes (planes), 
 and 11 with a residual.
 
 With --quick, in less than a minute: how many activations BN and ReLU move, forward and backward, on large tensors. It
-is twice the time over that of a copy, which moves 2; later changes are held against what was measured before.
+is twice the time over that of a copy, which moves 2; later changes are held against the reference.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ FLOORS = {("contiguous", False): 5, ("channels_last", False): 8, ("contiguous", 
 LARGE = ((64, 112), (256, 56), (512, 28))
 """Channels and side of those of ResNet-50's activations that no second-level cache holds at batch 32."""
 
-MOVED_BEFORE = {"contiguous": 6.1, "channels_last": 9.5}
-"""Activations moved in float32 by the kernels of version 0.1: what `--quick` is held against."""
+REFERENCE = {"contiguous": 6.1, "channels_last": 9.5}
+"""Activations moved in float32 by the kernels of version 0.1, on the machine of docs/kernels.md."""
 
 Step = Callable[[], object]
 
@@ -105,14 +105,14 @@ def quick(console: Console, options: argparse.Namespace) -> str:
     for name in ("bnlab, ms", "copy, ms", "activations moved"):
         table.add_column(name, justify="right")
     headlines = []
-    for layout, before in MOVED_BEFORE.items():
+    for layout, reference in REFERENCE.items():
         figures = []
         for channels, side in LARGE:
             shape = (options.batch, channels, side, side)
             row = measure(shape, torch.float32, layout, options.repetitions, against_torch=False)
             figures.append(2 * row.ours / row.copy)
             table.add_row(str(shape), layout, f"{row.ours:.2f}", f"{row.copy:.2f}", f"{figures[-1]:.1f}")
-        headlines.append(f"{layout} {_mean(figures):.1f} (before: {before})")
+        headlines.append(f"{layout} {_mean(figures):.1f} (reference {reference})")
     console.print(table)
     return f"activations moved, where a copy moves 2: {', '.join(headlines)}"
 
