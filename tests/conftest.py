@@ -14,10 +14,22 @@ settings.register_profile(
 )
 settings.load_profile("bnlab")
 
+# A worker of pytest-xdist has one core for itself: with more threads than that the workers wait for each other.
+# BNLAB_TEST_THREADS and BNLAB_TEST_FLUSH_DENORMAL give the rounding of other machines: see `make test-machines`.
+_THREADS = os.environ.get("BNLAB_TEST_THREADS") or ("1" if "PYTEST_XDIST_WORKER" in os.environ else "")
+if _THREADS:
+    torch.set_num_threads(int(_THREADS))
+if os.environ.get("BNLAB_TEST_FLUSH_DENORMAL") == "1" and not torch.set_flush_denormal(True):
+    raise pytest.UsageError("BNLAB_TEST_FLUSH_DENORMAL: this processor cannot flush denormal numbers to 0.")
+
 
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time():
+    """Every test begins with the same random numbers, and leaves the number of threads as it was."""
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == threads
 
 
 @pytest.fixture(scope="session")

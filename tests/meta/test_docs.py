@@ -20,8 +20,12 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
 
 
+@pytest.mark.trains
 def test_the_examples_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys, bnlab_command):
+    from bnlab.lab.train_eval import Config, TrainEval
+
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(TrainEval, "quick", Config(batches=(2, 4), updates=(1, 200)))  # or one command takes seconds
     namespace = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), namespace)

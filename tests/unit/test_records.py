@@ -64,10 +64,13 @@ def same(left, right):
     return repr(left) == repr(right)
 
 
+VALIDATOR = jsonschema.Draft202012Validator(records.json_schema())
+
+
 @given(diagnoses)
 def test_json_round_trip_is_lossless_and_follows_the_schema(diagnosis):
     data = json.loads(diagnosis.dumps())
-    jsonschema.validate(data, records.json_schema())
+    VALIDATOR.validate(data)
     assert same(DiagnosisRecord.from_json(data), diagnosis)
 
 

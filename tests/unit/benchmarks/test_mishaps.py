@@ -10,6 +10,8 @@ from benchmarks.mishaps.case import HEALTHY, MISHAPS
 from bnlab.checks import by_code
 from bnlab.observe.gap import CAUSES
 
+pytestmark = pytest.mark.trains
+
 
 def test_the_table_and_the_cases_have_the_same_names():
     assert set(table.MISHAPS) == set(MISHAPS)

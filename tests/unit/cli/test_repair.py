@@ -13,6 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+pytestmark = pytest.mark.trains
+
 SPECS = """
 import torch
 from torch import nn

@@ -27,7 +27,11 @@ def test_opcheck(layout, shape, dtype):
     _, mean, var = batch_norm_train(x.detach(), weight, bias, None, 1e-5)
     backward = (torch.randn(shape).to(dtype), x.detach(), weight.detach(), None, mean, var, 1e-5)
     torch.library.opcheck(torch.ops.bnlab.batch_norm_train_backward.default, backward)
-    statistics = [torch.rand(shape[1]).to(wide) for wide in (torch.float64, torch.float64, dtype, dtype)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_opcheck_of_the_correction_of_renormalization(dtype):
+    statistics = [torch.rand(3).to(wide) for wide in (torch.float64, torch.float64, dtype, dtype)]
     torch.library.opcheck(torch.ops.bnlab.renorm_correction.default, (*statistics, torch.tensor([3.0, 5.0]), 1e-5))
 
 

@@ -12,6 +12,8 @@ from bnlab.lab import datasets, run
 from bnlab.lab.activation_distributions import ActivationDistributions, Config
 from bnlab.records import ExperimentRecord
 
+pytestmark = pytest.mark.trains
+
 TINY = Config(data="digits", images=600, probe=200, steps=60, rates=(1.0,), logged=6, early=40)
 CLAIMS = {claim.key: claim for claim in ActivationDistributions.claims}
 
@@ -48,28 +50,31 @@ def test_the_same_seed_gives_the_same_observation(right):
 
 
 def test_with_bn_the_claims_on_the_distribution_hold_and_the_mechanism_is_refuted(right):
-    found = outcomes(right)
-    assert found["steady"]
-    assert found["early"]
-    assert found["shift-back"]
-    assert not found["mechanism"]
+    holds = outcomes(right)
+    assert holds["steady"]
+    assert holds["early"]
+    assert holds["shift-back"]
+    assert not holds["mechanism"]
 
 
 def test_a_bn_that_does_nothing_is_neither_steadier_nor_ahead(monkeypatch):
     monkeypatch.setattr(module, "BatchNorm1d", nn.Identity)
     seen = observe()
     assert seen.values == {**seen.values, "steady": {"rate 1": 1.0}, "early": {"rate 1": 0.0}}
-    found = outcomes(seen)
-    assert not found["steady"]
-    assert not found["early"]
-    assert not found["saturation"]
-    assert found["end"]
+    holds = outcomes(seen)
+    assert not holds["steady"]
+    assert not holds["early"]
+    assert not holds["saturation"]
+    assert holds["end"]
 
 
 def test_a_bn_that_blocks_the_signal_is_behind(monkeypatch):
-    config = dataclasses.replace(TINY, steps=300, early=200)
+    """From weights this large the network without BN learns, whatever is rounded: the gap is 70 points, not 2."""
+    config = dataclasses.replace(TINY, init=0.4, steps=120)
     monkeypatch.setattr(module, "BatchNorm1d", Broken)
-    assert not outcomes(observe(config))["end"]
+    seen = observe(config)
+    assert seen.values["end"]["rate 1"] < -40
+    assert not outcomes(seen)["end"]
 
 
 def test_without_bn_large_weights_saturate():

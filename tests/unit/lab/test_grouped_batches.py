@@ -9,6 +9,7 @@ from bnlab.lab.grouped_batches import Config, GroupedBatches
 from bnlab.records import Verdict
 
 pytest.importorskip("sklearn")
+pytestmark = pytest.mark.trains
 
 TINY = Config(epochs=8, width=32)
 ALWAYS, ANEW = "always the same classes", "classes drawn anew"
@@ -38,7 +39,7 @@ def test_a_seed_decides_everything_and_the_global_one_is_kept(seen):
 
 def test_it_is_the_same_company_that_collapses_and_each_cure_mends_it(seen):
     assert verdict(seen, "collapse") is Verdict.DEPENDS
-    assert seen.values["collapse"][ALWAYS] > 0.1 > 0 > seen.values["collapse"][ANEW]
+    assert seen.values["collapse"][ALWAYS] > 0.05 > 0 > seen.values["collapse"][ANEW]
     for cure in ("ghost", "shuffle"):
         assert verdict(seen, cure) is Verdict.SUPPORTED
 

@@ -4,6 +4,8 @@ from torch import nn
 from bnlab.lab import run
 from bnlab.lab.identities import Config, Identities
 
+pytestmark = pytest.mark.trains
+
 EXACT = {claim.key for claim in Identities.claims} - {"eps"}
 
 

@@ -12,11 +12,14 @@ from bnlab.lab import run
 from bnlab.lab.learning_rate import Config, LearningRate
 from bnlab.records import ExperimentRecord
 
+pytestmark = pytest.mark.trains
+
+# Without BN 0.5 is far better than 0.125, and at 2 and 2.5 nothing is learned: no loss is near what decides.
 TINY = Config(
     data="digits",
     probe=200,
     steps=100,
-    rates=(0.0625, 0.25, 1.0, 4.0),
+    rates=(0.125, 0.5, 2.0),
     depths=(3,),
     sigmoid_steps=100,
     sigmoid_rates=(1.0,),

@@ -183,6 +183,7 @@ def test_an_output_without_scores(output):
         accuracy(Returning(lambda _: output), [(SCORES, LABELS)])
 
 
+@pytest.mark.trains
 def test_a_trained_network():
     pytest.importorskip("sklearn")
     from bnlab.lab import datasets

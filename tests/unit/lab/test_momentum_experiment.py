@@ -6,6 +6,8 @@ from torch import nn
 from bnlab.lab import run
 from bnlab.lab.momentum import Config, Momentum, program_3
 
+pytestmark = pytest.mark.trains
+
 SMALL = Config(momenta=(0.0, 0.1, 0.5, 1.0, None), horizon=60)
 SETTINGS = {field.name: getattr(SMALL, field.name) for field in dataclasses.fields(SMALL)}
 RIGHT = {

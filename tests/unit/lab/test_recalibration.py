@@ -8,9 +8,10 @@ from bnlab.lab.recalibration import Config, Recalibration
 from bnlab.records import Mark, Verdict
 
 pytest.importorskip("sklearn")
+pytestmark = pytest.mark.trains
 
 TINY = Config(
-    width=4, epochs=20, early=(4,), images=(10, 1000), draws=2, forwarded=(2, 100), normalized=(4, 32), passes=1
+    width=4, epochs=40, early=(4,), images=(10, 1000), draws=2, forwarded=(2, 100), normalized=(4, 32), passes=1
 )
 
 

@@ -7,6 +7,7 @@ from bnlab.lab.stuck_statistics import Config, train
 from bnlab.observe.population import impose_batch_statistics
 
 pytest.importorskip("sklearn")
+pytestmark = pytest.mark.trains
 
 
 def test_only_the_statistics_are_wrong():

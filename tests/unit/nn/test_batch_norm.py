@@ -71,25 +71,33 @@ def test_the_running_statistics_are_exact():
 
 
 def program_1(second, layer, steps=400):
-    """The article's first program: Linear(1, 1), BN, sigmoid; inputs 1 and `second`, targets 0 and 1."""
-    torch.manual_seed(0)
+    """The article's first program: Linear(1, 1), BN, sigmoid; inputs 1 and `second`, targets 0 and 1.
+
+    The linear layer gets its gradient but is held where it is. That gradient is nothing but rounding, and Adam, which
+    divides it by its own size, would walk the weight about at random: to where nothing overflows, and through 0.
+    """
     model = nn.Sequential(nn.Linear(1, 1), layer, nn.Sigmoid())
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.04)
+    nn.init.constant_(model[0].weight, 0.5)
+    nn.init.zeros_(model[0].bias)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.04)
     x, target = torch.tensor([[1.0], [second]]), torch.tensor([[0.0], [1.0]])
     for _ in range(steps):
         optimizer.zero_grad()
         loss = (model(x) - target).square().sum()
         loss.backward()
         optimizer.step()
+    assert model[0].weight.grad.isfinite()
     return loss.item()
 
 
+@pytest.mark.trains
 @pytest.mark.filterwarnings("ignore::bnlab.errors.BnlabWarning")
 @pytest.mark.parametrize("second", [2.0, 2e13, 3e19, 1e20, 1e30, 1e38])
 def test_program_1_keeps_learning_however_far_the_inputs_are_apart(second):
     assert program_1(second, BatchNorm1d(1)) < 0.005
 
 
+@pytest.mark.trains
 def test_program_1_is_stuck_with_torchs_layer_from_1e20_on():
     assert program_1(3e19, nn.BatchNorm1d(1)) < 0.005
     assert program_1(1e20, nn.BatchNorm1d(1)) == pytest.approx(0.5, abs=1e-3)

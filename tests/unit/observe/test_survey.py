@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -13,12 +14,18 @@ import bnlab
 from bnlab.errors import NoBatchNorm, UsageError
 
 
-def trained(name="resnet", *, seed=0):
-    """Return a network whose running statistics are those of `images`."""
-    model = build(name, seed=seed)
-    for _ in range(100):
-        model(images(32))
+@functools.cache
+def settled(name, seed):
+    with torch.random.fork_rng(devices=()):
+        model = build(name, seed=seed)
+        for _ in range(100):
+            model(images(32))
     return model.eval()
+
+
+def trained(name="resnet", *, seed=0):
+    """Return a network of its own whose running statistics are those of `images`; no random number is drawn."""
+    return copy.deepcopy(settled(name, seed))
 
 
 def data(count=8, size=32, seed=1, shift=0.0):

@@ -85,6 +85,7 @@ def losses(model, steps=12):
     return found
 
 
+@pytest.mark.trains
 def test_a_fused_resnet_trains_to_the_same_loss_curve():
     original = build("resnet").double()
     fused = copy.deepcopy(original)
