@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch._inductor import config as inductor
 
-from bnlab.remedies.fold import fold
+from bnlab.remedies.fold.fold import fold
 
 SHAPES = ((1, 3, 224, 224), (8, 3, 112, 112))
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -10,9 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from bnlab.diagnosis import Settings, check_with
+from bnlab.diagnosis.check import Settings, check_with
 from bnlab.records import Level
-from bnlab.report.text import renderable
+from bnlab.report.text.diagnosis import renderable
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import bnlab
 from bnlab.lab import datasets, metrics
 from bnlab.lab.stuck_statistics import Config, train
 from bnlab.records import Level
-from bnlab.report.text import renderable
+from bnlab.report.text.diagnosis import renderable
 
 _MOST_LINES = 24
 

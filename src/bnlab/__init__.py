@@ -8,14 +8,14 @@ from bnlab._version import __version__
 
 if TYPE_CHECKING:
     from bnlab import functional, lab, nn
-    from bnlab._repair import repair
     from bnlab.checks import explain
-    from bnlab.diagnosis import Diagnosis, check
-    from bnlab.remedies._receipt import Receipt
-    from bnlab.remedies.convert import convert
-    from bnlab.remedies.fold import fold
-    from bnlab.remedies.freeze import freeze, unfreeze
+    from bnlab.diagnosis.check import Diagnosis, check
+    from bnlab.remedies.convert.convert import convert
+    from bnlab.remedies.fold.fold import fold
+    from bnlab.remedies.freeze.freeze import freeze, unfreeze
     from bnlab.remedies.recalibrate import recalibrate
+    from bnlab.remedies.receipt import Receipt
+    from bnlab.repairing import repair
 
 __all__ = [
     "Diagnosis",
@@ -35,16 +35,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Diagnosis": "bnlab.diagnosis",
-    "Receipt": "bnlab.remedies._receipt",
-    "check": "bnlab.diagnosis",
-    "convert": "bnlab.remedies.convert",
+    "Diagnosis": "bnlab.diagnosis.check",
+    "Receipt": "bnlab.remedies.receipt",
+    "check": "bnlab.diagnosis.check",
+    "convert": "bnlab.remedies.convert.convert",
     "explain": "bnlab.checks",
-    "fold": "bnlab.remedies.fold",
-    "freeze": "bnlab.remedies.freeze",
+    "fold": "bnlab.remedies.fold.fold",
+    "freeze": "bnlab.remedies.freeze.freeze",
     "recalibrate": "bnlab.remedies.recalibrate",
-    "repair": "bnlab._repair",
-    "unfreeze": "bnlab.remedies.freeze",
+    "repair": "bnlab.repairing",
+    "unfreeze": "bnlab.remedies.freeze.freeze",
 }
 
 _SUBPACKAGES = ("functional", "lab", "nn")

@@ -11,9 +11,9 @@ import pytest
 
 from bnlab import checks
 from bnlab.checks import CHECKS, AnyCheck, Group, ModelCheck, Needs
-from bnlab.checks._cases import healthy, model, network, of
-from bnlab.checks._check import HEADINGS
-from bnlab.diagnosis import _run, _run_on_model
+from bnlab.checks.cases import healthy, model, network, of
+from bnlab.checks.check import HEADINGS
+from bnlab.diagnosis.check import _run, _run_on_model
 from bnlab.errors import UsageError
 from bnlab.observe.evidence import NetworkState
 from bnlab.observe.model_evidence import ModelEvidence

@@ -6,8 +6,8 @@ import pytest
 
 from bnlab.checks import CHECKS
 from bnlab.records import REMEDIES, Safety
-from bnlab.remedies._catalog import REMEDIES_IN_ORDER
-from bnlab.remedies._remedy import Plan, Refusal
+from bnlab.remedies.catalog import REMEDIES_IN_ORDER
+from bnlab.remedies.remedy import Plan, Refusal
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.code)

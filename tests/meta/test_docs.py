@@ -22,7 +22,7 @@ def blocks(language):
 
 @pytest.mark.trains
 def test_the_examples_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys, bnlab_command):
-    from bnlab.lab.train_eval import Config, TrainEval
+    from bnlab.lab.experiments.train_eval import Config, TrainEval
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(TrainEval, "quick", Config(batches=(2, 4), updates=(1, 200)))  # or one command takes seconds

@@ -7,19 +7,19 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MODULES = [
     "bnlab.conventions",
-    "bnlab.checks._catalog",
+    "bnlab.checks.catalog",
     "bnlab.functional.batch_norm",
     "bnlab.functional.moments",
     "bnlab.functional.renorm",
     "bnlab.functional.running",
     "bnlab.lab.datasets",
-    "bnlab.lab._public",
+    "bnlab.lab.api",
     "bnlab.lab.metrics",
     "bnlab.nn.batch_renorm",
-    "bnlab.remedies.convert",
-    "bnlab._repair",
-    "bnlab.remedies.fold",
-    "bnlab.remedies.freeze",
+    "bnlab.remedies.convert.convert",
+    "bnlab.repairing",
+    "bnlab.remedies.fold.fold",
+    "bnlab.remedies.freeze.freeze",
     "bnlab.remedies.recalibrate",
 ]
 

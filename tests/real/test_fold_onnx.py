@@ -8,8 +8,8 @@ import pytest
 onnx = pytest.importorskip("onnx")
 from onnx import numpy_helper  # noqa: E402
 
-from bnlab.remedies._onnx_run import difference, run_model  # noqa: E402
-from bnlab.remedies.fold_onnx import fold_onnx  # noqa: E402
+from bnlab.remedies.fold_onnx.fold_onnx import fold_onnx  # noqa: E402
+from bnlab.remedies.fold_onnx.run import difference, run_model  # noqa: E402
 
 ULTRAFACE = "nets/ultraface/version-RFB-320.onnx"
 RAW_BOXES = "460"

@@ -7,8 +7,8 @@ from tests.real.models import BurnMnist, ResNet20
 import bnlab
 from bnlab.lab import datasets
 from bnlab.lab.metrics import accuracy
-from bnlab.observe.load import load_into
-from bnlab.observe.population import impose_batch_statistics
+from bnlab.observe.files.load import load_into
+from bnlab.observe.passes.population import impose_batch_statistics
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 

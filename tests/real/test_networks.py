@@ -71,8 +71,8 @@ def test_the_numbers_are_those_torch_reads(data, path):
     import torch
     from safetensors.torch import load_file
 
-    from bnlab.observe.checkpoint import read_checkpoint
     from bnlab.observe.evidence import Hyperparameters
+    from bnlab.observe.files.checkpoint import read_checkpoint
 
     file = data / path
     state = (
@@ -105,8 +105,8 @@ def test_what_the_readme_of_the_data_says(data):
 
 def test_onnx_and_torch_hold_the_same_face_detector(data):
     pytest.importorskip("onnx")
-    from bnlab.observe.checkpoint import read_checkpoint
     from bnlab.observe.evidence import Hyperparameters
+    from bnlab.observe.files.checkpoint import read_checkpoint
 
     torch_, onnx_ = (
         {

@@ -12,11 +12,11 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 import bnlab
-from bnlab._repair import plan
 from bnlab.errors import UsageError
 from bnlab.lab.metrics import accuracy
 from bnlab.observe.metric import Measured
 from bnlab.records import Level, Safety
+from bnlab.repairing import plan
 
 pytestmark = pytest.mark.trains
 
@@ -173,7 +173,7 @@ def test_everything_is_taken_back_if_an_error_appears(healthy, monkeypatch):
     before = state(model)
 
     def poisons(self, model, layers, material):
-        from bnlab.remedies._statistics import stored_statistics, write_statistics
+        from bnlab.remedies.running_statistics import stored_statistics, write_statistics
 
         mean, var = stored_statistics(model[4])
         written = write_statistics({"4": model[4]}, {"4": (mean, -var)})

@@ -1,6 +1,6 @@
 """Judgements on evidence: one check a file, listed in ``_catalog``."""
 
-from bnlab.checks._catalog import CHECKS, by_code, explain, select
-from bnlab.checks._check import AnyCheck, Case, Check, Group, ModelCheck, Needs
+from bnlab.checks.catalog import CHECKS, by_code, explain, select
+from bnlab.checks.check import AnyCheck, Case, Check, Group, ModelCheck, Needs
 
 __all__ = ["CHECKS", "AnyCheck", "Case", "Check", "Group", "ModelCheck", "Needs", "by_code", "explain", "select"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from bnlab.checks._cases import healthy, network, of, untrained
-from bnlab.checks._check import Case, Check, Group, Needs, NoLimits
+from bnlab.checks.cases import healthy, network, of, untrained
+from bnlab.checks.check import Case, Check, Group, Needs, NoLimits
 from bnlab.observe.evidence import NetworkState
 from bnlab.records import Finding, Quantity
 

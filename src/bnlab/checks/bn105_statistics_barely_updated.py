@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnlab.checks._cases import healthy, network, of, untrained
-from bnlab.checks._check import Case, Check, Group, Needs, limit, show
+from bnlab.checks.cases import healthy, network, of, untrained
+from bnlab.checks.check import Case, Check, Group, Needs, limit, show
 from bnlab.observe.evidence import LayerState, NetworkState
 from bnlab.records import Finding, Quantity
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bnlab.checks._cases import of
-from bnlab.checks._check import Case, Check, Group, Needs, in_channels, limit, show
+from bnlab.checks.cases import of
+from bnlab.checks.check import Case, Check, Group, Needs, in_channels, limit, show
 from bnlab.observe.evidence import NetworkState
 from bnlab.records import Finding, Quantity
 

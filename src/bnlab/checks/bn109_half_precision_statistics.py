@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bnlab.checks._cases import healthy, network, of
-from bnlab.checks._check import Case, Check, Group, Needs, limit
+from bnlab.checks.cases import healthy, network, of
+from bnlab.checks.check import Case, Check, Group, Needs, limit
 from bnlab.observe.evidence import NetworkState
 from bnlab.records import Finding, Quantity
 

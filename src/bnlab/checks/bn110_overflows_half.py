@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnlab.checks._cases import of
-from bnlab.checks._check import Case, Check, Group, Needs, in_channels, limit, show
+from bnlab.checks.cases import of
+from bnlab.checks.check import Case, Check, Group, Needs, in_channels, limit, show
 from bnlab.observe.evidence import NetworkState
 from bnlab.records import Finding, Quantity
 

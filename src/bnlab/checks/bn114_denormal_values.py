@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bnlab.checks._cases import of
-from bnlab.checks._check import Case, Check, Group, Needs, NoLimits, in_channels, show
+from bnlab.checks.cases import of
+from bnlab.checks.check import Case, Check, Group, Needs, NoLimits, in_channels, show
 from bnlab.observe.evidence import NetworkState
 from bnlab.records import Finding, Quantity
 

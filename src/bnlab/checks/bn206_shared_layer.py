@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bnlab.checks._cases import executed, model, model_layer
-from bnlab.checks._check import Case, Group, ModelCheck, Needs, NoLimits
+from bnlab.checks.cases import executed, model, model_layer
+from bnlab.checks.check import Case, Group, ModelCheck, Needs, NoLimits
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.records import Finding, Quantity
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bnlab.checks._cases import healthy, model, model_layer
-from bnlab.checks._check import Case, Group, ModelCheck, Needs, limit, show
+from bnlab.checks.cases import healthy, model, model_layer
+from bnlab.checks.check import Case, Group, ModelCheck, Needs, limit, show
 from bnlab.observe.model_evidence import Gradient, ModelEvidence, ModelLayer
 from bnlab.records import Finding, Quantity
 

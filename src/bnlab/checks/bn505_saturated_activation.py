@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnlab.checks._cases import executed, healthy, model, model_layer
-from bnlab.checks._check import Case, Group, ModelCheck, Needs, in_channels, limit, show
+from bnlab.checks.cases import executed, healthy, model, model_layer
+from bnlab.checks.check import Case, Group, ModelCheck, Needs, in_channels, limit, show
 from bnlab.observe.evidence import Floats, LayerState
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.records import Finding, Quantity

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli._output import check_output, complain, emit, require_pages
-from bnlab.cli._progress import advancing
-from bnlab.cli._targets import build_model, expand, is_model_spec
+from bnlab.cli.output import check_output, complain, emit, require_pages
+from bnlab.cli.progress import advancing
+from bnlab.cli.targets import build_model, expand, is_model_spec
 from bnlab.errors import BnlabError, NoBatchNorm, UsageError
 from bnlab.records import Level, Status
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.text import Text
     from torch import nn
 
-    from bnlab.diagnosis import Diagnosis, Settings
+    from bnlab.diagnosis.check import Diagnosis, Settings
 
 __all__ = ["command"]
 
@@ -117,7 +117,7 @@ class _Given:
 
     def model_for(self, target: str) -> nn.Module | str:
         """Return the model to check, or the path of a checkpoint that is checked by itself."""
-        from bnlab.cli._specs import load_model
+        from bnlab.cli.specs import load_model
 
         if is_model_spec(target):
             return build_model(target)
@@ -127,7 +127,7 @@ class _Given:
                     name = option.replace("_", "-")
                     raise UsageError(f"--{name}: target must be a model, got {target}. Give its code by --model.")
             return target
-        from bnlab.observe.load import load_into
+        from bnlab.observe.files.load import load_into
 
         model = load_model(self.model)
         load_into(model, Path(target))
@@ -135,7 +135,7 @@ class _Given:
 
     def inputs(self) -> dict[str, Any]:
         """Load the data, and the metric."""
-        from bnlab.cli._specs import load_data, load_example, load_metric
+        from bnlab.cli.specs import load_data, load_example, load_metric
 
         found: dict[str, Any] = {}
         if self.data is not None:
@@ -168,7 +168,8 @@ class _Run:
 
     def one(self, diagnosis: Diagnosis) -> None:
         """Write the whole report of a single target."""
-        from bnlab.report import json, text
+        from bnlab.report import json
+        from bnlab.report.text import diagnosis as text
 
         self._count(diagnosis)
         if self.format is CheckFormat.JSON:
@@ -186,7 +187,8 @@ class _Run:
         """Write a line per target, and in text a summary; a target that fails does not stop the others."""
         from rich.text import Text
 
-        from bnlab.report import json, text
+        from bnlab.report import json
+        from bnlab.report.text import diagnosis as text
 
         counts: Counter[str] = Counter()
         for target in self._with_progress(targets):
@@ -228,7 +230,7 @@ class _Run:
     def _document(self, diagnoses: Sequence[Diagnosis]) -> str:
         """Return one page, or one SARIF log, of all targets."""
         if self.format is CheckFormat.SARIF:
-            from bnlab.cli._sarif import rules, sources
+            from bnlab.cli.sarif import rules, sources
             from bnlab.report import sarif
 
             return (
@@ -280,7 +282,7 @@ def _settings(
     eps: str | None,
     per_channel: bool,
 ) -> Settings:
-    from bnlab.diagnosis import Settings
+    from bnlab.diagnosis.check import Settings
 
     return Settings.of(
         select=None if select is None else [code.strip() for part in select for code in part.split(",")],
@@ -293,7 +295,7 @@ def _settings(
 
 def _checker(given: _Given, settings: Settings) -> Callable[[str | BnlabError], Diagnosis]:
     """Return what checks one target; every option is validated before the first target is read."""
-    from bnlab.diagnosis import check_with
+    from bnlab.diagnosis.check import check_with
 
     loaded = given.inputs()
 

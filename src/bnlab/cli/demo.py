@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bnlab.cli._output import write_whole
+from bnlab.cli.output import write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,12 +64,12 @@ def _trained(config: Config, console: Console) -> Outcome:
 
 
 def _diagnose(path: Path, model: nn.Module, config: Config, console: Console) -> None:
-    from bnlab.diagnosis import Settings, check_with
+    from bnlab.diagnosis.check import Settings, check_with
     from bnlab.lab.datasets import load
     from bnlab.lab.metrics import accuracy
     from bnlab.observe.survey import Inputs
     from bnlab.records import Level
-    from bnlab.report.text import renderable
+    from bnlab.report.text.diagnosis import renderable
 
     stated = f"--momentum {config.momentum}"
     console.print(
@@ -93,11 +93,11 @@ def _diagnose(path: Path, model: nn.Module, config: Config, console: Console) ->
 
 def _repair(path: Path, model: nn.Module, console: Console) -> None:
     """Repair the model, and measure a fresh one that the new file is loaded into."""
-    from bnlab._repair import repair
     from bnlab.lab.datasets import load
     from bnlab.lab.metrics import accuracy
     from bnlab.lab.stuck_statistics import build_network
-    from bnlab.observe.load import load_into
+    from bnlab.observe.files.load import load_into
+    from bnlab.repairing import repair
 
     mended = path.with_stem(f"{path.stem}-mended")
     console.print(
@@ -119,6 +119,6 @@ def _repair(path: Path, model: nn.Module, console: Console) -> None:
 
 
 def _write(model: nn.Module, path: Path) -> None:
-    from bnlab.observe.load import state_dict_file
+    from bnlab.observe.files.load import state_dict_file
 
     write_whole(state_dict_file(model.state_dict(), path.suffix), path)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli._output import Format, check_output, show_receipt, write_whole
-from bnlab.cli._specs import load_example
-from bnlab.cli._targets import load_target
+from bnlab.cli.output import Format, check_output, show_receipt, write_whole
+from bnlab.cli.specs import load_example
+from bnlab.cli.targets import load_target
 from bnlab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def command(
 def _onnx(target: str, model: str | None, example: str | None) -> tuple[bytes, Changes, list[str]]:
     if model is not None:
         raise UsageError(f"--model: value must not be given with an ONNX file, got {model}.")
-    from bnlab.remedies.fold_onnx import fold_onnx
+    from bnlab.remedies.fold_onnx.fold_onnx import fold_onnx
 
     folded = fold_onnx(Path(target), example=None if example is None else _arrays(load_example(example)))
     return folded.content, folded.changes, []
@@ -79,8 +79,8 @@ def _torch(target: str, model: str | None, example: str | None) -> tuple[bytes, 
     if example is None:
         raise UsageError(f"--example: value must be given to see what {target} executes, got none.")
     loaded, _ = load_target(target, model, "to see what it executes")
-    from bnlab.remedies._export import exported
-    from bnlab.remedies.fold import fold
+    from bnlab.remedies.fold.export import exported
+    from bnlab.remedies.fold.fold import fold
 
     batch = load_example(example)
     receipt = fold(loaded, batch)

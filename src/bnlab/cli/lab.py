@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli._output import Drawing, PageFormat, check_output, complain, emit, write_whole
+from bnlab.cli.output import Drawing, PageFormat, check_output, complain, emit, write_whole
 from bnlab.errors import BnlabError, UsageError
 
 if TYPE_CHECKING:
     from bnlab.lab import Result
-    from bnlab.lab._experiment import Experiment
+    from bnlab.lab.experiment import Experiment
     from bnlab.records import ExperimentRecord
 
 __all__ = ["app"]
@@ -37,7 +37,7 @@ class Picture(str, Enum):
 @app.command("list")
 def list_() -> None:
     """Name every experiment, with what it decides."""
-    from bnlab.lab._catalog import EXPERIMENTS
+    from bnlab.lab.catalog import EXPERIMENTS
 
     for experiment in EXPERIMENTS:
         print(f"{experiment.name:24} {experiment.title}")
@@ -68,7 +68,7 @@ def run(
     Exit code 0: every experiment ran, whatever its verdicts. 2: one could not.
     """
     from bnlab.lab import run as run_experiment
-    from bnlab.lab._catalog import EXPERIMENTS, by_name
+    from bnlab.lab.catalog import EXPERIMENTS, by_name
 
     chosen = list(EXPERIMENTS) if names == ["all"] else [by_name(name) for name in names]
     if figure is not None:
@@ -118,7 +118,7 @@ def report(
 
     Exit code 0: all records are drawn. 2: one is damaged (the others are drawn even so), or there is none.
     """
-    from bnlab.cli._lab_records import read_folder
+    from bnlab.cli.lab_records import read_folder
 
     found = read_folder(folder)
     for reason in found.passed_over:
@@ -143,13 +143,13 @@ def _document(records: Sequence[ExperimentRecord], format_: PageFormat) -> str:
         from bnlab.report.html import experiments
 
         return experiments.render(records, interactive=len(records) == 1)
-    from bnlab.report.experiment import render
+    from bnlab.report.text.experiment import render
 
     return "\n\n".join(map(render, records)) + "\n"
 
 
 def _tell(message: str) -> None:
-    from bnlab.report.text import plain
+    from bnlab.report.text.diagnosis import plain
 
     print(plain(message), file=sys.stderr)
 
@@ -160,7 +160,7 @@ def _show(result: Result, format_: PageFormat) -> None:
         return
     from rich.console import Console
 
-    from bnlab.report.experiment import renderable
+    from bnlab.report.text.experiment import renderable
 
     Console(highlight=False).print(renderable(result))
 

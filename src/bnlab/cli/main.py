@@ -12,7 +12,7 @@ import typer
 
 from bnlab._version import __version__
 from bnlab.cli import bench, check, demo, explain, fold, lab, repair, report
-from bnlab.cli._output import complain
+from bnlab.cli.output import complain
 from bnlab.errors import BnlabError
 
 __all__ = ["app", "main"]

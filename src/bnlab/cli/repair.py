@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bnlab.cli._output import PageFormat, check_output, require_pages, show_receipt, write_whole
-from bnlab.cli._progress import advancing
-from bnlab.cli._specs import load_data, load_metric
-from bnlab.cli._targets import load_target
+from bnlab.cli.output import PageFormat, check_output, require_pages, show_receipt, write_whole
+from bnlab.cli.progress import advancing
+from bnlab.cli.specs import load_data, load_metric
+from bnlab.cli.targets import load_target
 from bnlab.errors import UsageError
 from bnlab.records import Level, Safety, Target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bnlab.observe.load import CheckpointFile
+    from bnlab.observe.files.load import CheckpointFile
     from bnlab.records import Changes
 
 __all__ = ["command"]
@@ -73,7 +73,7 @@ def command(
         raise UsageError(f"{target}: target must be a model of torch, got an ONNX file. Repair what it came from.")
     loaded, file = load_target(target, model, "to run data through it")
     before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
-    from bnlab._repair import repair
+    from bnlab.repairing import repair
 
     with advancing() as advance:
         receipt = repair(
@@ -121,7 +121,7 @@ def _left(changes: Changes, level: Level) -> bool:
 def _written(model: nn.Module, before: dict[str, Tensor], file: CheckpointFile | None, output: Path) -> bytes:
     after = model.state_dict()
     if file is None:
-        from bnlab.observe.load import state_dict_file
+        from bnlab.observe.files.load import state_dict_file
 
         return state_dict_file(after, output.suffix)
     changed = {name: value for name, value in after.items() if name not in before or not _same(before[name], value)}
@@ -137,6 +137,6 @@ def _same(left: Tensor, right: Tensor) -> bool:
 def _say(message: str) -> None:
     import sys
 
-    from bnlab.report.text import plain
+    from bnlab.report.text.diagnosis import plain
 
     print(plain(message), file=sys.stderr)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from bnlab.cli._output import Drawing, check_output, emit
-from bnlab.cli._saved import SavedRecord, read_saved
+from bnlab.cli.output import Drawing, check_output, emit
+from bnlab.cli.saved import SavedRecord, read_saved
 from bnlab.errors import UsageError
 from bnlab.records import Changes, DiagnosisRecord, ExperimentRecord
 
@@ -55,7 +55,8 @@ def _text(records: list[SavedRecord]) -> str:
 
 
 def _one(record: SavedRecord) -> str:
-    from bnlab.report import experiment, receipt, text
+    from bnlab.report.text import diagnosis as text
+    from bnlab.report.text import experiment, receipt
 
     if isinstance(record, DiagnosisRecord):
         return text.render(record)

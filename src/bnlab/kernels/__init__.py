@@ -1,6 +1,6 @@
 """The BN operators and where they run."""
 
-from bnlab.kernels.choose import BACKENDS, Choice, Request, choose
+from bnlab.kernels.dispatch import BACKENDS, Choice, Request, choose
 from bnlab.kernels.operators import batch_norm_eval, batch_norm_train, renorm_correction
 
 __all__ = ["BACKENDS", "Choice", "Request", "batch_norm_eval", "batch_norm_train", "choose", "renorm_correction"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bnlab.kernels import native
-from bnlab.kernels.fused import ACTIVATIONS, differentiable, in_dtype_of
+from bnlab.kernels.eager import ACTIVATIONS, differentiable, in_dtype_of
 from bnlab.kernels.operators import with_strides_of
 
 __all__ = ["batch_norm_activated_train", "is_one_operator"]

@@ -17,8 +17,8 @@ from bnlab.functional import renorm
 from bnlab.functional.folding import scale_and_shift
 from bnlab.functional.moments import per_channel, widened
 from bnlab.functional.transform import batch_norm_backward
-from bnlab.kernels import reference
-from bnlab.kernels.choose import BACKENDS, Request, choose
+from bnlab.kernels.backends import reference
+from bnlab.kernels.dispatch import BACKENDS, Request, choose
 
 __all__ = ["batch_norm_eval", "batch_norm_train", "is_transformed", "renorm_correction", "with_strides_of"]
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bnlab.lab._experiment import Claim, Experiment, Observation, Tick
-    from bnlab.lab._public import Result, list, records, run
+    from bnlab.lab.api import Result, list, records, run
+    from bnlab.lab.experiment import Claim, Experiment, Observation, Tick
 
 __all__ = ["Claim", "Experiment", "Observation", "Result", "Tick", "list", "records", "run"]
 
 _HOMES = {
-    "Claim": "_experiment",
-    "Experiment": "_experiment",
-    "Observation": "_experiment",
-    "Result": "_public",
-    "Tick": "_experiment",
-    "list": "_public",
-    "records": "_public",
-    "run": "_public",
+    "Claim": "experiment",
+    "Experiment": "experiment",
+    "Observation": "experiment",
+    "Result": "api",
+    "Tick": "experiment",
+    "list": "api",
+    "records": "api",
+    "run": "api",
 }
 
 

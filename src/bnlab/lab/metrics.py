@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bnlab.errors import UsageError
-from bnlab.observe.batches import batches_of, require_data, run_batch, tensors_in
+from bnlab.observe.passes.batches import batches_of, require_data, run_batch, tensors_in
 
 __all__ = ["NAMES", "Metric", "accuracy", "load", "loss"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bnlab.lab.datasets import digits
-from bnlab.observe.population import impose_batch_statistics
+from bnlab.observe.passes.population import impose_batch_statistics
 
 __all__ = ["Config", "Outcome", "build_network", "train"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bnlab.nn._base import BatchNormBase
+from bnlab.nn.base import BatchNormBase
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 

@@ -14,8 +14,8 @@ from typing_extensions import Unpack
 from bnlab.errors import UsageError
 from bnlab.functional.moments import per_channel
 from bnlab.kernels import batch_norm_train, renorm_correction
-from bnlab.nn._base import BatchNormBase, BatchStatistics, Options, is_recomputation
-from bnlab.nn._path import layer_path
+from bnlab.nn.base import BatchNormBase, BatchStatistics, Options, is_recomputation
+from bnlab.nn.layer_path import layer_path
 
 __all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d", "RenormSchedule"]
 

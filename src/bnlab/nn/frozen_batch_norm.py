@@ -11,8 +11,8 @@ from typing_extensions import Unpack
 
 from bnlab.errors import UsageError
 from bnlab.kernels import batch_norm_eval, batch_norm_train
-from bnlab.nn._base import BatchNormBase, BatchStatistics, Options, is_recomputation
-from bnlab.nn._path import layer_path
+from bnlab.nn.base import BatchNormBase, BatchStatistics, Options, is_recomputation
+from bnlab.nn.layer_path import layer_path
 
 __all__ = ["FrozenBatchNorm1d", "FrozenBatchNorm2d", "FrozenBatchNorm3d"]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from bnlab.errors import UsageError
-from bnlab.nn._base import BatchNormBase, BatchStatistics, Options
+from bnlab.nn.base import BatchNormBase, BatchStatistics, Options
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
 

@@ -16,8 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.errors import BnlabError, UsageError
 from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
-from bnlab.observe.population import impose_batch_statistics, impose_statistics, population_statistics
-from bnlab.observe.untouched import untouched
+from bnlab.observe.passes.population import impose_batch_statistics, impose_statistics, population_statistics
+from bnlab.observe.passes.untouched import untouched
 from bnlab.records import Numbers
 
 __all__ = ["Measured", "Metric", "measure", "measured"]

@@ -10,7 +10,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from bnlab.observe.evidence import Evidence, Floats, Hyperparameters, LayerState, NetworkState
-from bnlab.observe.tensors import coarser
+from bnlab.observe.files.tensors import coarser
 
 __all__ = ["read_model"]
 

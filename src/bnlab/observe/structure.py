@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from bnlab.observe.discover import channels_of
-from bnlab.observe.executed_graph import Call, ExecutedGraph
 from bnlab.observe.model_evidence import Execution, Producer
+from bnlab.observe.passes.executed_graph import Call, ExecutedGraph
 
 __all__ = ["executions"]
 

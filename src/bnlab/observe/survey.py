@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from bnlab.errors import UsageError
-from bnlab.observe.batches import (
+from bnlab.observe.discover import any_batch_norm, channels_of, is_frozen
+from bnlab.observe.evidence import LayerState
+from bnlab.observe.gap import RunningStatistics, layer_gap
+from bnlab.observe.metric import Metric, measure
+from bnlab.observe.model_evidence import Execution, Gradient, ModelEvidence, ModelLayer, Observed, OutputGap
+from bnlab.observe.passes.batches import (
     Without,
     batches_of,
     dealt,
@@ -24,16 +29,11 @@ from bnlab.observe.batches import (
     samples_in,
     tensors_in,
 )
-from bnlab.observe.capture import observe
-from bnlab.observe.discover import any_batch_norm, channels_of, is_frozen
-from bnlab.observe.evidence import LayerState
-from bnlab.observe.executed_graph import execute
-from bnlab.observe.gap import RunningStatistics, layer_gap
-from bnlab.observe.metric import Metric, measure
-from bnlab.observe.model_evidence import Execution, Gradient, ModelEvidence, ModelLayer, Observed, OutputGap
-from bnlab.observe.population import impose_batch_statistics
+from bnlab.observe.passes.capture import observe
+from bnlab.observe.passes.executed_graph import execute
+from bnlab.observe.passes.population import impose_batch_statistics
+from bnlab.observe.passes.untouched import said, untouched
 from bnlab.observe.structure import executions
-from bnlab.observe.untouched import said, untouched
 
 __all__ = ["Inputs", "survey"]
 

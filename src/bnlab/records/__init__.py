@@ -5,7 +5,6 @@ documents, described by the schemas ``bnlab.diagnosis/1``, ``bnlab.receipt/1`` a
 (:func:`json_schema`): :class:`DiagnosisRecord`, :class:`Changes` and :class:`ExperimentRecord`.
 """
 
-from bnlab.records._document import from_json, json_schema, to_json
 from bnlab.records.diagnosis import (
     Cause,
     DiagnosisRecord,
@@ -20,6 +19,7 @@ from bnlab.records.diagnosis import (
     Summary,
     Target,
 )
+from bnlab.records.document import from_json, json_schema, to_json
 from bnlab.records.experiment import (
     Axis,
     ClaimRecord,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from bnlab.records._document import Document
+from bnlab.records.document import Document
 
 __all__ = [
     "Axis",

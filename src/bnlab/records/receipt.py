@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from bnlab.records._document import Document
 from bnlab.records.diagnosis import Numbers, Summary, Target
+from bnlab.records.document import Document
 
 __all__ = [
     "REMEDIES",

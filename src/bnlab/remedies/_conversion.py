@@ -11,15 +11,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from bnlab.errors import UsageError
-from bnlab.nn._base import BatchNormBase
+from bnlab.nn.base import BatchNormBase
 from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
 from bnlab.records import Change
-from bnlab.remedies._become import become, narrow_statistics
-from bnlab.remedies._families import FROZEN, RANKS, Family, family_of
 from bnlab.remedies._frozen_state import FrozenFrom, frozen_from
-from bnlab.remedies._source import NotReadable
-from bnlab.remedies._subclass import activation_inside, own_behaviour
-from bnlab.remedies._target import Target
+from bnlab.remedies.convert.become import become, narrow_statistics
+from bnlab.remedies.convert.families import FROZEN, RANKS, Family, family_of
+from bnlab.remedies.convert.subclass import activation_inside, own_behaviour
+from bnlab.remedies.convert.target import Target
+from bnlab.remedies.source import NotReadable
 
 __all__ = ["OWN_SETTINGS", "Conversion", "Origin", "class_name", "plan", "plan_freeze", "plan_thaw", "require_built"]
 

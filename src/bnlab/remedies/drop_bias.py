@@ -11,17 +11,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab._version import __version__
 from bnlab.errors import UsageError
-from bnlab.observe.batches import batches_of
 from bnlab.observe.discover import batch_norm_layers
 from bnlab.observe.evidence import Floats
-from bnlab.observe.executed_graph import execute
+from bnlab.observe.passes.batches import batches_of
+from bnlab.observe.passes.executed_graph import execute
+from bnlab.observe.passes.untouched import said, untouched
 from bnlab.observe.structure import executions
-from bnlab.observe.untouched import said, untouched
 from bnlab.records import Change, Changes, DiagnosisRecord, Finding, LeftAlone, Measurement
-from bnlab.remedies._receipt import Receipt
-from bnlab.remedies._remedy import Material, Plan, Refusal, Remedy, record_of
-from bnlab.remedies._statistics import stored_statistics, write_statistics
-from bnlab.remedies._witness import differences, testimony
+from bnlab.remedies.receipt import Receipt
+from bnlab.remedies.remedy import Material, Plan, Refusal, Remedy, record_of
+from bnlab.remedies.running_statistics import stored_statistics, write_statistics
+from bnlab.remedies.witness import differences, testimony
 
 __all__ = ["DropBias"]
 

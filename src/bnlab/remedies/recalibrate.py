@@ -14,17 +14,17 @@ from torch.nn.parameter import is_lazy
 
 from bnlab._version import __version__
 from bnlab.errors import UsageError
-from bnlab.observe.batches import Forward, require_data, run_batch
 from bnlab.observe.discover import batch_norm_layers, is_frozen
 from bnlab.observe.evidence import Floats
 from bnlab.observe.gap import IN_THE_STATISTICS
-from bnlab.observe.pooling import Estimator, Pooling, pool
-from bnlab.observe.population import impose_statistics
-from bnlab.observe.untouched import said
+from bnlab.observe.passes.batches import Forward, require_data, run_batch
+from bnlab.observe.passes.pooling import Estimator, Pooling, pool
+from bnlab.observe.passes.population import impose_statistics
+from bnlab.observe.passes.untouched import said
 from bnlab.records import Change, Changes, DiagnosisRecord, Finding, LayerRecord, LeftAlone, Measurement, Safety
-from bnlab.remedies._receipt import Receipt
-from bnlab.remedies._remedy import Material, Plan, Refusal, Remedy, record_of
-from bnlab.remedies._statistics import described, moved_by, stored_statistics, write_statistics
+from bnlab.remedies.receipt import Receipt
+from bnlab.remedies.remedy import Material, Plan, Refusal, Remedy, record_of
+from bnlab.remedies.running_statistics import described, moved_by, stored_statistics, write_statistics
 
 __all__ = ["Recalibrate", "recalibrate", "recalibrate_with"]
 

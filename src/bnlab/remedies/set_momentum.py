@@ -11,8 +11,8 @@ from bnlab.conventions import momentum_from_decay
 from bnlab.errors import UsageError
 from bnlab.observe.discover import batch_norm_layers
 from bnlab.records import Change, Changes, DiagnosisRecord, Finding
-from bnlab.remedies._receipt import Receipt
-from bnlab.remedies._remedy import Material, Plan, Refusal, Remedy, record_of
+from bnlab.remedies.receipt import Receipt
+from bnlab.remedies.remedy import Material, Plan, Refusal, Remedy, record_of
 
 __all__ = ["SetMomentum"]
 

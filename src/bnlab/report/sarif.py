@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from bnlab.records import DiagnosisRecord, Finding, Level, Status, Target, to_json
-from bnlab.report.text import plain, remedy_phrase
+from bnlab.report.text.diagnosis import plain, remedy_phrase
 
 __all__ = ["RuleText", "Source", "render"]
 

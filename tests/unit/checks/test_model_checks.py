@@ -8,8 +8,6 @@ import re
 import numpy as np
 import pytest
 
-from bnlab.checks._cases import executed, healthy, model, model_layer, observed
-from bnlab.checks._check import HEADINGS, Needs
 from bnlab.checks.bn201_bias_before_batch_norm import BiasBeforeBatchNorm
 from bnlab.checks.bn202_momentum_is_decay import MomentumIsDecay
 from bnlab.checks.bn203_momentum_zero import MomentumZero
@@ -25,6 +23,8 @@ from bnlab.checks.bn502_cancellation import Cancellation
 from bnlab.checks.bn503_eps_dominates import EpsDominates
 from bnlab.checks.bn504_vanishing_gradient import VanishingGradient
 from bnlab.checks.bn505_saturated_activation import SaturatedActivation
+from bnlab.checks.cases import executed, healthy, model, model_layer, observed
+from bnlab.checks.check import HEADINGS, Needs
 from bnlab.observe.model_evidence import Gradient, Producer
 from bnlab.records import Level, to_json
 

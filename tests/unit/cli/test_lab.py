@@ -13,7 +13,7 @@ import bnlab
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """A train-eval that takes no time, in an empty folder."""
-    from bnlab.lab.train_eval import Config, TrainEval
+    from bnlab.lab.experiments.train_eval import Config, TrainEval
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(TrainEval, "quick", Config(batches=(2, 4), updates=(1, 200), momenta=(0.1, 0.5)))
@@ -72,7 +72,7 @@ def test_what_cannot_be_run_is_one_line(small, bnlab_command, arguments, message
 @pytest.fixture
 def kept(small, bnlab_command):
     """A folder with a record of train-eval and one of bias, which is later in the catalogue."""
-    from bnlab.lab.bias import Bias, Config
+    from bnlab.lab.experiments.bias import Bias, Config
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Bias, "quick", Config(samples=16, features=2, steps=3))

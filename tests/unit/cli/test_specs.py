@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.cli._specs import load_data, load_example, load_metric, load_model
+from bnlab.cli.specs import load_data, load_example, load_metric, load_model
 from bnlab.errors import UnreadableFile, UsageError
 
 LOADERS = [load_data, load_example, load_metric, load_model]
@@ -162,5 +162,5 @@ def test_files_that_are_not_there(module):
 
 
 def test_importing_the_loaders_imports_no_torch():
-    code = "import sys, bnlab.cli._specs; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, bnlab.cli.specs; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bnlab.kernels.native import _library, build
+from bnlab.kernels.native import build
+from bnlab.kernels.native import library as _library
 
 MACROS = {
     "avx512": "__AVX512F__ __AVX512BW__ __AVX512VL__ __AVX512DQ__ __AVX2__ __FMA__ __F16C__",

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import bnlab
 from bnlab.kernels import native
-from bnlab.kernels.fused import fuses
+from bnlab.kernels.eager import fuses
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"native: {native.unavailable()}")
 

@@ -7,9 +7,9 @@ import pytest
 from torch import nn
 
 from bnlab.errors import UsageError
-from bnlab.lab import activation_distributions as module
 from bnlab.lab import datasets, run
-from bnlab.lab.activation_distributions import ActivationDistributions, Config
+from bnlab.lab.experiments import activation_distributions as module
+from bnlab.lab.experiments.activation_distributions import ActivationDistributions, Config
 from bnlab.records import ExperimentRecord
 
 pytestmark = pytest.mark.trains

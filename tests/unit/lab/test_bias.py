@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from bnlab.lab import run
-from bnlab.lab._verdict import judge
-from bnlab.lab.bias import Bias, Config
+from bnlab.lab.experiments.bias import Bias, Config
+from bnlab.lab.verdict import judge
 
 pytestmark = pytest.mark.trains
 
@@ -95,7 +95,7 @@ class ForgetsMean(nn.BatchNorm1d):
     ],
 )
 def test_a_wrong_layer_turns_the_verdict(monkeypatch, layer, caught):
-    monkeypatch.setattr("bnlab.lab.bias.nn.BatchNorm1d", layer)
+    monkeypatch.setattr("bnlab.lab.experiments.bias.nn.BatchNorm1d", layer)
     found = of_one_seed()
     changed = {key for key, claim in found.items() if claim.verdict.value != RIGHT[key]}
     moved = (

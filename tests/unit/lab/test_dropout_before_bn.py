@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import bnlab
-from bnlab.lab import dropout_before_bn
-from bnlab.lab._verdict import judge
-from bnlab.lab.dropout_before_bn import Config, DropoutBeforeBn, expected_ratio
+from bnlab.lab.experiments import dropout_before_bn
+from bnlab.lab.experiments.dropout_before_bn import Config, DropoutBeforeBn, expected_ratio
+from bnlab.lab.verdict import judge
 from bnlab.records import Verdict
 
 pytest.importorskip("sklearn")

@@ -13,7 +13,7 @@ from torch import nn
 import bnlab
 from bnlab.errors import UsageError
 from bnlab.lab import Claim, Experiment, Observation
-from bnlab.lab._verdict import judge
+from bnlab.lab.verdict import judge
 from bnlab.records import Axis, ExperimentRecord, Figure, Mark, Rule, Verdict, json_schema
 
 CLAIM = Claim(
@@ -226,7 +226,7 @@ def test_a_wrong_implementation_flips_the_verdicts_of_train_eval(monkeypatch):
         return {claim.key: claim.verdict.value for claim in result.claims}
 
     assert verdicts() == {"differs": "supported", "bessel": "supported", "momentum": "refuted"}
-    monkeypatch.setattr("bnlab.lab.train_eval.nn.BatchNorm1d", StoringBiased)
+    monkeypatch.setattr("bnlab.lab.experiments.train_eval.nn.BatchNorm1d", StoringBiased)
     assert verdicts() == {"differs": "refuted", "bessel": "refuted", "momentum": "refuted"}
-    monkeypatch.setattr("bnlab.lab.train_eval.nn.BatchNorm1d", Unbiased)
+    monkeypatch.setattr("bnlab.lab.experiments.train_eval.nn.BatchNorm1d", Unbiased)
     assert verdicts()["momentum"] == "supported"

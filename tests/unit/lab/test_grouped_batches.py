@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 import bnlab
-from bnlab.lab import grouped_batches
-from bnlab.lab._verdict import judge
-from bnlab.lab.grouped_batches import Config, GroupedBatches
+from bnlab.lab.experiments import grouped_batches
+from bnlab.lab.experiments.grouped_batches import Config, GroupedBatches
+from bnlab.lab.verdict import judge
 from bnlab.records import Verdict
 
 pytest.importorskip("sklearn")

@@ -6,8 +6,8 @@ from torch import nn
 
 import bnlab.functional
 from bnlab.lab import run
-from bnlab.lab._verdict import judge
-from bnlab.lab.huge_gap import Config, HugeGap, train
+from bnlab.lab.experiments.huge_gap import Config, HugeGap, train
+from bnlab.lab.verdict import judge
 
 pytestmark = pytest.mark.trains
 
@@ -105,7 +105,7 @@ def test_a_layer_without_overflow_refutes_the_overflow(monkeypatch):
                 return super().forward(x)
             return bnlab.functional.batch_norm(x, None, None, self.weight, self.bias, True, eps=self.eps)
 
-    monkeypatch.setattr("bnlab.lab.huge_gap.nn.BatchNorm1d", Exact)
+    monkeypatch.setattr("bnlab.lab.experiments.huge_gap.nn.BatchNorm1d", Exact)
     found = verdicts()
     assert found["overflow"].verdict.value == "refuted"
     assert found["no-help"].verdict.value == "refuted"
@@ -131,7 +131,7 @@ def test_statistics_held_constant_are_caught(monkeypatch):
             mean, var = x.detach().mean(0), x.detach().var(0, unbiased=False)
             return (x - mean) * (var + self.eps).rsqrt() * self.weight + self.bias
 
-    monkeypatch.setattr("bnlab.lab.huge_gap.nn.BatchNorm1d", Constant)
+    monkeypatch.setattr("bnlab.lab.experiments.huge_gap.nn.BatchNorm1d", Constant)
     found = verdicts()
     assert found["gradient"].verdict.value != "supported"
 
@@ -179,7 +179,7 @@ class BatchNormInstead(nn.Module):
     ],
 )
 def test_planted_layers_flip_the_verdicts(monkeypatch, right, name, planted, flipped):
-    monkeypatch.setattr(f"bnlab.lab.huge_gap.nn.{name}", planted)
+    monkeypatch.setattr(f"bnlab.lab.experiments.huge_gap.nn.{name}", planted)
     found = verdicts()
     planted_verdicts = {key: (found[key].verdict.value, found[key].boundary) for key in flipped}
     right_verdicts = {key: (right[key].verdict.value, right[key].boundary) for key in flipped}

@@ -2,7 +2,7 @@ import pytest
 from torch import nn
 
 from bnlab.lab import run
-from bnlab.lab.identities import Config, Identities
+from bnlab.lab.experiments.identities import Config, Identities
 
 pytestmark = pytest.mark.trains
 
@@ -93,7 +93,7 @@ class GammaDetached(nn.BatchNorm1d):
     ],
 )
 def test_a_wrong_layer_is_caught(monkeypatch, layer, expected):
-    monkeypatch.setattr("bnlab.lab.identities.nn.BatchNorm1d", layer)
+    monkeypatch.setattr("bnlab.lab.experiments.identities.nn.BatchNorm1d", layer)
     found = caught()
     assert expected <= found
     assert layer is not Right or not found

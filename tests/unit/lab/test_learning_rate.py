@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.lab import learning_rate as module
 from bnlab.lab import run
-from bnlab.lab.learning_rate import Config, LearningRate
+from bnlab.lab.experiments import learning_rate as module
+from bnlab.lab.experiments.learning_rate import Config, LearningRate
 from bnlab.records import ExperimentRecord
 
 pytestmark = pytest.mark.trains

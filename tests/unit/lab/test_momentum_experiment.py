@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from bnlab.lab import run
-from bnlab.lab.momentum import Config, Momentum, program_3
+from bnlab.lab.experiments.momentum import Config, Momentum, program_3
 
 pytestmark = pytest.mark.trains
 
@@ -74,7 +74,7 @@ def test_verdicts():
 
 
 def test_a_right_layer_written_out_gives_the_same_verdicts(monkeypatch):
-    monkeypatch.setattr("bnlab.lab.momentum.nn.BatchNorm1d", wrong(right))
+    monkeypatch.setattr("bnlab.lab.experiments.momentum.nn.BatchNorm1d", wrong(right))
     assert verdicts() == RIGHT
 
 
@@ -88,7 +88,7 @@ def test_a_right_layer_written_out_gives_the_same_verdicts(monkeypatch):
     ],
 )
 def test_a_wrong_layer_turns_the_verdict(monkeypatch, update, caught):
-    monkeypatch.setattr("bnlab.lab.momentum.nn.BatchNorm1d", wrong(update))
+    monkeypatch.setattr("bnlab.lab.experiments.momentum.nn.BatchNorm1d", wrong(update))
     assert {key for key, verdict in verdicts().items() if verdict != RIGHT[key]} == caught
 
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 import bnlab
-from bnlab.lab import recalibration
-from bnlab.lab._verdict import judge
-from bnlab.lab.recalibration import Config, Recalibration
+from bnlab.lab.experiments import recalibration
+from bnlab.lab.experiments.recalibration import Config, Recalibration
+from bnlab.lab.verdict import judge
 from bnlab.records import Mark, Verdict
 
 pytest.importorskip("sklearn")

@@ -8,8 +8,8 @@ import pytest
 from torch import nn
 
 from bnlab.lab import run
-from bnlab.lab import steps_to_accuracy as module
-from bnlab.lab.steps_to_accuracy import Config, StepsToAccuracy
+from bnlab.lab.experiments import steps_to_accuracy as module
+from bnlab.lab.experiments.steps_to_accuracy import Config, StepsToAccuracy
 from bnlab.records import ExperimentRecord
 
 pytestmark = pytest.mark.trains

@@ -4,7 +4,7 @@ from torch import nn
 
 from bnlab.errors import MissingPackage
 from bnlab.lab.stuck_statistics import Config, train
-from bnlab.observe.population import impose_batch_statistics
+from bnlab.observe.passes.population import impose_batch_statistics
 
 pytest.importorskip("sklearn")
 pytestmark = pytest.mark.trains

@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import bnlab
 from bnlab.errors import UsageError
-from bnlab.observe.capture import observe
 from bnlab.observe.discover import any_batch_norm
-from bnlab.observe.population import impose_batch_statistics
+from bnlab.observe.passes.capture import observe
+from bnlab.observe.passes.population import impose_batch_statistics
 
 
 def inputs_of(model, layers, data):

@@ -14,8 +14,8 @@ from tests.samples import on_device, rewrite_zip, save, small_network, state_dic
 from torch import nn
 
 from bnlab.errors import BnlabError, DamagedFile, NotACheckpoint, PickledModule, UnreadableFile
-from bnlab.observe.checkpoint import looks_like_checkpoint, read_checkpoint
 from bnlab.observe.evidence import Hyperparameters
+from bnlab.observe.files.checkpoint import looks_like_checkpoint, read_checkpoint
 
 
 def read(path):

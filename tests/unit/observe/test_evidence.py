@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnlab.checks._cases import healthy
+from bnlab.checks.cases import healthy
 from bnlab.observe.evidence import Hyperparameters, NetworkState
 
 NETWORK = NetworkState(

@@ -6,7 +6,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from bnlab.errors import DamagedFile, MissingPackage  # noqa: E402
 from bnlab.observe.evidence import Hyperparameters  # noqa: E402
-from bnlab.observe.onnx_file import read_onnx  # noqa: E402
+from bnlab.observe.files.onnx_file import read_onnx  # noqa: E402
 
 KEYS = ("weight", "bias", "running_mean", "running_var")
 VALUES = dict(zip(KEYS, np.random.default_rng(0).uniform(0.5, 2, (4, 3)).astype(np.float32), strict=True))

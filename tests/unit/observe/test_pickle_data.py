@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnlab.observe.pickle_data import Global, Stranger, read_pickle
+from bnlab.observe.files.pickle_data import Global, Stranger, read_pickle
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 
@@ -167,7 +167,7 @@ def test_bytes_that_are_no_pickle_are_a_value_error(data):
 
 
 def test_every_opcode_is_known_or_refused():
-    from bnlab.observe import pickle_data as module
+    from bnlab.observe.files import pickle_data as module
 
     known = {
         *module._PUSH_ARGUMENT,

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from bnlab.observe.batches import run_batch, samples_in, tensors_in
-from bnlab.observe.executed_graph import execute
-from bnlab.observe.untouched import untouched
+from bnlab.observe.passes.batches import run_batch, samples_in, tensors_in
+from bnlab.observe.passes.executed_graph import execute
+from bnlab.observe.passes.untouched import untouched
 
 
 @dataclasses.dataclass

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bnlab.observe.content import open_content
-from bnlab.observe.safetensors_file import looks_like_safetensors, read_safetensors
+from bnlab.observe.files.content import open_content
+from bnlab.observe.files.safetensors_file import looks_like_safetensors, read_safetensors
 
 
 def test_tensors_read_as_the_library_reads_them(tmp_path):

@@ -6,9 +6,9 @@ from torch import nn
 
 from bnlab.errors import PickledModule
 from bnlab.observe.evidence import Hyperparameters
-from bnlab.observe.pickle_data import Global, Stranger
-from bnlab.observe.state_dict import find_batch_norm
-from bnlab.observe.tensors import StoredTensor
+from bnlab.observe.files.pickle_data import Global, Stranger
+from bnlab.observe.files.state_dict import find_batch_norm
+from bnlab.observe.files.tensors import StoredTensor
 
 
 def stored(value):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from bnlab.observe.discover import any_batch_norm
-from bnlab.observe.executed_graph import execute
+from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.structure import executions
 
 

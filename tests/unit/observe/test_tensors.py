@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnlab.observe.tensors import FLOATING, INTEGER, item_bytes, strided
+from bnlab.observe.files.tensors import FLOATING, INTEGER, item_bytes, strided
 
 
 def raw(tensor):

@@ -9,11 +9,11 @@ import torch
 from tests.samples import on_device, rewrite_zip, save
 from torch import nn
 
-from bnlab.observe.content import open_content
-from bnlab.observe.numpy_data import as_stored_tensor
-from bnlab.observe.pickle_data import Stranger
-from bnlab.observe.tensors import StoredTensor
-from bnlab.observe.torch_file import is_legacy, read_legacy, read_zip
+from bnlab.observe.files.content import open_content
+from bnlab.observe.files.numpy_data import as_stored_tensor
+from bnlab.observe.files.pickle_data import Stranger
+from bnlab.observe.files.tensors import StoredTensor
+from bnlab.observe.files.torch_file import is_legacy, read_legacy, read_zip
 
 formats = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 

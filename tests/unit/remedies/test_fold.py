@@ -18,13 +18,15 @@ import bnlab
 from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.functional import batch_norm
 from bnlab.observe.discover import any_batch_norm
-from bnlab.observe.executed_graph import execute
-from bnlab.remedies import _fold_layer, _fold_plan, _fold_proof
-from bnlab.remedies import fold as fold_module
-from bnlab.remedies._export import exported
+from bnlab.observe.passes.executed_graph import execute
 from bnlab.remedies._fold_affine import ScaleAndShift
-from bnlab.remedies._fold_plan import Group
-from bnlab.remedies.fold import fold
+from bnlab.remedies.fold.export import exported
+from bnlab.remedies.fold.fold import fold
+from bnlab.remedies.fold.fold import fold as fold_module
+from bnlab.remedies.fold.fold import layer as _fold_layer
+from bnlab.remedies.fold.fold import plan as _fold_plan
+from bnlab.remedies.fold.fold import proof as _fold_proof
+from bnlab.remedies.fold.plan import Group
 
 
 def trained(model, *, seed=0):

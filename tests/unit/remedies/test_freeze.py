@@ -20,7 +20,7 @@ from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
 from bnlab.records import Changes, Safety, json_schema
 from bnlab.remedies._conversion import Conversion
-from bnlab.remedies.freeze import freeze, unfreeze
+from bnlab.remedies.freeze.freeze import freeze, unfreeze
 
 NAMES = ("normaliser", "buffers", "affine")
 SWITCHES = [dict(zip(NAMES, on, strict=True)) for on in itertools.product((True, False), repeat=3) if any(on)]

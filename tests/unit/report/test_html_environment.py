@@ -10,7 +10,9 @@ import pytest
 from tests.unit.report.html_samples import HOSTILE, complete
 
 from bnlab.errors import MissingPackage
-from bnlab.report.html import _environment, _text, diagnosis
+from bnlab.report.html import diagnosis
+from bnlab.report.html import environment as _environment
+from bnlab.report.html import escaping as _text
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -23,7 +23,9 @@ from bnlab.records import (
     Verdict,
 )
 from bnlab.report import figure
-from bnlab.report.html import _experiment_figure, _intervals, experiments
+from bnlab.report.html import experiment_figure as _experiment_figure
+from bnlab.report.html import experiments
+from bnlab.report.html import intervals as _intervals
 
 TAGS = "<img src=x onerror=alert(1)></script><!--"
 HOSTILE = f"{TAGS} \" ' & \x1b"

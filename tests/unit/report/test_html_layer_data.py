@@ -8,8 +8,10 @@ import pytest
 from tests.unit.report.html_samples import channels, diagnosis, finding, gap, layer
 
 from bnlab.records import Level
-from bnlab.report.html import _channels, _layer_data, _layer_table
-from bnlab.report.html._markers import Marked, by_layer
+from bnlab.report.html import channels as _channels
+from bnlab.report.html import layer_data as _layer_data
+from bnlab.report.html import layer_table as _layer_table
+from bnlab.report.html.markers import Marked, by_layer
 
 
 def data(*layers, findings=()):

@@ -8,10 +8,12 @@ import pytest
 from tests.unit.report.html_samples import finding, gap
 
 from bnlab.records import Cause, Level, Range
-from bnlab.report.html import _causes, _groups, _network
-from bnlab.report.html._columns import Shown
-from bnlab.report.html._markers import Marked
-from bnlab.report.html._scale import Linear, Log
+from bnlab.report.html import causes as _causes
+from bnlab.report.html import groups as _groups
+from bnlab.report.html import network as _network
+from bnlab.report.html.columns import Shown
+from bnlab.report.html.markers import Marked
+from bnlab.report.html.scale import Linear, Log
 
 NAMES = ["bn1", "layer1.0.bn1", "layer1.0.bn2", "layer2.0.bn1", "head.bn"]
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from bnlab.cli.main import app
 from bnlab.records import REMEDIES, Level, Target
-from bnlab.report.html._remedies import Case, way
+from bnlab.report.html.remedies import Case, way
 
 FILE = Target("checkpoint", "runs/my model.pt")
 SPEC = Target("model", "zoo.nets:resnet")

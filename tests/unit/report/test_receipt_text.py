@@ -20,8 +20,8 @@ from bnlab.records import (
     Verdict,
 )
 from bnlab.records.experiment import Axis
-from bnlab.report import experiment
-from bnlab.report.receipt import render_changes, renderable
+from bnlab.report.text import experiment
+from bnlab.report.text.receipt import render_changes, renderable
 
 HOSTILE = "\x1b[31mred\x07\n\u202e[bold]é[/bold]"
 

@@ -10,8 +10,8 @@ import pytest
 from rich.cells import cell_len
 from tests.samples import save, state_dict
 
-from bnlab.checks._cases import healthy, network
-from bnlab.diagnosis import Settings, _diagnose
+from bnlab.checks.cases import healthy, network
+from bnlab.diagnosis.check import Settings, _diagnose
 from bnlab.observe.evidence import Evidence, NetworkState
 from bnlab.records import (
     Cause,
@@ -27,8 +27,8 @@ from bnlab.records import (
     Summary,
     Target,
 )
-from bnlab.report.bars import ASCII, UNICODE, Marks
-from bnlab.report.text import Sheet, _layer_name, plain, render, summary_line
+from bnlab.report.text.bars import ASCII, UNICODE, Marks
+from bnlab.report.text.diagnosis import Sheet, _layer_name, plain, render, summary_line
 
 UNIT = (healthy("a"), healthy("layer1.0.bn1", running_var=(-9.8e-4, 1, 1, 1)), healthy("b", weight=(1e-6, 1, 1, 1)))
 

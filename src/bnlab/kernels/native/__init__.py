@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from bnlab.kernels.native._library import unavailable
+from bnlab.kernels.native.library import unavailable
 
 if TYPE_CHECKING:
-    from bnlab.kernels.choose import Request
+    from bnlab.kernels.dispatch import Request
 
 __all__ = [
     "DTYPES",

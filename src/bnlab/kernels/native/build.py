@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bnlab.kernels.native.build", description="Compile the kernels.")
     parser.add_argument("--all", action="store_true", help="every set of instructions, not that of this machine alone")
     options = parser.parse_args(arguments)
-    from bnlab.kernels.native._library import LIBRARY  # the package needs torch, and compiling does not
+    from bnlab.kernels.native.library import LIBRARY  # the package needs torch, and compiling does not
 
     try:
         sets = build(LIBRARY, every=options.all, report=lambda line: print(line, file=sys.stderr, flush=True))

@@ -22,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 
 from bnlab.errors import DamagedFile, MissingPackage
-from bnlab.lab.datasets._images import Images, checked_labels
-from bnlab.lab.datasets._local import Search, is_file, read_bytes, unreadable
-from bnlab.observe.numpy_data import as_stored_tensor
-from bnlab.observe.pickle_data import Global, Stranger, read_pickle
+from bnlab.lab.datasets.images import Images, checked_labels
+from bnlab.lab.datasets.local import Search, is_file, read_bytes, unreadable
+from bnlab.observe.files.numpy_data import as_stored_tensor
+from bnlab.observe.files.pickle_data import Global, Stranger, read_pickle
 
 __all__ = ["read"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bnlab.errors import MissingPackage
-from bnlab.lab.datasets._images import Images
+from bnlab.lab.datasets.images import Images
 
 __all__ = ["read", "read_all"]
 

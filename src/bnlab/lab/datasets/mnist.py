@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from bnlab.errors import DamagedFile
-from bnlab.lab.datasets._images import Images, checked_labels
-from bnlab.lab.datasets._local import Search, is_file, unreadable
+from bnlab.lab.datasets.images import Images, checked_labels
+from bnlab.lab.datasets.local import Search, is_file, unreadable
 
 __all__ = ["read"]
 

@@ -6,13 +6,14 @@ import html
 
 from bnlab.errors import MissingPackage
 from bnlab.records import Changes, DiagnosisRecord
-from bnlab.report import text
-from bnlab.report.html import _causes, _findings
+from bnlab.report.html import causes as _causes
 from bnlab.report.html import diagnosis as of_diagnosis
+from bnlab.report.html import findings as _findings
 from bnlab.report.html import receipt as of_receipt
-from bnlab.report.html._environment import page
-from bnlab.report.html._markers import LEVEL_WORDS
-from bnlab.report.receipt import render_changes
+from bnlab.report.html.environment import page
+from bnlab.report.html.markers import LEVEL_WORDS
+from bnlab.report.text import diagnosis as text
+from bnlab.report.text.receipt import render_changes
 
 __all__ = ["diagnosis", "receipt"]
 

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bnlab.records import DiagnosisRecord, Finding, Level, Numbers, Status
-from bnlab.report.html import _causes, _findings, _layer_data, _layer_table, _network
-from bnlab.report.html._columns import Shown
-from bnlab.report.html._environment import page
-from bnlab.report.html._markers import LEVEL_WORDS, Marked, by_layer
-from bnlab.report.html._network import Network
+from bnlab.report.html import causes as _causes
+from bnlab.report.html import findings as _findings
+from bnlab.report.html import layer_data as _layer_data
+from bnlab.report.html import layer_table as _layer_table
+from bnlab.report.html import network as _network
+from bnlab.report.html.columns import Shown
+from bnlab.report.html.environment import page
+from bnlab.report.html.markers import LEVEL_WORDS, Marked, by_layer
+from bnlab.report.html.network import Network
 
 __all__ = ["Outcomes", "network_of", "number_cards", "outcomes", "render", "render_many"]
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from bnlab.errors import MissingPackage
 from bnlab.records import ClaimRecord, Estimate, ExperimentRecord, Verdict
-from bnlab.report import experiment as text
 from bnlab.report import figure
-from bnlab.report.html import _experiment_figure as pictures
-from bnlab.report.html._environment import page
-from bnlab.report.html._intervals import WIDTH, Plot, plot
-from bnlab.report.html._text import counted
+from bnlab.report.html import experiment_figure as pictures
+from bnlab.report.html.environment import page
+from bnlab.report.html.escaping import counted
+from bnlab.report.html.intervals import WIDTH, Plot, plot
+from bnlab.report.text import experiment as text
 
 __all__ = ["compact", "render"]
 

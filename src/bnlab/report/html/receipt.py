@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bnlab.records import Changes, Numbers, Recheck
-from bnlab.report.html import _network
-from bnlab.report.html._columns import Shown
-from bnlab.report.html._environment import page
-from bnlab.report.html._network import Network
+from bnlab.report.html import network as _network
+from bnlab.report.html.columns import Shown
 from bnlab.report.html.diagnosis import number_cards
-from bnlab.report.receipt import render_changes
+from bnlab.report.html.environment import page
+from bnlab.report.html.network import Network
+from bnlab.report.text.receipt import render_changes
 
 __all__ = ["Pair", "network_of", "number_pairs", "render", "sentence"]
 

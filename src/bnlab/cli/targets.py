@@ -1,0 +1,131 @@
+"""What the TARGET arguments stand for: files, folders, globs, and `package.module:callable`."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bnlab.cli.specs import imported
+from bnlab.errors import BnlabError, UnreadableFile, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bnlab.observe.files.load import CheckpointFile
+
+__all__ = ["Targets", "build_model", "expand", "is_model_spec", "load_target"]
+
+_SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What there is to check.
+
+    Attributes:
+        found: Files and model specs, each once, in order; an error where an argument stands for nothing.
+        many: Whether to write a line per target: there are several, or a folder or glob might hold several.
+    """
+
+    found: tuple[str | BnlabError, ...]
+    many: bool
+
+
+def is_model_spec(target: str) -> bool:
+    """Whether a target is `package.module:callable` rather than a path."""
+    return _SPEC.fullmatch(target) is not None and not os.path.exists(target)  # noqa: PTH110 - see expand
+
+
+def expand(arguments: Sequence[str]) -> Targets:
+    """Return the files and model specs that the arguments stand for.
+
+    A folder stands for the checkpoints below it, told by suffix, or by their first bytes if they have no suffix. The
+    functions of os.path are used because those of pathlib raise where a path is too long or forbidden.
+    """
+    found: list[str | BnlabError] = []
+    several = len(arguments) > 1
+    for argument in arguments:
+        if os.path.isdir(argument):  # noqa: PTH112
+            found += _in_folder(argument)
+            several = True
+        elif glob.has_magic(argument) and not os.path.exists(argument):  # noqa: PTH110
+            found += _matching(argument)
+            several = True
+        else:
+            found.append(argument or UsageError("TARGET: path must not be empty."))
+    unique = {os.path.normpath(item) if isinstance(item, str) else id(item): item for item in reversed(found)}
+    return Targets(tuple(reversed(unique.values())), several)
+
+
+def build_model(spec: str) -> nn.Module:
+    """Import `package.module:callable`, from the current folder first, and call it.
+
+    Raises:
+        UsageError: If there is no such callable, it raises or exits, or it returns something else than a module.
+    """
+    try:
+        model: object = imported(spec, call=True)
+    except (Exception, SystemExit) as err:
+        text = " ".join(f"{type(err).__name__}: {err}".split())
+        raise UsageError(f"{spec}: target must be a file, or a callable that returns a model, got {text}.") from err
+
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{spec}: target must return a torch.nn.Module, got {type(model).__name__}.")
+    return model
+
+
+def load_target(target: str, spec: str | None, purpose: str) -> tuple[nn.Module, CheckpointFile | None]:
+    """Return the model that one target stands for, and the file it was loaded from if it is a checkpoint.
+
+    Args:
+        target: A checkpoint, or `package.module:callable`.
+        spec: What builds the model of a checkpoint.
+        purpose: What the model is needed for, as "to run data through it".
+
+    Raises:
+        UsageError: If a checkpoint comes without a model, or either cannot be built or loaded.
+    """
+    if is_model_spec(target):
+        return build_model(target), None
+    if spec is None:
+        raise UsageError(f"--model: value must be given with {target}, {purpose}, got none.")
+    from bnlab.cli.specs import load_model
+    from bnlab.observe.files.load import load_into
+
+    model = load_model(spec)
+    return model, load_into(model, Path(target))
+
+
+def _matching(pattern: str) -> Iterator[str | BnlabError]:
+    paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    if not paths:
+        yield UnreadableFile(f"{pattern}: pattern must match at least one file, got none.")
+    for path in paths:
+        if not os.path.isdir(path):  # noqa: PTH112
+            yield path
+        elif "**" not in pattern:
+            yield from _in_folder(path)
+
+
+def _in_folder(folder: str) -> Iterator[str | BnlabError]:
+    from bnlab.observe.files.checkpoint import CHECKPOINT_SUFFIXES, looks_like_checkpoint
+
+    unreadable: list[OSError] = []
+    paths = [Path(root, name) for root, _, names in os.walk(folder, onerror=unreadable.append) for name in names]
+    found = sorted(
+        str(path)
+        for path in paths
+        if path.suffix.lower() in CHECKPOINT_SUFFIXES or (not path.suffix and looks_like_checkpoint(path))
+    )
+    for err in unreadable:
+        yield UnreadableFile(f"{err.filename}: folder must be readable, got: {(err.strerror or str(err)).lower()}.")
+    if not found and not unreadable:
+        yield UnreadableFile(f"{folder}: folder must hold at least one checkpoint, got none.")
+    yield from found

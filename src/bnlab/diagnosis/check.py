@@ -1,0 +1,516 @@
+"""Runs the checks on evidence and says what they found."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+
+import numpy as np
+
+from bnlab import checks
+from bnlab._version import __version__
+from bnlab.checks import AnyCheck, ModelCheck
+from bnlab.diagnosis.conclusion import concluded_causes, conclusion
+from bnlab.errors import NoBatchNorm, UsageError
+from bnlab.observe.evidence import Evidence, Floats, Hyperparameters, LayerState, NetworkState
+from bnlab.observe.files.checkpoint import read_checkpoint
+from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
+from bnlab.records import (
+    DiagnosisRecord,
+    Finding,
+    LayerRecord,
+    Level,
+    Outcome,
+    Range,
+    Status,
+    Summary,
+    Target,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from bnlab.observe.survey import Inputs
+
+__all__ = ["Diagnosis", "Settings", "check", "check_with"]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Diagnosis(DiagnosisRecord):
+    """What `bnlab.check` returns: the record, which also prints as a report."""
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        return f"<Diagnosis of {self.target.name!r}: {self.conclusion}>"
+
+    def __str__(self) -> str:
+        """Return the text report, 80 columns wide and without colours."""
+        from bnlab.report.text.diagnosis import render
+
+        return render(self)
+
+    def _repr_html_(self) -> str:
+        """Return a compact view for a notebook: the conclusion, the numbers, the network and the worst findings."""
+        from bnlab.report.html import compact
+
+        return compact.diagnosis(self)
+
+
+_SETTLED = 0.1
+"""Staleness, in standard deviations, below which running statistics are those of the data."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to check and how: validated once, used for any number of targets.
+
+    Attributes:
+        checks: The checks to run, each with its limits.
+        ignore: Code to reason, for checks whose findings are dropped.
+        hyperparameters: Momentum and eps as far as they are stated.
+        per_channel: Whether the layers carry a value for each channel, for a picture.
+    """
+
+    checks: tuple[tuple[AnyCheck[Any, Any, Any], Any], ...]
+    ignore: Mapping[str, str]
+    hyperparameters: Hyperparameters
+    per_channel: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        select: Sequence[str] | None = None,
+        ignore: Mapping[str, str] | None = None,
+        limits: Mapping[str, Mapping[str, float]] | None = None,
+        momentum: float | Literal["assumed"] | None = "assumed",
+        eps: float | Literal["assumed"] = "assumed",
+        per_channel: bool = False,
+    ) -> Settings:
+        """Validate the arguments of :func:`check`.
+
+        Raises:
+            UsageError: If one of them is outside what it may be.
+        """
+        changed = _by_code("limits", limits)
+        reasons = _by_code("ignore", ignore)
+        for code, reason in reasons.items():
+            if not (isinstance(reason, str) and reason.strip()):
+                raise UsageError(f"ignore: reason for {code} must be a text, got {reason!r}. Say why it is accepted.")
+        return cls(
+            tuple((item, _limits(item, changed.get(item.code, {}))) for item in checks.select(select)),
+            reasons,
+            _hyperparameters(momentum, eps),
+            per_channel,
+        )
+
+
+def check(
+    target: str | os.PathLike[str] | nn.Module,
+    *,
+    data: Iterable[Any] | None = None,
+    train_data: Iterable[Any] | None = None,
+    metric: Callable[[nn.Module, Any], float] | None = None,
+    example: Any = None,  # noqa: ANN401 - a batch may be anything
+    loss: Callable[[nn.Module, Any], torch.Tensor] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    select: Sequence[str] | None = None,
+    ignore: Mapping[str, str] | None = None,
+    limits: Mapping[str, Mapping[str, float]] | None = None,
+    momentum: float | Literal["assumed"] | None = "assumed",
+    eps: float | Literal["assumed"] = "assumed",
+    per_channel: bool = False,
+) -> Diagnosis:
+    """Diagnose the BN state of a checkpoint, without model code, or of a model, with whatever else there is.
+
+    A model is run on an example and on data if they are given, and is as it was afterwards: modes, buffers, attributes
+    and random numbers.
+
+    Args:
+        target: Path of a file written by ``torch.save``, safetensors or an ONNX exporter; or a model.
+        data: What the model will see: any iterable of batches that can be run through again. A batch is a tensor, a
+            tuple or list (input first), a dict (passed as keywords), or whatever the model takes.
+        train_data: What it was trained on, likewise. Without it staleness and shift are one cause.
+        metric: metric(model, data) -> float, higher is better; always measured on `data`.
+        example: One batch, to see the graph that is executed; the first batch of `data` if not given.
+        loss: loss(model, batch) -> scalar, to see the gradients.
+        optimizer: The one the model is trained with, to see what decays.
+        select: Codes of the checks to run, or beginnings of codes ("BN1"); all of them if not given.
+        ignore: Code to reason. An ignored check still runs; its findings are dropped and the reason is kept.
+        limits: Code to thresholds that replace the defaults, as in ``{"BN107": {"ratio": 20}}``.
+        momentum: Weight of the new batch the network was trained with, unitless, in [0, 1]; None for a cumulative
+            average. A state dict does not hold it: torch's 0.1 is assumed, and said, unless it is stated. A stated
+            value wins over that of an ONNX file or a model.
+        eps: Added to the variance, squared input units; the same holds with torch's 1e-5.
+        per_channel: Whether the layers of the diagnosis carry a value for each channel (`LayerRecord.per_channel`).
+
+    Returns:
+        The diagnosis.
+
+    Raises:
+        UsageError: If an argument is outside what it may be.
+        UnreadableFile, NotACheckpoint, DamagedFile, PickledModule, MissingPackage: If the file cannot be read.
+        NoBatchNorm: If there is no BN layer.
+
+    Example:
+        >>> import bnlab
+        >>> bnlab.check("model.pt").summary.layers  # doctest: +SKIP
+        19
+    """
+    settings = Settings.of(
+        select=select, ignore=ignore, limits=limits, momentum=momentum, eps=eps, per_channel=per_channel
+    )
+    given = {
+        "data": data,
+        "train_data": train_data,
+        "metric": metric,
+        "example": example,
+        "loss": loss,
+        "optimizer": optimizer,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    if given and isinstance(target, (str, os.PathLike)):
+        raise UsageError(f"check: target must be a model to use {next(iter(given))}, got a path.")
+    if not given:
+        return check_with(target, settings)
+    from bnlab.observe.survey import Inputs
+
+    return check_with(target, settings, inputs=Inputs(**given))
+
+
+def check_with(
+    target: str | os.PathLike[str] | nn.Module,
+    settings: Settings,
+    *,
+    inputs: Inputs | None = None,
+    name: str | None = None,
+) -> Diagnosis:
+    """Diagnose one target with validated settings.
+
+    Args:
+        target: As for :func:`check`.
+        settings: The checks and what they need to know.
+        inputs: What to observe a model with.
+        name: What the diagnosis calls the target.
+    """
+    observed: ModelEvidence | None = None
+    if isinstance(target, (str, os.PathLike)):
+        found = Target("checkpoint", name or os.fspath(target))
+        evidence = read_checkpoint(Path(target), settings.hyperparameters)
+    else:
+        from torch import nn
+
+        from bnlab.observe.model import read_model
+        from bnlab.observe.survey import Inputs, survey
+
+        if not isinstance(target, nn.Module):
+            raise UsageError(f"check: target must be a path or a torch.nn.Module, got {type(target).__name__}.")
+        target = getattr(target, "_orig_mod", target)  # of a compiled model: one graph hides what runs
+        found = Target("model", name or type(target).__name__)
+        evidence = read_model(target, settings.hyperparameters)
+        states = {layer.name: layer for network in evidence.networks for layer in network.layers}
+        observed = survey(target, states, inputs or Inputs())
+        evidence = _with_settled_layers(evidence, observed)
+    if not evidence.networks and not (observed is not None and observed.layers):
+        raise NoBatchNorm(_no_batch_norm(found, evidence))
+    return _diagnose(evidence, found, settings, observed=observed, metric=_metric_name(inputs))
+
+
+def _with_settled_layers(evidence: Evidence, observed: ModelEvidence) -> Evidence:
+    """Mark the layers whose running statistics data showed to be right."""
+    settled = {layer.name for layer in observed.layers if layer.gap is not None and layer.gap.staleness < _SETTLED}
+    networks = tuple(
+        NetworkState(
+            network.name,
+            tuple(dataclasses.replace(layer, settled=layer.name in settled) for layer in network.layers),
+        )
+        for network in evidence.networks
+    )
+    return dataclasses.replace(evidence, networks=networks)
+
+
+def _metric_name(inputs: Inputs | None) -> str:
+    name = getattr(inputs.metric, "__name__", "the metric") if inputs is not None else "the metric"
+    return "the metric" if name.startswith("<") else str(name)
+
+
+def _by_code(argument: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
+    if values is not None and not isinstance(values, Mapping):
+        raise UsageError(f"{argument}: value must be a mapping by code, got {type(values).__name__}.")
+    return {checks.by_code(code).code: value for code, value in (values or {}).items()}
+
+
+def _limits(item: AnyCheck[Any, Any, Any], changed: Mapping[str, float]) -> Any:  # noqa: ANN401 - each check has a class of its own
+    known = [field.name for field in dataclasses.fields(item.limits)]
+    if not isinstance(changed, Mapping):
+        raise UsageError(f"limits: value for {item.code} must be a mapping by name, got {changed!r}.")
+    for name, value in changed.items():
+        if name not in known:
+            raise UsageError(f"limits: name for {item.code} must be one of {known}, got {name!r}.")
+        if not _is_number(value) or math.isnan(value):
+            raise UsageError(f"limits: {name} of {item.code} must be a number, got {value!r}.")
+    return dataclasses.replace(item.limits, **changed)
+
+
+def _hyperparameters(momentum: float | str | None, eps: float | str) -> Hyperparameters:
+    stated: dict[str, float | None] = {}
+    if momentum != "assumed":
+        if momentum is not None and not (_is_number(momentum) and 0 <= momentum <= 1):
+            raise UsageError(f"momentum: value must be in [0, 1] or None, got {momentum!r}.")
+        stated["momentum"] = momentum
+    if eps != "assumed":
+        if not (_is_number(eps) and 0 <= eps < math.inf):
+            raise UsageError(f"eps: value must be finite and >= 0, got {eps!r}.")
+        stated["eps"] = eps
+    return Hyperparameters().stating(**stated)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _no_batch_norm(target: Target, evidence: Evidence) -> str:
+    rule = f"{target.name}: {target.kind} must hold running statistics of batch normalization, got"
+    if not evidence.left_alone:
+        return f"{rule} none."
+    path, reason = evidence.left_alone[0]
+    others = len(evidence.left_alone) - 1
+    return f"{rule} only what looks like it: {path or 'it'} {reason}{f' (and {others} more)' if others else ''}."
+
+
+def _diagnose(
+    evidence: Evidence,
+    target: Target,
+    settings: Settings,
+    *,
+    observed: ModelEvidence | None = None,
+    metric: str = "the metric",
+) -> Diagnosis:
+    """Run the chosen checks on evidence with at least one layer."""
+    findings: list[Finding] = []
+    outcomes: list[Outcome] = []
+    for item, limits in settings.checks:
+        if isinstance(item, ModelCheck):
+            found, outcome = _run_on_model(item, limits, observed)
+        else:
+            found, outcome = _run(item, limits, evidence.networks)
+        if item.code in settings.ignore:
+            outcome = Outcome(item.code, Status.SKIPPED, _ignored(settings.ignore[item.code], found))
+            found = []
+        findings += found
+        outcomes.append(outcome)
+    findings = _most_consequential_first(findings, evidence.networks)
+    layers = tuple(record for network in evidence.networks for record in _layer_records(network))
+    layers = layers if observed is None else tuple(_with_observations(layers, observed))
+    if settings.per_channel:
+        layers = tuple(_with_channels(layers, evidence, observed))
+    summary = _summary(layers, findings)
+    causes = concluded_causes(observed, findings)
+    return Diagnosis(
+        bnlab=__version__,
+        target=target,
+        layers=layers,
+        outcomes=tuple(outcomes),
+        findings=tuple(findings),
+        conclusion=conclusion(findings, outcomes, summary, observed, causes, metric=metric),
+        causes=causes,
+        numbers=None if observed is None else observed.numbers,
+        summary=summary,
+        notes=tuple(_notes(layers, evidence, observed)),
+    )
+
+
+def _run(item: AnyCheck[Any, Any, Any], limits: Any, networks: Sequence[NetworkState]) -> tuple[list[Finding], Outcome]:  # noqa: ANN401
+    """Run one check on every network; a check that raises has crashed, it neither found nor passed anything."""
+    findings: list[Finding] = []
+    lacking: Counter[str] = Counter()
+    total = sum(len(network.layers) for network in networks)
+    try:
+        for network in networks:
+            judged = []
+            for layer in network.layers:
+                reason = item.lacks(layer, limits)
+                if reason is None:
+                    judged.append(layer)
+                else:
+                    lacking[reason] += 1
+            if judged:
+                whole = len(judged) == len(network.layers)
+                findings += item.inspect(network if whole else NetworkState(network.name, tuple(judged)), limits)
+    except Exception as err:
+        return [], Outcome(item.code, Status.CRASHED, f"{type(err).__name__}: {err}")
+    reason = ", ".join(f"{why} in {count} of {total} layers" for why, count in lacking.most_common()) or None
+    if findings:
+        return findings, Outcome(item.code, Status.FINDINGS, reason)
+    status = Status.SKIPPED if lacking.total() == total else Status.PASSED
+    return findings, Outcome(item.code, status, reason)
+
+
+def _run_on_model(item: ModelCheck[Any], limits: Any, evidence: ModelEvidence | None) -> tuple[list[Finding], Outcome]:  # noqa: ANN401
+    """Run one check on a model; without the evidence it needs it is skipped."""
+    if evidence is None:
+        return [], Outcome(item.code, Status.SKIPPED, f"needs {item.needs.value}")
+    if item.needs.argument is not None and item.needs.argument in evidence.missing:
+        return [], Outcome(
+            item.code, Status.SKIPPED, f"{evidence.missing[item.needs.argument]}: needs {item.needs.value}"
+        )
+    findings: list[Finding] = []
+    lacking: Counter[str] = Counter()
+    judged: list[ModelLayer] = []
+    try:
+        for layer in evidence.layers:
+            reason = item.lacks(layer, limits)
+            if reason is None:
+                judged.append(layer)
+            else:
+                lacking[reason] += 1
+        if judged:
+            findings = list(item.inspect(dataclasses.replace(evidence, layers=tuple(judged)), limits))
+    except Exception as err:
+        return [], Outcome(item.code, Status.CRASHED, f"{type(err).__name__}: {err}")
+    total = len(evidence.layers)
+    reason = ", ".join(f"{why} in {count} of {total} layers" for why, count in lacking.most_common()) or None
+    status = Status.FINDINGS if findings else Status.PASSED if judged else Status.SKIPPED
+    return findings, Outcome(item.code, status, reason)
+
+
+def _ignored(reason: str, found: Sequence[Finding]) -> str:
+    count = f"{len(found)} finding{'s' if len(found) > 1 else ''} dropped" if found else "there was nothing to ignore"
+    return f"ignored: {reason} ({count})"
+
+
+def _most_consequential_first(findings: Sequence[Finding], networks: Sequence[NetworkState]) -> list[Finding]:
+    """Order by level, then by code, then by the share of the layer's channels; file order breaks ties."""
+    widths = {layer.name: layer.channels for network in networks for layer in network.layers}
+
+    def share(finding: Finding) -> float:
+        if finding.channels is None or finding.layer not in widths:
+            return 1.0
+        return len(finding.channels) / widths[finding.layer]
+
+    return sorted(findings, key=lambda finding: (finding.level.rank, finding.code, -share(finding)))
+
+
+def _layer_records(network: NetworkState) -> Iterable[LayerRecord]:
+    columns = (network.running_mean, network.running_var, network.gain)
+    means, variances, gains = (network.ranges(column) for column in columns)
+    for layer, mean, var, gain in zip(network.layers, means, variances, gains, strict=True):
+        yield LayerRecord(
+            name=layer.name,
+            network=network.name,
+            channels=layer.channels,
+            dtype=layer.dtype,
+            affine=layer.weight is not None or layer.bias is not None,
+            num_batches_tracked=layer.num_batches_tracked,
+            momentum=layer.hyperparameters.momentum,
+            eps=layer.hyperparameters.eps,
+            assumed=layer.hyperparameters.assumed,
+            running_mean=mean and Range(*mean),
+            running_var=var and Range(*var),
+            gain=gain and Range(*gain),
+        )
+
+
+def _with_observations(records: Sequence[LayerRecord], evidence: ModelEvidence) -> Iterable[LayerRecord]:
+    """Yield the layers of a model in the order in which they ran, with what was seen of them."""
+    known = {record.name: record for record in records}
+    for layer in evidence.layers:
+        record = known.pop(layer.name, None) or _without_statistics(layer)
+        execution, gap = layer.execution, layer.gap
+        producer = None if execution is None else execution.producer
+        ran = "example" not in evidence.missing
+        yield dataclasses.replace(
+            record,
+            calls=execution.calls if execution is not None else 0 if ran else None,
+            inputs=() if producer is None else (producer.name,),
+            gap=None if gap is None else {**gap.by_cause, "total": gap.square},
+        )
+    yield from known.values()
+
+
+def _with_channels(
+    records: Sequence[LayerRecord], evidence: Evidence, observed: ModelEvidence | None
+) -> Iterable[LayerRecord]:
+    """Yield the layers with a value for each channel."""
+    states = {layer.name: layer for network in evidence.networks for layer in network.layers}
+    seen = {} if observed is None else {layer.name: layer for layer in observed.layers}
+    for record in records:
+        found = _stored(states.get(record.name)) | _seen(seen.get(record.name))
+        yield dataclasses.replace(
+            record, per_channel={name: tuple(values.tolist()) for name, values in found.items()} or None
+        )
+
+
+def _stored(state: LayerState | None) -> dict[str, Floats]:
+    if state is None:
+        return {}
+    found = {"running_mean": state.running_mean, "running_var": state.running_var}
+    affine = {"weight": state.weight, "bias": state.bias}
+    return found | {name: values for name, values in affine.items() if values is not None}
+
+
+def _seen(layer: ModelLayer | None) -> dict[str, Floats]:
+    """Return what the running statistics should be, and by how much they may differ from it by chance."""
+    if layer is None:
+        return {}
+    found = {} if layer.gap is None else {"gap": layer.gap.per_channel}
+    source, reference = ("data", layer.data) if layer.train_data is None else ("train_data", layer.train_data)
+    if reference is None:
+        return found
+    mean_noise, var_noise = reference.buffer_noise(layer.momentum)
+    return found | {
+        f"{source}_mean": reference.within_mean,
+        f"{source}_mean_error": np.sqrt(mean_noise),
+        f"{source}_var": reference.within_var,
+        f"{source}_var_error": np.sqrt(var_noise),
+    }
+
+
+def _without_statistics(layer: ModelLayer) -> LayerRecord:
+    return LayerRecord(
+        name=layer.name,
+        network="",
+        channels=layer.channels,
+        dtype="none",
+        affine=layer.affine_trains is not None,
+        num_batches_tracked=None,
+        momentum=layer.momentum,
+        eps=layer.eps,
+        assumed=(),
+        running_mean=None,
+        running_var=None,
+        gain=None,
+    )
+
+
+def _summary(layers: Sequence[LayerRecord], findings: Sequence[Finding]) -> Summary:
+    counts = Counter(finding.level for finding in findings)
+    return Summary(
+        layers=len(layers),
+        channels=sum(layer.channels for layer in layers),
+        errors=counts[Level.ERROR],
+        warnings=counts[Level.WARNING],
+        infos=counts[Level.INFO],
+    )
+
+
+def _notes(layers: Sequence[LayerRecord], evidence: Evidence, observed: ModelEvidence | None) -> Iterable[str]:
+    if observed is not None and observed.numbers is not None and "train_data" in observed.missing:
+        yield "no train_data given: recalibrated means adapted to the evaluation data"
+    yield from () if observed is None else observed.notes
+    unused = [layer.name for layer in layers if layer.calls == 0]
+    if unused:
+        yield f"never ran on the example: {', '.join(unused)}"
+    for name, value in (("momentum", Hyperparameters.momentum), ("eps", Hyperparameters.eps)):
+        count = sum(name in layer.assumed for layer in layers)
+        if count:
+            yield f"{name} {value:g} is assumed in {count} of {len(layers)} layers: a state dict does not hold it"
+    for name, reason in evidence.left_alone:
+        yield f"left alone: {name or 'the file'} {reason}"

@@ -1,0 +1,138 @@
+"""What `bnlab.lab` offers: list, run, records."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bnlab.errors import UnreadableFile, UsageError
+from bnlab.lab.catalog import EXPERIMENTS, by_name
+from bnlab.lab.experiment import Experiment
+from bnlab.lab.runner import Run, read_record, saved
+from bnlab.records import ExperimentRecord
+
+__all__ = ["Result", "list", "records", "run"]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Result(ExperimentRecord):
+    """What `bnlab.lab.run` returns: the record, which also prints as a report and draws itself in a notebook."""
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        verdicts = ", ".join(f"{claim.key} {claim.verdict.value}" for claim in self.claims)
+        return f"<Result of {self.name!r}: {verdicts}>"
+
+    def __str__(self) -> str:
+        """Return the claims, the verdicts and the decisive numbers as text."""
+        from bnlab.report.text.experiment import render
+
+        return render(self)
+
+    def _repr_html_(self) -> str:
+        """Return a compact view for a notebook: the claims with their verdicts, and the figure."""
+        from bnlab.report.html import experiments
+
+        return experiments.compact(self)
+
+
+def list() -> builtins.list[str]:
+    """Return the name of every experiment.
+
+    Example:
+        >>> import bnlab
+        >>> "train-eval" in bnlab.lab.list()
+        True
+    """
+    return [experiment.name for experiment in EXPERIMENTS]
+
+
+def run(
+    experiment: str | Experiment[Any],
+    *,
+    full: bool = False,
+    seeds: int = 3,
+    data_dir: str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    again: bool = False,
+    advance: Callable[[float], None] = lambda _: None,
+    **settings: Any,  # noqa: ANN401 - each experiment has settings of its own
+) -> Result:
+    """Run an experiment with several seeds and judge its claims; on one machine the same gives the same numbers.
+
+    Args:
+        experiment: Its name, or an experiment of your own.
+        full: Whether to use the settings of the source's size instead of the quick ones.
+        seeds: How many seeds, from 0; at least 3.
+        data_dir: Folder with data sets, in the place of `$BNLAB_DATA`.
+        folder: Where records are kept as JSON; one that is there for these settings, seeds and code is returned at
+            once. Nothing is kept if None.
+        again: Whether to run even so.
+        advance: Called with the share that is done, 0 to 1.
+        settings: Single settings in the place of the profile's.
+
+    Returns:
+        The record; in a notebook it draws itself.
+
+    Raises:
+        UsageError: If there is no such experiment or setting, or there are fewer than 3 seeds.
+        UnreadableFile: If the record cannot be written.
+
+    Example:
+        >>> import bnlab
+        >>> result = bnlab.lab.run("train-eval", batches=(2, 8), updates=(1, 1000))
+        >>> [(claim.key, claim.verdict.value) for claim in result.claims]
+        [('differs', 'supported'), ('bessel', 'supported'), ('momentum', 'refuted')]
+    """
+    found = experiment if isinstance(experiment, Experiment) else by_name(experiment)
+    asked = Run.of(found, full=full, seeds=seeds, data_dir=data_dir, settings=settings)
+    path = None if folder is None else asked.path(_existing(Path(folder)))
+    if path is not None and path.exists() and not again:
+        kept = read_record(path)
+        if kept is not None and kept.key == asked.key:
+            return _result(kept)
+    record = asked.record(advance=advance)
+    if path is not None:
+        _keep(record, path)
+    return _result(record)
+
+
+def records(folder: str | os.PathLike[str]) -> builtins.list[ExperimentRecord]:
+    """Return the records that were kept in a folder.
+
+    Raises:
+        UsageError: If there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise UsageError(f"records: folder must exist, got {os.fspath(folder)}.")
+    return saved(Path(folder))
+
+
+def _result(record: ExperimentRecord) -> Result:
+    return Result(**{field.name: getattr(record, field.name) for field in dataclasses.fields(record)})
+
+
+def _existing(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UnreadableFile(f"{folder}: folder must be writable, got: {reason}.") from None
+    return folder
+
+
+def _keep(record: ExperimentRecord, path: Path) -> None:
+    """Write a record by way of a temporary file, so that it is there whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(record.dumps(indent=1) + "\n", encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        reason = (error.strerror or str(error)).lower()
+        raise UnreadableFile(f"{path}: file must be writable, got: {reason}.") from None

@@ -1,0 +1,220 @@
+"""bias: whether a bias in front of BN does anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+import bnlab.nn
+from bnlab.lab.experiment import Claim, Experiment, Observation, Tick
+from bnlab.records import Axis, ClaimRecord, Figure, Mark, Rule
+
+__all__ = ["Bias", "Config"]
+
+_CASES = {
+    "bias, affine": (True, True),
+    "no bias, affine": (False, True),
+    "bias, no affine": (True, False),
+    "no bias, no affine": (False, False),
+}
+_TRAIN, _EVAL, _FROZEN = "train mode", "eval mode", "trained on frozen statistics"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of bias.
+
+    Attributes:
+        samples: Of the data set, one batch.
+        features: Inputs of the linear layer.
+        offset: Of the target, in standard deviations of the rest of it.
+        steps: Of Adam.
+        learning_rate: Of Adam.
+    """
+
+    samples: int = 512
+    features: int = 8
+    offset: float = 3.0
+    steps: int = 500
+    learning_rate: float = 0.05
+
+
+class Bias(Experiment[Config]):
+    """Whether a bias in front of BN does anything."""
+
+    name = "bias"
+    source = "article, A6; Ioffe and Szegedy 2015, section 3.2"
+    quick = Config()
+    full = Config(samples=8192, features=64, steps=5000)
+    claims = (
+        Claim(
+            key="matters",
+            text="it is a mistake to think that the bias in front of BN is useless",
+            source="article, A6",
+            number="loss without the bias less loss with it, over offset squared",
+            unit="fraction",
+            low=0.1,
+            high=2.0,
+            tolerance="a bias that fits the offset saves all of it, 1; one that does nothing saves 0",
+            refuted_if="it saved nothing in any case",
+        ),
+        Claim(
+            key="gradient",
+            text="in train mode the bias in front of BN gets no gradient",
+            source="Ioffe and Szegedy 2015, section 3.2",
+            number="gradient of the bias over that of the weight, float64",
+            unit="fraction",
+            low=0.0,
+            high=1e-12,
+            tolerance="exact is 0; float64 rounds to 1e-16",
+            refuted_if="BN did not take the mean away, or its gradient did not go through the mean",
+        ),
+        Claim(
+            key="eval-gradient",
+            text="with running statistics the bias gets a gradient like any other",
+            source="bnlab",
+            number="gradient of the bias over that of the weight in eval mode, float64",
+            unit="fraction",
+            low=1e-2,
+            high=1e3,
+            tolerance="that of the weight is of the same order; 0 would be 1e-16",
+            refuted_if="eval mode took the mean of the batch away",
+        ),
+        Claim(
+            key="fits-train",
+            text="in train mode the network fits an offset of the target",
+            source="article, A6",
+            number="loss in train mode over offset squared, after training in train mode",
+            unit="fraction",
+            low=0.0,
+            high=0.01,
+            tolerance="without a shift all of it is left, 1; a fit leaves 1e-6",
+            refuted_if="BN lost the shift in every case",
+        ),
+        Claim(
+            key="fits-eval",
+            text="in eval mode the network fits an offset of the target",
+            source="article, A6",
+            number="loss in eval mode over offset squared, after training in train mode",
+            unit="fraction",
+            low=0.0,
+            high=0.01,
+            tolerance="as in train mode; the variance stored is m/(m-1) of the one used, which adds 1e-7",
+            refuted_if="eval mode could fit wx only, not wx + b",
+        ),
+        Claim(
+            key="absorbed",
+            text="the running mean absorbs the bias: in eval mode the output is the same with and without it",
+            source="bnlab",
+            number="largest difference of the outputs in eval mode, in standard deviations, float64",
+            unit="fraction",
+            low=0.0,
+            high=1e-6,
+            tolerance="both networks start from the same weights; rounding grows a little over the steps",
+            refuted_if="eval mode saw a bias that train mode does not see",
+        ),
+    )
+
+    def run(self, config: Config, seed: int, tick: Tick) -> Observation:
+        """Fit a linear target with an offset, with and without bias and affine parameters, in each mode."""
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(config.samples, config.features, generator=generator, dtype=torch.float64)
+        direction = torch.randn(config.features, 1, generator=generator, dtype=torch.float64)
+        rest = x @ direction
+        target = (rest - rest.mean()) / rest.std(unbiased=False) + config.offset
+        start = torch.rand(config.features + 1, generator=generator, dtype=torch.float64) - 0.5
+        loss: dict[tuple[str, str], float] = {}
+        outputs: dict[str, Tensor] = {}
+        for index, (case, parts) in enumerate(_CASES.items()):
+            net = _fit(_network(nn.BatchNorm1d, parts, start), x, target, config, frozen=False)
+            with torch.no_grad():
+                loss[case, _TRAIN] = float(mse_loss(net.train()(x), target)) / config.offset**2
+                outputs[case] = net.eval()(x)
+                loss[case, _EVAL] = float(mse_loss(outputs[case], target)) / config.offset**2
+            net = _fit(_network(nn.BatchNorm1d, parts, start), x, target, config, frozen=True)
+            with torch.no_grad():
+                loss[case, _FROZEN] = float(mse_loss(net(x), target)) / config.offset**2
+            tick((index + 1) / len(_CASES))
+        rows = list(loss)
+        return Observation(
+            values={
+                "matters": {
+                    f"{affine}, {mode}": loss[f"no bias, {affine}", mode] - loss[f"bias, {affine}", mode]
+                    for mode in (_TRAIN, _EVAL, _FROZEN)
+                    for affine in ("affine", "no affine")
+                },
+                "gradient": _gradients(x, target, start, training=True),
+                "eval-gradient": _gradients(x, target, start, training=False),
+                "fits-train": {case: loss[case, _TRAIN] for case in _CASES},
+                "fits-eval": {case: loss[case, _EVAL] for case in _CASES},
+                "absorbed": {
+                    affine: float((outputs[f"bias, {affine}"] - outputs[f"no bias, {affine}"]).abs().max())
+                    for affine in ("affine", "no affine")
+                },
+            },
+            table={
+                "case": [case for case, _ in rows],
+                "mode": [mode for _, mode in rows],
+                "loss": [loss[row] for row in rows],
+            },
+            notes=("Trained on frozen statistics: one batch sets the buffers, then training goes on in eval mode.",),
+        )
+
+    def figure(self, claims: Sequence[ClaimRecord]) -> Figure:  # noqa: ARG002
+        """Draw the loss of each case, a colour per mode."""
+        return Figure(
+            title="Loss on a target with an offset, over offset squared",
+            mark=Mark.BAR,
+            x=Axis("case", "in front of BN, and BN's own"),
+            y=Axis("loss", "loss / offset squared"),
+            series="mode",
+            rules=(Rule("y", 1.0, "the whole offset is lost"),),
+        )
+
+
+def _network(layer_class: Callable[..., nn.Module], parts: tuple[bool, bool], start: Tensor) -> nn.Sequential:
+    """Return linear -> BN; the same start gives the same weight with and without the bias, which starts at 5."""
+    biased, affine = parts
+    linear = nn.Linear(len(start) - 1, 1, bias=biased, dtype=start.dtype)
+    with torch.no_grad():
+        linear.weight.copy_(start[:-1])
+        if biased:
+            linear.bias.fill_(5 + float(start[-1]))
+    return nn.Sequential(linear, layer_class(1, affine=affine, dtype=start.dtype))
+
+
+def _fit(net: nn.Sequential, x: Tensor, target: Tensor, config: Config, *, frozen: bool) -> nn.Sequential:
+    """Train on one batch; with frozen statistics, those of the batch before the first step."""
+    if frozen:
+        setattr(net[1], "momentum", 1.0)  # noqa: B010
+        net(x)
+    net.train(not frozen)
+    optimizer = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    for _ in range(config.steps):
+        optimizer.zero_grad()
+        mse_loss(net(x), target).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        decay.step()
+    return net
+
+
+def _gradients(x: Tensor, target: Tensor, start: Tensor, *, training: bool) -> dict[str, float]:
+    """Return the gradient of the bias over that of the weight before training."""
+    found = {}
+    for name, layer_class in (("torch", nn.BatchNorm1d), ("bnlab", bnlab.nn.BatchNorm1d)):
+        for affine in (True, False):
+            net = _network(layer_class, (True, affine), start).train(training)
+            mse_loss(net(x), target).backward()  # type: ignore[no-untyped-call]
+            weight, bias = (torch.linalg.vector_norm(_gradient(net, key)) for key in ("0.weight", "0.bias"))
+            found[f"{name}, {'affine' if affine else 'no affine'}"] = float(bias / weight)
+    return found
+
+
+def _gradient(net: nn.Module, name: str) -> Tensor:
+    gradient = net.get_parameter(name).grad
+    return torch.zeros(()) if gradient is None else gradient

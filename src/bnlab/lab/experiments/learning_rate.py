@@ -1,0 +1,273 @@
+"""learning-rate: how much higher a learning rate BN stands, and whether it lets a deep sigmoid network learn at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import nn
+from torch.nn import BatchNorm1d
+from torch.nn.functional import cross_entropy
+
+from bnlab.lab.experiment import Claim, Experiment, Observation, Tick
+from bnlab.lab.training import Labelled, accuracy, chosen_data, minibatches, read
+from bnlab.records import Axis, ClaimRecord, Figure, Mark, Rule
+
+__all__ = ["Config", "LearningRate"]
+
+_NETWORKS = ("no BN", "BN")
+_TIMES = (1, 5, 30)
+_LEARNED = 0.9  # of the loss at the start
+_LAST = 20  # steps over which the loss at the end is a mean
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of learning-rate.
+
+    Attributes:
+        data: "digits" or "mnist"; "auto" for digits, which are small.
+        images: Training images, at most.
+        probe: Test images, at most.
+        depth: Hidden layers of the rectified network.
+        width: Units of each hidden layer.
+        batch: Images per step.
+        steps: Of plain stochastic gradient descent, at every learning rate.
+        rates: Learning rates of the rectified network, each the same factor above the one before.
+        depths: Hidden layers of the sigmoid networks; each is a condition.
+        sigmoid_steps: Steps of a sigmoid network.
+        sigmoid_rates: Its learning rates; the best counts.
+    """
+
+    data: str = "auto"
+    images: int = 20_000
+    probe: int = 1000
+    depth: int = 3
+    width: int = 64
+    batch: int = 64
+    steps: int = 200
+    rates: tuple[float, ...] = tuple(2.0**power for power in range(-6, 7))
+    depths: tuple[int, ...] = (2, 3, 8)
+    sigmoid_steps: int = 300
+    sigmoid_rates: tuple[float, ...] = (0.1, 1.0, 8.0)
+
+
+class LearningRate(Experiment[Config]):
+    """BN stands higher learning rates, and a deep sigmoid network learns with it."""
+
+    name = "learning-rate"
+    source = "Ioffe and Szegedy 2015, sections 3.3 and 4.2; Bjorck et al. 2018"
+    quick = Config()
+    full = Config(
+        data="mnist",
+        images=60_000,
+        probe=10_000,
+        width=100,
+        steps=2000,
+        rates=tuple(2.0 ** (power / 2) for power in range(-16, 17)),
+        depths=(1, 2, 3, 4, 6, 8, 10),
+        sigmoid_steps=5000,
+        sigmoid_rates=(0.03, 0.1, 0.3, 1.0, 3.0, 8.0),
+    )
+    claims = (
+        Claim(
+            key="higher",
+            text="BN stands a higher learning rate",
+            source="Ioffe and Szegedy 2015, section 3.3",
+            number="largest learning rate at which the loss falls: BN over no BN",
+            unit="ratio",
+            low=2.0,
+            high=math.inf,
+            tolerance="falls: the last 20 losses are below 0.9 of the first on average; 2 is a step of the grid",
+            refuted_if="both networks stopped learning at the same rate",
+        ),
+        Claim(
+            key="bn-times",
+            text="with BN the learning rate may be 5 and 30 times as high",
+            source="Ioffe and Szegedy 2015, section 4.2.2: BN-x5 and BN-x30",
+            number="test accuracy with BN at a multiple of the rate that is best without BN",
+            unit="share",
+            low=0.8,
+            high=1.0,
+            tolerance="chance is 0.1; a network that learns these images is above 0.9",
+            refuted_if="no multiple of the rate could be learned with",
+        ),
+        Claim(
+            key="plain-times",
+            text="without BN a rate 5 times as high ends the training",
+            source="Ioffe and Szegedy 2015, section 4.2.2: the parameters reached machine infinity",
+            number="test accuracy without BN at a multiple of its best rate; outputs that overflow are misses",
+            unit="share",
+            low=0.0,
+            high=0.3,
+            tolerance="chance is 0.1, with room for a network that learned one class more",
+            refuted_if="the network without BN learned at the higher rates as well",
+        ),
+        Claim(
+            key="sigmoid-chance",
+            text="without BN a sigmoid network stays at chance",
+            source="Ioffe and Szegedy 2015, section 4.2.2: a sigmoid Inception never did better than chance",
+            number="test accuracy without BN at the best of the learning rates",
+            unit="share",
+            low=0.0,
+            high=0.2,
+            tolerance="chance is 0.1, and the best of a few looks at it is above",
+            refuted_if="it learned at every depth",
+        ),
+        Claim(
+            key="sigmoid-learns",
+            text="with BN the same sigmoid network learns",
+            source="Ioffe and Szegedy 2015, section 4.2.2: BN-x5-Sigmoid reached 69.8 %",
+            number="test accuracy with BN at the best of the learning rates",
+            unit="share",
+            low=0.8,
+            high=1.0,
+            tolerance="well above chance, 0.1, and below what a shallow network reaches, 0.95",
+            refuted_if="it stayed near chance at every depth",
+        ),
+    )
+
+    def resolve(self, config: Config) -> Config:
+        """Fill in the data set."""
+        return dataclasses.replace(config, data=chosen_data(config.data, "digits", "mnist"))
+
+    def run(self, config: Config, seed: int, tick: Tick) -> Observation:
+        """Train with and without BN at each learning rate, then sigmoid networks of each depth."""
+        data = self.resolve(config).data
+        train, test = (_flat(read(f"{data}:{split}")) for split in ("train", "test"))
+        train, test = train.parted(config.images)[0], test.parted(config.probe)[0]
+        bench = _Bench(config, seed, train, test)
+        rectified = f"ReLU, {config.depth} layers"
+        plain, normalised = (bench.sweep(rectified, network, config.rates) for network in _NETWORKS)
+        tick(0.3)
+        best = min(plain, key=lambda rate: plain[rate].loss)
+        times = {
+            network: {f"x{factor}": bench.train(rectified, network, factor * best).accuracy for factor in _TIMES}
+            for network in _NETWORKS
+        }
+        tick(0.4)
+        reached: dict[str, dict[str, float]] = {network: {} for network in _NETWORKS}
+        for index, depth in enumerate(config.depths):
+            for network in _NETWORKS:
+                found = bench.sweep(f"sigmoid, {depth} layers", network, config.sigmoid_rates)
+                reached[network][f"{depth} layers"] = max(trained.accuracy for trained in found.values())
+            tick(0.4 + 0.6 * (index + 1) / len(config.depths))
+        return Observation(
+            values={
+                "higher": {"": _largest(normalised) / _largest(plain) if _largest(plain) else math.inf},
+                "bn-times": times["BN"],
+                "plain-times": {factor: reach for factor, reach in times["no BN"].items() if factor != "x1"},
+                "sigmoid-chance": reached["no BN"],
+                "sigmoid-learns": reached["BN"],
+            },
+            table=bench.table,
+            notes=(
+                f"data: {data}, {len(train)} training and {len(test)} test images; PyTorch's own initial weights",
+                "the rate that multiples refer to is, for each seed, the one with the lowest loss without BN",
+            ),
+        )
+
+    def figure(self, claims: Sequence[ClaimRecord]) -> Figure:  # noqa: ARG002
+        """Draw the accuracy over the learning rate, a line with and one without BN, a panel per kind of network."""
+        return Figure(
+            title="Test accuracy after the same number of steps, by learning rate",
+            mark=Mark.LINE,
+            x=Axis("rate", "learning rate", log=True),
+            y=Axis("accuracy", "test accuracy"),
+            series="network",
+            panel="kind",
+            low="low",
+            high="high",
+            rules=(Rule("y", 0.1, "chance"),),
+        )
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What came of one training.
+
+    Attributes:
+        first: Loss of the first batch.
+        loss: Mean of the last losses; inf if one was not finite.
+        accuracy: On the test images.
+    """
+
+    first: float
+    loss: float
+    accuracy: float
+
+
+class _Bench:
+    """Trains networks of all kinds on the same data.
+
+    Attributes:
+        table: A row for each training of a sweep.
+    """
+
+    def __init__(self, config: Config, seed: int, train: Labelled, test: Labelled) -> None:
+        self._config, self._seed, self._train, self._test = config, seed, train, test
+        self.table: dict[str, list[float | str]] = {"kind": [], "network": [], "rate": [], "accuracy": []}
+
+    def sweep(self, kind: str, network: str, rates: Sequence[float]) -> dict[float, _Trained]:
+        """Train at each learning rate, and enter it in the table."""
+        found = {rate: self.train(kind, network, rate) for rate in rates}
+        for rate, trained in found.items():
+            row: list[float | str] = [kind, network, rate, trained.accuracy]
+            for column, value in zip(self.table.values(), row, strict=True):
+                column.append(value)
+        return found
+
+    def train(self, kind: str, network: str, rate: float) -> _Trained:
+        """Train one network; the initial weights and the batches are the same at every rate."""
+        sigmoid, config = kind.startswith("sigmoid"), self._config
+        depth = int(kind.split()[1])
+        model = _build(
+            self._train.images.shape[1], depth, config.width, nn.Sigmoid if sigmoid else nn.ReLU, network, self._seed
+        )
+        losses = self._losses(model, rate, config.sigmoid_steps if sigmoid else config.steps)
+        last = losses[-_LAST:]
+        loss = math.fsum(last) / len(last) if all(map(math.isfinite, last)) else math.inf
+        return _Trained(losses[0], loss, accuracy(model, self._test))
+
+    def _losses(self, model: nn.Module, rate: float, steps: int) -> list[float]:
+        """Return the loss of each step, up to the first that is not finite."""
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        batches = minibatches(self._train, self._config.batch, torch.Generator().manual_seed(self._seed))
+        losses = []
+        for images, labels in islice(batches, steps):
+            optimizer.zero_grad()
+            loss = cross_entropy(model(images), labels)
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                break
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        return losses
+
+
+def _build(
+    inputs: int, depth: int, width: int, activation: Callable[[], nn.Module], network: str, seed: int
+) -> nn.Sequential:
+    """Return a network; the initial weights are the same with and without BN."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for size in (inputs, *[width] * (depth - 1)):
+            layers.append(nn.Linear(size, width))
+            if network == "BN":
+                layers.append(BatchNorm1d(width))
+            layers.append(activation())
+        return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+def _largest(trained: dict[float, _Trained]) -> float:
+    """Return the largest learning rate at which the loss falls; 0 if there is none."""
+    return max((rate for rate, found in trained.items() if found.loss < _LEARNED * found.first), default=0.0)
+
+
+def _flat(data: Labelled) -> Labelled:
+    return Labelled(data.images.flatten(1), data.labels)

@@ -1,0 +1,215 @@
+"""Runs experiments: every seed, then the verdicts, as one record that is kept and not computed twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bnlab
+from bnlab._version import __version__
+from bnlab.errors import UnreadableFile, UsageError
+from bnlab.lab.experiment import Experiment, Observation
+from bnlab.lab.verdict import judge
+from bnlab.records import Column, ExperimentRecord, Figure
+
+__all__ = ["Run", "read_record", "saved"]
+
+_CODE = ("functional", "kernels", "nn", "observe", "remedies", "lab")
+"""The folders of the package whose code a result may depend on, but for other experiments."""
+
+_PACKAGES = {"torch": "torch", "numpy": "numpy", "scikit-learn": "sklearn"}
+"""What a result may depend on: the name of the package, and of its module."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is to be run, validated.
+
+    Attributes:
+        experiment: The experiment.
+        config: Its settings.
+        profile: "quick", "full", or "custom" if a setting was given.
+        seeds: How many, from 0; at least 3 for a verdict.
+        data_dir: Folder with data sets, in the place of `$BNLAB_DATA`.
+    """
+
+    experiment: Experiment[Any]
+    config: Any
+    profile: str
+    seeds: int
+    data_dir: Path | None
+
+    @classmethod
+    def of(
+        cls,
+        experiment: Experiment[Any],
+        *,
+        full: bool = False,
+        seeds: int = 3,
+        data_dir: str | os.PathLike[str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """Validate what was asked for.
+
+        Raises:
+            UsageError: If a setting is unknown, there are too few seeds, or the folder is none.
+        """
+        config = experiment.full if full else experiment.quick
+        known = [setting.name for setting in dataclasses.fields(config)]
+        for name in settings or {}:
+            if name not in known:
+                raise UsageError(f"{experiment.name}: setting must be one of {', '.join(known)}, got {name!r}.")
+        if seeds < 3:
+            raise UsageError(f"{experiment.name}: seeds must be at least 3 for a verdict, got {seeds!r}.")
+        if data_dir is not None and not Path(data_dir).is_dir():
+            raise UsageError(f"{experiment.name}: data_dir must be a folder, got {os.fspath(data_dir)}.")
+        profile = "custom" if settings else "full" if full else "quick"
+        folder = None if data_dir is None else Path(data_dir)
+        with _data_in(folder):
+            resolved = experiment.resolve(dataclasses.replace(config, **(settings or {})))
+        return cls(experiment=experiment, config=resolved, profile=profile, seeds=seeds, data_dir=folder)
+
+    @property
+    def key(self) -> str:
+        """Hash of the settings, the seeds and the code."""
+        text = json.dumps([self.experiment.name, self.profile, _as_text(self.config), self.seeds], sort_keys=True)
+        return hashlib.sha256((text + _code_of(self.experiment)).encode()).hexdigest()
+
+    def path(self, folder: Path) -> Path:
+        """Return where the record is kept."""
+        return folder / f"{self.experiment.name}-{self.profile}-{self.key[:12]}.json"
+
+    def record(self, *, advance: Callable[[float], None] = lambda _: None) -> ExperimentRecord:
+        """Run every seed and judge; `advance` is called with the share of the whole that is done."""
+        start = time.monotonic()
+        with _data_in(self.data_dir):
+            observations = [self._observe(seed, advance) for seed in range(self.seeds)]
+        experiment = self.experiment
+        claims = tuple(judge(claim, [seen.values[claim.key] for seen in observations]) for claim in experiment.claims)
+        figure = experiment.figure(claims)
+        return ExperimentRecord(
+            bnlab=__version__,
+            name=experiment.name,
+            title=experiment.title,
+            source=experiment.source,
+            profile=self.profile,
+            config=_as_text(self.config),
+            key=self.key,
+            seeds=tuple(range(self.seeds)),
+            claims=claims,
+            table=_table([seen.table for seen in observations], figure),
+            figure=figure,
+            versions=_versions(),
+            seconds=round(time.monotonic() - start, 1),
+            notes=observations[0].notes,
+        )
+
+    def _observe(self, seed: int, advance: Callable[[float], None]) -> Observation:
+        def tick(share: float) -> None:
+            advance((seed + min(max(share, 0.0), 1.0)) / self.seeds)
+
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            found = self.experiment.run(self.config, seed, tick)
+        tick(1.0)
+        return found
+
+
+def saved(folder: Path) -> list[ExperimentRecord]:
+    """Return the records in a folder, by name; other JSON files are passed over.
+
+    Raises:
+        UnreadableFile: If a file cannot be read.
+    """
+    found = [read_record(path) for path in sorted(folder.glob("*.json"))]
+    return [record for record in found if record is not None]
+
+
+def read_record(path: Path) -> ExperimentRecord | None:
+    """Return the record in a file; None if it holds something else.
+
+    Raises:
+        UnreadableFile: If it cannot be read.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UnreadableFile(f"{path}: file must be readable, got: {(error.strerror or '').lower()}.") from None
+    except ValueError:
+        return None
+    is_record = isinstance(data, Mapping) and data.get("schema") == ExperimentRecord.schema
+    return ExperimentRecord.from_json(data) if is_record else None
+
+
+@contextmanager
+def _data_in(folder: Path | None) -> Iterator[None]:
+    """Look for data sets in a folder for as long as the block runs."""
+    before = os.environ.get("BNLAB_DATA")
+    if folder is not None:
+        os.environ["BNLAB_DATA"] = str(folder)
+    try:
+        yield
+    finally:
+        if folder is not None:
+            os.environ.pop("BNLAB_DATA")
+            if before is not None:
+                os.environ["BNLAB_DATA"] = before
+
+
+def _as_text(config: Any) -> dict[str, str]:  # noqa: ANN401 - each experiment has a class of its own
+    return {name: str(value) for name, value in dataclasses.asdict(config).items()}
+
+
+def _code_of(experiment: Experiment[Any]) -> str:
+    """Return a hash of the code a result may depend on: the experiment, and what is below it."""
+    root = Path(bnlab.__file__).parent
+    own = Path(inspect.getfile(type(experiment)))
+    digest = hashlib.sha256()
+    for folder in _CODE:
+        for path in sorted((root / folder).rglob("*.py")):
+            shared = path.parent != root / "lab" or path.name.startswith("_")
+            if shared or path == own:
+                digest.update(path.read_bytes())
+    if root not in own.parents:
+        digest.update(own.read_bytes())
+    return digest.hexdigest()
+
+
+def _table(tables: Sequence[Mapping[str, Sequence[float | str]]], figure: Figure) -> tuple[Column, ...]:
+    """Return one table of all seeds: what is drawn as its mean, with "low" and "high"; else as in the first seed."""
+    first = tables[0]
+    drawn = (figure.value or figure.y).column
+    columns = {name: _column(name, values) for name, values in first.items()}
+    if all(isinstance(value, (int, float)) for value in first[drawn]):
+        rows = list(zip(*(table[drawn] for table in tables), strict=True))
+        numbers = [[float(value) for value in row] for row in rows]
+        columns[drawn] = Column(drawn, numbers=tuple(math.fsum(row) / len(row) for row in numbers))
+        columns["low"] = Column("low", numbers=tuple(map(min, numbers)))
+        columns["high"] = Column("high", numbers=tuple(map(max, numbers)))
+    return tuple(columns.values())
+
+
+def _column(name: str, values: Sequence[float | str]) -> Column:
+    if all(isinstance(value, (int, float)) for value in values):
+        return Column(name, numbers=tuple(float(value) for value in values))
+    return Column(name, labels=tuple(str(value) for value in values))
+
+
+def _versions() -> dict[str, str]:
+    installed = {name: importlib.util.find_spec(module) is not None for name, module in _PACKAGES.items()}
+    found = {name: importlib.metadata.version(name) for name, is_there in installed.items() if is_there}
+    return {"python": platform.python_version(), **found}

@@ -1,0 +1,57 @@
+"""Numpy arrays inside a pickle, rebuilt from the inert record of how numpy would have made them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from bnlab.observe.files.pickle_data import Stranger
+from bnlab.observe.files.tensors import StoredTensor, item_bytes, strided
+
+__all__ = ["as_stored_tensor"]
+
+_RECONSTRUCT = frozenset({"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"})
+_DTYPES = {
+    "f8": "float64",
+    "f4": "float32",
+    "f2": "float16",
+    "i8": "int64",
+    "i4": "int32",
+    "i2": "int16",
+    "i1": "int8",
+    "u1": "uint8",
+    "b1": "bool",
+}
+
+
+def as_stored_tensor(value: object) -> StoredTensor | None:
+    """Return the array that a Stranger stands for, or None if it is none of a dtype BN state can have.
+
+    A state dict of numpy arrays is as good as one of tensors: converters from other frameworks write them.
+    """
+    if not (isinstance(value, Stranger) and value.kind.path in _RECONSTRUCT):
+        return None
+    match value.state:
+        case (int(), tuple(shape), Stranger() as kind, bool(fortran), bytes(data)):
+            return _tensor(shape, kind, data, fortran=fortran)
+        case _:
+            return None
+
+
+def _tensor(shape: tuple[Any, ...], kind: Stranger, data: bytes, *, fortran: bool) -> StoredTensor | None:
+    name = kind.arguments[0] if kind.arguments else None
+    dtype = _DTYPES.get(name) if isinstance(name, str) else None
+    size = None if dtype is None else item_bytes(dtype)
+    if dtype is None or size is None or not all(isinstance(n, int) for n in shape):
+        return None
+    order = kind.state[1] if isinstance(kind.state, tuple) and len(kind.state) > 1 else "<"
+    strides = _fortran_strides(shape) if fortran else None
+    read = partial(strided, memoryview(data), dtype, shape, strides=strides, big_endian=order == ">")
+    return StoredTensor(dtype, shape, read)
+
+
+def _fortran_strides(shape: tuple[int, ...]) -> list[int]:
+    strides = [1]
+    for length in shape[:-1]:
+        strides.append(strides[-1] * length)
+    return strides

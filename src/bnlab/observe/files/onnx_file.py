@@ -1,0 +1,231 @@
+"""Reads the BatchNormalization nodes of an ONNX file; the model is parsed, never run."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bnlab.conventions import from_float32, momentum_from_decay
+from bnlab.errors import DamagedFile, MissingPackage, NotACheckpoint
+from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, NetworkState, distinct
+from bnlab.observe.files.tensors import MOST_CHANNELS, coarser, widen
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, NodeProto, TensorProto
+
+__all__ = ["Constants", "layer_name", "looks_like_onnx", "read_onnx", "subgraphs"]
+
+_DEFAULT_EPSILON = 1e-5
+_DEFAULT_MOMENTUM = 0.9
+_PARAMETERS = ("weight", "bias", "running_mean", "running_var")
+_DTYPES = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
+_LARGEST_PROTOBUF = 1 << 31
+_SEPARATORS = "._/"
+
+
+def looks_like_onnx(head: bytes) -> bool:
+    """Whether a file that begins with these bytes may be an ONNX model: field 1, its version, comes first."""
+    return head[:1] == b"\x08"
+
+
+def read_onnx(path: Path, hyperparameters: Hyperparameters) -> Evidence:
+    """Return the BN layers of an ONNX model, with momentum and eps from the nodes unless stated otherwise.
+
+    Parameters may be initializers, also in an external file, or come from Constant, ConstantOfShape or Identity nodes.
+
+    Raises:
+        MissingPackage: If the onnx package is not installed.
+        DamagedFile: If the file, or the external file that holds a BN parameter, cannot be read.
+    """
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError:
+        raise MissingPackage(
+            "file must be readable without the onnx package, got an ONNX model. Install it: pip install 'bnlab[onnx]'."
+        ) from None
+    if path.stat().st_size > _LARGEST_PROTOBUF:
+        raise NotACheckpoint("file must be a checkpoint, got one that is too large for an ONNX model.")
+    try:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except DecodeError:
+        raise DamagedFile("file must be a whole ONNX model, got bytes that do not parse.") from None
+    if not model.graph.node:
+        raise NotACheckpoint("file must be a checkpoint, got an ONNX file without a graph.")
+    layers: list[LayerState] = []
+    left_alone: list[tuple[str, str]] = []
+    for scope, constants in _scopes(model, path.parent):
+        for node in scope.node:
+            if node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx"):
+                layer = _layer(node, constants, hyperparameters)
+                if isinstance(layer, LayerState):
+                    layers.append(layer)
+                else:
+                    left_alone.append((layer_name(node), layer))
+    networks = distinct([NetworkState("", tuple(layers))]) if layers else ()
+    return Evidence(networks, tuple(left_alone))
+
+
+def _scopes(model: Any, folder: Path) -> Iterator[tuple[Any, Constants]]:  # noqa: ANN401 - onnx has no stubs
+    """Yield the graph, its functions and every subgraph of a node with the constants seen there, outer ones first.
+
+    A subgraph sees the names around it, a function only its own.
+    """
+    pending = [(scope, Constants(scope, folder)) for scope in (model.graph, *model.functions)]
+    while pending:
+        scope, constants = pending.pop(0)
+        yield scope, constants
+        for node in scope.node:
+            pending += [(graph, Constants(graph, folder, constants)) for graph in subgraphs(node)]
+
+
+def subgraphs(node: NodeProto) -> list[GraphProto]:
+    """Return the graphs a node holds, such as the branches of an If."""
+    found: list[GraphProto] = []
+    for attribute in node.attribute:
+        found += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+    return found
+
+
+class Constants:
+    """The tensors of a graph or function that are known without running it, by name.
+
+    Args:
+        scope: A graph or function.
+        folder: Where external data lies.
+        around: The constants of the graph around a subgraph.
+        most: The largest number of values worth reading; a tensor with more is read as one of shape (0,).
+    """
+
+    def __init__(
+        self, scope: GraphProto, folder: Path, around: Constants | None = None, *, most: int = MOST_CHANNELS
+    ) -> None:
+        self._folder = folder
+        self._most = most
+        self.tensors: dict[str, TensorProto] = dict(around.tensors) if around else {}
+        self.nodes: dict[str, NodeProto] = dict(around.nodes) if around else {}
+        self.tensors.update((tensor.name, tensor) for tensor in getattr(scope, "initializer", ()))
+        known = ("Constant", "ConstantOfShape", "Identity")
+        self.nodes.update((node.output[0], node) for node in scope.node if node.op_type in known and node.output)
+
+    def find(self, name: str) -> tuple[str, np.ndarray[Any, Any]] | None:
+        """Return stored dtype and values of a tensor, or None where it is computed or fed at run time."""
+        name = self.root(name)
+        if name in self.tensors:
+            return self._read(self.tensors[name])
+        node = self.nodes.get(name)
+        if node is None or node.op_type == "Identity":
+            return None
+        return self._constant(node) if node.op_type == "Constant" else self._constant_of_shape(node)
+
+    def root(self, name: str) -> str:
+        """Return the name a tensor has before the Identity nodes it went through."""
+        seen: set[str] = set()
+        while name in self.nodes and self.nodes[name].op_type == "Identity" and name not in seen:
+            seen.add(name)
+            name = self.nodes[name].input[0]
+        return name
+
+    def _constant(self, node: NodeProto) -> tuple[str, np.ndarray[Any, Any]] | None:
+        for attribute in node.attribute:
+            if attribute.name == "value":
+                return self._read(attribute.t)
+            if attribute.name in ("value_float", "value_floats"):
+                values = attribute.floats if attribute.name == "value_floats" else [attribute.f]
+                return "float32", np.asarray(values, dtype=np.float32)
+        return None
+
+    def _constant_of_shape(self, node: NodeProto) -> tuple[str, np.ndarray[Any, Any]] | None:
+        shape = self.find(node.input[0])
+        if shape is None or shape[1].ndim != 1 or not shape[1].size:
+            return None
+        sides = [int(side) for side in shape[1]]
+        if min(sides) <= 0 or math.prod(sides) > self._most:
+            return None
+        filled = [self._read(attribute.t) for attribute in node.attribute if attribute.name == "value"]
+        dtype, value = filled[0] if filled else ("float32", np.zeros(1, dtype=np.float32))
+        return dtype, np.broadcast_to(value.reshape(-1)[:1], sides)
+
+    def _read(self, tensor: TensorProto) -> tuple[str, np.ndarray[Any, Any]]:
+        import onnx.helper
+        from onnx import numpy_helper
+        from onnx.checker import ValidationError
+
+        if math.prod(tensor.dims) > self._most:
+            return f"onnx type {tensor.data_type}", np.empty((0,))
+        external = {entry.key: entry.value for entry in tensor.external_data}
+        if tensor.external_data and "length" not in external:
+            # to_array would read the whole file, which may hold every weight of the model
+            itemsize = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+            tensor.external_data.add(key="length", value=str(math.prod(tensor.dims) * itemsize))
+        try:
+            values = numpy_helper.to_array(tensor, base_dir=os.fspath(self._folder))
+        except (OSError, ValidationError):
+            location = external.get("location", "?")
+            raise DamagedFile(
+                f"external data of {tensor.name!r} must be readable beside the model, got no such data in {location!r}."
+            ) from None
+        return _DTYPES.get(tensor.data_type, f"onnx type {tensor.data_type}"), values
+
+
+def _layer(node: NodeProto, constants: Constants, known: Hyperparameters) -> LayerState | str:
+    """Return the layer, or why it cannot be read from the file."""
+    if len(node.input) < 5:
+        return f"has {len(node.input)} inputs, a BatchNormalization node has 5"
+    found = {}
+    for key, name in zip(_PARAMETERS, node.input[1:5], strict=True):
+        constant = constants.find(name)
+        if constant is None:
+            return f"{key} ({name!r}) is computed or fed when the model runs"
+        found[key] = constant
+    shapes = {values.shape for _, values in found.values()}
+    shape = min(shapes, key=len)
+    if len(shapes) > 1 or len(shape) != 1 or shape == (0,):
+        return f"parameters have the shapes {sorted(shapes)}, those of a BN layer are all (C,)"
+    unreadable = [dtype for dtype, _ in found.values() if dtype not in _DTYPES.values()]
+    if unreadable:
+        return f"parameters have the dtype {unreadable[0]}"
+    values = {key: widen(array) for key, (_, array) in found.items()}
+    return LayerState(
+        name=layer_name(node),
+        running_mean=values["running_mean"],
+        running_var=values["running_var"],
+        weight=values["weight"],
+        bias=values["bias"],
+        num_batches_tracked=None,
+        dtype=coarser(found["running_mean"][0], found["running_var"][0]),
+        affine_dtype=found["weight"][0],
+        hyperparameters=_hyperparameters(node, known),
+    )
+
+
+def _hyperparameters(node: NodeProto, known: Hyperparameters) -> Hyperparameters:
+    """Return momentum and eps of the node; what the caller stated wins."""
+    stored = {attribute.name: attribute.f for attribute in node.attribute}
+    decay, eps = stored.get("momentum", _DEFAULT_MOMENTUM), stored.get("epsilon", _DEFAULT_EPSILON)
+    stated: dict[str, float | None] = {}
+    if "momentum" in known.assumed and 0 <= decay <= 1:
+        stated["momentum"] = momentum_from_decay(decay)
+    if "eps" in known.assumed and 0 <= eps < math.inf:
+        stated["eps"] = from_float32(eps)
+    return known.stating(**stated)
+
+
+def layer_name(node: NodeProto) -> str:
+    """Return the best name of a layer: that of its parameters, then of its node, then of its output.
+
+    Exporters keep torch's ``layer1.bn1.running_mean``; converters from other frameworks share a prefix such as
+    ``conv1/bn_`` among the four parameters.
+    """
+    parameters = list(node.input[1:5])
+    if len(parameters) == 4 and parameters[2].endswith(".running_mean"):
+        return str(parameters[2]).removesuffix(".running_mean")
+    prefix = str(os.path.commonprefix(parameters))  # noqa: RUF071 - names, not paths
+    if len(prefix) > 1 and prefix[-1] in _SEPARATORS:
+        return prefix.rstrip(_SEPARATORS)
+    return str(node.name or (node.output[0] if node.output else "BatchNormalization"))

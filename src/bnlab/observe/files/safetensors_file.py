@@ -1,0 +1,71 @@
+"""Reads a safetensors file: an 8-byte length, a JSON header, and the bytes of the tensors.
+
+The header is parsed here, not by the safetensors package, because its numpy reader has no bfloat16 and its torch
+reader needs torch; the format is small and frozen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from bnlab.observe.files.content import Content
+from bnlab.observe.files.tensors import StoredTensor, item_bytes, strided
+
+__all__ = ["looks_like_safetensors", "read_safetensors"]
+
+_LENGTH = struct.Struct("<Q")
+_LARGEST_HEADER = 100_000_000  # the limit of the reference implementation
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+def looks_like_safetensors(head: bytes) -> bool:
+    """Whether a file that begins with these bytes may be a safetensors file."""
+    return len(head) > _LENGTH.size and _LENGTH.unpack_from(head)[0] <= _LARGEST_HEADER and head[8:9] == b"{"
+
+
+def read_safetensors(content: Content) -> dict[str, StoredTensor]:
+    """Return every tensor of the file by name; none is read yet.
+
+    Raises:
+        ValueError, TypeError: If the header is no header, or promises tensors that the file does not hold.
+    """
+    if len(content) < _LENGTH.size:
+        raise ValueError("its header is cut off")
+    (length,) = _LENGTH.unpack_from(content)
+    start = _LENGTH.size + length
+    if length > _LARGEST_HEADER or start > len(content):
+        raise ValueError(f"its header claims {length} bytes, the file has {len(content)}")
+    header = json.loads(content[_LENGTH.size : start])
+    if not isinstance(header, dict):
+        raise TypeError("its header is not a JSON object")
+    data = memoryview(content)[start:]
+    return {name: _tensor(name, entry, data) for name, entry in header.items() if name != "__metadata__"}
+
+
+def _tensor(name: str, entry: Mapping[str, Any], data: memoryview) -> StoredTensor:
+    try:
+        kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise ValueError(f"its header describes {name!r} wrongly") from None
+    dtype = _DTYPES.get(kind, str(kind))
+    whole = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)) and begin <= end <= len(data)
+    size = item_bytes(dtype)
+    if not whole or (size is not None and end - begin != math.prod(shape) * size):
+        raise ValueError(f"tensor {name!r} does not fit into the file")
+    return StoredTensor(dtype, shape, partial(strided, data[begin:end], dtype, shape))

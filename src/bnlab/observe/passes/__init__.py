@@ -1,0 +1,1 @@
+"""Passes of batches through a model, which is untouched afterwards."""

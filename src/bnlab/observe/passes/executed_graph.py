@@ -1,0 +1,242 @@
+"""What a forward pass really does: which function takes which tensor, by tensor identity during one run."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _torchs_own
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
+
+from bnlab.observe.passes.batches import run_batch, tensors_in
+
+__all__ = ["Call", "ExecutedGraph", "execute"]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor between two calls.
+
+    Attributes:
+        id: Number of the value; a tensor changed in place becomes a new one.
+        shape: Its shape.
+        dtype: Its dtype.
+    """
+
+    id: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Call:
+    """One function that ran, or one BN layer.
+
+    Attributes:
+        function: The function; None for a BN layer.
+        arguments: Positional arguments, with values in the place of tensors.
+        keywords: Keyword arguments, likewise.
+        modules: Paths of the modules that were running, outermost first; ends with the BN layer itself.
+        inputs: Every value that goes in.
+        outputs: Every value that comes out.
+    """
+
+    function: Callable[..., Any] | None
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    modules: tuple[str, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class ExecutedGraph:
+    """The calls of one forward pass in order.
+
+    Attributes:
+        calls: Functions outside BN layers, and BN layers.
+        kept: Numbers of the values that outlive the pass: outputs of the model, and what a module holds on to.
+        exposed: Numbers of the values that a hook saw go into or come out of a module, or that something still holds
+            after the pass: a list of the caller's, an object in the output.
+        tensors: Numbers of the parameters and buffers as they were before the pass, by every path they have.
+    """
+
+    calls: tuple[Call, ...]
+    kept: frozenset[int]
+    exposed: frozenset[int] = frozenset()
+    tensors: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def _consumers(self) -> dict[int, list[Call]]:
+        consumers: dict[int, list[Call]] = {}
+        for call in self.calls:
+            for value in {value.id for value in call.inputs}:
+                consumers.setdefault(value, []).append(call)
+        return consumers
+
+    @cached_property
+    def _producers(self) -> dict[int, Call]:
+        return {value.id: call for call in self.calls for value in call.outputs}
+
+    def consumers(self, value: int) -> Sequence[Call]:
+        """Return the calls that take the value of this number and give tensors; looking at a shape is none."""
+        return self._consumers.get(value, [])
+
+    def producer(self, value: int) -> Call | None:
+        """Return the call the value of this number came from; None for inputs and parameters."""
+        return self._producers.get(value)
+
+    def of_layer(self, path: str) -> list[Call]:
+        """Return the calls of a BN layer."""
+        return [call for call in self.calls if call.function is None and call.modules[-1] == path]
+
+
+def execute(model: nn.Module, example: Any, layers: Collection[nn.Module] | None = None) -> ExecutedGraph:
+    """Run a model on one batch and return what happened. The caller puts modes and buffers back.
+
+    Args:
+        model: Any module.
+        example: A batch.
+        layers: The BN layers, whose insides are not looked at; every layer of torch and bnlab if None.
+    """
+    found = [module for module in model.modules() if isinstance(module, _BatchNorm)] if layers is None else layers
+    recorder = _Recorder({module: name for name, module in model.named_modules()}, frozenset(found))
+    own = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    tensors = {name: recorder.value(tensor).id for name, tensor in own if not is_lazy(tensor)}
+    with recorder.watching_modules(), recorder:
+        output = run_batch(model, example)
+    held = [tensor for module in model.modules() for tensor in tensors_in(_attributes(module))]
+    kept = {recorder.value(tensor).id for tensor in [*tensors_in(output), *held]}
+    return ExecutedGraph(tuple(recorder.calls), frozenset(kept), frozenset(recorder.hooked | recorder.held()), tensors)
+
+
+def _attributes(module: nn.Module) -> list[object]:
+    containers = ("_parameters", "_buffers", "_modules")
+    return [value for key, value in vars(module).items() if key not in containers and not key.endswith("_hooks")]
+
+
+class _Recorder(TorchFunctionMode):
+    """Writes down every function that takes or gives tensors while it is active."""
+
+    def __init__(self, names: dict[nn.Module, str], layers: frozenset[nn.Module]) -> None:
+        super().__init__()
+        self._layers = layers
+        self.calls: list[Call] = []
+        self.hooked: set[int] = set()
+        self._names = names
+        self._running: list[nn.Module] = []
+        self._layers_running = 0
+        self._values: dict[int, Value] = {}
+        self._alive: list[Tensor] = []  # an id means something only as long as its tensor lives
+
+    def value(self, tensor: Tensor) -> Value:
+        """Return the value a tensor is at the moment."""
+        return self._values[id(tensor)] if id(tensor) in self._values else self._new_value(tensor)
+
+    def _new_value(self, tensor: Tensor) -> Value:
+        self._alive.append(tensor)
+        self._values[id(tensor)] = Value(len(self._alive), tuple(tensor.shape), tensor.dtype)
+        return self._values[id(tensor)]
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        keywords = kwargs or {}
+        inputs = [] if self._layers_running else [self.value(t) for t in tensors_in([args, keywords])]
+        result = func(*args, **keywords)
+        if not self._layers_running:
+            self._record(func, args, keywords, inputs, result)
+        return result
+
+    def _record(
+        self,
+        function: Callable[..., Any] | None,
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        inputs: list[Value],
+        result: object,
+    ) -> None:
+        given = [arguments[0]] if function is Tensor.__setitem__ else tensors_in(result)
+        if not given:
+            return
+        known = {id(tensor): value for tensor, value in zip(tensors_in([arguments, keywords]), inputs, strict=True)}
+        place = _replacing(known)
+        modules = tuple(self._names[module] for module in self._running if module in self._names)
+        outputs = tuple(self._new_value(tensor) for tensor in given)
+        self.calls.append(Call(function, place(arguments), place(keywords), modules, tuple(inputs), outputs))
+
+    def held(self) -> set[int]:
+        """Return the values that something else than this recorder refers to."""
+        times = Counter(map(id, self._alive))
+        probe = torch.empty(0)
+        usual = _references([probe])[0] - 1
+        own = dict(zip(map(id, self._alive), _references(self._alive), strict=True))
+        held = {key for key, count in own.items() if count - times[key] >= usual}
+        return {number for number, tensor in enumerate(self._alive, start=1) if id(tensor) in held}
+
+    def _note_hooked(self, module: nn.Module, *seen: object) -> None:
+        """Note what hooks of a module see of what goes in and comes out."""
+        if not self._layers_running and (module._forward_hooks or module._forward_pre_hooks):  # noqa: SLF001
+            self.hooked |= {self.value(tensor).id for tensor in tensors_in(seen)}
+
+    @contextmanager
+    def watching_modules(self) -> Iterator[None]:
+        """Follow which modules run; a BN layer is one call, whatever happens inside."""
+        inputs: list[tuple[tuple[Any, ...], list[Value]]] = []
+
+        def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            if module not in self._names:
+                return
+            self._running.append(module)
+            if module in self._layers:
+                if not self._layers_running:
+                    inputs.append((arguments, [self.value(t) for t in tensors_in(arguments)]))
+                self._layers_running += 1
+            else:
+                self._note_hooked(module, arguments)
+
+        def leave(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: object) -> None:
+            if module not in self._names:
+                return
+            if module in self._layers:
+                self._layers_running -= 1
+                if not self._layers_running:
+                    taken, values = inputs.pop()  # what goes in by name is seen only here
+                    values += [self.value(tensor) for tensor in tensors_in(keywords)]
+                    self._record(None, taken, keywords, values, output)
+            else:
+                self._note_hooked(module, arguments, keywords, output)
+            self._running.pop()
+
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, with_kwargs=True)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+                _torchs_own._global_forward_hooks_with_kwargs.pop(handle.id, None)  # noqa: SLF001 - torch forgets it
+
+
+def _references(tensors: list[Tensor]) -> list[int]:
+    return [sys.getrefcount(tensor) for tensor in tensors]
+
+
+def _replacing(values: dict[int, Value]) -> Callable[[Any], Any]:
+    def replace(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            return values[id(item)]
+        if isinstance(item, dict):
+            return {key: replace(part) for key, part in item.items()}
+        return type(item)(map(replace, item)) if type(item) in (tuple, list) else item
+
+    return replace

@@ -1,0 +1,13 @@
+"""Every remedy that repair applies, in the order in which it does: what keeps the output first."""
+
+from __future__ import annotations
+
+from bnlab.remedies.drop_bias import DropBias
+from bnlab.remedies.freeze.freeze import Freeze
+from bnlab.remedies.recalibrate import Recalibrate
+from bnlab.remedies.remedy import Remedy
+from bnlab.remedies.set_momentum import SetMomentum
+
+__all__ = ["REMEDIES_IN_ORDER"]
+
+REMEDIES_IN_ORDER: tuple[Remedy, ...] = (DropBias(), SetMomentum(), Recalibrate(), Freeze())

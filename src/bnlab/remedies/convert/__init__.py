@@ -1,0 +1,1 @@
+"""Turning BN layers into those of another class, and back."""

@@ -1,0 +1,137 @@
+"""convert: between the BN layers of torch and bnlab, and to GroupNorm and InstanceNorm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+from bnlab._version import __version__
+from bnlab.errors import UsageError
+from bnlab.observe.discover import batch_norm_layers
+from bnlab.observe.passes.executed_graph import execute
+from bnlab.observe.passes.untouched import said, untouched
+from bnlab.records import Changes, Safety
+from bnlab.remedies._conversion import Conversion, plan
+from bnlab.remedies.convert.families import family_of
+from bnlab.remedies.convert.fuse import fuse_followers
+from bnlab.remedies.convert.target import Target
+from bnlab.remedies.receipt import Receipt
+from bnlab.remedies.undo import UndoStack
+
+__all__ = ["convert"]
+
+
+def convert(
+    model: nn.Module,
+    to: Callable[..., nn.Module],
+    *,
+    layers: Iterable[str] | None = None,
+    fuse: bool = False,
+    example: Any = None,  # noqa: ANN401 - a batch may be anything
+) -> Receipt:
+    """Turn the BN layers of a model into another variant, in place, and keep everything else.
+
+    Weights, buffers, eps, momentum, dtype, device, mode, requires_grad, hooks, names, and the objects themselves are
+    kept. Exceptions: GroupNorm and InstanceNorm drop the running statistics, and a frozen layer requires no gradient
+    until it is converted on.
+
+    Args:
+        model: Any module with BN layers: those of torch.nn, SyncBatchNorm included, and of bnlab.nn.
+        to: A BN layer class of bnlab.nn or torch.nn, torch.nn.GroupNorm or InstanceNorm, or a `functools.partial` of
+            one with arguments of its own. BatchNorm2d stands for 1d and 3d too: each layer keeps its rank.
+        layers: Paths, or patterns such as "layer4.*"; every BN layer if None.
+        fuse: Whether the layers of bnlab also take in the activation or residual addition that follows each of them
+            where the model runs `example`. A module whose forward is rewritten for it becomes a subclass of its class.
+        example: A batch to run the model on; needed to fuse, and to know the rank of a SyncBatchNorm if `to` has none.
+
+    Returns:
+        The receipt; its `undo()` turns every layer back, and keeps what was trained meanwhile.
+
+    Raises:
+        NoBatchNorm: If there is no BN layer.
+        UsageError: If an argument is wrong; if a layer does more than BN and one of the activations bnlab knows,
+            which converting it would lose; or if the fused model does not give the output and gradients it gave before.
+            The model is then as it was.
+
+    Example:
+        >>> import bnlab
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        >>> receipt = bnlab.convert(model, bnlab.nn.BatchNorm2d, fuse=True, example=torch.randn(2, 3, 8, 8))
+        >>> print(receipt)
+        convert: 2 layers changed, output kept
+          class: torch.nn.BatchNorm2d -> bnlab.nn.BatchNorm2d (1)
+          class: torch.nn.ReLU -> torch.nn.Identity (2)
+          activation: None -> relu (1)
+        >>> type(receipt.undo()[1])
+        <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
+    """
+    target = Target.of(to)
+    found = batch_norm_layers(model, layers)
+    if hasattr(model, "_orig_mod"):
+        raise UsageError("convert: the model must not be compiled yet, got a compiled one. Compile it afterwards.")
+    if example is not None and any(is_lazy(parameter) for parameter in model.parameters()):
+        raise UsageError("convert: the model must know its shapes, got a lazy layer. Run one batch first.")
+    if fuse and (example is None or not target.family.is_ours):
+        got = "no example" if example is None else f"{to!r}"
+        raise UsageError(f"convert: fuse must come with an example and a layer class of bnlab.nn, got {got}.")
+    steps = _planned(model, found, target, example)
+    changes = [change for step in steps for change in step.changes()]
+    left_alone = []
+    with UndoStack() as undo:
+        for step in steps:
+            undo.push(step.layer, step.apply())
+        if fuse:
+            fused = fuse_followers(model, example, found, undo)
+            changes += fused.changes
+            left_alone += fused.left_alone
+        undo.seal()
+    record = Changes(
+        bnlab=__version__,
+        action="convert",
+        safety=Safety.EXACT if all(step.keeps_output for step in steps) else Safety.BEHAVIOUR,
+        changes=tuple(changes),
+        left_alone=tuple(left_alone),
+    )
+    return Receipt(model, record, undo.take_back)
+
+
+def _planned(model: nn.Module, found: Mapping[str, _BatchNorm], target: Target, example: object) -> list[Conversion]:
+    """Plan every layer before the first is touched; refuse all if one must be refused."""
+    ranks = {} if example is None else _executed_ranks(model, found, example)
+    steps: list[Conversion] = []
+    refusals: list[UsageError] = []
+    for path, layer in found.items():
+        step = _step_or_refusal(path, layer, target, ranks.get(path))
+        if isinstance(step, UsageError):
+            refusals.append(step)
+        elif step is not None:
+            steps.append(step)
+    if len(refusals) > 1:
+        others = ", ".join(str(error).partition(":")[0] for error in refusals[1:])
+        raise UsageError(f"{refusals[0]} Refused too: {others}.")
+    if refusals:
+        raise refusals[0]
+    return steps
+
+
+def _step_or_refusal(path: str, layer: _BatchNorm, target: Target, rank: int | None) -> Conversion | UsageError | None:
+    try:
+        return plan(path, layer, target, rank)
+    except UsageError as refusal:
+        return refusal
+
+
+def _executed_ranks(model: nn.Module, found: Mapping[str, _BatchNorm], example: object) -> dict[str, int]:
+    """Return the number of spatial dimensions that layers of any rank get; (N, C) counts as one."""
+    families = {path: family_of(type(layer)) for path, layer in found.items()}
+    if all(family is None or family[0].has_ranks for family in families.values()):
+        return {}
+    with untouched(model), torch.no_grad(), said("forward must run on the example"):
+        graph = execute(model.eval(), example)
+    calls = {path: graph.of_layer(path) for path in found}
+    return {path: max(1, len(ran[0].inputs[0].shape) - 2) for path, ran in calls.items() if ran}

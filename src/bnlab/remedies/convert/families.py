@@ -1,0 +1,72 @@
+"""Which layer classes are variants of one another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+import bnlab.nn as ours
+from bnlab.nn.base import BatchNormBase
+
+__all__ = ["FAMILIES", "Family", "family_of"]
+
+RANKS = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Classes that differ only by the number of spatial dimensions.
+
+    Attributes:
+        classes: The class for each of them; 1 stands for (N, C) too.
+        is_plain: Whether they compute plain BN, in either mode.
+        keeps_statistics: Whether they have the state of a BN layer; GroupNorm and InstanceNorm have not.
+    """
+
+    classes: Mapping[int, type[nn.Module]]
+    is_plain: bool = False
+    keeps_statistics: bool = True
+
+    @property
+    def has_ranks(self) -> bool:
+        """Whether there is a class of its own per rank."""
+        return len(set(self.classes.values())) > 1
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether its layers are bnlab's, with an activation, a residual and a mask."""
+        return issubclass(self.classes[1], BatchNormBase)
+
+    def rank_of(self, kind: type) -> int | None:
+        """Return the number of spatial dimensions a class is for; None if for any."""
+        return next((rank for rank in RANKS if self.has_ranks and issubclass(kind, self.classes[rank])), None)
+
+
+def _of(module: object, name: str, *, is_plain: bool = False, keeps_statistics: bool = True) -> Family:
+    classes = {rank: getattr(module, f"{name}{rank}d") for rank in RANKS}
+    return Family(classes, is_plain, keeps_statistics)
+
+
+FROZEN = _of(ours, "FrozenBatchNorm")
+GROUP = Family(dict.fromkeys(RANKS, nn.GroupNorm), keeps_statistics=False)
+FAMILIES = (
+    _of(ours, "BatchNorm", is_plain=True),
+    FROZEN,
+    _of(ours, "GhostBatchNorm"),
+    _of(ours, "BatchRenorm"),
+    _of(nn, "BatchNorm", is_plain=True),
+    Family(dict.fromkeys(RANKS, nn.SyncBatchNorm), is_plain=True),
+    GROUP,
+    _of(nn, "InstanceNorm", keeps_statistics=False),
+)
+
+
+def family_of(kind: type) -> tuple[Family, type[nn.Module]] | None:
+    """Return the family of a class, and the member of it that the class is or derives from."""
+    for base in kind.__mro__:
+        for family in FAMILIES:
+            if base in family.classes.values():
+                return family, base
+    return None

@@ -1,0 +1,174 @@
+"""What follows a BN layer in the executed graph: an activation, the addition of a residual, or both."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+
+from bnlab.functional.batch_norm import Activation
+from bnlab.observe.passes.executed_graph import Call, ExecutedGraph
+
+__all__ = ["Followers", "activation_of", "activation_of_module", "followers", "has_hooks", "is_addition", "takes_place"]
+
+_ARGUMENTS: dict[Activation, dict[str, object]] = {
+    "relu": {"inplace": None},
+    "relu6": {"inplace": None},
+    "leaky_relu": {"negative_slope": 0.01, "inplace": None},
+    "elu": {"alpha": 1.0, "inplace": None},
+    "silu": {"inplace": None},
+    "gelu": {"approximate": "none"},
+    "hardswish": {"inplace": None},
+    "sigmoid": {},
+    "tanh": {},
+}
+"""The arguments behind the input, in order, with the default, which is what bnlab computes; None where any will do."""
+
+_HARDTANH_IS_RELU6 = {"min_val": 0.0, "max_val": 6.0}
+"""torch.nn.ReLU6 is a Hardtanh with these arguments."""
+
+_FUNCTIONS: dict[Callable[..., Any], Activation] = {
+    F.relu: "relu",
+    F.relu_: "relu",
+    torch.relu: "relu",
+    torch.relu_: "relu",
+    Tensor.relu: "relu",
+    Tensor.relu_: "relu",
+    F.relu6: "relu6",
+    F.leaky_relu: "leaky_relu",
+    F.leaky_relu_: "leaky_relu",
+    F.elu: "elu",
+    F.elu_: "elu",
+    F.silu: "silu",
+    F.gelu: "gelu",
+    F.hardswish: "hardswish",
+    F.sigmoid: "sigmoid",
+    torch.sigmoid: "sigmoid",
+    torch.sigmoid_: "sigmoid",
+    Tensor.sigmoid: "sigmoid",
+    Tensor.sigmoid_: "sigmoid",
+    F.tanh: "tanh",
+    torch.tanh: "tanh",
+    torch.tanh_: "tanh",
+    Tensor.tanh: "tanh",
+    Tensor.tanh_: "tanh",
+}
+
+_MODULES: dict[type[nn.Module], Activation] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.LeakyReLU: "leaky_relu",
+    nn.ELU: "elu",
+    nn.SiLU: "silu",
+    nn.GELU: "gelu",
+    nn.Hardswish: "hardswish",
+    nn.Sigmoid: "sigmoid",
+    nn.Tanh: "tanh",
+}
+
+_ADDITIONS = (
+    operator.add,
+    operator.iadd,
+    torch.add,
+    Tensor.add,
+    Tensor.add_,
+    Tensor.__add__,
+    Tensor.__iadd__,
+    Tensor.__radd__,
+)
+
+
+@dataclass(frozen=True)
+class Followers:
+    """What a BN layer can take in.
+
+    Attributes:
+        activation: Name of the activation, or None.
+        residual: Whether a residual is added first.
+        last: The last call that is taken in.
+    """
+
+    activation: Activation | None
+    residual: bool
+    last: Call
+
+
+def activation_of(
+    function: Callable[..., Any] | None, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> Activation | None:
+    """Return which activation of bnlab a call is, with the same parameters, or None."""
+    if function is F.hardtanh:
+        given = {**dict(zip((*_HARDTANH_IS_RELU6, "inplace"), arguments[1:], strict=False)), **keywords}
+        return "relu6" if {**given, "inplace": None} == {**_HARDTANH_IS_RELU6, "inplace": None} else None
+    name = _FUNCTIONS.get(function) if function is not None else None
+    if name is None or not arguments:
+        return None
+    usual = _ARGUMENTS[name]
+    given = {**dict(zip(usual, arguments[1:], strict=False)), **keywords}
+    same = all(key in usual and (usual[key] is None or usual[key] == value) for key, value in given.items())
+    return name if same and len(arguments) <= len(usual) + 1 else None
+
+
+def activation_of_module(module: nn.Module) -> Activation | None:
+    """Return which activation of bnlab a module is, with the same parameters, or None."""
+    name = _MODULES.get(type(module))
+    if name is None:
+        return None
+    same = all(usual is None or getattr(module, key) == usual for key, usual in _ARGUMENTS[name].items())
+    return name if same else None
+
+
+def is_addition(function: Callable[..., Any] | None, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> bool:
+    """Whether a call adds two things and does nothing else."""
+    return function in _ADDITIONS and len(arguments) == 2 and keywords.get("alpha", 1) == 1 and not keywords.get("out")
+
+
+def takes_place(function: Callable[..., Any] | None) -> bool:
+    """Whether an addition changes its first argument in place."""
+    return function in (operator.iadd, Tensor.add_, Tensor.__iadd__)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a hook looks at what goes into a module or comes out of it."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for kind in kinds)
+
+
+def followers(graph: ExecutedGraph, path: str) -> Followers | str:
+    """Return what follows the BN layer at `path` and can be taken in, or why nothing can."""
+    calls = graph.of_layer(path)
+    if len(calls) != 1:
+        return f"it ran {len(calls)} times in one forward pass"
+    call = calls[0]
+    if len(call.inputs) != 1 or len(call.outputs) != 1:
+        return "it is called with a residual or a mask already"
+    output = call.outputs[0]
+    following = _only_consumer(graph, output.id)
+    if following is None:
+        return "its output is used more than once, or returned"
+    activation = activation_of(following.function, following.arguments, following.keywords)
+    if activation is not None:
+        return Followers(activation, residual=False, last=following)
+    if not is_addition(following.function, following.arguments, following.keywords):
+        return "no activation and no addition follows"
+    if takes_place(following.function) and following.inputs[0] != output:
+        return "it is added to another tensor in place"
+    if len(following.inputs) != 2 or following.inputs[0] == following.inputs[1]:
+        return "what is added to it is no other tensor"
+    first, second = following.inputs
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
+        return "what is added to it has another shape or dtype"
+    behind = _only_consumer(graph, following.outputs[0].id)
+    activation = None if behind is None else activation_of(behind.function, behind.arguments, behind.keywords)
+    last = following if activation is None or behind is None else behind
+    return Followers(activation, residual=True, last=last)
+
+
+def _only_consumer(graph: ExecutedGraph, value: int) -> Call | None:
+    consumers = graph.consumers(value)
+    return consumers[0] if len(consumers) == 1 and value not in graph.kept else None

@@ -1,0 +1,216 @@
+"""Taking the activation or residual addition that follows a BN layer into the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnlab.errors import UsageError
+from bnlab.nn.base import BatchNormBase
+from bnlab.observe.passes.executed_graph import Call, ExecutedGraph, execute
+from bnlab.observe.passes.untouched import said, untouched
+from bnlab.records import Change, LeftAlone
+from bnlab.remedies._conversion import class_name
+from bnlab.remedies._rewritten import rewritten_class
+from bnlab.remedies.convert.become import become
+from bnlab.remedies.convert.followers import Followers, activation_of_module, followers, has_hooks
+from bnlab.remedies.convert.rewrite import NotRewritable, fused_graph, traced
+from bnlab.remedies.undo import UndoStack
+from bnlab.remedies.witness import differences, testimony
+
+__all__ = ["Fused", "fuse_followers"]
+
+_TOLERANCE = 1e3
+"""Largest difference of a gradient, in eps of the dtype: terms of a sum may come in another order."""
+
+
+@dataclass
+class Fused:
+    """What was taken in, and what was not."""
+
+    changes: list[Change] = field(default_factory=list)
+    left_alone: list[LeftAlone] = field(default_factory=list)
+
+
+def fuse_followers(
+    model: nn.Module,
+    example: Any,  # noqa: ANN401 - a batch may be anything
+    layers: Mapping[str, _BatchNorm],
+    undo: UndoStack,
+) -> Fused:
+    """Fuse layers of bnlab with what follows them where the model runs the example.
+
+    In a Sequential an activation module behind a layer becomes an Identity; elsewhere the activation or addition is
+    taken out of the forward of the module it runs in.
+
+    Args:
+        model: Changed in place.
+        example: A batch that the model takes in either mode.
+        layers: The layers to fuse, of bnlab, by path.
+        undo: Gets what takes each change back.
+
+    Raises:
+        UsageError: If output, gradients or buffers are not those of the model before.
+    """
+    with said("forward must run on the example in either mode"):
+        before = testimony(model, example)
+    if not any(before[f"output in {mode} mode"] for mode in ("train", "eval")):
+        raise UsageError("convert: the model must return tensors to prove that fusing changed nothing, got none.")
+    graphs = _executed(model, example)
+    fused = Fused()
+    wanted: dict[str, Followers] = {}
+    for path, layer in layers.items():
+        found = _followers(layer, path, graphs)
+        if isinstance(found, Followers):
+            wanted[path] = found
+        else:
+            fused.left_alone.append(LeftAlone(path, found))
+    _settle_shared_additions(wanted, fused)
+    _replace_activation_modules(model, wanted, graphs, fused, undo)
+    _rewrite_containers(model, wanted, graphs[0], fused, undo)
+    _prove(before, testimony(model, example))
+    return fused
+
+
+def _executed(model: nn.Module, example: Any) -> tuple[ExecutedGraph, ExecutedGraph]:  # noqa: ANN401
+    graphs = []
+    for training in (True, False):
+        with untouched(model), torch.no_grad():
+            graphs.append(execute(model.train(training), example))
+    return graphs[0], graphs[1]
+
+
+def _followers(layer: _BatchNorm, path: str, graphs: tuple[ExecutedGraph, ExecutedGraph]) -> Followers | str:
+    if not isinstance(layer, BatchNormBase):
+        return "it is no layer of bnlab"
+    if layer.activation is not None:
+        return "it has an activation already"
+    if has_hooks(layer):
+        return "a hook looks at its output"
+    in_train, in_eval = (followers(graph, path) for graph in graphs)
+    if isinstance(in_train, str) or isinstance(in_eval, str):
+        return in_train if isinstance(in_train, str) else str(in_eval)
+    if (in_train.activation, in_train.residual) != (in_eval.activation, in_eval.residual):
+        return "what follows it differs between train mode and eval mode"
+    return in_train
+
+
+def _settle_shared_additions(wanted: dict[str, Followers], fused: Fused) -> None:
+    """Where two BN layers are added to each other one takes the sum in: that of the forward in which they are added."""
+    by_sum: dict[int, list[str]] = {}
+    for path, found in wanted.items():
+        if found.residual:
+            by_sum.setdefault(id(found.last), []).append(path)
+    for paths in by_sum.values():
+        paths.sort(key=lambda path: path.count("."))
+        for path in paths[1:]:
+            del wanted[path]
+            fused.left_alone.append(LeftAlone(path, f"what it is added to is taken in by {paths[0]}"))
+
+
+def _replace_activation_modules(
+    model: nn.Module,
+    wanted: dict[str, Followers],
+    graphs: tuple[ExecutedGraph, ExecutedGraph],
+    fused: Fused,
+    undo: UndoStack,
+) -> None:
+    """Make an Identity of every activation module that stands behind its layer in a Sequential and nowhere else."""
+    by_module: dict[str, list[str]] = {}
+    for path, found in wanted.items():
+        if not found.residual and activation_of_module(_innermost(model, found.last)) is not None:
+            by_module.setdefault(found.last.modules[-1], []).append(path)
+    for name, paths in by_module.items():
+        module = model.get_submodule(name)
+        calls = [sum(call.modules[-1:] == (name,) for call in graph.calls) for graph in graphs]
+        if (
+            calls != [len(paths)] * 2
+            or has_hooks(module)
+            or not all(_side_by_side(model, path, name) for path in paths)
+        ):
+            continue
+        fused.changes.append(Change(name, "class", class_name(type(module)), class_name(nn.Identity)))
+        undo.push(module, become(module, nn.Identity(), plain=type(module)()))
+        for path in paths:
+            _activate(model.get_submodule(path), path, wanted.pop(path).activation, fused, undo)
+
+
+def _side_by_side(model: nn.Module, layer: str, activation: str) -> bool:
+    """Whether a Sequential runs one right behind the other, and the model knows either by one name only."""
+    parent, _, last = layer.rpartition(".")
+    sequence = model.get_submodule(parent)
+    if not isinstance(sequence, nn.Sequential) or type(sequence).forward is not nn.Sequential.forward:
+        return False
+    names = [f"{parent}.{name}".removeprefix(".") for name in sequence._modules]  # noqa: SLF001
+    pair = (model.get_submodule(layer), model.get_submodule(activation))
+    once = all(sum(other is m for _, other in model.named_modules(remove_duplicate=False)) == 1 for m in pair)
+    return once and bool(last) and names[names.index(layer) + 1 :][:1] == [activation]
+
+
+def _rewrite_containers(
+    model: nn.Module, wanted: dict[str, Followers], graph: ExecutedGraph, fused: Fused, undo: UndoStack
+) -> None:
+    """Rewrite the forward of every module in which a layer and what follows it run."""
+    by_container: dict[str, list[str]] = {}
+    for path, found in wanted.items():
+        caller = graph.of_layer(path)[0].modules[-2] if path else ""
+        if _container(model, found.last) != caller:
+            fused.left_alone.append(LeftAlone(path, "what follows it runs in another module"))
+        elif isinstance(model.get_submodule(caller), nn.Sequential) or not path:
+            fused.left_alone.append(LeftAlone(path, "the activation module behind it is used elsewhere too, or hooked"))
+        else:
+            by_container.setdefault(caller, []).append(path)
+    for name, paths in by_container.items():
+        container = model.get_submodule(name)
+        inside = {path.removeprefix(f"{name}."): wanted[path].residual for path in paths}
+        try:
+            new_graph = traced(container)
+            activations = fused_graph(container, new_graph, inside)
+        except NotRewritable as reason:
+            fused.left_alone += [LeftAlone(path, str(reason)) for path in paths]
+            continue
+        old_kind = type(container)
+        undo.push(container, partial(setattr, container, "__class__", old_kind))
+        container.__class__ = rewritten_class(old_kind, new_graph)
+        fused.changes.append(Change(name, "forward", class_name(old_kind), "rewritten for its fused layers"))
+        for path, activation, residual in zip(paths, activations.values(), inside.values(), strict=True):
+            if residual:
+                layer = model.get_submodule(path)
+                layer.takes_residual = True  # type: ignore[assignment]
+                undo.push(layer, partial(vars(layer).pop, "takes_residual", None))
+                fused.changes.append(Change(path, "residual", "-", "taken in"))
+            _activate(model.get_submodule(path), path, activation, fused, undo)
+
+
+def _activate(layer: nn.Module, path: str, activation: str | None, fused: Fused, undo: UndoStack) -> None:
+    if activation is not None:
+        undo.push(layer, partial(setattr, layer, "activation", None))
+        layer.activation = activation  # type: ignore[assignment]
+        fused.changes.append(Change(path, "activation", "None", activation))
+
+
+def _innermost(model: nn.Module, call: Call) -> nn.Module:
+    return model.get_submodule(call.modules[-1])
+
+
+def _container(model: nn.Module, call: Call) -> str:
+    """Return the path of the module whose forward made a call, directly or by an activation module."""
+    inside = activation_of_module(_innermost(model, call)) is not None and len(call.modules) > 1
+    return call.modules[-2] if inside else call.modules[-1]
+
+
+def _prove(before: Mapping[str, list[torch.Tensor | None]], after: Mapping[str, list[torch.Tensor | None]]) -> None:
+    for what, difference in differences(dict(before), dict(after)).items():
+        dtypes = {tensor.dtype for tensor in before[what] if tensor is not None and tensor.is_floating_point()}
+        allowed = _TOLERANCE * max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
+        if not difference <= allowed:
+            raise UsageError(
+                f"convert: the fused model must give the {what} it gave before, got a difference of {difference:.2g} "
+                f"of the largest value. Leave fuse out, or name the layers to fuse with layers=."
+            )

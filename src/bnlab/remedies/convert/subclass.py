@@ -1,0 +1,109 @@
+"""What a subclass of a BN layer does beyond BN."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bnlab.functional.batch_norm import ACTIVATIONS, Activation
+from bnlab.remedies.source import NotReadable, require_plain_subclass
+
+__all__ = ["activation_inside", "own_behaviour"]
+
+_HARMLESS = frozenset({"extra_repr", "__init__", "__repr__", "__str__", "__constants__", "forward", "__slots__"})
+
+
+def own_behaviour(kind: type, base: type) -> str | None:
+    """Return a method or attribute, other than `forward`, that a subclass defines and a conversion would lose."""
+    for cls in kind.__mro__:
+        if cls not in base.__mro__:
+            for name, value in vars(cls).items():
+                if name not in _HARMLESS and (callable(value) or not name.startswith("__")):
+                    return name
+    return None
+
+
+def activation_inside(layer: _BatchNorm, base: type[nn.Module], spatial: int) -> Activation | None:
+    """Return the activation that the forward of a subclass applies to BN; None if it is BN alone.
+
+    A copy of the layer runs on a small batch in either mode, and so does BN followed by each activation: the same
+    operators must run in the same order, with the same bits as the result and in the buffers.
+
+    The run shows one path; that there is no other is read from the source.
+
+    Returns:
+        The name of the activation, or None.
+
+    Raises:
+        NotReadable: If the subclass does something else.
+    """
+    if type(layer).forward is base.forward:
+        return None
+    require_plain_subclass(type(layer), layer._modules)  # noqa: SLF001
+    candidates: list[tuple[Any, Callable[[Tensor], Tensor] | None]] = [(None, None), *ACTIVATIONS.items()]
+    for name, function in candidates:
+        if all(_same(layer, base, function, spatial, training=training) for training in (True, False)):
+            found: Activation | None = name
+            return found
+    raise NotReadable("a forward of its own")
+
+
+def _same(
+    layer: _BatchNorm,
+    base: type[nn.Module],
+    function: Callable[[Tensor], Tensor] | None,
+    spatial: int,
+    *,
+    training: bool,
+) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    x = 4 * torch.randn((6, layer.num_features, *[3] * spatial), generator=generator, dtype=torch.float64)
+    subclass, plain = copy.deepcopy(layer).cpu().double(), copy.deepcopy(layer).cpu().double()
+    plain.__class__ = base  # type: ignore[assignment]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        subclass.train(training), plain.train(training)
+        try:
+            ran, y = _recorded(subclass.forward, x)
+        except Exception:
+            return False
+        expected_run, expected = _recorded(lambda x: _then(plain.forward(x), function), x)
+    states = subclass.state_dict(), plain.state_dict()
+    return (
+        ran == expected_run
+        and isinstance(y, Tensor)
+        and torch.equal(y, expected)
+        and all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    )
+
+
+def _then(y: Tensor, function: Callable[[Tensor], Tensor] | None) -> Tensor:
+    return y if function is None else function(y)
+
+
+def _recorded(call: Callable[[Tensor], Any], x: Tensor) -> tuple[list[str], Any]:
+    recorder = _Operators()
+    with recorder:
+        result = call(x.clone())
+    return recorder.names, result
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes down which operators run, in place or not."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__.rstrip("_")
+        if name not in ("detach", "alias"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,1 @@
+"""Folding BN into the layers around it, with proof."""

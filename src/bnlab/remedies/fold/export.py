@@ -1,0 +1,120 @@
+"""A folded model as a file of torch.export, read back and compared before anyone gets it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.errors import UsageError
+from bnlab.observe.passes.batches import moved, run_batch, samples_in, tensors_in
+from bnlab.observe.passes.untouched import said
+from bnlab.remedies.fold.proof import relative_error, seeded, tolerance_of
+
+__all__ = ["exported"]
+
+
+def exported(model: nn.Module, example: Any) -> tuple[bytes, str]:  # noqa: ANN401 - a batch may be anything
+    """Return a model as the content of a `.pt2` file, and what is worth knowing about it.
+
+    The batch dimension is dynamic where torch.export allows it, else that of the example. The content is loaded again
+    and must give the output of the model: on the example, and on a batch of another size if that is dynamic.
+
+    Args:
+        model: In eval mode, as `fold` gives it; stays as it is.
+        example: A batch: a tensor, a tuple or list (input first), or a dict (passed as keywords).
+
+    Raises:
+        UsageError: If torch cannot export the model, or the file computes something else.
+    """
+    given = example[0] if isinstance(example, (tuple, list)) and example else example
+    samples = samples_in(given)
+    dynamic, why = _dynamic(model, _resized(given, samples, max(2, samples)), max(2, samples))
+    if dynamic is not None and samples:
+        others = [given, _resized(given, samples, max(2, samples) + 1)]
+        try:
+            return _proven(dynamic, model, others), "the batch may have any size"
+        except UsageError as error:
+            why = str(error)
+    with said("torch.export must take it"), _quiet(), seeded(model):
+        static = torch.export.export(model, *_arguments(given))
+    return _proven(static, model, [given]), f"the batch must have {samples} samples, for {why}"
+
+
+def _dynamic(model: nn.Module, batch: Any, samples: int) -> tuple[torch.export.ExportedProgram | None, str]:  # noqa: ANN401
+    """Export with a dynamic batch dimension; torch takes a size of 1 for a constant, so that there are at least 2."""
+    size = torch.export.Dim("batch")
+
+    def dimensions(tensor: Tensor) -> Any:  # noqa: ANN401 - torch's own form
+        return {0: size} if tensor.dim() and tensor.size(0) == samples else None
+
+    shapes = moved(batch, dimensions)
+    positional, keywords = _arguments(batch)
+    try:
+        with _quiet(), seeded(model):
+            named = shapes if isinstance(batch, Mapping) else (shapes,)
+            return torch.export.export(model, positional, keywords, dynamic_shapes=named), ""
+    except Exception as error:
+        text = " ".join(str(error).split())
+        return None, f"torch.export says: {type(error).__name__}: {text[:150]}"
+
+
+def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:  # noqa: ANN401
+    return ((), dict(given)) if isinstance(given, Mapping) else ((given,), {})
+
+
+def _resized(given: Any, samples: int, wanted: int) -> Any:  # noqa: ANN401
+    """Repeat the samples of a batch until there are as many as wanted."""
+
+    def resize(tensor: Tensor) -> Tensor:
+        if not tensor.dim() or tensor.size(0) != samples or samples == 0:
+            return tensor
+        return tensor[torch.arange(wanted, device=tensor.device) % samples]
+
+    return moved(given, resize)
+
+
+def _proven(program: torch.export.ExportedProgram, model: nn.Module, batches: list[Any]) -> bytes:
+    """Write a program, read it back and compare it with the model.
+
+    Raises:
+        UsageError: If they do not agree.
+    """
+    file = io.BytesIO()
+    with said("torch.export must write it and read it back"), _quiet():
+        torch.export.save(program, file)
+        file.seek(0)
+        loaded = torch.export.load(file).module()
+    for batch in batches:
+        with seeded(model), said("the exported model must run"), _quiet():
+            expected = [tensor.clone() for tensor in tensors_in(run_batch(model, moved(batch, torch.clone)))]
+            positional, keywords = _arguments(moved(batch, torch.clone))
+            got = tensors_in(loaded(*positional, **keywords))
+        allowed = tolerance_of(tensor.dtype for tensor in (*expected, *model.parameters()))
+        errors = [relative_error(a, b) for a, b in zip(expected, got, strict=False)]
+        if len(expected) != len(got) or not max(errors, default=0.0) <= allowed:
+            raise UsageError(
+                f"export: the file must give the output of the model within {allowed:.0e} of the largest, got "
+                f"{max(errors, default=float('inf')):.1e}."
+            )
+    return file.getvalue()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch says about its own insides from the user."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

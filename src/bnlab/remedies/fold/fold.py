@@ -1,0 +1,218 @@
+"""fold: BN into the convolutions and linear layers around it, proven to change nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from bnlab._version import __version__
+from bnlab.errors import NoBatchNorm, UsageError
+from bnlab.observe.discover import any_batch_norm
+from bnlab.observe.passes.batches import batches_of, moved
+from bnlab.observe.passes.executed_graph import execute
+from bnlab.observe.passes.untouched import said
+from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
+from bnlab.remedies._conversion import class_name
+from bnlab.remedies._fold_affine import ScaleAndShift
+from bnlab.remedies.fold.apply import copied, fold_group, stand_in
+from bnlab.remedies.fold.plan import Plan, plan_of
+from bnlab.remedies.fold.proof import Pair, errors_of_models, errors_of_pairs, seeded, tolerance_of
+from bnlab.remedies.receipt import Receipt
+
+__all__ = ["fold"]
+
+_UNIT = "of the largest output"
+_WHAT = "largest error"
+_ONE_PATH = "read from one run: other paths through forward are seen only where the random inputs take them"
+
+
+def fold(model: nn.Module, example: Any, *, tolerance: float | None = None) -> Receipt:  # noqa: ANN401
+    """Return a copy of a model with its BN in the layers around it, for eval mode, and proof that it computes the same.
+
+    Each BN layer goes into the convolution or linear layer that feeds it, else into the one it feeds if no zeros are
+    padded in between, else it becomes a scale and shift of its own. Which layers belong together is read from a run in
+    eval mode. Where a name was there is a module still: an Identity, or the activation that the layer applied.
+
+    Then every pair is compared with the original on the input it really gets, and the whole model on the example and on
+    random inputs like it. A run shows one path through a forward; the others are not looked at.
+
+    Args:
+        model: Any module, in any mode. It stays as it is, bit by bit.
+        example: A batch it takes in eval mode: a tensor, a tuple or list (input first), or a dict (passed as keywords).
+        tolerance: Largest error, relative to the largest output; 1e-9 in float64, 1e-4 in float32, 1e-2 in float16 and
+            5e-2 in bfloat16 if None. A pair above it stays apart.
+
+    Returns:
+        The receipt: `model` is the folded copy, in eval mode; `undo()` gives the original. It lists every layer that
+        was left alone or could only become a scale and shift, with the reason.
+
+    Raises:
+        NoBatchNorm: If there is no BN layer.
+        UsageError: If the model cannot be run or copied, is compiled, scripted or lazy, returns no tensor, or if the
+            folded model as a whole does not stay within the tolerance.
+
+    Source:
+        Jacob et al. 2018, "Quantization and training of neural networks", section 3.2, for BN behind a convolution.
+
+    Example:
+        >>> import bnlab
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        >>> receipt = bnlab.fold(model, torch.randn(2, 3, 8, 8))
+        >>> print(receipt.model)
+        Sequential(
+          (0): Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
+          (1): Identity()
+          (2): ReLU()
+        )
+        >>> receipt.changes.measurements[0].value < 1e-6
+        True
+    """
+    layers = _layers(model)
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise UsageError(f"fold: tolerance must be above 0 and finite, got {tolerance!r}.")
+    (batch,) = batches_of([example], model)
+    with seeded(model), said("forward must run on the example"):
+        graph = execute(model, moved(batch, torch.clone), layers.values())
+    plan = plan_of(model, graph, layers)
+    with said("it must be one that can be copied"):
+        folded = copied(model).eval()
+        undo = _install(plan, folded)
+    measured = _prove_pairs(model, folded, batch, plan, undo, tolerance)
+    changes = _changes(plan, layers)
+    for path in plan.foldings:
+        stand_in(folded.get_submodule(path), _replacement(plan, path))
+    on_example, on_others = errors_of_models(model, folded, batch, tolerance)
+    measured.append(Measurement(None, f"{_WHAT} on the example", on_example, _UNIT))
+    if on_others:
+        measured.append(Measurement(None, f"{_WHAT} on {len(on_others)} random inputs", max(on_others), _UNIT))
+    record = Changes(
+        bnlab=__version__,
+        action="fold",
+        safety=Safety.EXACT,
+        changes=tuple(changes),
+        left_alone=tuple(_left_alone(plan, layers)),
+        notes=(_ONE_PATH,) if changes else (),
+        measurements=tuple(measured),
+    )
+    receipt = Receipt(folded, record, lambda: setattr(receipt, "model", model))
+    return receipt
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the BN layers; refuse what cannot be folded at all."""
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model: it must be a torch.nn.Module, got {type(model).__name__}.")
+    for name, module in model.named_modules():
+        where = f" at {name}" if name else ""
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(
+                f"fold: the model must not be scripted, got a {type(module).__name__}{where}. Fold it first."
+            )
+        if "_orig_mod" in module._modules:  # noqa: SLF001
+            raise UsageError(f"fold: the model must not be compiled yet, got a compiled module{where}. Fold it first.")
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(map(is_lazy, tensors)):
+        raise UsageError("fold: the model must know its shapes, got a lazy layer. Run one batch first.")
+    if any(tensor.is_meta for tensor in tensors):
+        raise UsageError("fold: the model must have values, got tensors on the meta device. Load a state dict.")
+    found = any_batch_norm(model)
+    if not found:
+        raise NoBatchNorm("model: it must contain a BN layer, got none.")
+    return {path: layer for path, layer in found.items() if not any(_is_inside(path, other) for other in found)}
+
+
+def _is_inside(path: str, other: str) -> bool:
+    return path != other and path.startswith(f"{other}." if other else "")
+
+
+def _install(plan: Plan, folded: nn.Module) -> dict[str, Callable[[], None]]:
+    """Put new weights into the copy; a group that cannot have them is left alone. Return how to take each back."""
+    undo: dict[str, Callable[[], None]] = {}
+    for host, group in list(plan.groups.items()):
+        take_back = fold_group(folded, group, plan.foldings)
+        if take_back is None:
+            dtype = str(next(folded.get_submodule(host).parameters()).dtype).removeprefix("torch.")
+            _drop(plan, host, f"the weight of {host} with it in it is not finite in {dtype}")
+        else:
+            undo[host] = take_back
+    return undo
+
+
+def _drop(plan: Plan, host: str, reason: str) -> None:
+    for path in plan.groups.pop(host).layers:
+        plan.left_alone[path] = reason
+        del plan.foldings[path]
+
+
+def _prove_pairs(
+    model: nn.Module,
+    folded: nn.Module,
+    batch: Any,  # noqa: ANN401
+    plan: Plan,
+    undo: Mapping[str, Callable[[], None]],
+    tolerance: float | None,
+) -> list[Measurement]:
+    """Compare every group and every scale and shift with the original; those that are too far off are left alone."""
+    pairs: dict[str, Pair] = {}
+    for host, group in plan.groups.items():
+        steps: list[nn.Module | None] = [folded.get_submodule(host), plan.foldings[group.layers[-1]].activation]
+        pairs[host] = (group.path[0], group.path[-1], _chain(steps))
+    for path in plan.affine:
+        pairs[path] = (path, path, _chain([_replacement(plan, path)]))
+    errors = errors_of_pairs(model, batch, pairs)
+    measured = []
+    for name, error in errors.items():
+        members = plan.groups[name].path if name in plan.groups else [name]
+        label = " + ".join(members)
+        dtypes = [plan.dtypes[path] for path in members if path in plan.dtypes]
+        dtypes += [p.dtype for p in folded.get_submodule(name).parameters(recurse=False) if name in plan.groups]
+        allowed = tolerance_of(dtypes) if tolerance is None else tolerance
+        if error <= allowed:
+            measured.append(Measurement(label, _WHAT, error, _UNIT))
+            continue
+        reason = f"with it folded, {label} differs by {error:.1e} of the largest output, above {allowed:.0e}"
+        if name in plan.groups:
+            undo[name]()
+            _drop(plan, name, reason)
+        else:
+            del plan.affine[name], plan.foldings[name]
+            plan.left_alone[name] = reason
+    return measured
+
+
+def _chain(steps: list[nn.Module | None]) -> Callable[[Tensor], Tensor]:
+    modules = [step for step in steps if step is not None]
+    return lambda x: reduce(lambda value, step: step(value), modules, x)
+
+
+def _replacement(plan: Plan, path: str) -> nn.Module | None:
+    """Return what stands in the place of a layer; None for an Identity."""
+    found = plan.foldings[path]
+    if path not in plan.affine:
+        return found.activation
+    affine = ScaleAndShift(found.scale, found.shift, plan.dtypes[path])
+    return affine if found.activation is None else nn.Sequential(affine, found.activation)
+
+
+def _changes(plan: Plan, layers: Mapping[str, nn.Module]) -> list[Change]:
+    hosts = {path: group.host for group in plan.groups.values() for path in group.layers}
+    changes = []
+    for path, layer in layers.items():
+        if path in plan.foldings:
+            after = f"folded into {hosts[path]}" if path in hosts else "scale and shift"
+            changes.append(Change(path, "batch norm", class_name(type(layer)), after))
+    return changes
+
+
+def _left_alone(plan: Plan, layers: Mapping[str, nn.Module]) -> list[LeftAlone]:
+    return [
+        LeftAlone(path, plan.left_alone[path] if path in plan.left_alone else f"not folded: {plan.affine[path]}")
+        for path in layers
+        if path in plan.left_alone or path in plan.affine
+    ]

@@ -1,0 +1,202 @@
+"""Which convolution or linear layer can take a BN layer in: the one that feeds it, or the one it feeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torch.nn.utils.parametrize import is_parametrized
+
+from bnlab.observe.passes.executed_graph import Call, ExecutedGraph, Value
+from bnlab.remedies.convert.followers import has_hooks
+
+__all__ = ["Hosts", "Refused", "is_transposed"]
+
+_FUNCTIONS: dict[type[nn.Module], str] = {
+    nn.Linear: "linear",
+    nn.Conv1d: "conv1d",
+    nn.Conv2d: "conv2d",
+    nn.Conv3d: "conv3d",
+    nn.ConvTranspose1d: "conv_transpose1d",
+    nn.ConvTranspose2d: "conv_transpose2d",
+    nn.ConvTranspose3d: "conv_transpose3d",
+}
+"""The layers that can take BN in, and the function of torch each of them calls once."""
+
+_MEANINGFUL = ("forward", "_conv_forward", "_output_padding", "__call__", "__getattr__", "__getattribute__")
+"""What a subclass must not define anew: it would compute something else, or with another weight."""
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a layer is a transposed convolution, whose weight has the input channels first."""
+    return isinstance(module, nn.modules.conv._ConvTransposeNd)  # noqa: SLF001 - the common base of the three
+
+
+class Refused(NamedTuple):
+    """Why a pair must stay apart."""
+
+    reason: str
+
+
+class Hosts:
+    """The linear layers of a model that ran, and what of them BN can go into.
+
+    Args:
+        model: The model that ran.
+        graph: What happened.
+    """
+
+    def __init__(self, model: nn.Module, graph: ExecutedGraph) -> None:
+        self._graph = graph
+        self._modules: Mapping[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+
+    def used_elsewhere(self, value: Value, consumer: Call) -> bool:
+        """Whether anything but one call sees a value: another function, a hook, the caller, or the model for later."""
+        users = self._graph.consumers(value.id)
+        return len(users) != 1 or users[0] is not consumer or self.is_kept(value.id)
+
+    def is_kept(self, value: int) -> bool:
+        """Whether a value is seen outside the functions of the forward pass."""
+        return value in self._graph.kept or value in self._graph.exposed
+
+    def feeding(self, value: Value) -> str | Refused:
+        """Return the path of the layer that makes a value and whose output channels are its dimension 1, or why none.
+
+        Args:
+            value: What goes into the BN layer. That nothing else uses it is not looked at.
+        """
+        call = self._graph.producer(value.id)
+        if call is None:
+            return Refused("its input is the input of the model")
+        path = self._ran(call)
+        if path is None or not _is_main(self._modules[path], call):
+            return Refused(f"it is fed by {_name(call)}, no convolution or linear layer")
+        wrong = self._unfit(path, call)
+        if wrong is None and len(value.shape) != _rank(self._modules[path]):
+            wrong = f"dimension 1 of {tuple(value.shape)} is not the output channels of {path}"
+        return path if wrong is None else Refused(wrong)
+
+    def fed(self, value: Value, maker: Call) -> str | Refused:
+        """Return the path of the layer that alone takes a value, as its input channels and unpadded, or why none.
+
+        Args:
+            value: What comes out of the BN layer.
+            maker: The call of the BN layer.
+        """
+        users = self._graph.consumers(value.id)
+        if len(users) != 1 or self.is_kept(value.id):
+            return Refused("its output is used more than once, or returned")
+        run = self._run_on(value, users[0])
+        if run is None:
+            return Refused(f"it feeds {_name(users[0])}, no convolution or linear layer")
+        path, call = run
+        module = self._modules[path]
+        wrong = self._unfit(path, call)
+        if wrong is None and is_transposed(module):
+            wrong = f"it feeds the transposed convolution {path}, whose borders get less of the shift"
+        if wrong is None and len(value.shape) != _rank(module):
+            wrong = f"dimension 1 of {tuple(value.shape)} is not the input channels of {path}"
+        if wrong is None and _adds_zeros(module):
+            wrong = f"{path} pads with zeros, on which BN comes first"
+        if wrong is None and not self._right_behind(maker, users[0]):  # its input could be changed in place meanwhile
+            wrong = f"{path} does not run right behind it"
+        return path if wrong is None else Refused(wrong)
+
+    def _run_on(self, value: Value, user: Call) -> tuple[str, Call] | None:
+        """Return the linear layer that takes a value as its input, and its call: behind padding of its own, if any."""
+        path = self._ran(user)
+        seen, call = value, user
+        if path is not None and user.function is F.pad:
+            seen = user.outputs[0]
+            users = self._graph.consumers(seen.id)
+            if len(users) != 1 or self._ran(users[0]) != path or self.is_kept(seen.id):
+                return None
+            call = users[0]
+        if path is None or call.inputs[0].id != seen.id or not _is_main(self._modules[path], call):
+            return None
+        return path, call
+
+    def _right_behind(self, first: Call, second: Call) -> bool:
+        calls = self._graph.calls
+        return any(one is first and other is second for one, other in pairwise(calls))
+
+    def _ran(self, call: Call) -> str | None:
+        """Return the path of the linear layer a call ran in, if it did."""
+        path = call.modules[-1] if call.modules else None
+        return path if path is not None and _kind(self._modules[path]) is not None else None
+
+    def _unfit(self, path: str, call: Call) -> str | None:
+        """Return why the weight of a linear layer must not change."""
+        module = self._modules[path]
+        runs = [other for other in self._graph.calls if other.modules[-1:] == (path,) and _is_main(module, other)]
+        if len(runs) != 1:
+            return f"{path} runs {len(runs)} times in one forward pass"
+        return (
+            _own_ways(path, module)
+            or (f"hooks look at {path}, or make its weight" if has_hooks(module) else None)
+            or self._shared(path, module, call)
+        )
+
+    def _shared(self, path: str, module: nn.Module, call: Call) -> str | None:
+        """Return which of its tensors is not its alone."""
+        for name in ("weight", "bias"):
+            tensor: object = getattr(module, name)
+            if tensor is None:
+                continue
+            number = self._graph.tensors.get(f"{path}.{name}")
+            if not isinstance(tensor, nn.Parameter) or number is None:
+                return f"the {name} of {path} is computed, no parameter"
+            if type(tensor) is not nn.Parameter or type(tensor.data) is not Tensor or not tensor.is_floating_point():
+                return f"the {name} of {path} is no plain tensor: {tensor.dtype}, {type(tensor.data).__name__}"
+            if number not in {value.id for value in call.inputs}:
+                return f"{path} ran with another {name} than its own"
+            owners = {id(self._owner(other)) for other, known in self._graph.tensors.items() if known == number}
+            if len(owners) != 1 or len(self._graph.consumers(number)) != 1 or number in self._graph.kept:
+                return f"the {name} of {path} is used elsewhere too"
+        return None
+
+    def _owner(self, tensor: str) -> nn.Module:
+        return self._modules[tensor.rpartition(".")[0]]
+
+
+def _kind(module: nn.Module) -> type[nn.Module] | None:
+    """Return which layer of torch a module is or derives from; None if it is no linear layer."""
+    return next((kind for kind in _FUNCTIONS if isinstance(module, kind)), None)
+
+
+def _is_main(module: nn.Module, call: Call) -> bool:
+    """Whether a call in a linear layer is the function that the layer is named after."""
+    kind = _kind(module)
+    return kind is not None and getattr(call.function, "__name__", "") == _FUNCTIONS[kind]
+
+
+def _own_ways(path: str, module: nn.Module) -> str | None:
+    """Return what a layer does differently from the layer of torch it derives from."""
+    kind = _kind(module)
+    if is_parametrized(module):
+        return f"the weight of {path} is parametrized"
+    own = [name for name in _MEANINGFUL if getattr(type(module), name, None) is not getattr(kind, name, None)]
+    own += [name for name in ("forward", "_conv_forward") if name in vars(module)]
+    return f"{path} has a {own[0]} of its own" if own else None
+
+
+def _rank(module: nn.Module) -> int:
+    """Return the number of dimensions of an input whose dimension 1 is the channels."""
+    return 2 + (0 if isinstance(module, nn.Linear) else len(module.kernel_size))  # type: ignore[arg-type]
+
+
+def _adds_zeros(module: nn.Module) -> bool:
+    if isinstance(module, nn.Linear) or module.padding_mode != "zeros" or module.padding == "valid":
+        return False
+    if module.padding == "same":
+        return any(size > 1 for size in module.kernel_size)  # type: ignore[union-attr]
+    return any(size > 0 for size in module.padding)  # type: ignore[union-attr]
+
+
+def _name(call: Call) -> str:
+    if call.function is None:
+        return f"the BN layer {call.modules[-1]}"
+    return str(getattr(call.function, "__name__", call.function)).strip("_")

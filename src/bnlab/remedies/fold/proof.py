@@ -1,0 +1,173 @@
+"""How far a folded layer, and a folded model, is from the original: measured, pair by pair and as a whole."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bnlab.errors import UsageError
+from bnlab.observe.passes.batches import moved, run_batch, tensors_in
+from bnlab.observe.passes.untouched import said, untouched
+from bnlab.remedies.witness import differences
+
+__all__ = ["errors_of_models", "errors_of_pairs", "relative_error", "seeded", "tolerance_of", "variants"]
+
+_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest error that is rounding, relative to the largest output."""
+
+_SEED = 0x5EED
+"""What a model draws in eval mode, the original and the folded one draw alike."""
+
+Pair = tuple[str, str, Callable[[Tensor], Tensor]]
+"""Path of the first layer, path of the last, and what stands for all from one to the other."""
+
+
+def tolerance_of(dtypes: Iterable[torch.dtype]) -> float:
+    """Return the tolerance for the coarsest of some dtypes."""
+    return max((_TOLERANCES.get(dtype, 0.0) for dtype in dtypes), default=0.0) or _TOLERANCES[torch.float32]
+
+
+def relative_error(expected: Tensor, got: Tensor) -> float:
+    """Return the largest difference over the largest absolute value; NaN equals NaN."""
+    if expected.shape == got.shape and expected.numel() == 0:
+        return 0.0
+    if expected.is_complex() and got.is_complex():
+        expected, got = torch.view_as_real(expected), torch.view_as_real(got)
+    return differences({"": [expected]}, {"": [got]})[""]
+
+
+@contextmanager
+def seeded(model: nn.Module) -> Iterator[None]:
+    """Run a model in eval mode without gradients, with the same random numbers every time, and leave no trace in it."""
+    with untouched(model), torch.no_grad():
+        torch.manual_seed(_SEED)
+        random.seed(_SEED)
+        np.random.seed(_SEED)  # noqa: NPY002 - the global one is what models draw from
+        model.eval()
+        yield
+
+
+def errors_of_pairs(model: nn.Module, example: Any, pairs: dict[str, Pair]) -> dict[str, float]:  # noqa: ANN401
+    """Run the original once and compare each of its pairs with what is to stand for it, on the input it really gets.
+
+    One pair's tensors are held at a time, or as many as run inside each other.
+
+    Args:
+        model: The original.
+        example: A batch.
+        pairs: By a name of the caller's.
+
+    Returns:
+        The largest error of each pair, relative to its largest output; inf for one that did not run.
+    """
+    waiting: dict[str, Tensor] = {}
+    errors: dict[str, float] = {}
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            waiting[name] = tensors_in([arguments, keywords])[0].clone()  # some layers change it in place
+
+        return hook
+
+    def leave(name: str, folded: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+            error = relative_error(output, folded(waiting.pop(name)))
+            errors[name] = max(error, errors.get(name, 0.0))
+
+        return hook
+
+    with seeded(model), said("forward must run on the example"):
+        for name, (first, last, folded) in pairs.items():
+            model.get_submodule(first).register_forward_pre_hook(enter(name), with_kwargs=True)
+            model.get_submodule(last).register_forward_hook(leave(name, folded))
+        run_batch(model, moved(example, torch.clone))  # untouched() takes the hooks off again
+    return {name: errors.get(name, float("inf")) for name in pairs}
+
+
+def errors_of_models(
+    model: nn.Module,
+    folded: nn.Module,
+    example: Any,  # noqa: ANN401
+    tolerance: float | None,
+) -> tuple[float, list[float]]:
+    """Return the largest errors of the folded model on the example, and on each random input that the original takes.
+
+    Raises:
+        UsageError: If one is above the tolerance, or there is no output to compare.
+    """
+    on_example = _error(folded, example, _outputs(model, example), model, tolerance)
+    others = []
+    for other in variants(example):
+        try:
+            expected = _outputs(model, other)
+        except Exception:
+            continue  # not every model takes any numbers
+        others.append(_error(folded, other, expected, model, tolerance))
+    return on_example, others
+
+
+def _outputs(model: nn.Module, batch: Any) -> list[Tensor]:  # noqa: ANN401
+    with seeded(model):
+        return [tensor.clone() for tensor in tensors_in(run_batch(model, moved(batch, torch.clone)))]
+
+
+def _error(
+    folded: nn.Module,
+    batch: Any,  # noqa: ANN401
+    expected: list[Tensor],
+    model: nn.Module,
+    tolerance: float | None,
+) -> float:
+    with said("forward must run with its BN layers replaced"):
+        got = _outputs(folded, batch)
+    dtypes = [tensor.dtype for tensor in (*expected, *model.parameters())]
+    allowed = tolerance_of(dtypes) if tolerance is None else tolerance
+    error = _largest_error(expected, got)
+    if error > allowed:
+        raise UsageError(
+            f"fold: the folded model must give the output of the original within {allowed:.0e} of the largest, got "
+            f"{error:.1e}. Give a tolerance, or fold the model in float64."
+        )
+    return error
+
+
+def _largest_error(before: list[Tensor], after: list[Tensor]) -> float:
+    """Return the largest relative error of any floating tensor; of integers, which may tie, only if there is none."""
+    if [(t.shape, t.dtype) for t in before] != [(t.shape, t.dtype) for t in after]:
+        return float("inf")
+    pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.numel()]
+    if not pairs:
+        raise UsageError("fold: the model must return tensors to prove that folding changed nothing, got none.")
+    floating = [(a, b) for a, b in pairs if a.is_floating_point() or a.is_complex()]
+    return max(relative_error(a, b) for a, b in floating or pairs)
+
+
+def variants(example: Any, count: int = 2) -> Iterator[Any]:  # noqa: ANN401
+    """Yield other inputs of the same form: normals with the mean and deviation of each floating tensor.
+
+    Integers, which may be indices, are dealt out anew along the batch. A constant tensor, such as a mask, stays as it
+    is, unless every floating tensor is one.
+    """
+    floating = [tensor for tensor in tensors_in(example) if tensor.is_floating_point() and tensor.numel()]
+    constant = all(bool((tensor == tensor.flatten()[0]).all()) for tensor in floating)
+    for seed in range(1, count + 1):
+        generator = torch.Generator().manual_seed(seed)
+        yield moved(example, partial(_other, generator=generator, spread=constant))
+
+
+def _other(tensor: Tensor, generator: torch.Generator, *, spread: bool) -> Tensor:
+    if tensor.numel() == 0 or not (tensor.is_floating_point() or tensor.dim()):
+        return tensor.clone()
+    if not tensor.is_floating_point():
+        return tensor[torch.randperm(tensor.size(0), generator=generator).to(tensor.device)]
+    wide = tensor.detach().cpu().double()
+    std = 1.0 if spread else float(wide.std(correction=0))
+    normal = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    return (wide.mean() + std * normal).to(tensor)

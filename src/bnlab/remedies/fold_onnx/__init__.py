@@ -1,0 +1,1 @@
+"""Folding BN in ONNX files, with proof."""

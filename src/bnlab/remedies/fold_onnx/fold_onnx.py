@@ -1,0 +1,355 @@
+"""Folds the BN of an ONNX model into the layers around it, and proves that nothing else changed."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnlab._version import __version__
+from bnlab.errors import (
+    BnlabError,
+    DamagedFile,
+    MissingPackage,
+    NoBatchNorm,
+    NotACheckpoint,
+    UnreadableFile,
+    UsageError,
+)
+from bnlab.observe.files.onnx_file import layer_name, subgraphs
+from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
+from bnlab.remedies.fold_onnx.inputs import checked_example
+from bnlab.remedies.fold_onnx.pairs import BatchNormNode, Fold, NotPossible, plan
+from bnlab.remedies.fold_onnx.proof import Proof
+from bnlab.remedies.fold_onnx.run import CannotRun
+from bnlab.remedies.fold_onnx.scope import Scope, all_scopes, is_standard, overridable
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto
+
+__all__ = ["FoldedOnnx", "fold_onnx"]
+
+_TOLERANCES = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-9}
+_MOST_DIFFERING = 1e-3
+_MOST_BYTES = (1 << 31) - 1
+_MOST_NAMES = 8
+_WHAT = "largest error"
+_UNIT = "of the largest output"
+
+
+@dataclass(frozen=True)
+class FoldedOnnx:
+    """A folded model that is still to be written.
+
+    Attributes:
+        content: The bytes of the model, with the weights in them.
+        changes: The record of it.
+    """
+
+    content: bytes
+    changes: Changes
+
+
+def fold_onnx(
+    path: Path,
+    *,
+    example: Mapping[str, NDArray[Any]] | NDArray[Any] | None = None,
+    tolerance: float | None = None,
+) -> FoldedOnnx:
+    """Fold every BatchNormalization node of an ONNX model that can be folded; the file is not changed.
+
+    A node goes into the Conv, ConvTranspose, Gemm or MatMul that feeds nothing else, else into the Conv without
+    padding or Gemm that alone uses it, else it becomes Mul and Add. Each fold and the whole model are then held
+    against the original: both are run, on the example and on random inputs.
+
+    Args:
+        path: The model.
+        example: Its inputs by name, or the only one; needed where a dimension other than the first is unknown.
+        tolerance: The largest error allowed, relative to the largest value of the output. Default by dtype of the
+            weights: 1e-2 for float16, 1e-4 for float32, 1e-9 for float64.
+
+    Returns:
+        The bytes of the folded model and the record.
+
+    Raises:
+        NoBatchNorm: If there is no BatchNormalization node.
+        UsageError: If an argument is wrong, the model is too large for one file, or the folded model does not give
+            the outputs of the original.
+        UnreadableFile, NotACheckpoint, DamagedFile: If the file cannot be read.
+        MissingPackage: If the onnx package is not installed.
+    """
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise UsageError(f"{path}: tolerance must be above 0 and finite, got {tolerance!r}.")
+    model = _load(path)
+    try:
+        return _folded(model, path, example, tolerance)
+    except BnlabError:
+        raise
+    except Exception as err:
+        fault = _fault(path, err)
+        if fault is None:
+            raise
+        raise DamagedFile(f"{path}: file must be a valid ONNX model, got a damaged one: {fault}.") from err
+
+
+def _folded(
+    model: ModelProto,
+    path: Path,
+    example: Mapping[str, NDArray[Any]] | NDArray[Any] | None,
+    tolerance: float | None,
+) -> FoldedOnnx:
+    scopes = all_scopes(model, _with_types(model), path)
+    nodes = [(scope, node) for scope in scopes for node in scope.nodes if is_standard(node, "BatchNormalization")]
+    if not nodes:
+        raise NoBatchNorm(f"{path}: model must hold a BatchNormalization node, got none.")
+    checked = None if example is None else checked_example(model, example, str(path))
+    folding = _Folding(Proof(model, checked, _around(nodes)), tolerance)
+    folding.notes += _notes_on_inputs(model)
+    for (scope, node), name in zip(nodes, _distinct(layer_name(node) for _, node in nodes), strict=True):
+        folding.try_one(scope, node, name)
+    for scope in reversed(scopes):  # what a subgraph became is copied with the node that holds it
+        scope.commit()
+    folding.prove(model, path)
+    return FoldedOnnx(_serialized(model, path), folding.record())
+
+
+@dataclass
+class _Folding:
+    """What was done so far, and how good it is."""
+
+    proof: Proof
+    tolerance: float | None
+    changes: list[Change] = field(default_factory=list)
+    left_alone: list[LeftAlone] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
+    results: dict[str, str] = field(default_factory=dict)
+    instead: dict[str, list[str]] = field(default_factory=dict)
+    measurements: list[Measurement] = field(default_factory=list)
+    loosest: float = 0.0
+
+    def try_one(self, scope: Scope, node: NodeProto, name: str) -> None:
+        """Fold a BN if that is possible and proves right; else write down why not."""
+        try:
+            bn = BatchNormNode.read(node, name, scope)
+            fold, reasons = plan(bn, scope)
+            error = self._checked(fold, bn, scope)
+        except NotPossible as reason:
+            self.left_alone.append(LeftAlone(name, str(reason)))
+            return
+        scope.swap(fold.before, fold.after, fold.at, fold.values)
+        self.changes.append(Change(name, "batch norm", "BatchNormalization", fold.became))
+        self.errors[name] = error
+        if scope.is_main:
+            self.results[name] = fold.result
+        if fold.at is node:
+            self.instead.setdefault("; ".join(reasons), []).append(name)
+
+    def prove(self, model: ModelProto, path: Path) -> None:
+        """Hold the folded model against the original.
+
+        Raises:
+            UsageError: If it does not give the same.
+        """
+        if not self.changes or not self.proof.covers_the_model:
+            self._measure({}, None)
+            return
+        try:
+            outputs, inside = self.proof.of_model(model, self.results.values())
+        except CannotRun as err:
+            raise UsageError(f"{path}: the folded model must run as the original does, got: {err}.") from err
+        self._measure(inside, max(outputs.values(), default=None))
+        for name, error in outputs.items():
+            is_floating = self.proof.is_floating(name)
+            limit = self.loosest if is_floating else _MOST_DIFFERING
+            if not error <= limit:
+                what = f"an error of {error:.2g} {_UNIT}" if is_floating else f"{error:.2g} of the values other"
+                raise UsageError(
+                    f"{path}: output {name!r} must stay within {limit:g} when folded, got {what}. "
+                    "Give a larger tolerance, or keep the model as it is."
+                )
+
+    def record(self) -> Changes:
+        """Return the record of everything."""
+        instead = [f"{_some(names)} became Mul and Add: {reason}" for reason, names in self.instead.items()]
+        return Changes(
+            bnlab=__version__,
+            action="fold",
+            safety=Safety.EXACT,
+            changes=tuple(self.changes),
+            left_alone=tuple(self.left_alone),
+            notes=(*self.notes, *self.proof.notes, *instead),
+            measurements=tuple(self.measurements),
+        )
+
+    def _checked(self, fold: Fold, bn: BatchNormNode, scope: Scope) -> float:
+        """Return the error of a fold.
+
+        Raises:
+            NotPossible: If it is too large, or cannot be measured.
+        """
+        dtypes = {str(values.dtype) for values in fold.values.values()}
+        limit = self.tolerance or max(_TOLERANCES[dtype] for dtype in dtypes)
+        constants = {
+            name: values
+            for node in fold.before
+            for name in node.input
+            if name and name != fold.source and (values := scope.constant(name)) is not None
+        }
+        try:
+            error = self.proof.of_fold(fold, bn, scope, constants)
+        except CannotRun as err:
+            raise NotPossible(f"{fold.became} could not be checked: {err}") from err
+        if math.isnan(error):
+            raise NotPossible(f"{fold.became}, the values would not all be finite")
+        if error > limit:
+            raise NotPossible(f"{fold.became}, the error would be {error:.2g} {_UNIT}, above {limit:g}")
+        self.loosest = max(self.loosest, limit)
+        return error
+
+    def _measure(self, inside: Mapping[str, float], whole: float | None) -> None:
+        """Keep the errors: of each BN in the whole model where that ran and still has its output, else by itself."""
+        for name, alone in self.errors.items():
+            error = inside.get(self.results.get(name, ""), alone)
+            self.measurements.append(Measurement(name, _WHAT, error, _UNIT))
+        if whole is not None:
+            self.measurements.append(Measurement(None, _WHAT, whole, _UNIT))
+
+
+def _load(path: Path) -> ModelProto:
+    """Read a model with all its weights."""
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError:
+        raise MissingPackage(
+            f"{path}: model must be readable without the onnx package, got an ONNX model. "
+            "Install it: pip install 'bnlab[onnx]'."
+        ) from None
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise NotACheckpoint(f"{path}: file must be an ONNX model, got one that is too large for that.")
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except OSError as err:
+        reason = (err.strerror or str(err)).lower()
+        raise UnreadableFile(f"{path}: file must be readable, got: {reason}.") from None
+    except DecodeError:
+        raise DamagedFile(f"{path}: file must be a whole ONNX model, got bytes that do not parse.") from None
+    if not model.graph.node:
+        raise NotACheckpoint(f"{path}: file must be an ONNX model, got one without a graph.")
+    if model.training_info:
+        raise UsageError(f"{path}: model must be made for inference, got one with a training graph.")
+    _embed(model, path)
+    return model
+
+
+def _embed(model: ModelProto, path: Path) -> None:
+    """Take the weights that lie in external files into the model, so that it can be written anywhere."""
+    import onnx.helper
+    from onnx.checker import ValidationError
+    from onnx.external_data_helper import load_external_data_for_tensor
+
+    total = model.ByteSize()
+    for tensor in _external(model):
+        size = math.prod(tensor.dims) * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+        total += size
+        if total > _MOST_BYTES:
+            raise UsageError(
+                f"{path}: model must be smaller than 2 GB with its external data, got more. "
+                "Fold the model in torch before it is exported."
+            )
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        if "length" not in entries:
+            tensor.external_data.add(key="length", value=str(size))
+        try:
+            load_external_data_for_tensor(tensor, os.fspath(path.parent))
+        except (OSError, ValueError, ValidationError):
+            tensor.ClearField("raw_data")
+        if len(tensor.raw_data) != size:
+            raise DamagedFile(
+                f"{path}: external data of {tensor.name!r} must be readable beside the model, "
+                f"got no such data in {entries.get('location', '?')!r}."
+            )
+        del tensor.external_data[:]
+        tensor.ClearField("data_location")
+
+
+def _external(model: ModelProto) -> Iterator[TensorProto]:
+    pending: list[Any] = [model.graph, *model.functions]
+    while pending:
+        scope = pending.pop()
+        tensors = [*getattr(scope, "initializer", ())]
+        for node in scope.node:
+            pending += subgraphs(node)
+            tensors += [tensor for attribute in node.attribute for tensor in (attribute.t, *attribute.tensors)]
+        yield from (tensor for tensor in tensors if tensor.external_data)
+
+
+def _fault(path: Path, err: Exception) -> str | None:
+    """Return what is wrong with a model on which something failed; None where it is valid: the fault is ours."""
+    import onnx.checker
+
+    if isinstance(err, UnicodeDecodeError):
+        return "text that is not UTF-8"
+    try:
+        onnx.checker.check_model(os.fspath(path))
+    except Exception as complaint:  # the checker raises several kinds
+        return (" ".join(str(complaint).split()) or type(complaint).__name__)[:200].rstrip(".")
+    return None
+
+
+def _with_types(model: ModelProto) -> ModelProto:
+    """Return the model with the types of its tensors, as far as shape inference finds them."""
+    from onnx import shape_inference
+
+    try:
+        return shape_inference.infer_shapes(model)
+    except Exception:  # a model need not be valid in every corner for its BN to be folded
+        return model
+
+
+def _around(nodes: list[tuple[Scope, NodeProto]]) -> set[str]:
+    """Return the names of the tensors that folds begin or end with."""
+    names: set[str] = set()
+    for scope, bn in nodes:
+        before = [node for name in bn.input[:1] if (node := scope.maker(name)) is not None]
+        behind = [node for name in bn.output[:1] for node in scope.users(name)]
+        for node in (bn, *before, *behind):
+            names.update((*node.input[:1], *node.output[:1]))
+    return names
+
+
+def _notes_on_inputs(model: ModelProto) -> list[str]:
+    listed = {value.name for value in model.graph.input} & {tensor.name for tensor in model.graph.initializer}
+    if not listed or overridable(model):
+        return []
+    return ["the initializers, which are all graph inputs too, were taken as constants"]
+
+
+def _distinct(names: Iterator[str]) -> Iterator[str]:
+    """Tell layers of the same name apart."""
+    seen: dict[str, int] = {}
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        yield name if seen[name] == 1 else f"{name}#{seen[name]}"
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _serialized(model: ModelProto, path: Path) -> bytes:
+    if model.ByteSize() > _MOST_BYTES:
+        raise UsageError(
+            f"{path}: model must be smaller than 2 GB when folded, got more. "
+            "Fold the model in torch before it is exported."
+        )
+    content: bytes = model.SerializeToString()
+    return content

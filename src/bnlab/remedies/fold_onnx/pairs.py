@@ -1,0 +1,383 @@
+"""What a BatchNormalization node can become: part of the node before it, of the node behind it, or Mul and Add."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bnlab.functional.folding import fold_into_consumer, fold_into_producer, scale_and_shift
+from bnlab.observe.files.tensors import widen
+from bnlab.remedies.fold_onnx.scope import Scope, is_standard
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
+
+__all__ = ["Attempt", "BatchNormNode", "Fold", "NotPossible", "plan"]
+
+DTYPES = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+_LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_PARAMETERS = ("weight", "bias", "running_mean", "running_var")
+_DEFAULT_EPSILON = float(np.float32(1e-5))
+_FIRST_OPSET = {"broadcasting": 7, "always per channel": 9, "mode is an attribute": 14, "parameters of own dtype": 15}
+
+
+class NotPossible(Exception):
+    """Why a BN cannot be folded in the way that was tried."""
+
+
+@dataclass(frozen=True)
+class BatchNormNode:
+    """A BatchNormalization node with fixed statistics, as y = scale x + shift.
+
+    Attributes:
+        node: The node.
+        name: Its name in receipts.
+        scale: Shape (C,), float64.
+        shift: Shape (C,), float64.
+        mean: Running mean, shape (C,), float64.
+        var: Running variance, shape (C,), float64.
+        dtype: That of the parameters.
+    """
+
+    node: NodeProto
+    name: str
+    scale: NDArray[np.float64]
+    shift: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    var: NDArray[np.float64]
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def read(cls, node: NodeProto, name: str, scope: Scope) -> BatchNormNode:
+        """Read a node.
+
+        Raises:
+            NotPossible: If it normalises by batch statistics, or its parameters are not known or make no sense.
+        """
+        _refuse_other_modes(node, scope)
+        found = {}
+        for key, tensor in zip(_PARAMETERS, node.input[1:5], strict=True):
+            values = scope.constant(tensor)
+            if values is None:
+                raise NotPossible(f"its {key} {scope.why_no_constant(tensor)}")
+            if values.dtype not in DTYPES:
+                raise NotPossible(f"its {key} is of dtype {values.dtype}, not float16, float32 or float64")
+            found[key] = values
+        shapes = {values.shape for values in found.values()}
+        if len(shapes) != 1 or found["weight"].ndim != 1 or not found["weight"].size:
+            raise NotPossible(f"its parameters have the shapes {sorted(shapes)}, not all (C,)")
+        weight, bias, mean, var = (widen(found[key]) for key in _PARAMETERS)
+        eps = _attribute(node, "epsilon", _DEFAULT_EPSILON)
+        tensors = [torch.from_numpy(values) for values in (mean, var, weight, bias)]
+        with np.errstate(all="ignore"):
+            scale, shift = scale_and_shift(tensors[0], tensors[1], tensors[2], tensors[3], eps)
+        broken = int((~(scale.isfinite() & shift.isfinite())).sum())
+        if broken:
+            raise NotPossible(f"its scale or shift is not finite in {broken} of {len(scale)} channels")
+        return cls(node, name, scale.numpy(), shift.numpy(), mean, var, found["weight"].dtype)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and shift for the functions of bnlab.functional."""
+        return torch.from_numpy(self.scale), torch.from_numpy(self.shift)
+
+    @property
+    def source(self) -> str:
+        """Name of its input."""
+        return str(self.node.input[0])
+
+    @property
+    def result(self) -> str:
+        """Name of its output."""
+        return str(self.node.output[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """Nodes that can be replaced by others that compute the same.
+
+    Attributes:
+        before: The nodes as they are, in order.
+        after: The nodes in their place.
+        at: The one of `before` in whose place they come.
+        values: Constants of `after` that are new, by name.
+        source: Name of the tensor both begin with.
+        result: Name of the tensor both end with.
+        became: What the receipt says.
+    """
+
+    before: tuple[NodeProto, ...]
+    after: tuple[NodeProto, ...]
+    at: NodeProto
+    values: Mapping[str, NDArray[Any]]
+    source: str
+    result: str
+    became: str
+
+
+Attempt = Callable[[BatchNormNode, Scope], Fold]
+
+
+def plan(bn: BatchNormNode, scope: Scope) -> tuple[Fold, tuple[str, ...]]:
+    """Return what a BN can become, and why it cannot become what would be better.
+
+    Raises:
+        NotPossible: If nothing is possible, with all the reasons.
+    """
+    reasons: list[str] = []
+    attempts: tuple[Attempt, ...] = (_into_producer, _into_consumer, _into_affine)
+    for attempt in attempts:
+        fold = _tried(attempt, bn, scope)
+        if isinstance(fold, Fold):
+            return fold, tuple(reasons)
+        reasons.append(fold)
+    raise NotPossible("; ".join(dict.fromkeys(reasons)))
+
+
+def _tried(attempt: Attempt, bn: BatchNormNode, scope: Scope) -> Fold | str:
+    try:
+        return attempt(bn, scope)
+    except NotPossible as reason:
+        return str(reason)
+
+
+def _refuse_other_modes(node: NodeProto, scope: Scope) -> None:
+    if len(node.input) != 5 or not node.output:
+        raise NotPossible(f"it has {len(node.input)} inputs, a BatchNormalization node has 5")
+    _refuse_linked(node)
+    if any(node.output[1:]):
+        raise NotPossible("it has more than one output: it normalises by batch statistics")
+    if scope.opset >= _FIRST_OPSET["mode is an attribute"] and _attribute(node, "training_mode", 0):
+        raise NotPossible("training_mode is 1: it normalises by batch statistics")
+    if scope.opset < _FIRST_OPSET["broadcasting"] and not _attribute(node, "is_test", 0):
+        raise NotPossible("is_test is 0: it normalises by batch statistics")
+    if scope.opset < _FIRST_OPSET["always per channel"] and not _attribute(node, "spatial", 1):
+        raise NotPossible("spatial is 0: it has statistics per position, not per channel")
+
+
+def _refuse_linked(node: NodeProto) -> None:
+    if any(attribute.ref_attr_name for attribute in node.attribute):
+        raise NotPossible(f"{node.op_type} takes an attribute from the call of the function it is in")
+
+
+def _into_producer(bn: BatchNormNode, scope: Scope) -> Fold:
+    """Fold into the linear node whose only use is to feed the BN."""
+    linear = _linear_before(bn, scope)
+    weight = _Weight.of(linear, scope)
+    groups = _groups(linear, weight)
+    transposed = linear.op_type == "ConvTranspose"
+    channels = weight.plain.shape[1] * groups if transposed else weight.plain.shape[0]
+    if channels != len(bn.scale):
+        raise NotPossible(f"{linear.op_type} makes {channels} channels, the BN has {len(bn.scale)}")
+    if linear.op_type == "MatMul" and scope.rank(linear.output[0]) != 2:
+        raise NotPossible("the output of MatMul is not known to have 2 dimensions")
+    folded = fold_into_producer(
+        *bn.tensors, weight.tensor, _bias(linear, channels, scope), transposed=transposed, groups=groups
+    )
+    node, values = _rebuilt(linear, weight, bn, scope, folded)
+    node.output[0] = bn.result
+    return Fold(
+        before=(linear, bn.node),
+        after=(node,),
+        at=linear,
+        values=values,
+        source=str(linear.input[0]),
+        result=bn.result,
+        became=f"folded into {_said(linear)}" + (", now a Gemm" if node.op_type != linear.op_type else ""),
+    )
+
+
+def _linear_before(bn: BatchNormNode, scope: Scope) -> NodeProto:
+    linear = scope.maker(bn.source)
+    if linear is None:
+        raise NotPossible("nothing in its graph feeds it")
+    if not is_standard(linear, *_LINEAR):
+        raise NotPossible(f"{linear.op_type} feeds it")
+    if bn.source in scope.outputs:
+        raise NotPossible(f"the output of the {linear.op_type} that feeds it is an output of the graph")
+    if len(scope.users(bn.source)) != 1:
+        raise NotPossible(f"the {linear.op_type} that feeds it feeds something else, too")
+    return linear
+
+
+def _into_consumer(bn: BatchNormNode, scope: Scope) -> Fold:
+    """Fold into the Conv or Gemm that alone uses what the BN makes, where it adds no padding: BN maps 0 elsewhere."""
+    linear = _linear_behind(bn, scope)
+    weight = _Weight.of(linear, scope)
+    groups = _groups(linear, weight)
+    channels = weight.plain.shape[1] * groups
+    if channels != len(bn.scale):
+        raise NotPossible(f"the {linear.op_type} behind it takes {channels} channels, the BN has {len(bn.scale)}")
+    folded = fold_into_consumer(*bn.tensors, weight.tensor, _bias(linear, weight.plain.shape[0], scope), groups=groups)
+    node, values = _rebuilt(linear, weight, bn, scope, folded)
+    node.input[0] = bn.source
+    return Fold(
+        before=(bn.node, linear),
+        after=(node,),
+        at=linear,
+        values=values,
+        source=bn.source,
+        result=str(linear.output[0]),
+        became=f"folded into {_said(linear)} behind it",
+    )
+
+
+def _linear_behind(bn: BatchNormNode, scope: Scope) -> NodeProto:
+    users = scope.users(bn.result)
+    if bn.result in scope.outputs:
+        raise NotPossible("its output is an output of the graph")
+    if len(users) != 1:
+        raise NotPossible(f"its output is used {len(users)} times")
+    (linear,) = users
+    if not is_standard(linear, "Conv", "Gemm") or linear.input[0] != bn.result:
+        raise NotPossible(f"{linear.op_type} is behind it")
+    if not scope.owns(bn.source):
+        raise NotPossible("its input lies outside the subgraph")
+    if linear.op_type == "Gemm" and _attribute(linear, "transA", 0):
+        raise NotPossible("the Gemm behind it transposes its output")
+    padding = _attribute(linear, "auto_pad", b"NOTSET")
+    if padding not in (b"NOTSET", b"VALID") or any(_attribute(linear, "pads", ())):
+        raise NotPossible("the Conv behind it pads with zeros, which BN does not map to zeros")
+    return linear
+
+
+def _into_affine(bn: BatchNormNode, scope: Scope) -> Fold:
+    """Replace by a multiplication and an addition per channel."""
+    from onnx import helper
+
+    if scope.opset < _FIRST_OPSET["broadcasting"]:
+        raise NotPossible(f"Mul and Add do not broadcast in opset {scope.opset}")
+    if not scope.owns(bn.source):
+        raise NotPossible("its input lies outside the subgraph")
+    rank = scope.rank(bn.source) or scope.rank(bn.result)
+    if rank is None or rank < 2:
+        raise NotPossible("the number of dimensions of its input is not known")
+    dtype = _input_dtype(bn, scope)
+    shape = (len(bn.scale), *([1] * (rank - 2)))
+    scale, shift, scaled = (scope.unique(f"{bn.name}.{part}") for part in ("scale", "shift", "scaled"))
+    multiply = helper.make_node("Mul", [bn.source, scale], [scaled], scope.unique(f"{bn.name}.mul"))
+    add = helper.make_node("Add", [scaled, shift], [bn.result], scope.unique(f"{bn.name}.add"))
+    return Fold(
+        before=(bn.node,),
+        after=(multiply, add),
+        at=bn.node,
+        values={scale: _rounded(bn.scale, dtype).reshape(shape), shift: _rounded(bn.shift, dtype).reshape(shape)},
+        source=bn.source,
+        result=bn.result,
+        became="Mul and Add",
+    )
+
+
+def _input_dtype(bn: BatchNormNode, scope: Scope) -> np.dtype[Any]:
+    """Return the dtype of the input of a BN: until opset 15 the scale has the same."""
+    from onnx import helper
+
+    if scope.opset < _FIRST_OPSET["parameters of own dtype"]:
+        return bn.dtype
+    kind = scope.element_type(bn.source)
+    dtype: np.dtype[Any] | None = None if kind is None else np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+    if dtype is None or dtype not in DTYPES:
+        raise NotPossible("the dtype of its input is not known" if dtype is None else f"its input is of dtype {dtype}")
+    return dtype
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """The weight of a linear node: as stored, and as (out, in/groups, *kernel) with alpha in it, in float64."""
+
+    name: str
+    dtype: np.dtype[Any]
+    turned: bool
+    plain: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, linear: NodeProto, scope: Scope) -> _Weight:
+        if len(linear.input) < 2:
+            raise NotPossible(f"the {linear.op_type} has no weight")
+        name = linear.input[1]
+        stored = scope.constant(name)
+        if stored is None:
+            raise NotPossible(f"the weight of the {linear.op_type}, {scope.why_no_constant(name)}")
+        is_matrix = is_standard(linear, "Gemm", "MatMul")
+        if stored.dtype not in DTYPES or (stored.ndim != 2 if is_matrix else stored.ndim < 3):
+            raise NotPossible(f"the weight of the {linear.op_type} has dtype {stored.dtype}, shape {stored.shape}")
+        _refuse_linked(linear)
+        if is_matrix and scope.opset < _FIRST_OPSET["broadcasting"]:
+            raise NotPossible(f"the bias of Gemm does not broadcast in opset {scope.opset}")
+        turned = is_matrix and not _attribute(linear, "transB", 0)
+        wide = widen(stored) * _attribute(linear, "alpha", 1.0)
+        return cls(str(name), stored.dtype, turned, wide.T if turned else wide)
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.plain))
+
+    def stored(self, folded: torch.Tensor) -> NDArray[Any]:
+        return _rounded(folded.numpy().T if self.turned else folded.numpy(), self.dtype)
+
+
+def _groups(linear: NodeProto, weight: _Weight) -> int:
+    groups = int(_attribute(linear, "group", 1))
+    if groups < 1 or weight.plain.shape[0] % groups:
+        raise NotPossible(f"the {linear.op_type} has {groups} groups for a weight of shape {weight.plain.shape}")
+    return groups
+
+
+def _bias(linear: NodeProto, channels: int, scope: Scope) -> torch.Tensor | None:
+    """Return the bias of a linear node with so many output channels, with beta in it."""
+    if len(linear.input) < 3 or not linear.input[2]:
+        return None
+    stored = scope.constant(linear.input[2])
+    if stored is None:
+        raise NotPossible(f"the bias of the {linear.op_type}, {scope.why_no_constant(linear.input[2])}")
+    broadcasts = linear.op_type == "Gemm" and stored.ndim <= 2 and stored.shape[-1:] in ((), (1,), (channels,))
+    if stored.shape != (channels,) and not broadcasts:
+        raise NotPossible(f"the bias of the {linear.op_type} has the shape {stored.shape}")
+    return torch.from_numpy(np.ascontiguousarray(widen(stored) * _attribute(linear, "beta", 1.0)))
+
+
+def _rebuilt(
+    linear: NodeProto, weight: _Weight, bn: BatchNormNode, scope: Scope, folded: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[NodeProto, dict[str, NDArray[Any]]]:
+    """Return the linear node with its new weight and bias, under names that nothing else uses."""
+    from onnx import NodeProto
+
+    node = NodeProto()
+    node.CopyFrom(linear)
+    if linear.op_type == "MatMul":
+        node.op_type = "Gemm"  # it has a bias
+    for index in reversed([i for i, attribute in enumerate(node.attribute) if attribute.name in ("alpha", "beta")]):
+        del node.attribute[index]  # they are in the weight and the bias now
+    old_bias = linear.input[2] if len(linear.input) > 2 else ""
+    names = [
+        old if scope.is_own_initializer(old) else scope.unique(f"{bn.name}.folded_{part}")
+        for old, part in ((weight.name, "weight"), (old_bias, "bias"))
+    ]
+    del node.input[1:]
+    node.input.extend(names)
+    return node, {names[0]: weight.stored(folded[0]), names[1]: _rounded(folded[1].numpy(), weight.dtype)}
+
+
+def _rounded(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Round once to the dtype of the file; what overflows is found when the fold is checked."""
+    with np.errstate(over="ignore"):
+        return values.astype(dtype)
+
+
+def _attribute(node: NodeProto, name: str, default: Any) -> Any:  # noqa: ANN401 - an attribute has any type
+    from onnx import helper
+
+    found = [attribute for attribute in node.attribute if attribute.name == name]
+    return helper.get_attribute_value(found[0]) if found else default
+
+
+def _said(linear: NodeProto) -> str:
+    """Name a linear node by its weight where an exporter kept torch's names, else by itself."""
+    weight = str(linear.input[1])
+    own = weight.removesuffix(".weight") if weight.endswith(".weight") else linear.name or linear.output[0]
+    return f"{linear.op_type} {own}"

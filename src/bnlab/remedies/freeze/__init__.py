@@ -1,0 +1,1 @@
+"""Freezing BN so that it stays frozen, and the way back."""

@@ -1,0 +1,368 @@
+"""freeze and unfreeze: the statistics BN normalises with, the running ones, and weight and bias, each by itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnlab._version import __version__
+from bnlab.errors import UsageError
+from bnlab.nn.base import BatchNormBase
+from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
+from bnlab.observe.discover import batch_norm_layers
+from bnlab.records import Change, Changes, DiagnosisRecord, Finding, LeftAlone, Safety
+from bnlab.remedies._conversion import OWN_SETTINGS, Conversion, class_name, plan_freeze, plan_thaw, require_built
+from bnlab.remedies._frozen_state import (
+    FrozenFrom,
+    Switches,
+    affine_parameters,
+    frozen_from,
+    keeps_statistics,
+    moves_statistics,
+)
+from bnlab.remedies.convert.families import family_of
+from bnlab.remedies.receipt import Receipt
+from bnlab.remedies.remedy import Material, Plan, Refusal, Remedy, record_of
+from bnlab.remedies.undo import UndoStack
+
+__all__ = ["Freeze", "freeze", "unfreeze"]
+
+_WITHOUT = "it keeps no running statistics"
+_ALREADY = "it is so already"
+_NOT_OURS = "it was not frozen by freeze, but is of a frozen class: convert it"
+_NOT_FROZEN = "it is not frozen by freeze"
+_UNTRIED = "has a forward of its own that could not be tried: see that it obeys track_running_stats"
+
+
+class Freeze(Remedy):
+    """Freeze the layers that were found: normaliser, buffers and affine."""
+
+    name = "freeze"
+
+    def plan(self, evidence: DiagnosisRecord, finding: Finding) -> Plan | Refusal:
+        """Return the layer, if it has statistics to be frozen with."""
+        record = record_of(evidence, finding.layer)
+        if record is None or record.running_mean is None or record.running_var is None:
+            return Refusal("it has no finite running statistics to be frozen with")
+        change = Change(record.name, "normaliser, buffers, affine", "as they are", "frozen")
+        return Plan(self.name, (record.name,), (change,))
+
+    def apply(self, model: nn.Module, layers: Sequence[str], material: Material) -> Receipt:  # noqa: ARG002
+        """Freeze the layers."""
+        return freeze(model, layers=layers)
+
+
+def freeze(
+    model: nn.Module,
+    *,
+    layers: Iterable[str] | None = None,
+    normaliser: bool = True,
+    buffers: bool = True,
+    affine: bool = True,
+) -> Receipt:
+    """Freeze the BN layers of a model, in place, so that it lasts: no `.train()` of a parent undoes it.
+
+    A call says how all three switches shall be for the layers it names, whatever an earlier call said: True is frozen,
+    False is as before the first `freeze`. Layers, parameters and buffers stay the same objects, and the state dict has
+    the same keys and values. What is frozen is remembered on the layer as `frozen_from`, so that copies and pickles
+    can be unfrozen too. In eval mode the output is what it was, up to the rounding of the layers of torch.
+
+    Args:
+        model: Any module with BN layers: those of torch.nn, SyncBatchNorm included, and of bnlab.nn.
+        layers: Paths, or patterns such as "layer4.*"; every BN layer if None.
+        normaliser: Whether to normalise with the running statistics in either mode: the layer becomes a frozen one of
+            bnlab.nn.
+        buffers: Whether running statistics and num_batches_tracked stay as they are. Without `normaliser` train mode
+            goes on normalising with the batch; with `normaliser` alone a batch is normalised first and counted then.
+        affine: Whether weight and bias require no gradient. The gradient they have is dropped, or an optimizer would
+            still decay them.
+
+    Returns:
+        The receipt; its `undo()` takes this call back, and :func:`unfreeze` every call.
+
+    Raises:
+        NoBatchNorm: If there is no BN layer.
+        UsageError: If an argument is wrong or all three switches are False; if a layer that is named, or every layer,
+            keeps no running statistics where the normaliser or buffers are to be frozen; if a layer does more than BN
+            and one of the activations bnlab knows, which freezing the normaliser would lose; or if its own forward
+            moves the running statistics in spite of `track_running_stats=False`. The model is then as it was.
+
+    Source:
+        Wu and Johnson 2021, figure 6, and appendix A.10: that "freeze" alone is ambiguous.
+
+    Example:
+        >>> import bnlab
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> print(freeze(model))
+        freeze: 1 layer changed, behaviour changed
+          class: torch.nn.BatchNorm2d -> bnlab.nn.FrozenBatchNorm2d (1)
+          normaliser: batch statistics in train mode -> running statistics (1)
+          running statistics: moving -> fixed (1)
+          affine.requires_grad: weight, bias -> none (1)
+        >>> type(unfreeze(model).model[1])
+        <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
+    """
+    switches = Switches(normaliser, buffers, affine)
+    found = batch_norm_layers(model, layers)
+    without = [path for path, layer in found.items() if not (keeps_statistics(layer) or _needs_none(switches))]
+    if without and (layers is not None or len(without) == len(found)):
+        _refuse_without(without)
+    left_alone = [LeftAlone(path, _WITHOUT) for path in without]
+    chosen = {path: layer for path, layer in found.items() if path not in without}
+    todo = {path: layer for path, layer in chosen.items() if not _is_so(layer, switches)}
+    notes = _refuse_or_note(todo, switches)
+    steps = _planned(todo, switches)
+
+    def change(path: str, layer: _BatchNorm, undo: UndoStack) -> None:
+        if frozen_from(layer) is not None:
+            _thaw(path, layer, undo)
+        _freeze(path, layer, switches, steps.get(path), undo)
+
+    receipt = _changed(model, "freeze", chosen, todo, change, left_alone, notes)
+    if switches.affine:
+        for layer in todo.values():
+            for parameter in affine_parameters(layer).values():
+                parameter.grad = None
+    return receipt
+
+
+def unfreeze(model: nn.Module, *, layers: Iterable[str] | None = None) -> Receipt:
+    """Give the BN layers of a model back what they were before the first :func:`freeze`.
+
+    Class, momentum, process group, `track_running_stats` and requires_grad are as before; weights, buffers, counters,
+    mode, and settings that were changed meanwhile stay as they are now. It works on copies and reloaded models too. A
+    layer that was not frozen by `freeze` is left alone, with the reason.
+
+    Args:
+        model: Any module with BN layers.
+        layers: Paths, or patterns such as "layer4.*"; every BN layer if None.
+
+    Returns:
+        The receipt; its `undo()` freezes the layers again.
+
+    Raises:
+        NoBatchNorm: If there is no BN layer.
+        UsageError: If an argument is wrong, or if a layer has taken in an activation or residual since that its class
+            has no place for. The model is then as it was.
+    """
+    found = batch_norm_layers(model, layers)
+    todo = {path: layer for path, layer in found.items() if frozen_from(layer) is not None}
+    left_alone = [
+        LeftAlone(path, _NOT_OURS if isinstance(layer, FrozenBatchNorm) else _NOT_FROZEN)
+        for path, layer in found.items()
+        if path not in todo
+    ]
+    return _changed(model, "unfreeze", todo, todo, _thaw, left_alone, ())
+
+
+def _changed(
+    model: nn.Module,
+    action: str,
+    chosen: Mapping[str, _BatchNorm],
+    todo: Mapping[str, _BatchNorm],
+    change: Callable[[str, _BatchNorm, UndoStack], None],
+    left_alone: Iterable[LeftAlone],
+    notes: Iterable[str],
+) -> Receipt:
+    """Change layers, all or none, and report what is to be seen of it."""
+    before = {path: _facts(layer) for path, layer in chosen.items()}
+    with UndoStack() as undo:
+        for path, layer in todo.items():
+            change(path, layer, undo)
+        undo.seal()
+    changes = [
+        Change(path, what, old, new)
+        for path, layer in chosen.items()
+        for (what, old), new in zip(before[path].items(), _facts(layer).values(), strict=True)
+        if old != new
+    ]
+    changed = {found.layer for found in changes}
+    record = Changes(
+        bnlab=__version__,
+        action=action,
+        safety=Safety.BEHAVIOUR if changes else Safety.EXACT,
+        changes=tuple(changes),
+        left_alone=(*left_alone, *(LeftAlone(path, _ALREADY) for path in chosen if path not in changed)),
+        notes=tuple(notes),
+    )
+    return Receipt(model, record, undo.take_back)
+
+
+def _facts(layer: _BatchNorm) -> dict[str, str]:
+    """Return what freezing changes of a layer, as it is now."""
+    required = [name for name, parameter in affine_parameters(layer).items() if parameter.requires_grad]
+    by_batch = "batch statistics in train mode" if keeps_statistics(layer) else "batch statistics"
+    return {
+        "class": class_name(type(layer)),
+        "normaliser": "running statistics" if isinstance(layer, FrozenBatchNorm) else by_batch,
+        "running statistics": "moving" if moves_statistics(layer) else "fixed",
+        "affine.requires_grad": ", ".join(required) or "none",
+    }
+
+
+def _needs_none(switches: Switches) -> bool:
+    return not (switches.normaliser or switches.buffers)
+
+
+def _refuse_without(paths: list[str]) -> NoReturn:
+    others = f" Refused too: {', '.join(paths[1:])}." if paths[1:] else ""
+    raise UsageError(
+        f"{paths[0] or 'model'}: layer must keep running statistics to freeze the normaliser or buffers, got none. "
+        f"Freeze affine alone, or leave it out with layers=.{others}"
+    )
+
+
+def _is_so(layer: _BatchNorm, switches: Switches) -> bool:
+    memory = frozen_from(layer)
+    return (memory is None or memory.switches == switches) and switches.hold_for(layer)
+
+
+def _planned(todo: Mapping[str, _BatchNorm], switches: Switches) -> dict[str, Conversion]:
+    """Plan the layers that change their class before the first is touched; refuse all if one must be refused."""
+    steps: dict[str, Conversion] = {}
+    refusals: list[str] = []
+    for path, layer in todo.items():
+        if switches.normaliser and not isinstance(layer, FrozenBatchNorm):
+            step = _step_or_refusal(path, layer)
+            if isinstance(step, Conversion):
+                steps[path] = step
+            else:
+                refusals.append(step)
+    if refusals:
+        others = ", ".join(text.partition(":")[0] for text in refusals[1:])
+        raise UsageError(f"{refusals[0]} Refused too: {others}." if others else refusals[0])
+    return steps
+
+
+def _step_or_refusal(path: str, layer: _BatchNorm) -> Conversion | str:
+    try:
+        return plan_freeze(path, layer)
+    except UsageError as refusal:
+        return str(refusal)
+
+
+def _freeze(path: str, layer: _BatchNorm, switches: Switches, step: Conversion | None, undo: UndoStack) -> None:
+    """Freeze a layer that is not frozen by `freeze`."""
+    kind, settings, origin = None, {}, vars(layer).get("converted_from")
+    if switches.normaliser and not isinstance(layer, FrozenBatchNorm):
+        kind = type(layer)
+        kept = (*OWN_SETTINGS, "activation") if isinstance(layer, BatchNormBase) else OWN_SETTINGS
+        settings = {key: getattr(layer, key) for key in kept if hasattr(layer, key)}
+        undo.push(layer, (step or plan_freeze(path, layer)).apply())
+        if not switches.buffers:
+            undo.push(layer, _set(layer, "moves_statistics", True))
+    restored = {}
+    flag = "moves_statistics" if isinstance(layer, FrozenBatchNorm) else "track_running_stats"
+    if switches.buffers and getattr(layer, flag):
+        restored = {flag: getattr(layer, flag)}
+        undo.push(layer, _set(layer, flag, False))
+    required = [name for name, parameter in affine_parameters(layer).items() if parameter.requires_grad]
+    required = required if switches.affine else []
+    undo.push(layer, _require_grad(layer, required, on=False))
+    memory = FrozenFrom(
+        switches=switches,
+        kind=kind,
+        settings=settings,
+        activation=getattr(layer, "activation", None),
+        converted_from=origin if kind is not None else None,
+        restored=restored,
+        required_grad=tuple(required),
+    )
+    undo.push(layer, _set(layer, "frozen_from", memory))
+
+
+def _thaw(path: str, layer: _BatchNorm, undo: UndoStack) -> None:
+    """Give a layer that `freeze` froze back what it was."""
+    memory = frozen_from(layer)
+    if memory is None:
+        raise AssertionError("only what was frozen is thawed")
+    parameters = affine_parameters(layer)
+    off = [name for name in memory.required_grad if name in parameters and not parameters[name].requires_grad]
+    undo.push(layer, _require_grad(layer, off, on=True))
+    for key, value in memory.restored.items():
+        if hasattr(layer, key):
+            undo.push(layer, _set(layer, key, value))
+    if memory.kind is not None:
+        undo.push(layer, plan_thaw(path, layer, memory).apply())
+    else:
+        undo.push(layer, _set(layer, "frozen_from", None))
+
+
+def _set(layer: nn.Module, key: str, value: object) -> Callable[[], None]:
+    """Set an attribute, or remove it if the value is None, and return what takes that back."""
+    own = vars(layer)
+    had, before = key in own, own.get(key)
+
+    def put(value: object, *, there: bool) -> None:
+        if there:
+            setattr(layer, key, value)
+        else:
+            vars(layer).pop(key, None)
+
+    put(value, there=value is not None)
+    return lambda: put(before, there=had)
+
+
+def _require_grad(layer: nn.Module, names: Iterable[str], *, on: bool) -> Callable[[], None]:
+    """Switch requires_grad of parameters and return what takes that back."""
+    chosen = [affine_parameters(layer)[name] for name in names]
+    for parameter in chosen:
+        parameter.requires_grad_(on)
+
+    def undo() -> None:
+        for parameter in chosen:
+            parameter.requires_grad_(not on)
+
+    return undo
+
+
+def _refuse_or_note(todo: Mapping[str, _BatchNorm], switches: Switches) -> list[str]:
+    """Refuse layers that cannot be frozen though they keep their class; return notes on those that may not obey."""
+    notes = []
+    for path, layer in todo.items():
+        require_built(path, layer)
+        if switches.normaliser or not switches.buffers or isinstance(layer, FrozenBatchNorm):
+            continue
+        obeys = _obeys(layer)
+        if obeys is None:
+            notes.append(f"{path or 'model'}: {class_name(type(layer))} {_UNTRIED}")
+        elif not obeys:
+            raise UsageError(
+                f"{path or 'model'}: layer must keep its running statistics with track_running_stats=False, got "
+                f"{class_name(type(layer))}, whose forward moves them. Leave the layer out with layers=."
+            )
+    return notes
+
+
+def _obeys(layer: _BatchNorm) -> bool | None:
+    """Whether train mode leaves the running statistics alone with track_running_stats=False; None if unknown.
+
+    The layers of torch and bnlab do. The forward of a subclass is tried on a copy.
+    """
+    found = family_of(type(layer))
+    base = _BatchNorm if found is None else found[1]
+    if "forward" in vars(layer):
+        return None
+    if type(layer).forward is base.forward:
+        return True
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        tried = [_state_after(layer, rank) for rank in (1, 2, 3)]
+    known = [obeyed for obeyed in tried if obeyed is not None]
+    return all(known) if known else None
+
+
+def _state_after(layer: _BatchNorm, rank: int) -> bool | None:
+    """Whether a batch with so many spatial dimensions leaves the state of a copy as it was; None if it takes none."""
+    try:
+        copied = copy.deepcopy(layer).cpu().double().train()
+        copied.track_running_stats = False
+        before: dict[str, Tensor] = {key: value.clone() for key, value in copied.state_dict().items()}
+        copied.forward(torch.randn((4, layer.num_features, *[3] * rank), dtype=torch.float64))
+    except Exception:
+        return None
+    return all(torch.equal(value, before[key]) for key, value in copied.state_dict().items())

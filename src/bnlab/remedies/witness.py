@@ -1,0 +1,82 @@
+"""What a model gives on an example: outputs, gradients and buffers, to compare before and after a change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import starmap
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnlab.observe.passes.batches import run_batch, tensors_in
+from bnlab.observe.passes.untouched import untouched
+
+__all__ = ["differences", "testimony"]
+
+Testimony = dict[str, list[Tensor | None]]
+
+
+def testimony(model: nn.Module, example: Any) -> Testimony:  # noqa: ANN401 - a batch may be anything
+    """Run a model on a batch in either mode and return every output, gradient and buffer; the model is untouched.
+
+    The gradients are those of a fixed combination of all outputs, for every parameter and floating input.
+    """
+    found: Testimony = {}
+    for training in (True, False):
+        with untouched(model), torch.enable_grad():
+            leaves: list[Tensor] = []
+            outputs = [
+                tensor
+                for tensor in tensors_in(run_batch(model.train(training), _copied(example, leaves)))
+                if tensor.is_floating_point()
+            ]
+            loss = sum(((_fixed_like(y) * y).sum() for y in outputs if y.requires_grad), torch.zeros(()))
+            wanted = [*leaves, *(p for p in model.parameters() if p.requires_grad)]
+            grads: Sequence[Tensor | None] = ()
+            if loss.requires_grad and wanted:
+                grads = torch.autograd.grad(loss, wanted, allow_unused=True)
+            mode = "train mode" if training else "eval mode"
+            found[f"output in {mode}"] = [output.detach().clone() for output in outputs]
+            found[f"gradients in {mode}"] = [None if grad is None else grad.clone() for grad in grads]
+            found[f"buffers in {mode}"] = [buffer.detach().clone() for buffer in model.buffers()]
+    return found
+
+
+def _copied(item: Any, leaves: list[Tensor]) -> Any:  # noqa: ANN401
+    """Copy a batch; floating tensors become differentiable, and may be changed in place."""
+    if isinstance(item, Tensor):
+        if not item.is_floating_point():
+            return item.clone()
+        leaf = item.detach().clone().requires_grad_()
+        leaves.append(leaf)
+        return leaf.clone()
+    if isinstance(item, dict):
+        return {key: _copied(part, leaves) for key, part in item.items()}
+    return type(item)(_copied(part, leaves) for part in item) if type(item) in (tuple, list) else item
+
+
+def _fixed_like(output: Tensor) -> Tensor:
+    """Return weights that no symmetry of the model cancels."""
+    steps = torch.arange(output.numel(), dtype=torch.float64).cos()
+    return steps.reshape(output.shape).to(output)
+
+
+def differences(before: Testimony, after: Testimony) -> dict[str, float]:
+    """Return the largest difference of each kind, relative to the largest value: 0 where they agree bit by bit."""
+    return {
+        what: max(starmap(_difference, zip(before[what], after[what], strict=True)), default=0.0) for what in before
+    }
+
+
+def _difference(left: Tensor | None, right: Tensor | None) -> float:
+    if left is None or right is None:
+        return 0.0 if left is right else float("inf")
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return float("inf")
+    if torch.equal(left, right):
+        return 0.0
+    wide = left.to(torch.float64), right.to(torch.float64)
+    same = (wide[0] == wide[1]) | (wide[0].isnan() & wide[1].isnan())
+    gap = torch.where(same, 0, (wide[0] - wide[1]).abs()).nan_to_num(nan=float("inf"))
+    return float(gap.amax() / wide[0].abs().nan_to_num(posinf=0, neginf=0).amax().clamp(min=1e-300))

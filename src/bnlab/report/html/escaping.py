@@ -1,0 +1,62 @@
+"""How names and numbers are written on a page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+
+from bnlab.report.text.diagnosis import plain
+
+__all__ = ["channels", "counted", "json_for_script", "layer_name", "number", "presentable"]
+
+_LONGEST_TEXT = 2000
+_LONGEST_NAME = 200
+_MOST_CHANNELS = 6
+_ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+_ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}"}
+
+
+def presentable(text: str) -> str:
+    """Return untrusted text without control characters, and no more of it than anyone reads."""
+    if len(text) > _LONGEST_TEXT:
+        text = text[:_LONGEST_TEXT] + _ELLIPSIS
+    return text if text.isprintable() else plain(text)
+
+
+def layer_name(name: str | None) -> str:
+    """Return a layer path for a page; a very long one loses its beginning."""
+    if name is None:
+        return "the network"
+    if len(name) > _LONGEST_NAME:
+        name = _ELLIPSIS + name[-_LONGEST_NAME:]
+    return presentable(name) or "(the module itself)"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number in few digits; a dash for None."""
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.{digits}g}" if math.isfinite(value) else str(value)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, as "1 layer" or "2,048 channels"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def channels(indices: Sequence[int] | None, width: int) -> str:
+    """Return which of the channels of a layer are meant, the first few by their index; "" for no single ones."""
+    if indices is None:
+        return ""
+    if len(indices) == width:
+        return f"all {width:,}"
+    listed = ", ".join(map(str, indices[:_MOST_CHANNELS])) + (", ..." if len(indices) > _MOST_CHANNELS else "")
+    return f"{len(indices):,} of {width:,}: {listed}" if width else listed
+
+
+def json_for_script(value: object) -> str:
+    """Return JSON that can stand in a script element: no character of it ends the element or begins markup."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).translate(_ESCAPES)

@@ -1,0 +1,184 @@
+"""What the page holds of each layer for its layer view, as JSON that a script draws from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from bnlab.records import DiagnosisRecord, LayerRecord, Range
+from bnlab.report.html import causes as _causes
+from bnlab.report.html import channels as _channels
+from bnlab.report.html.escaping import counted, layer_name, number, presentable
+from bnlab.report.html.markers import Marked
+from bnlab.report.text.diagnosis import root_gap
+
+__all__ = ["FACTS", "between", "layer_data"]
+
+FACTS = (
+    "channels",
+    "dtype of the statistics",
+    "num_batches_tracked",
+    "momentum",
+    "eps",
+    "weight and bias",
+    "calls in a forward pass",
+    "fed by",
+    "network",
+    "running_mean",
+    "running_var",
+    "gain",
+    "gap between the modes",
+    "by cause",
+)
+"""What is said of each layer, in order."""
+
+_NO_CHANNELS = (
+    "The record holds no value for each channel. Make one that does: bnlab check TARGET --per-channel --format json, "
+    "or bnlab.check(target, per_channel=True)."
+)
+_NO_DATA = (
+    "Nothing to compare the running statistics with: no data was given. Give some: bnlab check TARGET --model "
+    "PACKAGE.MODULE:CALLABLE --data PACKAGE.MODULE:DATA --format html."
+)
+_UNSEEN = "Nothing to compare the running statistics with: the data showed nothing of this layer."
+_SERIES = {
+    "running_mean": 4,
+    "running_var": 4,
+    "weight": 4,
+    "mean": 4,
+    "mean_error": 2,
+    "var": 4,
+    "var_error": 2,
+}
+"""What is drawn of each channel, in order, and in how many digits; the last four are what was observed."""
+
+_OF_THE_LAYER = 3
+_MOST_FINDINGS = 8
+_LONGEST_MESSAGE = 300
+_MOST_TEXT = 150_000
+
+
+def layer_data(record: DiagnosisRecord, marked: Sequence[Marked]) -> dict[str, Any]:
+    """Return the data of the layer view.
+
+    Args:
+        record: The diagnosis.
+        marked: The findings of each of its layers that are shown.
+    """
+    writer = _Writer(_channels.room(record.layers), _source(record.layers))
+    return {
+        "facts": FACTS,
+        "series": list(_SERIES),
+        "source": writer.source,
+        "layers": [writer.layer(layer, found) for layer, found in zip(record.layers, marked, strict=True)],
+        "without": {"channels": _NO_CHANNELS, "data": _UNSEEN if _has_data(record) else _NO_DATA},
+    }
+
+
+def _has_data(record: DiagnosisRecord) -> bool:
+    return any(layer.gap is not None for layer in record.layers)
+
+
+def between(range_: Range | None) -> str:
+    """Return a range over channels in words."""
+    if range_ is None:
+        return "not finite"
+    if range_.min == range_.max:
+        return number(range_.min)
+    return f"{number(range_.min)} .. {number(range_.max)}"
+
+
+def _source(layers: Iterable[LayerRecord]) -> str | None:
+    """Return what the running statistics are compared with: one data set for all layers."""
+    names = {name for layer in layers for name in layer.per_channel or ()}
+    return next((source for source in ("train_data", "data") if f"{source}_mean" in names), None)
+
+
+class _Writer:
+    """Writes layers until the page has enough messages: then codes alone must do.
+
+    Attributes:
+        source: What was observed, the beginning of a name in `LayerRecord.per_channel`; None where nothing was.
+    """
+
+    def __init__(self, most: int, source: str | None) -> None:
+        self._most, self._left, self.source = most, _MOST_TEXT, source
+
+    def layer(self, layer: LayerRecord, marked: Marked) -> dict[str, Any]:
+        """Return what the page holds of one layer."""
+        found: dict[str, Any] = {
+            "name": layer_name(layer.name),
+            "facts": _facts(layer),
+            "findings": self._findings(marked),
+        }
+        if layer.per_channel:
+            drawn = _channels.chosen(layer, marked.channels(), self._most)
+            found["values"] = self._values(layer.per_channel, drawn)
+            if len(drawn) < layer.channels:
+                found["channels"], found["count"] = drawn, layer.channels
+        return found
+
+    def _findings(self, marked: Marked) -> list[list[str]]:
+        found = []
+        for finding in marked.findings[:_MOST_FINDINGS]:
+            message = presentable(finding.message[:_LONGEST_MESSAGE])
+            self._left -= len(message)
+            found.append([finding.level.value, finding.code, message if self._left >= 0 else ""])
+        rest = len(marked.findings) - len(found)
+        if rest:
+            found.append(["", "", f"and {counted(rest, 'more finding')}"])
+        return found
+
+    def _values(self, per_channel: Mapping[str, Sequence[float]], drawn: Sequence[int]) -> list[Any]:
+        """Return the values of the channels that are drawn, in the order of `_SERIES`; 0 for a series that is not."""
+        found: list[Any] = []
+        for place, (name, digits) in enumerate(_SERIES.items()):
+            values = per_channel.get(name if place < _OF_THE_LAYER else f"{self.source}_{name}")
+            found.append(0 if values is None else _rounded(values, drawn, digits))
+        return found
+
+
+def _facts(layer: LayerRecord) -> list[str]:
+    """Return what is said of a layer, "" for what is not known, in the order of `FACTS`."""
+    momentum = "None (cumulative)" if layer.momentum is None else f"{layer.momentum:g}"
+    shown = [layer_name(path) for path in layer.inputs[:8]]
+    rest = len(layer.inputs) - len(shown)
+    return [
+        f"{layer.channels:,}",
+        presentable(layer.dtype),
+        "none stored" if layer.num_batches_tracked is None else f"{layer.num_batches_tracked:,}",
+        momentum + _assumed(layer, "momentum"),
+        f"{layer.eps:g}" + _assumed(layer, "eps"),
+        "" if layer.affine else "none",
+        "" if layer.calls is None else str(layer.calls),
+        ", ".join(shown) + (f" and {rest} more" if rest else ""),
+        presentable(layer.network),
+        between(layer.running_mean),
+        between(layer.running_var),
+        between(layer.gain),
+        "" if layer.gap is None else f"{number(root_gap(layer.gap))} std",
+        "" if layer.gap is None else ", ".join(_shares(layer.gap)),
+    ]
+
+
+def _assumed(layer: LayerRecord, name: str) -> str:
+    return " (assumed: not in the file)" if name in layer.assumed else ""
+
+
+def _shares(gap: Mapping[str, float]) -> Iterable[str]:
+    for cause, share in _causes.shares(gap):
+        if abs(share) >= 0.0005:
+            yield f"{presentable(cause)} {100 * share:.1f} %"
+
+
+def _rounded(values: Sequence[float], drawn: Sequence[int], digits: int) -> list[float | int | None]:
+    """Return the values of the channels that are drawn; None for what is missing or not finite."""
+    return [_short(values[channel], digits) if channel < len(values) else None for channel in drawn]
+
+
+def _short(value: float, digits: int) -> float | int | None:
+    if not math.isfinite(value):
+        return None
+    short = float(f"{value:.{digits}g}")
+    return int(short) if short.is_integer() and abs(short) < 1e6 else short

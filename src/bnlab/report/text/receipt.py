@@ -1,0 +1,118 @@
+"""What an action did, as text: what it was, then every kind of change with the layers it concerns."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from bnlab.records import Changes, Measurement, Recheck
+from bnlab.report.text.bars import Marks
+from bnlab.report.text.diagnosis import SAFETY_PHRASES, Report, plain, root_gap, write
+
+__all__ = ["render_changes", "renderable"]
+
+_MOST_LAYERS = 8
+_MOST_KINDS = 16
+
+
+def render_changes(changes: Changes, *, width: int | None = None, encoding: str | None = None) -> str:
+    """Return the receipt as plain text.
+
+    Args:
+        changes: What to draw.
+        width: Columns no line is wider than; None for one kind of change a line, however long.
+        encoding: What the text is for; None for standard output.
+    """
+    if width is not None:
+        return write(renderable(changes), width=width, encoding=encoding)
+    wanted = encoding or getattr(sys.stdout, "encoding", None) or "utf-8"
+    head, *lines = _lines(changes, Marks.of(wanted))
+    return "\n".join([head, *(f"  {line}" for line in lines)])
+
+
+def renderable(changes: Changes) -> RenderableType:
+    """Return the receipt for a rich console."""
+    return Report(lambda sheet: _parts(_lines(changes, sheet.marks)))
+
+
+def _parts(lines: Iterable[str]) -> Iterable[RenderableType]:
+    for number, line in enumerate(lines):
+        yield Padding(Text(line), (0, 0, 0, 2)) if number else Text(line, style="bold")
+
+
+def _lines(changes: Changes, marks: Marks) -> Iterable[str]:
+    """Yield one line a kind of change, the first of them the whole in one."""
+    yield plain(_head(changes), marks)
+    kinds: dict[str, list[str]] = {}
+    for change in changes.changes:
+        kinds.setdefault(f"{change.what}: {change.before} -> {change.after}", []).append(change.layer)
+    yield from _kinds(kinds, marks)
+    left: dict[str, list[str]] = {}
+    for layer in changes.left_alone:
+        left.setdefault(f"left alone: {layer.reason}", []).append(layer.layer)
+    yield from _kinds(left, marks)
+    if changes.metric is not None:
+        outcome = "kept" if changes.kept else "taken back"
+        yield f"metric: {changes.metric.before:.4g} -> {changes.metric.after:.4g}, {outcome}"
+    if changes.recheck is not None:
+        yield from _recheck(changes.recheck, marks)
+    yield from _measurements(changes.measurements, marks)
+    yield from (plain(note, marks) for note in changes.notes)
+
+
+def _head(changes: Changes) -> str:
+    count = len({change.layer for change in changes.changes})
+    layers = "1 layer" if count == 1 else f"{count} layers"
+    if changes.planned:
+        return f"{changes.action}: {layers} to change, {SAFETY_PHRASES[changes.safety]}; nothing was changed yet"
+    if not changes.kept:
+        return f"{changes.action}: {layers} changed and taken back: the model is as it was"
+    return f"{changes.action}: {layers} changed, {SAFETY_PHRASES[changes.safety]}"
+
+
+def _kinds(kinds: Mapping[str, Sequence[str]], marks: Marks) -> Iterable[str]:
+    shown = list(kinds.items())[:_MOST_KINDS]
+    yield from (f"{plain(kind, marks)} ({_names(names, marks)})" for kind, names in shown)
+    if len(kinds) > len(shown):
+        yield f"... and {len(kinds) - len(shown)} more, all of them in the JSON form"
+
+
+def _measurements(measurements: Sequence[Measurement], marks: Marks) -> Iterable[str]:
+    """Yield a line for each thing that was measured: on the whole model, and the largest on a layer."""
+    for what in dict.fromkeys(measurement.what for measurement in measurements):
+        found = [measurement for measurement in measurements if measurement.what == what]
+        worst = max((m for m in found if m.layer is not None), key=lambda m: m.value, default=None)
+        told = [f"{m.value:.2g} {m.unit}" for m in found if m.layer is None]
+        if worst is not None:
+            told.append(f"at most {worst.value:.2g} {worst.unit} ({worst.layer or 'the model itself'})")
+        yield plain(f"{what}: {', '.join(told)}", marks)
+
+
+def _recheck(recheck: Recheck, marks: Marks) -> Iterable[str]:
+    """Yield what the checks say now, and how far the modes are apart now."""
+    before, after = recheck.before, recheck.after
+    text = f"checks: {before.errors} errors and {before.warnings} warnings -> {after.errors} and {after.warnings}"
+    if recheck.appeared:
+        text += f"; new: {', '.join(plain(item, marks) for item in recheck.appeared[:_MOST_LAYERS])}"
+    yield text
+    measured = [gap for gap in recheck.gaps if gap.before is not None and gap.after is not None]
+    if measured:
+        first = _largest({gap.layer: gap.before or {} for gap in measured})
+        last = _largest({gap.layer: gap.after or {} for gap in measured})
+        yield plain(f"gap between the modes: {first} -> {last}", marks)
+
+
+def _largest(gaps: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the largest gap and the layer that has it."""
+    layer = max(gaps, key=lambda name: root_gap(gaps[name]))
+    return f"up to {root_gap(gaps[layer]):.2g} std ({layer or 'the model itself'})"
+
+
+def _names(names: Iterable[str], marks: Marks) -> str:
+    distinct = list(dict.fromkeys(plain(name, marks) or "the model itself" for name in names))
+    rest = len(distinct) - _MOST_LAYERS
+    return ", ".join(distinct[:_MOST_LAYERS]) + (f" and {rest} more" if rest > 0 else "")
