@@ -17,7 +17,7 @@ MODULES = [
     "bnlab.lab.metrics",
     "bnlab.nn.batch_renorm",
     "bnlab.remedies.convert",
-    "bnlab._repair",
+    pytest.param("bnlab._repair", marks=pytest.mark.trains),
     "bnlab.remedies.fold",
     "bnlab.remedies.freeze",
     "bnlab.remedies.recalibrate",
