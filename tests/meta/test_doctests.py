@@ -17,7 +17,7 @@ MODULES = [
     "bnlab.lab.metrics",
     "bnlab.nn.batch_renorm",
     "bnlab.remedies.convert.convert",
-    "bnlab.repairing",
+    pytest.param("bnlab.repairing", marks=pytest.mark.trains),
     "bnlab.remedies.fold.fold",
     "bnlab.remedies.freeze.freeze",
     "bnlab.remedies.recalibrate",
