@@ -10,10 +10,12 @@ from bnlab.functional.running import (
     moving_average,
     updates_to_forget,
 )
+from bnlab.functional.streaming import StreamingMoments
 from bnlab.functional.transform import batch_norm_backward, normalize
 
 __all__ = [
     "Moments",
+    "StreamingMoments",
     "batch_moments",
     "batch_norm",
     "batch_norm_backward",

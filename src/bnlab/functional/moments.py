@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bnlab.functional.streaming import merged_moments
+
 __all__ = [
     "Moments",
     "batch_moments",
@@ -137,11 +139,7 @@ def merge(a: Moments, b: Moments) -> Moments:
     Source:
         Chan, Golub and LeVeque 1983, equation 2.1.
     """
-    count = a.count + b.count
-    total = count.clamp(min=1)
-    difference = b.mean - a.mean
-    mean = a.mean + difference * (b.count / total)
-    return Moments(count, mean, a.m2 + b.m2 + difference.square() * (a.count * b.count / total))
+    return Moments(*merged_moments(a.count, a.mean, a.m2, b.count, b.mean, b.m2))
 
 
 def population_moments(
