@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from bnlab.diagnosis.check import Settings, check_with
+from bnlab.diagnosis.check import check_with
+from bnlab.diagnosis.settings import Settings
 from bnlab.records import Level
 from bnlab.report.text.diagnosis import renderable
 

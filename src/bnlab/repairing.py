@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from bnlab._version import __version__
-from bnlab.diagnosis.check import Diagnosis, Settings, check_with
+from bnlab.diagnosis.check import Diagnosis, check_with
+from bnlab.diagnosis.settings import Settings
 from bnlab.errors import UsageError
 from bnlab.observe.discover import is_frozen
 from bnlab.observe.metric import Measured, Metric, measured

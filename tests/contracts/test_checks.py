@@ -13,7 +13,7 @@ from bnlab import checks
 from bnlab.checks import CHECKS, AnyCheck, Group, ModelCheck, Needs
 from bnlab.checks.cases import healthy, model, network, of
 from bnlab.checks.check import HEADINGS
-from bnlab.diagnosis.check import _run, _run_on_model
+from bnlab.diagnosis.run_checks import run_check
 from bnlab.errors import UsageError
 from bnlab.observe.evidence import NetworkState
 from bnlab.observe.model_evidence import ModelEvidence
@@ -70,8 +70,8 @@ broken_cases = pytest.mark.parametrize(
 
 def run(check: AnyCheck, evidence: NetworkState | ModelEvidence):
     if isinstance(check, ModelCheck):
-        return _run_on_model(check, check.limits, evidence)
-    return _run(check, check.limits, [evidence])
+        return run_check(check, check.limits, [], evidence)
+    return run_check(check, check.limits, [evidence], None)
 
 
 def suitable(evidence):

@@ -6,7 +6,8 @@ from torch import nn
 import bnlab
 from bnlab import checks, diagnosis
 from bnlab.checks.cases import healthy, network
-from bnlab.diagnosis.check import Settings, _diagnose
+from bnlab.diagnosis.check import _diagnose
+from bnlab.diagnosis.settings import Settings
 from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.observe.evidence import Evidence, NetworkState
 from bnlab.records import DiagnosisRecord, Target

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from rich.text import Text
     from torch import nn
 
-    from bnlab.diagnosis.check import Diagnosis, Settings
+    from bnlab.diagnosis.check import Diagnosis
+    from bnlab.diagnosis.settings import Settings
 
 __all__ = ["command"]
 
@@ -282,7 +283,7 @@ def _settings(
     eps: str | None,
     per_channel: bool,
 ) -> Settings:
-    from bnlab.diagnosis.check import Settings
+    from bnlab.diagnosis.settings import Settings
 
     return Settings.of(
         select=None if select is None else [code.strip() for part in select for code in part.split(",")],

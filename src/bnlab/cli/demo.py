@@ -64,7 +64,8 @@ def _trained(config: Config, console: Console) -> Outcome:
 
 
 def _diagnose(path: Path, model: nn.Module, config: Config, console: Console) -> None:
-    from bnlab.diagnosis.check import Settings, check_with
+    from bnlab.diagnosis.check import check_with
+    from bnlab.diagnosis.settings import Settings
     from bnlab.lab.datasets import load
     from bnlab.lab.metrics import accuracy
     from bnlab.observe.survey import Inputs

@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from bnlab import checks
 from bnlab._version import __version__
-from bnlab.checks import AnyCheck, ModelCheck
 from bnlab.diagnosis.conclusion import concluded_causes, conclusion
+from bnlab.diagnosis.layer_records import layer_records
+from bnlab.diagnosis.run_checks import run_checks
+from bnlab.diagnosis.settings import Settings
 from bnlab.errors import NoBatchNorm, UsageError
-from bnlab.observe.evidence import Evidence, Floats, Hyperparameters, LayerState, NetworkState
+from bnlab.observe.evidence import Evidence, Hyperparameters, NetworkState
 from bnlab.observe.files.checkpoint import read_checkpoint
-from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
-from bnlab.records import (
-    DiagnosisRecord,
-    Finding,
-    LayerRecord,
-    Level,
-    Outcome,
-    Range,
-    Status,
-    Summary,
-    Target,
-)
+from bnlab.observe.model_evidence import ModelEvidence
+from bnlab.records import DiagnosisRecord, Finding, LayerRecord, Level, Summary, Target
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +27,7 @@ if TYPE_CHECKING:
 
     from bnlab.observe.survey import Inputs
 
-__all__ = ["Diagnosis", "Settings", "check", "check_with"]
+__all__ = ["Diagnosis", "check", "check_with"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -65,51 +53,6 @@ class Diagnosis(DiagnosisRecord):
 
 _SETTLED = 0.1
 """Staleness, in standard deviations, below which running statistics are those of the data."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What to check and how: validated once, used for any number of targets.
-
-    Attributes:
-        checks: The checks to run, each with its limits.
-        ignore: Code to reason, for checks whose findings are dropped.
-        hyperparameters: Momentum and eps as far as they are stated.
-        per_channel: Whether the layers carry a value for each channel, for a picture.
-    """
-
-    checks: tuple[tuple[AnyCheck[Any, Any, Any], Any], ...]
-    ignore: Mapping[str, str]
-    hyperparameters: Hyperparameters
-    per_channel: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        *,
-        select: Sequence[str] | None = None,
-        ignore: Mapping[str, str] | None = None,
-        limits: Mapping[str, Mapping[str, float]] | None = None,
-        momentum: float | Literal["assumed"] | None = "assumed",
-        eps: float | Literal["assumed"] = "assumed",
-        per_channel: bool = False,
-    ) -> Settings:
-        """Validate the arguments of :func:`check`.
-
-        Raises:
-            UsageError: If one of them is outside what it may be.
-        """
-        changed = _by_code("limits", limits)
-        reasons = _by_code("ignore", ignore)
-        for code, reason in reasons.items():
-            if not (isinstance(reason, str) and reason.strip()):
-                raise UsageError(f"ignore: reason for {code} must be a text, got {reason!r}. Say why it is accepted.")
-        return cls(
-            tuple((item, _limits(item, changed.get(item.code, {}))) for item in checks.select(select)),
-            reasons,
-            _hyperparameters(momentum, eps),
-            per_channel,
-        )
 
 
 def check(
@@ -241,41 +184,6 @@ def _metric_name(inputs: Inputs | None) -> str:
     return "the metric" if name.startswith("<") else str(name)
 
 
-def _by_code(argument: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
-    if values is not None and not isinstance(values, Mapping):
-        raise UsageError(f"{argument}: value must be a mapping by code, got {type(values).__name__}.")
-    return {checks.by_code(code).code: value for code, value in (values or {}).items()}
-
-
-def _limits(item: AnyCheck[Any, Any, Any], changed: Mapping[str, float]) -> Any:  # noqa: ANN401 - each check has a class of its own
-    known = [field.name for field in dataclasses.fields(item.limits)]
-    if not isinstance(changed, Mapping):
-        raise UsageError(f"limits: value for {item.code} must be a mapping by name, got {changed!r}.")
-    for name, value in changed.items():
-        if name not in known:
-            raise UsageError(f"limits: name for {item.code} must be one of {known}, got {name!r}.")
-        if not _is_number(value) or math.isnan(value):
-            raise UsageError(f"limits: {name} of {item.code} must be a number, got {value!r}.")
-    return dataclasses.replace(item.limits, **changed)
-
-
-def _hyperparameters(momentum: float | str | None, eps: float | str) -> Hyperparameters:
-    stated: dict[str, float | None] = {}
-    if momentum != "assumed":
-        if momentum is not None and not (_is_number(momentum) and 0 <= momentum <= 1):
-            raise UsageError(f"momentum: value must be in [0, 1] or None, got {momentum!r}.")
-        stated["momentum"] = momentum
-    if eps != "assumed":
-        if not (_is_number(eps) and 0 <= eps < math.inf):
-            raise UsageError(f"eps: value must be finite and >= 0, got {eps!r}.")
-        stated["eps"] = eps
-    return Hyperparameters().stating(**stated)
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _no_batch_norm(target: Target, evidence: Evidence) -> str:
     rule = f"{target.name}: {target.kind} must hold running statistics of batch normalization, got"
     if not evidence.left_alone:
@@ -294,23 +202,8 @@ def _diagnose(
     metric: str = "the metric",
 ) -> Diagnosis:
     """Run the chosen checks on evidence with at least one layer."""
-    findings: list[Finding] = []
-    outcomes: list[Outcome] = []
-    for item, limits in settings.checks:
-        if isinstance(item, ModelCheck):
-            found, outcome = _run_on_model(item, limits, observed)
-        else:
-            found, outcome = _run(item, limits, evidence.networks)
-        if item.code in settings.ignore:
-            outcome = Outcome(item.code, Status.SKIPPED, _ignored(settings.ignore[item.code], found))
-            found = []
-        findings += found
-        outcomes.append(outcome)
-    findings = _most_consequential_first(findings, evidence.networks)
-    layers = tuple(record for network in evidence.networks for record in _layer_records(network))
-    layers = layers if observed is None else tuple(_with_observations(layers, observed))
-    if settings.per_channel:
-        layers = tuple(_with_channels(layers, evidence, observed))
+    findings, outcomes = run_checks(settings, evidence.networks, observed)
+    layers = layer_records(evidence, observed, per_channel=settings.per_channel)
     summary = _summary(layers, findings)
     causes = concluded_causes(observed, findings)
     return Diagnosis(
@@ -324,169 +217,6 @@ def _diagnose(
         numbers=None if observed is None else observed.numbers,
         summary=summary,
         notes=tuple(_notes(layers, evidence, observed)),
-    )
-
-
-def _run(item: AnyCheck[Any, Any, Any], limits: Any, networks: Sequence[NetworkState]) -> tuple[list[Finding], Outcome]:  # noqa: ANN401
-    """Run one check on every network; a check that raises has crashed, it neither found nor passed anything."""
-    findings: list[Finding] = []
-    lacking: Counter[str] = Counter()
-    total = sum(len(network.layers) for network in networks)
-    try:
-        for network in networks:
-            judged = []
-            for layer in network.layers:
-                reason = item.lacks(layer, limits)
-                if reason is None:
-                    judged.append(layer)
-                else:
-                    lacking[reason] += 1
-            if judged:
-                whole = len(judged) == len(network.layers)
-                findings += item.inspect(network if whole else NetworkState(network.name, tuple(judged)), limits)
-    except Exception as err:
-        return [], Outcome(item.code, Status.CRASHED, f"{type(err).__name__}: {err}")
-    reason = ", ".join(f"{why} in {count} of {total} layers" for why, count in lacking.most_common()) or None
-    if findings:
-        return findings, Outcome(item.code, Status.FINDINGS, reason)
-    status = Status.SKIPPED if lacking.total() == total else Status.PASSED
-    return findings, Outcome(item.code, status, reason)
-
-
-def _run_on_model(item: ModelCheck[Any], limits: Any, evidence: ModelEvidence | None) -> tuple[list[Finding], Outcome]:  # noqa: ANN401
-    """Run one check on a model; without the evidence it needs it is skipped."""
-    if evidence is None:
-        return [], Outcome(item.code, Status.SKIPPED, f"needs {item.needs.value}")
-    if item.needs.argument is not None and item.needs.argument in evidence.missing:
-        return [], Outcome(
-            item.code, Status.SKIPPED, f"{evidence.missing[item.needs.argument]}: needs {item.needs.value}"
-        )
-    findings: list[Finding] = []
-    lacking: Counter[str] = Counter()
-    judged: list[ModelLayer] = []
-    try:
-        for layer in evidence.layers:
-            reason = item.lacks(layer, limits)
-            if reason is None:
-                judged.append(layer)
-            else:
-                lacking[reason] += 1
-        if judged:
-            findings = list(item.inspect(dataclasses.replace(evidence, layers=tuple(judged)), limits))
-    except Exception as err:
-        return [], Outcome(item.code, Status.CRASHED, f"{type(err).__name__}: {err}")
-    total = len(evidence.layers)
-    reason = ", ".join(f"{why} in {count} of {total} layers" for why, count in lacking.most_common()) or None
-    status = Status.FINDINGS if findings else Status.PASSED if judged else Status.SKIPPED
-    return findings, Outcome(item.code, status, reason)
-
-
-def _ignored(reason: str, found: Sequence[Finding]) -> str:
-    count = f"{len(found)} finding{'s' if len(found) > 1 else ''} dropped" if found else "there was nothing to ignore"
-    return f"ignored: {reason} ({count})"
-
-
-def _most_consequential_first(findings: Sequence[Finding], networks: Sequence[NetworkState]) -> list[Finding]:
-    """Order by level, then by code, then by the share of the layer's channels; file order breaks ties."""
-    widths = {layer.name: layer.channels for network in networks for layer in network.layers}
-
-    def share(finding: Finding) -> float:
-        if finding.channels is None or finding.layer not in widths:
-            return 1.0
-        return len(finding.channels) / widths[finding.layer]
-
-    return sorted(findings, key=lambda finding: (finding.level.rank, finding.code, -share(finding)))
-
-
-def _layer_records(network: NetworkState) -> Iterable[LayerRecord]:
-    columns = (network.running_mean, network.running_var, network.gain)
-    means, variances, gains = (network.ranges(column) for column in columns)
-    for layer, mean, var, gain in zip(network.layers, means, variances, gains, strict=True):
-        yield LayerRecord(
-            name=layer.name,
-            network=network.name,
-            channels=layer.channels,
-            dtype=layer.dtype,
-            affine=layer.weight is not None or layer.bias is not None,
-            num_batches_tracked=layer.num_batches_tracked,
-            momentum=layer.hyperparameters.momentum,
-            eps=layer.hyperparameters.eps,
-            assumed=layer.hyperparameters.assumed,
-            running_mean=mean and Range(*mean),
-            running_var=var and Range(*var),
-            gain=gain and Range(*gain),
-        )
-
-
-def _with_observations(records: Sequence[LayerRecord], evidence: ModelEvidence) -> Iterable[LayerRecord]:
-    """Yield the layers of a model in the order in which they ran, with what was seen of them."""
-    known = {record.name: record for record in records}
-    for layer in evidence.layers:
-        record = known.pop(layer.name, None) or _without_statistics(layer)
-        execution, gap = layer.execution, layer.gap
-        producer = None if execution is None else execution.producer
-        ran = "example" not in evidence.missing
-        yield dataclasses.replace(
-            record,
-            calls=execution.calls if execution is not None else 0 if ran else None,
-            inputs=() if producer is None else (producer.name,),
-            gap=None if gap is None else {**gap.by_cause, "total": gap.square},
-        )
-    yield from known.values()
-
-
-def _with_channels(
-    records: Sequence[LayerRecord], evidence: Evidence, observed: ModelEvidence | None
-) -> Iterable[LayerRecord]:
-    """Yield the layers with a value for each channel."""
-    states = {layer.name: layer for network in evidence.networks for layer in network.layers}
-    seen = {} if observed is None else {layer.name: layer for layer in observed.layers}
-    for record in records:
-        found = _stored(states.get(record.name)) | _seen(seen.get(record.name))
-        yield dataclasses.replace(
-            record, per_channel={name: tuple(values.tolist()) for name, values in found.items()} or None
-        )
-
-
-def _stored(state: LayerState | None) -> dict[str, Floats]:
-    if state is None:
-        return {}
-    found = {"running_mean": state.running_mean, "running_var": state.running_var}
-    affine = {"weight": state.weight, "bias": state.bias}
-    return found | {name: values for name, values in affine.items() if values is not None}
-
-
-def _seen(layer: ModelLayer | None) -> dict[str, Floats]:
-    """Return what the running statistics should be, and by how much they may differ from it by chance."""
-    if layer is None:
-        return {}
-    found = {} if layer.gap is None else {"gap": layer.gap.per_channel}
-    source, reference = ("data", layer.data) if layer.train_data is None else ("train_data", layer.train_data)
-    if reference is None:
-        return found
-    mean_noise, var_noise = reference.buffer_noise(layer.momentum)
-    return found | {
-        f"{source}_mean": reference.within_mean,
-        f"{source}_mean_error": np.sqrt(mean_noise),
-        f"{source}_var": reference.within_var,
-        f"{source}_var_error": np.sqrt(var_noise),
-    }
-
-
-def _without_statistics(layer: ModelLayer) -> LayerRecord:
-    return LayerRecord(
-        name=layer.name,
-        network="",
-        channels=layer.channels,
-        dtype="none",
-        affine=layer.affine_trains is not None,
-        num_batches_tracked=None,
-        momentum=layer.momentum,
-        eps=layer.eps,
-        assumed=(),
-        running_mean=None,
-        running_var=None,
-        gain=None,
     )
 
 

@@ -8,7 +8,8 @@ from tests.samples import save, state_dict
 
 from bnlab.checks import CHECKS
 from bnlab.checks.cases import healthy, network
-from bnlab.diagnosis.check import Settings, _diagnose
+from bnlab.diagnosis.check import _diagnose
+from bnlab.diagnosis.settings import Settings
 from bnlab.observe.evidence import Evidence
 from bnlab.records import DiagnosisRecord, Finding, Level, Outcome, Quantity, Status, Summary, Target
 from bnlab.report import sarif

@@ -11,7 +11,8 @@ from rich.cells import cell_len
 from tests.samples import save, state_dict
 
 from bnlab.checks.cases import healthy, network
-from bnlab.diagnosis.check import Settings, _diagnose
+from bnlab.diagnosis.check import _diagnose
+from bnlab.diagnosis.settings import Settings
 from bnlab.observe.evidence import Evidence, NetworkState
 from bnlab.records import (
     Cause,

@@ -1,0 +1,104 @@
+"""Runs the chosen checks on evidence: what they find, and how each of them ended."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from bnlab.checks import AnyCheck, ModelCheck
+from bnlab.diagnosis.settings import Settings
+from bnlab.observe.evidence import NetworkState
+from bnlab.observe.model_evidence import ModelEvidence
+from bnlab.records import Finding, Outcome, Status
+
+__all__ = ["run_check", "run_checks"]
+
+Part = TypeVar("Part", NetworkState, ModelEvidence)
+
+
+def run_checks(
+    settings: Settings, networks: Sequence[NetworkState], model: ModelEvidence | None
+) -> tuple[list[Finding], list[Outcome]]:
+    """Run every chosen check.
+
+    Args:
+        settings: The checks, and the codes whose findings are dropped.
+        networks: The stored numbers, for the checks that need nothing else.
+        model: What was observed of a model; None where the target is a file.
+
+    Returns:
+        The findings, most consequential first, and one outcome for each check.
+    """
+    findings: list[Finding] = []
+    outcomes: list[Outcome] = []
+    for check, limits in settings.checks:
+        of_check, outcome = run_check(check, limits, networks, model)
+        if check.code in settings.ignore:
+            outcome = Outcome(check.code, Status.SKIPPED, _ignored(settings.ignore[check.code], of_check))
+            of_check = []
+        findings += of_check
+        outcomes.append(outcome)
+    return _most_consequential_first(findings, networks), outcomes
+
+
+def run_check(
+    check: AnyCheck[Any, Any, Any],
+    limits: Any,  # noqa: ANN401 - each check has a class of its own
+    networks: Sequence[NetworkState],
+    model: ModelEvidence | None,
+) -> tuple[list[Finding], Outcome]:
+    """Run one check. A check that raises has crashed: it neither found nor passed anything."""
+    if not isinstance(check, ModelCheck):
+        return _judged(check, limits, networks)
+    if model is None:
+        return [], Outcome(check.code, Status.SKIPPED, f"needs {check.needs.value}")
+    missing = None if check.needs.argument is None else model.missing.get(check.needs.argument)
+    if missing is not None:
+        return [], Outcome(check.code, Status.SKIPPED, f"{missing}: needs {check.needs.value}")
+    return _judged(check, limits, [model])
+
+
+def _judged(
+    check: AnyCheck[Part, Any, Any],
+    limits: Any,  # noqa: ANN401 - each check has a class of its own
+    parts: Sequence[Part],
+) -> tuple[list[Finding], Outcome]:
+    """Run one check on the layers it can judge, and count the others by the reason."""
+    findings: list[Finding] = []
+    lacking: Counter[str] = Counter()
+    total = sum(len(part.layers) for part in parts)
+    try:
+        for part in parts:
+            reasons = [check.lacks(layer, limits) for layer in part.layers]
+            lacking.update(reason for reason in reasons if reason is not None)
+            layers = tuple(layer for layer, reason in zip(part.layers, reasons, strict=True) if reason is None)
+            if layers:
+                whole = len(layers) == len(part.layers)  # it has its columns already
+                findings += check.inspect(part if whole else dataclasses.replace(part, layers=layers), limits)
+    except Exception as err:
+        return [], Outcome(check.code, Status.CRASHED, f"{type(err).__name__}: {err}")
+    reason = ", ".join(f"{why} in {count} of {total} layers" for why, count in lacking.most_common()) or None
+    none_judged = lacking.total() == total
+    status = Status.FINDINGS if findings else Status.SKIPPED if none_judged else Status.PASSED
+    return findings, Outcome(check.code, status, reason)
+
+
+def _ignored(reason: str, dropped: Sequence[Finding]) -> str:
+    count = (
+        f"{len(dropped)} finding{'s' if len(dropped) > 1 else ''} dropped" if dropped else "there was nothing to ignore"
+    )
+    return f"ignored: {reason} ({count})"
+
+
+def _most_consequential_first(findings: Sequence[Finding], networks: Sequence[NetworkState]) -> list[Finding]:
+    """Order by level, then by code, then by the share of the layer's channels; file order breaks ties."""
+    widths = {layer.name: layer.channels for network in networks for layer in network.layers}
+
+    def share(finding: Finding) -> float:
+        if finding.channels is None or finding.layer not in widths:
+            return 1.0
+        return len(finding.channels) / widths[finding.layer]
+
+    return sorted(findings, key=lambda finding: (finding.level.rank, finding.code, -share(finding)))
