@@ -23,7 +23,7 @@ CHILD = """
 import json, time, torch
 from torch import nn
 import bnlab
-from bnlab.observe.passes.capture import observe
+from bnlab.observe.passes.layer_statistics import observe
 from bnlab.observe.discover import any_batch_norm
 
 class Bottleneck(nn.Module):

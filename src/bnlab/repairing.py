@@ -5,9 +5,9 @@ The module is private because the package has a function of that name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -17,8 +17,9 @@ from bnlab.diagnosis.settings import Settings
 from bnlab.errors import UsageError
 from bnlab.observe.discover import is_frozen
 from bnlab.observe.metric import Measured, Metric, measured
-from bnlab.observe.passes.batches import require_data
+from bnlab.observe.passes.batches import KeptBatches, MaxBatches, require_data
 from bnlab.observe.survey import Inputs
+from bnlab.progress import reporting
 from bnlab.records import Change, Changes, Finding, GapChange, LeftAlone, Level, MetricChange, Recheck, Safety
 from bnlab.remedies.catalog import REMEDIES_IN_ORDER
 from bnlab.remedies.receipt import Receipt
@@ -36,11 +37,12 @@ def repair(
     data: Iterable[Any],
     train_data: Iterable[Any] | None = None,
     metric: Metric | None = None,
+    max_batches: MaxBatches = "auto",
     diagnosis: Diagnosis | None = None,
     safety: str = "statistics",
     dry_run: bool = False,
     level: str = "warning",
-    advance: Callable[[str], None] = lambda _: None,
+    progress: bool | None = None,
 ) -> Receipt:
     """Mend what the checks find in a model, in place, and keep only what proves itself.
 
@@ -58,12 +60,13 @@ def repair(
         train_data: Batches it was trained on. Statistics are recomputed from them; without them from `data`, and the
             receipt says that the model was adapted to the evaluation data.
         metric: metric(model, data) -> float, higher is better; always measured on `data`.
+        max_batches: How many batches of either data set are used: as for `bnlab.check`.
         diagnosis: What `check` said of this model with these data, to save checking it again.
         safety: What may be done at most: "exact" keeps the output, "statistics" changes buffers, "behaviour" also what
             the model computes in train mode.
         dry_run: Whether to return the plan only.
         level: Lowest level of the findings to act on: "error", "warning" or "info".
-        advance: Called with a word for what is going on, after every batch.
+        progress: Whether to show on stderr what is going on: as for `bnlab.check`.
 
     Returns:
         The receipt: what changed, what was left alone and why, the metric and the findings before and after. `undo()`
@@ -88,7 +91,15 @@ def repair(
     if diagnosis is not None and not isinstance(diagnosis, Diagnosis):
         raise UsageError(f"repair: diagnosis must be what bnlab.check returned, got {type(diagnosis).__name__}.")
     require_data("data", data)
-    inputs = Inputs(data=data, train_data=train_data, metric=metric, advance=advance)
+    with reporting(progress) as advance:
+        inputs = Inputs(data=data, train_data=train_data, metric=metric, max_batches=max_batches, advance=advance)
+        return _repaired(model, inputs.read(), diagnosis, most, lowest, dry_run=dry_run)
+
+
+def _repaired(
+    model: nn.Module, inputs: Inputs, diagnosis: Diagnosis | None, most: Safety, lowest: Level, *, dry_run: bool
+) -> Receipt:
+    """Repair with validated arguments and data that are held in memory."""
     settings = Settings.of()
     before = diagnosis or check_with(model, settings, inputs=inputs)
     _require_same_model(model, before)
@@ -96,13 +107,7 @@ def repair(
     planned = plan(before, most, lowest)
     if dry_run or not planned.layers:
         return Receipt(model, planned.record(before, is_plan=dry_run), lambda: None)
-    material = Material(
-        batches=data if train_data is None else train_data,
-        source="data" if train_data is None else "train_data",
-        layerwise=any(finding.code == "BN403" for finding in before.findings),
-        advance=lambda: advance("recomputing statistics"),
-    )
-    attempt = _Attempt(model, planned, material, before, data, metric)
+    attempt = _Attempt(model, planned, _material(inputs, before), before, inputs)
     try:
         attempt.apply()
         after = check_with(model, settings, inputs=inputs) if attempt.kept else before
@@ -113,6 +118,17 @@ def repair(
         attempt.take_back("")
         raise
     return attempt.receipt(recheck)
+
+
+def _material(inputs: Inputs, before: Diagnosis) -> Material:
+    name = "data" if inputs.train_data is None else "train_data"
+    batches = cast("KeptBatches", getattr(inputs, name))
+    return Material(
+        batches=batches.everything,
+        source=name,
+        layerwise=any(finding.code == "BN403" for finding in before.findings),
+        advance=lambda: inputs.advance("recomputing statistics"),
+    )
 
 
 @dataclass(frozen=True)
@@ -192,11 +208,11 @@ class _Attempt:
         planned: Planned,
         material: Material,
         before: Diagnosis,
-        data: Iterable[Any],
-        metric: Metric | None,
+        inputs: Inputs,
     ) -> None:
         self._model, self._planned, self._material = model, planned, material
-        self._before, self._data, self._metric = before, data, metric
+        self._before, self._metric = before, inputs.metric
+        self._data = cast("KeptBatches", inputs.data)
         self.kept: list[Receipt] = []
         self._tried: list[Changes] = []
         self._notes: list[str] = []

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bnlab.cli.output import check_output, complain, emit, require_pages
-from bnlab.cli.progress import advancing
 from bnlab.cli.targets import build_model, expand, is_model_spec
 from bnlab.errors import BnlabError, NoBatchNorm, UsageError
 from bnlab.records import Level, Status
@@ -307,8 +306,9 @@ def _checker(given: _Given, settings: Settings) -> Callable[[str | BnlabError], 
         if not loaded:
             return check_with(found, settings, name=target)
         from bnlab.observe.survey import Inputs
+        from bnlab.progress import reporting
 
-        with advancing() as advance:
+        with reporting() as advance:
             return check_with(found, settings, inputs=Inputs(**loaded, advance=advance), name=target)
 
     return check

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bnlab.cli.output import PageFormat, check_output, require_pages, show_receipt, write_whole
-from bnlab.cli.progress import advancing
 from bnlab.cli.specs import load_data, load_metric
 from bnlab.cli.targets import load_target
 from bnlab.errors import UsageError
@@ -75,17 +74,15 @@ def command(
     before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
     from bnlab.repairing import repair
 
-    with advancing() as advance:
-        receipt = repair(
-            loaded,
-            data=load_data(data, "--data"),
-            train_data=None if train_data is None else load_data(train_data, "--train-data"),
-            metric=None if metric is None else load_metric(metric, "--metric"),
-            safety=safety.value,
-            level=level.value,
-            dry_run=dry_run,
-            advance=advance,
-        )
+    receipt = repair(
+        loaded,
+        data=load_data(data, "--data"),
+        train_data=None if train_data is None else load_data(train_data, "--train-data"),
+        metric=None if metric is None else load_metric(metric, "--metric"),
+        safety=safety.value,
+        level=level.value,
+        dry_run=dry_run,
+    )
     changes = replace(receipt.changes, target=Target("model" if file is None else "checkpoint", target))
     _print(changes, format_)
     clean = not _left(changes, level)

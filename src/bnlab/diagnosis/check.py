@@ -19,12 +19,14 @@ from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.observe.evidence import Evidence, Hyperparameters, NetworkState
 from bnlab.observe.files.checkpoint import read_checkpoint
 from bnlab.observe.model_evidence import ModelEvidence
+from bnlab.progress import reporting
 from bnlab.records import DiagnosisRecord, Finding, LayerRecord, Level, Summary, Target
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from bnlab.observe.passes.batches import MaxBatches
     from bnlab.observe.survey import Inputs
 
 __all__ = ["Diagnosis", "check", "check_with"]
@@ -64,12 +66,14 @@ def check(
     example: Any = None,  # noqa: ANN401 - a batch may be anything
     loss: Callable[[nn.Module, Any], torch.Tensor] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    max_batches: MaxBatches = "auto",
     select: Sequence[str] | None = None,
     ignore: Mapping[str, str] | None = None,
     limits: Mapping[str, Mapping[str, float]] | None = None,
     momentum: float | Literal["assumed"] | None = "assumed",
     eps: float | Literal["assumed"] = "assumed",
     per_channel: bool = False,
+    progress: bool | None = None,
 ) -> Diagnosis:
     """Diagnose the BN state of a checkpoint, without model code, or of a model, with whatever else there is.
 
@@ -85,6 +89,10 @@ def check(
         example: One batch, to see the graph that is executed; the first batch of `data` if not given.
         loss: loss(model, batch) -> scalar, to see the gradients.
         optimizer: The one the model is trained with, to see what decays.
+        max_batches: How many batches of either data set are used. "auto": all, or where there are more than 64, 64
+            spread evenly over data that knows its length, and the first 64 of other data, with a warning; the report
+            says so. A number: at most so many, held in memory. None: all; the numbers of the metric and the statistics
+            are those of all, and 64 are held for the rest. Either data set is read once, with None up to six times.
         select: Codes of the checks to run, or beginnings of codes ("BN1"); all of them if not given.
         ignore: Code to reason. An ignored check still runs; its findings are dropped and the reason is kept.
         limits: Code to thresholds that replace the defaults, as in ``{"BN107": {"ratio": 20}}``.
@@ -93,6 +101,7 @@ def check(
             value wins over that of an ONNX file or a model.
         eps: Added to the variance, squared input units; the same holds with torch's 1e-5.
         per_channel: Whether the layers of the diagnosis carry a value for each channel (`LayerRecord.per_channel`).
+        progress: Whether to show on stderr what is going on; None for where it is a terminal, or in a notebook.
 
     Returns:
         The diagnosis.
@@ -110,7 +119,7 @@ def check(
     settings = Settings.of(
         select=select, ignore=ignore, limits=limits, momentum=momentum, eps=eps, per_channel=per_channel
     )
-    given = {
+    observed_with = {
         "data": data,
         "train_data": train_data,
         "metric": metric,
@@ -118,14 +127,16 @@ def check(
         "loss": loss,
         "optimizer": optimizer,
     }
-    given = {key: value for key, value in given.items() if value is not None}
-    if given and isinstance(target, (str, os.PathLike)):
-        raise UsageError(f"check: target must be a model to use {next(iter(given))}, got a path.")
-    if not given:
+    observed_with = {key: value for key, value in observed_with.items() if value is not None}
+    if observed_with and isinstance(target, (str, os.PathLike)):
+        raise UsageError(f"check: target must be a model to use {next(iter(observed_with))}, got a path.")
+    if not observed_with:
         return check_with(target, settings)
     from bnlab.observe.survey import Inputs
 
-    return check_with(target, settings, inputs=Inputs(**given))
+    with reporting(progress) as advance:
+        inputs = Inputs(**observed_with, max_batches=max_batches, advance=advance)
+        return check_with(target, settings, inputs=inputs)
 
 
 def check_with(

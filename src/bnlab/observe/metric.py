@@ -16,8 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.errors import BnlabError, UsageError
 from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
+from bnlab.observe.passes.batches import KeptBatches
+from bnlab.observe.passes.outputs import Outputs
 from bnlab.observe.passes.population import impose_batch_statistics, impose_statistics, population_statistics
-from bnlab.observe.passes.untouched import untouched
+from bnlab.observe.passes.subject import Subject
 from bnlab.records import Numbers
 
 __all__ = ["Measured", "Metric", "measure", "measured"]
@@ -58,13 +60,15 @@ class Measured:
         return _standard_error(np.subtract(self.per_batch, before.per_batch).tolist()) or 0.0
 
 
-def measured(model: nn.Module, metric: Metric, data: Iterable[Any]) -> Measured:
-    """Return the metric of a model in eval mode, on the whole data and on each batch. The model is untouched.
+def measured(model: nn.Module, metric: Metric, data: KeptBatches) -> Measured:
+    """Return the metric of a model in eval mode, on the batches that are held and on each alone. It is untouched.
 
     Raises:
-        UsageError: If the metric raises on the whole data, or returns no number.
+        UsageError: If the metric raises on all of them, or returns no number.
     """
-    with untouched(model), torch.no_grad():
+    subject = Subject(model)
+    outputs = Outputs(subject, data)
+    with subject.untouched(), torch.no_grad(), outputs.under("running"):
         value = _metric(model, metric, data, nullcontext())
         try:
             per_batch = tuple(_metric(model, metric, [batch], nullcontext()) for batch in data)
@@ -74,35 +78,45 @@ def measured(model: nn.Module, metric: Metric, data: Iterable[Any]) -> Measured:
 
 
 def measure(
-    model: nn.Module,
+    subject: Subject,
     modules: Mapping[str, nn.Module],
     evidence: ModelEvidence,
     metric: Metric,
-    data: Iterable[Any],
-    train_data: Iterable[Any] | None,
-    usable: Iterable[Any],
+    data: KeptBatches,
+    train_data: KeptBatches | None,
+    usable: KeptBatches,
+    outputs: Outputs,
 ) -> ModelEvidence:
     """Return the evidence with the four numbers, their error, and the layers whose statistics cost the metric.
 
-    Batch statistics are those of the `usable` batches of `data`: those with more than one value per channel.
+    The numbers are taken on everything that is to be used; the error and the layers on the batches that are held. Batch
+    statistics are those of the `usable` batches of `data`: those with more than one value per channel.
 
     Raises:
         UsageError: If the metric raises, or returns no number.
     """
+    model = subject.model
     population = population_statistics(modules, evidence.layers)
-    with untouched(model), torch.no_grad():
-        eval_running = _metric(model, metric, data, nullcontext())
-        eval_batch = _metric(model, metric, usable, impose_batch_statistics(model))
+    with subject.untouched(), torch.no_grad():
+        with outputs.under("running"):
+            eval_running = _metric(model, metric, data.everything, nullcontext())
+        with outputs.under("batch"):
+            eval_batch = _metric(model, metric, usable.everything, impose_batch_statistics(model))
+            train_batch = (
+                None
+                if train_data is None
+                else _metric(model, metric, train_data.everything, impose_batch_statistics(model))
+            )
+        with outputs.under("population"):
+            eval_recalibrated = _metric(model, metric, data.everything, impose_statistics(population))
         numbers = Numbers(
-            train_batch=None
-            if train_data is None
-            else _metric(model, metric, train_data, impose_batch_statistics(model)),
+            train_batch=train_batch,
             eval_batch=eval_batch,
             eval_running=eval_running,
-            eval_recalibrated=_metric(model, metric, data, impose_statistics(population)),
+            eval_recalibrated=eval_recalibrated,
         )
-        error = _paired_error(model, metric, usable)
-        causal = _causal(model, modules, evidence.layers, metric, data, numbers, population)
+        error = _paired_error(model, metric, usable, outputs)
+        causal = _causal(model, modules, evidence.layers, metric, usable, population, outputs)
     return replace(evidence, numbers=numbers, metric_error=error, causal=causal)
 
 
@@ -118,16 +132,16 @@ def _metric(model: nn.Module, metric: Metric, data: Any, statistics: AbstractCon
     return value
 
 
-def _paired_error(model: nn.Module, metric: Metric, data: Iterable[Any]) -> float | None:
+def _paired_error(model: nn.Module, metric: Metric, data: KeptBatches, outputs: Outputs) -> float | None:
     """Return the standard error of eval_batch - eval_running over batches; None if a batch alone has no metric."""
-    differences = []
     try:
-        for batch in data:
-            running = _metric(model, metric, [batch], nullcontext())
-            differences.append(_metric(model, metric, [batch], impose_batch_statistics(model)) - running)
+        with outputs.under("running"):
+            running = [_metric(model, metric, [batch], nullcontext()) for batch in data]
+        with outputs.under("batch"):
+            by_batch = [_metric(model, metric, [batch], impose_batch_statistics(model)) for batch in data]
     except BnlabError:
         return None
-    return _standard_error(differences)
+    return _standard_error(np.subtract(by_batch, running).tolist())
 
 
 def _standard_error(differences: Sequence[float]) -> float | None:
@@ -142,27 +156,37 @@ def _causal(
     modules: Mapping[str, nn.Module],
     layers: Iterable[ModelLayer],
     metric: Metric,
-    data: Iterable[Any],
-    numbers: Numbers,
+    data: KeptBatches,
     population: Mapping[_BatchNorm, tuple[Floats, Floats]],
+    outputs: Outputs,
 ) -> tuple[tuple[str, float], ...]:
     """Replace the statistics of the most stale layers, one after the other, until the metric is back."""
-    best = max(numbers.eval_batch, numbers.eval_recalibrated)
-    lost = best - numbers.eval_running
+    with outputs.under("running"):
+        running = _metric(model, metric, data, nullcontext())
+    with outputs.under("batch"):
+        by_batch = _metric(model, metric, data, impose_batch_statistics(model))
+    with outputs.under("population"):
+        recalibrated = _metric(model, metric, data, impose_statistics(population))
+    lost = max(by_batch, recalibrated) - running
     if not lost > 0:
         return ()
     stale = sorted((layer for layer in layers if layer.gap is not None), key=lambda layer: -_excess(layer))
-    replaced: dict[_BatchNorm, tuple[Floats, Floats]] = {}
-    found: list[tuple[str, float]] = []
-    for layer in stale[:_MOST_LAYERS]:
-        module = modules[layer.name]
-        if not isinstance(module, _BatchNorm) or module not in population:
-            continue
-        replaced[module] = population[module]
-        value = _metric(model, metric, data, impose_statistics(replaced))
-        found.append((layer.name, value))
-        if value >= numbers.eval_running + _ENOUGH * lost:
-            return tuple(found)
+    candidates = [(layer.name, modules[layer.name]) for layer in stale[:_MOST_LAYERS]]
+    mendable = [
+        (name, module) for name, module in candidates if isinstance(module, _BatchNorm) and module in population
+    ]
+
+    def value_with(count: int) -> float:
+        replaced = {module: population[module] for _, module in mendable[:count]}
+        return _metric(model, metric, data, impose_statistics(replaced))
+
+    if len(mendable) > 1 and not value_with(len(mendable)) >= running + _ENOUGH * lost:
+        return ()  # where all of them are too few, one after the other need not be tried
+    values: list[tuple[str, float]] = []
+    for count, (name, _) in enumerate(mendable, start=1):
+        values.append((name, value_with(count)))
+        if values[-1][1] >= running + _ENOUGH * lost:
+            return tuple(values)
     return ()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,24 +11,41 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from bnlab.observe.discover import channels_of
 from bnlab.observe.model_evidence import Execution, Producer
+from bnlab.observe.passes.dropout import dropping_call, dropping_paths
 from bnlab.observe.passes.executed_graph import Call, ExecutedGraph
 
 __all__ = ["executions"]
 
 _PRODUCERS = (nn.Linear, nn.modules.conv._ConvNd)  # noqa: SLF001 - the common base of all convolutions
-_DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
 _FLATTENED = {torch.sigmoid: "sigmoid", Tensor.sigmoid: "sigmoid", F.sigmoid: "sigmoid",
               torch.tanh: "tanh", Tensor.tanh: "tanh", F.tanh: "tanh"}  # fmt: skip
 _FURTHEST = 64
 """How many calls upstream dropout is looked for."""
 
 
-def executions(model: nn.Module, graph: ExecutedGraph, layers: Mapping[str, nn.Module]) -> dict[str, Execution]:
-    """Return what the graph shows of every layer that ran, in the order in which they ran first."""
+def executions(
+    model: nn.Module,
+    graph: ExecutedGraph,
+    layers: Mapping[str, nn.Module],
+    *,
+    train_graph: ExecutedGraph | None = None,
+) -> dict[str, Execution]:
+    """Return what the graph shows of every layer that ran, in the order in which they ran first.
+
+    Args:
+        model: The model.
+        graph: What ran in eval mode.
+        layers: The BN layers by path.
+        train_graph: What ran in train mode, where dropout may show that is not called in eval mode.
+    """
+    dropping = dropping_paths(model, graph, train_graph)
     names = [call.modules[-1] for call in graph.calls if call.function is None]
     modules = dict(model.named_modules())
     return {
-        name: _execution(modules, graph, name)
+        name: replace(
+            _execution(modules, graph, name),
+            dropout=_dropout_upstream(modules, graph if train_graph is None else train_graph, name, dropping),
+        )
         for name in dict.fromkeys(names)
         if name in layers and all(call.inputs for call in graph.of_layer(name))
     }
@@ -42,7 +60,6 @@ def _execution(modules: Mapping[str, nn.Module], graph: ExecutedGraph, name: str
         samples=inputs[0].shape[0],
         counts=tuple(torch.Size(value.shape).numel() // channels for value in inputs),
         producer=_producer(modules, graph, calls[0]),
-        dropout=_dropout_upstream(modules, graph, calls[0]),
         activation=_activation_behind(graph, calls[0]),
     )
 
@@ -64,31 +81,22 @@ def _producer(modules: Mapping[str, nn.Module], graph: ExecutedGraph, call: Call
     )
 
 
-def _dropout_upstream(modules: Mapping[str, nn.Module], graph: ExecutedGraph, call: Call) -> str | None:
-    """Return the path of a dropout that the layer sees undiminished by another BN."""
-    waiting, seen = [call.inputs[0].id], set[int]()
+def _dropout_upstream(
+    modules: Mapping[str, nn.Module], graph: ExecutedGraph, name: str, dropping: Collection[str]
+) -> str | None:
+    """Return the path of what drops values that the layer sees undiminished by another BN."""
+    waiting, seen = [value.id for call in graph.of_layer(name)[:1] for value in call.inputs[:1]], set[int]()
     while waiting and len(seen) < _FURTHEST:
         value = waiting.pop()
         before = graph.producer(value)
         if before is None or value in seen or before.function is None:
             continue
         seen.add(value)
-        found = _dropout(modules, before)
-        if found is not None:
-            return found
+        path = dropping_call(modules, before)
+        if path is not None and path in dropping:
+            return path
         waiting += [value.id for value in before.inputs]
     return None
-
-
-def _dropout(modules: Mapping[str, nn.Module], call: Call) -> str | None:
-    path = call.modules[-1] if call.modules else ""
-    module = modules.get(path)
-    if isinstance(module, nn.modules.dropout._DropoutNd):  # noqa: SLF001 - the common base of all dropout modules
-        return path if module.p > 0 else None
-    if call.function not in _DROPOUTS:
-        return None
-    rate = call.keywords.get("p", call.arguments[1] if len(call.arguments) > 1 else 0.5)
-    return path if rate > 0 else None
 
 
 def _activation_behind(graph: ExecutedGraph, call: Call) -> str | None:

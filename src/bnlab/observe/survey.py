@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +19,25 @@ from bnlab.observe.gap import RunningStatistics, layer_gap
 from bnlab.observe.metric import Metric, measure
 from bnlab.observe.model_evidence import Execution, Gradient, ModelEvidence, ModelLayer, Observed, OutputGap
 from bnlab.observe.passes.batches import (
-    Without,
+    Batch,
+    KeptBatches,
+    MaxBatches,
     batches_of,
     dealt,
     first_samples,
+    keep,
     require_data,
+    require_max_batches,
     run_batch,
     samples_in,
     tensors_in,
 )
-from bnlab.observe.passes.capture import observe
-from bnlab.observe.passes.executed_graph import execute
+from bnlab.observe.passes.dropout import dropping_paths
+from bnlab.observe.passes.executed_graph import ExecutedGraph, execute
+from bnlab.observe.passes.layer_statistics import observe
+from bnlab.observe.passes.outputs import Outputs
 from bnlab.observe.passes.population import impose_batch_statistics
-from bnlab.observe.passes.untouched import said, untouched
+from bnlab.observe.passes.subject import Subject, said
 from bnlab.observe.structure import executions
 
 __all__ = ["Inputs", "survey"]
@@ -55,6 +60,7 @@ class Inputs:
         example: One batch; the first of `data` if not given.
         loss: loss(model, batch) -> scalar.
         optimizer: The one the model is trained with.
+        max_batches: How many batches of either data set are used, as for :func:`keep`.
         advance: Called with a word for what is going on, after every batch.
     """
 
@@ -64,6 +70,7 @@ class Inputs:
     example: Any = None
     loss: Callable[[nn.Module, Any], Tensor] | None = None
     optimizer: torch.optim.Optimizer | None = None
+    max_batches: MaxBatches = "auto"
     advance: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
@@ -77,6 +84,13 @@ class Inputs:
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise UsageError(f"{name}: it must be callable, got {type(value).__name__}.")
+        require_max_batches(self.max_batches)
+
+    def read(self) -> Inputs:
+        """Return the same with data that are held in memory, read once."""
+        data = None if self.data is None else keep("data", self.data, self.max_batches)
+        train_data = None if self.train_data is None else keep("train_data", self.train_data, self.max_batches)
+        return replace(self, data=data, train_data=train_data)
 
 
 def survey(model: nn.Module, states: Mapping[str, LayerState], inputs: Inputs) -> ModelEvidence:
@@ -90,11 +104,13 @@ def survey(model: nn.Module, states: Mapping[str, LayerState], inputs: Inputs) -
     Raises:
         UsageError: If its forward, the metric or the loss raises, or data has no batch.
     """
-    with torch.compiler.set_stance("force_eager"), untouched(model):
-        return _surveyed(model, states, inputs)
+    subject = Subject(model)
+    with torch.compiler.set_stance("force_eager"), subject.untouched():
+        return _surveyed(subject, states, inputs.read())
 
 
-def _surveyed(model: nn.Module, states: Mapping[str, LayerState], inputs: Inputs) -> ModelEvidence:
+def _surveyed(subject: Subject, states: Mapping[str, LayerState], inputs: Inputs) -> ModelEvidence:
+    model = subject.model
     modules = any_batch_norm(model)
     averages = _averages(model)
     layers = {
@@ -109,7 +125,7 @@ def _surveyed(model: nn.Module, states: Mapping[str, LayerState], inputs: Inputs
         for key in ("example", "data", "train_data", "metric", "loss", "optimizer")
         if getattr(inputs, key) is None
     }
-    example = _example(inputs)
+    example = inputs.example if inputs.data is None or inputs.example is not None else next(iter(inputs.data))
     if example is None or not layers:
         return ModelEvidence(layers=tuple(layers.values()), missing=missing)
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
@@ -117,13 +133,13 @@ def _surveyed(model: nn.Module, states: Mapping[str, LayerState], inputs: Inputs
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise UsageError("model: it must know its shapes, got a lazy layer. Run one batch first.")
     missing.pop("example", None)
-    ran = _executions(model, example, modules, few=inputs.example is None)
+    ran, dropping = _executions(subject, example, modules, few=inputs.example is None)
     ordered = [*ran, *(name for name in layers if name not in ran)]
     found = [replace(layers[name], execution=ran.get(name)) for name in ordered]
     evidence = ModelEvidence(layers=tuple(found), missing=missing)
     if inputs.data is None:
         return evidence
-    return _with_data(model, modules, evidence, inputs, inputs.data)
+    return _with_data(subject, modules, evidence, inputs, dropping)
 
 
 def _averages(model: nn.Module) -> dict[str, int]:
@@ -171,47 +187,58 @@ def _decay(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, flo
     return {name: by_parameter[id(parameter)] for name, parameter in own if id(parameter) in by_parameter}
 
 
-def _example(inputs: Inputs) -> Any:  # noqa: ANN401 - a batch may be anything
-    if inputs.example is not None or inputs.data is None:
-        return inputs.example
-    for batch in inputs.data:
-        return batch
-    raise UsageError("data: it must hold at least one batch, got none.")
-
-
 def _executions(
-    model: nn.Module,
-    example: Any,  # noqa: ANN401 - a batch may be anything
-    modules: Mapping[str, nn.Module],
-    *,
-    few: bool,
-) -> dict[str, Execution]:
-    """Run the example and return what it shows; a few samples of it do, if the model takes a cut batch."""
-    batch = next(batches_of([example], model))
-    with untouched(model), torch.no_grad(), said("forward must run on the example"):
-        model.eval()
-        if few:
-            with suppress(Exception):
-                return executions(
-                    model, execute(model, first_samples(batch, _EXAMPLE_SAMPLES), modules.values()), modules
-                )
-        return executions(model, execute(model, batch, modules.values()), modules)
+    subject: Subject, example: Batch, modules: Mapping[str, nn.Module], *, few: bool
+) -> tuple[dict[str, Execution], Collection[str]]:
+    """Run the example and return what it shows, and the paths of what drops values.
+
+    A few samples of it do, if the model takes a cut batch.
+    """
+    batch = next(batches_of([example], subject.model))
+    if few:
+        with suppress(Exception):
+            return _shown(subject, first_samples(batch, _EXAMPLE_SAMPLES), modules)
+    return _shown(subject, batch, modules)
+
+
+def _shown(
+    subject: Subject, batch: Batch, modules: Mapping[str, nn.Module]
+) -> tuple[dict[str, Execution], Collection[str]]:
+    model = subject.model
+    with subject.untouched(), torch.no_grad(), said("forward must run on the example"):
+        graph = execute(model.eval(), batch, modules.values())
+        train_graph = _train_graph(subject, batch, modules)
+        shown = executions(model, graph, modules, train_graph=train_graph)
+        return shown, dropping_paths(model, graph, train_graph)
+
+
+def _train_graph(subject: Subject, batch: Batch, modules: Mapping[str, nn.Module]) -> ExecutedGraph | None:
+    """Return what runs in train mode, where dropout may be called that is not in eval mode; None if it does not run."""
+    model = subject.model
+    with subject.untouched(), suppress(Exception), impose_batch_statistics(model):
+        return execute(model.train(), batch, modules.values())
+    return None
 
 
 def _with_data(
-    model: nn.Module, modules: Mapping[str, nn.Module], evidence: ModelEvidence, inputs: Inputs, data: Iterable[Any]
+    subject: Subject,
+    modules: Mapping[str, nn.Module],
+    evidence: ModelEvidence,
+    inputs: Inputs,
+    dropping: Collection[str],
 ) -> ModelEvidence:
-    passes = _Passes(model, modules, inputs)
+    data, train_data = cast("KeptBatches", inputs.data), cast("KeptBatches | None", inputs.train_data)
+    passes = _Passes(subject, modules, inputs)
     seen, usable = passes.over("data", data)
     shuffled = passes.over_shuffled("data", usable)
     reference, trained_on, train_shuffled = usable, _NOTHING, _NOTHING
-    if inputs.train_data is not None:
-        trained_on, reference = passes.over("train_data", inputs.train_data)
+    if train_data is not None:
+        trained_on, reference = passes.over("train_data", train_data)
         train_shuffled = passes.over_shuffled("train_data", reference)
     dropped = _NOTHING
     if any(layer.execution is not None and layer.execution.dropout is not None for layer in evidence.layers):
-        dropped, _ = passes.over("data with dropout on", reference, dropout=True)
-    gradients = _gradients(model, evidence, inputs, usable)
+        dropped = passes.over_dropping("data with dropout on", reference, dropping)
+    gradients = _gradients(subject, evidence, inputs, usable)
     layers = tuple(
         _with_gap(
             replace(
@@ -226,13 +253,16 @@ def _with_data(
         )
         for layer in evidence.layers
     )
-    found = replace(evidence, layers=layers, notes=tuple(passes.notes))
+    evidence = replace(evidence, layers=layers, notes=tuple(passes.notes))
+    outputs = Outputs(subject, [*usable, *(reference if train_data is not None else ())])
     with said("forward must run on every batch of data"):
-        found = replace(found, output_gap=_output_gap(model, usable), mixing=_mixing(model, usable, found))
+        evidence = replace(
+            evidence, mixing=_mixing(subject, usable, evidence), output_gap=_output_gap(subject, usable, outputs)
+        )
     if inputs.metric is None:
-        return found
-    train_data = None if inputs.train_data is None else reference
-    return measure(model, modules, found, inputs.metric, data, train_data, usable)
+        return evidence
+    train_data = None if train_data is None else reference
+    return measure(subject, modules, evidence, inputs.metric, data, train_data, usable, outputs)
 
 
 _NOTHING: Mapping[str, Observed] = {}
@@ -242,35 +272,47 @@ _NOTHING: Mapping[str, Observed] = {}
 class _Passes:
     """Runs a model over data sets, and notes what could not be used."""
 
-    model: nn.Module
+    subject: Subject
     modules: Mapping[str, nn.Module]
     inputs: Inputs
     notes: list[str] = field(default_factory=list)
-    batches: Counter[str] = field(default_factory=Counter)
 
-    def over_shuffled(self, what: str, data: Iterable[Any]) -> Mapping[str, Observed]:
+    def over_shuffled(self, what: str, data: KeptBatches) -> Mapping[str, Observed]:
         """Return what every layer gets when samples are dealt into batches at random; nothing if they cannot be."""
         with suppress(UsageError):
-            return self.over(f"shuffled {what}", dealt(data, self.batches[what]))[0]
+            return self._observed(f"shuffled {what}", dealt(data))
         return _NOTHING
 
-    def over(
-        self, what: str, data: Iterable[Any], *, dropout: bool = False
-    ) -> tuple[Mapping[str, Observed], Iterable[Any]]:
+    def over_dropping(self, what: str, data: KeptBatches, dropping: Collection[str]) -> Mapping[str, Observed]:
+        """Return what every layer gets with dropout on; nothing if the model does not run so."""
+        try:
+            return self._observed(what, data.everything, dropping=dropping)
+        except UsageError as error:
+            self.notes.append(f"{what}: left out: {str(error).rstrip('.')}")
+            return _NOTHING
+
+    def over(self, what: str, data: KeptBatches) -> tuple[Mapping[str, Observed], KeptBatches]:
         """Return what every layer got, and the data without the batches that have no batch statistics."""
+        described = data.described()
+        if described is not None:
+            self.notes.append(f"{what}: from {described}")
         short: set[int] = set()
-
-        def advance() -> None:
-            self.batches[what] += 1
-            self.inputs.advance(f"observing {what}")
-
-        with said(f"forward must run on every batch of {what}"):
-            seen = observe(self.model, self.modules, data, dropout=dropout, advance=advance, skipped=short)
+        seen = self._observed(what, data.everything, skipped=short)
         if not short:
             return seen, data
         batches = "1 batch" if len(short) == 1 else f"{len(short)} batches"
         self.notes.append(f"{what}: {batches} of one value per channel left out: no batch statistics")
-        return seen, Without(data, short)
+        return seen, data.without(short)
+
+    def _observed(self, what: str, data: Iterable[Batch], **options: Any) -> dict[str, Observed]:  # noqa: ANN401
+        with said(f"forward must run on every batch of {what}"):
+            return observe(
+                self.subject,
+                self.modules,
+                data,
+                advance=lambda: self.inputs.advance(f"observing {what}"),
+                **options,
+            )
 
 
 def _with_gap(layer: ModelLayer) -> ModelLayer:
@@ -288,15 +330,17 @@ def _with_gap(layer: ModelLayer) -> ModelLayer:
     return replace(layer, gap=layer_gap(running, layer.data, layer.train_data, layer.dropped, shuffled))
 
 
-def _output_gap(model: nn.Module, data: Iterable[Any]) -> OutputGap | None:
+def _output_gap(subject: Subject, data: Iterable[Batch], outputs: Outputs) -> OutputGap | None:
     """Compare the outputs of the whole network with running statistics and with batch statistics."""
+    model = subject.model
     square = total = spread = 0.0
     broken = False
-    with untouched(model), torch.no_grad():
+    with subject.untouched(), torch.no_grad():
         model.eval()
         for batch in islice(batches_of(data, model), _OUTPUT_BATCHES):
-            running = _outputs(model, batch)
-            with impose_batch_statistics(model):
+            with outputs.under("running"):
+                running = _outputs(model, batch)
+            with outputs.under("batch"), impose_batch_statistics(model):
                 by_batch = _outputs(model, batch)
             for left, right in zip(running, by_batch, strict=False):
                 if left.shape != right.shape or not bool(right.isfinite().all()):
@@ -314,15 +358,16 @@ def _outputs(model: nn.Module, batch: Any) -> list[Tensor]:  # noqa: ANN401
     return [t.detach().cpu().to(torch.float64) for t in tensors_in(run_batch(model, batch)) if t.is_floating_point()]
 
 
-def _mixing(model: nn.Module, data: Iterable[Any], evidence: ModelEvidence) -> float | None:
+def _mixing(subject: Subject, data: Iterable[Batch], evidence: ModelEvidence) -> float | None:
     """Return how much the output of a sample in eval mode depends on the samples beside it."""
+    model = subject.model
     batch = next(iter(batches_of(data, model)), None)
     size = samples_in(batch)
     if size < 2 or any(layer.state is None for layer in evidence.layers):
         return None
     half = size // 2
     part = first_samples(batch, half)
-    with untouched(model), torch.no_grad():
+    with subject.untouched(), torch.no_grad():
         whole, again = _outputs(model.eval(), batch), _outputs(model, batch)
         try:
             alone = _outputs(model, part)
@@ -339,10 +384,11 @@ def _mixing(model: nn.Module, data: Iterable[Any], evidence: ModelEvidence) -> f
     return max(changes, default=None)
 
 
-def _gradients(model: nn.Module, evidence: ModelEvidence, inputs: Inputs, data: Iterable[Any]) -> dict[str, Gradient]:
+def _gradients(subject: Subject, evidence: ModelEvidence, inputs: Inputs, data: Iterable[Batch]) -> dict[str, Gradient]:
     """Return the gradient of the loss at the weights of every layer's producer, on the first batch."""
     if inputs.loss is None:
         return {}
+    model = subject.model
     producers = {
         layer.name: layer.execution.producer.name
         for layer in evidence.layers
@@ -353,7 +399,7 @@ def _gradients(model: nn.Module, evidence: ModelEvidence, inputs: Inputs, data: 
     if not wanted:
         return {}
     batch = next(iter(batches_of(data, model)))
-    with untouched(model), torch.enable_grad(), said("loss must be a scalar of model and batch"):
+    with subject.untouched(), torch.enable_grad(), said("loss must be a scalar of model and batch"):
         model.eval()
         with impose_batch_statistics(model):
             loss = inputs.loss(model, batch)

@@ -15,7 +15,7 @@ from bnlab.observe.discover import batch_norm_layers
 from bnlab.observe.evidence import Floats
 from bnlab.observe.passes.batches import batches_of
 from bnlab.observe.passes.executed_graph import execute
-from bnlab.observe.passes.untouched import said, untouched
+from bnlab.observe.passes.subject import said, untouched
 from bnlab.observe.structure import executions
 from bnlab.records import Change, Changes, DiagnosisRecord, Finding, LeftAlone, Measurement
 from bnlab.remedies.receipt import Receipt

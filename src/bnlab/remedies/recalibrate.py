@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -17,10 +17,9 @@ from bnlab.errors import UsageError
 from bnlab.observe.discover import batch_norm_layers, is_frozen
 from bnlab.observe.evidence import Floats
 from bnlab.observe.gap import IN_THE_STATISTICS
-from bnlab.observe.passes.batches import Forward, require_data, run_batch
+from bnlab.observe.passes.batches import Batch, Forward, require_data, run_batch
 from bnlab.observe.passes.pooling import Estimator, Pooling, pool
-from bnlab.observe.passes.population import impose_statistics
-from bnlab.observe.passes.untouched import said
+from bnlab.observe.passes.subject import Subject, said
 from bnlab.records import Change, Changes, DiagnosisRecord, Finding, LayerRecord, LeftAlone, Measurement, Safety
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.remedy import Material, Plan, Refusal, Remedy, record_of
@@ -211,9 +210,9 @@ def recalibrate_with(
     chosen, left_alone = _chosen(real, layers)
     with torch.compiler.set_stance("force_eager"), said("forward must run on every batch"):
         if asked.layerwise:
-            pooling = _layer_by_layer(real, chosen, batches, asked, advance)
+            pooling = _layer_by_layer(Subject(real), chosen, batches, asked, advance)
         else:
-            pooling = _pooled(real, chosen, batches, asked, advance)
+            pooling = _pooled(Subject(real), chosen, batches, asked, advance)
     unused = [LeftAlone(path, "never ran on these batches") for path in chosen if path not in pooling.layers]
     new = {path: (pooled.mean, pooled.var(asked.estimator)) for path, pooled in pooling.layers.items()}
     old = {path: stored_statistics(chosen[path]) for path in new}
@@ -280,16 +279,21 @@ def _why_frozen(model: nn.Module, layer: _BatchNorm) -> str | None:
 
 
 def _pooled(
-    model: nn.Module,
+    subject: Subject,
     chosen: Mapping[str, _BatchNorm],
-    batches: Iterable[Any],
+    batches: Iterable[Batch],
     asked: Asked,
     advance: Callable[[], None],
+    *,
+    by_batch: Collection[nn.Module] = (),
+    imposed: Mapping[_BatchNorm, tuple[Floats, Floats]] | None = None,
 ) -> Pooling:
     return pool(
-        model,
+        subject,
         chosen,
         batches,
+        by_batch=by_batch,
+        imposed=imposed,
         forward=asked.forward,
         max_batches=asked.max_batches,
         tolerance=asked.tolerance,
@@ -298,29 +302,20 @@ def _pooled(
 
 
 def _layer_by_layer(
-    model: nn.Module,
+    subject: Subject,
     chosen: Mapping[str, _BatchNorm],
-    batches: Iterable[Any],
+    batches: Iterable[Batch],
     asked: Asked,
     advance: Callable[[], None],
 ) -> Pooling:
     """Measure each layer with all earlier ones final: Wu and Johnson 2021, appendix A.3."""
-    waiting = list(_pooled(model, chosen, batches, asked, advance).layers)
+    waiting = list(_pooled(subject, chosen, batches, asked, advance).layers)
     final: dict[_BatchNorm, tuple[Floats, Floats]] = {}
     found: dict[str, Pooling] = {}
     while waiting:
         path = waiting.pop(0)
-        with impose_statistics(final):
-            found[path] = pool(
-                model,
-                {path: chosen[path]},
-                batches,
-                by_batch=[chosen[later] for later in waiting],
-                forward=asked.forward,
-                max_batches=asked.max_batches,
-                tolerance=asked.tolerance,
-                advance=advance,
-            )
+        later = [chosen[name] for name in waiting]
+        found[path] = _pooled(subject, {path: chosen[path]}, batches, asked, advance, by_batch=later, imposed=final)
         pooled = found[path].layers[path]
         final[chosen[path]] = pooled.mean, pooled.var(asked.estimator)
     passes = found.values()

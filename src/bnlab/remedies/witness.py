@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.observe.passes.batches import run_batch, tensors_in
-from bnlab.observe.passes.untouched import untouched
+from bnlab.observe.passes.subject import untouched
 
 __all__ = ["differences", "testimony"]
 

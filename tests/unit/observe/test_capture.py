@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import bnlab
 from bnlab.errors import UsageError
 from bnlab.observe.discover import any_batch_norm
-from bnlab.observe.passes.capture import observe
+from bnlab.observe.passes.layer_statistics import observe
 from bnlab.observe.passes.population import impose_batch_statistics
 
 

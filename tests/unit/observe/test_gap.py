@@ -9,7 +9,7 @@ from torch import nn
 
 from bnlab.observe.discover import any_batch_norm
 from bnlab.observe.gap import CAUSES, RunningStatistics, layer_gap, shares
-from bnlab.observe.passes.capture import observe
+from bnlab.observe.passes.layer_statistics import observe
 
 EPS = 1e-5
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from bnlab.observe.passes.batches import run_batch, samples_in, tensors_in
 from bnlab.observe.passes.executed_graph import execute
-from bnlab.observe.passes.untouched import untouched
+from bnlab.observe.passes.subject import untouched
 
 
 @dataclasses.dataclass

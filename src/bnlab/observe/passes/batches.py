@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from bnlab.errors import UsageError
+from bnlab.errors import BnlabError, BnlabWarning, UsageError
 
 __all__ = [
+    "MOST_KEPT",
+    "Batch",
     "Forward",
-    "Without",
+    "KeptBatches",
+    "MaxBatches",
     "batches_of",
     "dealt",
     "first_samples",
+    "keep",
     "moved",
     "require_data",
+    "require_max_batches",
     "run_batch",
     "samples_in",
     "tensors_in",
 ]
 
-Forward = Callable[[nn.Module, Any], Any]
+Batch: TypeAlias = Any
+"""A tensor, a tuple or list (input first), a dict, or whatever a model takes."""
+
+Forward = Callable[[nn.Module, Batch], Any]
 """Calls a model on one batch."""
 
+MaxBatches: TypeAlias = int | Literal["auto"] | None
+"""How many batches of a data set are used: at most so many, all of them, or at most `MOST_KEPT`."""
+
+MOST_KEPT = 64
+"""Batches that are held in memory at most, so that what needs several passes reads the data once."""
 
 _MOST_DEALT = 12
 """Batches that are held at once to deal their samples out again."""
@@ -53,38 +67,154 @@ def first_samples(batch: Any, count: int) -> Any:  # noqa: ANN401
     return moved(batch, lambda tensor: tensor[:count] if tensor.dim() and tensor.size(0) == size else tensor)
 
 
-class Without:
+class _Without:
     """Data without some of its batches, which can be run through again."""
 
-    def __init__(self, data: Iterable[Any], left_out: Collection[int]) -> None:
-        self._data = data
-        self._left_out = left_out
+    def __init__(self, data: Iterable[Batch], left_out: Collection[int]) -> None:
+        self._data, self._left_out = data, left_out
 
-    def __len__(self) -> int:
-        """Return the number of batches, if the data knows its own."""
-        return len(self._data) - len(self._left_out)  # type: ignore[arg-type]
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the data has
-        """Return what the data itself offers, such as the `dataset` of a loader."""
-        return getattr(self._data, name)
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the other batches."""
+    def __iter__(self) -> Iterator[Batch]:
         return (batch for index, batch in enumerate(self._data) if index not in self._left_out)
 
 
-def dealt(data: Iterable[Any], batches: int) -> list[Any]:
-    """Return some batches of a data set, spread over it, with their samples dealt among them at random.
+class KeptBatches(Sequence[Batch]):
+    """Batches of a data set that are held in memory, so that the data are read once.
 
     Args:
-        data: Batches.
-        batches: How many there are.
+        batches: What is held, by its place in the data.
+        data: What they come from; attributes that a list has not, such as the `dataset` of a loader, are those of it.
+        total: How many batches the data has; None where that is not known.
+        uses_all: Whether every batch of the data is to be used, where it can be run through once more.
+        left_out: Places in the data of batches that are not to be used.
+    """
+
+    def __init__(
+        self,
+        batches: Mapping[int, Batch],
+        data: Iterable[Batch],
+        total: int | None,
+        *,
+        uses_all: bool,
+        left_out: Collection[int] = (),
+    ) -> None:
+        self._all = batches
+        self._batches = {place: batch for place, batch in batches.items() if place not in left_out}
+        self._held = list(self._batches.values())
+        self._data, self._total, self._uses_all, self._left_out = data, total, uses_all, left_out
+        self._is_whole = total == len(batches)
+
+    def __len__(self) -> int:
+        """Return the number of batches that are held."""
+        return len(self._held)
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - an int or a slice, as of a list
+        """Return a batch that is held."""
+        return self._held[index]
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the data has
+        """Return what the data itself offers."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._data, name)
+
+    @property
+    def everything(self) -> Iterable[Batch]:
+        """Every batch that is to be used: the data itself where that is more than what is held."""
+        if self._is_whole or not self._uses_all:
+            return self
+        return _Without(self._data, self._left_out) if self._left_out else self._data
+
+    def without(self, left_out: Collection[int]) -> KeptBatches:
+        """Return the data without some batches, by their places in :attr:`everything`."""
+        places = list(self._batches) if self._is_whole or not self._uses_all else None
+        gone = left_out if places is None else {places[index] for index in left_out}
+        return KeptBatches(
+            self._all, self._data, self._total, uses_all=self._uses_all, left_out={*self._left_out, *gone}
+        )
+
+    def described(self) -> str | None:
+        """Return "64 of 1,563 batches"; None where every batch is used."""
+        if self._uses_all or self._is_whole:
+            return None
+        if self._total is None:
+            return f"the first {len(self):,} batches"
+        return f"{len(self):,} of {self._total:,} batches"
+
+
+def keep(name: str, data: Iterable[Batch], max_batches: MaxBatches) -> KeptBatches:
+    """Read a data set once, and hold the batches that are wanted, or up to `MOST_KEPT` of them.
+
+    Where there are more batches than are wanted, those are spread evenly over data that knows its length, and are the
+    first of data that does not.
+
+    Args:
+        name: What errors call the data.
+        data: Batches; what is kept already is returned as it is.
+        max_batches: How many to use and hold; None for all, of which `MOST_KEPT` are held; "auto" for all, or for
+            `MOST_KEPT` where there are more.
+
+    Raises:
+        UsageError: If there is no batch, or reading them raises.
+    """
+    if isinstance(data, KeptBatches):
+        return data
+    total = _length(data)
+    most = MOST_KEPT if max_batches is None or max_batches == "auto" else max_batches
+    wanted = None if total is None or total <= most else {place * total // most for place in range(most)}
+    kept: dict[int, Batch] = {}
+    count = 0
+    try:
+        for batch in data:
+            if len(kept) == most:
+                break
+            if wanted is None or count in wanted:
+                kept[count] = batch
+            count += 1
+        else:
+            total = count
+    except BnlabError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise UsageError(f"{name}: it must yield batches, got {type(error).__name__}: {text[:300]}") from error
+    if not kept:
+        raise UsageError(f"{name}: it must hold at least one batch, got none.")
+    if total is None and max_batches == "auto":
+        warnings.warn(
+            f"{name}: it must know its length for {most} of its batches to be spread over it, got none: the first "
+            f"{most} are used. Give max_batches=None to use all, or a number.",
+            BnlabWarning,
+            stacklevel=2,
+        )
+    return KeptBatches(kept, data, total, uses_all=max_batches is None)
+
+
+def _length(data: Iterable[Batch]) -> int | None:
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except TypeError:  # a loader of a stream has __len__, which raises
+        return None
+
+
+def require_max_batches(value: MaxBatches) -> MaxBatches:
+    """Return how many batches to use, if it is "auto", None or a number of at least 1.
+
+    Raises:
+        UsageError: If it is something else.
+    """
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if not (is_count or value is None or value == "auto"):
+        raise UsageError(f"max_batches: value must be 'auto', None or a number of at least 1, got {value!r}.")
+    return value
+
+
+def dealt(data: Sequence[Batch]) -> list[Batch]:
+    """Return some batches of a data set, spread over it, with their samples dealt among them at random.
 
     Returns:
         Up to `_MOST_DEALT` batches; none if they cannot be mixed, for their tensors have other shapes.
     """
-    step = max(1, -(-batches // _MOST_DEALT))
-    kept = [batch for index, batch in enumerate(data) if index % step == 0]
+    kept = list(data[:: max(1, -(-len(data) // _MOST_DEALT))])
     sizes = [samples_in(batch) for batch in kept]
     total = sum(sizes)
     if len(kept) < 2 or min(sizes) < 1:

@@ -14,7 +14,7 @@ from bnlab._version import __version__
 from bnlab.errors import UsageError
 from bnlab.observe.discover import batch_norm_layers
 from bnlab.observe.passes.executed_graph import execute
-from bnlab.observe.passes.untouched import said, untouched
+from bnlab.observe.passes.subject import said, untouched
 from bnlab.records import Changes, Safety
 from bnlab.remedies._conversion import Conversion, plan
 from bnlab.remedies.convert.families import family_of

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.errors import UsageError
 from bnlab.nn.base import BatchNormBase
 from bnlab.observe.passes.executed_graph import Call, ExecutedGraph, execute
-from bnlab.observe.passes.untouched import said, untouched
+from bnlab.observe.passes.subject import said, untouched
 from bnlab.records import Change, LeftAlone
 from bnlab.remedies._conversion import class_name
 from bnlab.remedies._rewritten import rewritten_class

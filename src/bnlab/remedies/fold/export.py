@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bnlab.errors import UsageError
 from bnlab.observe.passes.batches import moved, run_batch, samples_in, tensors_in
-from bnlab.observe.passes.untouched import said
+from bnlab.observe.passes.subject import said
 from bnlab.remedies.fold.proof import relative_error, seeded, tolerance_of
 
 __all__ = ["exported"]

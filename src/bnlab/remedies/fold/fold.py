@@ -16,7 +16,7 @@ from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.observe.discover import any_batch_norm
 from bnlab.observe.passes.batches import batches_of, moved
 from bnlab.observe.passes.executed_graph import execute
-from bnlab.observe.passes.untouched import said
+from bnlab.observe.passes.subject import said
 from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
 from bnlab.remedies._conversion import class_name
 from bnlab.remedies._fold_affine import ScaleAndShift

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bnlab.errors import UsageError
 from bnlab.observe.passes.batches import moved, run_batch, tensors_in
-from bnlab.observe.passes.untouched import said, untouched
+from bnlab.observe.passes.subject import said, untouched
 from bnlab.remedies.witness import differences
 
 __all__ = ["errors_of_models", "errors_of_pairs", "relative_error", "seeded", "tolerance_of", "variants"]

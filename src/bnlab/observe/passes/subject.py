@@ -13,34 +13,55 @@ from torch.nn.parameter import is_lazy
 
 from bnlab.errors import BnlabError, UsageError
 
-__all__ = ["said", "untouched"]
+__all__ = ["Subject", "said", "untouched"]
+
+
+class Subject:
+    """A model that is observed: a snapshot of it, taken once, and the way back to it, any number of times.
+
+    Args:
+        model: Any module.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._states: list[_ModuleState | _ParameterState] = [_ModuleState(module) for module in model.modules()]
+        self._states += [_ParameterState(parameter) for parameter in model.parameters() if _has_values(parameter)]
+        self._buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if _has_values(buffer)]
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """Put the model and every random number generator back when the block ends, however it ends.
+
+        The model is put back as it was when the snapshot was taken. Modes, submodules, hooks, requires_grad and
+        gradients are those of then; buffers get their values back, and are the same tensors; what is random behind the
+        block goes on as if it had not been there. Other attributes are put back by reference: a list that forward
+        appended to keeps what it got. So are parameters: one that forward gives other values gets its own back, unless
+        it was changed in place.
+        """
+        devices = sorted({buffer.device.index or 0 for buffer, _ in self._buffers if buffer.device.type == "cuda"})
+        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that models draw from
+        with torch.random.fork_rng(devices=devices):
+            try:
+                yield
+            finally:
+                random.setstate(python)
+                np.random.set_state(numpy)  # noqa: NPY002
+                self._restore()
+
+    def _restore(self) -> None:
+        with torch.no_grad(), ExitStack() as restoring:  # what cannot be put back keeps nothing else from it
+            for buffer, value in self._buffers:
+                restoring.callback(_restore_buffer, buffer, value)
+            for state in reversed(self._states):
+                restoring.callback(state.restore)
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put a model and every random number generator back when the block ends, however it ends.
-
-    Modes, submodules, hooks, requires_grad and gradients are those of before; buffers get their values back, and are
-    the same tensors; what is random behind the block goes on as if it had not been there. Other attributes are put
-    back by reference: a list that forward appended to keeps what it got. So are parameters: one that forward gives
-    other values gets its own back, unless it was changed in place.
-    """
-    states: list[_ModuleState | _ParameterState] = [_ModuleState(module) for module in model.modules()]
-    states += [_ParameterState(parameter) for parameter in model.parameters() if _has_values(parameter)]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if _has_values(buffer)]
-    devices = sorted({buffer.device.index or 0 for buffer, _ in buffers if buffer.device.type == "cuda"})
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is what models draw from
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
-            with torch.no_grad(), ExitStack() as restoring:  # what cannot be put back keeps nothing else from it
-                for buffer, value in buffers:
-                    restoring.callback(_restore_buffer, buffer, value)
-                for state in reversed(states):
-                    restoring.callback(state.restore)
+    """Put a model back when the block ends: a :class:`Subject` for one block."""
+    with Subject(model).untouched():
+        yield
 
 
 def _restore_buffer(buffer: Tensor, value: Tensor) -> None:

@@ -1,0 +1,185 @@
+"""Evidence on every layer over a data set, in one streaming pass with every BN on batch statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bnlab.errors import UsageError
+from bnlab.functional.moments import batch_moments
+from bnlab.functional.streaming import StreamingMoments
+from bnlab.kernels import native
+from bnlab.observe.discover import channels_of
+from bnlab.observe.evidence import Floats
+from bnlab.observe.gap import batch_sums
+from bnlab.observe.model_evidence import Observed
+from bnlab.observe.passes.batches import Batch, Forward, batches_of, run_batch
+from bnlab.observe.passes.statistics import LayerCall, measuring
+from bnlab.observe.passes.subject import Subject
+
+__all__ = ["observe"]
+
+_FAR = 50.0
+"""abs(mean)/std above which a layer's own statistics are compared with exact ones."""
+
+_LARGE = 1e30
+"""Variance above which the sums of torch's kernels may overflow."""
+
+_SAMPLE_SHARE = 8
+"""One in this many samples of a batch, and at least 4, serve for the standard errors."""
+
+
+def observe(
+    subject: Subject,
+    layers: Mapping[str, nn.Module],
+    data: Iterable[Batch],
+    *,
+    dropping: Collection[str] = (),
+    forward: Forward = run_batch,
+    advance: Callable[[], None] = lambda: None,
+    skipped: set[int] | None = None,
+) -> dict[str, Observed]:
+    """Return what every layer gets over a data set, with every BN on batch statistics and the rest in eval mode.
+
+    Args:
+        subject: The model; untouched afterwards.
+        layers: The BN layers to observe, by path.
+        data: Batches.
+        dropping: Paths of the modules that drop values; every other dropout is off.
+        forward: Calls the model on a batch.
+        advance: Called after every batch.
+        skipped: Gets the indices of batches that leave one value per channel in a layer, which has no statistics. They
+            are left out from that layer on.
+
+    Returns:
+        One entry for each layer that ran on at least one finite batch.
+
+    Raises:
+        UsageError: If every batch leaves one value per channel in a layer.
+    """
+    meters = {path: _Meter(channels_of(layer), float(getattr(layer, "eps", 0.0))) for path, layer in layers.items()}
+    short: dict[int, str] = {}
+    index = -1
+    with measuring(
+        subject, layers, lambda call: meters[call.path].take(call), dropping=dropping, forward=forward
+    ) as run:
+        for index, batch in enumerate(batches_of(data, subject.model)):
+            path = run.one_batch(batch)
+            if path is not None:
+                short[index] = path
+            advance()
+    if short and len(short) == index + 1:
+        raise UsageError(f"{short[index]}: data must leave more than 1 value per channel in each batch, got 1.")
+    if skipped is not None:
+        skipped.update(short)
+    return {path: meter.result() for path, meter in meters.items() if meter.batches}
+
+
+@dataclass
+class _Meter:
+    """Merges the batches of one layer."""
+
+    channels: int
+    eps: float
+    images: int = 0
+    smallest: int = 0
+    not_finite: int = 0
+    overflowed: int = 0
+    own_error: float = 0.0
+    input_eps: float = 2.0**-23
+    sums: dict[str, Floats] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        zeros = np.zeros(self.channels)
+        self.values = StreamingMoments(zeros)
+        self.batch_means, self.batch_vars = StreamingMoments(zeros), StreamingMoments(zeros)
+        self.image_means, self.image_squares = StreamingMoments(zeros), StreamingMoments(zeros)
+
+    @property
+    def batches(self) -> int:
+        """Calls so far."""
+        return int(self.batch_means.count)
+
+    def take(self, call: LayerCall) -> None:
+        """Take in one call, and how far the layer's own statistics are off where they may be."""
+        if not call.is_finite:
+            self.not_finite += 1
+            return
+        far = np.abs(call.mean) > _FAR * np.sqrt(call.var)
+        if call.own is not None and bool((far | (call.var >= _LARGE)).any()):
+            self._compare(call.mean, call.var, *call.own())
+        self.input_eps = torch.finfo(call.x.dtype).eps
+        self._merge(call.count, call.mean, call.var)
+        self._sample(call.x, call.mean)
+        self.images += call.x.size(0)
+        self.smallest = call.count if self.batches == 1 else min(self.smallest, call.count)
+
+    def _compare(self, mean: Floats, var: Floats, own_mean: Floats, own_var: Floats) -> None:
+        """Note how far the layer's own statistics are off, in standard deviations."""
+        if not np.isfinite(own_mean.sum() + own_var.sum()):
+            self.overflowed += 1
+            return
+        std = np.sqrt(var + self.eps)
+        own_std = np.sqrt(own_var.clip(min=0) + self.eps)
+        self.own_error = max(
+            self.own_error, float((np.abs(own_mean - mean) / std).max()), float(np.abs(own_std / std - 1).max())
+        )
+
+    def _merge(self, count: int, mean: Floats, unbiased: Floats) -> None:
+        biased = unbiased * ((count - 1) / count)
+        self.values.add(count, mean, biased * count)
+        self.batch_means.add(1, mean)
+        self.batch_vars.add(1, unbiased)
+        for name, value in batch_sums(float(count), mean, biased, count / (count - 1), self.eps).items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def _sample(self, x: Tensor, mean: Floats) -> None:
+        """Take in the means and mean squared deviations of some samples, for honest standard errors."""
+        few = x[: max(4, x.size(0) // _SAMPLE_SHARE)] if x.dim() > 2 else x
+        center = torch.from_numpy(mean).to(few.device)
+        if few.dim() == 2:
+            deviations = few.to(torch.float64) - center
+            means, squares = deviations, deviations.square()
+        else:
+            means, variances = _image_statistics(few)
+            means = means - center
+            squares = variances + means.square()
+        self.image_means.add_rows(means.cpu().numpy() + mean)
+        self.image_squares.add_rows(squares.cpu().numpy())
+
+    def result(self) -> Observed:
+        """Return what was merged."""
+        return Observed(
+            batches=self.batches,
+            images=self.images,
+            count=int(self.values.count),
+            smallest_count=self.smallest,
+            mean=self.values.mean,
+            var=self.values.unbiased_var,
+            within_mean=self.batch_means.mean,
+            within_var=self.batch_vars.mean,
+            batch_mean_var=self.batch_means.unbiased_var,
+            batch_var_var=self.batch_vars.unbiased_var,
+            image_mean_var=self.image_means.unbiased_var,
+            image_square_var=self.image_squares.unbiased_var,
+            moments=self.sums,
+            not_finite=self.not_finite,
+            overflowed=self.overflowed,
+            own_error=self.own_error,
+            input_eps=self.input_eps,
+        )
+
+
+def _image_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance of every channel of every sample, float64 of shape (N, C)."""
+    planes = x.reshape(1, x.size(0) * x.size(1), -1)
+    if x.device.type == "cpu" and x.dtype in native.DTYPES and native.unavailable() is None:
+        mean, var, _ = native.statistics(planes)
+    else:
+        moments = batch_moments(planes)
+        mean, var = moments.mean, moments.var
+    return mean.reshape(x.shape[:2]), var.reshape(x.shape[:2])

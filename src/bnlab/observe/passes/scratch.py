@@ -1,0 +1,118 @@
+"""Buffers in which a layer leaves the statistics of each batch, for as long as it is watched.
+
+On the CPU a layer of torch runs on bnlab's kernels meanwhile, and leaves exact statistics; elsewhere it leaves its own.
+"""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import bnlab.nn as ours
+from bnlab.kernels import batch_norm_train, native
+from bnlab.nn.base import BatchNormBase
+from bnlab.observe.evidence import Floats
+
+__all__ = ["ExactScratch", "Scratch", "scratch_of"]
+
+_UNWRITTEN = -1.0
+"""A variance no layer leaves behind."""
+
+
+class Scratch:
+    """Buffers in which a layer leaves the statistics of a batch. The layer is put back by `untouched`.
+
+    Attributes:
+        mean: Of the last batch. Shape (C,).
+        var: Unbiased, of the last batch. Shape (C,).
+    """
+
+    def __init__(self, layer: _BatchNorm) -> None:
+        weight: Tensor | None = layer.weight
+        like = weight if weight is not None else next(iter(layer.buffers()), torch.zeros(()))
+        dtype = like.dtype if like.is_floating_point() else torch.float32
+        if isinstance(layer, BatchNormBase) and like.device.type != "mps":
+            dtype = torch.float64
+        self.mean = torch.zeros(layer.num_features, dtype=dtype, device=like.device)
+        self.var = torch.full_like(self.mean, _UNWRITTEN)
+        layer.running_mean, layer.running_var = self.mean, self.var
+        layer.num_batches_tracked = None
+        layer.momentum, layer.track_running_stats, layer.training = 1.0, True, True
+
+    def clear(self) -> None:
+        """Forget the last batch."""
+        self.mean.zero_()
+        self.var.fill_(_UNWRITTEN)
+
+    def read(self) -> tuple[Floats, Floats] | None:
+        """Return mean and unbiased variance of the batch in float64; None if the layer did not leave them."""
+        mean, var = (tensor.cpu().numpy().astype(np.float64) for tensor in (self.mean, self.var))
+        return None if (var == _UNWRITTEN).all() else (mean, var)
+
+
+class ExactScratch(Scratch):
+    """Scratch buffers of a layer of torch on the CPU, whose statistics are right in every layout and dtype.
+
+    Its forward is replaced; `untouched` puts it back.
+    """
+
+    def __init__(self, layer: _BatchNorm) -> None:
+        super().__init__(layer)
+        self._layer = layer
+        self.mean, self.var = self.mean.to(torch.float64), self.var.to(torch.float64)
+        layer.forward = self._forward  # type: ignore[method-assign]
+
+    def _forward(self, input: Tensor) -> Tensor:
+        """Return the transform with the statistics of the batch, and keep them."""
+        layer = self._layer
+        layer._check_input_dim(input)  # type: ignore[no-untyped-call] # noqa: SLF001 - torch's forward begins so
+        arguments = (input, layer.weight, layer.bias, None, layer.eps)
+        ready = input.dtype in native.DTYPES and input.device.type == "cpu"
+        y, self.mean, var = native.forward(*arguments) if ready else batch_norm_train(*arguments)
+        count = input.numel() // max(input.size(1), 1)
+        self.var = var * (count / max(count - 1, 1))
+        return y
+
+    def of_torch(self, x: Tensor) -> tuple[Floats, Floats]:
+        """Return mean and unbiased variance as torch's own kernel takes them, which may be off."""
+        mean, var = (torch.zeros(x.size(1), dtype=self._own_dtype) for _ in range(2))
+        F.batch_norm(x, mean, var, self._layer.weight, self._layer.bias, True, 1.0, self._layer.eps)
+        return mean.numpy().astype(np.float64), var.numpy().astype(np.float64)
+
+    @property
+    def _own_dtype(self) -> torch.dtype:
+        weight: Tensor | None = self._layer.weight
+        return torch.float32 if weight is None else weight.dtype
+
+
+def scratch_of(layer: nn.Module) -> Scratch | None:
+    """Return what a layer leaves its statistics in; None if it leaves none."""
+    if _runs_on_kernels(layer):
+        return ExactScratch(layer)
+    return Scratch(layer) if _leaves_statistics(layer) else None
+
+
+def _leaves_statistics(layer: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether a layer with `Scratch` buffers leaves the statistics of each batch there: exactly if it is bnlab's."""
+    if isinstance(layer, BatchNormBase):
+        return type(layer) in (ours.BatchNorm1d, ours.BatchNorm2d, ours.BatchNorm3d)
+    plain = isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
+    weight = getattr(layer, "weight", None)
+    dtype = torch.float32 if weight is None else weight.dtype
+    return plain and dtype in (torch.float32, torch.float64)
+
+
+def _runs_on_kernels(layer: nn.Module) -> TypeGuard[_BatchNorm]:
+    if native.unavailable() is not None or isinstance(layer, BatchNormBase) or not _leaves_statistics(layer):
+        return False
+    tensors = [*layer.parameters(), *layer.buffers()]
+    return (
+        type(layer).forward is _BatchNorm.forward
+        and "forward" not in vars(layer)
+        and all(tensor.device.type == "cpu" for tensor in tensors)
+    )
