@@ -24,6 +24,7 @@ import json, time, torch
 from torch import nn
 import bnlab
 from bnlab.observe.passes.layer_statistics import observe
+from bnlab.observe.passes.subject import Subject
 from bnlab.observe.discover import any_batch_norm
 
 class Bottleneck(nn.Module):
@@ -57,7 +58,7 @@ def forward():
         for batch in data:
             model(batch)
 def observing():
-    observe(model, any_batch_norm(model), data)
+    observe(Subject(model), any_batch_norm(model), data)
 def checking():
     bnlab.check(model, data=data)
 run = {{"forward": forward, "observe": observing, "check": checking}}[{what!r}]

@@ -14,6 +14,7 @@ from bnlab.errors import UsageError
 from bnlab.observe.discover import any_batch_norm
 from bnlab.observe.passes.layer_statistics import observe
 from bnlab.observe.passes.population import impose_batch_statistics
+from bnlab.observe.passes.subject import Subject
 
 
 def inputs_of(model, layers, data):
@@ -41,7 +42,7 @@ def test_statistics_are_those_of_float64(name):
     model = build(name).double()
     data = [images(size).double() for size in (8, 8, 5)]
     layers = any_batch_norm(model)
-    found = observe(model, layers, data)
+    found = observe(Subject(model), layers, data)
     assert found.keys() == layers.keys()
     for path, inputs in inputs_of(model, layers, data).items():
         seen, values = found[path], [per_channel(x) for x in inputs]
@@ -62,7 +63,7 @@ def test_a_wrong_answer_is_caught():
     """Averaging variances of unequal batches is not the law of total variance."""
     model = nn.Sequential(nn.BatchNorm1d(2)).double()
     data = [torch.randn(4, 2).double(), 10 + torch.randn(40, 2).double()]
-    seen = observe(model, any_batch_norm(model), data)["0"]
+    seen = observe(Subject(model), any_batch_norm(model), data)["0"]
     whole = torch.cat(data).numpy()
     np.testing.assert_allclose(seen.var, whole.var(0, ddof=1))
     assert (np.abs(seen.within_var / whole.var(0, ddof=1) - 1) > 0.5).all()
@@ -73,7 +74,7 @@ def test_sample_means_give_honest_standard_errors():
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm2d(1))
     data = [torch.randn(64, 1, 1, 1) * 0.7 + 0.5 * torch.randn(64, 1, 7, 7) for _ in range(30)]
-    seen = observe(model, any_batch_norm(model), data)["0"]
+    seen = observe(Subject(model), any_batch_norm(model), data)["0"]
     true = (0.49 + 0.25 / 49) ** 0.5 / (64 * 30) ** 0.5
     assert seen.mean_error[0] == pytest.approx(true, rel=0.15)
     assert (seen.var[0] / seen.count) ** 0.5 < true / 5
@@ -103,7 +104,7 @@ def test_any_kind_of_layer_and_nothing_is_touched(kind, training):
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    seen = observe(model, any_batch_norm(model), [x, x], dropout=True)
+    seen = observe(Subject(model), any_batch_norm(model), [x, x], dropping={"2"})
     assert torch.equal(torch.rand(1), expected)
     values = per_channel(model[0](x).detach().double())
     np.testing.assert_allclose(seen["1"].mean, values.mean(0), rtol=1e-5, atol=1e-6)
@@ -120,7 +121,7 @@ def test_any_kind_of_layer_and_nothing_is_touched(kind, training):
 def test_where_torchs_own_statistics_are_wrong_they_are_computed_again():
     model = nn.Sequential(nn.BatchNorm2d(2))
     x = (1e6 + 0.1 * torch.randn(32, 2, 16, 16)).to(memory_format=torch.channels_last)
-    seen = observe(model, any_batch_norm(model), [x])["0"]
+    seen = observe(Subject(model), any_batch_norm(model), [x])["0"]
     values = per_channel(x.double())
     np.testing.assert_allclose(seen.within_var, values.var(0, ddof=1), rtol=1e-9)
     assert seen.own_error > 0
@@ -129,14 +130,14 @@ def test_where_torchs_own_statistics_are_wrong_they_are_computed_again():
 def test_overflow_and_batches_that_are_not_finite():
     model = nn.Sequential(nn.BatchNorm1d(2))
     x = torch.randn(8, 2)
-    seen = observe(model, any_batch_norm(model), [x, 1e25 * x, torch.full((8, 2), float("nan"))])["0"]
+    seen = observe(Subject(model), any_batch_norm(model), [x, 1e25 * x, torch.full((8, 2), float("nan"))])["0"]
     assert (seen.batches, seen.overflowed, seen.not_finite) == (2, 1, 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes(dtype):
     model, x = build("resnet").to(dtype), images(8).to(dtype)
-    seen = observe(model, any_batch_norm(model), [x])
+    seen = observe(Subject(model), any_batch_norm(model), [x])
     assert len(seen) == 10
     assert seen["bn1"].input_eps == torch.finfo(dtype).eps
 
@@ -150,7 +151,7 @@ def test_a_forward_stops_behind_the_last_layer():
             return x
 
     model = nn.Sequential(nn.BatchNorm1d(2), Tail())
-    observe(model, any_batch_norm(model), [torch.randn(4, 2)] * 5)
+    observe(Subject(model), any_batch_norm(model), [torch.randn(4, 2)] * 5)
     assert ran == [4]
 
 
@@ -165,14 +166,14 @@ def test_batches_of_other_paths_run_to_their_end():
             return self.b(x) if len(x) > 4 else x
 
     model = Paths()
-    seen = observe(model, any_batch_norm(model), [torch.randn(n, 2) for n in (4, 8, 8, 4, 8)])
+    seen = observe(Subject(model), any_batch_norm(model), [torch.randn(n, 2) for n in (4, 8, 8, 4, 8)])
     assert (seen["a"].batches, seen["b"].batches) == (5, 3)
 
 
 def test_one_value_per_channel_everywhere_is_refused_with_the_layer():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     with pytest.raises(UsageError) as err:
-        observe(model, any_batch_norm(model), [torch.randn(1, 2)])
+        observe(Subject(model), any_batch_norm(model), [torch.randn(1, 2)])
     assert str(err.value) == "1: data must leave more than 1 value per channel in each batch, got 1."
     assert isinstance(model[1], _BatchNorm)
     assert model[1].momentum == 0.1
@@ -182,7 +183,7 @@ def test_a_last_batch_of_one_sample_is_left_out_and_said():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
     data = [torch.randn(n, 2) for n in (8, 8, 1)]
     skipped = set()
-    assert observe(model, any_batch_norm(model), data, skipped=skipped)["1"].batches == 2
+    assert observe(Subject(model), any_batch_norm(model), data, skipped=skipped)["1"].batches == 2
     assert skipped == {2}
     diagnosis = bnlab.check(model, data=data, metric=lambda model, batches: sum(float(model(x).sum()) for x in batches))
     assert "data: 1 batch of one value per channel left out: no batch statistics" in diagnosis.notes

@@ -10,13 +10,14 @@ from torch import nn
 from bnlab.observe.discover import any_batch_norm
 from bnlab.observe.gap import CAUSES, RunningStatistics, layer_gap, shares
 from bnlab.observe.passes.layer_statistics import observe
+from bnlab.observe.passes.subject import Subject
 
 EPS = 1e-5
 
 
 def observed(data, channels=3):
     model = nn.Sequential(nn.BatchNorm1d(channels)).double()
-    return observe(model, any_batch_norm(model), data)["0"]
+    return observe(Subject(model), any_batch_norm(model), data)["0"]
 
 
 def running(mean, var, *, dtype="float64", momentum=0.1):

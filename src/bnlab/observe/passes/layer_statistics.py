@@ -106,6 +106,8 @@ class _Meter:
 
     def take(self, call: LayerCall) -> None:
         """Take in one call, and how far the layer's own statistics are off where they may be."""
+        if call.x.dim() < 2 or call.x.size(1) != self.channels:
+            return
         if not call.is_finite:
             self.not_finite += 1
             return

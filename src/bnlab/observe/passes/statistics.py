@@ -48,7 +48,7 @@ class LayerCall:
 
     Attributes:
         path: Of the layer.
-        x: Its input, of shape (N, C, *spatial).
+        x: Its input: of shape (N, C, *spatial), unless the layer moves the channels to their place itself.
         count: Values per channel.
         mean: Of the batch. Shape (C,), float64; not finite if the input is not.
         var: Unbiased, of the batch. Shape (C,), float64.
@@ -169,8 +169,9 @@ def _watched(path: str, layer: nn.Module, take: Callable[[LayerCall], None], ord
 
     def after(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], __: object) -> None:
         x = input_of(arguments, keywords)
-        if x.numel() > 0 and x.dim() > 1 and x.size(1) == channels:
-            take(_call(path, layer, x, scratch))
+        call = _call(path, layer, x, scratch) if x.numel() > 0 else None
+        if call is not None:
+            take(call)
         order.count(path)
 
     return [
@@ -179,10 +180,13 @@ def _watched(path: str, layer: nn.Module, take: Callable[[LayerCall], None], ord
     ]
 
 
-def _call(path: str, layer: nn.Module, x: Tensor, scratch: Scratch | None) -> LayerCall:
-    """Return the statistics of a call, computed again where those the layer left may be off."""
-    count = x.numel() // channels_of(layer)
+def _call(path: str, layer: nn.Module, x: Tensor, scratch: Scratch | None) -> LayerCall | None:
+    """Return the statistics of a call, computed again where those the layer left may be off; None if there are none."""
+    channels = channels_of(layer)
+    count = x.numel() // channels
     left = None if scratch is None else scratch.read()
+    if x.dim() < 2 or x.size(1) != channels:  # a forward of its own may move the channels to their place
+        return None if left is None else LayerCall(path, x, count, *left, own=None)
     if left is None:
         return LayerCall(path, x, count, *_computed(x), own=None)
     if isinstance(scratch, ExactScratch):
