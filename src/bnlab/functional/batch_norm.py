@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from bnlab.errors import DtypeError, UsageError
+from bnlab.functional.activations import Activation, activation_function
 from bnlab.functional.moments import batch_moments, without_padding_garbage
 from bnlab.functional.running import moving_average
 from bnlab.functional.transform import normalize
 
-__all__ = ["ACTIVATIONS", "Activation", "activation_function", "batch_norm"]
-
-Activation = Literal["relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "hardswish", "sigmoid", "tanh"]
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "leaky_relu": F.leaky_relu,
-    "elu": F.elu,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "hardswish": F.hardswish,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-}
-"""What may follow the transform, each with torch's default parameters."""
-
-
-def activation_function(name: str | None) -> Callable[[Tensor], Tensor] | None:
-    """Return the function of this name.
-
-    Raises:
-        UsageError: If there is none.
-    """
-    if name is None:
-        return None
-    if name not in ACTIVATIONS:
-        raise UsageError(f"activation: name must be one of {', '.join(ACTIVATIONS)} or None, got {name!r}.")
-    return ACTIVATIONS[name]
+__all__ = ["batch_norm"]
 
 
 def batch_norm(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 
 from bnlab.errors import BnlabWarning, DtypeError, UsageError
-from bnlab.functional.batch_norm import Activation, activation_function
+from bnlab.functional.activations import Activation, activation_function
 from bnlab.functional.moments import sum_of_weights, without_padding_garbage
 from bnlab.functional.running import moving_average
 from bnlab.kernels import Choice, Request, batch_norm_eval, batch_norm_train, choose

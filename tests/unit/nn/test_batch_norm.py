@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 import bnlab
 from bnlab.errors import BnlabError, BnlabWarning, DtypeError, UsageError
-from bnlab.functional.batch_norm import ACTIVATIONS
+from bnlab.functional.activations import ACTIVATIONS
 
 PAIRS = [
     (bnlab.nn.BatchNorm1d, nn.BatchNorm1d, (16, 5)),
@@ -106,10 +106,10 @@ def test_program_1_is_stuck_with_torchs_layer_from_1e20_on():
 @pytest.mark.parametrize("layout", oracle.LAYOUTS)
 def test_activation_and_residual(layout):
     x, residual = (oracle.LAYOUTS[layout](torch.randn(4, 3, 5, 6)) for _ in range(2))
-    for name, function in ACTIVATIONS.items():
+    for name, form in ACTIVATIONS.items():
         layer, plain = BatchNorm2d(3, activation=name), BatchNorm2d(3)
-        assert_close(layer(x, residual), function(plain(x) + residual))
-        assert_close(layer.eval()(x), function(plain.eval()(x)))
+        assert_close(layer(x, residual), form.function(plain(x) + residual))
+        assert_close(layer.eval()(x), form.function(plain.eval()(x)))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from bnlab.functional.batch_norm import Activation
+from bnlab.functional.activations import ACTIVATIONS, Activation
 from bnlab.observe.passes.executed_graph import Call, ExecutedGraph
 
 __all__ = ["Followers", "activation_of", "activation_of_module", "followers", "has_hooks", "is_addition", "takes_place"]
@@ -59,17 +59,7 @@ _FUNCTIONS: dict[Callable[..., Any], Activation] = {
     Tensor.tanh_: "tanh",
 }
 
-_MODULES: dict[type[nn.Module], Activation] = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.LeakyReLU: "leaky_relu",
-    nn.ELU: "elu",
-    nn.SiLU: "silu",
-    nn.GELU: "gelu",
-    nn.Hardswish: "hardswish",
-    nn.Sigmoid: "sigmoid",
-    nn.Tanh: "tanh",
-}
+_MODULES = {form.module: name for name, form in ACTIVATIONS.items()}
 
 _ADDITIONS = (
     operator.add,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnlab.functional.batch_norm import ACTIVATIONS, Activation
+from bnlab.functional.activations import ACTIVATIONS, Activation
 from bnlab.remedies.source import NotReadable, require_plain_subclass
 
 __all__ = ["activation_inside", "own_behaviour"]
@@ -46,11 +46,11 @@ def activation_inside(layer: _BatchNorm, base: type[nn.Module], spatial: int) ->
     if type(layer).forward is base.forward:
         return None
     require_plain_subclass(type(layer), layer._modules)  # noqa: SLF001
-    candidates: list[tuple[Any, Callable[[Tensor], Tensor] | None]] = [(None, None), *ACTIVATIONS.items()]
+    candidates: list[tuple[Activation | None, Callable[[Tensor], Tensor] | None]] = [(None, None)]
+    candidates += [(name, form.function) for name, form in ACTIVATIONS.items()]
     for name, function in candidates:
         if all(_same(layer, base, function, spatial, training=training) for training in (True, False)):
-            found: Activation | None = name
-            return found
+            return name
     raise NotReadable("a forward of its own")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bnlab.functional.activations import ACTIVATIONS
 from bnlab.functional.folding import scale_and_shift
 from bnlab.functional.moments import per_channel, widened
 
@@ -19,10 +20,6 @@ _USUAL_EPS = 1e-5
 
 _CLOSE = 1e-9
 """Largest error of the formula against the layer itself in float64: an eps that is off by 1 % shows."""
-
-_ACTIVATIONS: tuple[type[nn.Module], ...] = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Sigmoid, nn.Tanh,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,8 +118,8 @@ def _candidates(layer: nn.Module, wide: nn.Module) -> Iterator[tuple[nn.Module |
     for own, own_wide in zip(layer.modules(), wide.modules(), strict=True):
         if own is not layer:
             yield copy.deepcopy(own).eval(), own_wide
-    for kind in _ACTIVATIONS:
-        yield kind(), kind()
+    for form in ACTIVATIONS.values():
+        yield form.module(), form.module()
 
 
 def _applied(function: nn.Module, x: Tensor) -> Tensor | None:
