@@ -58,7 +58,9 @@ class TinyReduction(ModelCheck[Limits]):
 
     def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
         """Return why its counts do not matter or are not known."""
-        if layer.frozen or not (layer.training or layer.state is None):
+        if layer.frozen:
+            return "frozen"
+        if not (layer.training or layer.state is None):
             return "does not use batch statistics"
         for kind in ("SyncBatchNorm", "BatchRenorm"):
             if kind in layer.kind:

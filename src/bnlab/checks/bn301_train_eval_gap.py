@@ -58,7 +58,7 @@ class TrainEvalGap(ModelCheck[Limits]):
     def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
         """Return why a layer has no gap to measure."""
         if layer.frozen:
-            return "frozen: the same in either mode"
+            return "frozen on purpose"
         return "no running statistics, or not run" if layer.gap is None else None
 
     def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
