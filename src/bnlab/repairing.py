@@ -15,7 +15,7 @@ from bnlab._version import __version__
 from bnlab.diagnosis.check import Diagnosis, check_with
 from bnlab.diagnosis.settings import Settings
 from bnlab.errors import UsageError
-from bnlab.observe.discover import is_frozen
+from bnlab.observe.discover import why_frozen
 from bnlab.observe.metric import Measured, Metric, measured
 from bnlab.observe.passes.batches import KeptBatches, MaxBatches, require_data
 from bnlab.observe.survey import Inputs
@@ -343,8 +343,9 @@ def _require_same_model(model: nn.Module, diagnosis: Diagnosis) -> None:
 
 def _require_seen(model: nn.Module, diagnosis: Diagnosis) -> None:
     """Refuse data that showed nothing of any layer: every batch was left out because it is not finite."""
-    modules = dict(getattr(model, "_orig_mod", model).named_modules())
-    ran = [layer for layer in diagnosis.layers if layer.calls and not is_frozen(modules[layer.name])]
+    model = getattr(model, "_orig_mod", model)
+    modules = dict(model.named_modules())
+    ran = [layer for layer in diagnosis.layers if layer.calls and why_frozen(model, layer.name) is None]
     kept = [layer for layer in ran if getattr(modules[layer.name], "running_mean", None) is not None]
     if kept and all(layer.gap is None for layer in kept):
         raise UsageError("data: at least one batch must be finite, got NaN or inf in all. Look for them in the loader.")

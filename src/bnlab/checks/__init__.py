@@ -1,4 +1,4 @@
-"""Judgements on evidence: one check a file, listed in ``_catalog``."""
+"""Judgements on evidence: one check a file, listed in ``catalog``."""
 
 from bnlab.checks.catalog import CHECKS, by_code, explain, select
 from bnlab.checks.check import AnyCheck, Case, Check, Group, ModelCheck, Needs

@@ -43,7 +43,7 @@ class NonFiniteStatistics(Check[NoLimits]):
     why = "in eval mode the channel puts out NaN or a constant, and no further batch can repair the buffer"
     limits = NoLimits()
 
-    def inspect(self, evidence: NetworkState, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+    def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer with a value that is not finite."""
         columns = {"running_mean": evidence.running_mean, "running_var": evidence.running_var}
         bad = {name: ~np.isfinite(column) for name, column in columns.items()}

@@ -51,17 +51,17 @@ class NegativeRunningVariance(Check[Limits]):
     why = "eval mode divides by the root of it: the output is NaN, or far too large"
     limits = Limits()
 
-    def inspect(self, evidence: NetworkState, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer with a negative variance."""
-        below = np.isfinite(evidence.running_var) & (evidence.running_var < limits.minimum)
+        below = np.isfinite(evidence.running_var) & (evidence.running_var < self.limits.minimum)
         for layer, part, channels in evidence.where(below):
             worst = float(evidence.running_var[part][list(channels)].min())
             yield self.finding(
                 layer,
-                f"running_var is {show(worst)} {in_channels(channels, layer)}, must be >= {show(limits.minimum)}",
+                f"running_var is {show(worst)} {in_channels(channels, layer)}, must be >= {show(self.limits.minimum)}",
                 channels=channels,
                 measured={"running_var": Quantity(worst, "input^2")},
-                threshold={"running_var": Quantity(limits.minimum, "input^2")},
+                threshold={"running_var": Quantity(self.limits.minimum, "input^2")},
             )
 
     CLEAN = (Case("trained", of), Case("zero is not negative", lambda: of(running_var=(0.0, 1, 1, 1))))

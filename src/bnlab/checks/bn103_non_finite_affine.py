@@ -41,7 +41,7 @@ class NonFiniteAffine(Check[NoLimits]):
     why = "the channel puts out NaN or inf in either mode: training diverged before the file was written"
     limits = NoLimits()
 
-    def inspect(self, evidence: NetworkState, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+    def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer with a parameter that is not finite."""
         columns = {"weight": evidence.weight, "bias": evidence.bias}
         bad = {name: ~np.isfinite(column) for name, column in columns.items()}

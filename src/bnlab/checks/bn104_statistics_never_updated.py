@@ -43,7 +43,7 @@ class StatisticsNeverUpdated(Check[NoLimits]):
     why = "these are the values a layer is born with: in eval mode it does not normalise its input at all"
     limits = NoLimits()
 
-    def inspect(self, evidence: NetworkState, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+    def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer at its initial values."""
         initial = (evidence.running_mean == 0) & (evidence.running_var == 1)
         for layer, _, channels in evidence.where(initial):

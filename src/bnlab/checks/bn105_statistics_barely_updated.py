@@ -61,7 +61,7 @@ class StatisticsBarelyUpdated(Check[Limits]):
     why = "eval mode normalises with a mixture of the data and of the initial 0 and 1"
     limits = Limits()
 
-    def lacks(self, layer: LayerState, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+    def lacks(self, layer: LayerState) -> str | None:
         """Return why the counter cannot be used."""
         if layer.settled:
             return "data shows that the statistics have settled"
@@ -82,24 +82,24 @@ class StatisticsBarelyUpdated(Check[Limits]):
             return f"num_batches_tracked and momentum {show(momentum)} contradict running_var"
         return None
 
-    def inspect(self, evidence: NetworkState, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer that remembers its initial values."""
         for layer in evidence.layers:
             momentum, counter = layer.hyperparameters.momentum, layer.num_batches_tracked
             never = not (layer.running_mean != 0).any() and not (layer.running_var != 1).any()
-            if momentum is None or not counter or never or _initial_weight(layer) <= limits.initial_weight:
+            if momentum is None or not counter or never or _initial_weight(layer) <= self.limits.initial_weight:
                 continue
             weight = _initial_weight(layer)
             assumed = "an assumed momentum" if "momentum" in layer.hyperparameters.assumed else "momentum"
             yield self.finding(
                 layer,
                 f"after {counter} update{'s' if counter > 1 else ''} at {assumed} {show(momentum)} the initial values "
-                f"keep {100 * weight:.2g} % of the weight, must be <= {100 * limits.initial_weight:.2g} %",
+                f"keep {100 * weight:.2g} % of the weight, must be <= {100 * self.limits.initial_weight:.2g} %",
                 measured={
                     "initial weight": Quantity(weight, "fraction"),
                     "num_batches_tracked": Quantity(counter, "batches"),
                 },
-                threshold={"initial weight": Quantity(limits.initial_weight, "fraction")},
+                threshold={"initial weight": Quantity(self.limits.initial_weight, "fraction")},
             )
 
     CLEAN = (

@@ -50,9 +50,9 @@ class VarianceBelowEps(Check[Limits]):
     why = "eps, not the data, sets the scale of the channel: another eps changes the output"
     limits = Limits()
 
-    def inspect(self, evidence: NetworkState, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer with a variance below eps."""
-        below = (evidence.running_var >= 0) & (evidence.running_var < limits.ratio * evidence.eps)
+        below = (evidence.running_var >= 0) & (evidence.running_var < self.limits.ratio * evidence.eps)
         for layer, part, channels in evidence.where(below):
             smallest = float(evidence.running_var[part][list(channels)].min()) + 0.0  # -0.0 reads badly
             eps = layer.hyperparameters.eps
@@ -62,7 +62,7 @@ class VarianceBelowEps(Check[Limits]):
                 f"running_var is {show(smallest)} {in_channels(channels, layer)}, below {assumed} of {show(eps)}",
                 channels=channels,
                 measured={"running_var": Quantity(smallest, "input^2")},
-                threshold={"running_var": Quantity(limits.ratio * eps, "input^2")},
+                threshold={"running_var": Quantity(self.limits.ratio * eps, "input^2")},
             )
 
     CLEAN = (Case("trained", of), Case("small, above eps", lambda: of(running_var=(2e-5, 1, 1, 1))))

@@ -59,24 +59,24 @@ class AmplifyingChannel(Check[Limits]):
     why = "the channel was nearly constant in training: it blows up where it is not, and spoils folding and int8 ranges"
     limits = Limits()
 
-    def inspect(self, evidence: NetworkState, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer with a channel far above the median gain."""
-        alive = np.where(np.abs(evidence.weight) > limits.dead_weight, evidence.gain, np.nan)
+        alive = np.where(np.abs(evidence.weight) > self.limits.dead_weight, evidence.gain, np.nan)
         medians = evidence.spread([np.nan if range_ is None else range_[1] for range_ in evidence.ranges(alive)])
         with np.errstate(invalid="ignore", over="ignore"):
-            far_above = evidence.gain > limits.ratio * medians
+            far_above = evidence.gain > self.limits.ratio * medians
         for layer, part, channels in evidence.where(far_above):
             gain, median = float(evidence.gain[part][list(channels)].max()), float(medians[part][0])
             yield self.finding(
                 layer,
                 f"gain is {show(gain)} {in_channels(channels, layer)}, {show(gain / median)} times the layer's median, "
-                f"must be <= {show(limits.ratio)} times",
+                f"must be <= {show(self.limits.ratio)} times",
                 channels=channels,
                 measured={
                     "gain": Quantity(gain, "output/input"),
                     "gain / median": Quantity(gain / median, "ratio"),
                 },
-                threshold={"gain / median": Quantity(limits.ratio, "ratio")},
+                threshold={"gain / median": Quantity(self.limits.ratio, "ratio")},
             )
 
     CLEAN = (

@@ -52,17 +52,17 @@ class DeadChannel(Check[Limits]):
     why = "the channel is a constant whatever its input, and can be pruned"
     limits = Limits()
 
-    def inspect(self, evidence: NetworkState, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer with dead channels."""
-        for layer, part, channels in evidence.where(np.abs(evidence.weight) < limits.weight):
+        for layer, part, channels in evidence.where(np.abs(evidence.weight) < self.limits.weight):
             smallest = float(np.abs(evidence.weight[part][list(channels)]).min())
             yield self.finding(
                 layer,
                 f"abs(weight) is down to {show(smallest)} {in_channels(channels, layer)}, "
-                f"a channel counts as alive from {show(limits.weight)}",
+                f"a channel counts as alive from {show(self.limits.weight)}",
                 channels=channels,
                 measured={"abs(weight)": Quantity(smallest, "output")},
-                threshold={"abs(weight)": Quantity(limits.weight, "output")},
+                threshold={"abs(weight)": Quantity(self.limits.weight, "output")},
             )
 
     CLEAN = (Case("trained", of), Case("without affine", lambda: of(weight=None, bias=None)))

@@ -51,16 +51,16 @@ class HalfPrecisionStatistics(Check[Limits]):
     why = "updates below half a unit in the last place are lost: the statistics stop before they arrive"
     limits = Limits()
 
-    def inspect(self, evidence: NetworkState, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer in half precision."""
         for layer in evidence.layers:
             bits = _MANTISSA_BITS[layer.dtype]
-            if bits < limits.mantissa_bits:
+            if bits < self.limits.mantissa_bits:
                 yield self.finding(
                     layer,
                     f"running statistics are stored in {layer.dtype}, must be float32 or wider",
                     measured={"mantissa": Quantity(bits, "bits")},
-                    threshold={"mantissa": Quantity(limits.mantissa_bits, "bits")},
+                    threshold={"mantissa": Quantity(self.limits.mantissa_bits, "bits")},
                 )
 
     CLEAN = (

@@ -52,11 +52,11 @@ class OverflowsHalf(Check[Limits]):
     why = "cast to float16 the value becomes inf, and the channel a constant"
     limits = Limits()
 
-    def inspect(self, evidence: NetworkState, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer with a value that float16 cannot hold."""
         columns = {name: np.abs(getattr(evidence, name)) for name in _UNITS}
         # Half a unit in the last place beyond the largest value still rounds down to it.
-        largest = limits.largest * (1 + 2.0**-12)
+        largest = self.limits.largest * (1 + 2.0**-12)
         over = {name: np.isfinite(column) & (column >= largest) for name, column in columns.items()}
         for layer, part, channels in evidence.where(np.logical_or.reduce(list(over.values()))):
             worst = {
@@ -65,10 +65,10 @@ class OverflowsHalf(Check[Limits]):
             values = " and ".join(f"abs({name}) is up to {show(value)}" for name, value in worst.items())
             yield self.finding(
                 layer,
-                f"{values} {in_channels(channels, layer)}, float16 ends at {limits.largest:g}",
+                f"{values} {in_channels(channels, layer)}, float16 ends at {self.limits.largest:g}",
                 channels=channels,
                 measured={f"abs({name})": Quantity(value, _UNITS[name]) for name, value in worst.items()},
-                threshold={"largest float16": Quantity(limits.largest, "any")},
+                threshold={"largest float16": Quantity(self.limits.largest, "any")},
             )
 
     CLEAN = (

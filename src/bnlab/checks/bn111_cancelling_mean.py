@@ -62,27 +62,27 @@ class CancellingMean(Check[Limits]):
     why = "inputs near the mean are rounded so coarsely that the normalised signal is lost"
     limits = Limits()
 
-    def inspect(self, evidence: NetworkState, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer with a cancelling mean."""
         with np.errstate(invalid="ignore", over="ignore"):
             ratio = np.abs(evidence.running_mean) * evidence.inv_std
             step = ratio * evidence.spread([_EPSILON[layer.dtype] for layer in evidence.layers])
-            lost = (ratio > limits.ratio) & (step > limits.step)
+            lost = (ratio > self.limits.ratio) & (step > self.limits.step)
         for layer, part, channels in evidence.where(lost):
             worst = float(ratio[part][list(channels)].max())
             coarse = float(step[part][list(channels)].max())
             yield self.finding(
                 layer,
                 f"abs(mean)/std is {show(worst)} {in_channels(channels, layer)}: one rounding step is {show(coarse)} "
-                f"standard deviations, must be <= {show(limits.step)}",
+                f"standard deviations, must be <= {show(self.limits.step)}",
                 channels=channels,
                 measured={
                     "abs(mean)/std": Quantity(worst, "ratio"),
                     "rounding step": Quantity(coarse, "standard deviations"),
                 },
                 threshold={
-                    "abs(mean)/std": Quantity(limits.ratio, "ratio"),
-                    "rounding step": Quantity(limits.step, "standard deviations"),
+                    "abs(mean)/std": Quantity(self.limits.ratio, "ratio"),
+                    "rounding step": Quantity(self.limits.step, "standard deviations"),
                 },
             )
 

@@ -46,11 +46,11 @@ class CounterMismatch(Check[NoLimits]):
     )
     limits = NoLimits()
 
-    def lacks(self, layer: LayerState, limits: NoLimits) -> str | None:  # noqa: ARG002 - no threshold
+    def lacks(self, layer: LayerState) -> str | None:
         """Return why there is nothing to compare."""
         return "num_batches_tracked is absent" if layer.num_batches_tracked is None else None
 
-    def inspect(self, evidence: NetworkState, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+    def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding for a network whose counters differ."""
         groups: dict[int, list[str]] = {}
         for layer in evidence.layers:

@@ -44,7 +44,7 @@ class ZeroVariance(Check[NoLimits]):
     why = "the channel never varied, or its buffer was overwritten; its gain is abs(weight)/sqrt(eps)"
     limits = NoLimits()
 
-    def inspect(self, evidence: NetworkState, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+    def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer with a variance of zero."""
         for layer, part, channels in evidence.where(evidence.running_var == 0):
             weight = float(np.abs(evidence.weight[part][list(channels)]).max())

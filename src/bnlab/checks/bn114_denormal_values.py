@@ -45,7 +45,7 @@ class DenormalValues(Check[NoLimits]):
     why = "slow on CPUs that handle denormals in microcode, and flushed to 0 elsewhere"
     limits = NoLimits()
 
-    def inspect(self, evidence: NetworkState, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+    def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer with denormal values."""
         columns = {"weight": np.abs(evidence.weight), "running_var": np.abs(evidence.running_var)}
         smallest = {

@@ -45,13 +45,13 @@ class BiasBeforeBatchNorm(ModelCheck[NoLimits]):
     why = "the mean that is subtracted contains the bias: it costs memory and time and has no effect"
     limits = NoLimits()
 
-    def lacks(self, layer: ModelLayer, limits: NoLimits) -> str | None:  # noqa: ARG002 - no threshold
+    def lacks(self, layer: ModelLayer) -> str | None:
         """Return why nothing can be said about a bias."""
         if layer.frozen:
             return "frozen: a bias before it has an effect"
         return "not run on the example" if layer.execution is None else None
 
-    def inspect(self, evidence: ModelEvidence, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer with a bias before it."""
         for layer in evidence.layers:
             execution = layer.execution

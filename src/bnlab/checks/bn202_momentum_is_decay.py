@@ -51,25 +51,25 @@ class MomentumIsDecay(ModelCheck[Limits]):
     why = "torch's momentum is the weight of the new batch: the running statistics are those of the last batch or two"
     limits = Limits()
 
-    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+    def lacks(self, layer: ModelLayer) -> str | None:
         """Return why momentum has no meaning."""
         return "its statistics are not updated" if layer.frozen or not layer.updates else None
 
-    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer with such a momentum."""
         for layer in evidence.layers:
             momentum = layer.momentum
-            if momentum is None or not limits.momentum < momentum < 1:
+            if momentum is None or not self.limits.momentum < momentum < 1:
                 continue
             yield self.finding(
                 layer,
-                f"momentum is {momentum:g}, must be <= {show(limits.momentum)} or 1; a decay of {momentum:g} is "
+                f"momentum is {momentum:g}, must be <= {show(self.limits.momentum)} or 1; a decay of {momentum:g} is "
                 f"torch's {show(1 - momentum)}",
                 measured={
                     "momentum": Quantity(momentum, "fraction"),
                     "batches averaged": Quantity((2 - momentum) / momentum, "batches"),
                 },
-                threshold={"momentum": Quantity(limits.momentum, "fraction")},
+                threshold={"momentum": Quantity(self.limits.momentum, "fraction")},
             )
 
     CLEAN = (

@@ -44,11 +44,11 @@ class MomentumZero(ModelCheck[NoLimits]):
     why = "training leaves the running statistics as they were: eval mode normalises with the initial or with old ones"
     limits = NoLimits()
 
-    def lacks(self, layer: ModelLayer, limits: NoLimits) -> str | None:  # noqa: ARG002 - no threshold
+    def lacks(self, layer: ModelLayer) -> str | None:
         """Return why momentum has no meaning."""
         return "its statistics are not updated" if layer.frozen or not layer.updates else None
 
-    def inspect(self, evidence: ModelEvidence, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer with momentum 0."""
         for layer in evidence.layers:
             if layer.momentum == 0:

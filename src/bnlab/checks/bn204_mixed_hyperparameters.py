@@ -45,7 +45,7 @@ class MixedHyperparameters(ModelCheck[NoLimits]):
     why = "parts of the network were set up differently: a port or a change that missed some layers, unless it is meant"
     limits = NoLimits()
 
-    def inspect(self, evidence: ModelEvidence, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding for each hyperparameter that differs."""
         moving = [layer for layer in evidence.layers if layer.updates and not layer.frozen]
         yield from self._judge("momentum", {layer.name: layer.momentum for layer in moving})

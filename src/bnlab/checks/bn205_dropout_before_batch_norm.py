@@ -57,11 +57,11 @@ class DropoutBeforeBatchNorm(ModelCheck[Limits]):
     why = "the running variance contains the noise of dropout, which is absent in eval mode"
     limits = Limits()
 
-    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+    def lacks(self, layer: ModelLayer) -> str | None:
         """Return why nothing can be said about dropout."""
         return "not run on the example" if layer.execution is None else None
 
-    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer with dropout before it."""
         for layer in evidence.layers:
             if layer.execution is None or layer.execution.dropout is None:
@@ -77,13 +77,13 @@ class DropoutBeforeBatchNorm(ModelCheck[Limits]):
                     measured={"dropout upstream": Quantity(1, "layers")},
                     threshold={"dropout upstream": Quantity(0, "layers")},
                 )
-            elif not limits.ratio <= ratio <= 1 / limits.ratio:
+            elif not self.limits.ratio <= ratio <= 1 / self.limits.ratio:
                 yield self.finding(
                     layer,
                     f"{found}: the variance without it is {show(ratio)} of that with it, must be >= "
-                    f"{show(limits.ratio)} and <= {show(1 / limits.ratio)}",
+                    f"{show(self.limits.ratio)} and <= {show(1 / self.limits.ratio)}",
                     measured={"variance ratio": Quantity(ratio, "ratio")},
-                    threshold={"variance ratio": Quantity(limits.ratio, "ratio")},
+                    threshold={"variance ratio": Quantity(self.limits.ratio, "ratio")},
                 )
 
     CLEAN = (

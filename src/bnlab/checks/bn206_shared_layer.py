@@ -44,13 +44,13 @@ class SharedLayer(ModelCheck[NoLimits]):
     why = "the running statistics are a mixture over the calls and suit none of them in eval mode"
     limits = NoLimits()
 
-    def lacks(self, layer: ModelLayer, limits: NoLimits) -> str | None:  # noqa: ARG002 - no threshold
+    def lacks(self, layer: ModelLayer) -> str | None:
         """Return why calls do not count."""
         if layer.frozen:
             return "frozen: its statistics are not those of its calls"
         return "not run on the example" if layer.execution is None else None
 
-    def inspect(self, evidence: ModelEvidence, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer that ran more than once."""
         for layer in evidence.layers:
             if layer.execution is not None and layer.execution.calls > 1:

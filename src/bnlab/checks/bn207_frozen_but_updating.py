@@ -43,11 +43,11 @@ class FrozenButUpdating(ModelCheck[NoLimits]):
     why = "requires_grad does not freeze running statistics: the layer drifts to whatever it is trained on"
     limits = NoLimits()
 
-    def lacks(self, layer: ModelLayer, limits: NoLimits) -> str | None:  # noqa: ARG002 - no threshold
+    def lacks(self, layer: ModelLayer) -> str | None:
         """Return why nothing says whether it is meant to be frozen."""
         return "no weight or bias" if layer.affine_trains is None else None
 
-    def inspect(self, evidence: ModelEvidence, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer that is frozen by half."""
         for layer in evidence.layers:
             moves = layer.training and layer.updates and not layer.frozen and layer.momentum != 0

@@ -56,30 +56,32 @@ class TinyReduction(ModelCheck[Limits]):
     why = "batch statistics of so few values are noise, and eval mode normalises without it"
     limits = Limits()
 
-    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+    def lacks(self, layer: ModelLayer) -> str | None:
         """Return why its counts do not matter or are not known."""
-        if layer.frozen or not (layer.training or layer.state is None):
+        if layer.frozen:
+            return "frozen"
+        if not (layer.training or layer.state is None):
             return "does not use batch statistics"
         for kind in ("SyncBatchNorm", "BatchRenorm"):
             if kind in layer.kind:
                 return f"{kind}: the values of one batch and process are not all it uses"
         return "not run on the example" if layer.execution is None else None
 
-    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer with few values."""
         for layer in evidence.layers:
             typical, smallest, where = _counts(layer)
-            if typical is None or typical >= limits.count:
+            if typical is None or typical >= self.limits.count:
                 continue
             yield self.finding(
                 layer,
                 f"batch statistics are over {show(typical)} values per channel {where}, must be >= "
-                f"{show(limits.count)}",
+                f"{show(self.limits.count)}",
                 measured={
                     "count": Quantity(typical, "values per channel"),
                     "smallest count": Quantity(smallest, "values per channel"),
                 },
-                threshold={"count": Quantity(limits.count, "values per channel")},
+                threshold={"count": Quantity(self.limits.count, "values per channel")},
             )
 
     CLEAN = (

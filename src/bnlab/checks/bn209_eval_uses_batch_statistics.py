@@ -43,7 +43,7 @@ class EvalUsesBatchStatistics(ModelCheck[NoLimits]):
     why = "eval mode normalises with the batch: the output of a sample depends on the samples beside it"
     limits = NoLimits()
 
-    def inspect(self, evidence: ModelEvidence, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer without running statistics."""
         for layer in evidence.layers:
             if layer.state is None:

@@ -53,7 +53,7 @@ class WeightDecayOnAffine(ModelCheck[Limits]):
     why = "weights drawn towards 0 shut their channels; most recipes exempt batch normalization from weight decay"
     limits = Limits()
 
-    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+    def lacks(self, layer: ModelLayer) -> str | None:
         """Return why there is nothing to decay."""
         if layer.affine_trains is None:
             return "no weight or bias"
@@ -61,10 +61,10 @@ class WeightDecayOnAffine(ModelCheck[Limits]):
             return "weight and bias are not trained"
         return None if layer.decay else "weight and bias are not in the optimizer"
 
-    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding for a network with decay on some layers."""
         decays = {layer.name: _decay(layer) for layer in evidence.layers}
-        found = {name: decay for name, decay in decays.items() if decay > limits.decay}
+        found = {name: decay for name, decay in decays.items() if decay > self.limits.decay}
         if not found:
             return
         several = "s" if len(decays) > 1 else ""
@@ -72,12 +72,12 @@ class WeightDecayOnAffine(ModelCheck[Limits]):
         yield self.finding(
             None,
             f"weight decay of {show(max(found.values()))} applies to weight or bias of {len(found)} of {len(decays)} "
-            f"layer{several}{names}, must be <= {show(limits.decay)}",
+            f"layer{several}{names}, must be <= {show(self.limits.decay)}",
             measured={
                 "weight decay": Quantity(max(found.values()), "1"),
                 "layers": Quantity(len(found), "layers"),
             },
-            threshold={"weight decay": Quantity(limits.decay, "1")},
+            threshold={"weight decay": Quantity(self.limits.decay, "1")},
         )
 
     CLEAN = (

@@ -55,40 +55,40 @@ class TrainEvalGap(ModelCheck[Limits]):
     why = "eval mode normalises with statistics that are not those of the data: another network than was trained"
     limits = Limits()
 
-    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+    def lacks(self, layer: ModelLayer) -> str | None:
         """Return why a layer has no gap to measure."""
         if layer.frozen:
-            return "frozen: the same in either mode"
+            return "frozen on purpose"
         return "no running statistics, or not run" if layer.gap is None else None
 
-    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer with a gap, or one for the network where only the metric shows it."""
         found = False
         for layer in evidence.layers:
             gap = layer.gap
-            if gap is not None and gap.excess > limits.excess:
+            if gap is not None and gap.excess > self.limits.excess:
                 found = True
                 yield self.finding(
                     layer,
                     f"eval mode differs from train mode by {show(gap.square**0.5)} standard deviations, of which "
                     f"Bessel and sampling noise do not explain {show(gap.excess)} ({_largest(gap)}), "
-                    f"must be <= {show(limits.excess)}",
+                    f"must be <= {show(self.limits.excess)}",
                     measured={
                         "excess": Quantity(gap.excess, "std"),
                         "gap": Quantity(gap.square**0.5, "std"),
                     },
-                    threshold={"excess": Quantity(limits.excess, "std")},
+                    threshold={"excess": Quantity(self.limits.excess, "std")},
                 )
         if not found:
-            yield from self._by_metric(evidence, limits)
+            yield from self._by_metric(evidence)
 
-    def _by_metric(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+    def _by_metric(self, evidence: ModelEvidence) -> Iterator[Finding]:
         numbers = evidence.numbers
         if numbers is None:
             return
         lost = numbers.eval_batch - numbers.eval_running
         error = evidence.metric_error or 0.0
-        allowed = max(limits.errors * error, limits.loss * abs(numbers.eval_batch))
+        allowed = max(self.limits.errors * error, self.limits.loss * abs(numbers.eval_batch))
         if lost > allowed:
             yield self.finding(
                 None,

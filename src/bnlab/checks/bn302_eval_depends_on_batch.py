@@ -52,16 +52,16 @@ class EvalDependsOnBatch(ModelCheck[Limits]):
     why = "predictions depend on how samples are batched: something other than BN mixes them"
     limits = Limits()
 
-    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding for a network that mixes samples."""
         change = evidence.mixing
-        if change is not None and change > limits.change:
+        if change is not None and change > self.limits.change:
             yield self.finding(
                 None,
                 f"without the other half of the batch outputs change by up to {show(change)} of their spread in eval "
-                f"mode, must be <= {show(limits.change)}",
+                f"mode, must be <= {show(self.limits.change)}",
                 measured={"change": Quantity(change, "std")},
-                threshold={"change": Quantity(limits.change, "std")},
+                threshold={"change": Quantity(self.limits.change, "std")},
             )
 
     CLEAN = (

@@ -9,7 +9,8 @@ import numpy as np
 
 from bnlab.checks.cases import healthy, model, model_layer, observed
 from bnlab.checks.check import Case, Group, ModelCheck, Needs, in_channels, limit, show
-from bnlab.observe.evidence import Floats, LayerState
+from bnlab.checks.effects import Effect, Estimate, effect_of
+from bnlab.observe.evidence import LayerState
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer, Observed
 from bnlab.records import Finding, Quantity
 
@@ -61,34 +62,34 @@ class StaleStatistics(ModelCheck[Limits]):
     why = "eval mode normalises with statistics that the training data does not have"
     limits = Limits()
 
-    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+    def lacks(self, layer: ModelLayer) -> str | None:
         """Return why there is nothing to compare."""
         if layer.frozen:
             return "frozen on purpose"
         return "no running statistics, or not run" if layer.state is None or layer.data is None else None
 
-    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer whose statistics are stale."""
         for layer in evidence.layers:
             seen = layer.train_data or layer.data
             if layer.state is None or seen is None:
                 continue
-            effect, errors = _staleness(layer.state, layer.momentum, layer.eps, seen)
-            stale = (effect > limits.effect) & (errors > limits.errors)
-            if stale.mean() < limits.channels:
+            effect = _staleness(layer.state, layer.momentum, layer.eps, seen)
+            stale = effect.beyond(self.limits.effect, self.limits.errors)
+            if stale.mean() < self.limits.channels:
                 continue
             channels = tuple(np.flatnonzero(stale).tolist())
             data = "data" if layer.train_data is None else "training data"
-            worst = float(effect[stale].max())
+            worst = float(effect.size[stale].max())
             yield self.finding(
                 layer,
                 f"running statistics are up to {show(worst)} standard deviations from those of the {data} "
-                f"{in_channels(channels, layer)}, must be <= {show(limits.effect)}{_of_average(layer)}",
+                f"{in_channels(channels, layer)}, must be <= {show(self.limits.effect)}{_of_average(layer)}",
                 channels=channels,
                 measured={"effect": Quantity(worst, "std"), "channels": Quantity(float(stale.mean()), "fraction")},
                 threshold={
-                    "effect": Quantity(limits.effect, "std"),
-                    "channels": Quantity(limits.channels, "fraction"),
+                    "effect": Quantity(self.limits.effect, "std"),
+                    "channels": Quantity(self.limits.channels, "fraction"),
                 },
             )
 
@@ -127,20 +128,9 @@ def _of_average(layer: ModelLayer) -> str:
     return "" if layer.averaged is None else f": its weights are an average of {layer.averaged} models"
 
 
-_MOST = 1e6
-"""Effect at which an overflowing one is told."""
-
-
-def _staleness(state: LayerState, momentum: float | None, eps: float, seen: Observed) -> tuple[Floats, Floats]:
-    """Return per channel the larger effect of mean and variance, and its size in standard errors."""
-    mean_noise, var_noise = seen.buffer_noise(momentum)
-    spread = seen.within_var + eps
-    mean_effect = np.abs(state.running_mean - seen.within_mean) / np.sqrt(spread)
-    mean_error = np.sqrt(mean_noise / spread)
-    stored = np.where(np.isfinite(state.running_var), np.maximum(state.running_var, 0), np.inf) + eps
-    var_effect = np.abs(np.log(stored / spread)) / 2
-    var_error = np.sqrt(var_noise) / (2 * spread)
-    effect = np.minimum(np.nan_to_num(np.maximum(mean_effect, var_effect), nan=_MOST), _MOST)
-    by_mean = mean_effect >= var_effect
-    error = np.where(by_mean, mean_error, var_error)
-    return effect, effect / np.maximum(error, 1e-12)
+def _staleness(state: LayerState, momentum: float | None, eps: float, seen: Observed) -> Effect:
+    """Return how far the buffers are from what the data says they should hold, with the noise a settled buffer has."""
+    stored = np.where(np.isfinite(state.running_var), np.maximum(state.running_var, 0), np.inf)
+    exact = np.zeros(state.channels)
+    running = Estimate(state.running_mean, stored, exact, exact)
+    return effect_of(running, Estimate(seen.within_mean, seen.within_var, *seen.buffer_noise(momentum)), eps)

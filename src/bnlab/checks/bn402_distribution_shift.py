@@ -9,7 +9,7 @@ import numpy as np
 
 from bnlab.checks.cases import model, model_layer, observed
 from bnlab.checks.check import Case, Group, ModelCheck, Needs, in_channels, limit, show
-from bnlab.observe.evidence import Floats
+from bnlab.checks.effects import Estimate, effect_of
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer, Observed
 from bnlab.records import Finding, Quantity
 
@@ -58,30 +58,30 @@ class DistributionShift(ModelCheck[Limits]):
     why = "the statistics that eval mode uses are right for the training data, and wrong for this"
     limits = Limits()
 
-    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+    def lacks(self, layer: ModelLayer) -> str | None:
         """Return why there is nothing to compare."""
         return "not run" if layer.data is None or layer.train_data is None else None
 
-    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer that sees a shift."""
         for layer in evidence.layers:
             if layer.data is None or layer.train_data is None:
                 continue
-            effect, errors = _shift(layer.data, layer.train_data, layer.eps)
-            shifted = (effect > limits.effect) & (errors > limits.errors)
-            if shifted.mean() < limits.channels:
+            effect = effect_of(_population(layer.data), _population(layer.train_data), layer.eps)
+            shifted = effect.beyond(self.limits.effect, self.limits.errors)
+            if shifted.mean() < self.limits.channels:
                 continue
             channels = tuple(np.flatnonzero(shifted).tolist())
-            worst = float(effect[shifted].max())
+            worst = float(effect.size[shifted].max())
             yield self.finding(
                 layer,
                 f"data is up to {show(worst)} standard deviations from the training data "
-                f"{in_channels(channels, layer)}, must be <= {show(limits.effect)}",
+                f"{in_channels(channels, layer)}, must be <= {show(self.limits.effect)}",
                 channels=channels,
                 measured={"effect": Quantity(worst, "std"), "channels": Quantity(float(shifted.mean()), "fraction")},
                 threshold={
-                    "effect": Quantity(limits.effect, "std"),
-                    "channels": Quantity(limits.channels, "fraction"),
+                    "effect": Quantity(self.limits.effect, "std"),
+                    "channels": Quantity(self.limits.channels, "fraction"),
                 },
             )
 
@@ -103,13 +103,5 @@ class DistributionShift(ModelCheck[Limits]):
     )
 
 
-def _shift(data: Observed, train_data: Observed, eps: float) -> tuple[Floats, Floats]:
-    """Return per channel the larger effect of mean and variance, and its size in standard errors."""
-    spread = train_data.var + eps
-    mean_effect = np.abs(data.mean - train_data.mean) / np.sqrt(spread)
-    mean_error = np.sqrt((data.mean_error**2 + train_data.mean_error**2) / spread)
-    var_effect = np.abs(np.log((data.var + eps) / spread)) / 2
-    var_error = np.sqrt((data.var_error / (data.var + eps)) ** 2 + (train_data.var_error / spread) ** 2) / 2
-    by_mean = mean_effect >= var_effect
-    effect, error = np.where(by_mean, mean_effect, var_effect), np.where(by_mean, mean_error, var_error)
-    return effect, effect / np.maximum(error, 1e-12)
+def _population(seen: Observed) -> Estimate:
+    return Estimate(seen.mean, seen.var, seen.mean_error**2, seen.var_error**2)

@@ -58,7 +58,7 @@ class HeterogeneousBatches(ModelCheck[Limits]):
     why = "batch statistics carry the group a batch was made of, and no cause can be concluded from them"
     limits = Limits()
 
-    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:
+    def lacks(self, layer: ModelLayer) -> str | None:
         """Return why the batches cannot be compared."""
         if layer.data is None:
             return "not run"
@@ -66,23 +66,23 @@ class HeterogeneousBatches(ModelCheck[Limits]):
             return "its batches cannot be shuffled"
         if layer.execution is not None and layer.execution.calls > 1:
             return "it runs more than once"
-        if layer.data.count < limits.values * layer.data.batches:
-            return f"fewer than {limits.values:g} values per channel in a batch"
-        return f"fewer than {limits.batches:g} batches" if layer.data.batches < limits.batches else None
+        if layer.data.count < self.limits.values * layer.data.batches:
+            return f"fewer than {self.limits.values:g} values per channel in a batch"
+        return f"fewer than {self.limits.batches:g} batches" if layer.data.batches < self.limits.batches else None
 
-    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding for each data set, at the layer where it shows most."""
         for name in ("data", "train_data"):
             ratios = {
-                layer: _ratio(seen, shuffled) / _by_chance(seen, shuffled, limits)
+                layer: _ratio(seen, shuffled) / self._by_chance(seen, shuffled)
                 for layer in evidence.layers
                 if (seen := getattr(layer, name)) is not None
                 and (shuffled := _shuffled(layer, name)) is not None
-                and min(seen.batches, shuffled.batches) >= limits.batches
+                and min(seen.batches, shuffled.batches) >= self.limits.batches
             }
             if ratios and max(ratios.values()) > 1:
                 layer = max(ratios, key=lambda layer: ratios[layer])
-                allowed = _by_chance(getattr(layer, name), _shuffled(layer, name), limits)
+                allowed = self._by_chance(getattr(layer, name), _shuffled(layer, name))
                 ratio = ratios[layer] * allowed
                 yield self.finding(
                     layer,
@@ -91,6 +91,12 @@ class HeterogeneousBatches(ModelCheck[Limits]):
                     measured={"ratio": Quantity(ratio, "ratio")},
                     threshold={"ratio": Quantity(allowed, "ratio")},
                 )
+
+    def _by_chance(self, seen: Observed, shuffled: Observed | None) -> float:
+        """Return the largest ratio that is allowed for this number of batches."""
+        after = seen.batches if shuffled is None else shuffled.batches
+        error = math.sqrt(2 / max(seen.batches - 1, 1) + 2 / max(after - 1, 1))
+        return max(self.limits.ratio, math.exp(self.limits.errors * error))
 
     CLEAN = (
         Case("shuffled", lambda: model(model_layer(shuffled=observed(batches=12)))),
@@ -119,10 +125,3 @@ def _ratio(seen: Observed, shuffled: Observed) -> float:
     usable = shuffled.batch_mean_var > 1e-12 * (seen.var + 1e-30)
     ratios = seen.batch_mean_var[usable] / shuffled.batch_mean_var[usable]
     return float(np.median(ratios)) if usable.any() else 0.0
-
-
-def _by_chance(seen: Observed, shuffled: Observed | None, limits: Limits) -> float:
-    """Return the largest ratio that is allowed for this number of batches."""
-    after = seen.batches if shuffled is None else shuffled.batches
-    error = math.sqrt(2 / max(seen.batches - 1, 1) + 2 / max(after - 1, 1))
-    return max(limits.ratio, math.exp(limits.errors * error))

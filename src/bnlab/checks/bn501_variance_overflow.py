@@ -43,11 +43,11 @@ class VarianceOverflow(ModelCheck[NoLimits]):
     why = "1/std becomes 0: the output is a constant, whatever the input, and the running variance is lost"
     limits = NoLimits()
 
-    def lacks(self, layer: ModelLayer, limits: NoLimits) -> str | None:  # noqa: ARG002 - no threshold
+    def lacks(self, layer: ModelLayer) -> str | None:
         """Return why there is nothing to judge."""
         return "not run on finite data" if layer.data is None else None
 
-    def inspect(self, evidence: ModelEvidence, limits: NoLimits) -> Iterator[Finding]:  # noqa: ARG002 - no threshold
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer whose variance overflows."""
         for layer in evidence.layers:
             if layer.data is None or not layer.data.overflowed:

@@ -65,30 +65,32 @@ class Cancellation(ModelCheck[Limits]):
     why = "what is left after subtracting the mean is rounding, not signal"
     limits = Limits()
 
-    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+    def lacks(self, layer: ModelLayer) -> str | None:
         """Return why there is nothing to judge."""
         return "not run on finite data" if layer.data is None else None
 
-    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer that loses signal."""
         for layer in evidence.layers:
             if layer.data is None:
                 continue
-            far = _alive(layer.data, layer.eps) & (_distance(layer.data, layer.eps) > limits.ratio)
+            far = _alive(layer.data, layer.eps) & (_distance(layer.data, layer.eps) > self.limits.ratio)
             steps = layer.data.input_eps * _distance(layer.data, layer.eps)
-            channels = tuple(np.flatnonzero(far & (steps > limits.step)).tolist())
+            channels = tuple(np.flatnonzero(far & (steps > self.limits.step)).tolist())
             error = layer.data.own_error if far.any() else 0.0
             told, measured, threshold = [], {}, {}
             if channels:
                 step = float(steps[list(channels)].max())
                 told.append(f"a step of the input is up to {show(step)} std {in_channels(channels, layer)}")
-                told[-1] += f", must be <= {show(limits.step)}"
-                measured["step"], threshold["step"] = Quantity(step, "std"), Quantity(limits.step, "std")
-            if error > limits.own_error:
-                told.append(f"batch statistics are off by up to {show(error)} std, must be <= {show(limits.own_error)}")
+                told[-1] += f", must be <= {show(self.limits.step)}"
+                measured["step"], threshold["step"] = Quantity(step, "std"), Quantity(self.limits.step, "std")
+            if error > self.limits.own_error:
+                told.append(
+                    f"batch statistics are off by up to {show(error)} std, must be <= {show(self.limits.own_error)}"
+                )
                 measured["own error"], threshold["own error"] = (
                     Quantity(error, "std"),
-                    Quantity(limits.own_error, "std"),
+                    Quantity(self.limits.own_error, "std"),
                 )
             if told:
                 yield self.finding(

@@ -57,17 +57,17 @@ class EpsDominates(ModelCheck[Limits]):
     why = "the output keeps the small scale of the input instead of a variance of 1"
     limits = Limits()
 
-    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+    def lacks(self, layer: ModelLayer) -> str | None:
         """Return why there is nothing to judge."""
         return "not run on finite data" if layer.data is None else None
 
-    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer that does not normalise."""
         for layer in evidence.layers:
             if layer.data is None:
                 continue
             weak = _weak(layer.data, layer.eps)
-            if not weak.any() or weak.mean() < limits.channels:
+            if not weak.any() or weak.mean() < self.limits.channels:
                 continue
             channels = tuple(np.flatnonzero(weak).tolist())
             var = float(np.median(layer.data.within_var[weak]))
@@ -82,7 +82,7 @@ class EpsDominates(ModelCheck[Limits]):
                 },
                 threshold={
                     "variance": Quantity(layer.eps, "input^2"),
-                    "channels": Quantity(limits.channels, "fraction"),
+                    "channels": Quantity(self.limits.channels, "fraction"),
                 },
             )
 

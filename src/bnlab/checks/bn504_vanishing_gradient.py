@@ -57,32 +57,32 @@ class VanishingGradient(ModelCheck[Limits]):
     why = "the weights before the layer do not train: a step along the gradient changes the loss by less than rounding"
     limits = Limits()
 
-    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:  # noqa: ARG002 - evidence, not judgement
+    def lacks(self, layer: ModelLayer) -> str | None:
         """Return why there is no gradient to judge."""
         if layer.gradient is None:
             return "no convolution or linear layer that trains before it, or no path from it to the loss"
         finite = abs(layer.gradient.relative) < float("inf") and abs(layer.gradient.loss) < float("inf")
         return None if finite else "loss or gradient is not finite"
 
-    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer whose producer gets no gradient."""
         shut = any(_shut(layer) for layer in evidence.layers)
         for layer in evidence.layers:
             gradient = layer.gradient
-            if gradient is None or abs(gradient.loss) <= limits.loss or (shut and gradient.relative == 0):
+            if gradient is None or abs(gradient.loss) <= self.limits.loss or (shut and gradient.relative == 0):
                 continue
-            if gradient.relative < limits.relative:
+            if gradient.relative < self.limits.relative:
                 yield self.finding(
                     layer,
                     f"gradient at {gradient.producer} is worth {show(gradient.relative)} of the loss, must be >= "
-                    f"{show(limits.relative)}",
+                    f"{show(self.limits.relative)}",
                     measured={
                         "relative gradient": Quantity(gradient.relative, "fraction"),
                         "loss": Quantity(gradient.loss, "loss"),
                     },
                     threshold={
-                        "relative gradient": Quantity(limits.relative, "fraction"),
-                        "loss": Quantity(limits.loss, "loss"),
+                        "relative gradient": Quantity(self.limits.relative, "fraction"),
+                        "loss": Quantity(self.limits.loss, "loss"),
                     },
                 )
 

@@ -59,38 +59,43 @@ class SaturatedActivation(ModelCheck[Limits]):
     why = "the activation passes on next to no gradient where it is flat"
     limits = Limits()
 
-    def lacks(self, layer: ModelLayer, limits: Limits) -> str | None:
+    def lacks(self, layer: ModelLayer) -> str | None:
         """Return why the inputs of the activation are not known."""
         if layer.execution is None:
             return "not run on the example"
-        return "weight and bias are not known" if layer.state is None and _edge(layer, limits) is not None else None
+        return "weight and bias are not known" if layer.state is None and self._edge(layer) is not None else None
 
-    def inspect(self, evidence: ModelEvidence, limits: Limits) -> Iterator[Finding]:
+    def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer with a saturated activation behind it."""
         for layer in evidence.layers:
-            edge = _edge(layer, limits)
+            edge = self._edge(layer)
             if edge is None or layer.state is None or layer.execution is None:
                 continue
             flat = _flat_mass(layer.state, edge)
-            saturated = flat > limits.mass
-            if not saturated.any() or saturated.mean() < limits.channels:
+            saturated = flat > self.limits.mass
+            if not saturated.any() or saturated.mean() < self.limits.channels:
                 continue
             channels = tuple(np.flatnonzero(saturated).tolist())
             mass = float(np.median(flat[saturated]))
             yield self.finding(
                 layer,
                 f"{show(100 * mass)} % of the inputs of {layer.execution.activation} are beyond {show(edge)} "
-                f"{in_channels(channels, layer)}, must be <= {show(100 * limits.mass)} %",
+                f"{in_channels(channels, layer)}, must be <= {show(100 * self.limits.mass)} %",
                 channels=channels,
                 measured={
                     "flat": Quantity(mass, "fraction"),
                     "channels": Quantity(float(saturated.mean()), "fraction"),
                 },
                 threshold={
-                    "flat": Quantity(limits.mass, "fraction"),
-                    "channels": Quantity(limits.channels, "fraction"),
+                    "flat": Quantity(self.limits.mass, "fraction"),
+                    "channels": Quantity(self.limits.channels, "fraction"),
                 },
             )
+
+    def _edge(self, layer: ModelLayer) -> float | None:
+        """Return where the activation behind a layer begins to be flat; None if there is no sigmoid or tanh."""
+        activation = None if layer.execution is None else layer.execution.activation
+        return {"sigmoid": self.limits.sigmoid, "tanh": self.limits.tanh}.get(activation or "")
 
     CLEAN = (
         Case("relu", model),
@@ -111,12 +116,6 @@ class SaturatedActivation(ModelCheck[Limits]):
         ),
         Case("constants of 3 in front of a tanh", lambda: _behind("tanh", weight=(0,) * 4, bias=(3,) * 4), ("bn",)),
     )
-
-
-def _edge(layer: ModelLayer, limits: Limits) -> float | None:
-    """Return where the activation behind a layer begins to be flat; None if there is no sigmoid or tanh."""
-    activation = None if layer.execution is None else layer.execution.activation
-    return {"sigmoid": limits.sigmoid, "tanh": limits.tanh}.get(activation or "")
 
 
 def _flat_mass(state: LayerState, edge: float) -> Floats:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from typing_extensions import Self
 
 from bnlab.observe.evidence import LayerState, NetworkState
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.records import REMEDIES, Finding, Level, Quantity
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "HEADINGS",
@@ -62,7 +68,7 @@ class Needs(Enum):
         return None if self in (Needs.STATE, Needs.MODEL) else self.name.lower()
 
 
-def limit(default: float, *, unit: str, source: str) -> Any:  # noqa: ANN401 - a dataclass field of type float
+def limit(default: float, *, unit: str, source: str) -> float:
     """Declare one threshold of a check, with its unit and where the number comes from."""
     return field(default=default, metadata={"unit": unit, "source": source})
 
@@ -72,7 +78,7 @@ class NoLimits:
     """For a check that needs no threshold."""
 
 
-Limits = TypeVar("Limits")
+Limits = TypeVar("Limits", bound="DataclassInstance")
 Evidence = TypeVar("Evidence", NetworkState, ModelEvidence)
 Layer = TypeVar("Layer", LayerState, ModelLayer)
 
@@ -99,8 +105,11 @@ class Case:
 class AnyCheck(ABC, Generic[Evidence, Layer, Limits]):
     """A named pattern to look for in evidence.
 
-    A check is pure: it sees evidence and limits, and yields findings. It is named after the bad pattern, so that
-    "allow <name>" reads well.
+    A check is pure: it sees evidence, has limits of its own, and yields findings. It is named after the bad pattern,
+    so that "allow <name>" reads well.
+
+    Attributes:
+        limits: The thresholds it judges by; :meth:`with_limits` gives a check with others.
     """
 
     code: ClassVar[str]
@@ -113,12 +122,18 @@ class AnyCheck(ABC, Generic[Evidence, Layer, Limits]):
     BROKEN: ClassVar[tuple[Case, ...]]
 
     @abstractmethod
-    def inspect(self, evidence: Evidence, limits: Limits) -> Iterator[Finding]:
-        """Yield what is found in one network."""
+    def inspect(self, evidence: Evidence) -> Iterator[Finding]:
+        """Yield what is wrong with one network."""
 
-    def lacks(self, layer: Layer, limits: Limits) -> str | None:  # noqa: ARG002 - for checks that override it
+    def lacks(self, layer: Layer) -> str | None:  # noqa: ARG002 - for checks that override it
         """Return why a layer cannot be judged, or None. What cannot be judged is skipped, never passed."""
         return None
+
+    def with_limits(self, **changed: float) -> Self:
+        """Return this check with some of its limits replaced, by name."""
+        other = copy.copy(self)
+        other.limits = dataclasses.replace(self.limits, **changed)
+        return other
 
     @property
     def name(self) -> str:
@@ -136,13 +151,13 @@ class AnyCheck(ABC, Generic[Evidence, Layer, Limits]):
         text = inspect.cleandoc(type(self).__doc__ or "")
         rows: list[str] = [
             f"- `{item.name}` = {item.default:g} {item.metadata['unit']}: {item.metadata['source']}."
-            for item in dataclasses.fields(self.limits)  # type: ignore[arg-type]  # every Limits is a dataclass
+            for item in dataclasses.fields(self.limits)
         ]
         kind = f"*{self.group.name.lower()}: {self.group.level.value}. Needs {self.needs.value}.*"
         body = text.replace("## Remedy", "\n".join([*rows, "", "## Remedy"])) if rows else text
         body = body.replace("## Sources", f"{self._safety_line()}\n\n## Sources")
         case = self.BROKEN[0]
-        example = next(self.inspect(case.build(), self.limits))
+        example = next(self.inspect(case.build()))
         body += f"\n\n## Example\n{case.name.capitalize()}: {example.layer or 'the network'}: {example.message}."
         return f"# {self.code} {self.name}\n\n{kind}\n\n{body}\n"
 

@@ -33,8 +33,8 @@ def run_checks(
     """
     findings: list[Finding] = []
     outcomes: list[Outcome] = []
-    for check, limits in settings.checks:
-        of_check, outcome = run_check(check, limits, networks, model)
+    for check in settings.checks:
+        of_check, outcome = run_check(check, networks, model)
         if check.code in settings.ignore:
             outcome = Outcome(check.code, Status.SKIPPED, _ignored(settings.ignore[check.code], of_check))
             of_check = []
@@ -45,24 +45,22 @@ def run_checks(
 
 def run_check(
     check: AnyCheck[Any, Any, Any],
-    limits: Any,  # noqa: ANN401 - each check has a class of its own
     networks: Sequence[NetworkState],
     model: ModelEvidence | None,
 ) -> tuple[list[Finding], Outcome]:
     """Run one check. A check that raises has crashed: it neither found nor passed anything."""
     if not isinstance(check, ModelCheck):
-        return _judged(check, limits, networks)
+        return _judged(check, networks)
     if model is None:
         return [], Outcome(check.code, Status.SKIPPED, f"needs {check.needs.value}")
     missing = None if check.needs.argument is None else model.missing.get(check.needs.argument)
     if missing is not None:
         return [], Outcome(check.code, Status.SKIPPED, f"{missing}: needs {check.needs.value}")
-    return _judged(check, limits, [model])
+    return _judged(check, [model])
 
 
 def _judged(
     check: AnyCheck[Part, Any, Any],
-    limits: Any,  # noqa: ANN401 - each check has a class of its own
     parts: Sequence[Part],
 ) -> tuple[list[Finding], Outcome]:
     """Run one check on the layers it can judge, and count the others by the reason."""
@@ -71,12 +69,12 @@ def _judged(
     total = sum(len(part.layers) for part in parts)
     try:
         for part in parts:
-            reasons = [check.lacks(layer, limits) for layer in part.layers]
+            reasons = [check.lacks(layer) for layer in part.layers]
             lacking.update(reason for reason in reasons if reason is not None)
             layers = tuple(layer for layer, reason in zip(part.layers, reasons, strict=True) if reason is None)
             if layers:
                 whole = len(layers) == len(part.layers)  # it has its columns already
-                findings += check.inspect(part if whole else dataclasses.replace(part, layers=layers), limits)
+                findings += check.inspect(part if whole else dataclasses.replace(part, layers=layers))
     except Exception as err:
         return [], Outcome(check.code, Status.CRASHED, f"{type(err).__name__}: {err}")
     reason = ", ".join(f"{why} in {count} of {total} layers" for why, count in lacking.most_common()) or None

@@ -27,7 +27,7 @@ class Settings:
         per_channel: Whether the layers carry a value for each channel, for a picture.
     """
 
-    checks: tuple[tuple[AnyCheck[Any, Any, Any], Any], ...]
+    checks: tuple[AnyCheck[Any, Any, Any], ...]
     ignore: Mapping[str, str]
     hyperparameters: Hyperparameters
     per_channel: bool = False
@@ -54,7 +54,7 @@ class Settings:
             if not (isinstance(reason, str) and reason.strip()):
                 raise UsageError(f"ignore: reason for {code} must be a text, got {reason!r}. Say why it is accepted.")
         return cls(
-            tuple((item, _limits(item, changed.get(item.code, {}))) for item in checks.select(select)),
+            tuple(_with_limits(check, changed.get(check.code, {})) for check in checks.select(select)),
             reasons,
             _hyperparameters(momentum, eps),
             per_channel,
@@ -67,16 +67,16 @@ def _by_code(argument: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
     return {checks.by_code(code).code: value for code, value in (values or {}).items()}
 
 
-def _limits(item: AnyCheck[Any, Any, Any], changed: Mapping[str, float]) -> Any:  # noqa: ANN401 - each check has a class of its own
-    known = [field.name for field in dataclasses.fields(item.limits)]
+def _with_limits(check: AnyCheck[Any, Any, Any], changed: Mapping[str, float]) -> AnyCheck[Any, Any, Any]:
+    known = [field.name for field in dataclasses.fields(check.limits)]
     if not isinstance(changed, Mapping):
-        raise UsageError(f"limits: value for {item.code} must be a mapping by name, got {changed!r}.")
+        raise UsageError(f"limits: value for {check.code} must be a mapping by name, got {changed!r}.")
     for name, value in changed.items():
         if name not in known:
-            raise UsageError(f"limits: name for {item.code} must be one of {known}, got {name!r}.")
+            raise UsageError(f"limits: name for {check.code} must be one of {known}, got {name!r}.")
         if not _is_number(value) or math.isnan(value):
-            raise UsageError(f"limits: {name} of {item.code} must be a number, got {value!r}.")
-    return dataclasses.replace(item.limits, **changed)
+            raise UsageError(f"limits: {name} of {check.code} must be a number, got {value!r}.")
+    return check.with_limits(**changed) if changed else check
 
 
 def _hyperparameters(momentum: float | str | None, eps: float | str) -> Hyperparameters:

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
 
-__all__ = ["any_batch_norm", "batch_norm_layers", "channels_of", "is_frozen"]
+__all__ = ["any_batch_norm", "batch_norm_layers", "channels_of", "is_of_frozen_class", "why_frozen"]
 
 
 def batch_norm_layers(model: nn.Module, chosen: Iterable[str] | None = None) -> dict[str, _BatchNorm]:
@@ -81,9 +81,44 @@ def channels_of(layer: nn.Module) -> int:
     return mean.numel()
 
 
-def is_frozen(layer: nn.Module) -> bool:
+def is_of_frozen_class(layer: nn.Module) -> bool:
     """Whether the class of a layer normalises with running statistics in either mode."""
     return isinstance(layer, FrozenBatchNorm) or not (isinstance(layer, _BatchNorm) or hasattr(layer, "momentum"))
+
+
+def why_frozen(model: nn.Module, path: str) -> str | None:
+    """Return why a layer counts as frozen, as the end of the sentence "it ..."; None if nothing says that it is.
+
+    A layer with running statistics is frozen if its class is, if `bnlab.freeze` holds its statistics, or if it is in
+    eval mode within a module in train mode. `requires_grad` never decides: it says what the optimizer moves, not what
+    BN normalises with. A model that is in eval mode as a whole says nothing about it, even where the wrapper of an
+    averaged, parallel or compiled model was built round it and is in train mode, as every new module is.
+
+    Args:
+        model: The whole model, in the modes its user left it in.
+        path: Path of a layer from :func:`any_batch_norm`.
+    """
+    *above, layer = _modules_on_the_way(model, path)
+    if getattr(layer, "running_mean", None) is None:
+        return None
+    if is_of_frozen_class(layer):
+        return "is frozen"
+    if not getattr(layer, "track_running_stats", True):
+        return "has frozen statistics"
+    if not layer.training and any(module.training and not _is_wrapper(module) for module in above):
+        return "is in eval mode within a module in train mode: frozen"
+    return None
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    """Whether a module does nothing but hold another: AveragedModel, DataParallel, a compiled model."""
+    return [name for name, _ in module.named_children()] in (["module"], ["_orig_mod"])
+
+
+def _modules_on_the_way(model: nn.Module, path: str) -> list[nn.Module]:
+    """Return the modules from the model down to one of them, both included."""
+    names = path.split(".") if path else []
+    return [model.get_submodule(".".join(names[:depth])) for depth in range(len(names) + 1)]
 
 
 def _first_paths(paths: dict[str, _BatchNorm]) -> dict[str, _BatchNorm]:

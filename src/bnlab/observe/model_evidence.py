@@ -182,7 +182,7 @@ class ModelLayer:
         momentum: Weight of the new batch; None for a cumulative average.
         eps: Added to the variance.
         training: Whether it is in train mode.
-        frozen: Whether its class normalises with running statistics in either mode.
+        frozen: Whether it is frozen, as `bnlab.observe.discover.why_frozen` defines it.
         updates: Whether it moves its running statistics in train mode.
         affine_trains: Whether weight or bias requires a gradient; None without either.
         decay: Weight decay of weight and bias in the optimizer, by name; None without an optimizer.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from bnlab.errors import UsageError
-from bnlab.observe.discover import any_batch_norm, channels_of, is_frozen
+from bnlab.observe.discover import any_batch_norm, channels_of, is_of_frozen_class, why_frozen
 from bnlab.observe.evidence import LayerState
 from bnlab.observe.gap import RunningStatistics, layer_gap
 from bnlab.observe.metric import Metric, measure
@@ -115,7 +115,7 @@ def _surveyed(subject: Subject, states: Mapping[str, LayerState], inputs: Inputs
     averages = _averages(model)
     layers = {
         name: replace(
-            _layer(name, module, states.get(name), inputs.optimizer),
+            _layer(model, name, module, states.get(name), inputs.optimizer),
             averaged=next((count for prefix, count in averages.items() if name.startswith(prefix)), None),
         )
         for name, module in modules.items()
@@ -157,7 +157,11 @@ def _averages(model: nn.Module) -> dict[str, int]:
 
 
 def _layer(
-    name: str, module: nn.Module, state: LayerState | None, optimizer: torch.optim.Optimizer | None
+    model: nn.Module,
+    name: str,
+    module: nn.Module,
+    state: LayerState | None,
+    optimizer: torch.optim.Optimizer | None,
 ) -> ModelLayer:
     affine = [p for key in ("weight", "bias") if isinstance(p := getattr(module, key, None), nn.Parameter)]
     return ModelLayer(
@@ -167,10 +171,10 @@ def _layer(
         momentum=getattr(module, "momentum", None),
         eps=float(getattr(module, "eps", 0.0)),
         training=module.training,
-        frozen=is_frozen(module),
+        frozen=why_frozen(model, name) is not None,
         updates=state is not None
         and bool(getattr(module, "track_running_stats", True))
-        and (not is_frozen(module) or bool(getattr(module, "moves_statistics", False))),
+        and (not is_of_frozen_class(module) or bool(getattr(module, "moves_statistics", False))),
         affine_trains=any(parameter.requires_grad for parameter in affine) if affine else None,
         decay=None if optimizer is None else _decay(module, optimizer),
         state=state,

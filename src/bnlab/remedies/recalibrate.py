@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from bnlab._version import __version__
 from bnlab.errors import UsageError
-from bnlab.observe.discover import batch_norm_layers, is_frozen
+from bnlab.observe.discover import batch_norm_layers, why_frozen
 from bnlab.observe.evidence import Floats
 from bnlab.observe.gap import IN_THE_STATISTICS
 from bnlab.observe.passes.batches import Batch, Forward, require_data, run_batch
@@ -110,7 +110,7 @@ def recalibrate(
     values of `running_mean` and `running_var` changes; if anything raises, not even they.
 
     Frozen layers stay as they are: those of a frozen class, those whose statistics `freeze` holds, and those in eval
-    mode within a model in train mode. So do layers that never run. A layer that runs more than once per forward gets
+    mode within a module in train mode. So do layers that never run. A layer that runs more than once per forward gets
     what all its calls see together.
 
     Args:
@@ -246,7 +246,7 @@ def _chosen(model: nn.Module, named: Iterable[str] | None) -> tuple[dict[str, _B
         )
     reasons = dict.fromkeys(without, "keeps no running statistics")
     if named is None:
-        reasons = {path: why for path, layer in found.items() if (why := _why_frozen(model, layer))} | reasons
+        reasons = {path: why for path in found if (why := why_frozen(model, path))} | reasons
     chosen = {path: layer for path, layer in found.items() if path not in reasons}
     _require_own_buffers(chosen)
     if not chosen:
@@ -266,16 +266,6 @@ def _require_own_buffers(chosen: Mapping[str, _BatchNorm]) -> None:
                     f"{path}: layer must have running statistics of its own, got those of {other}. "
                     f"Give it a copy, or name only one of them in layers=."
                 )
-
-
-def _why_frozen(model: nn.Module, layer: _BatchNorm) -> str | None:
-    if is_frozen(layer):
-        return "is frozen"
-    if not layer.track_running_stats:
-        return "has frozen statistics"
-    if model.training and not layer.training:
-        return "is in eval mode while the model is in train mode: frozen"
-    return None
 
 
 def _pooled(

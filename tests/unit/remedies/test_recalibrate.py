@@ -446,7 +446,7 @@ def test_layers_that_are_frozen_stay_so_unless_named():
     receipt = bnlab.recalibrate(model, images(4, 4))
     assert torch.equal(model[5].running_var, before)
     assert [(left.layer, left.reason) for left in receipt.changes.left_alone] == [
-        ("5", "is in eval mode while the model is in train mode: frozen")
+        ("5", "is in eval mode within a module in train mode: frozen")
     ]
     bnlab.recalibrate(model, images(4, 4), layers=["5"])
     assert not torch.equal(model[5].running_var, before)

@@ -1,0 +1,75 @@
+"""How far two estimates of a layer's statistics are apart: in standard deviations, and in standard errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnlab.observe.evidence import Floats, Masks
+
+__all__ = ["Effect", "Estimate", "effect_of"]
+
+_LARGEST = 1e6
+"""Effect, in standard deviations, that stands for a larger one and for one that is not finite."""
+
+_SMALLEST_ERROR = 1e-12
+"""Standard error, in standard deviations, that stands for a smaller one, and for 0/0: two constants without eps."""
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """Mean and variance of what a layer gets, with the squares of their standard errors. All of shape (C,), float64.
+
+    Attributes:
+        mean: Input units.
+        var: Squared input units, at least 0; inf where it is not a finite number.
+        mean_noise: Variance of the mean as an estimate, squared input units; 0 for one that is taken as it is.
+        var_noise: Variance of the variance as an estimate, input units to the fourth power.
+    """
+
+    mean: Floats
+    var: Floats
+    mean_noise: Floats
+    var_noise: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Effect:
+    """The larger of the effects of mean and variance on normalised outputs. Both of shape (C,), float64.
+
+    Attributes:
+        size: abs(difference of means)/std, or abs(log of the ratio of variances)/2; standard deviations.
+        errors: The same in standard errors.
+    """
+
+    size: Floats
+    errors: Floats
+
+    def beyond(self, size: float, errors: float) -> Masks:
+        """Return the channels in which both are larger: an effect that matters, and that chance does not explain."""
+        return (self.size > size) & (self.errors > errors)
+
+
+def effect_of(estimate: Estimate, reference: Estimate, eps: float) -> Effect:
+    """Return how far an estimate is from a reference, per channel.
+
+    Args:
+        estimate: What is judged.
+        reference: What it should be; its standard deviation, sqrt(var + eps), is the unit.
+        eps: Added to either variance, squared input units.
+    """
+    own, spread = estimate.var + eps, reference.var + eps
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        difference, ratio = np.abs(estimate.mean - reference.mean), own / spread
+        of_mean = np.where(difference == 0, 0.0, difference / np.sqrt(spread))
+        of_var = np.where(own == spread, 0.0, np.abs(np.log(ratio)) / 2)
+        mean_error = np.sqrt((estimate.mean_noise + reference.mean_noise) / spread)
+        var_error = np.sqrt(_relative(estimate.var_noise, own) + _relative(reference.var_noise, spread)) / 2
+    size = np.minimum(np.nan_to_num(np.maximum(of_mean, of_var), nan=_LARGEST), _LARGEST)
+    error = np.where(of_mean >= of_var, mean_error, var_error)
+    return Effect(size, size / np.fmax(error, _SMALLEST_ERROR))
+
+
+def _relative(noise: Floats, var: Floats) -> Floats:
+    return np.where(noise == 0, 0.0, noise / var**2)
