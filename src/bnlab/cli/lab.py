@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli.output import Drawing, PageFormat, check_output, complain, emit, write_whole
+from bnlab.atomic_file import write_whole
+from bnlab.cli.output import Drawing, PageFormat, check_output, complain, emit
 from bnlab.errors import BnlabError, UsageError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bnlab.cli.output import PageFormat, check_output, require_pages, show_receipt, write_whole
+from bnlab.cli.output import PageFormat, check_output, require_pages, show_receipt, write_output
 from bnlab.cli.progress import advancing
 from bnlab.cli.specs import load_data, load_metric
 from bnlab.cli.targets import load_target
@@ -90,7 +90,7 @@ def command(
     _print(changes, format_)
     clean = not _left(changes, level)
     if output is not None and not dry_run and ((changes.kept and changes.changes) or clean):
-        write_whole(_written(loaded, before, file, output), output)
+        write_output(_written(loaded, before, file, output), output)
         if changes.safety is Safety.BEHAVIOUR:
             _say("a state dict does not hold that layers are frozen: call bnlab.freeze where it is loaded")
     elif output is not None and not dry_run:
