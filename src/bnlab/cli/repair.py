@@ -72,6 +72,8 @@ def command(
     if target.lower().endswith(".onnx"):
         raise UsageError(f"{target}: target must be a model of torch, got an ONNX file. Repair what it came from.")
     loaded, file = load_target(target, model, "to run data through it")
+    if file is not None and output is not None and not dry_run:
+        file.require_rewritable(output.suffix)
     before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
     from bnlab.repairing import repair
 
