@@ -119,7 +119,7 @@ def report(
 
     Exit code 0: all records are drawn. 2: one is damaged (the others are drawn even so), or there is none.
     """
-    from bnlab.cli.lab_records import read_folder
+    from bnlab.cli.saved_records import read_folder
 
     found = read_folder(folder)
     for reason in found.passed_over:
