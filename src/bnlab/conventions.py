@@ -6,12 +6,15 @@ average. Keras, Flax and ONNX store the weight of the *old* value instead.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 __all__ = [
     "TORCH_EPS",
     "TORCH_MOMENTUM",
     "WRAPPER_PREFIXES",
     "from_float32",
     "momentum_from_decay",
+    "wrapper_prefix",
 ]
 
 TORCH_MOMENTUM = 0.1
@@ -20,10 +23,38 @@ TORCH_MOMENTUM = 0.1
 TORCH_EPS = 1e-5
 """Default ``eps`` of ``torch.nn.BatchNorm*d``, in squared input units."""
 
-WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 """What DataParallel and DDP, ``torch.compile`` and common trainers put before every name of a state dict."""
 
 _FLOAT32_DIGITS = 6
+
+
+def wrapper_prefix(names: Collection[str], model_names: Collection[str] = ()) -> str:
+    """Return what wrappers put before every name of a state dict.
+
+    A prefix is a wrapper's only if every name carries it and no name of the model does: a model may well have a part
+    called ``net``. Wrappers may be nested.
+
+    Args:
+        names: The names of the tensors in the state dict.
+        model_names: The names in the model it belongs to, if that is known.
+
+    Returns:
+        One prefix, or several in a row; "" where there is none.
+
+    Example:
+        >>> wrapper_prefix(["module.net.bn.weight", "module.net.bn.bias"])
+        'module.net.'
+        >>> wrapper_prefix(["module.net.bn.weight", "module.net.bn.bias"], ["net.bn.weight", "net.bn.bias"])
+        'module.'
+    """
+    if not names:
+        return ""
+    possible = [prefix for prefix in WRAPPER_PREFIXES if not any(name.startswith(prefix) for name in model_names)]
+    whole = ""
+    while prefix := next((p for p in possible if all(name.startswith(whole + p) for name in names)), ""):
+        whole += prefix
+    return whole
 
 
 def from_float32(value: float) -> float:

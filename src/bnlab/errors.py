@@ -17,6 +17,7 @@ __all__ = [
     "NotACheckpoint",
     "PickledModule",
     "UnreadableFile",
+    "UnwritableFile",
     "UsageError",
 ]
 
@@ -31,6 +32,10 @@ class UsageError(BnlabError, ValueError):
 
 class UnreadableFile(BnlabError, RuntimeError):
     """The operating system does not hand the file over: it is missing, a folder, or not permitted."""
+
+
+class UnwritableFile(BnlabError, OSError):
+    """A file or folder cannot be written: it is not permitted, there is no such place, or the disk is full."""
 
 
 class NotACheckpoint(BnlabError, ValueError):

@@ -114,7 +114,7 @@ def test_damaged_bytes(tmp_path, index):
 
 def test_damaged_onnx(tmp_path):
     onnx = pytest.importorskip("onnx")
-    from tests.unit.observe.test_onnx_file import batch_norm, initializers, write
+    from tests.unit.observe.files.test_onnx_file import batch_norm, initializers, write
 
     path = write(tmp_path / "m.onnx", [batch_norm(momentum=0.99)], initializers())
     assert onnx.load(path)

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bnlab.cli.output import check_output, complain, emit, require_pages
+<<<<<<< HEAD
 from bnlab.cli.targets import build_model, expand, is_model_spec
+=======
+from bnlab.cli.progress import advancing
+from bnlab.cli.targets import expand, is_model_spec, load_target
+>>>>>>> room-files
 from bnlab.errors import BnlabError, NoBatchNorm, UsageError
 from bnlab.records import Level, Status
 
@@ -117,20 +122,13 @@ class _Given:
 
     def model_for(self, target: str) -> nn.Module | str:
         """Return the model to check, or the path of a checkpoint that is checked by itself."""
-        from bnlab.cli.specs import load_model
-
-        if is_model_spec(target):
-            return build_model(target)
-        if self.model is None:
+        if self.model is None and not is_model_spec(target):
             for option in ("data", "train_data", "metric", "example"):
                 if getattr(self, option) is not None:
                     name = option.replace("_", "-")
                     raise UsageError(f"--{name}: target must be a model, got {target}. Give its code by --model.")
             return target
-        from bnlab.observe.files.load import load_into
-
-        model = load_model(self.model)
-        load_into(model, Path(target))
+        model, _ = load_target(target, self.model, "to check it")
         return model
 
     def inputs(self) -> dict[str, Any]:

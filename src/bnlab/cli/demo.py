@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bnlab.cli.output import write_whole
+from bnlab.cli.output import write_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -122,4 +122,4 @@ def _repair(path: Path, model: nn.Module, console: Console) -> None:
 def _write(model: nn.Module, path: Path) -> None:
     from bnlab.observe.files.load import state_dict_file
 
-    write_whole(state_dict_file(model.state_dict(), path.suffix), path)
+    write_output(state_dict_file(model.state_dict(), path.suffix), path)

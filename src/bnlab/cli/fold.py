@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli.output import Format, check_output, show_receipt, write_whole
+from bnlab.cli.output import Format, check_output, show_receipt, write_output
 from bnlab.cli.specs import load_example
 from bnlab.cli.targets import load_target
 from bnlab.errors import UsageError
@@ -46,7 +46,7 @@ def command(
     if output.suffix != wanted:
         raise UsageError(f"--output: path must end in {wanted} for {target}, got {output}.")
     content, changes, notes = _onnx(target, model, example) if is_onnx else _torch(target, model, example)
-    write_whole(content, output)
+    write_output(content, output)
     if format_ is Format.JSON:
         print(changes.dumps())
     else:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli.output import Drawing, PageFormat, check_output, complain, emit, write_whole
+from bnlab.atomic_file import write_whole
+from bnlab.cli.output import Drawing, PageFormat, check_output, complain, emit
 from bnlab.errors import BnlabError, UsageError
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def report(
 
     Exit code 0: all records are drawn. 2: one is damaged (the others are drawn even so), or there is none.
     """
-    from bnlab.cli.lab_records import read_folder
+    from bnlab.cli.saved_records import read_folder
 
     found = read_folder(folder)
     for reason in found.passed_over:

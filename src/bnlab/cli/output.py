@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-import tempfile
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnlab.errors import UnreadableFile, UsageError
+from bnlab.atomic_file import write_whole
+from bnlab.errors import UsageError
 
 if TYPE_CHECKING:
     from bnlab.records import Changes
@@ -25,7 +25,7 @@ __all__ = [
     "emit",
     "require_pages",
     "show_receipt",
-    "write_whole",
+    "write_output",
 ]
 
 
@@ -105,41 +105,13 @@ def emit(text: str, output: Path | None) -> None:
     if output is None:
         print(text, end="")
     else:
-        write_whole(text.encode(errors="backslashreplace"), output)
+        write_output(text.encode(errors="backslashreplace"), output)
 
 
-def write_whole(data: bytes, output: Path) -> None:
-    """Write a file by way of a temporary one beside it, so that it is never there in part.
-
-    A pipe or device is written to as it is; a symbolic link stays one.
+def write_output(data: bytes, output: Path) -> None:
+    """Write the file that --output names, whole or not at all.
 
     Raises:
-        UnreadableFile: If it cannot be written.
+        UnwritableFile: If it cannot be written.
     """
-    try:
-        path = output.resolve()
-        if path.exists() and not path.is_file():
-            path.write_bytes(data)
-        else:
-            _replace(path, data)
-    except OSError as err:
-        reason = (err.strerror or str(err)).lower()
-        raise UnreadableFile(f"--output: path must be writable, got {output}: {reason}.") from None
-
-
-def _replace(path: Path, data: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:50]}.", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            Path(file.name).chmod(0o666 & ~_umask())  # a temporary file is born private
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    write_whole(data, output, option="--output")

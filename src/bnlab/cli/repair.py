@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+<<<<<<< HEAD
 from bnlab.cli.output import PageFormat, check_output, require_pages, show_receipt, write_whole
+=======
+from bnlab.cli.output import PageFormat, check_output, require_pages, show_receipt, write_output
+from bnlab.cli.progress import advancing
+>>>>>>> room-files
 from bnlab.cli.specs import load_data, load_metric
 from bnlab.cli.targets import load_target
 from bnlab.errors import UsageError
@@ -71,6 +76,8 @@ def command(
     if target.lower().endswith(".onnx"):
         raise UsageError(f"{target}: target must be a model of torch, got an ONNX file. Repair what it came from.")
     loaded, file = load_target(target, model, "to run data through it")
+    if file is not None and output is not None and not dry_run:
+        file.require_rewritable(output.suffix)
     before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
     from bnlab.repairing import repair
 
@@ -87,7 +94,7 @@ def command(
     _print(changes, format_)
     clean = not _left(changes, level)
     if output is not None and not dry_run and ((changes.kept and changes.changes) or clean):
-        write_whole(_written(loaded, before, file, output), output)
+        write_output(_written(loaded, before, file, output), output)
         if changes.safety is Safety.BEHAVIOUR:
             _say("a state dict does not hold that layers are frozen: call bnlab.freeze where it is loaded")
     elif output is not None and not dry_run:

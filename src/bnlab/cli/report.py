@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bnlab.cli.output import Drawing, check_output, emit
-from bnlab.cli.saved import SavedRecord, read_saved
+from bnlab.cli.saved_records import SavedRecord, read_saved
 from bnlab.errors import UsageError
 from bnlab.records import Changes, DiagnosisRecord, ExperimentRecord
 

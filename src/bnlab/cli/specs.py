@@ -16,7 +16,10 @@ from bnlab.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["imported", "load_data", "load_example", "load_metric", "load_model"]
+__all__ = ["TARGET", "imported", "is_spec", "load_data", "load_example", "load_metric", "load_model"]
+
+TARGET = "TARGET"
+"""The argument that may be a spec or a path, where the options are specs only."""
 
 _SPEC = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
@@ -99,7 +102,7 @@ def load_model(spec: str, option: str = "--model") -> nn.Module:
 
     Args:
         spec: As it was given.
-        option: As for `load_data`.
+        option: As for `load_data`; TARGET, if the model itself is the target.
 
     Raises:
         UsageError: If there is no such callable, it raises or exits, or it returns something else than a module.
@@ -109,20 +112,29 @@ def load_model(spec: str, option: str = "--model") -> nn.Module:
     from torch import nn
 
     if not isinstance(model, nn.Module):
-        raise UsageError(f"{option}: {spec} must return a torch.nn.Module, got {type(model).__name__}.")
+        subject = f"{spec}: target" if option == TARGET else f"{option}: {spec}"
+        raise UsageError(f"{subject} must return a torch.nn.Module, got {type(model).__name__}.")
     return model
+
+
+def is_spec(text: str) -> bool:
+    """Whether a text has the form `package.module:callable`; identifiers are those of Python, in any script."""
+    return _SPEC.fullmatch(text) is not None
 
 
 def _resolve(spec: str, option: str, names: Sequence[str], *, call: bool) -> Any:
     """Import what a spec names, and call it if asked; what that raises is one line."""
     rule = f"{option}: value must be {', '.join(names)}{' or ' if names else ''}package.module:callable, got {spec!r}"
-    if _SPEC.fullmatch(spec) is None:
+    if not is_spec(spec):
         raise UsageError(f"{rule}.")
     try:
         return imported(spec, call=call)
     except (Exception, SystemExit) as err:
-        text = " ".join(f"{type(err).__name__}: {err}".split())
-        raise UsageError(f"{rule} ({text.rstrip('.')}).") from err
+        reason = " ".join(f"{type(err).__name__}: {err}".split()).rstrip(".")
+        if option == TARGET:
+            rule = f"{spec}: target must be a file, or a callable that returns a model, got {reason}"
+            raise UsageError(f"{rule}.") from err
+        raise UsageError(f"{rule} ({reason}).") from err
 
 
 def imported(spec: str, *, call: bool) -> Any:

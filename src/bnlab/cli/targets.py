@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnlab.cli.specs import imported
+from bnlab.cli.specs import TARGET, is_spec, load_model
 from bnlab.errors import BnlabError, UnreadableFile, UsageError
 
 if TYPE_CHECKING:
@@ -18,9 +17,7 @@ if TYPE_CHECKING:
 
     from bnlab.observe.files.load import CheckpointFile
 
-__all__ = ["Targets", "build_model", "expand", "is_model_spec", "load_target"]
-
-_SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+__all__ = ["Targets", "expand", "is_model_spec", "load_target"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Targets:
 
 def is_model_spec(target: str) -> bool:
     """Whether a target is `package.module:callable` rather than a path."""
-    return _SPEC.fullmatch(target) is not None and not os.path.exists(target)  # noqa: PTH110 - see expand
+    return is_spec(target) and not os.path.exists(target)  # noqa: PTH110 - see expand
 
 
 def expand(arguments: Sequence[str]) -> Targets:
@@ -62,25 +59,6 @@ def expand(arguments: Sequence[str]) -> Targets:
     return Targets(tuple(reversed(unique.values())), several)
 
 
-def build_model(spec: str) -> nn.Module:
-    """Import `package.module:callable`, from the current folder first, and call it.
-
-    Raises:
-        UsageError: If there is no such callable, it raises or exits, or it returns something else than a module.
-    """
-    try:
-        model: object = imported(spec, call=True)
-    except (Exception, SystemExit) as err:
-        text = " ".join(f"{type(err).__name__}: {err}".split())
-        raise UsageError(f"{spec}: target must be a file, or a callable that returns a model, got {text}.") from err
-
-    from torch import nn
-
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"{spec}: target must return a torch.nn.Module, got {type(model).__name__}.")
-    return model
-
-
 def load_target(target: str, spec: str | None, purpose: str) -> tuple[nn.Module, CheckpointFile | None]:
     """Return the model that one target stands for, and the file it was loaded from if it is a checkpoint.
 
@@ -93,10 +71,9 @@ def load_target(target: str, spec: str | None, purpose: str) -> tuple[nn.Module,
         UsageError: If a checkpoint comes without a model, or either cannot be built or loaded.
     """
     if is_model_spec(target):
-        return build_model(target), None
+        return load_model(target, TARGET), None
     if spec is None:
         raise UsageError(f"--model: value must be given with {target}, {purpose}, got none.")
-    from bnlab.cli.specs import load_model
     from bnlab.observe.files.load import load_into
 
     model = load_model(spec)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bnlab.errors import UnreadableFile, UsageError
+from bnlab.atomic_file import write_whole
+from bnlab.errors import UnwritableFile, UsageError
 from bnlab.lab.catalog import EXPERIMENTS, by_name
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.runner import Run, read_record, saved
@@ -81,7 +82,7 @@ def run(
 
     Raises:
         UsageError: If there is no such experiment or setting, or there are fewer than 3 seeds.
-        UnreadableFile: If the record cannot be written.
+        UnwritableFile: If the record cannot be written.
 
     Example:
         >>> import bnlab
@@ -98,7 +99,7 @@ def run(
             return _result(kept)
     record = asked.record(advance=advance)
     if path is not None:
-        _keep(record, path)
+        write_whole(f"{record.dumps(indent=1)}\n".encode(), path)
     return _result(record)
 
 
@@ -122,17 +123,5 @@ def _existing(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise UnreadableFile(f"{folder}: folder must be writable, got: {reason}.") from None
+        raise UnwritableFile(f"{folder}: folder must be writable, got: {reason}.") from None
     return folder
-
-
-def _keep(record: ExperimentRecord, path: Path) -> None:
-    """Write a record by way of a temporary file, so that it is there whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(record.dumps(indent=1) + "\n", encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        reason = (error.strerror or str(error)).lower()
-        raise UnreadableFile(f"{path}: file must be writable, got: {reason}.") from None

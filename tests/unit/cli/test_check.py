@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 import torch
 from tests.samples import save, small_network, state_dict
+from tests.unit.report.html_samples import Page
 from torch import nn
 
 from bnlab.records import DiagnosisRecord, json_schema
@@ -114,7 +115,7 @@ def test_an_example_shows_the_structure(bnlab_command, code):
             "other.pt: state dict must fit the model, got no 0.weight, no 0.bias, no",
         ),
         (["absent.pt", "--model", "mine:build"], "absent.pt: file must be readable, got: no such file or directory."),
-        (["module.pt", "--model", "mine:build"], "module.pt: file must hold tensors and plain data only to be loaded"),
+        (["module.pt", "--model", "mine:build"], "module.pt: file must hold tensors only, got a pickled module"),
         (["cut.pt", "--model", "mine:build"], "cut.pt: file must be "),
         (["empty.pt", "--model", "mine:build"], "empty.pt: file must hold a state dict, got none."),
     ],
@@ -441,3 +442,29 @@ def test_a_terminal_that_cannot_show_a_name(folder):
     done = shell("bnlab check a.pt", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
     assert r"\u5c42.bn" in done.stdout
+
+
+def test_check_writes_a_page_with_a_value_for_each_channel(tmp_path, bnlab_command):
+    path = save(state_dict("bn1", "bn2"), tmp_path / "model.pt")
+    output = tmp_path / "page.html"
+    code, out, _ = bnlab_command("check", path, "--format", "html", "--output", output)
+    assert (code, out) == (0, "")
+    page = Page(output.read_text(encoding="utf-8"))
+    assert page.unbalanced == []
+    assert "running_mean" in json.dumps(page.data)
+
+
+def test_check_writes_one_page_of_several_targets(tmp_path, bnlab_command):
+    for name in ("a", "b"):
+        save(state_dict("bn1"), tmp_path / f"{name}.pt")
+    code, out, _ = bnlab_command("check", tmp_path, "--format", "html")
+    assert code == 0
+    assert "2 targets" in Page(out).text
+
+
+def test_per_channel_puts_values_into_the_json(tmp_path, bnlab_command):
+    path = save(state_dict("bn1"), tmp_path / "model.pt")
+    plain = json.loads(bnlab_command("check", path, "--format", "json")[1])
+    full = json.loads(bnlab_command("check", path, "--format", "json", "--per-channel")[1])
+    assert plain["layers"][0]["per_channel"] is None
+    assert len(full["layers"][0]["per_channel"]["running_var"]) == full["layers"][0]["channels"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tests.unit.report.html_samples import Page
 from torch import nn
 
 pytestmark = pytest.mark.trains
@@ -258,3 +259,13 @@ def test_what_a_file_cannot_hold_is_said(specs, bnlab_command):
     assert code == 0
     assert "FrozenBatchNorm1d" in out
     assert err == "a state dict does not hold that layers are frozen: call bnlab.freeze where it is loaded\n"
+
+
+def test_repair_prints_a_page(tmp_path, bnlab_command):
+    spec = "bnlab.lab.stuck_statistics:build_network"
+    code, out, _ = bnlab_command(
+        "repair", spec, "--data", "digits", "--format", "html", "--output", tmp_path / "mended.pt"
+    )
+    assert code in (0, 1)
+    assert Page(out).unbalanced == []
+    assert spec in out

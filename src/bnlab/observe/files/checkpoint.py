@@ -1,4 +1,4 @@
-"""Reads BN evidence from a checkpoint file, without model code.
+"""Opens checkpoint files: what they hold as data, and the BN evidence in it, without model code.
 
 The format is told from the bytes, not from the name: ``.pt`` may be a zip archive, a legacy pickle, or safetensors.
 """
@@ -8,7 +8,10 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,19 @@ from bnlab.errors import BnlabError, DamagedFile, NotACheckpoint
 from bnlab.observe.evidence import Evidence, Hyperparameters
 from bnlab.observe.files.content import Content, open_content
 from bnlab.observe.files.onnx_file import looks_like_onnx, read_onnx
-from bnlab.observe.files.safetensors_file import looks_like_safetensors, read_safetensors
+from bnlab.observe.files.safetensors_file import looks_like_safetensors, read_metadata, read_safetensors
 from bnlab.observe.files.state_dict import find_batch_norm
 from bnlab.observe.files.torch_file import is_legacy, read_legacy, read_zip
 
-__all__ = ["CHECKPOINT_SUFFIXES", "looks_like_checkpoint", "read_checkpoint"]
+__all__ = [
+    "CHECKPOINT_SUFFIXES",
+    "FileFormat",
+    "StoredFile",
+    "looks_like_checkpoint",
+    "named_errors",
+    "read_checkpoint",
+    "read_stored",
+]
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".tar", ".ckpt", ".th", ".safetensors", ".onnx")
 
@@ -46,13 +57,43 @@ _PARSER_ERRORS = (
 )
 
 
+class FileFormat(Enum):
+    """A format of files that hold tensors."""
+
+    ZIP = "torch.save"
+    LEGACY = "torch.save before 1.6"
+    SAFETENSORS = "safetensors"
+
+
+_READERS: Mapping[FileFormat, Callable[[Content], Any]] = {
+    FileFormat.ZIP: read_zip,
+    FileFormat.LEGACY: read_legacy,
+    FileFormat.SAFETENSORS: read_safetensors,
+}
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """What a file of tensors holds, as data.
+
+    Attributes:
+        format: Told from its bytes.
+        tree: Nested containers down to tensors that are not read yet.
+        metadata: The strings that safetensors carry beside the tensors.
+    """
+
+    format: FileFormat
+    tree: object
+    metadata: Mapping[str, str] | None = None
+
+
 def looks_like_checkpoint(path: Path) -> bool:
     """Whether the first bytes of a file are those of a format that `read_checkpoint` knows."""
     try:
         head = open_content(path)[:_HEAD_BYTES]
     except BnlabError:
         return False
-    return head.startswith(_ZIP) or is_legacy(head) or looks_like_safetensors(head)
+    return _format_of(Path(), head) is not None
 
 
 def read_checkpoint(path: Path, hyperparameters: Hyperparameters) -> Evidence:
@@ -68,8 +109,29 @@ def read_checkpoint(path: Path, hyperparameters: Hyperparameters) -> Evidence:
     Raises:
         UnreadableFile, NotACheckpoint, DamagedFile, PickledModule, MissingPackage: Each with the path and the way out.
     """
+    with named_errors(path):
+        content = open_content(path)
+        head = content[:_HEAD_BYTES]
+        if _format_of(path, head) is None and _is_onnx(path, head):
+            return read_onnx(path, hyperparameters)
+        return find_batch_norm(_stored(path, content).tree, hyperparameters)
+
+
+def read_stored(path: Path) -> StoredFile:
+    """Read a file of tensors down to the tensors, which stay unread.
+
+    Raises:
+        UnreadableFile, NotACheckpoint, DamagedFile: Each with the path and the way out.
+    """
+    with named_errors(path):
+        return _stored(path, open_content(path))
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Put the path before every error of the block; what a parser raises becomes a DamagedFile."""
     try:
-        return _read(path, hyperparameters)
+        yield
     except BnlabError as err:
         raise type(err)(f"{path}: {err}") from err.__cause__
     except _PARSER_ERRORS as err:
@@ -78,26 +140,30 @@ def read_checkpoint(path: Path, hyperparameters: Hyperparameters) -> Evidence:
         ) from err
 
 
-def _read(path: Path, hyperparameters: Hyperparameters) -> Evidence:
-    content = open_content(path)
+def _stored(path: Path, content: Content) -> StoredFile:
     head = content[:_HEAD_BYTES]
-    read = _reader(path, head)
-    if read is not None:
-        return find_batch_norm(read(content), hyperparameters)
-    if path.suffix == ".onnx" or looks_like_onnx(head):
-        return read_onnx(path, hyperparameters)
-    raise NotACheckpoint(f"file must be a checkpoint (torch.save, safetensors or ONNX), got {_kind(head)}.")
+    format_ = _format_of(path, head)
+    if format_ is None:
+        kind = "an ONNX model" if _is_onnx(path, head) else _kind(head)
+        formats = "torch.save or safetensors" if _is_onnx(path, head) else "torch.save, safetensors or ONNX"
+        raise NotACheckpoint(f"file must be a checkpoint ({formats}), got {kind}.")
+    metadata = read_metadata(content) if format_ is FileFormat.SAFETENSORS else None
+    return StoredFile(format_, _READERS[format_](content), metadata)
 
 
-def _reader(path: Path, head: bytes) -> Callable[[Content], Any] | None:
-    """Return what reads the tensors of a file, or None if it is no file of tensors."""
+def _format_of(path: Path, head: bytes) -> FileFormat | None:
+    """Return the format of a file of tensors, or None if it is none."""
     if head.startswith(_ZIP):
-        return read_zip
+        return FileFormat.ZIP
     if is_legacy(head):
-        return read_legacy
+        return FileFormat.LEGACY
     if path.suffix == ".safetensors" or looks_like_safetensors(head):
-        return read_safetensors
+        return FileFormat.SAFETENSORS
     return None
+
+
+def _is_onnx(path: Path, head: bytes) -> bool:
+    return path.suffix == ".onnx" or looks_like_onnx(head)
 
 
 def _kind(head: bytes) -> str:

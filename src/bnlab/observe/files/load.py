@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
-from bnlab.errors import NotACheckpoint, PickledModule, UnreadableFile, UsageError
-from bnlab.observe.evidence import Hyperparameters
-from bnlab.observe.files.checkpoint import read_checkpoint
-from bnlab.observe.files.torch_file import is_legacy
+from bnlab.conventions import wrapper_prefix
+from bnlab.errors import UsageError
+from bnlab.observe.files.checkpoint import FileFormat, StoredFile, named_errors, read_stored
+from bnlab.observe.files.containers import Container, containers, keys_of, kind_of, refusal_of_module, tensors_in
+from bnlab.observe.files.tensors import StoredTensor, item_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = ["CheckpointFile", "load_into", "state_dict_file"]
 
-_DEEPEST = 3
 _MOST_NAMED = 3
-_HEAD_BYTES = 64
 _SAFETENSORS = ".safetensors"
 
 
@@ -30,69 +31,108 @@ def load_into(model: nn.Module, path: Path) -> CheckpointFile:
 
     Args:
         model: Changed only if everything fits.
-        path: A file of torch.save or safetensors. The state dict may lie in a dict of other things, under any key, and
-            its names may begin with "module." as DataParallel writes them.
+        path: A file of torch.save or safetensors. The state dict may lie in containers of other things, under any key,
+            and wrappers may have put a prefix before all its names (`wrapper_prefix`).
 
     Returns:
         The file, which can be written again with other numbers.
 
     Raises:
         UnreadableFile: If the file is not there or cannot be read.
+        NotACheckpoint: If it holds no tensors.
         DamagedFile: If it is cut off or otherwise damaged.
-        PickledModule: If it holds more than tensors and plain data.
+        PickledModule: If it holds a pickled module and no state dict.
         UsageError: If no state dict in it fits the model.
     """
     wanted = model.state_dict()
-    content = _content(path)
-    best: tuple[int, _StateDict] | None = None
-    for found in _state_dicts(content):
-        fitting = sum(name in wanted and found.tensor(name).shape == wanted[name].shape for name in found.names)
-        if best is None or fitting > best[0]:
-            best = fitting, found
-    if best is None:
-        raise UsageError(f"{path}: file must hold a state dict, got none.")
-    state = {name: best[1].tensor(name) for name in best[1].names}
-    odd = [
-        *(f"no {name}" for name in wanted if name not in state and not name.endswith("num_batches_tracked")),
-        *(f"an unexpected {name}" for name in state if name not in wanted),
-        *(
-            f"{name} of shape {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
-            for name in wanted
-            if name in state and state[name].shape != wanted[name].shape
-        ),
-    ]
-    if odd:
-        more = f" and {len(odd) - _MOST_NAMED} more" if len(odd) > _MOST_NAMED else ""
-        raise UsageError(f"{path}: state dict must fit the model, got {', '.join(odd[:_MOST_NAMED])}{more}.")
-    model.load_state_dict(state, strict=False)
-    return CheckpointFile(path, content, best[1])
+    stored = read_stored(path)
+    with named_errors(path):
+        state = _best_state_dict(stored.tree, wanted)
+        unfit = state.unfit(wanted)
+        if unfit:
+            more = f" and {len(unfit) - _MOST_NAMED} more" if len(unfit) > _MOST_NAMED else ""
+            raise UsageError(f"state dict must fit the model, got {', '.join(unfit[:_MOST_NAMED])}{more}.")
+        values = {name: _as_tensor(tensor) for name, tensor in state.tensors.items()}
+    model.load_state_dict(values, strict=False)
+    return CheckpointFile(path, stored, state)
 
 
 @dataclass(frozen=True)
 class _StateDict:
-    """A state dict within a file.
+    """A state dict within a file, by the names of a model.
 
     Attributes:
-        mapping: As it is in the file.
-        names: Its tensors: the name in the model to the name in the file.
+        container: As it lies in the file.
+        prefix: What stands before each name there.
+        tensors: Its tensors by their names in the model.
     """
 
-    mapping: Any
-    names: Mapping[str, Any]
+    container: Container
+    prefix: str
+    tensors: Mapping[str, StoredTensor]
 
-    def tensor(self, name: str) -> Tensor:
-        """Return a tensor by its name in the model."""
-        found: Tensor = self.mapping[self.names[name]]
-        return found
+    def fitting(self, wanted: Mapping[str, Tensor]) -> int:
+        """Return how many tensors have the name and shape of one in the model."""
+        return sum(name in wanted and tensor.shape == wanted[name].shape for name, tensor in self.tensors.items())
+
+    def unfit(self, wanted: Mapping[str, Tensor]) -> list[str]:
+        """Describe what is missing here, too much, or of another kind; the counters of BN layers may be missing."""
+        missing = [name for name in wanted if name not in self.tensors and not name.endswith("num_batches_tracked")]
+        kinds = {name: kind_of(value) for name, value in self.container.children.items()}
+        both = [(name, has, tuple(wanted[name].shape)) for name, has in self.tensors.items() if name in wanted]
+        return [
+            *(f"no {name}" for name in missing if self.prefix + name not in kinds),
+            *(f"{name} stored as {kinds[self.prefix + name]}" for name in missing if self.prefix + name in kinds),
+            *(f"an unexpected {name}" for name in self.tensors if name not in wanted),
+            *(f"{name} of shape {has.shape} instead of {shape}" for name, has, shape in both if has.shape != shape),
+            *(f"{name} of dtype {has.dtype}" for name, has, _ in both if item_bytes(has.dtype) is None),
+        ]
+
+
+def _best_state_dict(tree: object, wanted: Mapping[str, Tensor]) -> _StateDict:
+    """Return the first of the state dicts in a file that fit a model best."""
+    modules: list[str] = []
+    states: list[_StateDict] = []
+    for container in containers(tree):
+        modules += [container.module] if container.module else []
+        tensors = tensors_in(container.children)
+        if tensors:
+            prefix = wrapper_prefix(tensors.keys(), wanted.keys())
+            bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+            states.append(_StateDict(container, prefix, bare))
+    if states:
+        return max(states, key=lambda state: state.fitting(wanted))
+    if modules:
+        raise refusal_of_module(modules[0])
+    raise UsageError("file must hold a state dict, got none.")
+
+
+def _as_tensor(stored: StoredTensor) -> Tensor:
+    """Read a tensor bit by bit; numpy lacks some dtypes, of which it has the bits."""
+    tensor = torch.from_numpy(stored.bits())
+    dtype: torch.dtype = getattr(torch, stored.dtype)
+    return tensor if tensor.dtype == dtype else tensor.view(dtype)
 
 
 class CheckpointFile:
     """A file that was loaded into a model."""
 
-    def __init__(self, path: Path, content: Any, state: _StateDict) -> None:  # noqa: ANN401 - a file holds any data
+    def __init__(self, path: Path, stored: StoredFile, state: _StateDict) -> None:
         self._path = path
-        self._content = content
+        self._stored = stored
         self._state = state
+
+    def require_rewritable(self, suffix: str) -> None:
+        """Refuse a file that cannot be written again whole, before any work is done.
+
+        Args:
+            suffix: Of the path it will be written to.
+
+        Raises:
+            UsageError: If it holds objects of foreign classes, and the new file would hold more than the state dict.
+        """
+        if suffix != _SAFETENSORS:
+            _ = self._content
 
     def rewritten(self, changed: Mapping[str, Tensor], dropped: Collection[str], *, suffix: str) -> bytes:
         """Return the file with other numbers; every tensor that is not named is kept bit by bit.
@@ -104,23 +144,63 @@ class CheckpointFile:
             changed: New values by the name in the model; each gets the dtype it has in the file.
             dropped: Names in the model of tensors to leave out.
             suffix: Of the path it will be written to.
+
+        Raises:
+            UsageError: If the file cannot be written again, see `require_rewritable`.
         """
-        mapping = self._state.mapping
-        names = {name: key for name, key in self._state.names.items() if name in changed or name in dropped}
-        new = {key: changed[name].detach().cpu() for name, key in names.items() if name in changed}
-        new = {key: value.to(mapping[key].dtype) for key, value in new.items()}
-        gone = {key for name, key in names.items() if name in dropped}
         if suffix == _SAFETENSORS:
-            kept = {key: value for key, value in mapping.items() if isinstance(value, Tensor) and key not in gone}
-            state = {str(key): value for key, value in (kept | new).items()}
-            return state_dict_file(state, suffix, _metadata(self._path))
-        is_zip = self._path.suffix == _SAFETENSORS or not is_legacy(self._path.read_bytes()[:_HEAD_BYTES])
-        mapping.update(new)
-        for key in gone:
-            del mapping[key]
+            state = self._tensors_of_file()
+            self._change(state, changed, dropped)
+            return state_dict_file(state, suffix, self._stored.metadata)
+        content, mapping = self._content
+        self._change(mapping, changed, dropped)
         buffer = io.BytesIO()
-        torch.save(self._content, buffer, _use_new_zipfile_serialization=is_zip)
+        torch.save(content, buffer, _use_new_zipfile_serialization=self._stored.format is not FileFormat.LEGACY)
         return buffer.getvalue()
+
+    def _change(
+        self, mapping: MutableMapping[str, Tensor], changed: Mapping[str, Tensor], dropped: Collection[str]
+    ) -> None:
+        for name in self._state.tensors:
+            key = self._state.prefix + name
+            if name in dropped:
+                mapping.pop(key, None)
+            elif name in changed:
+                mapping[key] = changed[name].detach().cpu().to(mapping[key].dtype)
+
+    def _tensors_of_file(self) -> dict[str, Tensor]:
+        """Return the state dict by the names it has in the file."""
+        with named_errors(self._path):
+            return {self._state.prefix + name: _as_tensor(stored) for name, stored in self._state.tensors.items()}
+
+    @cached_property
+    def _content(self) -> tuple[object, MutableMapping[str, Tensor]]:
+        """What torch.save is to write again, and the state dict within it.
+
+        What the data reader keeps as an inert record cannot be written again, so torch loads the file here, as it does
+        with weights_only=True. Its tensors share their storages as those of the file do.
+        """
+        if self._stored.format is FileFormat.SAFETENSORS:
+            state = self._tensors_of_file()
+            return state, state
+        try:
+            content = torch.load(self._path, map_location="cpu", weights_only=True)
+            return content, self._state_dict_within(content)
+        except Exception as error:
+            raise UsageError(
+                f"{self._path}: file must hold tensors and plain data only to be written again, got what "
+                f"torch.load(weights_only=True) refuses. Write its state dict alone: --output PATH{_SAFETENSORS}."
+            ) from error
+
+    def _state_dict_within(self, content: object) -> MutableMapping[str, Tensor]:
+        """Return what lies where the data reader met the state dict; LookupError if it is not the same."""
+        mapping: Any = content
+        for key in keys_of(self._state.container.path):
+            mapping = mapping[key]
+        keys = {self._state.prefix + name for name in self._state.tensors}
+        if not isinstance(mapping, MutableMapping) or not keys <= mapping.keys():
+            raise LookupError("torch.load gives another state dict than the data reader")
+        return mapping
 
 
 def state_dict_file(state: Mapping[str, Tensor], suffix: str, metadata: Mapping[str, str] | None = None) -> bytes:
@@ -140,43 +220,3 @@ def state_dict_file(state: Mapping[str, Tensor], suffix: str, metadata: Mapping[
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
-
-
-def _metadata(path: Path) -> dict[str, str] | None:
-    if path.suffix != _SAFETENSORS:
-        return None
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        found: dict[str, str] | None = file.metadata()
-    return found
-
-
-def _content(path: Path) -> Any:  # noqa: ANN401 - a checkpoint holds any data
-    try:
-        if path.suffix == _SAFETENSORS:
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UnreadableFile(
-            f"{path}: file must be readable, got: {(error.strerror or str(error)).lower()}."
-        ) from error
-    except Exception as error:
-        with suppress(PickledModule, NotACheckpoint):
-            read_checkpoint(path, Hyperparameters())  # says of a damaged file what is wrong with it
-        raise PickledModule(
-            f"{path}: file must hold tensors and plain data only to be loaded into a model, got what "
-            f"torch.load(weights_only=True) refuses. Save model.state_dict()."
-        ) from error
-
-
-def _state_dicts(content: object, depth: int = 0) -> Iterator[_StateDict]:
-    if not isinstance(content, Mapping):
-        return
-    names = {str(name).removeprefix("module."): name for name, value in content.items() if isinstance(value, Tensor)}
-    if names:
-        yield _StateDict(content, names)
-    for value in content.values() if depth < _DEEPEST else ():
-        yield from _state_dicts(value, depth + 1)

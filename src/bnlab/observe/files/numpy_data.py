@@ -46,8 +46,8 @@ def _tensor(shape: tuple[Any, ...], kind: Stranger, data: bytes, *, fortran: boo
         return None
     order = kind.state[1] if isinstance(kind.state, tuple) and len(kind.state) > 1 else "<"
     strides = _fortran_strides(shape) if fortran else None
-    read = partial(strided, memoryview(data), dtype, shape, strides=strides, big_endian=order == ">")
-    return StoredTensor(dtype, shape, read)
+    bits = partial(strided, memoryview(data), dtype, shape, strides=strides, big_endian=order == ">")
+    return StoredTensor(dtype, shape, bits)
 
 
 def _fortran_strides(shape: tuple[int, ...]) -> list[int]:

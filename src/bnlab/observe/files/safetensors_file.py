@@ -16,10 +16,11 @@ from typing import Any
 from bnlab.observe.files.content import Content
 from bnlab.observe.files.tensors import StoredTensor, item_bytes, strided
 
-__all__ = ["looks_like_safetensors", "read_safetensors"]
+__all__ = ["looks_like_safetensors", "read_metadata", "read_safetensors"]
 
 _LENGTH = struct.Struct("<Q")
 _LARGEST_HEADER = 100_000_000  # the limit of the reference implementation
+_METADATA = "__metadata__"
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -31,6 +32,15 @@ _DTYPES = {
     "I8": "int8",
     "U8": "uint8",
     "BOOL": "bool",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
 }
 
 
@@ -45,6 +55,23 @@ def read_safetensors(content: Content) -> dict[str, StoredTensor]:
     Raises:
         ValueError, TypeError: If the header is no header, or promises tensors that the file does not hold.
     """
+    header, start = _header(content)
+    data = memoryview(content)[start:]
+    return {name: _tensor(name, entry, data) for name, entry in header.items() if name != _METADATA}
+
+
+def read_metadata(content: Content) -> dict[str, str] | None:
+    """Return the strings that lie beside the tensors, or None.
+
+    Raises:
+        ValueError, TypeError: If the header is no header.
+    """
+    metadata = _header(content)[0].get(_METADATA)
+    return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else None
+
+
+def _header(content: Content) -> tuple[dict[str, Any], int]:
+    """Return the header, and where the bytes of the tensors begin."""
     if len(content) < _LENGTH.size:
         raise ValueError("its header is cut off")
     (length,) = _LENGTH.unpack_from(content)
@@ -54,8 +81,7 @@ def read_safetensors(content: Content) -> dict[str, StoredTensor]:
     header = json.loads(content[_LENGTH.size : start])
     if not isinstance(header, dict):
         raise TypeError("its header is not a JSON object")
-    data = memoryview(content)[start:]
-    return {name: _tensor(name, entry, data) for name, entry in header.items() if name != "__metadata__"}
+    return header, start
 
 
 def _tensor(name: str, entry: Mapping[str, Any], data: memoryview) -> StoredTensor:

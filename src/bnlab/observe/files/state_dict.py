@@ -6,15 +6,14 @@ A BN layer is a ``running_mean`` and a ``running_var`` of one shape (C,), with a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any
 
-from bnlab.conventions import WRAPPER_PREFIXES
-from bnlab.errors import PickledModule
+from bnlab.conventions import wrapper_prefix
 from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, NetworkState, distinct
+from bnlab.observe.files.containers import containers, keys_of, kind_of, refusal_of_module, tensors_in
 from bnlab.observe.files.numpy_data import as_stored_tensor
-from bnlab.observe.files.pickle_data import Stranger
 from bnlab.observe.files.tensors import FLOATING, INTEGER, MOST_CHANNELS, StoredTensor, coarser, widen
 
 __all__ = ["find_batch_norm"]
@@ -22,15 +21,20 @@ __all__ = ["find_batch_norm"]
 _OWN_KEYS = frozenset({"weight", "bias", "running_mean", "running_var", "num_batches_tracked"})
 _AVERAGED = frozenset({"ema", "swa", "teacher", "averaged", "average", "avg", "shadow", "momentum"})
 
-Path: TypeAlias = "tuple[Path, str] | None"
-"""The way to a container, as a linked list: a file may nest them deeper than a tuple could be copied each time."""
+
+@dataclass
+class _Network:
+    """The BN layers that lie in one container, and the names of all tensors beside them."""
+
+    layers: list[LayerState] = field(default_factory=list)
+    tensor_names: set[str] = field(default_factory=set)
 
 
 @dataclass
 class _Found:
     """What a walk through the tree has met so far."""
 
-    networks: dict[tuple[str, ...], list[LayerState]] = field(default_factory=dict)
+    networks: dict[tuple[str, ...], _Network] = field(default_factory=dict)
     left_alone: list[tuple[str, str]] = field(default_factory=list)
     pickled_modules: list[tuple[str, str]] = field(default_factory=list)
 
@@ -51,75 +55,21 @@ def find_batch_norm(tree: object, hyperparameters: Hyperparameters) -> Evidence:
         ValueError: If a tensor cannot be read.
     """
     found = _Found()
-    for path, mapping in _mappings(tree, found):
-        prefixes = _prefixes(mapping)
-        if prefixes:
-            _collect(_keys(path), mapping, prefixes, hyperparameters, found)
+    for container in containers(tree):
+        prefixes = _prefixes(container.children)
+        if not prefixes and container.module is None:
+            continue
+        path = tuple(map(str, keys_of(container.path)))
+        if container.module is not None:
+            found.pickled_modules.append((_dotted(path), container.module))
+        else:
+            _collect(path, container.children, prefixes, hyperparameters, found)
     if not found.networks and found.pickled_modules:
-        _, kind = found.pickled_modules[0]
-        raise PickledModule(
-            f"file must hold tensors only, got a pickled module ({kind}), which could be read only by running code. "
-            "Give package.module:callable that builds the model, "
-            "or save its state dict: torch.save(model.state_dict(), path)."
-        )
+        raise refusal_of_module(found.pickled_modules[0][1])
     pickled = [
         (name, f"is a pickled module ({kind}), which is never unpickled") for name, kind in found.pickled_modules
     ]
     return Evidence(distinct(_networks(found.networks)), tuple(found.left_alone + pickled))
-
-
-def _mappings(tree: object, found: _Found) -> Iterator[tuple[Path, Mapping[Any, Any]]]:
-    """Yield every mapping with its path, each object once, in file order."""
-    seen: set[int] = set()
-    pending: list[tuple[Path, object]] = [(None, tree)]
-    while pending:
-        path, node = pending.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, Stranger) and _is_module(node):
-            found.pickled_modules.append((_dotted(_keys(path)), node.kind.path))
-            continue
-        children = _children(node)
-        yield path, children
-        inner = [(str(key), child) for key, child in children.items() if isinstance(child, _CONTAINERS)]
-        pending.extend(((path, key), child) for key, child in reversed(inner))
-
-
-_CONTAINERS = (dict, list, tuple, Stranger)
-
-
-def _children(node: object) -> Mapping[Any, Any]:
-    match node:
-        case dict():
-            return node
-        case list() | tuple():
-            return dict(enumerate(node))
-        case Stranger():
-            inside = {**dict(enumerate(node.arguments)), **dict(enumerate(node.elements)), **node.items}
-            return {**inside, **{key: value for state in _states(node) for key, value in state.items()}}
-        case _:
-            return {}
-
-
-def _states(node: Stranger) -> list[dict[Any, Any]]:
-    """Return the attributes of a foreign object: a dict, or a pair of one and the slots."""
-    parts = node.state if isinstance(node.state, (tuple, list)) else [node.state]
-    return [part for part in parts if isinstance(part, dict)]
-
-
-def _is_module(node: Stranger) -> bool:
-    """Whether this would have become an nn.Module: one with its attributes, or one that builds itself from them."""
-    attributes = [*_states(node), *(part for part in node.arguments if isinstance(part, dict))]
-    return any({"_parameters", "_modules"} <= part.keys() for part in attributes)
-
-
-def _keys(path: Path) -> tuple[str, ...]:
-    keys = []
-    while path is not None:
-        path, key = path
-        keys.append(key)
-    return tuple(reversed(keys))
 
 
 def _dotted(keys: tuple[str, ...]) -> str:
@@ -148,9 +98,19 @@ def _collect(
         if reason is not None:
             found.left_alone.append((_dotted((*path, *([prefix[:-1]] if prefix else []))), reason))
             continue
-        # A mapping that is itself one layer, as in {"bn1": {"running_mean": ...}}, belongs to the network around it.
-        network, name = (path, prefix[:-1]) if prefix or not path else (path[:-1], path[-1])
-        found.networks.setdefault(network, []).append(_layer(name, own, hyperparameters))
+        if prefix or not path:
+            _add(found, path, _layer(prefix[:-1], own, hyperparameters))
+        else:
+            # A mapping that is itself one layer, as in {"bn1": {"running_mean": ...}}, belongs to the network around.
+            _add(found, path[:-1], _layer(path[-1], own, hyperparameters)).tensor_names.add(f"{path[-1]}.")
+    if path in found.networks:
+        found.networks[path].tensor_names.update(tensors_in(mapping))
+
+
+def _add(found: _Found, path: tuple[str, ...], layer: LayerState) -> _Network:
+    network = found.networks.setdefault(path, _Network())
+    network.layers.append(layer)
+    return network
 
 
 def _not_batch_norm(own: Mapping[str, Any]) -> str | None:
@@ -160,7 +120,7 @@ def _not_batch_norm(own: Mapping[str, Any]) -> str | None:
             return f"has no {key}"
     for key in ("running_mean", "running_var", "weight", "bias"):
         if key in own and not isinstance(own[key], StoredTensor):
-            return f"{key} is stored as {_kind(own[key])}, not as an ordinary tensor"
+            return f"{key} is stored as {kind_of(own[key])}, not as an ordinary tensor"
     mean: StoredTensor = own["running_mean"]
     if len(mean.shape) != 1 or not 0 < mean.numel <= MOST_CHANNELS:
         return f"running_mean has the shape {mean.shape}, that of a BN layer is (C,)"
@@ -170,10 +130,6 @@ def _not_batch_norm(own: Mapping[str, Any]) -> str | None:
         if key in own and (own[key].shape != mean.shape or own[key].dtype not in FLOATING):
             return f"{key} has the shape {own[key].shape} and dtype {own[key].dtype}, running_mean has {mean.shape}"
     return None
-
-
-def _kind(value: object) -> str:
-    return value.kind.path if isinstance(value, Stranger) else type(value).__name__
 
 
 def _something_beside(prefix: str, own: Mapping[str, Any], mapping: Mapping[Any, Any]) -> str | None:
@@ -214,11 +170,11 @@ def _counter(stored: object) -> int | None:
     return stored if isinstance(stored, int) and not isinstance(stored, bool) and abs(stored) < 2**63 else None
 
 
-def _networks(found: Mapping[tuple[str, ...], list[LayerState]]) -> list[NetworkState]:
+def _networks(found: Mapping[tuple[str, ...], _Network]) -> list[NetworkState]:
     """Name the networks and their layers: relative names for a single network, full paths for several."""
-    parts = [(path, name, part) for path, layers in found.items() for name, part in _split_averaged(layers).items()]
+    parts = [(path, name, part) for path, whole in found.items() for name, part in _split_averaged(whole).items()]
     if len(parts) == 1:
-        return [NetworkState("", _without_wrappers(parts[0][2]))]
+        return [NetworkState("", _without_wrappers(next(iter(found.values()))))]
     return [
         NetworkState(
             _dotted((*path, *([name] if name else []))),
@@ -228,14 +184,14 @@ def _networks(found: Mapping[tuple[str, ...], list[LayerState]]) -> list[Network
     ]
 
 
-def _split_averaged(layers: list[LayerState]) -> dict[str, list[LayerState]]:
+def _split_averaged(network: _Network) -> dict[str, list[LayerState]]:
     """Split a flat state dict that holds a network and its average, as in ``model.bn1`` beside ``ema.bn1``.
 
     The copies must match layer by layer, and one must be called an average: blocks of one network may match as well.
     """
     groups: dict[str, list[LayerState]] = {}
     signatures: dict[str, list[tuple[str, int]]] = {}
-    for layer, bare in zip(layers, _without_wrappers(layers), strict=True):
+    for layer, bare in zip(network.layers, _without_wrappers(network), strict=True):
         first, _, rest = bare.name.partition(".")
         groups.setdefault(first, []).append(layer)
         signatures.setdefault(first, []).append((rest, layer.channels))
@@ -243,10 +199,10 @@ def _split_averaged(layers: list[LayerState]) -> dict[str, list[LayerState]]:
     words = {word for name in groups for word in name.lower().split("_")}
     if len(groups) > 1 and words & _AVERAGED and all(signature == expected for signature in signatures.values()):
         return groups
-    return {"": layers}
+    return {"": network.layers}
 
 
-def _without_wrappers(layers: list[LayerState]) -> tuple[LayerState, ...]:
-    while prefix := next((p for p in WRAPPER_PREFIXES if all(layer.name.startswith(p) for layer in layers)), ""):
-        layers = [replace(layer, name=layer.name.removeprefix(prefix)) for layer in layers]
-    return tuple(layers)
+def _without_wrappers(network: _Network) -> tuple[LayerState, ...]:
+    prefix = wrapper_prefix(network.tensor_names)
+    names = (f"{layer.name}.".removeprefix(prefix).removesuffix(".") for layer in network.layers)
+    return tuple(replace(layer, name=name) for layer, name in zip(network.layers, names, strict=True))

@@ -10,20 +10,43 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FLOATING", "INTEGER", "MOST_CHANNELS", "StoredTensor", "coarser", "item_bytes", "strided", "widen"]
+__all__ = [
+    "FLOATING",
+    "INTEGER",
+    "MOST_CHANNELS",
+    "StoredTensor",
+    "as_numbers",
+    "coarser",
+    "item_bytes",
+    "strided",
+    "widen",
+]
 
 _NUMPY_CODES = {
     "float64": "f8",
     "float32": "f4",
     "float16": "f2",
-    "bfloat16": "u2",  # numpy has no bfloat16: its bits are the upper half of a float32
     "int64": "i8",
     "int32": "i4",
     "int16": "i2",
     "int8": "i1",
     "uint8": "u1",
     "bool": "?",
+    "uint16": "u2",
+    "uint32": "u4",
+    "uint64": "u8",
+    "complex64": "c8",
+    "complex128": "c16",
 }
+_CODES_OF_BITS = {
+    "bfloat16": "u2",
+    "float8_e4m3fn": "u1",
+    "float8_e4m3fnuz": "u1",
+    "float8_e5m2": "u1",
+    "float8_e5m2fnuz": "u1",
+    "float8_e8m0fnu": "u1",
+}
+"""Dtypes that numpy does not have: their bits are read as integers."""
 _BY_PRECISION = ("float64", "float32", "float16", "bfloat16")
 FLOATING = frozenset(_BY_PRECISION)
 INTEGER = frozenset({"int64", "int32", "int16", "int8", "uint8"})
@@ -36,15 +59,23 @@ class StoredTensor:
     """A tensor of a file that has not been read yet.
 
     Attributes:
-        dtype: Name as torch spells it, such as "bfloat16"; dtypes no BN buffer has are named but cannot be read.
+        dtype: Name as torch spells it, such as "bfloat16"; one that `item_bytes` does not know cannot be read.
         shape: As stored.
-        read: Returns the values, widened without loss to a numpy dtype. Raises ValueError where the file does not
-            hold what it promises.
+        bits: Returns the values as they are stored; those of a dtype that numpy does not have as integers of its size.
+            Raises ValueError where the file does not hold what it promises.
     """
 
     dtype: str
     shape: tuple[int, ...]
-    read: Callable[[], NDArray[Any]]
+    bits: Callable[[], NDArray[Any]]
+
+    def read(self) -> NDArray[Any]:
+        """Return the values, widened without loss to a numpy dtype.
+
+        Raises:
+            ValueError: If the file does not hold what it promises, or no numpy dtype holds the values.
+        """
+        return as_numbers(self.bits(), self.dtype)
 
     @property
     def numel(self) -> int:
@@ -54,8 +85,25 @@ class StoredTensor:
 
 def item_bytes(dtype: str) -> int | None:
     """Size of one value of a dtype in bytes, or None for a dtype that cannot be read."""
-    code = _NUMPY_CODES.get(dtype)
+    code = _code(dtype)
     return None if code is None else np.dtype(code).itemsize
+
+
+def _code(dtype: str) -> str | None:
+    return _NUMPY_CODES.get(dtype) or _CODES_OF_BITS.get(dtype)
+
+
+def as_numbers(bits: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Return what the stored values mean: bfloat16 comes back as float32, exactly.
+
+    Raises:
+        ValueError: If numpy has no dtype for them.
+    """
+    if dtype == "bfloat16":
+        return (bits.astype(np.uint32) << 16).view(np.float32)  # its bits are the upper half of a float32
+    if dtype in _CODES_OF_BITS:
+        raise ValueError(f"dtype {dtype} cannot be read as numbers")
+    return bits
 
 
 def coarser(left: str, right: str) -> str:
@@ -83,33 +131,36 @@ def strided(
         big_endian: Byte order of the storage.
 
     Returns:
-        The values in native byte order; bfloat16 comes back as float32, exactly.
+        The values in native byte order; those of a dtype that numpy does not have as integers of its size.
 
     Raises:
         ValueError: If the dtype cannot be read or the tensor reaches outside its storage.
     """
-    code = _NUMPY_CODES.get(dtype)
+    code = _code(dtype)
     if code is None:
         raise ValueError(f"dtype {dtype} cannot be read")
     stored = np.dtype(code).newbyteorder(">" if big_endian else "<")
     steps = _contiguous_strides(shape) if strides is None else tuple(strides)
-    if len(steps) != len(shape) or offset < 0 or min((*shape, *steps), default=0) < 0:
-        raise ValueError("tensor has an impossible shape, stride or offset")
-    empty = 0 in shape
-    end = offset if empty else offset + 1 + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
+    end = _end(shape, steps, offset)
     if end * stored.itemsize > len(buffer):
         raise ValueError(f"tensor needs {end * stored.itemsize} bytes, its storage has {len(buffer)}")
-    if empty:
+    if 0 in shape:
         return np.empty(tuple(shape), dtype=stored.newbyteorder("="))
     flat = np.frombuffer(buffer, dtype=stored, count=end - offset, offset=offset * stored.itemsize)
-    if strides is None or steps == _contiguous_strides(shape):
+    if steps == _contiguous_strides(shape):
         view = flat.reshape(shape)
     else:
         view = np.lib.stride_tricks.as_strided(flat, tuple(shape), tuple(step * stored.itemsize for step in steps))
-    values = view.astype(stored.newbyteorder("="))
-    if dtype == "bfloat16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values
+    return view.astype(stored.newbyteorder("="))
+
+
+def _end(shape: Sequence[int], steps: Sequence[int], offset: int) -> int:
+    """Return where a tensor ends in its storage, in values."""
+    if len(steps) != len(shape) or offset < 0 or min((*shape, *steps), default=0) < 0:
+        raise ValueError("tensor has an impossible shape, stride or offset")
+    if 0 in shape:
+        return offset
+    return offset + 1 + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
 
 
 def widen(values: NDArray[Any]) -> NDArray[np.float64]:

@@ -39,10 +39,10 @@ _STORAGE_DTYPES = {
     "CharStorage": "int8",
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
 }
 _OTHER_STORAGE_BYTES = {
-    "ComplexFloatStorage": 8,
-    "ComplexDoubleStorage": 16,
     "QInt8Storage": 1,
     "QUInt8Storage": 1,
     "QInt32Storage": 4,
@@ -197,16 +197,20 @@ def _persistent_load(identifier: Any) -> _Storage:
 
 @dataclass(frozen=True)
 class _Builder:
-    """Makes what stands for a call in a torch pickle: tensors and plain containers, else a Stranger."""
+    """Makes what stands for a call in a torch pickle: tensors and plain containers, else a Stranger.
+
+    The last argument of a tensor says of views such as a conjugate that the stored values are not its own: such a
+    tensor stays a Stranger.
+    """
 
     locate: Locate
     big_endian: bool
 
     def build(self, kind: Global, arguments: tuple[Any, ...]) -> Any:
         match kind.module, kind.name:
-            case "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2":
+            case "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2" if not any(arguments[6:]):
                 return self.tensor(arguments)
-            case "torch._utils", "_rebuild_tensor_v3":
+            case "torch._utils", "_rebuild_tensor_v3" if not any(arguments[7:]):
                 return self.tensor(arguments, dtype=arguments[6])
             case "torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state":
                 return arguments[0]
@@ -224,10 +228,10 @@ class _Builder:
         name = storage.dtype if dtype is None else dtype.name
         if not all(isinstance(n, int) for n in (offset, *shape, *strides)):
             raise TypeError
-        read = partial(self.read, storage.key, name, shape, strides, offset + storage.offset)
-        return StoredTensor(name, tuple(shape), read)
+        bits = partial(self.bits, storage.key, name, shape, strides, offset + storage.offset)
+        return StoredTensor(name, tuple(shape), bits)
 
-    def read(self, key: str, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Any:
+    def bits(self, key: str, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Any:
         return strided(self.locate(key), dtype, shape, strides=strides, offset=offset, big_endian=self.big_endian)
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bnlab.observe.files.content import open_content
-from bnlab.observe.files.safetensors_file import looks_like_safetensors, read_safetensors
+from bnlab.observe.files.safetensors_file import looks_like_safetensors, read_metadata, read_safetensors
 
 
 def test_tensors_read_as_the_library_reads_them(tmp_path):
@@ -24,11 +24,31 @@ def test_tensors_read_as_the_library_reads_them(tmp_path):
 
 
 def test_a_dtype_nobody_needs_does_not_stop_the_others(tmp_path):
+    tensor = entry(dtype="F4", data_offsets=[8, 9])
+    tree = read_safetensors(write(tmp_path / "a.safetensors", {"a": entry(), "b": tensor}, bytes(9)))
+    assert tree["b"].dtype == "F4"
+    assert (tree["a"].read() == 0).all()
+    with pytest.raises(ValueError, match="dtype F4 cannot be read"):
+        tree["b"].bits()
+
+
+def test_dtypes_that_numpy_does_not_have_are_read_as_bits(tmp_path):
+    dtypes = (torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.uint32, torch.uint64, torch.complex64)
+    tensors = {str(dtype).removeprefix("torch."): torch.tensor([1.0, 2.5]).to(dtype) for dtype in dtypes}
     path = tmp_path / "a.safetensors"
-    save_file({"a": torch.ones(2), "b": torch.ones(2, dtype=torch.float8_e4m3fn)}, path)
+    save_file(tensors, path)
     tree = read_safetensors(open_content(path))
-    assert tree["b"].dtype == "F8_E4M3"
-    assert (tree["a"].read() == 1).all()
+    assert {name: stored.dtype for name, stored in tree.items()} == {name: name for name in tensors}
+    for name, tensor in tensors.items():
+        assert tree[name].bits().tobytes() == tensor.view(torch.uint8).numpy().tobytes()
+
+
+def test_metadata_is_what_lies_beside_the_tensors(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.ones(2)}, path, {"author": "someone"})
+    assert read_metadata(open_content(path)) == {"author": "someone"}
+    save_file({"a": torch.ones(2)}, path)
+    assert read_metadata(open_content(path)) is None
 
 
 def write(path, header, data=b""):

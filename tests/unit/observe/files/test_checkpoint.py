@@ -193,7 +193,7 @@ def test_a_tensor_that_claims_more_channels_than_it_has_bytes(tmp_path):
 
 def test_onnx_under_another_name(tmp_path):
     pytest.importorskip("onnx")
-    from tests.unit.observe.test_onnx_file import batch_norm, initializers, write
+    from tests.unit.observe.files.test_onnx_file import batch_norm, initializers, write
 
     path = write(tmp_path / "m.onnx", [batch_norm()], initializers())
     for name in ("m.bin", "m", "m.ckpt"):

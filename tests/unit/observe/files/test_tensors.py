@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnlab.observe.files.tensors import FLOATING, INTEGER, item_bytes, strided
+from bnlab.observe.files.tensors import FLOATING, INTEGER, as_numbers, item_bytes, strided
 
 
 def raw(tensor):
@@ -14,7 +14,7 @@ def raw(tensor):
 @pytest.mark.parametrize("name", sorted(FLOATING | INTEGER))
 def test_every_dtype_reads_as_torch_does(name):
     tensor = (torch.randn(12) * 50).to(getattr(torch, name)).reshape(3, 4)
-    values = strided(raw(tensor), name, (3, 4))
+    values = as_numbers(strided(raw(tensor), name, (3, 4)), name)
     assert np.array_equal(values.astype(np.float64), tensor.double().numpy())
 
 
@@ -59,7 +59,20 @@ def test_a_tensor_outside_its_storage_is_refused(shape, strides, offset):
         strided(memoryview(bytes(8)), "float32", shape, strides=strides, offset=offset)
 
 
-def test_a_dtype_no_buffer_has_is_named_but_not_read():
-    assert item_bytes("float8_e4m3fn") is None
-    with pytest.raises(ValueError, match="float8_e4m3fn cannot be read"):
-        strided(memoryview(bytes(8)), "float8_e4m3fn", (2,))
+def test_an_unknown_dtype_is_named_but_not_read():
+    assert item_bytes("float4_e2m1fn_x2") is None
+    with pytest.raises(ValueError, match="float4_e2m1fn_x2 cannot be read"):
+        strided(memoryview(bytes(8)), "float4_e2m1fn_x2", (2,))
+
+
+def test_bits_without_a_numpy_dtype_are_no_numbers():
+    bits = strided(memoryview(b"\x01\x80"), "float8_e4m3fn", (2,))
+    assert bits.tolist() == [1, 128]
+    with pytest.raises(ValueError, match="float8_e4m3fn cannot be read as numbers"):
+        as_numbers(bits, "float8_e4m3fn")
+
+
+def test_the_bits_of_bfloat16_are_kept_also_of_a_nan():
+    bits = np.array([0x7F81, 0x3F80], dtype=np.uint16)
+    assert strided(memoryview(bits.tobytes()), "bfloat16", (2,)).tolist() == bits.tolist()
+    assert as_numbers(bits, "bfloat16")[1] == 1.0

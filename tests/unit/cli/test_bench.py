@@ -1,0 +1,15 @@
+def test_bench_names_what_there_is(bnlab_command):
+    code, _, err = bnlab_command("bench", "nothing")
+    assert code == 2
+    names = "accuracy, check, diagnose, estimators, fold, mishaps, onednn, ops, recalibrate, small, training"
+    assert err == f"error: bench: name must be one of {names}, got 'nothing'.\n"
+
+
+def test_bench_outside_a_checkout(bnlab_command, monkeypatch, tmp_path):
+    from bnlab.cli import bench
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "a" / "b" / "c" / "bench.py"))
+    code, _, err = bnlab_command("bench", "check")
+    assert code == 2
+    assert "source checkout" in err

@@ -1,0 +1,10 @@
+from bnlab.cli.progress import advancing
+
+
+def test_nothing_is_shown_where_nobody_watches(capsys):
+    with advancing() as advance:
+        for _ in range(3):
+            advance("statistics")
+        advance("metric")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")

@@ -1,0 +1,102 @@
+"""What TARGET stands for; its specs follow the grammar of every other SPEC."""
+
+import sys
+
+import pytest
+from tests.samples import save, small_network, state_dict
+from torch import nn
+
+from bnlab.cli.specs import is_spec
+from bnlab.cli.targets import expand, is_model_spec, load_target
+from bnlab.errors import UnreadableFile, UsageError
+
+SOURCE = """
+import torch
+from tests.samples import small_network
+
+def build(): return small_network()
+def batches(): return [(torch.randn(8, 3, 9, 9), torch.zeros(8, dtype=torch.int64))] * 2
+def one(): return batches()[0]
+def worth(model, data): return 1.0
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    (tmp_path / "ünet.py").write_text(SOURCE, encoding="utf-8")
+    yield tmp_path
+    sys.modules.pop("ünet", None)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["a:b", "package.module:build", "ünet:build", "пакет.модуль:собрать", "网络:构建", "_a:b", "a:Space.batches"],
+)
+def test_a_spec_is_one_wherever_it_stands(folder, spec):
+    assert is_spec(spec)
+    assert is_model_spec(spec)
+
+
+@pytest.mark.parametrize("text", ["", "model.pt", "1a:b", "a:1", "a:", ":b", "a:b:c", "a b:c", "../a:b", "a-b:c"])
+def test_what_is_no_spec_is_none_anywhere(folder, text):
+    assert not is_spec(text)
+    assert not is_model_spec(text)
+
+
+def test_a_file_of_that_name_is_a_file(folder):
+    (folder / "a:b").write_bytes(b"")
+    assert is_spec("a:b")
+    assert not is_model_spec("a:b")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "ünet:build"],
+        ["check", "ünet:build", "--data", "ünet:batches", "--metric", "ünet:worth"],
+        ["check", "ünet:build", "--example", "ünet:one"],
+        ["check", "a.pt", "--model", "ünet:build", "--data", "ünet:batches", "--train-data", "ünet:batches"],
+        ["repair", "ünet:build", "--data", "ünet:batches", "--dry-run"],
+    ],
+)
+def test_every_argument_takes_the_same_specs(folder, bnlab_command, arguments):
+    save(small_network().state_dict(), folder / "a.pt")
+    code, out, err = bnlab_command(*arguments)
+    assert code in (0, 1)
+    assert err == ""
+    assert out
+
+
+def test_a_target_that_builds_a_model(folder):
+    model, file = load_target("ünet:build", None, "to run it")
+    assert isinstance(model, nn.Sequential)
+    assert file is None
+
+
+def test_a_checkpoint_and_what_builds_its_model(folder):
+    save(small_network().state_dict(), folder / "a.pt")
+    model, file = load_target("a.pt", "ünet:build", "to run it")
+    assert isinstance(model, nn.Sequential)
+    assert file is not None
+    with pytest.raises(UsageError) as error:
+        load_target("a.pt", None, "to run it")
+    assert str(error.value) == "--model: value must be given with a.pt, to run it, got none."
+
+
+def test_arguments_stand_for_files_each_once(folder):
+    for name in ("b.pt", "a.safetensors"):
+        save(state_dict("bn"), folder / name)
+    targets = expand(["b.pt", ".", "./b.pt", "ünet:build"])
+    assert sorted(targets.found) == ["a.safetensors", "b.pt", "ünet:build"]
+    assert targets.many
+    assert not expand(["b.pt"]).many
+
+
+def test_arguments_that_stand_for_nothing_are_errors_in_their_place(folder):
+    (folder / "empty").mkdir()
+    empty, pattern, nothing = expand(["empty", "*.none", ""]).found
+    assert isinstance(empty, UnreadableFile)
+    assert str(pattern) == "*.none: pattern must match at least one file, got none."
+    assert str(nothing) == "TARGET: path must not be empty."

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from bnlab.observe.files.containers import containers, keys_of, kind_of, tensors_in
+from bnlab.observe.files.pickle_data import Global, Stranger
+from bnlab.observe.files.tensors import StoredTensor
+
+NAMESPACE = Global("argparse", "Namespace")
+TENSOR = StoredTensor("float32", (2,), lambda: np.zeros(2, np.float32))
+
+
+def paths(tree):
+    return [keys_of(container.path) for container in containers(tree)]
+
+
+def test_every_container_has_the_keys_that_lead_to_it_in_file_order():
+    tree = {"a": {1: [{"deep": 3}]}, "b": (5, {}), "c": "text"}
+    assert paths(tree) == [(), ("a",), ("a", 1), ("a", 1, 0), ("b",), ("b", 1)]
+
+
+def test_foreign_objects_are_containers_of_their_attributes_items_elements_and_arguments():
+    inner = {"x": TENSOR}
+    assert paths(Stranger(NAMESPACE, state={"state": inner})) == [(), ("state",)]
+    assert paths(Stranger(NAMESPACE, state=(None, {"slot": inner}))) == [(), ("slot",)]
+    assert paths(Stranger(NAMESPACE, arguments=(inner,))) == [(), (0,)]
+    assert paths(Stranger(NAMESPACE, elements=[inner])) == [(), (0,)]
+    assert paths(Stranger(NAMESPACE, items={"item": inner})) == [(), ("item",)]
+
+
+def test_an_object_that_lies_in_two_places_or_in_itself_is_met_once():
+    shared: dict = {}
+    tree = {"a": shared, "b": shared}
+    shared["self"] = tree
+    assert paths(tree) == [(), ("a",)]
+
+
+def test_a_pickled_module_is_named_and_not_looked_into():
+    module = Stranger(Global("nets", "Net"), state={"_parameters": {}, "_modules": {"bn": {"x": TENSOR}}})
+    root, found = containers({"model": module})
+    assert (root.module, found.module, found.children, keys_of(found.path)) == (None, "nets.Net", {}, ("model",))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(Stranger(NAMESPACE), "argparse.Namespace"), (3, "int"), (TENSOR, "StoredTensor")]
+)
+def test_kinds_are_named_as_the_user_writes_them(value, kind):
+    assert kind_of(value) == kind
+
+
+def test_tensors_are_what_has_a_name_and_values():
+    mapping = {"a": TENSOR, 3: TENSOR, "epoch": 7, "args": Stranger(NAMESPACE)}
+    assert tensors_in(mapping) == {"a": TENSOR}

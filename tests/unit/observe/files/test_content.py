@@ -1,0 +1,42 @@
+import io
+import zipfile
+
+import pytest
+
+from bnlab.errors import NotACheckpoint, UnreadableFile
+from bnlab.observe.files.content import open_content
+
+
+def test_the_bytes_of_a_file(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"0123456789")
+    content = open_content(path)
+    assert content[2:5] == b"234"
+    assert len(content) == 10
+
+
+def test_zipfile_reads_from_it(tmp_path):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("name", b"inside")
+    path = tmp_path / "a.zip"
+    path.write_bytes(buffer.getvalue())
+    with zipfile.ZipFile(open_content(path)) as archive:
+        assert archive.read("name") == b"inside"
+
+
+def test_it_cannot_be_written_to(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"0123")
+    with pytest.raises(TypeError):
+        open_content(path)[0] = 1
+
+
+def test_what_is_no_file_of_bytes(tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    with pytest.raises(NotACheckpoint, match="empty file"):
+        open_content(tmp_path / "empty")
+    with pytest.raises(UnreadableFile, match="no such file"):
+        open_content(tmp_path / "absent")
+    with pytest.raises(UnreadableFile, match="regular file"):
+        open_content(tmp_path)
