@@ -32,6 +32,7 @@ from bnlab.records import (
     Summary,
     Target,
 )
+from bnlab.wording import counted
 
 if TYPE_CHECKING:
     import torch
@@ -382,7 +383,7 @@ def _run_on_model(item: ModelCheck[Any], limits: Any, evidence: ModelEvidence | 
 
 
 def _ignored(reason: str, found: Sequence[Finding]) -> str:
-    count = f"{len(found)} finding{'s' if len(found) > 1 else ''} dropped" if found else "there was nothing to ignore"
+    count = f"{counted(len(found), 'finding')} dropped" if found else "there was nothing to ignore"
     return f"ignored: {reason} ({count})"
 
 

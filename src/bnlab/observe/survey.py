@@ -34,6 +34,7 @@ from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.passes.population import impose_batch_statistics
 from bnlab.observe.passes.untouched import said, untouched
 from bnlab.observe.structure import executions
+from bnlab.wording import counted
 
 __all__ = ["Inputs", "survey"]
 
@@ -268,7 +269,7 @@ class _Passes:
             seen = observe(self.model, self.modules, data, dropout=dropout, advance=advance, skipped=short)
         if not short:
             return seen, data
-        batches = "1 batch" if len(short) == 1 else f"{len(short)} batches"
+        batches = counted(len(short), "batch", "batches")
         self.notes.append(f"{what}: {batches} of one value per channel left out: no batch statistics")
         return seen, Without(data, short)
 

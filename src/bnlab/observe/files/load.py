@@ -16,6 +16,7 @@ from bnlab.errors import NotACheckpoint, PickledModule, UnreadableFile, UsageErr
 from bnlab.observe.evidence import Hyperparameters
 from bnlab.observe.files.checkpoint import read_checkpoint
 from bnlab.observe.files.torch_file import is_legacy
+from bnlab.wording import listed
 
 __all__ = ["CheckpointFile", "load_into", "state_dict_file"]
 
@@ -62,8 +63,7 @@ def load_into(model: nn.Module, path: Path) -> CheckpointFile:
         ),
     ]
     if odd:
-        more = f" and {len(odd) - _MOST_NAMED} more" if len(odd) > _MOST_NAMED else ""
-        raise UsageError(f"{path}: state dict must fit the model, got {', '.join(odd[:_MOST_NAMED])}{more}.")
+        raise UsageError(f"{path}: state dict must fit the model, got {listed(odd, _MOST_NAMED)}.")
     model.load_state_dict(state, strict=False)
     return CheckpointFile(path, content, best[1])
 
