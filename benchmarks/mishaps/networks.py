@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlab.lab.datasets import digits
+from bnlab.lab import datasets, small_networks
 
 __all__ = [
     "ARCHITECTURES",
@@ -46,15 +46,7 @@ HELD_OUT = "densenet"
 
 def cnn(**first: nn.Module) -> nn.Sequential:
     """Return three convolutions with BN; `first` come before everything."""
-    layers: OrderedDict[str, nn.Module] = OrderedDict(first)
-    for index, (inputs, outputs) in enumerate([(1, 16), (16, 32), (32, 32)], start=1):
-        layers[f"conv{index}"] = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        layers[f"bn{index}"] = nn.BatchNorm2d(outputs)
-        layers[f"relu{index}"] = nn.ReLU()
-        if index == 2:
-            layers["pool"] = nn.MaxPool2d(2)
-    layers |= {"mean": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "classify": nn.Linear(32, 10)}
-    return nn.Sequential(layers)
+    return nn.Sequential(OrderedDict([*first.items(), *small_networks.cnn().named_children()]))
 
 
 def mlp(activation: Callable[[], nn.Module] = nn.ReLU, drop: float = 0.0) -> nn.Sequential:
@@ -283,8 +275,8 @@ def norm_paths(model: nn.Module) -> list[str]:
 @cache
 def images_of(split: str) -> tuple[Tensor, Tensor]:
     """Return all images of a split, normalised, and their labels."""
-    images = digits.read(split)
-    return (images.pixels.to(torch.float32) / images.white - MEAN) / STD, images.labels
+    images, labels = datasets.read(f"digits:{split}").batch()
+    return normalised(images), labels
 
 
 def normalised(pixels: Tensor) -> Tensor:
@@ -294,21 +286,19 @@ def normalised(pixels: Tensor) -> Tensor:
 
 def cut(images: Tensor, labels: Tensor, size: int, *, ragged: bool = False) -> Batches:
     """Return batches in the order given, the last one left out if it has fewer samples and `ragged` is not set."""
-    end = len(labels) if ragged else len(labels) // size * size
-    return [(images[at : at + size], labels[at : at + size]) for at in range(0, end, size)]
+    return small_networks.cut((images, labels), size, ragged=ragged)
 
 
 def batched(split: str, seed: int, size: int = 64, *, ragged: bool = False) -> Batches:
     """Return the shuffled batches of a split."""
     images, labels = images_of(split)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1000 + seed))
-    return cut(images[order], labels[order], size, ragged=ragged)
+    generator = torch.Generator().manual_seed(1000 + seed)
+    return small_networks.cut(small_networks.shuffled((images, labels), generator), size, ragged=ragged)
 
 
 def build(make: Callable[[], nn.Module], seed: int, *, momentum: float | None = 0.1, eps: float = 1e-5) -> nn.Module:
     """Return an untrained network."""
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
+    with small_networks.seeded(seed):
         model = make()
     for layer in bns(model):
         layer.momentum, layer.eps = momentum, eps
@@ -362,8 +352,7 @@ def fit(
     for layer in still:
         layer.eval()
     done = 0
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
+    with small_networks.seeded(seed):
         for _ in range(epochs):
             order = torch.randperm(len(labels), generator=generator)
             for batch in batches or cut(images[order], labels[order], size):

@@ -21,6 +21,7 @@ MODULES = [
     "bnlab.remedies.fold.fold",
     "bnlab.remedies.freeze.freeze",
     "bnlab.remedies.recalibrate",
+    "bnlab.wording",
 ]
 
 

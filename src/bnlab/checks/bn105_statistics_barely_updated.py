@@ -11,6 +11,7 @@ from bnlab.checks.cases import healthy, network, of, untrained
 from bnlab.checks.check import Case, Check, Group, Needs, limit, show
 from bnlab.observe.evidence import LayerState, NetworkState
 from bnlab.records import Finding, Quantity
+from bnlab.wording import counted
 
 __all__ = ["StatisticsBarelyUpdated"]
 
@@ -93,8 +94,13 @@ class StatisticsBarelyUpdated(Check[Limits]):
             assumed = "an assumed momentum" if "momentum" in layer.hyperparameters.assumed else "momentum"
             yield self.finding(
                 layer,
+<<<<<<< HEAD
                 f"after {counter} update{'s' if counter > 1 else ''} at {assumed} {show(momentum)} the initial values "
                 f"keep {100 * weight:.2g} % of the weight, must be <= {100 * self.limits.initial_weight:.2g} %",
+=======
+                f"after {counted(counter, 'update')} at {assumed} {show(momentum)} the initial values "
+                f"keep {100 * weight:.2g} % of the weight, must be <= {100 * limits.initial_weight:.2g} %",
+>>>>>>> room-lab
                 measured={
                     "initial weight": Quantity(weight, "fraction"),
                     "num_batches_tracked": Quantity(counter, "batches"),

@@ -9,6 +9,7 @@ from bnlab.checks.cases import healthy, network, of
 from bnlab.checks.check import Case, Check, Group, Needs, NoLimits
 from bnlab.observe.evidence import LayerState, NetworkState
 from bnlab.records import Finding, Quantity
+from bnlab.wording import abridged
 
 __all__ = ["CounterMismatch"]
 
@@ -106,4 +107,4 @@ def _shared(names: list[str]) -> int:
 def _parts(names: list[str], shared: int) -> str:
     """Name a group of layers by the first part of their paths that is not common to all."""
     parts = list(dict.fromkeys(name.split(".")[shared] for name in names))
-    return ", ".join([*parts[:_MOST_PARTS], *(["..."] if len(parts) > _MOST_PARTS else [])])
+    return abridged(parts, _MOST_PARTS)

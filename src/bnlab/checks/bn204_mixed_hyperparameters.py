@@ -8,6 +8,7 @@ from bnlab.checks.cases import model, model_layer
 from bnlab.checks.check import Case, Group, ModelCheck, Needs, NoLimits
 from bnlab.observe.model_evidence import ModelEvidence
 from bnlab.records import Finding, Quantity
+from bnlab.wording import abridged, counted
 
 __all__ = ["MixedHyperparameters"]
 
@@ -58,10 +59,13 @@ class MixedHyperparameters(ModelCheck[NoLimits]):
         if len(groups) < 2:
             return
         (usual, most), *others = sorted(groups.items(), key=lambda item: len(item[1]), reverse=True)
-        told = [f"{usual} in {_count(most)}"]
-        told += [f"{value} in {_count(names)} ({_some(names)})" for value, names in others[: _MOST_VALUES - 1]]
+        told = [f"{usual} in {counted(len(most), 'layer')}"]
+        told += [
+            f"{value} in {counted(len(names), 'layer')} ({abridged(names, _MOST_NAMES)})"
+            for value, names in others[: _MOST_VALUES - 1]
+        ]
         more = len(groups) - _MOST_VALUES
-        told += [f"{more} more value{'s' if more > 1 else ''}"] if more > 0 else []
+        told += [counted(more, "more value")] if more > 0 else []
         yield self.finding(
             None,
             f"{hyperparameter} differs between layers: {', '.join(told)}",
@@ -103,11 +107,3 @@ class MixedHyperparameters(ModelCheck[NoLimits]):
             layers=(None,),
         ),
     )
-
-
-def _count(names: list[str]) -> str:
-    return f"{len(names)} layer{'s' if len(names) > 1 else ''}"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join([*names[:_MOST_NAMES], *(["..."] if len(names) > _MOST_NAMES else [])])

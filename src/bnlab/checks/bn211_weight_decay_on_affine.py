@@ -9,6 +9,7 @@ from bnlab.checks.cases import model, model_layer
 from bnlab.checks.check import Case, Group, ModelCheck, Needs, limit, show
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.records import Finding, Quantity
+from bnlab.wording import abridged, out_of
 
 __all__ = ["WeightDecayOnAffine"]
 
@@ -67,12 +68,16 @@ class WeightDecayOnAffine(ModelCheck[Limits]):
         found = {name: decay for name, decay in decays.items() if decay > self.limits.decay}
         if not found:
             return
-        several = "s" if len(decays) > 1 else ""
-        names = "" if len(found) == len(decays) else f" ({_some(list(found))})"
+        names = "" if len(found) == len(decays) else f" ({abridged(list(found), _MOST_NAMES)})"
         yield self.finding(
             None,
+<<<<<<< HEAD
             f"weight decay of {show(max(found.values()))} applies to weight or bias of {len(found)} of {len(decays)} "
             f"layer{several}{names}, must be <= {show(self.limits.decay)}",
+=======
+            f"weight decay of {show(max(found.values()))} applies to weight or bias of "
+            f"{out_of(len(found), len(decays), 'layer')}{names}, must be <= {show(limits.decay)}",
+>>>>>>> room-lab
             measured={
                 "weight decay": Quantity(max(found.values()), "1"),
                 "layers": Quantity(len(found), "layers"),
@@ -108,7 +113,3 @@ class WeightDecayOnAffine(ModelCheck[Limits]):
 
 def _decay(layer: ModelLayer) -> float:
     return max((layer.decay or {}).get(name, 0.0) for name in ("weight", "bias"))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join([*names[:_MOST_NAMES], *(["..."] if len(names) > _MOST_NAMES else [])])

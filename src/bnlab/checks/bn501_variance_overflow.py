@@ -8,6 +8,7 @@ from bnlab.checks.cases import model, model_layer, observed
 from bnlab.checks.check import Case, Group, ModelCheck, Needs, NoLimits
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.records import Finding, Quantity
+from bnlab.wording import out_of
 
 __all__ = ["VarianceOverflow"]
 
@@ -55,7 +56,7 @@ class VarianceOverflow(ModelCheck[NoLimits]):
             count, total = layer.data.overflowed, layer.data.batches
             yield self.finding(
                 layer,
-                f"batch variance overflows in {count} of {total} batch{'es' if total > 1 else ''}, must be finite",
+                f"batch variance overflows in {out_of(count, total, 'batch', 'batches')}, must be finite",
                 measured={"overflowed": Quantity(count, "batches")},
                 threshold={"overflowed": Quantity(0, "batches")},
             )

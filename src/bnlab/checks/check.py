@@ -16,6 +16,7 @@ from typing_extensions import Self
 from bnlab.observe.evidence import LayerState, NetworkState
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.records import REMEDIES, Finding, Level, Quantity
+from bnlab.wording import out_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -207,4 +208,4 @@ def show(value: float) -> str:
 
 def in_channels(channels: tuple[int, ...], layer: LayerState | ModelLayer) -> str:
     """Return "in 3 of 64 channels"."""
-    return f"in {len(channels)} of {layer.channels} channel{'s' if layer.channels > 1 else ''}"
+    return f"in {out_of(len(channels), layer.channels, 'channel')}"

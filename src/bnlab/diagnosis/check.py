@@ -18,9 +18,25 @@ from bnlab.diagnosis.settings import Settings
 from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.observe.evidence import Evidence, Hyperparameters, NetworkState
 from bnlab.observe.files.checkpoint import read_checkpoint
+<<<<<<< HEAD
 from bnlab.observe.model_evidence import ModelEvidence
 from bnlab.progress import reporting
 from bnlab.records import DiagnosisRecord, Finding, LayerRecord, Level, Summary, Target
+=======
+from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
+from bnlab.records import (
+    DiagnosisRecord,
+    Finding,
+    LayerRecord,
+    Level,
+    Outcome,
+    Range,
+    Status,
+    Summary,
+    Target,
+)
+from bnlab.wording import counted
+>>>>>>> room-lab
 
 if TYPE_CHECKING:
     import torch
@@ -231,6 +247,172 @@ def _diagnose(
     )
 
 
+<<<<<<< HEAD
+=======
+def _run(item: AnyCheck[Any, Any, Any], limits: Any, networks: Sequence[NetworkState]) -> tuple[list[Finding], Outcome]:  # noqa: ANN401
+    """Run one check on every network; a check that raises has crashed, it neither found nor passed anything."""
+    findings: list[Finding] = []
+    lacking: Counter[str] = Counter()
+    total = sum(len(network.layers) for network in networks)
+    try:
+        for network in networks:
+            judged = []
+            for layer in network.layers:
+                reason = item.lacks(layer, limits)
+                if reason is None:
+                    judged.append(layer)
+                else:
+                    lacking[reason] += 1
+            if judged:
+                whole = len(judged) == len(network.layers)
+                findings += item.inspect(network if whole else NetworkState(network.name, tuple(judged)), limits)
+    except Exception as err:
+        return [], Outcome(item.code, Status.CRASHED, f"{type(err).__name__}: {err}")
+    reason = ", ".join(f"{why} in {count} of {total} layers" for why, count in lacking.most_common()) or None
+    if findings:
+        return findings, Outcome(item.code, Status.FINDINGS, reason)
+    status = Status.SKIPPED if lacking.total() == total else Status.PASSED
+    return findings, Outcome(item.code, status, reason)
+
+
+def _run_on_model(item: ModelCheck[Any], limits: Any, evidence: ModelEvidence | None) -> tuple[list[Finding], Outcome]:  # noqa: ANN401
+    """Run one check on a model; without the evidence it needs it is skipped."""
+    if evidence is None:
+        return [], Outcome(item.code, Status.SKIPPED, f"needs {item.needs.value}")
+    if item.needs.argument is not None and item.needs.argument in evidence.missing:
+        return [], Outcome(
+            item.code, Status.SKIPPED, f"{evidence.missing[item.needs.argument]}: needs {item.needs.value}"
+        )
+    findings: list[Finding] = []
+    lacking: Counter[str] = Counter()
+    judged: list[ModelLayer] = []
+    try:
+        for layer in evidence.layers:
+            reason = item.lacks(layer, limits)
+            if reason is None:
+                judged.append(layer)
+            else:
+                lacking[reason] += 1
+        if judged:
+            findings = list(item.inspect(dataclasses.replace(evidence, layers=tuple(judged)), limits))
+    except Exception as err:
+        return [], Outcome(item.code, Status.CRASHED, f"{type(err).__name__}: {err}")
+    total = len(evidence.layers)
+    reason = ", ".join(f"{why} in {count} of {total} layers" for why, count in lacking.most_common()) or None
+    status = Status.FINDINGS if findings else Status.PASSED if judged else Status.SKIPPED
+    return findings, Outcome(item.code, status, reason)
+
+
+def _ignored(reason: str, found: Sequence[Finding]) -> str:
+    count = f"{counted(len(found), 'finding')} dropped" if found else "there was nothing to ignore"
+    return f"ignored: {reason} ({count})"
+
+
+def _most_consequential_first(findings: Sequence[Finding], networks: Sequence[NetworkState]) -> list[Finding]:
+    """Order by level, then by code, then by the share of the layer's channels; file order breaks ties."""
+    widths = {layer.name: layer.channels for network in networks for layer in network.layers}
+
+    def share(finding: Finding) -> float:
+        if finding.channels is None or finding.layer not in widths:
+            return 1.0
+        return len(finding.channels) / widths[finding.layer]
+
+    return sorted(findings, key=lambda finding: (finding.level.rank, finding.code, -share(finding)))
+
+
+def _layer_records(network: NetworkState) -> Iterable[LayerRecord]:
+    columns = (network.running_mean, network.running_var, network.gain)
+    means, variances, gains = (network.ranges(column) for column in columns)
+    for layer, mean, var, gain in zip(network.layers, means, variances, gains, strict=True):
+        yield LayerRecord(
+            name=layer.name,
+            network=network.name,
+            channels=layer.channels,
+            dtype=layer.dtype,
+            affine=layer.weight is not None or layer.bias is not None,
+            num_batches_tracked=layer.num_batches_tracked,
+            momentum=layer.hyperparameters.momentum,
+            eps=layer.hyperparameters.eps,
+            assumed=layer.hyperparameters.assumed,
+            running_mean=mean and Range(*mean),
+            running_var=var and Range(*var),
+            gain=gain and Range(*gain),
+        )
+
+
+def _with_observations(records: Sequence[LayerRecord], evidence: ModelEvidence) -> Iterable[LayerRecord]:
+    """Yield the layers of a model in the order in which they ran, with what was seen of them."""
+    known = {record.name: record for record in records}
+    for layer in evidence.layers:
+        record = known.pop(layer.name, None) or _without_statistics(layer)
+        execution, gap = layer.execution, layer.gap
+        producer = None if execution is None else execution.producer
+        ran = "example" not in evidence.missing
+        yield dataclasses.replace(
+            record,
+            calls=execution.calls if execution is not None else 0 if ran else None,
+            inputs=() if producer is None else (producer.name,),
+            gap=None if gap is None else {**gap.by_cause, "total": gap.square},
+        )
+    yield from known.values()
+
+
+def _with_channels(
+    records: Sequence[LayerRecord], evidence: Evidence, observed: ModelEvidence | None
+) -> Iterable[LayerRecord]:
+    """Yield the layers with a value for each channel."""
+    states = {layer.name: layer for network in evidence.networks for layer in network.layers}
+    seen = {} if observed is None else {layer.name: layer for layer in observed.layers}
+    for record in records:
+        found = _stored(states.get(record.name)) | _seen(seen.get(record.name))
+        yield dataclasses.replace(
+            record, per_channel={name: tuple(values.tolist()) for name, values in found.items()} or None
+        )
+
+
+def _stored(state: LayerState | None) -> dict[str, Floats]:
+    if state is None:
+        return {}
+    found = {"running_mean": state.running_mean, "running_var": state.running_var}
+    affine = {"weight": state.weight, "bias": state.bias}
+    return found | {name: values for name, values in affine.items() if values is not None}
+
+
+def _seen(layer: ModelLayer | None) -> dict[str, Floats]:
+    """Return what the running statistics should be, and by how much they may differ from it by chance."""
+    if layer is None:
+        return {}
+    found = {} if layer.gap is None else {"gap": layer.gap.per_channel}
+    source, reference = ("data", layer.data) if layer.train_data is None else ("train_data", layer.train_data)
+    if reference is None:
+        return found
+    mean_noise, var_noise = reference.buffer_noise(layer.momentum)
+    return found | {
+        f"{source}_mean": reference.within_mean,
+        f"{source}_mean_error": np.sqrt(mean_noise),
+        f"{source}_var": reference.within_var,
+        f"{source}_var_error": np.sqrt(var_noise),
+    }
+
+
+def _without_statistics(layer: ModelLayer) -> LayerRecord:
+    return LayerRecord(
+        name=layer.name,
+        network="",
+        channels=layer.channels,
+        dtype="none",
+        affine=layer.affine_trains is not None,
+        num_batches_tracked=None,
+        momentum=layer.momentum,
+        eps=layer.eps,
+        assumed=(),
+        running_mean=None,
+        running_var=None,
+        gain=None,
+    )
+
+
+>>>>>>> room-lab
 def _summary(layers: Sequence[LayerRecord], findings: Sequence[Finding]) -> Summary:
     counts = Counter(finding.level for finding in findings)
     return Summary(

@@ -8,6 +8,7 @@ from bnlab.checks import CHECKS
 from bnlab.observe.gap import IN_THE_STATISTICS, shares
 from bnlab.observe.model_evidence import ModelEvidence
 from bnlab.records import Cause, Finding, Numbers, Outcome, Status, Summary
+from bnlab.wording import counted, enumerated
 
 __all__ = ["concluded_causes", "conclusion"]
 
@@ -54,7 +55,7 @@ def conclusion(
     alike = [finding for finding in findings if finding.code == worst.code]
     where = f"{worst.layer} " if worst.layer else ""
     if len(alike) > 1:
-        where += f"and {len(alike) - 1} more layer{'s' if len(alike) > 2 else ''}"
+        where += f"and {counted(len(alike) - 1, 'more layer')}"
     advice = "" if worst.remedies[0] == "manual" else f"; the remedy is {worst.remedies[0]}"
     return f"{where.strip()}: {worst.message}{advice}{but}".removeprefix(": ")
 
@@ -71,7 +72,7 @@ def _of_the_gap(gap: Finding, evidence: ModelEvidence, causes: Sequence[Cause], 
     if not causes:
         return f"{first}; the batches differ from each other, so no cause can be concluded"
     layers = tuple(name for name, _ in evidence.causal) or causes[0].layers
-    named = _names(layers)
+    named = enumerated(layers, _MOST_NAMES)
     where = f" in {named}" if named else ""
     share = f"{100 * causes[0].share:.0f} % of the gap comes from {_PHRASES[causes[0].cause]}{where}"
     return f"{first}; {share}{_what_helps(numbers, causes[0].cause, evidence)}"
@@ -84,17 +85,9 @@ def _what_helps(numbers: Numbers | None, cause: str, evidence: ModelEvidence) ->
     return f"; recalibrating{on} brings {numbers.eval_recalibrated:.3g}"
 
 
-def _names(layers: Sequence[str]) -> str:
-    listed = list(layers[:_MOST_NAMES])
-    rest = len(layers) - len(listed)
-    if rest > 0:
-        return f"{', '.join(listed)} and {rest} more"
-    return " and ".join([", ".join(listed[:-1]), listed[-1]]) if len(listed) > 1 else "".join(listed)
-
-
 def _healthy(outcomes: Sequence[Outcome], summary: Summary, evidence: ModelEvidence | None, metric: str) -> str:
     judged = sum(outcome.status in (Status.PASSED, Status.FINDINGS) for outcome in outcomes)
-    layers = f"{summary.layers} BN layer{'s' if summary.layers > 1 else ''}"
+    layers = counted(summary.layers, "BN layer")
     by = f"{judged} of {len(CHECKS)} checks"
     if evidence is None or evidence.output_gap is None:
         return f"no errors and no warnings in the stored state of {layers}, by {by}"

@@ -90,14 +90,14 @@ def run(
         >>> [(claim.key, claim.verdict.value) for claim in result.claims]
         [('differs', 'supported'), ('bessel', 'supported'), ('momentum', 'refuted')]
     """
-    found = experiment if isinstance(experiment, Experiment) else by_name(experiment)
-    asked = Run.of(found, full=full, seeds=seeds, data_dir=data_dir, settings=settings)
-    path = None if folder is None else asked.path(_existing(Path(folder)))
+    chosen = experiment if isinstance(experiment, Experiment) else by_name(experiment)
+    planned = Run.of(chosen, full=full, seeds=seeds, data_dir=data_dir, settings=settings)
+    path = None if folder is None else planned.path(_existing(Path(folder)))
     if path is not None and path.exists() and not again:
         kept = read_record(path)
-        if kept is not None and kept.key == asked.key:
+        if kept is not None and kept.key == planned.key:
             return _result(kept)
-    record = asked.record(advance=advance)
+    record = planned.record(advance=advance)
     if path is not None:
         write_whole(f"{record.dumps(indent=1)}\n".encode(), path)
     return _result(record)

@@ -6,9 +6,10 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from bnlab.records import ClaimRecord, Figure
+from bnlab.records import Figure
 
 __all__ = ["Claim", "Experiment", "Observation", "Tick"]
 
@@ -69,6 +70,7 @@ class Experiment(ABC, Generic[Config]):
         quick: Settings that take seconds to a few minutes on two cores; a frozen dataclass.
         full: Settings of the size of the source.
         claims: What it decides.
+        data_dir: Folder with data sets that `resolve` and `run` search in the place of `$BNLAB_DATA`; None for that.
     """
 
     name: ClassVar[str]
@@ -76,6 +78,7 @@ class Experiment(ABC, Generic[Config]):
     quick: ClassVar[Any]
     full: ClassVar[Any]
     claims: ClassVar[tuple[Claim, ...]]
+    data_dir: Path | None = None
 
     @property
     def title(self) -> str:
@@ -91,8 +94,8 @@ class Experiment(ABC, Generic[Config]):
         """Run once. The same settings and seed give the same observation."""
 
     @abstractmethod
-    def figure(self, claims: Sequence[ClaimRecord]) -> Figure:
-        """Return how the table is drawn; the verdicts are there to mark where a claim turns.
+    def figure(self) -> Figure:
+        """Return how the table is drawn.
 
         The columns of the y axis, or of the cells, are means over the seeds; "low" and "high" are then the smallest and
         the largest of them.

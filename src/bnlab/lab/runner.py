@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -13,7 +14,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +40,16 @@ class Run:
     """What is to be run, validated.
 
     Attributes:
-        experiment: The experiment.
+        experiment: The experiment, which knows its folder with data sets.
         config: Its settings.
         profile: "quick", "full", or "custom" if a setting was given.
         seeds: How many, from 0; at least 3 for a verdict.
-        data_dir: Folder with data sets, in the place of `$BNLAB_DATA`.
     """
 
     experiment: Experiment[Any]
     config: Any
     profile: str
     seeds: int
-    data_dir: Path | None
 
     @classmethod
     def of(
@@ -78,10 +76,11 @@ class Run:
         if data_dir is not None and not Path(data_dir).is_dir():
             raise UsageError(f"{experiment.name}: data_dir must be a folder, got {os.fspath(data_dir)}.")
         profile = "custom" if settings else "full" if full else "quick"
-        folder = None if data_dir is None else Path(data_dir)
-        with _data_in(folder):
-            resolved = experiment.resolve(dataclasses.replace(config, **(settings or {})))
-        return cls(experiment=experiment, config=resolved, profile=profile, seeds=seeds, data_dir=folder)
+        if data_dir is not None:
+            experiment = copy.copy(experiment)
+            experiment.data_dir = Path(data_dir)
+        resolved = experiment.resolve(dataclasses.replace(config, **(settings or {})))
+        return cls(experiment=experiment, config=resolved, profile=profile, seeds=seeds)
 
     @property
     def key(self) -> str:
@@ -96,11 +95,10 @@ class Run:
     def record(self, *, advance: Callable[[float], None] = lambda _: None) -> ExperimentRecord:
         """Run every seed and judge; `advance` is called with the share of the whole that is done."""
         start = time.monotonic()
-        with _data_in(self.data_dir):
-            observations = [self._observe(seed, advance) for seed in range(self.seeds)]
+        observations = [self._observe(seed, advance) for seed in range(self.seeds)]
         experiment = self.experiment
         claims = tuple(judge(claim, [seen.values[claim.key] for seen in observations]) for claim in experiment.claims)
-        figure = experiment.figure(claims)
+        figure = experiment.figure()
         return ExperimentRecord(
             bnlab=__version__,
             name=experiment.name,
@@ -124,9 +122,9 @@ class Run:
 
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(seed)
-            found = self.experiment.run(self.config, seed, tick)
+            observation = self.experiment.run(self.config, seed, tick)
         tick(1.0)
-        return found
+        return observation
 
 
 def saved(folder: Path) -> list[ExperimentRecord]:
@@ -135,8 +133,8 @@ def saved(folder: Path) -> list[ExperimentRecord]:
     Raises:
         UnreadableFile: If a file cannot be read.
     """
-    found = [read_record(path) for path in sorted(folder.glob("*.json"))]
-    return [record for record in found if record is not None]
+    records = [read_record(path) for path in sorted(folder.glob("*.json"))]
+    return [record for record in records if record is not None]
 
 
 def read_record(path: Path) -> ExperimentRecord | None:
@@ -155,38 +153,27 @@ def read_record(path: Path) -> ExperimentRecord | None:
     return ExperimentRecord.from_json(data) if is_record else None
 
 
-@contextmanager
-def _data_in(folder: Path | None) -> Iterator[None]:
-    """Look for data sets in a folder for as long as the block runs."""
-    before = os.environ.get("BNLAB_DATA")
-    if folder is not None:
-        os.environ["BNLAB_DATA"] = str(folder)
-    try:
-        yield
-    finally:
-        if folder is not None:
-            os.environ.pop("BNLAB_DATA")
-            if before is not None:
-                os.environ["BNLAB_DATA"] = before
-
-
 def _as_text(config: Any) -> dict[str, str]:  # noqa: ANN401 - each experiment has a class of its own
     return {name: str(value) for name, value in dataclasses.asdict(config).items()}
 
 
 def _code_of(experiment: Experiment[Any]) -> str:
-    """Return a hash of the code a result may depend on: the experiment, and what is below it."""
+    """Return a hash of the code a result may depend on."""
+    digest = hashlib.sha256()
+    for path in _sources(experiment):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _sources(experiment: Experiment[Any]) -> Iterator[Path]:
+    """Yield the files a result may depend on: the experiment's own, and what is below it, but no other experiment."""
     root = Path(bnlab.__file__).parent
     own = Path(inspect.getfile(type(experiment)))
-    digest = hashlib.sha256()
+    yield own
     for folder in _CODE:
         for path in sorted((root / folder).rglob("*.py")):
-            shared = path.parent != root / "lab" or path.name.startswith("_")
-            if shared or path == own:
-                digest.update(path.read_bytes())
-    if root not in own.parents:
-        digest.update(own.read_bytes())
-    return digest.hexdigest()
+            if path != own and path.parent != root / "lab" / "experiments":
+                yield path
 
 
 def _table(tables: Sequence[Mapping[str, Sequence[float | str]]], figure: Figure) -> tuple[Column, ...]:
@@ -210,6 +197,5 @@ def _column(name: str, values: Sequence[float | str]) -> Column:
 
 
 def _versions() -> dict[str, str]:
-    installed = {name: importlib.util.find_spec(module) is not None for name, module in _PACKAGES.items()}
-    found = {name: importlib.metadata.version(name) for name, is_there in installed.items() if is_there}
-    return {"python": platform.python_version(), **found}
+    installed = [name for name, module in _PACKAGES.items() if importlib.util.find_spec(module) is not None]
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in installed}}

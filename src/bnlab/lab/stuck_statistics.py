@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
+from bnlab.lab import metrics
 from bnlab.lab.datasets import digits
+from bnlab.lab.small_networks import cnn, cut, seeded, shuffled, take_step
 from bnlab.observe.passes.population import impose_batch_statistics
 
 __all__ = ["Config", "Outcome", "build_network", "train"]
+
+_MEASURED_BY = 64
+"""Images in a batch on which the accuracy is measured: batch statistics depend on it."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,7 @@ class Outcome:
 
 def build_network(momentum: float = 0.1) -> nn.Sequential:
     """Return a small CNN for 8x8 images in ten classes, with three BN layers."""
-    layers: dict[str, nn.Module] = {}
-    for index, (inputs, outputs) in enumerate([(1, 16), (16, 32), (32, 32)], start=1):
-        layers[f"conv{index}"] = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
-        layers[f"bn{index}"] = nn.BatchNorm2d(outputs, momentum=momentum)
-        layers[f"relu{index}"] = nn.ReLU()
-        if index == 2:
-            layers["pool"] = nn.MaxPool2d(2)
-    layers |= {"mean": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "classify": nn.Linear(32, 10)}
-    return nn.Sequential(OrderedDict(layers))
+    return cnn(lambda channels: nn.BatchNorm2d(channels, momentum=momentum))
 
 
 def train(config: Config, *, progress: Callable[[int], None] = lambda _: None) -> Outcome:
@@ -70,37 +65,20 @@ def train(config: Config, *, progress: Callable[[int], None] = lambda _: None) -
         MissingPackage: If scikit-learn is not installed.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    images, labels = _digits()
-    order = torch.randperm(len(images), generator=generator)
-    held_out, kept = order[: len(order) // 4], order[len(order) // 4 :]
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(config.seed)
+    images, labels = shuffled(digits.read_all().batch(), generator)
+    quarter = len(labels) // 4
+    held_out = cut((images[:quarter], labels[:quarter]), _MEASURED_BY, ragged=True)
+    kept = images[quarter:], labels[quarter:]
+    with seeded(config.seed):
         model = build_network(config.momentum)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     for epoch in range(config.epochs):
         model.train()
-        shuffled = kept[torch.randperm(len(kept), generator=generator)]
-        for start in range(0, len(shuffled), config.batch_size):
-            batch = shuffled[start : start + config.batch_size]
-            optimizer.zero_grad()
-            cross_entropy(model(images[batch]), labels[batch]).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+        for batch in cut(shuffled(kept, generator), config.batch_size, ragged=True):
+            take_step(model, [batch], optimizer)
         progress(epoch + 1)
     model.eval()
-    running = _accuracy(model, images[held_out], labels[held_out])
+    running = metrics.accuracy(model, held_out)
     with impose_batch_statistics(model):
-        batch_statistics = _accuracy(model, images[held_out], labels[held_out])
-    return Outcome(model, len(held_out), running, batch_statistics)
-
-
-def _digits() -> tuple[Tensor, Tensor]:
-    whole = digits.read_all()
-    return whole.pixels.to(torch.float32) / whole.white, whole.labels
-
-
-@torch.no_grad()
-def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of right answers, in batches of 64: batch statistics depend on the size."""
-    starts = range(0, len(images), 64)
-    right = [(model(images[at : at + 64]).argmax(1) == labels[at : at + 64]).float() for at in starts]
-    return float(torch.cat(right).mean())
+        batch_statistics = metrics.accuracy(model, held_out)
+    return Outcome(model, quarter, running, batch_statistics)

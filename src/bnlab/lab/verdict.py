@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from bnlab.errors import UsageError
 from bnlab.lab.experiment import Claim
 from bnlab.records import ClaimRecord, Estimate, Verdict
+from bnlab.wording import listed
 
 __all__ = ["judge"]
 
@@ -70,7 +71,9 @@ def _boundary(estimates: Sequence[Estimate]) -> str:
         says: [estimate.condition for estimate in estimates if _says(estimate) == says]
         for says in dict.fromkeys(map(_says, estimates))
     }
-    return " | ".join(f"{says}: {_listed(conditions)}" for says, conditions in groups.items())
+    return " | ".join(
+        f"{says}: {listed(conditions, _MOST_NAMED, separator='; ')}" for says, conditions in groups.items()
+    )
 
 
 def _are_ordered(conditions: Sequence[str]) -> bool:
@@ -84,8 +87,3 @@ def _are_ordered(conditions: Sequence[str]) -> bool:
 
 def _says(estimate: Estimate) -> str:
     return {True: "holds", False: "fails", None: "turns with the seed"}[estimate.holds]
-
-
-def _listed(conditions: Sequence[str]) -> str:
-    rest = len(conditions) - _MOST_NAMED
-    return "; ".join(conditions[:_MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -39,6 +39,7 @@ from bnlab.observe.passes.outputs import Outputs
 from bnlab.observe.passes.population import impose_batch_statistics
 from bnlab.observe.passes.subject import Subject, said
 from bnlab.observe.structure import executions
+from bnlab.wording import counted
 
 __all__ = ["Inputs", "survey"]
 
@@ -304,7 +305,7 @@ class _Passes:
         seen = self._observed(what, data.everything, skipped=short)
         if not short:
             return seen, data
-        batches = "1 batch" if len(short) == 1 else f"{len(short)} batches"
+        batches = counted(len(short), "batch", "batches")
         self.notes.append(f"{what}: {batches} of one value per channel left out: no batch statistics")
         return seen, data.without(short)
 

@@ -24,6 +24,7 @@ from bnlab.records import Change, Changes, DiagnosisRecord, Finding, LayerRecord
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.remedy import Material, Plan, Refusal, Remedy, record_of
 from bnlab.remedies.running_statistics import described, moved_by, stored_statistics, write_statistics
+from bnlab.wording import counted
 
 __all__ = ["Recalibrate", "recalibrate", "recalibrate_with"]
 
@@ -332,23 +333,23 @@ def _measurements(
 
 
 def _notes(pooling: Pooling, clipped: Mapping[str, int]) -> Iterable[str]:
-    counted = f"from {_number(pooling.batches, 'batch', 'batches')}, {_number(pooling.samples, 'sample', 'samples')}"
+    batches = counted(pooling.batches, "batch", "batches", separator=",")
+    source = f"from {batches}, {counted(pooling.samples, 'sample', separator=',')}"
     errors = [error for error in pooling.standard_errors.values() if error is not None]
     if errors:
         needed = math.ceil(pooling.samples * (max(errors) / _ENOUGH) ** 2)
         stopped = ", stopped at the tolerance" if pooling.stopped_early else ""
-        yield f"{counted}{stopped}; {needed:,} are enough for a standard error of {_ENOUGH} std"
+        yield f"{source}{stopped}; {needed:,} are enough for a standard error of {_ENOUGH} std"
     else:
-        yield f"{counted}: one batch does not tell how far to trust them"
+        yield f"{source}: one batch does not tell how far to trust them"
     if pooling.not_finite:
-        yield f"left out: {_number(pooling.not_finite, 'batch', 'batches')} in which a layer gets a NaN or inf"
+        left_out = counted(pooling.not_finite, "batch", "batches", separator=",")
+        yield f"left out: {left_out} in which a layer gets a NaN or inf"
     if pooling.one_value:
-        yield f"left out: {_number(pooling.one_value, 'batch', 'batches')} of one value per channel"
+        left_out = counted(pooling.one_value, "batch", "batches", separator=",")
+        yield f"left out: {left_out} of one value per channel"
     for path, count in clipped.items():
-        yield f"{path or 'the model itself'}: {_number(count, 'value', 'values')} beyond the range of the stored dtype"
+        values = counted(count, "value", separator=",")
+        yield f"{path or 'the model itself'}: {values} beyond the range of the stored dtype"
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         yield "the statistics are those of the batches of this rank alone"
-
-
-def _number(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from torch import Tensor
 
 from bnlab.errors import UnreadableFile, UsageError
 from bnlab.lab.datasets import cifar10, digits, mnist
+from bnlab.lab.datasets.images import Images
 
-__all__ = ["NAMES", "SPLITS", "first_present", "is_data_set", "load"]
+__all__ = ["NAMES", "SPLITS", "chosen", "first_present", "is_data_set", "load", "read"]
 
-_READERS = {"digits": digits.read, "mnist": mnist.read, "cifar10": cifar10.read}
+_READERS: dict[str, Callable[[str, Path | None], Images]] = {
+    "digits": lambda split, _: digits.read(split),
+    "mnist": mnist.read,
+    "cifar10": cifar10.read,
+}
 
 NAMES = tuple(_READERS)
 """Every data set there is."""
@@ -24,12 +32,32 @@ def is_data_set(spec: str) -> bool:
     return name in NAMES and (split in SPLITS if colon else True)
 
 
-def load(spec: str, *, batch_size: int = 128) -> list[tuple[Tensor, Tensor]]:
+def read(spec: str, *, folder: Path | None = None) -> Images:
+    """Read a data set, in the order in which it is stored.
+
+    Args:
+        spec: `digits`, `mnist` or `cifar10`, which stand for the test split, or one of these with `:train` or `:test`.
+        folder: Is searched in the place of `$BNLAB_DATA`.
+
+    Raises:
+        UsageError: If there is no such data set or split.
+        UnreadableFile: If its files are not found; the message says where they were looked for.
+        DamagedFile: If a file breaks its format.
+        MissingPackage: If a package is needed to read it and is not installed.
+    """
+    if not is_data_set(spec):
+        raise UsageError(f"datasets: spec must be {', '.join(NAMES)}, alone or with :train or :test, got {spec!r}.")
+    name, _, split = spec.partition(":")
+    return _READERS[name](split or "test", folder)
+
+
+def load(spec: str, *, batch_size: int = 128, folder: Path | None = None) -> list[tuple[Tensor, Tensor]]:
     """Read a data set, shuffled with seed 0: the same batches in the same order every time.
 
     Args:
         spec: `digits`, `mnist` or `cifar10`, which stand for the test split, or one of these with `:train` or `:test`.
         batch_size: Images per batch, at least 1; the last batch may have fewer.
+        folder: Is searched in the place of `$BNLAB_DATA`.
 
     Returns:
         Batches (images, labels): images float32 in [0, 1], not normalised further, of shape (N, 1, 8, 8) for digits,
@@ -37,9 +65,7 @@ def load(spec: str, *, batch_size: int = 128) -> list[tuple[Tensor, Tensor]]:
 
     Raises:
         UsageError: If there is no such data set or split, or the batch size is below 1.
-        UnreadableFile: If its files are not found; the message says where they were looked for.
-        DamagedFile: If a file breaks its format.
-        MissingPackage: If a package is needed to read it and is not installed.
+        UnreadableFile, DamagedFile, MissingPackage: As for `read`.
 
     Example:
         >>> from bnlab.lab import datasets
@@ -47,19 +73,17 @@ def load(spec: str, *, batch_size: int = 128) -> list[tuple[Tensor, Tensor]]:
         >>> len(batches), batches[0][0].shape, batches[0][1].shape
         (4, torch.Size([128, 1, 8, 8]), torch.Size([128]))
     """
-    if not is_data_set(spec):
-        raise UsageError(f"datasets: spec must be {', '.join(NAMES)}, alone or with :train or :test, got {spec!r}.")
     if batch_size < 1:
         raise UsageError(f"datasets: batch_size must be at least 1, got {batch_size}.")
-    name, _, split = spec.partition(":")
-    return _READERS[name](split or "test").batches(batch_size)
+    return read(spec, folder=folder).batches(batch_size)
 
 
-def first_present(*names: str) -> str:
+def first_present(*names: str, folder: Path | None = None) -> str:
     """Return the first of these data sets whose files are found; the last one if none are.
 
     Args:
         names: Of data sets, in the order of preference.
+        folder: Is searched in the place of `$BNLAB_DATA`.
 
     Raises:
         DamagedFile: If a file that is found breaks its format.
@@ -72,8 +96,21 @@ def first_present(*names: str) -> str:
     """
     for name in names[:-1]:
         try:
-            _READERS[name]("train")
+            read(f"{name}:train", folder=folder)
         except UnreadableFile:
             continue
         return name
     return names[-1]
+
+
+def chosen(name: str, *allowed: str, folder: Path | None = None) -> str:
+    """Return the name of a data set; for "auto" the first of those allowed whose files are found.
+
+    Raises:
+        UsageError: If it is none of those allowed.
+    """
+    if name == "auto":
+        return first_present(*allowed, folder=folder)
+    if name not in allowed:
+        raise UsageError(f"data: data must be auto, {' or '.join(allowed)}, got {name!r}.")
+    return name

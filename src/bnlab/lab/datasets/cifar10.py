@@ -47,27 +47,31 @@ _MOST_BYTES = 1 << 28
 Part = tuple[NDArray[np.uint8], torch.Tensor]
 
 
-def read(split: str) -> Images:
+def read(split: str, folder: Path | None = None) -> Images:
     """Return the images of "train" or "test", of shape (N, 3, 32, 32), RGB.
 
     There are 50,000 and 10,000 of them, but for "train" 4,000 where only the npz files are present.
+
+    Args:
+        split: "train" or "test".
+        folder: Is searched in the place of ``$BNLAB_DATA``.
 
     Raises:
         UnreadableFile: If the files are not found, or cannot be opened.
         DamagedFile: If one of them breaks its format.
         MissingPackage: If the images are JPEG files and Pillow is not installed.
     """
-    for folder in _SEARCH.folders():
+    for place in _SEARCH.folders(folder):
         for suffix, parse in (("", _parse_python), (".bin", _parse_binary)):
-            paths = [folder / f"{name}{suffix}" for name in _PARTS[split]]
+            paths = [place / f"{name}{suffix}" for name in _PARTS[split]]
             if all(is_file(path) for path in paths):
                 return _joined([parse(path, read_bytes(path, most=_MOST_BYTES)) for path in paths])
-        if split == "train" and is_file(folder / _LOSSLESS):
-            return _joined([_read_lossless(folder / _LOSSLESS)])
-        if is_file(folder / _JPEG):
-            return _joined([_read_jpeg(folder / _JPEG, split)])
+        if split == "train" and is_file(place / _LOSSLESS):
+            return _joined([_read_lossless(place / _LOSSLESS)])
+        if is_file(place / _JPEG):
+            return _joined([_read_jpeg(place / _JPEG, split)])
     names = f"{_PARTS[split][0]} .. {_PARTS[split][-1]}" if split == "train" else _PARTS[split][0]
-    raise _SEARCH.not_found(f"{names} (or .bin)")
+    raise _SEARCH.not_found(f"{names} (or .bin)", folder)
 
 
 def _joined(parts: list[Part]) -> Images:

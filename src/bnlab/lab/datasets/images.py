@@ -32,11 +32,14 @@ class Images:
     labels: Tensor
     white: int
 
+    def batch(self, indices: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Return these images, float32 in [0, 1], and their labels; all of them in their order if none are named."""
+        return self.pixels[indices].to(torch.float32) / self.white, self.labels[indices]
+
     def batches(self, size: int, *, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
         """Return shuffled batches (images, labels), the images float32 in [0, 1]."""
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
-        parts = [order[at : at + size] for at in range(0, len(order), size)]
-        return [(self.pixels[part].to(torch.float32) / self.white, self.labels[part]) for part in parts]
+        return [self.batch(order[at : at + size]) for at in range(0, len(order), size)]
 
 
 def checked_labels(path: Path, labels: NDArray[Any], images: int) -> Tensor:

@@ -20,7 +20,7 @@ class Search:
 
     Attributes:
         name: Of the data set.
-        inner: Folders below ``$BNLAB_DATA`` and ``./data`` that are searched besides these themselves.
+        inner: Folders below the folder that is named and ``./data`` that are searched besides these themselves.
         advice: What to do where nothing is found, a sentence.
     """
 
@@ -28,23 +28,34 @@ class Search:
     inner: Sequence[str]
     advice: str
 
-    def folders(self) -> list[Path]:
-        """Return every folder, in the order of the search, whether it exists or not."""
-        given = os.environ.get(_VARIABLE)
-        tops = ([Path(given)] if given else []) + [Path("data")]
+    def folders(self, folder: Path | None) -> list[Path]:
+        """Return every folder, in the order of the search, whether it exists or not.
+
+        Args:
+            folder: Is searched first; ``$BNLAB_DATA`` if it is None.
+        """
+        first = folder or os.environ.get(_VARIABLE)
+        tops = ([Path(first)] if first else []) + [Path("data")]
         return [top / inner for top in tops for inner in ("", *self.inner)] + [self._cache()]
 
-    def not_found(self, wanted: str) -> UnreadableFile:
+    def not_found(self, wanted: str, folder: Path | None) -> UnreadableFile:
         """Return the error that says where was looked for what, and what to do."""
-        given = os.environ.get(_VARIABLE)
         return UnreadableFile(
             f"{self.name}: {wanted} must be in a folder that is searched, got none in "
-            f"{f'{given} ({_VARIABLE})' if given else f'${_VARIABLE} (not set)'} and {Path('data').absolute()} "
+            f"{_first(folder)} and {Path('data').absolute()} "
             f"and their folders {', '.join(self.inner)}, nor in {self._cache()}. {self.advice}"
         )
 
     def _cache(self) -> Path:
         return Path(os.path.expanduser("~"), ".cache", "bnlab", self.name)  # noqa: PTH111 - Path.home may raise
+
+
+def _first(folder: Path | None) -> str:
+    """Return what an error calls the folder that is searched first."""
+    if folder is not None:
+        return f"{folder}"
+    variable = os.environ.get(_VARIABLE)
+    return f"{variable} ({_VARIABLE})" if variable else f"${_VARIABLE} (not set)"
 
 
 def is_file(path: Path) -> bool:

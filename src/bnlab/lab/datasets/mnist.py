@@ -29,24 +29,28 @@ _IMAGES, _LABELS = 2051, 2049
 _MOST = 1_000_000  # of images: a header may claim any number, and memory is asked for before the bytes are there
 
 
-def read(split: str) -> Images:
+def read(split: str, folder: Path | None = None) -> Images:
     """Return the 60,000 images of "train" or the 10,000 of "test", of shape (N, 1, 28, 28).
+
+    Args:
+        split: "train" or "test".
+        folder: Is searched in the place of ``$BNLAB_DATA``.
 
     Raises:
         UnreadableFile: If the files are not found, or cannot be opened.
         DamagedFile: If one of them is no whole idx file of 28x28 images, or of their labels.
     """
     images, labels = (f"{_PREFIX[split]}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1"))
-    for folder in _SEARCH.folders():
-        found, beside = _stored(folder / images), _stored(folder / labels)
-        if found is not None and beside is not None:
-            pixels = _read_idx(found, _IMAGES, (_SIDE, _SIDE))
+    for place in _SEARCH.folders(folder):
+        stored, beside = _stored(place / images), _stored(place / labels)
+        if stored is not None and beside is not None:
+            pixels = _read_idx(stored, _IMAGES, (_SIDE, _SIDE))
             return Images(
                 torch.from_numpy(pixels).unsqueeze(1),
                 checked_labels(beside, _read_idx(beside, _LABELS, ()), len(pixels)),
                 white=255,
             )
-    raise _SEARCH.not_found(f"{images}[.gz] and {labels}[.gz]")
+    raise _SEARCH.not_found(f"{images}[.gz] and {labels}[.gz]", folder)
 
 
 def _stored(path: Path) -> Path | None:
@@ -72,9 +76,9 @@ def _parse_idx(path: Path, stream: BinaryIO, magic: int, item: tuple[int, ...]) 
     head = stream.read(header.size)
     if len(head) < header.size:
         raise DamagedFile(f"{path}: file must begin with {header.size} bytes of idx header, got {len(head)}.")
-    found, count, *sizes = header.unpack(head)
-    if found != magic:
-        raise DamagedFile(f"{path}: file must begin with the idx number {magic}, got {found}.")
+    number, count, *sizes = header.unpack(head)
+    if number != magic:
+        raise DamagedFile(f"{path}: file must begin with the idx number {magic}, got {number}.")
     if tuple(sizes) != item or not 0 < count <= _MOST:
         shape = "x".join(map(str, ("N", *item)))
         raise DamagedFile(

@@ -11,12 +11,12 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 from torch.nn import BatchNorm1d
-from torch.nn.functional import cross_entropy
 
+from bnlab.lab import datasets
 from bnlab.lab.experiment import Claim, Experiment, Observation, Tick
-from bnlab.lab.training import Labelled, accuracy, chosen_data, minibatches, read
+from bnlab.lab.small_networks import Batch, accuracy, minibatches, take_step
 from bnlab.observe.passes.population import impose_batch_statistics
-from bnlab.records import Axis, ClaimRecord, Figure, Mark
+from bnlab.records import Axis, Figure, Mark
 
 __all__ = ["ActivationDistributions", "Config"]
 
@@ -141,13 +141,15 @@ class ActivationDistributions(Experiment[Config]):
 
     def resolve(self, config: Config) -> Config:
         """Fill in the data set."""
-        return dataclasses.replace(config, data=chosen_data(config.data, "mnist", "digits"))
+        return dataclasses.replace(config, data=datasets.chosen(config.data, "mnist", "digits", folder=self.data_dir))
 
     def run(self, config: Config, seed: int, tick: Tick) -> Observation:
         """Train the three networks from the same weights on the same batches, at each learning rate."""
         data = self.resolve(config).data
-        train, test = (_binary(read(f"{data}:{split}")) for split in ("train", "test"))
-        train, test = train.parted(config.images)[0], test.parted(config.probe)[0]
+        train, test = (
+            _binary(datasets.load(f"{data}:{split}", batch_size=most, folder=self.data_dir)[0])
+            for split, most in (("train", config.images), ("test", config.probe))
+        )
         values: dict[str, dict[str, float]] = {claim.key: {} for claim in self.claims}
         table: dict[str, list[float | str]] = {
             name: [] for name in ("network", "percentile", "step", "input", "accuracy")
@@ -166,7 +168,7 @@ class ActivationDistributions(Experiment[Config]):
             values=values,
             table=table,
             notes=(
-                f"data: {data}, {len(train)} training and {len(test)} test images, binary",
+                f"data: {data}, {len(train[1])} training and {len(test[1])} test images, binary",
                 f"learning rate and initial weights (normal, {config.init:g}) are ours: the paper states neither",
                 "the inputs are those that training sees: normalised by statistics of the batch, here the test images",
                 "the accuracy is by the running statistics, without noise",
@@ -175,7 +177,7 @@ class ActivationDistributions(Experiment[Config]):
             ),
         )
 
-    def figure(self, claims: Sequence[ClaimRecord]) -> Figure:  # noqa: ARG002
+    def figure(self) -> Figure:
         """Draw three percentiles over the steps, a panel for each network and learning rate."""
         return Figure(
             title="Input of a typical sigmoid of the last hidden layer during training: 15th, 50th and 85th percentile",
@@ -263,19 +265,17 @@ def _linear(config: Config, inputs: int, outputs: int, generator: torch.Generato
     return layer
 
 
-def _train(config: Config, network: str, rate: float, seed: int, train: Labelled, test: Labelled) -> _Course:
-    model = _build(config, network, train.images.shape[1], seed)
+def _train(config: Config, network: str, rate: float, seed: int, train: Batch, test: Batch) -> _Course:
+    model = _build(config, network, train[0].shape[1], seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     looks = {round(config.steps * (look + 1) / config.logged) for look in range(config.logged)} - {0}
     accuracies, percentiles, last = [], [], torch.empty(0)
     batches = minibatches(train, config.batch, torch.Generator().manual_seed(seed))
-    for step, (images, labels) in enumerate(islice(batches, config.steps), start=1):
-        optimizer.zero_grad()
-        cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    for step, batch in enumerate(islice(batches, config.steps), start=1):
+        take_step(model, [batch], optimizer)
         if step in looks:
             accuracies.append(accuracy(model, test))
-            inputs = list(_hidden_inputs(model, test.images))
+            inputs = list(_hidden_inputs(model, test[0]))
             last = torch.cat(inputs)
             percentiles.append(inputs[-1].quantile(torch.tensor(_PERCENTILES) / 100, dim=0))
     saturated = float((last.abs() > _SATURATED).double().mean())
@@ -322,6 +322,7 @@ def _append(table: dict[str, list[float | str]], network: str, course: _Course) 
                 table[name].append(value)
 
 
-def _binary(data: Labelled) -> Labelled:
+def _binary(data: Batch) -> Batch:
     """Return the images as vectors of zeros and ones, as the paper feeds them."""
-    return Labelled((data.images > 0.5).to(torch.float32).flatten(1), data.labels)
+    images, labels = data
+    return (images > 0.5).to(torch.float32).flatten(1), labels

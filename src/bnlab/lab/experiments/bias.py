@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.functional import mse_loss
 
 import bnlab.nn
 from bnlab.lab.experiment import Claim, Experiment, Observation, Tick
-from bnlab.records import Axis, ClaimRecord, Figure, Mark, Rule
+from bnlab.records import Axis, Figure, Mark, Rule
 
 __all__ = ["Bias", "Config"]
 
@@ -164,7 +164,7 @@ class Bias(Experiment[Config]):
             notes=("Trained on frozen statistics: one batch sets the buffers, then training goes on in eval mode.",),
         )
 
-    def figure(self, claims: Sequence[ClaimRecord]) -> Figure:  # noqa: ARG002
+    def figure(self) -> Figure:
         """Draw the loss of each case, a colour per mode."""
         return Figure(
             title="Loss on a target with an offset, over offset squared",

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.lab.digits_cnn import accuracy, build, cut, read, seeded, shuffled, train
+from bnlab.lab import datasets
 from bnlab.lab.experiment import Claim, Experiment, Observation, Tick
-from bnlab.records import Axis, ClaimRecord, Figure, Mark, Rule
+from bnlab.lab.small_networks import accuracy, cnn, cut, seeded, shuffled, train
+from bnlab.records import Axis, Figure, Mark, Rule
 
 __all__ = ["Config", "DropoutBeforeBn", "expected_ratio"]
 
@@ -116,13 +117,13 @@ class DropoutBeforeBn(Experiment[Config]):
                 values["formula"][f"keep {kept:g}, c {squared_mean:g}"] = ratio / expected
                 _add(table, kept, f"linear, c {squared_mean:g}", ratio)
         tick(0.1)
-        train_data, test_data = read("train"), read("test")
+        train_data, test_data = (datasets.read(f"digits:{split}").batch() for split in ("train", "test"))
         shares = (1.0, *(kept for kept in config.kept if kept < 1))
         without = 0.0
         for index, kept in enumerate(shares):
             generator = torch.Generator().manual_seed(seed)
             with seeded(seed):
-                model = build(nn.BatchNorm2d, width=config.width, drop=1 - kept)
+                model = cnn(width=config.width, drop=1 - kept)
                 steps = [[batch] for _ in range(config.epochs) for batch in cut(shuffled(train_data, generator), 64)]
                 train(model, steps, learning_rate=config.learning_rate)
             mended = copy.deepcopy(model)
@@ -147,7 +148,7 @@ class DropoutBeforeBn(Experiment[Config]):
             notes=("the first layer of the CNN has no dropout before it",),
         )
 
-    def figure(self, claims: Sequence[ClaimRecord]) -> Figure:  # noqa: ARG002
+    def figure(self) -> Figure:
         """Draw the ratio over the share kept."""
         return Figure(
             title="Variance in eval mode over the running variance, with dropout before BN",

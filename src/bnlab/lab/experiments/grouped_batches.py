@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 import bnlab
-from bnlab.lab.digits_cnn import Batch, accuracy, build_dense, by_batch, cut, read, seeded, shuffled, train
+from bnlab.lab import datasets
 from bnlab.lab.experiment import Claim, Experiment, Observation, Tick
+from bnlab.lab.small_networks import Batch, accuracy, by_batch, cut, dense, seeded, shuffled, train
 from bnlab.nn import BatchRenorm1d, GhostBatchNorm1d, RenormSchedule
-from bnlab.records import Axis, ClaimRecord, Figure, Mark
+from bnlab.records import Axis, Figure, Mark
 
 __all__ = ["Config", "GroupedBatches"]
 
@@ -110,14 +111,14 @@ class GroupedBatches(Experiment[Config]):
 
     def run(self, config: Config, seed: int, tick: Tick) -> Observation:
         """Train on the same images, in steps that hold every class alike; only what is normalised together differs."""
-        train_data, test_data = read("train"), read("test")
+        train_data, test_data = (datasets.read(f"digits:{split}").batch() for split in ("train", "test"))
         schemes = (("grouped", False), ("grouped", True), ("ghost", False), ("renorm", False), ("shuffle", False))
         rows: list[tuple[str, str, float]] = []
         found: dict[str, tuple[float, float, float]] = {}
         for index, (scheme, anew) in enumerate(schemes):
             generator = torch.Generator().manual_seed(seed)
             with seeded(seed):
-                model = build_dense(_norm(scheme, config.together), width=config.width)
+                model = dense(_norm(scheme, config.together), width=config.width)
             steps = [
                 _arranged(scheme, groups, config.together, generator)
                 for _ in range(config.epochs)
@@ -157,7 +158,7 @@ class GroupedBatches(Experiment[Config]):
             ),
         )
 
-    def figure(self, claims: Sequence[ClaimRecord]) -> Figure:  # noqa: ARG002
+    def figure(self) -> Figure:
         """Draw the accuracy, a bar for each kind of statistics, a panel for each way of training."""
         return Figure(
             title="Accuracy after training on batches of few classes, and with each cure",

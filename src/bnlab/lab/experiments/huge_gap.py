@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import bnlab.nn
 from bnlab.lab.experiment import Claim, Experiment, Observation, Tick
-from bnlab.records import Axis, ClaimRecord, Figure, Mark, Rule
+from bnlab.records import Axis, Figure, Mark, Rule
 
 __all__ = ["Config", "HugeGap", "Outcome", "train"]
 
@@ -286,7 +286,7 @@ class HugeGap(Experiment[Config]):
             notes=_NOTES,
         )
 
-    def figure(self, claims: Sequence[ClaimRecord]) -> Figure:  # noqa: ARG002
+    def figure(self) -> Figure:
         """Draw the last loss over the second input, a line per method, a panel per kind of pair and dtype."""
         return Figure(
             title="Loss after training on two inputs with targets 0 and 1",

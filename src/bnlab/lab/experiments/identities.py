@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import bnlab.nn
 from bnlab.lab.experiment import Claim, Experiment, Observation, Tick
-from bnlab.records import Axis, ClaimRecord, Figure, Mark, Rule
+from bnlab.records import Axis, Figure, Mark, Rule
 
 __all__ = ["Config", "Identities"]
 
@@ -146,7 +146,7 @@ class Identities(Experiment[Config]):
             notes=("All in float64; the seeds differ in the inputs, weights and gradients.",),
         )
 
-    def figure(self, claims: Sequence[ClaimRecord]) -> Figure:  # noqa: ARG002
+    def figure(self) -> Figure:
         """Draw the error of each equation, a shape per layer."""
         return Figure(
             title="Relative error of the equations of BN in float64",

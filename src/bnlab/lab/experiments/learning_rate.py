@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn import BatchNorm1d
 from torch.nn.functional import cross_entropy
 
+from bnlab.lab import datasets
 from bnlab.lab.experiment import Claim, Experiment, Observation, Tick
-from bnlab.lab.training import Labelled, accuracy, chosen_data, minibatches, read
-from bnlab.records import Axis, ClaimRecord, Figure, Mark, Rule
+from bnlab.lab.small_networks import Batch, accuracy, minibatches, seeded
+from bnlab.records import Axis, Figure, Mark, Rule
 
 __all__ = ["Config", "LearningRate"]
 
@@ -133,13 +134,15 @@ class LearningRate(Experiment[Config]):
 
     def resolve(self, config: Config) -> Config:
         """Fill in the data set."""
-        return dataclasses.replace(config, data=chosen_data(config.data, "digits", "mnist"))
+        return dataclasses.replace(config, data=datasets.chosen(config.data, "digits", "mnist", folder=self.data_dir))
 
     def run(self, config: Config, seed: int, tick: Tick) -> Observation:
         """Train with and without BN at each learning rate, then sigmoid networks of each depth."""
         data = self.resolve(config).data
-        train, test = (_flat(read(f"{data}:{split}")) for split in ("train", "test"))
-        train, test = train.parted(config.images)[0], test.parted(config.probe)[0]
+        train, test = (
+            _flat(datasets.load(f"{data}:{split}", batch_size=most, folder=self.data_dir)[0])
+            for split, most in (("train", config.images), ("test", config.probe))
+        )
         bench = _Bench(config, seed, train, test)
         rectified = f"ReLU, {config.depth} layers"
         plain, normalised = (bench.sweep(rectified, network, config.rates) for network in _NETWORKS)
@@ -166,12 +169,12 @@ class LearningRate(Experiment[Config]):
             },
             table=bench.table,
             notes=(
-                f"data: {data}, {len(train)} training and {len(test)} test images; PyTorch's own initial weights",
+                f"data: {data}, {len(train[1])} training and {len(test[1])} test images; PyTorch's own initial weights",
                 "the rate that multiples refer to is, for each seed, the one with the lowest loss without BN",
             ),
         )
 
-    def figure(self, claims: Sequence[ClaimRecord]) -> Figure:  # noqa: ARG002
+    def figure(self) -> Figure:
         """Draw the accuracy over the learning rate, a line with and one without BN, a panel per kind of network."""
         return Figure(
             title="Test accuracy after the same number of steps, by learning rate",
@@ -208,7 +211,7 @@ class _Bench:
         table: A row for each training of a sweep.
     """
 
-    def __init__(self, config: Config, seed: int, train: Labelled, test: Labelled) -> None:
+    def __init__(self, config: Config, seed: int, train: Batch, test: Batch) -> None:
         self._config, self._seed, self._train, self._test = config, seed, train, test
         self.table: dict[str, list[float | str]] = {"kind": [], "network": [], "rate": [], "accuracy": []}
 
@@ -226,7 +229,7 @@ class _Bench:
         sigmoid, config = kind.startswith("sigmoid"), self._config
         depth = int(kind.split()[1])
         model = _build(
-            self._train.images.shape[1], depth, config.width, nn.Sigmoid if sigmoid else nn.ReLU, network, self._seed
+            self._train[0].shape[1], depth, config.width, nn.Sigmoid if sigmoid else nn.ReLU, network, self._seed
         )
         losses = self._losses(model, rate, config.sigmoid_steps if sigmoid else config.steps)
         last = losses[-_LAST:]
@@ -253,8 +256,7 @@ def _build(
     inputs: int, depth: int, width: int, activation: Callable[[], nn.Module], network: str, seed: int
 ) -> nn.Sequential:
     """Return a network; the initial weights are the same with and without BN."""
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
+    with seeded(seed):
         layers: list[nn.Module] = []
         for size in (inputs, *[width] * (depth - 1)):
             layers.append(nn.Linear(size, width))
@@ -269,5 +271,5 @@ def _largest(trained: dict[float, _Trained]) -> float:
     return max((rate for rate, found in trained.items() if found.loss < _LEARNED * found.first), default=0.0)
 
 
-def _flat(data: Labelled) -> Labelled:
-    return Labelled(data.images.flatten(1), data.labels)
+def _flat(data: Batch) -> Batch:
+    return data[0].flatten(1), data[1]

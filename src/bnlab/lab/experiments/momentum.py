@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 import bnlab.nn
 from bnlab.lab.experiment import Claim, Experiment, Observation, Tick
-from bnlab.records import Axis, ClaimRecord, Figure, Mark, Rule
+from bnlab.records import Axis, Figure, Mark, Rule
 
 __all__ = ["Config", "Momentum", "program_3"]
 
@@ -201,7 +200,7 @@ class Momentum(Experiment[Config]):
             notes=("Program 3 and the decay are deterministic; the seeds differ in the noise.",),
         )
 
-    def figure(self, claims: Sequence[ClaimRecord]) -> Figure:  # noqa: ARG002
+    def figure(self) -> Figure:
         """Draw how the running mean follows a step, a line per momentum."""
         return Figure(
             title="Running mean after the mean of the input stepped from 0 to 1",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -12,9 +11,10 @@ import torch
 from torch import nn
 
 import bnlab
-from bnlab.lab.digits_cnn import Batch, accuracy, build, build_dense, by_batch, cut, read, seeded, shuffled, train
+from bnlab.lab import datasets
 from bnlab.lab.experiment import Claim, Experiment, Observation, Tick
-from bnlab.records import Axis, ClaimRecord, Figure, Mark
+from bnlab.lab.small_networks import Batch, accuracy, by_batch, cnn, cut, dense, seeded, shuffled, train
+from bnlab.records import Axis, Figure, Mark
 
 __all__ = ["Config", "Recalibration"]
 
@@ -173,7 +173,7 @@ class Recalibration(Experiment[Config]):
         runs = [(kind, together) for together in config.normalized for kind in ("CNN", "dense")]
         for index, (kind, together) in enumerate(runs):
             with seeded(seed):
-                network = build(nn.BatchNorm2d, width=config.width) if kind == "CNN" else build_dense(nn.BatchNorm1d)
+                network = cnn(width=config.width) if kind == "CNN" else dense(nn.BatchNorm1d)
             _over_the_batches(config, network, f"{together} together ({kind})", together, generator, found)
             tick(0.2 + 0.8 * (index + 1) / len(runs))
         names = ("panel", "statistics", "images", "error")
@@ -186,7 +186,7 @@ class Recalibration(Experiment[Config]):
             ),
         )
 
-    def figure(self, claims: Sequence[ClaimRecord]) -> Figure:  # noqa: ARG002
+    def figure(self) -> Figure:
         """Draw the test error, a panel for each sweep, a line for each kind of statistics."""
         return Figure(
             title="Test error with running, recomputed and batch statistics",
@@ -210,9 +210,9 @@ class _Found:
 
 def _over_the_training(config: Config, seed: int, generator: torch.Generator, found: _Found) -> nn.Module:
     """Train with a large batch; compare running and recomputed statistics on the way and at the end."""
-    train_data, test_data = read("train"), read("test")
+    train_data, test_data = _digits()
     with seeded(seed):
-        model = build(nn.BatchNorm2d, width=config.width)
+        model = cnn(width=config.width)
     steps = [[batch] for _ in range(config.epochs) for batch in cut(shuffled(train_data, generator), config.batch_size)]
     wanted = {len(steps) * epoch // config.epochs: epoch for epoch in config.early}
     kept: dict[int, nn.Module] = {}
@@ -235,7 +235,7 @@ def _over_the_training(config: Config, seed: int, generator: torch.Generator, fo
 
 def _over_the_images(config: Config, model: nn.Module, generator: torch.Generator, found: _Found) -> None:
     """Recompute the statistics of the converged network from few images and many."""
-    train_data, test_data = read("train"), read("test")
+    train_data, test_data = _digits()
     whole = _recalibrated(model, cut(train_data, _BY), test_data)
     for count in config.images:
         errors = []
@@ -252,7 +252,7 @@ def _over_the_batches(
     config: Config, model: nn.Module, name: str, together: int, generator: torch.Generator, found: _Found
 ) -> None:
     """Train with so many images normalised together; measure the three errors, and those by forwarded batch."""
-    train_data, test_data = read("train"), read("test")
+    train_data, test_data = _digits()
     steps = [
         cut(whole, together)
         for _ in range(config.passes)
@@ -277,6 +277,11 @@ def _over_the_batches(
             found.rows.append(("over the images forwarded", name, float(size), error))
             if size in _SIZES:
                 found.values[_SIZES[size]][name] = error - population
+
+
+def _digits() -> tuple[Batch, Batch]:
+    """Return all images to train on, and all to test with."""
+    return datasets.read("digits:train").batch(), datasets.read("digits:test").batch()
 
 
 def _error(model: nn.Module, data: Batch) -> float:

@@ -11,11 +11,11 @@ from itertools import islice
 import torch
 from torch import nn
 from torch.nn import BatchNorm2d
-from torch.nn.functional import cross_entropy
 
+from bnlab.lab import datasets
 from bnlab.lab.experiment import Claim, Experiment, Observation, Tick
-from bnlab.lab.training import Labelled, accuracy, chosen_data, minibatches, read
-from bnlab.records import Axis, ClaimRecord, Figure, Mark
+from bnlab.lab.small_networks import Batch, accuracy, minibatches, seeded, take_step
+from bnlab.records import Axis, Figure, Mark
 
 __all__ = ["Config", "StepsToAccuracy"]
 
@@ -106,13 +106,15 @@ class StepsToAccuracy(Experiment[Config]):
 
     def resolve(self, config: Config) -> Config:
         """Fill in the data set."""
-        return dataclasses.replace(config, data=chosen_data(config.data, "cifar10", "digits"))
+        return dataclasses.replace(config, data=datasets.chosen(config.data, "cifar10", "digits", folder=self.data_dir))
 
     def run(self, config: Config, seed: int, tick: Tick) -> Observation:
         """Train each setting from the same weights on the same batches."""
         data = self.resolve(config).data
-        whole = _centred(read(f"{data}:train", config.images))
-        train, test = whole.parted(len(whole) - min(config.held_out, len(whole) // 5))
+        images, labels = datasets.load(f"{data}:train", batch_size=config.images, folder=self.data_dir)[0]
+        images = (images - 0.5) / 0.25
+        kept = len(labels) - min(config.held_out, len(labels) // 5)
+        train, test = (images[:kept], labels[:kept]), (images[kept:], labels[kept:])
         values: dict[str, dict[str, float]] = {claim.key: {} for claim in self.claims}
         table: dict[str, list[float | str]] = {"base": [], "network": [], "step": [], "accuracy": []}
         known: dict[tuple[str, float], list[float]] = {}
@@ -137,13 +139,13 @@ class StepsToAccuracy(Experiment[Config]):
             values=values,
             table=table,
             notes=(
-                f"data: {data}, {len(train)} images to train on and {len(test)} held out, of the training split",
+                f"data: {data}, {len(train[1])} images to train on and {len(test[1])} held out, of the training split",
                 f"the accuracy to reach is the best that the network without BN shows in {config.steps} steps",
                 "a low base rate leaves more to gain: compare the base rates",
             ),
         )
 
-    def figure(self, claims: Sequence[ClaimRecord]) -> Figure:  # noqa: ARG002
+    def figure(self) -> Figure:
         """Draw the accuracy over the steps, a line per setting, a panel per base rate."""
         return Figure(
             title="Held-out accuracy during training; x5 and x30 are multiples of the base learning rate",
@@ -159,8 +161,7 @@ class StepsToAccuracy(Experiment[Config]):
 
 def _build(config: Config, network: str, shape: Sequence[int], seed: int) -> nn.Sequential:
     """Return a small convolutional network; the initial weights are the same with and without BN."""
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
+    with seeded(seed):
         layers: list[nn.Module] = []
         inputs, side = shape[0], shape[-1]
         for outputs in config.channels:
@@ -172,16 +173,14 @@ def _build(config: Config, network: str, shape: Sequence[int], seed: int) -> nn.
         return nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs * side * side, 10))
 
 
-def _train(config: Config, network: str, rate: float, seed: int, train: Labelled, test: Labelled) -> list[float]:
+def _train(config: Config, network: str, rate: float, seed: int, train: Batch, test: Batch) -> list[float]:
     """Return the held-out accuracy at each look."""
-    model = _build(config, network, train.images.shape[1:], seed)
+    model = _build(config, network, train[0].shape[1:], seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     batches = minibatches(train, config.batch, torch.Generator().manual_seed(seed))
     curve = []
-    for step, (images, labels) in enumerate(islice(batches, config.steps), start=1):
-        optimizer.zero_grad()
-        cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    for step, batch in enumerate(islice(batches, config.steps), start=1):
+        take_step(model, [batch], optimizer)
         if step % config.every == 0:
             curve.append(accuracy(model, test))
     return curve
@@ -205,7 +204,3 @@ def _numbers(steps: dict[tuple[str, int], float], base: str) -> dict[str, dict[s
 
 def _ratio(before: float, after: float) -> float:
     return 0.0 if math.isinf(after) else before / after
-
-
-def _centred(data: Labelled) -> Labelled:
-    return Labelled((data.images - 0.5) / 0.25, data.labels)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from bnlab.lab.experiment import Claim, Experiment, Observation, Tick
-from bnlab.records import Axis, ClaimRecord, Figure, Mark, Rule
+from bnlab.records import Axis, Figure, Mark, Rule
 
 __all__ = ["Config", "TrainEval"]
 
@@ -108,7 +107,7 @@ class TrainEval(Experiment[Config]):
             table=table,
         )
 
-    def figure(self, claims: Sequence[ClaimRecord]) -> Figure:  # noqa: ARG002
+    def figure(self) -> Figure:
         """Draw the ratio over the updates, a line per momentum, a panel per batch size."""
         return Figure(
             title="Eval output over train output for one batch shown again and again",

@@ -29,6 +29,7 @@ from bnlab.remedies.fold_onnx.pairs import BatchNormNode, Fold, NotPossible, pla
 from bnlab.remedies.fold_onnx.proof import Proof
 from bnlab.remedies.fold_onnx.run import CannotRun
 from bnlab.remedies.fold_onnx.scope import Scope, all_scopes, is_standard, overridable
+from bnlab.wording import listed
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -177,7 +178,9 @@ class _Folding:
 
     def record(self) -> Changes:
         """Return the record of everything."""
-        instead = [f"{_some(names)} became Mul and Add: {reason}" for reason, names in self.instead.items()]
+        instead = [
+            f"{listed(names, _MOST_NAMES)} became Mul and Add: {reason}" for reason, names in self.instead.items()
+        ]
         return Changes(
             bnlab=__version__,
             action="fold",
@@ -338,11 +341,6 @@ def _distinct(names: Iterator[str]) -> Iterator[str]:
     for name in names:
         seen[name] = seen.get(name, 0) + 1
         yield name if seen[name] == 1 else f"{name}#{seen[name]}"
-
-
-def _some(names: list[str]) -> str:
-    rest = len(names) - _MOST_NAMES
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _serialized(model: ModelProto, path: Path) -> bytes:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 
+from bnlab import wording
 from bnlab.report.text.diagnosis import plain
 
 __all__ = ["channels", "counted", "json_for_script", "layer_name", "number", "presentable"]
@@ -44,7 +45,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun, as "1 layer" or "2,048 channels"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return wording.counted(count, noun, separator=",")
 
 
 def channels(indices: Sequence[int] | None, width: int) -> str:
@@ -53,8 +54,8 @@ def channels(indices: Sequence[int] | None, width: int) -> str:
         return ""
     if len(indices) == width:
         return f"all {width:,}"
-    listed = ", ".join(map(str, indices[:_MOST_CHANNELS])) + (", ..." if len(indices) > _MOST_CHANNELS else "")
-    return f"{len(indices):,} of {width:,}: {listed}" if width else listed
+    first = wording.abridged([str(index) for index in indices], _MOST_CHANNELS)
+    return f"{len(indices):,} of {width:,}: {first}" if width else first
 
 
 def json_for_script(value: object) -> str:

@@ -12,6 +12,7 @@ from bnlab.report.html import channels as _channels
 from bnlab.report.html.escaping import counted, layer_name, number, presentable
 from bnlab.report.html.markers import Marked
 from bnlab.report.text.diagnosis import root_gap
+from bnlab.wording import listed
 
 __all__ = ["FACTS", "between", "layer_data"]
 
@@ -55,6 +56,7 @@ _SERIES = {
 
 _OF_THE_LAYER = 3
 _MOST_FINDINGS = 8
+_MOST_INPUTS = 8
 _LONGEST_MESSAGE = 300
 _MOST_TEXT = 150_000
 
@@ -142,8 +144,6 @@ class _Writer:
 def _facts(layer: LayerRecord) -> list[str]:
     """Return what is said of a layer, "" for what is not known, in the order of `FACTS`."""
     momentum = "None (cumulative)" if layer.momentum is None else f"{layer.momentum:g}"
-    shown = [layer_name(path) for path in layer.inputs[:8]]
-    rest = len(layer.inputs) - len(shown)
     return [
         f"{layer.channels:,}",
         presentable(layer.dtype),
@@ -152,7 +152,7 @@ def _facts(layer: LayerRecord) -> list[str]:
         f"{layer.eps:g}" + _assumed(layer, "eps"),
         "" if layer.affine else "none",
         "" if layer.calls is None else str(layer.calls),
-        ", ".join(shown) + (f" and {rest} more" if rest else ""),
+        listed([layer_name(path) for path in layer.inputs], _MOST_INPUTS),
         presentable(layer.network),
         between(layer.running_mean),
         between(layer.running_var),

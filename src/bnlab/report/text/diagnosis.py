@@ -21,6 +21,7 @@ from rich.text import Text
 
 from bnlab.records import REMEDIES, Cause, DiagnosisRecord, Finding, LayerRecord, Level, Quantity, Safety, Status
 from bnlab.report.text.bars import UNICODE, Marks
+from bnlab.wording import abridged, and_more, counted
 
 __all__ = [
     "SAFETY_PHRASES",
@@ -153,10 +154,10 @@ def summary_line(diagnosis: DiagnosisRecord) -> Text:
     codes = list(dict.fromkeys(plain(f.code) for f in diagnosis.findings if f.level.at_least(Level.WARNING)))
     line = Text()
     line.append(plain(diagnosis.target.name), style="bold")
-    line.append(f": {_count(summary.layers, 'layer')}, ")
+    line.append(f": {counted(summary.layers, 'layer')}, ")
     style = _STYLES[worst] if codes else "green"
-    line.append(f"{_count(summary.errors, 'error')}, {_count(summary.warnings, 'warning')}", style=style)
-    line.append(f", {_count(summary.infos, 'note')}" + (f" ({', '.join(codes)})" if codes else ""))
+    line.append(f"{counted(summary.errors, 'error')}, {counted(summary.warnings, 'warning')}", style=style)
+    line.append(f", {counted(summary.infos, 'note')}" + (f" ({', '.join(codes)})" if codes else ""))
     return line
 
 
@@ -183,7 +184,7 @@ def _head(diagnosis: DiagnosisRecord, sheet: Sheet) -> Text:
     dtypes = ", ".join(dict.fromkeys(sheet.plain(layer.dtype) for layer in diagnosis.layers))
     among = f" in {networks} networks" if networks > 1 else ""
     name = Text(sheet.plain(diagnosis.target.name), style="bold cyan")
-    counts = f"{_count(summary.layers, 'BN layer')}{among}, {_count(summary.channels, 'channel')}, {dtypes}"
+    counts = f"{counted(summary.layers, 'BN layer')}{among}, {counted(summary.channels, 'channel')}, {dtypes}"
     return Text.assemble(name, f"\n{counts}\n")
 
 
@@ -228,14 +229,13 @@ def _causes(diagnosis: DiagnosisRecord, sheet: Sheet) -> Iterable[RenderableType
 def _cause_layers(cause: Cause, sheet: Sheet) -> Text:
     most = _MOST_CAUSE_LAYERS * (2 if sheet.wide else 1)
     names = ", ".join(_layer_name(name, sheet).plain for name in cause.layers[:most])
-    rest = len(cause.layers) - most
-    return Text(names + (f" and {rest} more" if rest > 0 else ""))
+    return Text(names + and_more(len(cause.layers) - most))
 
 
 def _group(findings: Sequence[Finding], diagnosis: DiagnosisRecord, sheet: Sheet) -> Iterable[RenderableType]:
     first, code = findings[0], sheet.plain(findings[0].code)
     title = Text.assemble((_HEADINGS[first.level], _STYLES[first.level]), f" {code} ")
-    yield title.append(f"in {_count(len(findings), 'layer')}" if first.layer is not None else "in the network")
+    yield title.append(f"in {counted(len(findings), 'layer')}" if first.layer is not None else "in the network")
     yield Padding(Text(sheet.plain(first.why)), (0, 0, 0, 2))
     if first.layer is None:
         for finding in findings:
@@ -243,7 +243,7 @@ def _group(findings: Sequence[Finding], diagnosis: DiagnosisRecord, sheet: Sheet
     else:
         yield Padding(_findings_table(findings[:_MOST_FINDINGS], diagnosis, sheet), (0, 0, 0, 1))
     if len(findings) > _MOST_FINDINGS:
-        yield Text(f"  ... and {_count(len(findings) - _MOST_FINDINGS, 'more layer')}: --format json has them all")
+        yield Text(f"  ... and {counted(len(findings) - _MOST_FINDINGS, 'more layer')}: --format json has them all")
     remedies = sheet.plain(", ".join(map(remedy_phrase, first.remedies)))
     yield Padding(Text(f"remedy: {remedies}; bnlab explain {code}", style="dim"), (0, 0, 0, 2))
 
@@ -314,7 +314,7 @@ def _layers(diagnosis: DiagnosisRecord, sheet: Sheet) -> Iterable[RenderableType
     yield table
     hidden = len(diagnosis.layers) - len(layers)
     if hidden:
-        yield Text(f"  ... and {_count(hidden, 'more layer')}: --format json has them all")
+        yield Text(f"  ... and {counted(hidden, 'more layer')}: --format json has them all")
 
 
 def _measured_columns(layers: Sequence[LayerRecord], diagnosis: DiagnosisRecord, sheet: Sheet) -> list[_Column]:
@@ -381,7 +381,7 @@ def _tail(diagnosis: DiagnosisRecord, sheet: Sheet, *, hidden: int) -> Iterable[
     for note in diagnosis.notes[:_MOST_NOTES]:
         yield Text(sheet.plain(note), style="dim")
     if len(diagnosis.notes) > _MOST_NOTES:
-        yield Text(f"... and {_count(len(diagnosis.notes) - _MOST_NOTES, 'more note')}: --format json has them all")
+        yield Text(f"... and {counted(len(diagnosis.notes) - _MOST_NOTES, 'more note')}: --format json has them all")
     by_status = {status: [o for o in diagnosis.outcomes if o.status is status] for status in Status}
     for outcome in by_status[Status.CRASHED]:
         yield Text(sheet.plain(f"{outcome.code} crashed: {outcome.reason or ''}"), style="bold red")
@@ -393,11 +393,11 @@ def _tail(diagnosis: DiagnosisRecord, sheet: Sheet, *, hidden: int) -> Iterable[
     passed = len(by_status[Status.PASSED])
     summary = diagnosis.summary
     counts = ", ".join(
-        _count(number, noun)
+        counted(number, noun)
         for number, noun in ((summary.errors, "error"), (summary.warnings, "warning"), (summary.infos, "note"))
     )
     below = f" ({hidden} not shown: --level info)" if hidden else ""
-    yield Text(f"{counts}{below}; {passed} of {_count(len(diagnosis.outcomes), 'check')} passed")
+    yield Text(f"{counts}{below}; {passed} of {counted(len(diagnosis.outcomes), 'check')} passed")
 
 
 def _layer_name(name: str, sheet: Sheet = Sheet(_COMMON_WIDTH), room: int | None = None) -> Text:
@@ -434,14 +434,9 @@ def _channels(channels: Sequence[int] | None, width: int, sheet: Sheet) -> str:
     if len(channels) == width:
         return f"all {width}"
     most = 8 if sheet.wide else 4
-    listed = ", ".join(map(str, channels[:most])) + (", ..." if len(channels) > most else "")
-    told = f"{len(channels)} of {width}: {listed}"
+    told = f"{len(channels)} of {width}: {abridged(list(map(str, channels)), most)}"
     return told if len(told) <= _WIDEST_CHANNELS * (2 if sheet.wide else 1) else f"{len(channels)} of {width}"
 
 
 def _quantities(quantities: Mapping[str, Quantity], sheet: Sheet) -> str:
     return "\n".join(f"{sheet.plain(name)} {quantity.value:.3g}" for name, quantity in quantities.items())
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -12,6 +12,7 @@ from rich.text import Text
 from bnlab.records import Changes, Measurement, Recheck
 from bnlab.report.text.bars import Marks
 from bnlab.report.text.diagnosis import SAFETY_PHRASES, Report, plain, root_gap, write
+from bnlab.wording import counted, listed
 
 __all__ = ["render_changes", "renderable"]
 
@@ -66,7 +67,7 @@ def _lines(changes: Changes, marks: Marks) -> Iterable[str]:
 
 def _head(changes: Changes) -> str:
     count = len({change.layer for change in changes.changes})
-    layers = "1 layer" if count == 1 else f"{count} layers"
+    layers = counted(count, "layer")
     if changes.planned:
         return f"{changes.action}: {layers} to change, {SAFETY_PHRASES[changes.safety]}; nothing was changed yet"
     if not changes.kept:
@@ -114,5 +115,4 @@ def _largest(gaps: Mapping[str, Mapping[str, float]]) -> str:
 
 def _names(names: Iterable[str], marks: Marks) -> str:
     distinct = list(dict.fromkeys(plain(name, marks) or "the model itself" for name in names))
-    rest = len(distinct) - _MOST_LAYERS
-    return ", ".join(distinct[:_MOST_LAYERS]) + (f" and {rest} more" if rest > 0 else "")
+    return listed(distinct, _MOST_LAYERS)
