@@ -94,13 +94,8 @@ class StatisticsBarelyUpdated(Check[Limits]):
             assumed = "an assumed momentum" if "momentum" in layer.hyperparameters.assumed else "momentum"
             yield self.finding(
                 layer,
-<<<<<<< HEAD
-                f"after {counter} update{'s' if counter > 1 else ''} at {assumed} {show(momentum)} the initial values "
-                f"keep {100 * weight:.2g} % of the weight, must be <= {100 * self.limits.initial_weight:.2g} %",
-=======
                 f"after {counted(counter, 'update')} at {assumed} {show(momentum)} the initial values "
-                f"keep {100 * weight:.2g} % of the weight, must be <= {100 * limits.initial_weight:.2g} %",
->>>>>>> room-lab
+                f"keep {100 * weight:.2g} % of the weight, must be <= {100 * self.limits.initial_weight:.2g} %",
                 measured={
                     "initial weight": Quantity(weight, "fraction"),
                     "num_batches_tracked": Quantity(counter, "batches"),

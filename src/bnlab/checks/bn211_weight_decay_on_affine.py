@@ -71,13 +71,8 @@ class WeightDecayOnAffine(ModelCheck[Limits]):
         names = "" if len(found) == len(decays) else f" ({abridged(list(found), _MOST_NAMES)})"
         yield self.finding(
             None,
-<<<<<<< HEAD
-            f"weight decay of {show(max(found.values()))} applies to weight or bias of {len(found)} of {len(decays)} "
-            f"layer{several}{names}, must be <= {show(self.limits.decay)}",
-=======
             f"weight decay of {show(max(found.values()))} applies to weight or bias of "
-            f"{out_of(len(found), len(decays), 'layer')}{names}, must be <= {show(limits.decay)}",
->>>>>>> room-lab
+            f"{out_of(len(found), len(decays), 'layer')}{names}, must be <= {show(self.limits.decay)}",
             measured={
                 "weight decay": Quantity(max(found.values()), "1"),
                 "layers": Quantity(len(found), "layers"),

@@ -13,12 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bnlab.cli.output import check_output, complain, emit, require_pages
-<<<<<<< HEAD
-from bnlab.cli.targets import build_model, expand, is_model_spec
-=======
-from bnlab.cli.progress import advancing
 from bnlab.cli.targets import expand, is_model_spec, load_target
->>>>>>> room-files
 from bnlab.errors import BnlabError, NoBatchNorm, UsageError
 from bnlab.records import Level, Status
 

@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-<<<<<<< HEAD
-from bnlab.cli.output import PageFormat, check_output, require_pages, show_receipt, write_whole
-=======
 from bnlab.cli.output import PageFormat, check_output, require_pages, show_receipt, write_output
-from bnlab.cli.progress import advancing
->>>>>>> room-files
 from bnlab.cli.specs import load_data, load_metric
 from bnlab.cli.targets import load_target
 from bnlab.errors import UsageError

@@ -11,22 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-<<<<<<< HEAD
 from bnlab.conventions import wrapper_prefix
 from bnlab.errors import UsageError
 from bnlab.observe.files.checkpoint import FileFormat, StoredFile, named_errors, read_stored
 from bnlab.observe.files.containers import Container, containers, keys_of, kind_of, refusal_of_module, tensors_in
 from bnlab.observe.files.tensors import StoredTensor, item_bytes
+from bnlab.wording import listed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-=======
-from bnlab.errors import NotACheckpoint, PickledModule, UnreadableFile, UsageError
-from bnlab.observe.evidence import Hyperparameters
-from bnlab.observe.files.checkpoint import read_checkpoint
-from bnlab.observe.files.torch_file import is_legacy
-from bnlab.wording import listed
->>>>>>> room-lab
 
 __all__ = ["CheckpointFile", "load_into", "state_dict_file"]
 
@@ -53,41 +46,15 @@ def load_into(model: nn.Module, path: Path) -> CheckpointFile:
         UsageError: If no state dict in it fits the model.
     """
     wanted = model.state_dict()
-<<<<<<< HEAD
     stored = read_stored(path)
     with named_errors(path):
         state = _best_state_dict(stored.tree, wanted)
         unfit = state.unfit(wanted)
         if unfit:
-            more = f" and {len(unfit) - _MOST_NAMED} more" if len(unfit) > _MOST_NAMED else ""
-            raise UsageError(f"state dict must fit the model, got {', '.join(unfit[:_MOST_NAMED])}{more}.")
+            raise UsageError(f"state dict must fit the model, got {listed(unfit, _MOST_NAMED)}.")
         values = {name: _as_tensor(tensor) for name, tensor in state.tensors.items()}
     model.load_state_dict(values, strict=False)
     return CheckpointFile(path, stored, state)
-=======
-    content = _content(path)
-    best: tuple[int, _StateDict] | None = None
-    for found in _state_dicts(content):
-        fitting = sum(name in wanted and found.tensor(name).shape == wanted[name].shape for name in found.names)
-        if best is None or fitting > best[0]:
-            best = fitting, found
-    if best is None:
-        raise UsageError(f"{path}: file must hold a state dict, got none.")
-    state = {name: best[1].tensor(name) for name in best[1].names}
-    odd = [
-        *(f"no {name}" for name in wanted if name not in state and not name.endswith("num_batches_tracked")),
-        *(f"an unexpected {name}" for name in state if name not in wanted),
-        *(
-            f"{name} of shape {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
-            for name in wanted
-            if name in state and state[name].shape != wanted[name].shape
-        ),
-    ]
-    if odd:
-        raise UsageError(f"{path}: state dict must fit the model, got {listed(odd, _MOST_NAMED)}.")
-    model.load_state_dict(state, strict=False)
-    return CheckpointFile(path, content, best[1])
->>>>>>> room-lab
 
 
 @dataclass(frozen=True)
