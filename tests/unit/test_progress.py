@@ -1,8 +1,8 @@
-from bnlab.cli.progress import advancing
+from bnlab.progress import reporting
 
 
 def test_nothing_is_shown_where_nobody_watches(capsys):
-    with advancing() as advance:
+    with reporting() as advance:
         for _ in range(3):
             advance("statistics")
         advance("metric")
