@@ -14,11 +14,10 @@ settings.register_profile(
 )
 settings.load_profile("bnlab")
 
-# A worker of pytest-xdist has one core for itself: with more threads than that the workers wait for each other.
-# BNLAB_TEST_THREADS and BNLAB_TEST_FLUSH_DENORMAL give the rounding of other machines: see `make test-machines`.
-_THREADS = os.environ.get("BNLAB_TEST_THREADS") or ("1" if "PYTEST_XDIST_WORKER" in os.environ else "")
-if _THREADS:
-    torch.set_num_threads(int(_THREADS))
+# One thread, alone or as one of two workers: the tensors are small, and on a busy machine threads that wait for each
+# other take many times as long. BNLAB_TEST_THREADS and BNLAB_TEST_FLUSH_DENORMAL round as other machines do: see
+# `make test-machines`.
+torch.set_num_threads(int(os.environ.get("BNLAB_TEST_THREADS", "1")))
 if os.environ.get("BNLAB_TEST_FLUSH_DENORMAL") == "1" and not torch.set_flush_denormal(True):
     raise pytest.UsageError("BNLAB_TEST_FLUSH_DENORMAL: this processor cannot flush denormal numbers to 0.")
 

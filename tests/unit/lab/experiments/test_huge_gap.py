@@ -11,8 +11,11 @@ from bnlab.lab.verdict import judge
 
 pytestmark = pytest.mark.trains
 
+# Of two inputs BN leaves no gradient to the layer in front but rounding, by which Adam walks its weight about. At 3e19
+# a weight that has grown overflows, and from 1e18 to 1e22 one may pass 0 in the last steps: there the layer in front is
+# held, in a test of its own.
 SMALL = Config(
-    apart=(2.0, 1e2, 2e3, 2e5, 2e13, 3e19, 1e20, 1e38), small=(1e-30, 1e-6, 1e-4, 1.0), close=(1.0, 1e6, 1e7), steps=160
+    apart=(2.0, 1e2, 2e3, 2e5, 2e13, 1e25, 1e38), small=(1e-30, 1e-6, 1e-4, 1.0), close=(1.0, 1e6, 1e7), steps=160
 )
 SETTINGS = {field.name: getattr(SMALL, field.name) for field in dataclasses.fields(SMALL)}
 
@@ -53,16 +56,28 @@ def test_the_facts_of_the_article():
         "close": "depends",
         "close-bnlab": "supported",
     }
-    assert claims["no-help"].boundary == "fails up to 3e+19, holds from 1e+20"
+    assert claims["no-help"].boundary == "fails up to 2e+13, holds from 1e+25"
     assert {estimate.values for estimate in claims["overflow"].estimates} == {(0.5, 0.5, 0.5)}
     assert claims["eval-mode"].estimates[0].condition == "200000"
     assert claims["no-bn"].estimates[0].condition == "2000"
     assert claims["close"].boundary == "fails up to 1e+06 + 1, holds from 1e+07 + 1"
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_with_the_layer_in_front_held_torchs_layer_learns_up_to_3e19_and_ours_further(seed):
+    pairs = torch.tensor([[1.0, 1.0], [3e19, 1e20]], dtype=torch.float64)
+    torchs, ours = (
+        train(pairs, f"{whose}, train mode", torch.float32, Config(steps=160), seed, learns="affine").last[0]
+        for whose in ("torch", "bnlab")
+    )
+    assert torchs[0] < 0.05
+    assert torchs[1] == 0.5
+    assert (ours < 0.05).all()
+
+
 def test_the_losses_of_the_article():
     x = torch.tensor([[1.0], [2e13]], dtype=torch.float64)
-    outcome = train(x, "torch, train mode", torch.float32, Config(), 0)
+    outcome = train(x, "torch, train mode", torch.float32, Config(), 0, learns="affine")
     assert float(outcome.first[0]) == pytest.approx(0.145, abs=1e-3)
     assert float(outcome.last[0]) == pytest.approx(0.00075, abs=1e-5)
     assert outcome.why == ("learns",)
@@ -86,14 +101,16 @@ def test_why_it_is_stuck(pair, method, reason):
 
 def test_a_channel_is_a_run_of_its_own():
     pairs = torch.tensor([[1.0, 1.0, 1.0], [2e13, 1e20, 50.0]], dtype=torch.float64)
-    together = train(pairs, "bnlab, train mode", torch.float32, Config(steps=50), 1)
+    settings = "bnlab, train mode", torch.float32, Config(steps=50), 1
+    together = train(pairs, *settings, learns="affine")
     for index in range(3):
-        alone = train(pairs[:, index : index + 1], "bnlab, train mode", torch.float32, Config(steps=50), 1)
+        alone = train(pairs[:, index : index + 1], *settings, learns="affine")
         torch.testing.assert_close(alone.last[0, 0], together.last[0, index])
+        torch.testing.assert_close(alone.gamma[0, 0], together.gamma[0, index])
 
 
 def test_the_same_seed_gives_the_same_observation():
-    config = dataclasses.replace(SMALL, apart=(2.0, 1e2, 1e20), small=(1e-3,), close=(1e7,), steps=20)
+    config = dataclasses.replace(SMALL, apart=(2.0, 1e2, 1e25), small=(1e-3,), close=(1e7,), steps=20)
     assert numbers(config) == numbers(config)
     assert numbers(config) != numbers(config, 1)
 
