@@ -1,6 +1,8 @@
 """The BN operators and where they run."""
 
-from bnlab.kernels.dispatch import BACKENDS, Choice, Request, choose
-from bnlab.kernels.operators import batch_norm_eval, batch_norm_train, renorm_correction
+from bnlab.kernels.compiled import batch_norm_train, renorm_correction
+from bnlab.kernels.dispatch import BACKENDS, Choice, choose
+from bnlab.kernels.fixed_statistics import batch_norm_eval
+from bnlab.kernels.request import Request
 
 __all__ = ["BACKENDS", "Choice", "Request", "batch_norm_eval", "batch_norm_train", "choose", "renorm_correction"]

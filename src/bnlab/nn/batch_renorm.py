@@ -14,8 +14,10 @@ from typing_extensions import Unpack
 from bnlab.errors import UsageError
 from bnlab.functional.moments import per_channel
 from bnlab.kernels import batch_norm_train, renorm_correction
-from bnlab.nn.base import BatchNormBase, BatchStatistics, Options, is_recomputation
+from bnlab.nn.base import BatchNormBase
 from bnlab.nn.layer_path import layer_path
+from bnlab.nn.options import Options
+from bnlab.nn.running_update import BatchStatistics, is_recomputation
 
 __all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d", "RenormSchedule"]
 

@@ -10,26 +10,17 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from bnlab.errors import UsageError
-from bnlab.kernels import batch_norm_eval, batch_norm_train
-from bnlab.nn.base import BatchNormBase, BatchStatistics, Options, is_recomputation
+from bnlab.kernels import Request, batch_norm_eval, batch_norm_train
+from bnlab.kernels.compiled import copied
+from bnlab.nn.base import BatchNormBase
 from bnlab.nn.layer_path import layer_path
+from bnlab.nn.options import Options
+from bnlab.nn.running_update import BatchStatistics, is_recomputation
 
 __all__ = ["FrozenBatchNorm1d", "FrozenBatchNorm2d", "FrozenBatchNorm3d"]
 
 _REMEMBERED = 64
 """Batches whose statistics are kept for activation checkpointing, each of the size of a few vectors."""
-
-torch.library.define("bnlab::copied", "(Tensor x) -> Tensor")
-
-
-@torch.library.impl("bnlab::copied", "default")
-def _copied(x: Tensor) -> Tensor:
-    return x.clone()
-
-
-@torch.library.register_fake("bnlab::copied")  # type: ignore[untyped-decorator]
-def _fake_copied(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
 
 
 class FrozenBatchNorm(BatchNormBase):
@@ -70,6 +61,12 @@ class FrozenBatchNorm(BatchNormBase):
         """Whether the statistics of the batch are looked at: to move the running ones, not to normalise."""
         return self.training and self.moves_statistics and self.track_running_stats
 
+    def _request(self, x: Tensor, residual: Tensor | None, mask: Tensor | None, by_batch: bool) -> Request:
+        """Return what a call asks of the kernels: statistics of the batch that only move others do not normalise."""
+        request = super()._request(x, residual, mask, by_batch)
+        withheld = self.running_mean is None or self.running_var is None
+        return request if withheld or not by_batch else request._replace(statistics="running")
+
     def _normalized_by_batch(self, x: Tensor, weights: Tensor | None) -> tuple[Tensor, list[BatchStatistics]]:
         if self.running_mean is None or self.running_var is None:
             return super()._normalized_by_batch(x, weights)
@@ -93,7 +90,7 @@ class FrozenBatchNorm(BatchNormBase):
             )
         if torch.compiler.is_compiling():
             # a clone would be made again in the backward pass, of what the forward pass has moved meanwhile
-            return torch.ops.bnlab.copied(running_mean), torch.ops.bnlab.copied(running_var)
+            return copied(running_mean), copied(running_var)
         old_mean, old_var = running_mean.clone(), running_var.clone()
         self._recent.append((mean, old_mean, old_var))
         return old_mean, old_var

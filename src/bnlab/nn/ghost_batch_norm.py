@@ -7,7 +7,10 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from bnlab.errors import UsageError
-from bnlab.nn.base import BatchNormBase, BatchStatistics, Options
+from bnlab.nn.base import BatchNormBase
+from bnlab.nn.input_check import refusal
+from bnlab.nn.options import Options
+from bnlab.nn.running_update import BatchStatistics
 
 __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
 
@@ -60,7 +63,8 @@ class GhostBatchNorm(BatchNormBase):
     def _check_batch(self, x: Tensor) -> None:
         super()._check_batch(x)
         if self.ghost_size == 1 and x.size(0) > 1 and x[0, 0].numel() == 1:
-            raise self._refusal(
+            raise refusal(
+                self,
                 "ghost_size",
                 "leave more than 1 value per channel in each virtual batch",
                 f"{self.ghost_size} for an input of shape {tuple(x.shape)}",

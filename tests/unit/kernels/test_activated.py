@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import bnlab
 from bnlab.kernels import native
-from bnlab.kernels.activated import _room, batch_norm_activated_train
+from bnlab.kernels.compiled.activated_train import _room, batch_norm_activated_train
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"native: {native.unavailable()}")
 

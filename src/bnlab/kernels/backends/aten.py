@@ -7,16 +7,12 @@ Neither happens with a small mean in contiguous planes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from bnlab.functional.moments import per_channel
 from bnlab.kernels.backends import reference
-
-if TYPE_CHECKING:
-    from bnlab.kernels.dispatch import Request
+from bnlab.kernels.request import Request
 
 __all__ = ["backward", "forward", "refuse"]
 
@@ -32,6 +28,8 @@ _SMALLEST_VARIANCE = 1e-30
 
 def refuse(request: Request) -> str | None:
     """Return why torch's kernels cannot be used for a request, or None."""
+    if request.context == "transform":
+        return "torch.func and forward mode want formulas"
     if request.device != "cpu":
         return f"its accuracy on {request.device} has not been measured"
     if request.masked:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from bnlab.functional.moments import Moments, batch_moments, sum_of_weights
 from bnlab.functional.transform import batch_norm_backward, normalize
-
-if TYPE_CHECKING:
-    from bnlab.kernels.dispatch import Request
+from bnlab.kernels.request import Request
 
 __all__ = ["backward", "forward", "refuse"]
 

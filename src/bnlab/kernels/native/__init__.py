@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
-
 import torch
 from torch import Tensor
 
+from bnlab.kernels.native import calls
+from bnlab.kernels.native.calls import Form
 from bnlab.kernels.native.library import unavailable
+from bnlab.kernels.request import Request, is_channels_last
 
-if TYPE_CHECKING:
-    from bnlab.kernels.dispatch import Request
-
-__all__ = [
-    "DTYPES",
-    "backward",
-    "dense",
-    "forward",
-    "is_channels_last",
-    "operators",
-    "refuse",
-    "same_layout",
-    "statistics",
-    "unavailable",
-]
+__all__ = ["DTYPES", "backward", "dense", "forward", "refuse", "same_layout", "statistics", "unavailable"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What the kernels read and write; sums and statistics are wider."""
 
-_IDENTITY = 0
 _NAMES = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES)
 
 
@@ -39,19 +24,9 @@ def refuse(request: Request) -> str | None:
         return "it runs on the CPU"
     if request.dtype not in _NAMES:
         return f"it knows no {request.dtype}"
+    if request.context == "transform":
+        return "torch.func and forward mode want formulas"
     return unavailable()
-
-
-def operators() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """Return the operators `train`, `apply` and `backward`, looked up once; without the library none may be called."""
-    if unavailable() is not None:
-        return _missing, _missing, _missing
-    found = torch.ops.bnlab_native
-    return found.train.default, found.apply.default, found.backward.default
-
-
-def _missing(*_: object) -> NoReturn:
-    raise AssertionError(f"the native kernels are not there: {unavailable()}")
 
 
 def dense(x: Tensor) -> Tensor:
@@ -61,27 +36,16 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """Whether `x` is in channels_last or channels_last_3d."""
-    if x.dim() == 4:
-        return x.is_contiguous(memory_format=torch.channels_last)
-    return x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d)
-
-
 def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y and the biased batch statistics in float64."""
-    x = dense(x)
+    x, form = dense(x), Form(by_batch=True, eps=eps)
     if mask is None:
-        y, moments, _, _ = torch.ops.bnlab_native.train(
-            x, None, weight, bias, None, None, None, None, 0.0, eps, _IDENTITY, 0.0, False, False
-        )
+        y, moments, _, _ = calls.train(x, None, weight, bias, form)
     else:
-        moments, _ = torch.ops.bnlab_native.statistics(x, _position_weights(mask, x))
-        y, _, _ = torch.ops.bnlab_native.apply(
-            x, None, moments[0], moments[1], weight, bias, eps, _IDENTITY, 0.0, False
-        )
+        moments, _ = calls.statistics(x, _position_weights(mask, x))
+        y, _, _ = calls.apply(x, None, moments[0], moments[1], weight, bias, form)
     return y, moments[0].clone(), moments[1].clone()
 
 
@@ -90,20 +54,14 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dx in the dtype of `x`, dgamma and dbeta in float32, or in the dtype of a float64 weight."""
     x = dense(x)
-    dx, _, dweight, dbias = torch.ops.bnlab_native.backward(
+    dx, _, dweight, dbias = calls.backward(
         same_layout(grad, x),
         x,
-        None if mask is None else _position_weights(mask, x),
         torch.stack([mean, var]),
         weight,
         None,
-        None,
-        True,
-        eps,
-        _IDENTITY,
-        0.0,
-        True,
-        False,
+        Form(by_batch=True, eps=eps),
+        weights=None if mask is None else _position_weights(mask, x),
     )
     return dx, dweight, dbias
 
@@ -111,7 +69,7 @@ def backward(
 def statistics(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, float]:
     """Return mean and biased variance of every channel in float64, and the sum of the weights of its values."""
     x = dense(x)
-    moments, total = torch.ops.bnlab_native.statistics(x, None if mask is None else _position_weights(mask, x))
+    moments, total = calls.statistics(x, None if mask is None else _position_weights(mask, x))
     return moments[0], moments[1], total
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from bnlab.kernels.registration import fresh_library
+
 __all__ = ["LIBRARY", "OPERATORS", "instruction_set", "unavailable"]
 
 LIBRARY = Path(__file__).with_name("libbnlab_native.so")
@@ -18,12 +20,14 @@ OPERATORS = ("train", "apply", "backward", "statistics")
 """Its operators, in the namespace `bnlab_native`; the functions around them differentiate, they do not."""
 
 _COMPILE = "python -m bnlab.kernels.native.build"
-_REGISTERED = torch.library.Library("bnlab_native", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
 @cache
 def unavailable() -> str | None:
-    """Load the library once, which registers its operators; return why it cannot be used, or None."""
+    """Load the library the first time it is needed; return why it cannot be used, or None.
+
+    `BNLAB_CPU` and `BNLAB_ISA` are read then, and not again.
+    """
     if os.environ.get("BNLAB_CPU", "auto") == "torch":
         return "BNLAB_CPU asks for torch"
     if not LIBRARY.exists():
@@ -36,8 +40,9 @@ def unavailable() -> str | None:
         asked = os.environ.get("BNLAB_ISA")
         whom = f"BNLAB_ISA={asked}" if asked else "this processor"
         return f"it is not compiled for {whom}: {_COMPILE} --all"
+    registered = fresh_library("bnlab_native")
     for name in OPERATORS:
-        _REGISTERED.impl(name, torch.library.fallthrough_kernel, "AutogradCPU")  # type: ignore[no-untyped-call]
+        registered.impl(name, torch.library.fallthrough_kernel, "AutogradCPU")  # type: ignore[no-untyped-call]
     return None
 
 

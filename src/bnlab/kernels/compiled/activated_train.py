@@ -1,4 +1,4 @@
-"""BN with what follows it as one operator of torch.library, for compilers: what `fused` is in eager mode.
+"""BN with what follows it as one operator of torch.library, for compilers: what `eager` is in eager mode.
 
 A compiler that is given BN and a ReLU keeps a mask of bool for the ReLU's gradient, which it writes one byte after the
 other; the operator computes the mask again, or keeps one bit an element where a residual was added.
@@ -11,43 +11,40 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import Library
 
 from bnlab.kernels import native
-from bnlab.kernels.eager import ACTIVATIONS, differentiable, in_dtype_of
-from bnlab.kernels.operators import with_strides_of
+from bnlab.kernels.compiled.strides import with_strides_of
+from bnlab.kernels.eager import differentiable, in_dtype_of
+from bnlab.kernels.native import calls
+from bnlab.kernels.native.calls import Form, kernel_of
+from bnlab.kernels.registration import define
 
-__all__ = ["batch_norm_activated_train", "is_one_operator"]
-
-_AVAILABLE = native.unavailable() is None
-_TRAIN, _, _BACKWARD = native.operators()
-_DTYPES = frozenset(native.DTYPES)
-
-torch.library.define(
-    "bnlab::batch_norm_activated_train",
-    "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, int activation, float slope)"
-    " -> (Tensor y, Tensor moments, Tensor bits)",
-)
-torch.library.define(
-    "bnlab::batch_norm_activated_train_backward",
-    "(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor moments, Tensor bits, bool added, float eps,"
-    " int activation, float slope) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
-)
+__all__ = ["batch_norm_activated_train", "register"]
 
 
-def is_one_operator(x: Tensor, residual: Tensor | None, activation: str | None) -> bool:
-    """Whether a compiler is tracing what the operator can do.
-
-    An exporter is given operators that every consumer knows.
-    """
-    return (
-        _AVAILABLE
-        and torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
-        and x.device.type == "cpu"
-        and x.dtype in _DTYPES
-        and activation is not None
-        and activation in ACTIVATIONS
-        and (residual is None or (residual.shape == x.shape and residual.dtype == x.dtype))
+def register(library: Library) -> None:
+    """Register the operators of this module."""
+    define(
+        library,
+        "bnlab::batch_norm_activated_train",
+        "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, int activation, float slope)"
+        " -> (Tensor y, Tensor moments, Tensor bits)",
+        _train,
+        _fake_train,
+        device="cpu",
+    )
+    define(
+        library,
+        "bnlab::batch_norm_activated_train_backward",
+        "(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor moments, Tensor bits, bool added, float eps,"
+        " int activation, float slope) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
+        _train_backward,
+        _fake_train_backward,
+        device="cpu",
+    )
+    torch.library.register_autograd(
+        "bnlab::batch_norm_activated_train", _autograd, setup_context=_setup_context, lib=library
     )
 
 
@@ -67,14 +64,14 @@ def batch_norm_activated_train(
         weight: Shape (C,) or None.
         bias: Shape (C,) or None.
         eps: Added to the variance.
-        activation: Key of `ACTIVATIONS`.
+        activation: One that the kernels know.
 
     Returns:
         y: Shape, dtype and layout of `x`; differentiable to any order.
         mean: Shape (C,), float64; not differentiable.
         var: Biased. Shape (C,), float64; not differentiable.
     """
-    y, moments, _ = torch.ops.bnlab.batch_norm_activated_train(x, residual, weight, bias, eps, *ACTIVATIONS[activation])
+    y, moments, _ = torch.ops.bnlab.batch_norm_activated_train(x, residual, weight, bias, eps, *kernel_of(activation))
     return y, moments[0], moments[1]
 
 
@@ -90,7 +87,6 @@ def _room(x: Tensor, added: bool) -> int:
     return x.size(0) * (channels + channels // 2 + 1) * ((positions + 15) // 16 * 2) + 4 * channels + 64
 
 
-@torch.library.impl("bnlab::batch_norm_activated_train", "cpu")
 def _train(
     x: Tensor,
     residual: Tensor | None,
@@ -103,13 +99,11 @@ def _train(
     added = residual is not None
     x = native.dense(x)
     residual = None if residual is None else native.same_layout(residual, x)
-    y, moments, bits, _ = _TRAIN(
-        x, residual, weight, bias, None, None, None, None, 0.0, eps, activation, slope, False, added, _room(x, added)
-    )
+    form = Form(True, eps, activation, slope, added)
+    y, moments, bits, _ = calls.train(x, residual, weight, bias, form, want_bits=added, room=_room(x, added))
     return with_strides_of(x, y), moments, bits
 
 
-@torch.library.impl("bnlab::batch_norm_activated_train_backward", "cpu")
 def _train_backward(
     grad: Tensor,
     x: Tensor,
@@ -123,26 +117,20 @@ def _train_backward(
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dense = native.dense(x)
-    dx, dresidual, dweight, dbias = _BACKWARD(
+    dx, dresidual, dweight, dbias = calls.backward(
         native.same_layout(grad, dense),
         dense,
-        None,
         moments,
         weight,
         bias,
-        bits if added else None,
-        True,
-        eps,
-        activation,
-        slope,
-        True,
-        added,
+        Form(True, eps, activation, slope, added),
+        bits=bits if added else None,
+        want_dresidual=added,
     )
     dresidual = with_strides_of(x, dresidual) if added else dresidual
     return with_strides_of(x, dx), dresidual, in_dtype_of(dweight, weight), in_dtype_of(dbias, bias)
 
 
-@torch.library.register_fake("bnlab::batch_norm_activated_train")  # type: ignore[untyped-decorator]
 def _fake_train(
     x: Tensor,
     residual: Tensor | None,
@@ -156,7 +144,6 @@ def _fake_train(
     return torch.empty_like(x), moments, x.new_empty(_room(x, residual is not None), dtype=torch.uint8)
 
 
-@torch.library.register_fake("bnlab::batch_norm_activated_train_backward")  # type: ignore[untyped-decorator]
 def _fake_train_backward(
     grad: Tensor,
     x: Tensor,
@@ -182,26 +169,23 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     _, moments, bits = output
     ctx.mark_non_differentiable(moments, bits)
     ctx.save_for_backward(x, weight, bias, moments, bits)
-    ctx.how = (True, eps, activation, slope, residual is not None)
+    ctx.form = Form(True, eps, activation, slope, residual is not None)
 
 
 def _autograd(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    form: Form = ctx.form
     if torch.is_grad_enabled():
-        return *differentiable(ctx, grad), None, None, None
+        return *differentiable(form, ctx.saved_tensors, grad), None, None, None
     x, weight, bias, moments, bits = ctx.saved_tensors
-    _, eps, activation, slope, added = ctx.how
     dx, dresidual, dweight, dbias = torch.ops.bnlab.batch_norm_activated_train_backward(
-        grad, x, weight, bias, moments, bits, added, eps, activation, slope
+        grad, x, weight, bias, moments, bits, form.added, form.eps, form.activation, form.slope
     )
     return (
         dx,
-        dresidual if added else None,
+        dresidual if form.added else None,
         None if weight is None else dweight,
         None if bias is None else dbias,
         None,
         None,
         None,
     )
-
-
-torch.library.register_autograd("bnlab::batch_norm_activated_train", _autograd, setup_context=_setup_context)

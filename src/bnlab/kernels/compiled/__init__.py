@@ -1,0 +1,18 @@
+"""The operators of torch.library, of which compilers and exporters see one node each.
+
+They are registered when this package is imported, as often as it is: what an interrupted import left is replaced.
+"""
+
+from bnlab.kernels.compiled import activated_train as _activated
+from bnlab.kernels.compiled import batch_norm_train as _plain
+from bnlab.kernels.compiled import running_statistics as _running
+from bnlab.kernels.compiled.activated_train import batch_norm_activated_train
+from bnlab.kernels.compiled.batch_norm_train import batch_norm_train
+from bnlab.kernels.compiled.running_statistics import copied, renorm_correction
+from bnlab.kernels.registration import fresh_library
+
+__all__ = ["batch_norm_activated_train", "batch_norm_train", "copied", "renorm_correction"]
+
+_LIBRARY = fresh_library("bnlab")
+for _operators in (_plain, _activated, _running):
+    _operators.register(_LIBRARY)

@@ -1,0 +1,174 @@
+"""The operators of the compiled library, with names for what they take and return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bnlab.functional.activations import ACTIVATIONS
+from bnlab.kernels.native.library import unavailable
+
+__all__ = ["SATURATED", "Form", "Running", "apply", "backward", "kernel_of", "statistics", "train"]
+
+SATURATED = 2
+"""Status of a call of `train`: the running variance has come to the end of the range of its dtype."""
+
+_KERNELS: dict[str | None, tuple[int, float]] = {None: (0, 0.0)} | {
+    name: (form.kernel, form.slope) for name, form in ACTIVATIONS.items() if form.kernel is not None
+}
+
+
+class Running(NamedTuple):
+    """Buffers that an update moves in place; all None where there is none to move.
+
+    `mean` and `var` are float32 or float64 of shape (C,), the counters int64 of shape ().
+    """
+
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    batches: Tensor | None = None
+    skipped: Tensor | None = None
+
+
+class Form(NamedTuple):
+    """How an output is made of its input, as far as its gradient depends on it.
+
+    Attributes:
+        by_batch: Whether the statistics of the batch normalise, through which a gradient flows.
+        eps: Added to the variance.
+        activation: Number of the activation in the kernels; 0 for none.
+        slope: Its slope below 0.
+        added: Whether a residual is added.
+    """
+
+    by_batch: bool
+    eps: float
+    activation: int = 0
+    slope: float = 0.0
+    added: bool = False
+
+
+class _Operators(NamedTuple):
+    train: Callable[..., Any]
+    apply: Callable[..., Any]
+    backward: Callable[..., Any]
+    statistics: Callable[..., Any]
+
+
+@cache
+def _operators() -> _Operators:
+    """Load the library and look its operators up, once."""
+    reason = unavailable()
+    if reason is not None:
+        raise AssertionError(f"the native kernels are not there: {reason}")
+    library = torch.ops.bnlab_native
+    return _Operators(
+        library.train.default, library.apply.default, library.backward.default, library.statistics.default
+    )
+
+
+def kernel_of(activation: str | None) -> tuple[int, float]:
+    """Return the number of an activation in the kernels, and its slope below 0."""
+    return _KERNELS[activation]
+
+
+def train(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    form: Form,
+    *,
+    running: Running = Running(),  # noqa: B008 - a tuple never changes
+    momentum: float = 0.0,
+    skip_nonfinite: bool = False,
+    want_bits: bool = False,
+    room: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Normalise by the batch, add, activate and move the running statistics.
+
+    Args:
+        x: Shape (N, C, *spatial), dense, of one of `native.DTYPES`.
+        residual: Shape, dtype and strides of `x`, or None.
+        weight: Shape (C,) or None.
+        bias: Shape (C,) or None.
+        form: Says the activation and eps.
+        running: What to move.
+        momentum: Weight of the new batch; below 0 for 1/batches.
+        skip_nonfinite: Whether a batch with an inf or NaN leaves the running statistics and their counter alone.
+        want_bits: Whether the sign of every output is kept where a residual is added, as the gradient needs it.
+        room: Bytes that the bits take at least; the rest of them is 0.
+
+    Returns:
+        y: Shape, dtype and strides of `x`.
+        moments: Mean and biased variance, shape (2, C), float64.
+        bits: uint8, empty where none are wanted.
+        status: `SATURATED`, or 0, or that the batch was skipped.
+    """
+    result: tuple[Tensor, Tensor, Tensor, int] = _operators().train(
+        x, residual, weight, bias, *running, momentum, form.eps, form.activation, form.slope, skip_nonfinite, want_bits,
+        room,
+    )  # fmt: skip
+    return result
+
+
+def apply(
+    x: Tensor,
+    residual: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    form: Form,
+    *,
+    want_bits: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise with fixed statistics of shape (C,), add and activate; the rest as for :func:`train`."""
+    result: tuple[Tensor, Tensor, Tensor] = _operators().apply(
+        x, residual, mean, var, weight, bias, form.eps, form.activation, form.slope, want_bits
+    )
+    return result
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    moments: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    form: Form,
+    *,
+    weights: Tensor | None = None,
+    bits: Tensor | None = None,
+    want_dx: bool = True,
+    want_dresidual: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, residual, weight and bias; those of the first two are empty where not wanted.
+
+    Args:
+        dy: Gradient of the output; shape, dtype and strides of `x`.
+        x: Input of the forward pass.
+        moments: As `train` or `apply` returned them.
+        weight: Shape (C,) or None.
+        bias: Shape (C,) or None.
+        form: Of the forward pass.
+        weights: Weight of every position, shape (N, positions), float32, or None.
+        bits: As `train` or `apply` returned them; None where there are none.
+        want_dx: Whether the gradient of `x` is wanted.
+        want_dresidual: Whether that of the residual is.
+    """
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = _operators().backward(
+        dy, x, weights, moments, weight, bias, bits, form.by_batch, form.eps, form.activation, form.slope, want_dx,
+        want_dresidual,
+    )  # fmt: skip
+    return result
+
+
+def statistics(x: Tensor, weights: Tensor | None) -> tuple[Tensor, float]:
+    """Return mean and biased variance, shape (2, C), float64, and the sum of the weights of shape (N, positions)."""
+    result: tuple[Tensor, float] = _operators().statistics(x, weights)
+    return result

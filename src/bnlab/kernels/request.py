@@ -1,0 +1,134 @@
+"""What is asked of the kernels: all that the decision between them depends on."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from bnlab.functional.activations import Activation
+
+__all__ = ["Buffers", "Context", "Request", "Statistics", "context_of", "is_channels_last", "is_transformed"]
+
+Context = Literal["eager", "compiler", "exporter", "tracer", "transform", "subclass"]
+Statistics = Literal["batch", "running"]
+Buffers = Literal["fit", "narrow", "withheld"]
+
+_TENSORS = (Tensor, nn.Parameter)
+_DTYPE_NAMES = {
+    dtype: str(dtype).removeprefix("torch.") for dtype in vars(torch).values() if type(dtype) is torch.dtype
+}
+_ENOUGH = 2
+"""Values per channel beyond which no decision depends on their number."""
+
+
+class Request(NamedTuple):
+    """What is to be done to one batch.
+
+    The defaults are those of a call of an operator, which normalises by the batch and does nothing else.
+
+    Attributes:
+        device: Type of device, such as "cpu".
+        dtype: Name of the dtype of the input, such as "float32".
+        masked: Whether positions are weighted.
+        count: Values per channel; `of` and `of_layer` call 2 and more 2.
+        by_layer: Whether a layer asks, which applies an activation, adds a residual and moves running statistics too.
+        statistics: What normalises: the statistics of the batch, or the running ones.
+        activation: What is applied last.
+        residual: "none"; "fits": a dense tensor of the shape, dtype and strides of the input; or "differs".
+        is_dense: Whether the input is contiguous, channels_last or channels_last_3d.
+        buffers: Running statistics that move: they "fit" the kernels, are "narrow" (half precision) or "withheld".
+        is_special: Whether the class of the layer normalises by the batch, or moves the running statistics, in a way
+            of its own.
+        context: Who sees the operations: nobody ("eager"), a compiler, an exporter, torch.jit's tracer, a transform of
+            torch.func or forward-mode differentiation, or a subclass of Tensor.
+    """
+
+    device: str
+    dtype: str
+    masked: bool
+    count: int  # type: ignore[assignment] # the vocabulary's word; nobody counts the fields of a request
+    by_layer: bool = False
+    statistics: Statistics = "batch"
+    activation: Activation | None = None
+    residual: Literal["none", "fits", "differs"] = "none"
+    is_dense: bool = True
+    buffers: Buffers = "fit"
+    is_special: bool = False
+    context: Context = "eager"
+
+    @classmethod
+    def of(cls, x: Tensor, mask: Tensor | None) -> Request:
+        """Return the request to normalise an input of the shape (N, C, *spatial) by its own statistics."""
+        context = context_of(x)
+        return cls(x.device.type, _DTYPE_NAMES[x.dtype], mask is not None, _count(x, context), context=context)
+
+    @classmethod
+    def of_layer(
+        cls,
+        x: Tensor,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        statistics: Statistics,
+        activation: Activation | None,
+        buffers: Buffers,
+        is_special: bool,
+    ) -> Request:
+        """Return the request of a layer for an input of the shape (N, C, *spatial)."""
+        context = context_of(x)
+        return cls(
+            "cpu" if x.is_cpu else x.device.type,
+            _DTYPE_NAMES[x.dtype],
+            mask is not None,
+            _count(x, context),
+            True,
+            statistics,
+            activation,
+            "none" if residual is None else "fits" if _fits(residual, x, context) else "differs",
+            context != "eager" or x.is_contiguous() or is_channels_last(x),
+            buffers,
+            is_special,
+            context,
+        )
+
+
+def context_of(x: Tensor) -> Context:
+    """Return who sees the operations on a tensor."""
+    if torch.compiler.is_compiling():
+        return "exporter" if torch.compiler.is_exporting() else "compiler"
+    if torch._C._get_tracing_state() is not None:  # noqa: SLF001 - what torch.jit.is_tracing asks
+        return "exporter" if torch.onnx.is_in_onnx_export() else "tracer"
+    if is_transformed():
+        return "transform"
+    return "eager" if type(x) in _TENSORS else "subclass"
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is active, which want plain formulas."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0  # noqa: SLF001
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether `x` is in channels_last or channels_last_3d."""
+    if x.dim() == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)
+    return x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def _count(x: Tensor, context: Context) -> int:
+    """Return the values per channel, at most 2: what is compiled once for many sizes must not look at them."""
+    if context in ("compiler", "exporter"):
+        return _ENOUGH
+    channels = x.size(1)
+    return _ENOUGH if x.numel() >= _ENOUGH * channels > 0 else x.numel() // max(channels, 1)
+
+
+def _fits(residual: Tensor, x: Tensor, context: Context) -> bool:
+    """Whether a kernel can read a residual beside the input; a compiler is not asked for strides."""
+    if residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device:
+        return False
+    return context != "eager" or (type(residual) in _TENSORS and residual.stride() == x.stride())

@@ -1,0 +1,95 @@
+"""What a call of a layer must be, and the errors where it is not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bnlab.errors import DtypeError, UsageError
+from bnlab.nn.layer_path import layer_path
+from bnlab.nn.options import MOMENTUM_WAY_OUT
+from bnlab.nn.running_update import RunningStatistics, may_look_at
+
+__all__ = ["check_batch", "check_input", "check_residual", "position_weights", "refusal"]
+
+
+def check_input(layer: RunningStatistics, x: Tensor) -> None:
+    """Check rank, channels and dtype of an input.
+
+    Raises:
+        UsageError: If rank or channels are wrong.
+        DtypeError: If it is not floating point.
+    """
+    if x.dim() not in layer.ranks:
+        allowed = " or ".join(f"{rank}-d" for rank in layer.ranks)
+        raise refusal(layer, "input", f"be {allowed}", f"shape {tuple(x.shape)}")
+    if x.size(1) != layer.num_features:
+        rule = f"have {layer.num_features} channels in dimension 1"
+        raise refusal(layer, "input", rule, f"shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise DtypeError(
+            f"{layer_path(layer)}: input must be floating point, got {x.dtype}. Convert it: input.float()."
+        )
+
+
+def check_residual(layer: RunningStatistics, x: Tensor, residual: Tensor | None) -> None:
+    """Check that a residual can be added to an input.
+
+    Raises:
+        UsageError: If it cannot.
+    """
+    if residual is not None and not _broadcasts(residual, x):
+        rule = f"broadcast to the shape of the input, {tuple(x.shape)}, on {x.device}"
+        raise refusal(layer, "residual", rule, f"{tuple(residual.shape)} on {residual.device}")
+
+
+def check_batch(layer: RunningStatistics, x: Tensor) -> None:
+    """Check what only normalising by the batch needs.
+
+    Raises:
+        UsageError: If there is one value per channel, or eps or momentum have been set to what they must not be.
+    """
+    if x.numel() == layer.num_features:
+        raise refusal(
+            layer,
+            "input",
+            "have more than 1 value per channel to take statistics of",
+            f"shape {tuple(x.shape)}",
+            "Use a larger batch (drop_last=True in the loader), or eval mode.",
+        )
+    if layer.training and not layer.eps > 0:
+        raise refusal(layer, "eps", "be > 0 in train mode", f"{layer.eps}", "Set it to 1e-5.")
+    if layer.momentum is not None and not 0 <= layer.momentum <= 1:
+        raise refusal(layer, "momentum", "be in [0, 1] or None", f"{layer.momentum}", MOMENTUM_WAY_OUT)
+
+
+def position_weights(layer: RunningStatistics, x: Tensor, mask: object) -> Tensor:
+    """Return a mask in the shape the operator takes, (N, 1, *spatial).
+
+    Raises:
+        UsageError: If it is no weight for every position, finite and >= 0, without gradient.
+    """
+    if not isinstance(mask, Tensor) or mask.requires_grad:
+        raise refusal(layer, "mask", "be a tensor without gradient", "one that requires it or another type")
+    whole = (x.size(0), 1, *x.shape[2:])
+    wanted = mask.unsqueeze(1) if mask.dim() == x.dim() - 1 else mask
+    if wanted.dim() != x.dim() or any(have not in (1, want) for have, want in zip(wanted.shape, whole, strict=True)):
+        raise refusal(layer, "mask", f"broadcast to {(x.size(0), *x.shape[2:])}", f"{tuple(mask.shape)}")
+    if mask.is_complex():
+        raise refusal(layer, "mask", "be real", str(mask.dtype))
+    if mask.dtype != torch.bool and may_look_at(mask) and not bool(((mask >= 0) & mask.isfinite()).all()):
+        worst = mask.amin() if bool((mask < 0).any()) else mask.amax()
+        raise refusal(layer, "mask", "be finite and >= 0 everywhere", f"{float(worst):g}")
+    return wanted.expand(whole)
+
+
+def refusal(layer: RunningStatistics, argument: str, rule: str, got: str, way_out: str = "") -> UsageError:
+    """Return the error for an argument of a call."""
+    return UsageError(f"{layer_path(layer)}: {argument} must {rule}, got {got}. {way_out}".strip())
+
+
+def _broadcasts(residual: Tensor, x: Tensor) -> bool:
+    if residual.device != x.device or residual.dim() > x.dim():
+        return False
+    trailing = x.shape[x.dim() - residual.dim() :]
+    return all(have in (1, want) for have, want in zip(residual.shape, trailing, strict=True))

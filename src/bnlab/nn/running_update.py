@@ -1,0 +1,161 @@
+"""The running statistics of a layer: how a batch moves them, and what keeps them wide."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
+
+from bnlab.errors import BnlabWarning
+from bnlab.functional.moments import sum_of_weights
+from bnlab.functional.running import moving_average
+from bnlab.nn.layer_path import layer_path
+from bnlab.nn.options import Nonfinite
+
+__all__ = ["BatchStatistics", "RunningStatistics", "is_recomputation", "may_look_at"]
+
+_STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class BatchStatistics:
+    """Statistics of a batch that go into the running statistics.
+
+    Attributes:
+        mean: Shape (C,), float64.
+        var: Biased. Shape (C,), float64.
+        count: Values per channel, or the sum of their weights: a tensor of shape ().
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: int | Tensor
+
+    @classmethod
+    def of(cls, mean: Tensor, var: Tensor, x: Tensor, weights: Tensor | None) -> BatchStatistics:
+        """Return the statistics of `x` with the count that the weights leave."""
+        return cls(mean, var, x.numel() // x.size(1) if weights is None else sum_of_weights(weights, x))
+
+
+class RunningStatistics(TorchBatchNorm):
+    """A BN layer as far as its running statistics go: torch's, but for bad batches and for half precision."""
+
+    ranks: ClassVar[tuple[int, ...]]
+    nonfinite: Nonfinite
+    statistics_dtype: torch.dtype | None
+    skipped_batches: Tensor
+
+    def reset_running_stats(self) -> None:
+        """Set the running statistics and counters back to their initial values."""
+        super().reset_running_stats()
+        if "skipped_batches" in self._buffers:  # torch's constructor calls this before it is there
+            self.skipped_batches.zero_()
+
+    @torch.no_grad()
+    def _update(self, batch: BatchStatistics) -> None:
+        """Move the running statistics by one batch, unless it is not finite or has fewer than two values.
+
+        Where looking at a value would make a device wait, or stop a compiler, the decision stays a tensor.
+        """
+        mean, var, count = batch.mean, batch.var, batch.count
+        if is_recomputation() or (self.num_batches_tracked is None and self.momentum is None):
+            return
+        look = may_look_at(mean)
+        total = float(count) if look else count if isinstance(count, Tensor) else mean.new_full((), count)
+        counts: bool | Tensor = total >= 2
+        if self.nonfinite == "skip":
+            finite = (mean + var).isfinite().all()
+            counts = bool(counts and finite) if look else counts & finite
+        if look and not counts:
+            self.skipped_batches += 1
+            return
+        if isinstance(counts, Tensor):
+            self.skipped_batches += ~counts
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += counts
+        if self.running_mean is None or self.running_var is None:
+            return
+        bessel = total / (total - 1 if isinstance(total, float) else (total - 1).clamp(min=1))
+        for running, moved in (
+            (self.running_mean, self._moved(self.running_mean, mean)),
+            (self.running_var, self._moved_var(self.running_var, var, bessel)),
+        ):
+            running.copy_(torch.where(counts, moved, running) if isinstance(counts, Tensor) else moved)
+        if look:
+            self._warn_if_saturated(self.running_var)
+
+    def _moved(self, running: Tensor, new: Tensor) -> Tensor:
+        """Return a moving average one update later."""
+        updates = 1 if self.num_batches_tracked is None else self.num_batches_tracked.clamp(min=1)
+        return moving_average(running, new, self.momentum, updates)
+
+    def _moved_var(self, running_var: Tensor, var: Tensor, bessel: float | Tensor) -> Tensor:
+        """Return the running variance one update later; `bessel` is m/(m-1)."""
+        return self._moved(running_var, var * bessel)
+
+    def _warn_if_saturated(self, running_var: Tensor) -> None:
+        largest = torch.finfo(running_var.dtype).max
+        if bool((running_var == largest).any()):
+            warnings.warn(
+                f"{layer_path(self)}: running_var must be finite in {running_var.dtype}, got one that stopped at "
+                f"{largest:.3g}. Scale the input down, or use statistics_dtype=torch.float64.",
+                BnlabWarning,
+                stacklevel=2,
+            )
+
+    def keep_statistics_wide(self) -> None:
+        """Widen running statistics that are narrower than `statistics_dtype`."""
+        for key in _STATISTICS:
+            buffer = self._buffers.get(key)
+            if buffer is not None and self._is_too_narrow(buffer.dtype):
+                self._buffers[key] = buffer.to(self.statistics_dtype)
+
+    def _is_too_narrow(self, dtype: torch.dtype) -> bool:
+        return self.statistics_dtype is not None and torch.finfo(dtype).eps > torch.finfo(self.statistics_dtype).eps
+
+    def _load_from_state_dict(self, *arguments: object) -> None:
+        """Load as torch does; with assign=True those of the file replace the buffers, and may be too narrow."""
+        super()._load_from_state_dict(*arguments)
+        if self.skipped_batches.device != self._home():
+            self._fill_own_buffers()
+        self.keep_statistics_wide()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Apply a conversion, but keep the running statistics at least as wide as `statistics_dtype`."""
+        before = {key: self._buffers.get(key) for key in _STATISTICS}
+        was_meta = self.skipped_batches.is_meta
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for key, old in before.items():
+            new = self._buffers.get(key)
+            if old is not None and new is not None and self._is_too_narrow(new.dtype):
+                self._buffers[key] = old.to(device=new.device)
+        if was_meta and not self.skipped_batches.is_meta:
+            self._fill_own_buffers()
+        return self
+
+    def _fill_own_buffers(self) -> None:
+        """Give the buffers that are no part of a state dict their values, where nothing else does."""
+        self.skipped_batches = torch.zeros((), dtype=torch.long, device=self._home())
+
+    def _home(self) -> torch.device:
+        """Return the device of the layer."""
+        own = (*self.parameters(recurse=False), *(self._buffers[key] for key in _STATISTICS))
+        return next((tensor.device for tensor in own if tensor is not None), self.skipped_batches.device)
+
+
+def may_look_at(values: Tensor) -> bool:
+    """Whether reading a value costs nothing and is possible: in eager mode, on the CPU, in an ordinary tensor."""
+    plain = type(values) is Tensor and values.device.type == "cpu" and not torch.compiler.is_compiling()
+    return plain and not torch._C._are_functorch_transforms_active()  # noqa: SLF001
+
+
+def is_recomputation() -> bool:
+    """Whether activation checkpointing is running this forward a second time, inside the backward pass."""
+    if torch.compiler.is_compiling() or not hasattr(torch._C, "_current_graph_task_id"):  # noqa: SLF001
+        return False
+    return torch._C._current_graph_task_id() != -1  # noqa: SLF001 - the only sign there is
