@@ -11,6 +11,7 @@ from torch import nn
 
 from bnlab.records import REMEDIES, Change, DiagnosisRecord, Finding, LayerRecord, Safety
 from bnlab.remedies.receipt import Receipt
+from bnlab.remedies.refusal import Refusal
 
 __all__ = ["Material", "Plan", "Refusal", "Remedy", "record_of"]
 
@@ -28,13 +29,6 @@ class Plan:
     remedy: str
     layers: tuple[str, ...]
     changes: tuple[Change, ...]
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a remedy does nothing for a finding."""
-
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)

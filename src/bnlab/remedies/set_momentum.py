@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import nn
+from typing_extensions import override
 
 from bnlab._version import __version__
 from bnlab.conventions import momentum_from_decay
@@ -30,7 +31,8 @@ class SetMomentum(Remedy):
         before, after = record.momentum, momentum_from_decay(record.momentum)
         return Plan(self.name, (record.name,), (Change(record.name, "momentum", f"{before:g}", f"{after:g}"),))
 
-    def apply(self, model: nn.Module, layers: Sequence[str], material: Material) -> Receipt:  # noqa: ARG002
+    @override
+    def apply(self, model: nn.Module, layers: Sequence[str], material: Material) -> Receipt:
         """Set the momentum of the layers."""
         decays = {
             path: (layer, layer.momentum)

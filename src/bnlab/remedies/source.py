@@ -15,11 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["NotReadable", "require_plain_subclass", "require_straight_line"]
+from bnlab.remedies.refusal import Refusal
 
-
-class NotReadable(Exception):
-    """Why a forward cannot be read."""
+__all__ = ["require_plain_subclass", "require_straight_line"]
 
 
 def _definition(kind: type) -> tuple[ast.FunctionDef, dict[str, Any]]:
@@ -27,13 +25,13 @@ def _definition(kind: type) -> tuple[ast.FunctionDef, dict[str, Any]]:
         (base.__dict__["forward"] for base in kind.__mro__ if "forward" in base.__dict__), None
     )
     if not isinstance(forward, types.FunctionType) or hasattr(forward, "__wrapped__"):
-        raise NotReadable("its forward is wrapped")
+        raise Refusal("its forward is wrapped")
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(forward))).body[0]
     except (OSError, TypeError, SyntaxError, IndexError):
-        raise NotReadable("the source of its forward is not there") from None
+        raise Refusal("the source of its forward is not there") from None
     if not isinstance(tree, ast.FunctionDef) or tree.decorator_list:
-        raise NotReadable("its forward is decorated")
+        raise Refusal("its forward is decorated")
     return tree, forward.__globals__
 
 
@@ -45,14 +43,14 @@ def require_straight_line(container: nn.Module) -> None:
     submodule, or a bool of its own. They are taken as they are.
 
     Raises:
-        NotReadable: With what was found.
+        Refusal: With what was found.
     """
     tree, names = _definition(type(container))
     reader = _StraightLine(container, tree.args.args[0].arg, names)
     if any(default is not None for default in (*tree.args.defaults, *tree.args.kw_defaults)):
-        raise NotReadable("its forward has optional arguments")
+        raise Refusal("its forward has optional arguments")
     if tree.args.vararg or tree.args.kwarg:
-        raise NotReadable("its forward takes any number of arguments")
+        raise Refusal("its forward takes any number of arguments")
     for statement in tree.body:
         reader.visit(statement)
 
@@ -73,16 +71,16 @@ class _StraightLine(ast.NodeVisitor):
 
     def generic_visit(self, node: ast.AST) -> None:
         if not isinstance(node, self._PLAIN):
-            raise NotReadable(f"its forward has {_called(node)}")
+            raise Refusal(f"its forward has {_called(node)}")
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         for target in targets:
             if target is not None and not _is_local(target):
-                raise NotReadable(f"its forward sets {ast.unparse(target)}")
+                raise Refusal(f"its forward sets {ast.unparse(target)}")
         super().generic_visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> None:
         if not isinstance(node.value, ast.Constant):
-            raise NotReadable(f"its forward does something besides its result: {ast.unparse(node)[:60]}")
+            raise Refusal(f"its forward does something besides its result: {ast.unparse(node)[:60]}")
 
     def visit_If(self, node: ast.If) -> None:
         for statement in node.body if self._holds(node.test) else node.orelse:
@@ -106,7 +104,7 @@ class _StraightLine(ast.NodeVisitor):
             value = self._attribute(test)
             if isinstance(value, bool) and text != f"{self._self}.training":
                 return value
-        raise NotReadable(f"its forward depends on {text[:60]}")
+        raise Refusal(f"its forward depends on {text[:60]}")
 
     def _attribute(self, node: ast.expr) -> object:
         """Return the value of `self.x`, or a marker for anything else."""
@@ -118,27 +116,27 @@ class _StraightLine(ast.NodeVisitor):
         value = self._attribute(node)
         if value is not ...:
             if not isinstance(value, (nn.Module, torch.Tensor)):
-                raise NotReadable(f"its forward reads {ast.unparse(node)}")
+                raise Refusal(f"its forward reads {ast.unparse(node)}")
             return
         if node.attr in ("dtype", "device", "requires_grad", "is_cuda", "grad_fn", "data", "grad"):
-            raise NotReadable(f"its forward looks at {ast.unparse(node)}")
+            raise Refusal(f"its forward looks at {ast.unparse(node)}")
         self.visit(node.value)
 
     def visit_Call(self, node: ast.Call) -> None:
         function = node.func
         if isinstance(function, ast.Attribute) and self._attribute(function) is not ...:
             if not isinstance(self._attribute(function), nn.Module):
-                raise NotReadable(f"its forward calls {ast.unparse(function)}")
+                raise Refusal(f"its forward calls {ast.unparse(function)}")
         elif self._is_torchs(function):
             given = [*node.args, *(keyword.value for keyword in node.keywords)]
             if not any(isinstance(part, ast.Name) for item in given for part in ast.walk(item)):
-                raise NotReadable(f"its forward makes something by {ast.unparse(node)[:60]}")
+                raise Refusal(f"its forward makes something by {ast.unparse(node)[:60]}")
         elif isinstance(function, ast.Attribute):
             if not hasattr(torch.Tensor, function.attr) or function.attr in ("detach", "item", "register_hook", "data"):
-                raise NotReadable(f"its forward calls {ast.unparse(function)[:60]}")
+                raise Refusal(f"its forward calls {ast.unparse(function)[:60]}")
             self.visit(function.value)
         else:
-            raise NotReadable(f"its forward calls {ast.unparse(function)[:60]}")
+            raise Refusal(f"its forward calls {ast.unparse(function)[:60]}")
         for part in (*node.args, *node.keywords):
             self.visit(part)
 
@@ -183,12 +181,12 @@ def require_plain_subclass(kind: type, submodules: Collection[str]) -> None:
     """Refuse the forward of a BN subclass that could depend on anything but its input, its mode and its BN settings.
 
     Raises:
-        NotReadable: With what was found.
+        Refusal: With what was found.
     """
     tree, _ = _definition(kind)
     arguments = tree.args
     if len(arguments.args) != 2 or arguments.vararg or arguments.kwarg or arguments.kwonlyargs or arguments.defaults:
-        raise NotReadable("a forward with more arguments than the input")
+        raise Refusal("a forward with more arguments than the input")
     owner, given = arguments.args[0].arg, arguments.args[1].arg
     _PlainSubclass(owner, given, {*_STANDARD, *submodules}).visit(ast.Module(tree.body, []))
 
@@ -208,18 +206,18 @@ class _PlainSubclass(ast.NodeVisitor):
 
     def generic_visit(self, node: ast.AST) -> None:
         if isinstance(node, self._NEVER):
-            raise NotReadable(f"a forward with {_called(node)}")
+            raise Refusal(f"a forward with {_called(node)}")
         super().generic_visit(node)
 
     def visit_Assign(self, node: ast.Assign) -> None:
         if not all(map(_is_local, node.targets)):
-            raise NotReadable(f"a forward that sets {ast.unparse(node.targets[0])}")
+            raise Refusal(f"a forward that sets {ast.unparse(node.targets[0])}")
         self.visit(node.value)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
         counter = f"{self._owner}.num_batches_tracked"
         if not _is_local(node.target) and ast.unparse(node.target) != counter:
-            raise NotReadable(f"a forward that sets {ast.unparse(node.target)}")
+            raise Refusal(f"a forward that sets {ast.unparse(node.target)}")
         self.visit(node.value)
 
     def visit_If(self, node: ast.If) -> None:
@@ -233,7 +231,7 @@ class _PlainSubclass(ast.NodeVisitor):
     def _require_own(self, test: ast.expr) -> None:
         names = {part.id for part in ast.walk(test) if isinstance(part, ast.Name)}
         if not names <= {self._owner, "bn_training", "None"} or any(isinstance(p, ast.Call) for p in ast.walk(test)):
-            raise NotReadable(f"a forward that depends on {ast.unparse(test)[:60]}")
+            raise Refusal(f"a forward that depends on {ast.unparse(test)[:60]}")
 
     def visit_Call(self, node: ast.Call) -> None:
         if ast.unparse(node.func) in ("torch._assert", f"{self._owner}._check_input_dim"):
@@ -242,9 +240,9 @@ class _PlainSubclass(ast.NodeVisitor):
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         if isinstance(node.value, ast.Name) and node.value.id == self._owner and node.attr not in self._known:
-            raise NotReadable(f"a forward that reads {ast.unparse(node)}")
+            raise Refusal(f"a forward that reads {ast.unparse(node)}")
         if isinstance(node.value, ast.Name) and node.value.id == self._given:
-            raise NotReadable(f"a forward that looks at {ast.unparse(node)}")
+            raise Refusal(f"a forward that looks at {ast.unparse(node)}")
         if node.attr in ("is_grad_enabled", "detach", "no_grad", "dtype", "shape", "size", "dim"):
-            raise NotReadable(f"a forward that uses {node.attr}")
+            raise Refusal(f"a forward that uses {node.attr}")
         self.generic_visit(node)

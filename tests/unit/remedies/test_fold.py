@@ -20,12 +20,12 @@ from bnlab.functional import batch_norm
 from bnlab.observe.discover import any_batch_norm
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.remedies._fold_affine import ScaleAndShift
+from bnlab.remedies.fold import fold as fold_module
+from bnlab.remedies.fold import layer as _fold_layer
+from bnlab.remedies.fold import plan as _fold_plan
+from bnlab.remedies.fold import proof as _fold_proof
 from bnlab.remedies.fold.export import exported
 from bnlab.remedies.fold.fold import fold
-from bnlab.remedies.fold.fold import fold as fold_module
-from bnlab.remedies.fold.fold import layer as _fold_layer
-from bnlab.remedies.fold.fold import plan as _fold_plan
-from bnlab.remedies.fold.fold import proof as _fold_proof
 from bnlab.remedies.fold.plan import Group
 
 
@@ -717,7 +717,7 @@ def test_a_forgotten_eps_is_caught(monkeypatch):
         _fold_layer, "scale_and_shift", lambda m, v, w, b, eps: bnlab.functional.scale_and_shift(m, v, w, b, 0.0)
     )
     assert "is not scale*x + shift" in stays(trained(of(nn.BatchNorm2d(4, eps=1e-3))))
-    monkeypatch.setattr(_fold_layer, "_activation", lambda *_: (None,))
+    monkeypatch.setattr(_fold_layer, "_activation", lambda *_: None)
     assert "with it folded, 0 + 1 differs by" in stays(trained(of(nn.BatchNorm2d(4, eps=1e-3))))
     monkeypatch.setattr(fold_module, "errors_of_pairs", lambda model, example, pairs: dict.fromkeys(pairs, 0.0))
     with pytest.raises(

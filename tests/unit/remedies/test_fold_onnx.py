@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from bnlab.errors import DamagedFile, MissingPackage, NoBatchNorm, NotACheckpoint, UnreadableFile, UsageError  # noqa: E402
 from bnlab.records import Changes, Safety  # noqa: E402
+from bnlab.remedies.fold_onnx import pairs as _onnx_pairs  # noqa: E402
+from bnlab.remedies.fold_onnx import proof as _onnx_proof  # noqa: E402
 from bnlab.remedies.fold_onnx.fold_onnx import fold_onnx  # noqa: E402
-from bnlab.remedies.fold_onnx.fold_onnx import pairs as _onnx_pairs  # noqa: E402
-from bnlab.remedies.fold_onnx.fold_onnx import proof as _onnx_proof  # noqa: E402
 from bnlab.remedies.fold_onnx.run import CannotRun, difference, run_model  # noqa: E402
 
 KEYS = ("weight", "bias", "running_mean", "running_var")

@@ -19,7 +19,7 @@ import bnlab
 from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
 from bnlab.records import Changes, Safety, json_schema
-from bnlab.remedies._conversion import Conversion
+from bnlab.remedies.convert.conversion import Conversion
 from bnlab.remedies.freeze.freeze import freeze, unfreeze
 
 NAMES = ("normaliser", "buffers", "affine")

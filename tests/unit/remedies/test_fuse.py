@@ -557,7 +557,7 @@ def test_models_without_tensors_to_compare_are_refused():
 
 
 def test_a_fusion_that_is_not_equal_is_refused_and_taken_back(monkeypatch):
-    from bnlab.remedies.convert.convert import fuse as _fuse
+    from bnlab.remedies.convert import fuse as _fuse
 
     model, x = build("resnet"), images(4)
     before = snapshot(model)

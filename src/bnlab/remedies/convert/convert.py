@@ -16,10 +16,10 @@ from bnlab.observe.discover import batch_norm_layers
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.passes.subject import said, untouched
 from bnlab.records import Changes, Safety
-from bnlab.remedies._conversion import Conversion, plan
 from bnlab.remedies.convert.families import family_of
 from bnlab.remedies.convert.fuse import fuse_followers
-from bnlab.remedies.convert.target import Target
+from bnlab.remedies.convert.plan import plan_all, plan_conversion
+from bnlab.remedies.convert.target import ConversionTarget
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.undo import UndoStack
 
@@ -70,7 +70,7 @@ def convert(
         >>> type(receipt.undo()[1])
         <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
     """
-    target = Target.of(to)
+    target = ConversionTarget.of(to)
     found = batch_norm_layers(model, layers)
     if hasattr(model, "_orig_mod"):
         raise UsageError("convert: the model must not be compiled yet, got a compiled one. Compile it afterwards.")
@@ -79,7 +79,8 @@ def convert(
     if fuse and (example is None or not target.family.is_ours):
         got = "no example" if example is None else f"{to!r}"
         raise UsageError(f"convert: fuse must come with an example and a layer class of bnlab.nn, got {got}.")
-    steps = _planned(model, found, target, example)
+    ranks = {} if example is None else _executed_ranks(model, found, example)
+    steps = plan_all(found, lambda path, layer: plan_conversion(path, layer, target, ranks.get(path))).values()
     changes = [change for step in steps for change in step.changes()]
     left_alone = []
     with UndoStack() as undo:
@@ -98,32 +99,6 @@ def convert(
         left_alone=tuple(left_alone),
     )
     return Receipt(model, record, undo.take_back)
-
-
-def _planned(model: nn.Module, found: Mapping[str, _BatchNorm], target: Target, example: object) -> list[Conversion]:
-    """Plan every layer before the first is touched; refuse all if one must be refused."""
-    ranks = {} if example is None else _executed_ranks(model, found, example)
-    steps: list[Conversion] = []
-    refusals: list[UsageError] = []
-    for path, layer in found.items():
-        step = _step_or_refusal(path, layer, target, ranks.get(path))
-        if isinstance(step, UsageError):
-            refusals.append(step)
-        elif step is not None:
-            steps.append(step)
-    if len(refusals) > 1:
-        others = ", ".join(str(error).partition(":")[0] for error in refusals[1:])
-        raise UsageError(f"{refusals[0]} Refused too: {others}.")
-    if refusals:
-        raise refusals[0]
-    return steps
-
-
-def _step_or_refusal(path: str, layer: _BatchNorm, target: Target, rank: int | None) -> Conversion | UsageError | None:
-    try:
-        return plan(path, layer, target, rank)
-    except UsageError as refusal:
-        return refusal
 
 
 def _executed_ranks(model: nn.Module, found: Mapping[str, _BatchNorm], example: object) -> dict[str, int]:

@@ -9,8 +9,9 @@ from torch import nn
 
 import bnlab.nn as ours
 from bnlab.nn.base import BatchNormBase
+from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+__all__ = ["FAMILIES", "FROZEN", "GROUP", "RANKS", "Family", "class_name", "family_of"]
 
 RANKS = (1, 2, 3)
 
@@ -38,6 +39,11 @@ class Family:
     def is_ours(self) -> bool:
         """Whether its layers are bnlab's, with an activation, a residual and a mask."""
         return issubclass(self.classes[1], BatchNormBase)
+
+    @property
+    def freezes(self) -> bool:
+        """Whether its layers normalise with running statistics in either mode."""
+        return issubclass(self.classes[1], FrozenBatchNorm)
 
     def rank_of(self, kind: type) -> int | None:
         """Return the number of spatial dimensions a class is for; None if for any."""
@@ -70,3 +76,11 @@ def family_of(kind: type) -> tuple[Family, type[nn.Module]] | None:
             if base in family.classes.values():
                 return family, base
     return None
+
+
+def class_name(kind: type) -> str:
+    """Return the name under which users know a class."""
+    for package in ("torch.nn", "bnlab.nn"):
+        if kind.__module__.startswith(package):
+            return f"{package}.{kind.__name__}"
+    return f"{kind.__module__}.{kind.__qualname__}"

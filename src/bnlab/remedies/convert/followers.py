@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from bnlab.functional.activations import ACTIVATIONS, Activation
 from bnlab.observe.passes.executed_graph import Call, ExecutedGraph
+from bnlab.remedies.refusal import Refusal
 
 __all__ = ["Followers", "activation_of", "activation_of_module", "followers", "has_hooks", "is_addition", "takes_place"]
 
@@ -129,30 +130,34 @@ def has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, kind) for kind in kinds)
 
 
-def followers(graph: ExecutedGraph, path: str) -> Followers | str:
-    """Return what follows the BN layer at `path` and can be taken in, or why nothing can."""
+def followers(graph: ExecutedGraph, path: str) -> Followers:
+    """Return what follows the BN layer at `path` and can be taken in.
+
+    Raises:
+        Refusal: If nothing can.
+    """
     calls = graph.of_layer(path)
     if len(calls) != 1:
-        return f"it ran {len(calls)} times in one forward pass"
+        raise Refusal(f"it ran {len(calls)} times in one forward pass")
     call = calls[0]
     if len(call.inputs) != 1 or len(call.outputs) != 1:
-        return "it is called with a residual or a mask already"
+        raise Refusal("it is called with a residual or a mask already")
     output = call.outputs[0]
     following = _only_consumer(graph, output.id)
     if following is None:
-        return "its output is used more than once, or returned"
+        raise Refusal("its output is used more than once, or returned")
     activation = activation_of(following.function, following.arguments, following.keywords)
     if activation is not None:
         return Followers(activation, residual=False, last=following)
     if not is_addition(following.function, following.arguments, following.keywords):
-        return "no activation and no addition follows"
+        raise Refusal("no activation and no addition follows")
     if takes_place(following.function) and following.inputs[0] != output:
-        return "it is added to another tensor in place"
+        raise Refusal("it is added to another tensor in place")
     if len(following.inputs) != 2 or following.inputs[0] == following.inputs[1]:
-        return "what is added to it is no other tensor"
+        raise Refusal("what is added to it is no other tensor")
     first, second = following.inputs
     if (first.shape, first.dtype) != (second.shape, second.dtype):
-        return "what is added to it has another shape or dtype"
+        raise Refusal("what is added to it has another shape or dtype")
     behind = _only_consumer(graph, following.outputs[0].id)
     activation = None if behind is None else activation_of(behind.function, behind.arguments, behind.keywords)
     last = following if activation is None or behind is None else behind

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.errors import UsageError
@@ -16,11 +16,12 @@ from bnlab.nn.base import BatchNormBase
 from bnlab.observe.passes.executed_graph import Call, ExecutedGraph, execute
 from bnlab.observe.passes.subject import said, untouched
 from bnlab.records import Change, LeftAlone
-from bnlab.remedies._conversion import class_name
 from bnlab.remedies._rewritten import rewritten_class
-from bnlab.remedies.convert.become import become
+from bnlab.remedies.convert.change_class import change_class
+from bnlab.remedies.convert.families import class_name
 from bnlab.remedies.convert.followers import Followers, activation_of_module, followers, has_hooks
-from bnlab.remedies.convert.rewrite import NotRewritable, fused_graph, traced
+from bnlab.remedies.convert.rewrite import fused_graph, traced
+from bnlab.remedies.refusal import Refusal, attempted
 from bnlab.remedies.undo import UndoStack
 from bnlab.remedies.witness import differences, testimony
 
@@ -66,11 +67,11 @@ def fuse_followers(
     fused = Fused()
     wanted: dict[str, Followers] = {}
     for path, layer in layers.items():
-        found = _followers(layer, path, graphs)
-        if isinstance(found, Followers):
-            wanted[path] = found
+        behind = attempted(partial(_followers, layer, path, graphs))
+        if isinstance(behind, Refusal):
+            fused.left_alone.append(LeftAlone(path, behind.reason))
         else:
-            fused.left_alone.append(LeftAlone(path, found))
+            wanted[path] = behind
     _settle_shared_additions(wanted, fused)
     _replace_activation_modules(model, wanted, graphs, fused, undo)
     _rewrite_containers(model, wanted, graphs[0], fused, undo)
@@ -86,18 +87,16 @@ def _executed(model: nn.Module, example: Any) -> tuple[ExecutedGraph, ExecutedGr
     return graphs[0], graphs[1]
 
 
-def _followers(layer: _BatchNorm, path: str, graphs: tuple[ExecutedGraph, ExecutedGraph]) -> Followers | str:
+def _followers(layer: _BatchNorm, path: str, graphs: tuple[ExecutedGraph, ExecutedGraph]) -> Followers:
     if not isinstance(layer, BatchNormBase):
-        return "it is no layer of bnlab"
+        raise Refusal("it is no layer of bnlab")
     if layer.activation is not None:
-        return "it has an activation already"
+        raise Refusal("it has an activation already")
     if has_hooks(layer):
-        return "a hook looks at its output"
+        raise Refusal("a hook looks at its output")
     in_train, in_eval = (followers(graph, path) for graph in graphs)
-    if isinstance(in_train, str) or isinstance(in_eval, str):
-        return in_train if isinstance(in_train, str) else str(in_eval)
     if (in_train.activation, in_train.residual) != (in_eval.activation, in_eval.residual):
-        return "what follows it differs between train mode and eval mode"
+        raise Refusal("what follows it differs between train mode and eval mode")
     return in_train
 
 
@@ -136,7 +135,7 @@ def _replace_activation_modules(
         ):
             continue
         fused.changes.append(Change(name, "class", class_name(type(module)), class_name(nn.Identity)))
-        undo.push(module, become(module, nn.Identity(), plain=type(module)()))
+        undo.push(module, change_class(module, nn.Identity(), plain=type(module)()))
         for path in paths:
             _activate(model.get_submodule(path), path, wanted.pop(path).activation, fused, undo)
 
@@ -169,12 +168,11 @@ def _rewrite_containers(
     for name, paths in by_container.items():
         container = model.get_submodule(name)
         inside = {path.removeprefix(f"{name}."): wanted[path].residual for path in paths}
-        try:
-            new_graph = traced(container)
-            activations = fused_graph(container, new_graph, inside)
-        except NotRewritable as reason:
-            fused.left_alone += [LeftAlone(path, str(reason)) for path in paths]
+        rewritten = attempted(partial(_rewritten_graph, container, inside))
+        if isinstance(rewritten, Refusal):
+            fused.left_alone += [LeftAlone(path, rewritten.reason) for path in paths]
             continue
+        new_graph, activations = rewritten
         old_kind = type(container)
         undo.push(container, partial(setattr, container, "__class__", old_kind))
         container.__class__ = rewritten_class(old_kind, new_graph)
@@ -186,6 +184,11 @@ def _rewrite_containers(
                 undo.push(layer, partial(vars(layer).pop, "takes_residual", None))
                 fused.changes.append(Change(path, "residual", "-", "taken in"))
             _activate(model.get_submodule(path), path, activation, fused, undo)
+
+
+def _rewritten_graph(container: nn.Module, inside: Mapping[str, bool]) -> tuple[fx.Graph, dict[str, str | None]]:
+    graph = traced(container)
+    return graph, fused_graph(container, graph, inside)
 
 
 def _activate(layer: nn.Module, path: str, activation: str | None, fused: Fused, undo: UndoStack) -> None:

@@ -6,16 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
+from typing_extensions import override
 
 from bnlab.remedies._rewritten import Rewritten
 from bnlab.remedies.convert.followers import activation_of, activation_of_module, has_hooks, is_addition, takes_place
-from bnlab.remedies.source import NotReadable, require_straight_line
+from bnlab.remedies.refusal import Refusal
+from bnlab.remedies.source import require_straight_line
 
-__all__ = ["NotRewritable", "fused_graph", "traced"]
-
-
-class NotRewritable(Exception):
-    """Why a forward cannot be rewritten."""
+__all__ = ["fused_graph", "traced"]
 
 
 _OF_THE_CLASS = ("__getstate__", "__reduce__", "__reduce_ex__", "__call__", "__getattribute__", "__init_subclass__")
@@ -27,7 +25,8 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
+    @override
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
 
 
@@ -35,24 +34,21 @@ def traced(container: nn.Module) -> fx.Graph:
     """Return the graph of a module's forward, if its source shows that there is no other.
 
     Raises:
-        NotRewritable: If it does not.
+        Refusal: If it does not.
     """
     kind = type(container)
     if issubclass(kind, Rewritten):
-        raise NotRewritable("its forward was rewritten before")
+        raise Refusal("its forward was rewritten before")
     bases = [base for base in kind.__mro__ if base not in nn.Module.__mro__]
     own = [name for name in _OF_THE_CLASS if any(name in vars(base) for base in bases)]
     if "forward" in vars(container) or own:
-        raise NotRewritable(f"its class or instance has a {own[0] if own else 'forward'} of its own")
-    try:
-        require_straight_line(container)
-    except NotReadable as reason:
-        raise NotRewritable(str(reason)) from reason
+        raise Refusal(f"its class or instance has a {own[0] if own else 'forward'} of its own")
+    require_straight_line(container)
     before = dict(vars(container))
     try:
         return _Tracer().trace(container)
     except Exception as error:
-        raise NotRewritable(f"its forward cannot be traced: {str(error).partition(chr(10))[0]}") from error
+        raise Refusal(f"its forward cannot be traced: {str(error).partition(chr(10))[0]}") from error
     finally:
         vars(container).clear()
         vars(container).update(before)
@@ -70,7 +66,7 @@ def fused_graph(container: nn.Module, graph: fx.Graph, layers: Mapping[str, bool
         Name of each layer and the activation it takes in.
 
     Raises:
-        NotRewritable: If the graph does not show what was executed.
+        Refusal: If the graph does not show what was executed.
     """
     return {name: _fuse(container, graph, name, residual=residual) for name, residual in layers.items()}
 
@@ -78,14 +74,14 @@ def fused_graph(container: nn.Module, graph: fx.Graph, layers: Mapping[str, bool
 def _fuse(container: nn.Module, graph: fx.Graph, name: str, *, residual: bool) -> str | None:
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target == name]
     if len(calls) != 1 or len(calls[0].args) != 1 or calls[0].kwargs:
-        raise NotRewritable("its forward does not show one plain call of the layer")
+        raise Refusal("its forward does not show one plain call of the layer")
     call = calls[0]
     if residual:
         last = _only_user(call)
         if not is_addition(_function(last), last.args, last.kwargs):
-            raise NotRewritable("its forward does not show the addition")
+            raise Refusal("its forward does not show the addition")
         if takes_place(_function(last)) and last.args[0] is not call:
-            raise NotRewritable("it is added to another tensor in place")
+            raise Refusal("it is added to another tensor in place")
         other = last.args[1] if last.args[0] is call else last.args[0]
         with graph.inserting_before(last):
             new = graph.call_module(name, (call.args[0], other))
@@ -99,14 +95,14 @@ def _fuse(container: nn.Module, graph: fx.Graph, name: str, *, residual: bool) -
         users[0].replace_all_uses_with(call)
         graph.erase_node(users[0])
     elif not residual:
-        raise NotRewritable("its forward does not show the activation")
+        raise Refusal("its forward does not show the activation")
     return activation
 
 
 def _only_user(node: fx.Node) -> fx.Node:
     users = list(node.users)
     if len(users) != 1:
-        raise NotRewritable("its forward uses the output of the layer more than once")
+        raise Refusal("its forward uses the output of the layer more than once")
     return users[0]
 
 

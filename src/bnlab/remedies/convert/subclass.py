@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnlab.functional.activations import ACTIVATIONS, Activation
-from bnlab.remedies.source import NotReadable, require_plain_subclass
+from bnlab.remedies.refusal import Refusal
+from bnlab.remedies.source import require_plain_subclass
 
 __all__ = ["activation_inside", "own_behaviour"]
 
@@ -41,7 +42,7 @@ def activation_inside(layer: _BatchNorm, base: type[nn.Module], spatial: int) ->
         The name of the activation, or None.
 
     Raises:
-        NotReadable: If the subclass does something else.
+        Refusal: If the subclass does something else.
     """
     if type(layer).forward is base.forward:
         return None
@@ -51,7 +52,7 @@ def activation_inside(layer: _BatchNorm, base: type[nn.Module], spatial: int) ->
     for name, function in candidates:
         if all(_same(layer, base, function, spatial, training=training) for training in (True, False)):
             return name
-    raise NotReadable("a forward of its own")
+    raise Refusal("a forward of its own")
 
 
 def _same(

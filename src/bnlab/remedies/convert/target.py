@@ -14,14 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.errors import UsageError
 from bnlab.remedies.convert.families import GROUP, Family, family_of
 
-__all__ = ["Target"]
+__all__ = ["ConversionTarget"]
 
 _KEPT = ("num_features", "num_channels", "eps", "momentum", "affine", "bias", "track_running_stats", "device", "dtype")
 _USUAL_GROUPS = 32
 
 
 @dataclass(frozen=True)
-class Target:
+class ConversionTarget:
     """A family of layer classes, with arguments of their own.
 
     Attributes:
@@ -37,7 +37,7 @@ class Target:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, to: object) -> Target:
+    def of(cls, to: object) -> ConversionTarget:
         """Read a class, or a partial of one.
 
         Raises:

@@ -18,10 +18,10 @@ from bnlab.observe.passes.batches import batches_of, moved
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.passes.subject import said
 from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
-from bnlab.remedies._conversion import class_name
 from bnlab.remedies._fold_affine import ScaleAndShift
+from bnlab.remedies.convert.families import class_name
 from bnlab.remedies.fold.apply import copied, fold_group, stand_in
-from bnlab.remedies.fold.plan import Plan, plan_of
+from bnlab.remedies.fold.plan import FoldPlan, plan_of
 from bnlab.remedies.fold.proof import Pair, errors_of_models, errors_of_pairs, seeded, tolerance_of
 from bnlab.remedies.receipt import Receipt
 
@@ -131,7 +131,7 @@ def _is_inside(path: str, other: str) -> bool:
     return path != other and path.startswith(f"{other}." if other else "")
 
 
-def _install(plan: Plan, folded: nn.Module) -> dict[str, Callable[[], None]]:
+def _install(plan: FoldPlan, folded: nn.Module) -> dict[str, Callable[[], None]]:
     """Put new weights into the copy; a group that cannot have them is left alone. Return how to take each back."""
     undo: dict[str, Callable[[], None]] = {}
     for host, group in list(plan.groups.items()):
@@ -144,7 +144,7 @@ def _install(plan: Plan, folded: nn.Module) -> dict[str, Callable[[], None]]:
     return undo
 
 
-def _drop(plan: Plan, host: str, reason: str) -> None:
+def _drop(plan: FoldPlan, host: str, reason: str) -> None:
     for path in plan.groups.pop(host).layers:
         plan.left_alone[path] = reason
         del plan.foldings[path]
@@ -154,7 +154,7 @@ def _prove_pairs(
     model: nn.Module,
     folded: nn.Module,
     batch: Any,  # noqa: ANN401
-    plan: Plan,
+    plan: FoldPlan,
     undo: Mapping[str, Callable[[], None]],
     tolerance: float | None,
 ) -> list[Measurement]:
@@ -191,7 +191,7 @@ def _chain(steps: list[nn.Module | None]) -> Callable[[Tensor], Tensor]:
     return lambda x: reduce(lambda value, step: step(value), modules, x)
 
 
-def _replacement(plan: Plan, path: str) -> nn.Module | None:
+def _replacement(plan: FoldPlan, path: str) -> nn.Module | None:
     """Return what stands in the place of a layer; None for an Identity."""
     found = plan.foldings[path]
     if path not in plan.affine:
@@ -200,7 +200,7 @@ def _replacement(plan: Plan, path: str) -> nn.Module | None:
     return affine if found.activation is None else nn.Sequential(affine, found.activation)
 
 
-def _changes(plan: Plan, layers: Mapping[str, nn.Module]) -> list[Change]:
+def _changes(plan: FoldPlan, layers: Mapping[str, nn.Module]) -> list[Change]:
     hosts = {path: group.host for group in plan.groups.values() for path in group.layers}
     changes = []
     for path, layer in layers.items():
@@ -210,7 +210,7 @@ def _changes(plan: Plan, layers: Mapping[str, nn.Module]) -> list[Change]:
     return changes
 
 
-def _left_alone(plan: Plan, layers: Mapping[str, nn.Module]) -> list[LeftAlone]:
+def _left_alone(plan: FoldPlan, layers: Mapping[str, nn.Module]) -> list[LeftAlone]:
     return [
         LeftAlone(path, plan.left_alone[path] if path in plan.left_alone else f"not folded: {plan.affine[path]}")
         for path in layers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
@@ -12,8 +11,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from bnlab.observe.passes.executed_graph import Call, ExecutedGraph, Value
 from bnlab.remedies.convert.followers import has_hooks
+from bnlab.remedies.refusal import Refusal
 
-__all__ = ["Hosts", "Refused", "is_transposed"]
+__all__ = ["Hosts", "is_transposed"]
 
 _FUNCTIONS: dict[type[nn.Module], str] = {
     nn.Linear: "linear",
@@ -33,12 +33,6 @@ _MEANINGFUL = ("forward", "_conv_forward", "_output_padding", "__call__", "__get
 def is_transposed(module: nn.Module) -> bool:
     """Whether a layer is a transposed convolution, whose weight has the input channels first."""
     return isinstance(module, nn.modules.conv._ConvTransposeNd)  # noqa: SLF001 - the common base of the three
-
-
-class Refused(NamedTuple):
-    """Why a pair must stay apart."""
-
-    reason: str
 
 
 class Hosts:
@@ -62,7 +56,7 @@ class Hosts:
         """Whether a value is seen outside the functions of the forward pass."""
         return value in self._graph.kept or value in self._graph.exposed
 
-    def feeding(self, value: Value) -> str | Refused:
+    def feeding(self, value: Value) -> str | Refusal:
         """Return the path of the layer that makes a value and whose output channels are its dimension 1, or why none.
 
         Args:
@@ -70,16 +64,16 @@ class Hosts:
         """
         call = self._graph.producer(value.id)
         if call is None:
-            return Refused("its input is the input of the model")
+            return Refusal("its input is the input of the model")
         path = self._ran(call)
         if path is None or not _is_main(self._modules[path], call):
-            return Refused(f"it is fed by {_name(call)}, no convolution or linear layer")
+            return Refusal(f"it is fed by {_name(call)}, no convolution or linear layer")
         wrong = self._unfit(path, call)
         if wrong is None and len(value.shape) != _rank(self._modules[path]):
             wrong = f"dimension 1 of {tuple(value.shape)} is not the output channels of {path}"
-        return path if wrong is None else Refused(wrong)
+        return path if wrong is None else Refusal(wrong)
 
-    def fed(self, value: Value, maker: Call) -> str | Refused:
+    def fed(self, value: Value, maker: Call) -> str | Refusal:
         """Return the path of the layer that alone takes a value, as its input channels and unpadded, or why none.
 
         Args:
@@ -88,10 +82,10 @@ class Hosts:
         """
         users = self._graph.consumers(value.id)
         if len(users) != 1 or self.is_kept(value.id):
-            return Refused("its output is used more than once, or returned")
+            return Refusal("its output is used more than once, or returned")
         run = self._run_on(value, users[0])
         if run is None:
-            return Refused(f"it feeds {_name(users[0])}, no convolution or linear layer")
+            return Refusal(f"it feeds {_name(users[0])}, no convolution or linear layer")
         path, call = run
         module = self._modules[path]
         wrong = self._unfit(path, call)
@@ -103,7 +97,7 @@ class Hosts:
             wrong = f"{path} pads with zeros, on which BN comes first"
         if wrong is None and not self._right_behind(maker, users[0]):  # its input could be changed in place meanwhile
             wrong = f"{path} does not run right behind it"
-        return path if wrong is None else Refused(wrong)
+        return path if wrong is None else Refusal(wrong)
 
     def _run_on(self, value: Value, user: Call) -> tuple[str, Call] | None:
         """Return the linear layer that takes a value as its input, and its call: behind padding of its own, if any."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bnlab.functional.activations import ACTIVATIONS
 from bnlab.functional.folding import scale_and_shift
 from bnlab.functional.moments import per_channel, widened
+from bnlab.remedies.refusal import Refusal
 
 __all__ = ["Folding", "folding_of"]
 
@@ -37,8 +38,8 @@ class Folding:
     activation: nn.Module | None = None
 
 
-def folding_of(layer: nn.Module, spatial: int) -> Folding | str:
-    """Return the numbers of a layer from `any_batch_norm`, or why there are none.
+def folding_of(layer: nn.Module, spatial: int) -> Folding:
+    """Return the numbers of a layer from `any_batch_norm`.
 
     They come from its attributes, and a copy of the layer in float64 has to agree with them on inputs from far left to
     far right of its statistics: a class may use abs(weight), an eps of its own, or an activation.
@@ -46,21 +47,21 @@ def folding_of(layer: nn.Module, spatial: int) -> Folding | str:
     Args:
         layer: Stays as it is.
         spatial: Number of spatial dimensions it was called with.
+
+    Raises:
+        Refusal: If it has none, or they are not what it computes with.
     """
     mean, var, weight, bias = (_attribute(layer, name) for name in ("running_mean", "running_var", "weight", "bias"))
     if mean is None or var is None:
-        return "it has no running statistics: its output in eval mode depends on the batch"
-    reason = _unsound(mean, var, weight, bias)
-    if reason is not None:
-        return reason
+        raise Refusal("it has no running statistics: its output in eval mode depends on the batch")
+    _require_sound(mean, var, weight, bias)
     eps: object = getattr(layer, "eps", _USUAL_EPS)
     if not isinstance(eps, (int, float)):
-        return f"its eps is no number, but a {type(eps).__name__}"
+        raise Refusal(f"its eps is no number, but a {type(eps).__name__}")
     if bool((widened(var) + eps <= 0).any()):
-        return "running_var + eps is 0: its scale is infinite"
+        raise Refusal("running_var + eps is 0: its scale is infinite")
     scale, shift = scale_and_shift(mean, var, weight, bias, eps)
-    found = _activation(layer, _probe(mean, widened(var) + eps, spatial), scale, shift)
-    return found if isinstance(found, str) else Folding(scale, shift, found[0])
+    return Folding(scale, shift, _activation(layer, _probe(mean, widened(var) + eps, spatial), scale, shift))
 
 
 def _attribute(layer: nn.Module, name: str) -> Tensor | None:
@@ -68,20 +69,18 @@ def _attribute(layer: nn.Module, name: str) -> Tensor | None:
     return value.detach() if isinstance(value, Tensor) else None
 
 
-def _unsound(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> str | None:
-    """Return what is wrong with the numbers of a layer."""
+def _require_sound(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
     named = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias}
     for name, tensor in named.items():
         if tensor is not None and tensor.shape != mean.shape:
-            return f"its {name} has shape {tuple(tensor.shape)}, not {tuple(mean.shape)}"
+            raise Refusal(f"its {name} has shape {tuple(tensor.shape)}, not {tuple(mean.shape)}")
         wrong = 0 if tensor is None else int((~tensor.isfinite()).sum())
         if wrong:
             advice = ": recalibrate it first" if name.startswith("running") else ""
-            return f"{name} is not finite in {wrong} of {mean.numel()} channels{advice}"
+            raise Refusal(f"{name} is not finite in {wrong} of {mean.numel()} channels{advice}")
     negative = int((var < 0).sum())
     if negative:
-        return f"running_var is negative in {negative} of {var.numel()} channels: recalibrate it first"
-    return None
+        raise Refusal(f"running_var is negative in {negative} of {var.numel()} channels: recalibrate it first")
 
 
 def _probe(mean: Tensor, var: Tensor, spatial: int) -> Tensor:
@@ -93,8 +92,8 @@ def _probe(mean: Tensor, var: Tensor, spatial: int) -> Tensor:
     return x.reshape(*x.shape, *[1] * spatial).repeat(1, 1, *[2] * spatial)
 
 
-def _activation(layer: nn.Module, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[nn.Module | None] | str:
-    """Return the activation that makes the formula agree with the layer, or why none does."""
+def _activation(layer: nn.Module, x: Tensor, scale: Tensor, shift: Tensor) -> nn.Module | None:
+    """Return the activation that makes the formula agree with the layer; None if it does without."""
     a, b = (per_channel(values.cpu().double(), x) for values in (scale, shift))
     bound = _CLOSE * (a.abs() * x.abs() + b.abs() + torch.finfo(torch.float64).tiny)
     try:
@@ -102,14 +101,14 @@ def _activation(layer: nn.Module, x: Tensor, scale: Tensor, shift: Tensor) -> tu
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             y: object = wide(x.clone())
     except Exception as error:
-        return f"it does not run in float64: {type(error).__name__}"
+        raise Refusal(f"it does not run in float64: {type(error).__name__}") from error
     if not isinstance(y, Tensor) or y.shape != x.shape:
-        return "its output has another shape than its input"
+        raise Refusal("its output has another shape than its input")
     for kept, function in _candidates(layer, wide):
         expected = _applied(function, a * x + b)
         if expected is not None and bool(((y - expected).abs() <= bound).all()):
-            return (kept,)
-    return f"its output in eval mode is not scale*x + shift of its running statistics (eps {_shown_eps(layer)})"
+            return kept
+    raise Refusal(f"its output in eval mode is not scale*x + shift of its running statistics (eps {_shown_eps(layer)})")
 
 
 def _candidates(layer: nn.Module, wide: nn.Module) -> Iterator[tuple[nn.Module | None, nn.Module]]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
 
 from bnlab.observe.passes.executed_graph import Call, ExecutedGraph, Value
 from bnlab.remedies.convert.followers import has_hooks
-from bnlab.remedies.fold.hosts import Hosts, Refused
+from bnlab.remedies.fold.hosts import Hosts
 from bnlab.remedies.fold.layer import Folding, folding_of
+from bnlab.remedies.refusal import Refusal, attempted
 
-__all__ = ["Group", "Plan", "plan_of"]
+__all__ = ["FoldPlan", "Group", "plan_of"]
 
 
 @dataclass
@@ -42,7 +44,7 @@ class Group:
 
 
 @dataclass
-class Plan:
+class FoldPlan:
     """What is to become of each BN layer.
 
     Attributes:
@@ -60,7 +62,7 @@ class Plan:
     left_alone: dict[str, str] = field(default_factory=dict)
 
 
-def plan_of(model: nn.Module, graph: ExecutedGraph, layers: Mapping[str, nn.Module]) -> Plan:
+def plan_of(model: nn.Module, graph: ExecutedGraph, layers: Mapping[str, nn.Module]) -> FoldPlan:
     """Decide for every BN layer whether it goes into what feeds it, into what it feeds, or becomes a scale and shift.
 
     Args:
@@ -68,22 +70,21 @@ def plan_of(model: nn.Module, graph: ExecutedGraph, layers: Mapping[str, nn.Modu
         graph: What happened.
         layers: The BN layers by path.
     """
-    plan, hosts = Plan(), Hosts(model, graph)
+    plan, hosts = FoldPlan(), Hosts(model, graph)
     passed_on: dict[int, Value] = {}
     ran = dict.fromkeys(call.modules[-1] for call in graph.calls if call.function is None)
     for path in [*(name for name in ran if name in layers), *(name for name in layers if name not in ran)]:
         calls = graph.of_layer(path)
-        reason = _unfit(layers[path], calls) or _tensors_used(graph, path)
-        found = reason if reason is not None else folding_of(layers[path], len(calls[0].inputs[0].shape) - 2)
-        if isinstance(found, str):
-            plan.left_alone[path] = found
+        folding = attempted(partial(_folding, layers[path], path, graph))
+        if isinstance(folding, Refusal):
+            plan.left_alone[path] = folding.reason
             continue
-        plan.foldings[path], plan.dtypes[path] = found, calls[0].inputs[0].dtype
+        plan.foldings[path], plan.dtypes[path] = folding, calls[0].inputs[0].dtype
         _place(plan, hosts, path, calls, passed_on)
     return plan
 
 
-def _place(plan: Plan, hosts: Hosts, path: str, calls: list[Call], passed_on: dict[int, Value]) -> None:
+def _place(plan: FoldPlan, hosts: Hosts, path: str, calls: list[Call], passed_on: dict[int, Value]) -> None:
     """Put a layer in its place.
 
     Args:
@@ -101,38 +102,35 @@ def _place(plan: Plan, hosts: Hosts, path: str, calls: list[Call], passed_on: di
     given, output = call.inputs[0], call.outputs[0]
     feeding = hosts.feeding(passed_on.get(given.id, given))
     if isinstance(feeding, str) and hosts.used_elsewhere(given, call):
-        feeding = Refused(f"the output of {feeding} is used elsewhere too")
+        feeding = Refusal(f"the output of {feeding} is used elsewhere too")
     if isinstance(feeding, str):
         plan.groups.setdefault(feeding, Group(feeding)).after.append(path)
         if plan.foldings[path].activation is None:
             passed_on[output.id] = passed_on.get(given.id, given)
         return
     has_activation = plan.foldings[path].activation is not None
-    fed = Refused("it has an activation") if has_activation else hosts.fed(output, call)
+    fed = Refusal("it has an activation") if has_activation else hosts.fed(output, call)
     if isinstance(fed, str):
         plan.groups.setdefault(fed, Group(fed)).before.append(path)
     else:
         plan.affine[path] = f"{feeding.reason}; {fed.reason}"
 
 
-def _unfit(layer: nn.Module, calls: list[Call]) -> str | None:
-    """Return why a layer cannot be replaced by y = scale*x + shift, whatever its numbers are."""
+def _folding(layer: nn.Module, path: str, graph: ExecutedGraph) -> Folding:
+    """Return y = activation(scale*x + shift) for a layer that nothing but its output is used of."""
+    calls = graph.of_layer(path)
     if not calls:
-        return "it did not run on the example"
+        raise Refusal("it did not run on the example")
     if has_hooks(layer):
-        return "hooks look at it"
+        raise Refusal("hooks look at it")
     for call in calls:
         if len(call.inputs) != 1 or len(call.outputs) != 1:
-            return "it is called with more than its input, such as a residual or a mask"
+            raise Refusal("it is called with more than its input, such as a residual or a mask")
         given, output = call.inputs[0], call.outputs[0]
         if given.shape != output.shape or given.dtype != output.dtype or len(given.shape) < 2:
-            return f"it makes {tuple(output.shape)}, {output.dtype} of {tuple(given.shape)}, {given.dtype}"
-    return None
-
-
-def _tensors_used(graph: ExecutedGraph, path: str) -> str | None:
+            raise Refusal(f"it makes {tuple(output.shape)}, {output.dtype} of {tuple(given.shape)}, {given.dtype}")
     for name, number in graph.tensors.items():
         own = name.startswith(f"{path}.") or not path
         if own and (graph.consumers(number) or number in graph.kept):
-            return f"its {name.removeprefix(f'{path}.')} is used outside it"
-    return None
+            raise Refusal(f"its {name.removeprefix(f'{path}.')} is used outside it")
+    return folding_of(layer, len(calls[0].inputs[0].shape) - 2)

@@ -25,10 +25,11 @@ from bnlab.errors import (
 from bnlab.observe.files.onnx_file import layer_name, subgraphs
 from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
 from bnlab.remedies.fold_onnx.inputs import checked_example
-from bnlab.remedies.fold_onnx.pairs import BatchNormNode, Fold, NotPossible, plan
+from bnlab.remedies.fold_onnx.pairs import BatchNormNode, Fold, plan
 from bnlab.remedies.fold_onnx.proof import Proof
 from bnlab.remedies.fold_onnx.run import CannotRun
 from bnlab.remedies.fold_onnx.scope import Scope, all_scopes, is_standard, overridable
+from bnlab.remedies.refusal import Refusal
 from bnlab.wording import listed
 
 if TYPE_CHECKING:
@@ -141,8 +142,8 @@ class _Folding:
             bn = BatchNormNode.read(node, name, scope)
             fold, reasons = plan(bn, scope)
             error = self._checked(fold, bn, scope)
-        except NotPossible as reason:
-            self.left_alone.append(LeftAlone(name, str(reason)))
+        except Refusal as refusal:
+            self.left_alone.append(LeftAlone(name, refusal.reason))
             return
         scope.swap(fold.before, fold.after, fold.at, fold.values)
         self.changes.append(Change(name, "batch norm", "BatchNormalization", fold.became))
@@ -195,7 +196,7 @@ class _Folding:
         """Return the error of a fold.
 
         Raises:
-            NotPossible: If it is too large, or cannot be measured.
+            Refusal: If it is too large, or cannot be measured.
         """
         dtypes = {str(values.dtype) for values in fold.values.values()}
         limit = self.tolerance or max(_TOLERANCES[dtype] for dtype in dtypes)
@@ -208,11 +209,11 @@ class _Folding:
         try:
             error = self.proof.of_fold(fold, bn, scope, constants)
         except CannotRun as err:
-            raise NotPossible(f"{fold.became} could not be checked: {err}") from err
+            raise Refusal(f"{fold.became} could not be checked: {err}") from err
         if math.isnan(error):
-            raise NotPossible(f"{fold.became}, the values would not all be finite")
+            raise Refusal(f"{fold.became}, the values would not all be finite")
         if error > limit:
-            raise NotPossible(f"{fold.became}, the error would be {error:.2g} {_UNIT}, above {limit:g}")
+            raise Refusal(f"{fold.became}, the error would be {error:.2g} {_UNIT}, above {limit:g}")
         self.loosest = max(self.loosest, limit)
         return error
 

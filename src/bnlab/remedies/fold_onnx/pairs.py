@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,21 +14,18 @@ from numpy.typing import NDArray
 from bnlab.functional.folding import fold_into_consumer, fold_into_producer, scale_and_shift
 from bnlab.observe.files.tensors import widen
 from bnlab.remedies.fold_onnx.scope import Scope, is_standard
+from bnlab.remedies.refusal import Refusal, attempted
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = ["Attempt", "BatchNormNode", "Fold", "NotPossible", "plan"]
+__all__ = ["Attempt", "BatchNormNode", "Fold", "plan"]
 
 DTYPES = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _PARAMETERS = ("weight", "bias", "running_mean", "running_var")
 _DEFAULT_EPSILON = float(np.float32(1e-5))
 _FIRST_OPSET = {"broadcasting": 7, "always per channel": 9, "mode is an attribute": 14, "parameters of own dtype": 15}
-
-
-class NotPossible(Exception):
-    """Why a BN cannot be folded in the way that was tried."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +55,20 @@ class BatchNormNode:
         """Read a node.
 
         Raises:
-            NotPossible: If it normalises by batch statistics, or its parameters are not known or make no sense.
+            Refusal: If it normalises by batch statistics, or its parameters are not known or make no sense.
         """
         _refuse_other_modes(node, scope)
         found = {}
         for key, tensor in zip(_PARAMETERS, node.input[1:5], strict=True):
             values = scope.constant(tensor)
             if values is None:
-                raise NotPossible(f"its {key} {scope.why_no_constant(tensor)}")
+                raise Refusal(f"its {key} {scope.why_no_constant(tensor)}")
             if values.dtype not in DTYPES:
-                raise NotPossible(f"its {key} is of dtype {values.dtype}, not float16, float32 or float64")
+                raise Refusal(f"its {key} is of dtype {values.dtype}, not float16, float32 or float64")
             found[key] = values
         shapes = {values.shape for values in found.values()}
         if len(shapes) != 1 or found["weight"].ndim != 1 or not found["weight"].size:
-            raise NotPossible(f"its parameters have the shapes {sorted(shapes)}, not all (C,)")
+            raise Refusal(f"its parameters have the shapes {sorted(shapes)}, not all (C,)")
         weight, bias, mean, var = (widen(found[key]) for key in _PARAMETERS)
         eps = _attribute(node, "epsilon", _DEFAULT_EPSILON)
         tensors = [torch.from_numpy(values) for values in (mean, var, weight, bias)]
@@ -78,7 +76,7 @@ class BatchNormNode:
             scale, shift = scale_and_shift(tensors[0], tensors[1], tensors[2], tensors[3], eps)
         broken = int((~(scale.isfinite() & shift.isfinite())).sum())
         if broken:
-            raise NotPossible(f"its scale or shift is not finite in {broken} of {len(scale)} channels")
+            raise Refusal(f"its scale or shift is not finite in {broken} of {len(scale)} channels")
         return cls(node, name, scale.numpy(), shift.numpy(), mean, var, found["weight"].dtype)
 
     @property
@@ -127,42 +125,35 @@ def plan(bn: BatchNormNode, scope: Scope) -> tuple[Fold, tuple[str, ...]]:
     """Return what a BN can become, and why it cannot become what would be better.
 
     Raises:
-        NotPossible: If nothing is possible, with all the reasons.
+        Refusal: If nothing is possible, with all the reasons.
     """
     reasons: list[str] = []
     attempts: tuple[Attempt, ...] = (_into_producer, _into_consumer, _into_affine)
     for attempt in attempts:
-        fold = _tried(attempt, bn, scope)
+        fold = attempted(partial(attempt, bn, scope))
         if isinstance(fold, Fold):
             return fold, tuple(reasons)
-        reasons.append(fold)
-    raise NotPossible("; ".join(dict.fromkeys(reasons)))
-
-
-def _tried(attempt: Attempt, bn: BatchNormNode, scope: Scope) -> Fold | str:
-    try:
-        return attempt(bn, scope)
-    except NotPossible as reason:
-        return str(reason)
+        reasons.append(fold.reason)
+    raise Refusal("; ".join(dict.fromkeys(reasons)))
 
 
 def _refuse_other_modes(node: NodeProto, scope: Scope) -> None:
     if len(node.input) != 5 or not node.output:
-        raise NotPossible(f"it has {len(node.input)} inputs, a BatchNormalization node has 5")
+        raise Refusal(f"it has {len(node.input)} inputs, a BatchNormalization node has 5")
     _refuse_linked(node)
     if any(node.output[1:]):
-        raise NotPossible("it has more than one output: it normalises by batch statistics")
+        raise Refusal("it has more than one output: it normalises by batch statistics")
     if scope.opset >= _FIRST_OPSET["mode is an attribute"] and _attribute(node, "training_mode", 0):
-        raise NotPossible("training_mode is 1: it normalises by batch statistics")
+        raise Refusal("training_mode is 1: it normalises by batch statistics")
     if scope.opset < _FIRST_OPSET["broadcasting"] and not _attribute(node, "is_test", 0):
-        raise NotPossible("is_test is 0: it normalises by batch statistics")
+        raise Refusal("is_test is 0: it normalises by batch statistics")
     if scope.opset < _FIRST_OPSET["always per channel"] and not _attribute(node, "spatial", 1):
-        raise NotPossible("spatial is 0: it has statistics per position, not per channel")
+        raise Refusal("spatial is 0: it has statistics per position, not per channel")
 
 
 def _refuse_linked(node: NodeProto) -> None:
     if any(attribute.ref_attr_name for attribute in node.attribute):
-        raise NotPossible(f"{node.op_type} takes an attribute from the call of the function it is in")
+        raise Refusal(f"{node.op_type} takes an attribute from the call of the function it is in")
 
 
 def _into_producer(bn: BatchNormNode, scope: Scope) -> Fold:
@@ -173,9 +164,9 @@ def _into_producer(bn: BatchNormNode, scope: Scope) -> Fold:
     transposed = linear.op_type == "ConvTranspose"
     channels = weight.plain.shape[1] * groups if transposed else weight.plain.shape[0]
     if channels != len(bn.scale):
-        raise NotPossible(f"{linear.op_type} makes {channels} channels, the BN has {len(bn.scale)}")
+        raise Refusal(f"{linear.op_type} makes {channels} channels, the BN has {len(bn.scale)}")
     if linear.op_type == "MatMul" and scope.rank(linear.output[0]) != 2:
-        raise NotPossible("the output of MatMul is not known to have 2 dimensions")
+        raise Refusal("the output of MatMul is not known to have 2 dimensions")
     folded = fold_into_producer(
         *bn.tensors, weight.tensor, _bias(linear, channels, scope), transposed=transposed, groups=groups
     )
@@ -195,13 +186,13 @@ def _into_producer(bn: BatchNormNode, scope: Scope) -> Fold:
 def _linear_before(bn: BatchNormNode, scope: Scope) -> NodeProto:
     linear = scope.maker(bn.source)
     if linear is None:
-        raise NotPossible("nothing in its graph feeds it")
+        raise Refusal("nothing in its graph feeds it")
     if not is_standard(linear, *_LINEAR):
-        raise NotPossible(f"{linear.op_type} feeds it")
+        raise Refusal(f"{linear.op_type} feeds it")
     if bn.source in scope.outputs:
-        raise NotPossible(f"the output of the {linear.op_type} that feeds it is an output of the graph")
+        raise Refusal(f"the output of the {linear.op_type} that feeds it is an output of the graph")
     if len(scope.users(bn.source)) != 1:
-        raise NotPossible(f"the {linear.op_type} that feeds it feeds something else, too")
+        raise Refusal(f"the {linear.op_type} that feeds it feeds something else, too")
     return linear
 
 
@@ -212,7 +203,7 @@ def _into_consumer(bn: BatchNormNode, scope: Scope) -> Fold:
     groups = _groups(linear, weight)
     channels = weight.plain.shape[1] * groups
     if channels != len(bn.scale):
-        raise NotPossible(f"the {linear.op_type} behind it takes {channels} channels, the BN has {len(bn.scale)}")
+        raise Refusal(f"the {linear.op_type} behind it takes {channels} channels, the BN has {len(bn.scale)}")
     folded = fold_into_consumer(*bn.tensors, weight.tensor, _bias(linear, weight.plain.shape[0], scope), groups=groups)
     node, values = _rebuilt(linear, weight, bn, scope, folded)
     node.input[0] = bn.source
@@ -230,19 +221,19 @@ def _into_consumer(bn: BatchNormNode, scope: Scope) -> Fold:
 def _linear_behind(bn: BatchNormNode, scope: Scope) -> NodeProto:
     users = scope.users(bn.result)
     if bn.result in scope.outputs:
-        raise NotPossible("its output is an output of the graph")
+        raise Refusal("its output is an output of the graph")
     if len(users) != 1:
-        raise NotPossible(f"its output is used {len(users)} times")
+        raise Refusal(f"its output is used {len(users)} times")
     (linear,) = users
     if not is_standard(linear, "Conv", "Gemm") or linear.input[0] != bn.result:
-        raise NotPossible(f"{linear.op_type} is behind it")
+        raise Refusal(f"{linear.op_type} is behind it")
     if not scope.owns(bn.source):
-        raise NotPossible("its input lies outside the subgraph")
+        raise Refusal("its input lies outside the subgraph")
     if linear.op_type == "Gemm" and _attribute(linear, "transA", 0):
-        raise NotPossible("the Gemm behind it transposes its output")
+        raise Refusal("the Gemm behind it transposes its output")
     padding = _attribute(linear, "auto_pad", b"NOTSET")
     if padding not in (b"NOTSET", b"VALID") or any(_attribute(linear, "pads", ())):
-        raise NotPossible("the Conv behind it pads with zeros, which BN does not map to zeros")
+        raise Refusal("the Conv behind it pads with zeros, which BN does not map to zeros")
     return linear
 
 
@@ -251,12 +242,12 @@ def _into_affine(bn: BatchNormNode, scope: Scope) -> Fold:
     from onnx import helper
 
     if scope.opset < _FIRST_OPSET["broadcasting"]:
-        raise NotPossible(f"Mul and Add do not broadcast in opset {scope.opset}")
+        raise Refusal(f"Mul and Add do not broadcast in opset {scope.opset}")
     if not scope.owns(bn.source):
-        raise NotPossible("its input lies outside the subgraph")
+        raise Refusal("its input lies outside the subgraph")
     rank = scope.rank(bn.source) or scope.rank(bn.result)
     if rank is None or rank < 2:
-        raise NotPossible("the number of dimensions of its input is not known")
+        raise Refusal("the number of dimensions of its input is not known")
     dtype = _input_dtype(bn, scope)
     shape = (len(bn.scale), *([1] * (rank - 2)))
     scale, shift, scaled = (scope.unique(f"{bn.name}.{part}") for part in ("scale", "shift", "scaled"))
@@ -282,7 +273,7 @@ def _input_dtype(bn: BatchNormNode, scope: Scope) -> np.dtype[Any]:
     kind = scope.element_type(bn.source)
     dtype: np.dtype[Any] | None = None if kind is None else np.dtype(helper.tensor_dtype_to_np_dtype(kind))
     if dtype is None or dtype not in DTYPES:
-        raise NotPossible("the dtype of its input is not known" if dtype is None else f"its input is of dtype {dtype}")
+        raise Refusal("the dtype of its input is not known" if dtype is None else f"its input is of dtype {dtype}")
     return dtype
 
 
@@ -298,17 +289,17 @@ class _Weight:
     @classmethod
     def of(cls, linear: NodeProto, scope: Scope) -> _Weight:
         if len(linear.input) < 2:
-            raise NotPossible(f"the {linear.op_type} has no weight")
+            raise Refusal(f"the {linear.op_type} has no weight")
         name = linear.input[1]
         stored = scope.constant(name)
         if stored is None:
-            raise NotPossible(f"the weight of the {linear.op_type}, {scope.why_no_constant(name)}")
+            raise Refusal(f"the weight of the {linear.op_type}, {scope.why_no_constant(name)}")
         is_matrix = is_standard(linear, "Gemm", "MatMul")
         if stored.dtype not in DTYPES or (stored.ndim != 2 if is_matrix else stored.ndim < 3):
-            raise NotPossible(f"the weight of the {linear.op_type} has dtype {stored.dtype}, shape {stored.shape}")
+            raise Refusal(f"the weight of the {linear.op_type} has dtype {stored.dtype}, shape {stored.shape}")
         _refuse_linked(linear)
         if is_matrix and scope.opset < _FIRST_OPSET["broadcasting"]:
-            raise NotPossible(f"the bias of Gemm does not broadcast in opset {scope.opset}")
+            raise Refusal(f"the bias of Gemm does not broadcast in opset {scope.opset}")
         turned = is_matrix and not _attribute(linear, "transB", 0)
         wide = widen(stored) * _attribute(linear, "alpha", 1.0)
         return cls(str(name), stored.dtype, turned, wide.T if turned else wide)
@@ -324,7 +315,7 @@ class _Weight:
 def _groups(linear: NodeProto, weight: _Weight) -> int:
     groups = int(_attribute(linear, "group", 1))
     if groups < 1 or weight.plain.shape[0] % groups:
-        raise NotPossible(f"the {linear.op_type} has {groups} groups for a weight of shape {weight.plain.shape}")
+        raise Refusal(f"the {linear.op_type} has {groups} groups for a weight of shape {weight.plain.shape}")
     return groups
 
 
@@ -334,10 +325,10 @@ def _bias(linear: NodeProto, channels: int, scope: Scope) -> torch.Tensor | None
         return None
     stored = scope.constant(linear.input[2])
     if stored is None:
-        raise NotPossible(f"the bias of the {linear.op_type}, {scope.why_no_constant(linear.input[2])}")
+        raise Refusal(f"the bias of the {linear.op_type}, {scope.why_no_constant(linear.input[2])}")
     broadcasts = linear.op_type == "Gemm" and stored.ndim <= 2 and stored.shape[-1:] in ((), (1,), (channels,))
     if stored.shape != (channels,) and not broadcasts:
-        raise NotPossible(f"the bias of the {linear.op_type} has the shape {stored.shape}")
+        raise Refusal(f"the bias of the {linear.op_type} has the shape {stored.shape}")
     return torch.from_numpy(np.ascontiguousarray(widen(stored) * _attribute(linear, "beta", 1.0)))
 
 

@@ -9,6 +9,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
 from bnlab._version import __version__
 from bnlab.errors import UsageError
@@ -16,7 +17,6 @@ from bnlab.nn.base import BatchNormBase
 from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
 from bnlab.observe.discover import batch_norm_layers
 from bnlab.records import Change, Changes, DiagnosisRecord, Finding, LeftAlone, Safety
-from bnlab.remedies._conversion import OWN_SETTINGS, Conversion, class_name, plan_freeze, plan_thaw, require_built
 from bnlab.remedies._frozen_state import (
     FrozenFrom,
     Switches,
@@ -25,7 +25,9 @@ from bnlab.remedies._frozen_state import (
     keeps_statistics,
     moves_statistics,
 )
-from bnlab.remedies.convert.families import family_of
+from bnlab.remedies.convert.conversion import Conversion
+from bnlab.remedies.convert.families import class_name, family_of
+from bnlab.remedies.convert.plan import plan_all, plan_freeze, plan_thaw, require_built
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.remedy import Material, Plan, Refusal, Remedy, record_of
 from bnlab.remedies.undo import UndoStack
@@ -36,6 +38,9 @@ _WITHOUT = "it keeps no running statistics"
 _ALREADY = "it is so already"
 _NOT_OURS = "it was not frozen by freeze, but is of a frozen class: convert it"
 _NOT_FROZEN = "it is not frozen by freeze"
+_OWN_SETTINGS = ("process_group", "ghost_size", "r_max", "d_max")
+"""Attributes that some BN layers have and a frozen one has not."""
+
 _UNTRIED = "has a forward of its own that could not be tried: see that it obeys track_running_stats"
 
 
@@ -52,7 +57,8 @@ class Freeze(Remedy):
         change = Change(record.name, "normaliser, buffers, affine", "as they are", "frozen")
         return Plan(self.name, (record.name,), (change,))
 
-    def apply(self, model: nn.Module, layers: Sequence[str], material: Material) -> Receipt:  # noqa: ARG002
+    @override
+    def apply(self, model: nn.Module, layers: Sequence[str], material: Material) -> Receipt:
         """Freeze the layers."""
         return freeze(model, layers=layers)
 
@@ -116,7 +122,8 @@ def freeze(
     chosen = {path: layer for path, layer in found.items() if path not in without}
     todo = {path: layer for path, layer in chosen.items() if not _is_so(layer, switches)}
     notes = _refuse_or_note(todo, switches)
-    steps = _planned(todo, switches)
+    changing = {path: layer for path, layer in todo.items() if _changes_class(layer, switches)}
+    steps = plan_all(changing, plan_freeze)
 
     def change(path: str, layer: _BatchNorm, undo: UndoStack) -> None:
         if frozen_from(layer) is not None:
@@ -205,6 +212,10 @@ def _facts(layer: _BatchNorm) -> dict[str, str]:
     }
 
 
+def _changes_class(layer: _BatchNorm, switches: Switches) -> bool:
+    return switches.normaliser and not isinstance(layer, FrozenBatchNorm)
+
+
 def _needs_none(switches: Switches) -> bool:
     return not (switches.normaliser or switches.buffers)
 
@@ -222,36 +233,12 @@ def _is_so(layer: _BatchNorm, switches: Switches) -> bool:
     return (memory is None or memory.switches == switches) and switches.hold_for(layer)
 
 
-def _planned(todo: Mapping[str, _BatchNorm], switches: Switches) -> dict[str, Conversion]:
-    """Plan the layers that change their class before the first is touched; refuse all if one must be refused."""
-    steps: dict[str, Conversion] = {}
-    refusals: list[str] = []
-    for path, layer in todo.items():
-        if switches.normaliser and not isinstance(layer, FrozenBatchNorm):
-            step = _step_or_refusal(path, layer)
-            if isinstance(step, Conversion):
-                steps[path] = step
-            else:
-                refusals.append(step)
-    if refusals:
-        others = ", ".join(text.partition(":")[0] for text in refusals[1:])
-        raise UsageError(f"{refusals[0]} Refused too: {others}." if others else refusals[0])
-    return steps
-
-
-def _step_or_refusal(path: str, layer: _BatchNorm) -> Conversion | str:
-    try:
-        return plan_freeze(path, layer)
-    except UsageError as refusal:
-        return str(refusal)
-
-
 def _freeze(path: str, layer: _BatchNorm, switches: Switches, step: Conversion | None, undo: UndoStack) -> None:
     """Freeze a layer that is not frozen by `freeze`."""
     kind, settings, origin = None, {}, vars(layer).get("converted_from")
-    if switches.normaliser and not isinstance(layer, FrozenBatchNorm):
+    if _changes_class(layer, switches):
         kind = type(layer)
-        kept = (*OWN_SETTINGS, "activation") if isinstance(layer, BatchNormBase) else OWN_SETTINGS
+        kept = (*_OWN_SETTINGS, "activation") if isinstance(layer, BatchNormBase) else _OWN_SETTINGS
         settings = {key: getattr(layer, key) for key in kept if hasattr(layer, key)}
         undo.push(layer, (step or plan_freeze(path, layer)).apply())
         if not switches.buffers:

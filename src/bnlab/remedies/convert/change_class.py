@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["become", "narrow_statistics"]
+__all__ = ["change_class", "narrow_statistics"]
 
 _CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
-def become(
+def change_class(
     layer: nn.Module,
     template: nn.Module,
     *,

@@ -1,0 +1,209 @@
+"""Plans how layers change their class, before the first of them is touched: for convert, freeze and unfreeze."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import NoReturn
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+from bnlab.errors import UsageError
+from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
+from bnlab.remedies._conversion import Origin, origin_of
+from bnlab.remedies._frozen_state import FrozenFrom
+from bnlab.remedies.convert.conversion import Conversion
+from bnlab.remedies.convert.families import FROZEN, RANKS, Family, class_name, family_of
+from bnlab.remedies.convert.subclass import activation_inside, own_behaviour
+from bnlab.remedies.convert.target import ConversionTarget
+from bnlab.remedies.refusal import Refusal
+
+__all__ = ["plan_all", "plan_conversion", "plan_freeze", "plan_thaw", "require_built"]
+
+_FROZEN_OF_ANY_RANK = Family(dict.fromkeys(RANKS, FrozenBatchNorm))
+
+
+def plan_all(
+    layers: Mapping[str, _BatchNorm], plan_one: Callable[[str, _BatchNorm], Conversion | None]
+) -> dict[str, Conversion]:
+    """Plan every layer, by path; those that stay as they are have no plan.
+
+    Args:
+        layers: The layers by path.
+        plan_one: Returns the plan of a layer, None if it stays as it is, or raises a UsageError.
+
+    Raises:
+        UsageError: If one layer or more must be refused: the message of the first, and the paths of the others.
+    """
+    steps: dict[str, Conversion] = {}
+    refusals: list[str] = []
+    for path, layer in layers.items():
+        step = _plan_or_message(plan_one, path, layer)
+        if isinstance(step, str):
+            refusals.append(step)
+        elif step is not None:
+            steps[path] = step
+    if refusals:
+        others = ", ".join(message.partition(":")[0] for message in refusals[1:])
+        raise UsageError(f"{refusals[0]} Refused too: {others}." if others else refusals[0])
+    return steps
+
+
+def _plan_or_message(
+    plan_one: Callable[[str, _BatchNorm], Conversion | None], path: str, layer: _BatchNorm
+) -> Conversion | str | None:
+    try:
+        return plan_one(path, layer)
+    except UsageError as refusal:
+        return str(refusal)
+
+
+def plan_conversion(
+    path: str, layer: _BatchNorm, target: ConversionTarget, executed_rank: int | None
+) -> Conversion | None:
+    """Return how a layer becomes what is asked for; None if it is that already.
+
+    Args:
+        path: Layer path.
+        layer: A BN layer.
+        target: What it is to become.
+        executed_rank: Number of spatial dimensions of the input it was seen to get, if it was.
+
+    Raises:
+        UsageError: If the layer cannot become that without losing something.
+    """
+    source, base = _family(path, layer)
+    if source is target.family and not target.options:
+        return None
+    rank = source.rank_of(base) or executed_rank or target.rank
+    if rank is None and target.family.has_ranks:
+        _refuse(path, "have a known rank", class_name(base), "Pass example=, a batch to run the model on.")
+    rank = rank or 1
+    activation = _activation(path, layer, base, rank)
+    origin = _remembered(layer, base, activation, becomes_frozen=target.family.freezes and not source.freezes)
+    if target.family.freezes and layer.running_mean is None:
+        _refuse(path, "keep running statistics to be frozen", "track_running_stats=False")
+    kind = _kind(
+        path,
+        target.family.classes[rank],
+        activation,
+        origin,
+        is_ours=target.family.is_ours,
+        takes_residual="takes_residual" in vars(layer),
+    )
+    try:
+        template = target.fresh(layer, rank)
+    except (ValueError, TypeError) as error:
+        _refuse(path, f"be able to become {class_name(kind)}", f"the refusal '{error}'")
+    settings = {key: value for key, value in target.options.items() if key != "num_groups"}
+    if target.family.is_ours and activation is not None and settings.setdefault("activation", activation) != activation:
+        _refuse(path, f"have no activation to get {settings['activation']!r}", repr(activation))
+    plain: nn.Module = source.classes[rank](layer.num_features)
+    return Conversion(layer, path, source, target, template, plain, kind, settings, origin)
+
+
+def plan_freeze(path: str, layer: _BatchNorm) -> Conversion:
+    """Return how a layer that is not frozen becomes a frozen one, but for requires_grad.
+
+    Raises:
+        UsageError: If the layer cannot become that without losing something.
+    """
+    source, _ = _family(path, layer)
+    step = plan_conversion(
+        path, layer, ConversionTarget(FROZEN if source.has_ranks else _FROZEN_OF_ANY_RANK, None), None
+    )
+    assert step is not None  # it is of another family
+    return replace(step, origin=replace(step.origin, required_grad=()), keeps_grad=True)
+
+
+def plan_thaw(path: str, layer: _BatchNorm, memory: FrozenFrom) -> Conversion:
+    """Return how a frozen layer becomes what it was, but for requires_grad.
+
+    Raises:
+        UsageError: If that would lose an activation or residual it has got since.
+    """
+    source, _ = _family(path, layer)
+    found = None if memory.kind is None else family_of(memory.kind)
+    if memory.kind is None or found is None:
+        raise AssertionError("only a layer of a known family changes its class")
+    family, base = found
+    settings = dict(memory.settings)
+    if family.is_ours and memory.kind is base:
+        settings.pop("activation", None)
+    elif getattr(layer, "activation", None) != memory.activation or "takes_residual" in vars(layer):
+        got = "an activation or residual that was taken in since"
+        _refuse(path, f"be as it was frozen to become {class_name(memory.kind)}", got, "Undo the fusing first.")
+    rank = family.rank_of(base) or 1
+    template, plain = base(layer.num_features), source.classes[rank](layer.num_features)
+    origin = memory.converted_from if isinstance(memory.converted_from, Origin) else Origin()
+    target = ConversionTarget(family, rank)
+    return Conversion(layer, path, source, target, template, plain, memory.kind, settings, origin, keeps_grad=True)
+
+
+def require_built(path: str, layer: _BatchNorm) -> None:
+    """Refuse a lazy layer that has not run."""
+    if any(is_lazy(parameter) for parameter in layer.parameters(recurse=False)) or hasattr(layer, "cls_to_become"):
+        _refuse(path, "know its number of channels", "a lazy layer", "Run one batch first.")
+
+
+def _family(path: str, layer: _BatchNorm) -> tuple[Family, type[nn.Module]]:
+    require_built(path, layer)
+    found = family_of(type(layer))
+    if found is None and isinstance(layer, FrozenBatchNorm):
+        found = _FROZEN_OF_ANY_RANK, FrozenBatchNorm
+    if found is None:
+        _refuse(path, "derive from a BN layer of torch.nn or bnlab.nn", class_name(type(layer)))
+    if not {"weight", "bias"} <= layer._parameters.keys():  # noqa: SLF001
+        _refuse(path, "have weight and bias as plain parameters", "a parametrization", "Remove it first.")
+    return found
+
+
+def _remembered(layer: _BatchNorm, base: type, activation: str | None, *, becomes_frozen: bool) -> Origin:
+    origin = origin_of(layer)
+    if type(layer) is not base:
+        origin = Origin(type(layer), activation, origin.required_grad)
+    if not becomes_frozen:
+        return origin
+    required = tuple(name for name, tensor in layer.named_parameters(recurse=False) if tensor.requires_grad)
+    return Origin(origin.kind, origin.activation, required)
+
+
+def _activation(path: str, layer: _BatchNorm, base: type[nn.Module], rank: int) -> str | None:
+    """Return the activation a layer applies, or refuse a layer that does anything else beyond BN."""
+    patched = [key for key, value in vars(layer).items() if callable(value) and callable(getattr(base, key, None))]
+    if type(layer) is base and not patched:
+        return getattr(layer, "activation", None)
+    way_out = "Leave the layer out with layers=, or convert it by hand."
+    name = class_name(type(layer))
+    behaviour = patched[0] if patched else own_behaviour(type(layer), base)
+    if behaviour is not None:
+        _refuse(path, "do nothing beyond BN and an activation", f"{name} with {behaviour} of its own", way_out)
+    try:
+        return activation_inside(layer, base, rank)
+    except Refusal as reason:
+        _refuse(path, "do nothing beyond BN and an activation", f"{name} with {reason}", way_out)
+
+
+def _kind(
+    path: str, kind: type[nn.Module], activation: str | None, origin: Origin, *, is_ours: bool, takes_residual: bool
+) -> type[nn.Module]:
+    """Return the class to take: the one the layer had before it was converted to bnlab, if it is on its way back."""
+    if is_ours:
+        return kind
+    comes_back = origin.kind is not None and issubclass(origin.kind, kind) and origin.activation == activation
+    if origin.kind is not None and comes_back and not takes_residual:
+        return origin.kind
+    if takes_residual:
+        _refuse(
+            path, f"have no residual to become {class_name(kind)}", "one that was fused in", "Undo the fusing first."
+        )
+    if activation is not None:
+        way_out = "Put the activation behind the layer as a module of its own, and set activation to None."
+        _refuse(path, f"have no activation to become {class_name(kind)}", repr(activation), way_out)
+    return kind
+
+
+def _refuse(path: str, rule: str, got: str, way_out: str = "") -> NoReturn:
+    raise UsageError(f"{path or 'model'}: layer must {rule}, got {got}. {way_out}".strip())

@@ -1,0 +1,107 @@
+import pytest
+import torch
+from tests.samples import layer_state, save, small_network, state_dict
+from torch import nn
+
+import bnlab
+from bnlab import checks, diagnosis
+from bnlab.errors import NoBatchNorm, UsageError
+from bnlab.records import DiagnosisRecord, Target
+
+
+def test_a_healthy_checkpoint(tmp_path):
+    result = bnlab.check(save(small_network().state_dict(), tmp_path / "a.pt"))
+    assert isinstance(result, DiagnosisRecord)
+    assert result.findings == ()
+    assert result.summary.layers == 2
+    assert result.summary.channels == 12
+    assert result.conclusion == "no errors and no warnings in the stored state of 2 BN layers, by 14 of 34 checks"
+    by_group = {(outcome.code[:3], outcome.status.value) for outcome in result.outcomes}
+    assert by_group == {("BN1", "passed"), *((group, "skipped") for group in ("BN2", "BN3", "BN4", "BN5"))}
+    assert [outcome.code for outcome in result.outcomes] == [check.code for check in checks.CHECKS]
+    assert (result.causes, result.numbers) == ((), None)
+
+
+def test_a_model_is_checked_with_its_own_momentum():
+    model = nn.Sequential(nn.BatchNorm1d(3, momentum=0.001))
+    for _ in range(90):
+        model(torch.randn(64, 3))
+    result = bnlab.check(model)
+    assert result.target == Target("model", "Sequential")
+    assert [finding.code for finding in result.findings] == ["BN105"]
+    assert "at momentum 0.001" in result.findings[0].message
+    assert result.notes == ()
+
+
+def test_the_same_checkpoint_needs_the_momentum_stated(tmp_path):
+    model = nn.Sequential(nn.BatchNorm1d(3, momentum=0.001))
+    for _ in range(90):
+        model(torch.randn(64, 3))
+    path = save(model.state_dict(), tmp_path / "a.pt")
+    assert bnlab.check(path).findings == ()
+    assert [finding.code for finding in bnlab.check(path, momentum=0.001).findings] == ["BN105"]
+    assert bnlab.check(path, momentum=None).findings == ()
+
+
+def test_assumptions_are_said(tmp_path):
+    path = save(state_dict("bn"), tmp_path / "a.pt")
+    assert bnlab.check(path).notes == (
+        "momentum 0.1 is assumed in 1 of 1 layers: a state dict does not hold it",
+        "eps 1e-05 is assumed in 1 of 1 layers: a state dict does not hold it",
+    )
+    assert bnlab.check(path, momentum=0.1, eps=1e-5).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"a": torch.ones(2)}, "checkpoint must hold running statistics of batch normalization, got none."),
+        (
+            {"vq.running_mean": torch.ones(2, 3), "vq.running_var": torch.ones(2, 3), "o.running_mean": torch.ones(2)},
+            (
+                "checkpoint must hold running statistics of batch normalization, got only what looks like it: "
+                "vq running_mean has the shape (2, 3), that of a BN layer is (C,) (and 1 more)."
+            ),
+        ),
+    ],
+)
+def test_a_checkpoint_without_batch_norm(tmp_path, tree, message):
+    path = save(tree, tmp_path / "a.pt")
+    with pytest.raises(NoBatchNorm) as err:
+        bnlab.check(path)
+    assert str(err.value) == f"{path}: {message}"
+
+
+def test_a_model_without_batch_norm():
+    with pytest.raises(
+        NoBatchNorm, match="Linear: model must hold running statistics of batch normalization, got none"
+    ):
+        bnlab.check(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("target", [None, 3, b"a.pt", {"bn.running_mean": 1}])
+def test_a_target_is_a_path_or_a_model(target):
+    with pytest.raises(UsageError, match=r"check: target must be a path or a torch\.nn\.Module, got"):
+        bnlab.check(target)
+
+
+def test_a_diagnosis_survives_json_and_its_repr_is_one_line(tmp_path):
+    result = bnlab.check(save(state_dict("bn"), tmp_path / "a.pt"))
+    again = bnlab.Diagnosis.from_json(result.to_json())
+    assert again == result
+    assert str(again) == str(result)
+    assert repr(result).startswith("<Diagnosis of '")
+    assert len(repr(result)) < 300
+
+
+def test_a_diagnosis_prints_as_a_report(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save({f"bn.{key}": value for key, value in layer_state().items()}, tmp_path / "a.pt")
+    assert str(bnlab.check("a.pt")).startswith("a.pt\n1 BN layer, 4 channels, float32\n")
+
+
+def test_an_unknown_name_of_the_package():
+    with pytest.raises(AttributeError, match="no attribute 'diagnose'"):
+        bnlab.diagnose  # noqa: B018 - the access is the test
+    assert set(bnlab.__all__) <= set(dir(bnlab))
+    assert diagnosis.check is bnlab.check

@@ -1,0 +1,38 @@
+import pytest
+
+from bnlab.checks.cases import healthy, network
+from bnlab.diagnosis.check import _diagnose
+from bnlab.diagnosis.settings import Settings
+from bnlab.observe.evidence import Evidence
+from bnlab.records import Target
+
+
+def diagnose(*networks, **options):
+    return _diagnose(Evidence(tuple(networks)), Target("checkpoint", "x.pt"), Settings.of(**options))
+
+
+@pytest.mark.parametrize(
+    ("layers", "conclusion"),
+    [
+        (
+            [healthy("a", running_var=(-1e-3, 1, 1, 1))],
+            "a: running_var is -0.001 in 1 of 4 channels, must be >= 0; the remedy is recalibrate",
+        ),
+        (
+            [healthy("a", running_var=(-1e-3, 1, 1, 1)), healthy("b", running_var=(-2, 1, 1, 1)), healthy("c")],
+            "a and 1 more layer: running_var is -0.001 in 1 of 4 channels, must be >= 0; the remedy is recalibrate",
+        ),
+        (
+            [healthy("", weight=(float("nan"), 1, 1, 1))],
+            "weight is nan in 1 of 4 channels, must be finite",
+        ),
+    ],
+)
+def test_the_conclusion_is_one_sentence(layers, conclusion):
+    assert diagnose(network(*layers)).conclusion == conclusion
+
+
+def test_the_conclusion_claims_no_more_than_was_checked():
+    broken = network(healthy(running_mean=(float("nan"),) * 4))
+    assert diagnose(broken, select="BN102").conclusion.endswith("by 1 of 34 checks")
+    assert diagnose(broken, ignore={"BN101": "known"}).conclusion.endswith("by 13 of 34 checks")

@@ -1,0 +1,68 @@
+from bnlab import checks
+from bnlab.checks.cases import healthy, network
+from bnlab.diagnosis.check import _diagnose
+from bnlab.diagnosis.settings import Settings
+from bnlab.observe.evidence import Evidence, NetworkState
+from bnlab.records import Target
+
+
+def diagnose(*networks, **options):
+    return _diagnose(Evidence(tuple(networks)), Target("checkpoint", "x.pt"), Settings.of(**options))
+
+
+def outcomes(result):
+    return {outcome.code: (outcome.status.value, outcome.reason) for outcome in result.outcomes}
+
+
+def test_what_a_check_lacks_is_skipped_with_a_reason_never_passed():
+    result = diagnose(network(healthy("a", num_batches_tracked=None), healthy("b", num_batches_tracked=None)))
+    assert outcomes(result)["BN105"] == ("skipped", "num_batches_tracked is absent in 2 of 2 layers")
+    assert outcomes(result)["BN112"] == ("skipped", "num_batches_tracked is absent in 2 of 2 layers")
+
+
+def test_what_a_check_lacks_in_part_is_said_too():
+    result = diagnose(network(healthy("a", num_batches_tracked=None), healthy("b")))
+    assert outcomes(result)["BN105"] == ("passed", "num_batches_tracked is absent in 1 of 2 layers")
+
+
+def test_layers_that_lack_evidence_do_not_hide_the_others():
+    result = diagnose(
+        network(healthy("a", num_batches_tracked=None), healthy("b", running_var=(1,) * 4, num_batches_tracked=1))
+    )
+    assert [(finding.code, finding.layer) for finding in result.findings] == [("BN105", "b")]
+
+
+def test_counters_are_compared_within_one_network():
+    one, two = healthy("model.bn"), healthy("ema.bn", num_batches_tracked=7)
+    assert diagnose(NetworkState("model", (one,)), NetworkState("ema", (two,)), select=["BN112"]).findings == ()
+    assert len(diagnose(network(one, two), select=["BN112"]).findings) == 1
+
+
+def test_a_check_that_raises_has_crashed_and_hides_nothing(monkeypatch):
+    def explode(*_):
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(checks.by_code("BN101"), "inspect", explode, raising=False)
+    result = diagnose(network(healthy(running_var=(-1, 1, 1, 1))))
+    assert outcomes(result)["BN101"] == ("crashed", "ZeroDivisionError: oops")
+    assert [finding.code for finding in result.findings] == ["BN102"]
+    assert result.conclusion.endswith("; BN101 crashed and judged nothing")
+
+
+def test_an_ignored_check_runs_and_its_reason_is_kept():
+    broken = network(healthy(running_var=(-1, 1, 1, 1)))
+    result = diagnose(broken, ignore={"bn102": "known since May", "BN101": "flaky"})
+    assert result.findings == ()
+    assert outcomes(result)["BN102"] == ("skipped", "ignored: known since May (1 finding dropped)")
+    assert outcomes(result)["BN101"] == ("skipped", "ignored: flaky (there was nothing to ignore)")
+
+
+def test_the_most_consequential_finding_comes_first():
+    layers = (
+        healthy("a", running_var=(1e-9, 1, 1, 1), weight=(0, 1, 1, 1)),
+        healthy("b", running_var=(-1, 1, 1, 1)),
+        healthy("c", running_var=(-1, -1, 1, 1)),
+        healthy("d", running_mean=(float("nan"),) * 4),
+    )
+    found = [(finding.code, finding.layer) for finding in diagnose(network(*layers)).findings]
+    assert found == [("BN101", "d"), ("BN102", "c"), ("BN102", "b"), ("BN106", "a"), ("BN108", "a")]
