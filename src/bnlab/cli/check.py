@@ -181,6 +181,7 @@ class _Run:
         from rich.text import Text
 
         from bnlab.report import json
+        from bnlab.report.shortening import plain
         from bnlab.report.text import diagnosis as text
 
         counts: Counter[str] = Counter()
@@ -189,7 +190,7 @@ class _Run:
                 diagnosis = check(target)
             except NoBatchNorm as err:
                 counts["without BN"] += 1
-                self._line(Text(text.plain(str(err)), style="dim"), to_stderr=self.format is not CheckFormat.TEXT)
+                self._line(Text(plain(str(err)), style="dim"), to_stderr=self.format is not CheckFormat.TEXT)
                 continue
             except BnlabError as err:
                 counts["not readable"] += 1

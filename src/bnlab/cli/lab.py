@@ -150,7 +150,7 @@ def _document(records: Sequence[ExperimentRecord], format_: PageFormat) -> str:
 
 
 def _tell(message: str) -> None:
-    from bnlab.report.text.diagnosis import plain
+    from bnlab.report.shortening import plain
 
     print(plain(message), file=sys.stderr)
 

@@ -66,7 +66,7 @@ def check_output(output: Path, inputs: Iterable[str]) -> None:
 
 def complain(message: str) -> None:
     """Write an error to stderr, on one line and without what could reach the terminal as a command."""
-    from bnlab.report.text.diagnosis import plain
+    from bnlab.report.shortening import plain
 
     print(f"error: {plain(message)}", file=sys.stderr)
 
@@ -88,7 +88,7 @@ def show_receipt(changes: Changes, notes: Iterable[str] = ()) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from bnlab.report.text.diagnosis import plain
+    from bnlab.report.shortening import plain
     from bnlab.report.text.receipt import render_changes, renderable
 
     console = Console(highlight=False)

@@ -136,6 +136,6 @@ def _same(left: Tensor, right: Tensor) -> bool:
 def _say(message: str) -> None:
     import sys
 
-    from bnlab.report.text.diagnosis import plain
+    from bnlab.report.shortening import plain
 
     print(plain(message), file=sys.stderr)

@@ -66,24 +66,19 @@ def _boundary(estimates: Sequence[Estimate]) -> str:
     turns = [(left, right) for left, right in itertools.pairwise(estimates) if left.holds is not right.holds]
     if len(turns) == 1 and _are_ordered([estimate.condition for estimate in estimates]):
         left, right = turns[0]
-        return f"{_says(left)} up to {left.condition}, {_says(right)} from {right.condition}"
-    groups = {
-        says: [estimate.condition for estimate in estimates if _says(estimate) == says]
-        for says in dict.fromkeys(map(_says, estimates))
-    }
+        return f"{left.outcome} up to {left.condition}, {right.outcome} from {right.condition}"
+    groups: dict[str, list[str]] = {}
+    for estimate in estimates:
+        groups.setdefault(estimate.outcome, []).append(estimate.condition)
     return " | ".join(
-        f"{says}: {listed(conditions, _MOST_NAMED, separator='; ')}" for says, conditions in groups.items()
+        f"{outcome}: {listed(conditions, _MOST_NAMED, separator='; ')}" for outcome, conditions in groups.items()
     )
 
 
 def _are_ordered(conditions: Sequence[str]) -> bool:
     """Whether the first numbers in the conditions rise or fall all the way."""
-    found = [_NUMBER.search(condition) for condition in conditions]
-    numbers = [float(match.group()) for match in found if match is not None]
+    matches = [_NUMBER.search(condition) for condition in conditions]
+    numbers = [float(match.group()) for match in matches if match is not None]
     steps = [right - left for left, right in itertools.pairwise(numbers)]
     whole = len(numbers) == len(conditions)
     return whole and (all(step > 0 for step in steps) or all(step < 0 for step in steps))
-
-
-def _says(estimate: Estimate) -> str:
-    return {True: "holds", False: "fails", None: "turns with the seed"}[estimate.holds]

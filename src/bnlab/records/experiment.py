@@ -9,6 +9,7 @@ from enum import Enum
 from bnlab.records.document import Document
 
 __all__ = [
+    "OUTCOMES",
     "Axis",
     "ClaimRecord",
     "Column",
@@ -27,6 +28,10 @@ class Verdict(str, Enum):
     SUPPORTED = "supported"
     REFUTED = "refuted"
     DEPENDS = "depends"
+
+
+OUTCOMES = {True: "holds", False: "fails", None: "turns with the seed"}
+"""What a claim does under a condition."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,11 @@ class Estimate:
     high: float
     values: tuple[float, ...]
     holds: bool | None
+
+    @property
+    def outcome(self) -> str:
+        """What the claim does under the condition, in words."""
+        return OUTCOMES[self.holds]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from bnlab.errors import MissingPackage
 from bnlab.records import Axis, Column, ExperimentRecord, Mark, Rule
-from bnlab.report.text.diagnosis import plain
+from bnlab.report.shortening import plain
 
 __all__ = ["can_draw", "html", "png", "specification", "svg"]
 

@@ -17,7 +17,9 @@ from typing import Any
 from urllib.parse import quote
 
 from bnlab.records import DiagnosisRecord, Finding, Level, Status, Target, to_json
-from bnlab.report.text.diagnosis import plain, remedy_phrase
+from bnlab.report.phrases import remedy_phrase
+from bnlab.report.rows import findings_at_least
+from bnlab.report.shortening import beginning, end, plain
 
 __all__ = ["RuleText", "Source", "render"]
 
@@ -103,7 +105,7 @@ def render(
     """
     index = _index(diagnoses, sources or {})
     found = [(diagnosis.target, finding) for diagnosis in diagnoses for finding in diagnosis.findings]
-    wanted = [(target, finding) for target, finding in found if finding.level.at_least(level)]
+    wanted = [(diagnosis.target, finding) for diagnosis in diagnoses for finding in findings_at_least(diagnosis, level)]
     kept = wanted
     if len(wanted) > _MOST_RESULTS:
         kept = sorted(wanted, key=lambda located: located[1].level.rank)[:_MOST_RESULTS]
@@ -246,7 +248,7 @@ def _fingerprint(place: _Place, finding: Finding) -> str:
 def _logical(finding: Finding) -> Json:
     if not finding.layer:
         return {}
-    path = plain(_end(finding.layer, _MOST_TEXT))
+    path = plain(_path(finding.layer, _MOST_TEXT))
     return {
         "logicalLocations": [{"name": path.rpartition(".")[2] or path, "fullyQualifiedName": path, "kind": "member"}]
     }
@@ -268,7 +270,7 @@ def _sentence(finding: Finding) -> str:
     by_hand = ["by hand"] if "manual" in finding.remedies else []
     remedies = [remedy_phrase(name) for name in finding.remedies if name != "manual"]
     remedy = f" Remedy: {' or '.join(remedies + by_hand)}." if finding.remedies else ""
-    return f"{_end(where, _MOST_NAME)}: {finding.message}.{remedy}"
+    return f"{_path(where, _MOST_NAME)}: {finding.message}.{remedy}"
 
 
 def _is_cut(finding: Finding) -> bool:
@@ -278,12 +280,12 @@ def _is_cut(finding: Finding) -> bool:
 def _message(text: str) -> Json:
     """Return text as a message: what would be a link in it stays text."""
     shown = plain(text[: _MOST_TEXT + 1]).replace("](", "] (")
-    return {"text": shown if len(shown) <= _MOST_TEXT else f"{shown[: _MOST_TEXT - 1]}\N{HORIZONTAL ELLIPSIS}"}
+    return {"text": shown if len(shown) <= _MOST_TEXT else beginning(shown, _MOST_TEXT - 1)}
 
 
-def _end(text: str, most: int) -> str:
-    """Return the end of a text: of a layer path, that is the part that tells it apart."""
-    return text if len(text) <= most else f"\N{HORIZONTAL ELLIPSIS}{text[1 - most :]}"
+def _path(name: str, most: int) -> str:
+    """Return a layer path of `most` characters: its end tells it apart."""
+    return name if len(name) <= most else end(name, most - 1)
 
 
 def _crashed(diagnoses: Iterable[DiagnosisRecord], index: _Index) -> Iterable[Json]:

@@ -28,8 +28,10 @@ from bnlab.records import (
     Summary,
     Target,
 )
+from bnlab.report.shortening import plain
 from bnlab.report.text.bars import ASCII, UNICODE, Marks
-from bnlab.report.text.diagnosis import Sheet, _layer_name, plain, render, summary_line
+from bnlab.report.text.diagnosis import render, summary_line
+from bnlab.report.text.sheet import Sheet
 
 UNIT = (healthy("a"), healthy("layer1.0.bn1", running_var=(-9.8e-4, 1, 1, 1)), healthy("b", weight=(1e-6, 1, 1, 1)))
 
@@ -158,7 +160,7 @@ def test_at_80_columns_nothing_but_names_is_shortened():
     ],
 )
 def test_names_that_are_too_long(name, expected):
-    assert _layer_name(name).plain == expected
+    assert Sheet(80).layer_name(name).plain == expected
 
 
 def test_one_line_among_many():
@@ -255,10 +257,10 @@ def test_the_default_encoding_is_that_of_standard_output(monkeypatch):
 
 
 def test_what_the_output_cannot_show_is_spelled_out():
-    assert plain("é 层 \x1b", Marks.of("ascii")) == "\\xe9 \\u5c42 ?"
-    assert plain("é 层 \x1b", Marks.of("latin-1")) == "é \\u5c42 ?"
+    assert Marks.of("ascii").plain("é 层 \x1b") == "\\xe9 \\u5c42 ?"
+    assert Marks.of("latin-1").plain("é 层 \x1b") == "é \\u5c42 ?"
     assert Marks.of("unknown-to-python").encodable("é") == "\\xe9"
-    assert _layer_name("a1" * 30, Sheet(80, ASCII)).plain == "..." + ("a1" * 30)[-25:]
+    assert Sheet(80, ASCII).layer_name("a1" * 30).plain == "..." + ("a1" * 30)[-25:]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bnlab.records import Cause
-from bnlab.report.text.diagnosis import root_gap
+from bnlab.report.rows import root_gap
 
 __all__ = ["COLOURS", "Part", "Slice", "colour", "drawn", "is_finite", "ordered", "parts", "shares", "slices"]
 

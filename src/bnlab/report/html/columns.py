@@ -11,7 +11,7 @@ from bnlab.report.html.escaping import layer_name, number
 from bnlab.report.html.groups import Span
 from bnlab.report.html.markers import Marked
 from bnlab.report.html.scale import Linear, Log
-from bnlab.report.text.diagnosis import root_gap
+from bnlab.report.rows import root_gap
 
 __all__ = ["FOOT", "LEFT", "PLOT", "TOP", "Bar", "Column", "Pen", "Shown", "up"]
 

@@ -11,7 +11,8 @@ from bnlab.report.html import diagnosis as of_diagnosis
 from bnlab.report.html import findings as _findings
 from bnlab.report.html import receipt as of_receipt
 from bnlab.report.html.environment import page
-from bnlab.report.html.markers import LEVEL_WORDS
+from bnlab.report.phrases import LEVEL_WORDS
+from bnlab.report.rows import metric_rows
 from bnlab.report.text import diagnosis as text
 from bnlab.report.text.receipt import render_changes
 
@@ -28,7 +29,7 @@ def diagnosis(record: DiagnosisRecord) -> str:
         return page(
             "diagnosis-compact.html.j2",
             record=record,
-            cards=of_diagnosis.number_cards(record.numbers),
+            cards=metric_rows(record.numbers),
             slices=_causes.slices(record.causes),
             network=of_diagnosis.network_of(record),
             groups=groups[:_MOST_GROUPS],

@@ -7,31 +7,27 @@ import math
 from collections.abc import Sequence
 
 from bnlab import wording
-from bnlab.report.text.diagnosis import plain
+from bnlab.report.shortening import beginning, end, plain
 
 __all__ = ["channels", "counted", "json_for_script", "layer_name", "number", "presentable"]
 
 _LONGEST_TEXT = 2000
 _LONGEST_NAME = 200
 _MOST_CHANNELS = 6
-_ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 _ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}"}
 
 
 def presentable(text: str) -> str:
     """Return untrusted text without control characters, and no more of it than anyone reads."""
-    if len(text) > _LONGEST_TEXT:
-        text = text[:_LONGEST_TEXT] + _ELLIPSIS
-    return text if text.isprintable() else plain(text)
+    short = beginning(text, _LONGEST_TEXT)
+    return short if short.isprintable() else plain(short)
 
 
 def layer_name(name: str | None) -> str:
     """Return a layer path for a page; a very long one loses its beginning."""
     if name is None:
         return "the network"
-    if len(name) > _LONGEST_NAME:
-        name = _ELLIPSIS + name[-_LONGEST_NAME:]
-    return presentable(name) or "(the module itself)"
+    return presentable(end(name, _LONGEST_NAME)) or "(the module itself)"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import html
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +11,17 @@ from typing import Any
 
 from bnlab.errors import MissingPackage
 from bnlab.records import ClaimRecord, Estimate, ExperimentRecord, Verdict
+from bnlab.records.experiment import OUTCOMES
 from bnlab.report import figure
 from bnlab.report.html import experiment_figure as pictures
 from bnlab.report.html.environment import page
 from bnlab.report.html.escaping import counted
 from bnlab.report.html.intervals import WIDTH, Plot, plot
+from bnlab.report.phrases import expected
 from bnlab.report.text import experiment as text
 
 __all__ = ["compact", "render"]
 
-_WORDS = {True: "holds", False: "fails", None: "turns with the seed"}
 _MOST_ESTIMATES = 9
 
 
@@ -37,7 +37,7 @@ class _Claim:
 
     @classmethod
     def of(cls, record: ClaimRecord, id_: str) -> _Claim:
-        return cls(record, id_, _expected(record), plot(record), _counts(record))
+        return cls(record, id_, expected(record), plot(record), _counts(record))
 
     @property
     def folded(self) -> bool:
@@ -95,7 +95,6 @@ def render(records: Sequence[ExperimentRecord], *, interactive: bool = False) ->
         can_draw=figure.can_draw(),
         bundle=pictures.bundle() if moving else None,
         plot_width=WIDTH,
-        words=_WORDS,
         interval=_interval,
     )
 
@@ -137,13 +136,6 @@ def _verdicts(records: Sequence[ExperimentRecord]) -> str:
     return f"{claims}: {told}" if told else claims
 
 
-def _expected(claim: ClaimRecord) -> str:
-    low, high = claim.low, claim.high
-    if math.isinf(high):
-        return f"must be >= {low:.4g} {claim.unit}"
-    return f"must be <= {high:.4g} {claim.unit}" if math.isinf(low) else f"must be {low:.6g} to {high:.6g} {claim.unit}"
-
-
 def _interval(estimate: Estimate) -> str:
     """Return the interval: by its ends where four digits tell them apart, else as what is on either side."""
     if estimate.low == estimate.high:
@@ -154,6 +146,6 @@ def _interval(estimate: Estimate) -> str:
 
 def _counts(claim: ClaimRecord) -> str:
     """Say of how many estimates the claim holds and of how many it does not."""
-    by_word = Counter(_WORDS[estimate.holds] for estimate in claim.estimates)
-    told = [f"{word} under {by_word[word]}" for word in _WORDS.values() if by_word[word]]
+    counts = Counter(estimate.outcome for estimate in claim.estimates)
+    told = [f"{outcome} under {counts[outcome]}" for outcome in OUTCOMES.values() if counts[outcome]]
     return f"{counted(len(claim.estimates), 'condition')}: {', '.join(told)}"

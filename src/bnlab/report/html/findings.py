@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bnlab.records import DiagnosisRecord, Finding, Level, Quantity
 from bnlab.report.html.escaping import channels, counted, number
 from bnlab.report.html.remedies import Case, Way, way
+from bnlab.report.rows import by_code
 
 __all__ = ["Group", "Row", "groups"]
 
@@ -70,12 +71,10 @@ def groups(record: DiagnosisRecord, shown: Sequence[Finding], *, room: int = 600
         shown: Its findings that are shown.
         room: How many rows the page has room for: each code gets an equal part, and a few rows in any case.
     """
-    by_code: dict[str, list[Finding]] = {}
-    for finding in shown:
-        by_code.setdefault(finding.code, []).append(finding)
-    most = min(_MOST_ROWS, max(_FEWEST_ROWS, room // max(1, len(by_code))))
+    alike = by_code(shown)
+    most = min(_MOST_ROWS, max(_FEWEST_ROWS, room // max(1, len(alike))))
     places = {layer.name: place for place, layer in enumerate(record.layers)}
-    return [_group(record, findings, places, most) for findings in by_code.values()]
+    return [_group(record, findings, places, most) for findings in alike]
 
 
 def _group(record: DiagnosisRecord, findings: Sequence[Finding], places: Mapping[str, int], most: int) -> Group:

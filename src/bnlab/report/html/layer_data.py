@@ -11,7 +11,7 @@ from bnlab.report.html import causes as _causes
 from bnlab.report.html import channels as _channels
 from bnlab.report.html.escaping import counted, layer_name, number, presentable
 from bnlab.report.html.markers import Marked
-from bnlab.report.text.diagnosis import root_gap
+from bnlab.report.rows import root_gap
 from bnlab.wording import listed
 
 __all__ = ["FACTS", "between", "layer_data"]

@@ -9,7 +9,7 @@ from bnlab.records import LayerRecord, Range
 from bnlab.report.html.escaping import number
 from bnlab.report.html.layer_data import between
 from bnlab.report.html.markers import Marked
-from bnlab.report.text.diagnosis import root_gap
+from bnlab.report.rows import layers_to_show, root_gap
 
 __all__ = ["Cell", "LayerRow", "headers", "rows"]
 
@@ -42,11 +42,10 @@ def headers(layers: Sequence[LayerRecord]) -> list[str]:
 
 def rows(layers: Sequence[LayerRecord], marked: Sequence[Marked]) -> list[LayerRow]:
     """Return the rows in execution order: all of them if they are few, else those with findings first of all."""
-    kept = sorted(range(len(layers)), key=lambda index: (not marked[index].findings, index))[:_MOST_ROWS]
     has_gaps = _has_gaps(layers)
     return [
         LayerRow(index, layers[index].name, _cells(layers[index], has_gaps=has_gaps), " ".join(marked[index].codes))
-        for index in sorted(kept)
+        for index in layers_to_show([bool(found.findings) for found in marked], _MOST_ROWS)
     ]
 
 

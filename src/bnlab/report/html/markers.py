@@ -6,11 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bnlab.records import Finding, Level
+from bnlab.report.phrases import LEVEL_WORDS
 
-__all__ = ["LEVEL_WORDS", "Marked", "by_layer"]
-
-LEVEL_WORDS = {Level.ERROR: "error", Level.WARNING: "warning", Level.INFO: "note"}
-"""What a level is called."""
+__all__ = ["Marked", "by_layer"]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from bnlab.records import Changes, Numbers, Recheck
 from bnlab.report.html import network as _network
 from bnlab.report.html.columns import Shown
-from bnlab.report.html.diagnosis import number_cards
 from bnlab.report.html.environment import page
 from bnlab.report.html.network import Network
+from bnlab.report.rows import metric_rows
 from bnlab.report.text.receipt import render_changes
 
 __all__ = ["Pair", "network_of", "number_pairs", "render", "sentence"]
@@ -79,7 +79,7 @@ def network_of(recheck: Recheck | None) -> Network | None:
 
 
 def _pairs(before: Numbers | None, after: Numbers | None) -> list[Pair]:
-    was, now = dict(number_cards(before)), dict(number_cards(after))
+    was, now = dict(metric_rows(before)), dict(metric_rows(after))
     return [Pair(name, was.get(name), now.get(name)) for name in was | now]
 
 

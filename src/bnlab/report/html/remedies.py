@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bnlab.records import REMEDIES, Level, Safety, Target
-from bnlab.report.text.diagnosis import SAFETY_PHRASES
+from bnlab.report.phrases import SAFETY_PHRASES
 
 __all__ = ["Case", "Way", "way"]
 

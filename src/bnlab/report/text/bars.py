@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from bnlab.report.shortening import ELLIPSIS, plain
+
 __all__ = ["ASCII", "UNICODE", "Marks"]
 
 
@@ -39,6 +41,10 @@ class Marks:
             return Marks(encoding, ASCII.ellipsis, ASCII.unknown, ASCII.full, ASCII.parts, ASCII.negative)
         return unicode
 
+    def plain(self, text: str) -> str:
+        """Return untrusted text without control characters, as the output can show it."""
+        return self.encodable(plain(text, self.unknown))
+
     def encodable(self, text: str) -> str:
         r"""Return text in which what the output cannot show is written as \xe9, \u5c42 or \U0001f600."""
         try:
@@ -62,5 +68,5 @@ class Marks:
         return self.full * whole + end or self.parts[0]
 
 
-UNICODE = Marks("utf-8", "\N{HORIZONTAL ELLIPSIS}", "\N{REPLACEMENT CHARACTER}", "█", "▏▎▍▌▋▊▉", "░")
+UNICODE = Marks("utf-8", ELLIPSIS, "\N{REPLACEMENT CHARACTER}", "█", "▏▎▍▌▋▊▉", "░")
 ASCII = Marks("ascii", "...", "?", "#", ".", "-")

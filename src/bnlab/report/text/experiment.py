@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 
 from rich.console import RenderableType
@@ -10,7 +9,8 @@ from rich.padding import Padding
 from rich.text import Text
 
 from bnlab.records import ClaimRecord, Estimate, ExperimentRecord, Verdict
-from bnlab.report.text.diagnosis import Report, Sheet, write
+from bnlab.report.phrases import expected
+from bnlab.report.text.sheet import Report, Sheet, write
 
 __all__ = ["render", "renderable"]
 
@@ -49,19 +49,12 @@ def _claim(claim: ClaimRecord, sheet: Sheet) -> Iterable[RenderableType]:
     yield Text.assemble((claim.verdict.value.upper(), _STYLES[claim.verdict]), f"  {sheet.plain(claim.text)}")
     if claim.boundary is not None:
         yield Padding(Text(sheet.plain(claim.boundary), style="bold"), (0, 0, 0, 2))
-    yield Padding(Text(sheet.plain(f"{claim.number}: {_expected(claim)}")), (0, 0, 0, 2))
+    yield Padding(Text(sheet.plain(f"{claim.number}: {expected(claim)}")), (0, 0, 0, 2))
     for estimate in _shown(claim.estimates):
         yield Padding(Text(sheet.plain(_estimate(estimate))), (0, 0, 0, 4))
     hidden = len(claim.estimates) - len(_shown(claim.estimates))
     if hidden:
         yield Padding(Text(f"... and {hidden} more in the record", style="dim"), (0, 0, 0, 4))
-
-
-def _expected(claim: ClaimRecord) -> str:
-    low, high = claim.low, claim.high
-    if math.isinf(high):
-        return f"must be >= {low:.4g} {claim.unit}"
-    return f"must be <= {high:.4g} {claim.unit}" if math.isinf(low) else f"must be {low:.6g} to {high:.6g} {claim.unit}"
 
 
 def _shown(estimates: Sequence[Estimate]) -> Sequence[Estimate]:
@@ -75,7 +68,6 @@ def _shown(estimates: Sequence[Estimate]) -> Sequence[Estimate]:
 
 
 def _estimate(estimate: Estimate) -> str:
-    word = {True: "holds", False: "fails", None: "turns with the seed"}[estimate.holds]
     label = f"{estimate.condition}: " if estimate.condition else ""
     spread = "" if estimate.low == estimate.high else f" [{estimate.low:.4g}, {estimate.high:.4g}]"
-    return f"{label}{estimate.mean:.6g}{spread} {word}"
+    return f"{label}{estimate.mean:.6g}{spread} {estimate.outcome}"

@@ -10,8 +10,10 @@ from rich.padding import Padding
 from rich.text import Text
 
 from bnlab.records import Changes, Measurement, Recheck
+from bnlab.report.phrases import SAFETY_PHRASES
+from bnlab.report.rows import root_gap
 from bnlab.report.text.bars import Marks
-from bnlab.report.text.diagnosis import SAFETY_PHRASES, Report, plain, root_gap, write
+from bnlab.report.text.sheet import Report, write
 from bnlab.wording import counted, listed
 
 __all__ = ["render_changes", "renderable"]
@@ -47,7 +49,7 @@ def _parts(lines: Iterable[str]) -> Iterable[RenderableType]:
 
 def _lines(changes: Changes, marks: Marks) -> Iterable[str]:
     """Yield one line a kind of change, the first of them the whole in one."""
-    yield plain(_head(changes), marks)
+    yield marks.plain(_head(changes))
     kinds: dict[str, list[str]] = {}
     for change in changes.changes:
         kinds.setdefault(f"{change.what}: {change.before} -> {change.after}", []).append(change.layer)
@@ -62,7 +64,7 @@ def _lines(changes: Changes, marks: Marks) -> Iterable[str]:
     if changes.recheck is not None:
         yield from _recheck(changes.recheck, marks)
     yield from _measurements(changes.measurements, marks)
-    yield from (plain(note, marks) for note in changes.notes)
+    yield from (marks.plain(note) for note in changes.notes)
 
 
 def _head(changes: Changes) -> str:
@@ -77,7 +79,7 @@ def _head(changes: Changes) -> str:
 
 def _kinds(kinds: Mapping[str, Sequence[str]], marks: Marks) -> Iterable[str]:
     shown = list(kinds.items())[:_MOST_KINDS]
-    yield from (f"{plain(kind, marks)} ({_names(names, marks)})" for kind, names in shown)
+    yield from (f"{marks.plain(kind)} ({_names(names, marks)})" for kind, names in shown)
     if len(kinds) > len(shown):
         yield f"... and {len(kinds) - len(shown)} more, all of them in the JSON form"
 
@@ -90,7 +92,7 @@ def _measurements(measurements: Sequence[Measurement], marks: Marks) -> Iterable
         told = [f"{m.value:.2g} {m.unit}" for m in found if m.layer is None]
         if worst is not None:
             told.append(f"at most {worst.value:.2g} {worst.unit} ({worst.layer or 'the model itself'})")
-        yield plain(f"{what}: {', '.join(told)}", marks)
+        yield marks.plain(f"{what}: {', '.join(told)}")
 
 
 def _recheck(recheck: Recheck, marks: Marks) -> Iterable[str]:
@@ -98,13 +100,13 @@ def _recheck(recheck: Recheck, marks: Marks) -> Iterable[str]:
     before, after = recheck.before, recheck.after
     text = f"checks: {before.errors} errors and {before.warnings} warnings -> {after.errors} and {after.warnings}"
     if recheck.appeared:
-        text += f"; new: {', '.join(plain(item, marks) for item in recheck.appeared[:_MOST_LAYERS])}"
+        text += f"; new: {', '.join(marks.plain(item) for item in recheck.appeared[:_MOST_LAYERS])}"
     yield text
     measured = [gap for gap in recheck.gaps if gap.before is not None and gap.after is not None]
     if measured:
         first = _largest({gap.layer: gap.before or {} for gap in measured})
         last = _largest({gap.layer: gap.after or {} for gap in measured})
-        yield plain(f"gap between the modes: {first} -> {last}", marks)
+        yield marks.plain(f"gap between the modes: {first} -> {last}")
 
 
 def _largest(gaps: Mapping[str, Mapping[str, float]]) -> str:
@@ -114,5 +116,5 @@ def _largest(gaps: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _names(names: Iterable[str], marks: Marks) -> str:
-    distinct = list(dict.fromkeys(plain(name, marks) or "the model itself" for name in names))
+    distinct = list(dict.fromkeys(marks.plain(name) or "the model itself" for name in names))
     return listed(distinct, _MOST_LAYERS)

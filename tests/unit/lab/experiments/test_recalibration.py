@@ -85,6 +85,6 @@ def test_statistics_that_ruin_the_network_turn_the_claims(monkeypatch, one_pass_
 
 def test_what_is_drawn(seen):
     assert {len(column) for column in seen.table.values()} == {len(seen.table["error"])}
-    figure = Recalibration().figure(())
+    figure = Recalibration().figure()
     assert figure.mark is Mark.LINE
     assert {figure.x.column, figure.y.column, figure.series, figure.panel} <= set(seen.table)
