@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 TO_RUN := $(VENV)/.installed-to-run
 TO_DEVELOP := $(VENV)/.installed-to-develop
 KERNELS := src/bnlab/kernels/native/libbnlab_native.so
@@ -15,14 +16,14 @@ run: $(TO_RUN)  ## train a small network with a classic mishap, diagnose its che
 	@test -e $(KERNELS) || echo "bnlab ran on torch's kernels. make kernels compiles its own, in half a minute."
 
 test: lint $(KERNELS)  ## lint, types, layering and tests
-	$(BIN)/pytest
+	$(PYTEST)
 
-test-machines: $(EVERY_SET)  ## the tests that train, as other machines would round
-	BNLAB_CPU=torch $(BIN)/pytest -m trains
-	BNLAB_ISA=baseline $(BIN)/pytest -m trains
-	BNLAB_TEST_THREADS=1 $(BIN)/pytest -m trains
+test-machines: $(EVERY_SET)  ## the tests that train, as other machines would round; one thread is what tests have anyway
+	BNLAB_CPU=torch $(PYTEST) -m trains
+	BNLAB_ISA=baseline $(PYTEST) -m trains
+	ATEN_CPU_CAPABILITY=default $(PYTEST) -m trains
+	BNLAB_TEST_FLUSH_DENORMAL=1 $(PYTEST) -m trains
 	BNLAB_TEST_THREADS=2 $(BIN)/pytest -m trains
-	BNLAB_TEST_FLUSH_DENORMAL=1 $(BIN)/pytest -m trains
 
 test-browser: $(TO_DEVELOP)  ## the pages, in headless Chromium
 	command -v chromium && command -v chromedriver || (apt-get update -qq && apt-get install -y -qq chromium chromium-driver)
