@@ -12,9 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tests.samples import layer_state, save, small_network
+from torch import nn
 
 import bnlab
 from bnlab.errors import BnlabError
+from bnlab.observe.files.load import load_into
 from bnlab.records import json_schema
 
 LAYER_KEYS = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
@@ -56,12 +58,24 @@ def diagnosis_or_clean_error(path):
     return None
 
 
+def loaded_or_clean_error(path, model):
+    try:
+        load_into(model, path)
+    except BnlabError as err:
+        message = str(err)
+    else:
+        return
+    assert "\n" not in message
+    assert message.startswith(str(path))
+
+
 @given(trees, st.booleans(), st.sampled_from([2, 4]))
 @settings(max_examples=150)
 @example({"model": {}, "ema": []}, True, 2)
 def test_random_nested_dicts(tmp_path, tree, legacy, protocol):
     path = save(tree, tmp_path / "model.pt", legacy=legacy, protocol=protocol)
     diagnosis_or_clean_error(path)
+    loaded_or_clean_error(path, nn.BatchNorm1d(3))
 
 
 def samples(folder):
@@ -94,13 +108,14 @@ def damaged(data, seed):
     return bytes(data)
 
 
-def every_damage_ends_well(path, folder, seeds):
+def every_damage_ends_well(path, folder, seeds, model=None):
     original = path.read_bytes()
     target = folder / f"damaged{path.suffix}"
     outcomes = set()
     for seed in seeds:
         target.write_bytes(damaged(original, seed))
         outcomes.add(diagnosis_or_clean_error(target) is None)
+        loaded_or_clean_error(target, model or nn.BatchNorm1d(3))
     return outcomes
 
 
@@ -108,7 +123,7 @@ def every_damage_ends_well(path, folder, seeds):
 def test_damaged_bytes(tmp_path, index):
     folder = tmp_path / "samples"
     folder.mkdir()
-    outcomes = every_damage_ends_well(samples(folder)[index], tmp_path, range(400))
+    outcomes = every_damage_ends_well(samples(folder)[index], tmp_path, range(400), small_network())
     assert outcomes == {True, False}, "some damage must be noticed and some must not matter"
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bnlab.cli.options import ExampleSpec, ModelSpec
 from bnlab.cli.output import Format, check_output, show_receipt, write_output
 from bnlab.cli.specs import load_example
 from bnlab.cli.targets import load_target
@@ -26,13 +27,8 @@ def command(
         str, typer.Argument(metavar="TARGET", help="An ONNX file, a checkpoint, or package.module:callable.")
     ],
     output: Annotated[Path, typer.Option(metavar="PATH", help="The folded model: .onnx for ONNX, else .pt2.")],
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="SPEC", help="package.module:callable; the checkpoint is loaded into its model."),
-    ] = None,
-    example: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="One batch: package.module:callable, or digits, ...")
-    ] = None,
+    model: ModelSpec = None,
+    example: ExampleSpec = None,
     format_: Annotated[Format, typer.Option("--format", help="How the receipt is printed.")] = Format.TEXT,
 ) -> None:
     """Fold batch normalization into the layers around it and write a new file; the input is never changed.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bnlab.atomic_file import write_whole
+from bnlab.cli.options import OutputPath
 from bnlab.cli.output import Drawing, PageFormat, check_output, complain, emit
 from bnlab.errors import BnlabError, UsageError
 
@@ -62,7 +63,7 @@ def run(
     format_: Annotated[
         PageFormat, typer.Option("--format", help="json is one record a line; html is one page of all of them.")
     ] = PageFormat.TEXT,
-    output: Annotated[Path | None, typer.Option(metavar="PATH", help="Write here instead of to stdout.")] = None,
+    output: OutputPath = None,
 ) -> None:
     """Run experiments, print the claims with their verdicts, and keep the records.
 
@@ -110,7 +111,7 @@ def run(
 def report(
     folder: Annotated[Path, typer.Option(metavar="DIR", help="Where the records are.")] = _FOLDER,
     format_: Annotated[Drawing, typer.Option("--format", help="How they are drawn; html is one page.")] = Drawing.HTML,
-    output: Annotated[Path | None, typer.Option(metavar="PATH", help="Write here instead of to stdout.")] = None,
+    output: OutputPath = None,
 ) -> None:
     """Draw every record of a folder, claim by claim.
 

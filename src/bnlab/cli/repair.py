@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bnlab.cli.options import LowestLevel, MetricSpec, ModelSpec, RequiredDataSpec, TrainDataSpec
 from bnlab.cli.output import PageFormat, check_output, require_pages, show_receipt, write_output
 from bnlab.cli.specs import load_data, load_metric
 from bnlab.cli.targets import load_target
@@ -34,25 +35,16 @@ class Most(str, Enum):
 
 def command(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A checkpoint, or package.module:callable.")],
-    data: Annotated[
-        str, typer.Option(metavar="SPEC", help="What the model will see: package.module:callable, or digits, ...")
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="SPEC", help="package.module:callable; the checkpoint is loaded into its model."),
-    ] = None,
-    train_data: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="What it was trained on: statistics are recomputed from it.")
-    ] = None,
-    metric: Annotated[
-        str | None, typer.Option(metavar="SPEC", help="accuracy, loss, or package.module:callable; higher is better.")
-    ] = None,
+    data: RequiredDataSpec,
+    model: ModelSpec = None,
+    train_data: TrainDataSpec = None,
+    metric: MetricSpec = None,
     output: Annotated[
         Path | None, typer.Option(metavar="PATH", help="The new checkpoint; required without --dry-run.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and change nothing.")] = False,
     safety: Annotated[Most, typer.Option(help="What may be done at most.")] = Most.STATISTICS,
-    level: Annotated[Level, typer.Option(help="Lowest level of the findings to act on.")] = Level.WARNING,
+    level: LowestLevel = Level.WARNING,
     format_: Annotated[
         PageFormat, typer.Option("--format", help="How the receipt is printed; html is a page to look at.")
     ] = PageFormat.TEXT,
@@ -62,17 +54,11 @@ def command(
     A repair is kept only if the metric is not worse. Exit code 0: nothing at or above --level is left, and the output
     is written. 1: findings are left; the output is written if a repair was kept. 2: the tool could not do its job.
     """
-    if output is None and not dry_run:
-        raise UsageError("--output: path must be given, got none. Or print the plan only: --dry-run.")
-    if output is not None:
-        check_output(output, [target])
-    if format_ is PageFormat.HTML:
-        require_pages()
-    if target.lower().endswith(".onnx"):
-        raise UsageError(f"{target}: target must be a model of torch, got an ONNX file. Repair what it came from.")
+    _require_possible(target, output, dry_run, format_)
+    to_write = None if dry_run else output
     loaded, file = load_target(target, model, "to run data through it")
-    if file is not None and output is not None and not dry_run:
-        file.require_rewritable(output.suffix)
+    if file is not None and to_write is not None:
+        file.require_rewritable(to_write.suffix)
     before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
     from bnlab.repairing import repair
 
@@ -88,13 +74,25 @@ def command(
     changes = replace(receipt.changes, target=Target("model" if file is None else "checkpoint", target))
     _print(changes, format_)
     clean = not _left(changes, level)
-    if output is not None and not dry_run and ((changes.kept and changes.changes) or clean):
-        write_output(_written(loaded, before, file, output), output)
+    if to_write is not None and not ((changes.kept and changes.changes) or clean):
+        _say(f"not written: {to_write}, for nothing was repaired")
+    elif to_write is not None:
+        write_output(_written(loaded, before, file, to_write), to_write)
         if changes.safety is Safety.BEHAVIOUR:
             _say("a state dict does not hold that layers are frozen: call bnlab.freeze where it is loaded")
-    elif output is not None and not dry_run:
-        _say(f"not written: {output}, for nothing was repaired")
     raise typer.Exit(0 if clean else 1)
+
+
+def _require_possible(target: str, output: Path | None, dry_run: bool, format_: PageFormat) -> None:
+    """Refuse what cannot be done before any work is done."""
+    if output is None and not dry_run:
+        raise UsageError("--output: path must be given, got none. Or print the plan only: --dry-run.")
+    if output is not None:
+        check_output(output, [target])
+    if format_ is PageFormat.HTML:
+        require_pages()
+    if target.lower().endswith(".onnx"):
+        raise UsageError(f"{target}: target must be a model of torch, got an ONNX file. Repair what it came from.")
 
 
 def _print(changes: Changes, format_: PageFormat) -> None:

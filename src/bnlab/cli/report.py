@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bnlab.cli.options import OutputPath
 from bnlab.cli.output import Drawing, check_output, emit
 from bnlab.cli.saved_records import SavedRecord, read_saved
 from bnlab.errors import UsageError
@@ -23,7 +24,7 @@ def command(
         ),
     ],
     format_: Annotated[Drawing, typer.Option("--format", help="How it is drawn.")] = Drawing.TEXT,
-    output: Annotated[Path | None, typer.Option(metavar="PATH", help="Write here instead of to stdout.")] = None,
+    output: OutputPath = None,
 ) -> None:
     """Draw a saved diagnosis, receipt or experiment; needs no torch.
 

@@ -25,12 +25,18 @@ class Targets:
     """What there is to check.
 
     Attributes:
-        found: Files and model specs, each once, in order; an error where an argument stands for nothing.
-        many: Whether to write a line per target: there are several, or a folder or glob might hold several.
+        items: Files and model specs, each once, in order; an error where an argument stands for nothing.
+        many: Whether to write a line per target: there are several, or a folder or glob might hold several, and it is
+            not one error alone.
     """
 
-    found: tuple[str | BnlabError, ...]
+    items: tuple[str | BnlabError, ...]
     many: bool
+
+    @property
+    def names(self) -> list[str]:
+        """The files and model specs without the errors."""
+        return [item for item in self.items if isinstance(item, str)]
 
 
 def is_model_spec(target: str) -> bool:
@@ -44,19 +50,20 @@ def expand(arguments: Sequence[str]) -> Targets:
     A folder stands for the checkpoints below it, told by suffix, or by their first bytes if they have no suffix. The
     functions of os.path are used because those of pathlib raise where a path is too long or forbidden.
     """
-    found: list[str | BnlabError] = []
+    items: list[str | BnlabError] = []
     several = len(arguments) > 1
     for argument in arguments:
         if os.path.isdir(argument):  # noqa: PTH112
-            found += _in_folder(argument)
+            items += _in_folder(argument)
             several = True
         elif glob.has_magic(argument) and not os.path.exists(argument):  # noqa: PTH110
-            found += _matching(argument)
+            items += _matching(argument)
             several = True
         else:
-            found.append(argument or UsageError("TARGET: path must not be empty."))
-    unique = {os.path.normpath(item) if isinstance(item, str) else id(item): item for item in reversed(found)}
-    return Targets(tuple(reversed(unique.values())), several)
+            items.append(argument or UsageError("TARGET: path must not be empty."))
+    unique = {os.path.normpath(item) if isinstance(item, str) else id(item): item for item in reversed(items)}
+    only_an_error = len(unique) == 1 and isinstance(items[0], BnlabError)
+    return Targets(tuple(reversed(unique.values())), several and not only_an_error)
 
 
 def load_target(target: str, spec: str | None, purpose: str) -> tuple[nn.Module, CheckpointFile | None]:
@@ -96,13 +103,13 @@ def _in_folder(folder: str) -> Iterator[str | BnlabError]:
 
     unreadable: list[OSError] = []
     paths = [Path(root, name) for root, _, names in os.walk(folder, onerror=unreadable.append) for name in names]
-    found = sorted(
+    checkpoints = sorted(
         str(path)
         for path in paths
         if path.suffix.lower() in CHECKPOINT_SUFFIXES or (not path.suffix and looks_like_checkpoint(path))
     )
     for err in unreadable:
         yield UnreadableFile(f"{err.filename}: folder must be readable, got: {(err.strerror or str(err)).lower()}.")
-    if not found and not unreadable:
+    if not checkpoints and not unreadable:
         yield UnreadableFile(f"{folder}: folder must hold at least one checkpoint, got none.")
-    yield from found
+    yield from checkpoints

@@ -89,14 +89,14 @@ def test_arguments_stand_for_files_each_once(folder):
     for name in ("b.pt", "a.safetensors"):
         save(state_dict("bn"), folder / name)
     targets = expand(["b.pt", ".", "./b.pt", "ünet:build"])
-    assert sorted(targets.found) == ["a.safetensors", "b.pt", "ünet:build"]
+    assert sorted(targets.items) == ["a.safetensors", "b.pt", "ünet:build"]
     assert targets.many
     assert not expand(["b.pt"]).many
 
 
 def test_arguments_that_stand_for_nothing_are_errors_in_their_place(folder):
     (folder / "empty").mkdir()
-    empty, pattern, nothing = expand(["empty", "*.none", ""]).found
+    empty, pattern, nothing = expand(["empty", "*.none", ""]).items
     assert isinstance(empty, UnreadableFile)
     assert str(pattern) == "*.none: pattern must match at least one file, got none."
     assert str(nothing) == "TARGET: path must not be empty."

@@ -1,0 +1,178 @@
+"""Writes the diagnoses of `bnlab check` as they come, and knows what they add up to."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bnlab.cli.output import complain, emit
+from bnlab.errors import BnlabError, NoBatchNorm
+from bnlab.records import Level, Status
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from bnlab.diagnosis.check import Diagnosis
+
+__all__ = ["CheckFormat", "DiagnosisWriter"]
+
+
+class CheckFormat(str, Enum):
+    """How diagnoses are written."""
+
+    TEXT = "text"
+    JSON = "json"
+    SARIF = "sarif"
+    HTML = "html"
+
+
+_WHOLE = (CheckFormat.SARIF, CheckFormat.HTML)
+"""Formats in which all targets are one document."""
+
+
+@dataclass
+class DiagnosisWriter:
+    """Writes one diagnosis whole, or many by a line each.
+
+    Attributes:
+        format: How they are written.
+        level: Lowest level of findings that count.
+        output: Where they are written, instead of to stdout.
+        has_findings: Whether a diagnosis had findings that count.
+        has_failed: Whether a target could not be checked, or a check crashed.
+    """
+
+    format: CheckFormat
+    level: Level
+    output: Path | None
+    has_findings: bool = False
+    has_failed: bool = False
+    _counts: Counter[str] = field(default_factory=Counter)
+    _lines: list[str] = field(default_factory=list)
+    _diagnoses: list[Diagnosis] = field(default_factory=list)
+    _failures: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """2 where something failed, else 1 where there are findings that count, else 0."""
+        return 2 if self.has_failed else int(self.has_findings)
+
+    def one(self, diagnosis: Diagnosis) -> None:
+        """Write the whole report of a single target."""
+        from bnlab.report import json
+        from bnlab.report.text import diagnosis as text
+
+        self._count(diagnosis)
+        if self.format is CheckFormat.JSON:
+            emit(json.render(diagnosis) + "\n", self.output)
+        elif self.format in _WHOLE:
+            emit(self._document([diagnosis]), self.output)
+        elif self.output is not None:
+            emit(text.render(diagnosis, level=self.level) + "\n", self.output)
+        else:
+            from rich.console import Console
+
+            Console(highlight=False).print(text.renderable(diagnosis, level=self.level))
+
+    def many(self, targets: Sequence[str | BnlabError], check: Callable[[str | BnlabError], Diagnosis]) -> None:
+        """Write a line per target, and in text a summary; a target that fails does not stop the others."""
+        for target in self._with_progress(targets):
+            self._one_of_many(target, check)
+        if self.format is CheckFormat.TEXT:
+            self._line(self._summary(len(targets)))
+        if self._counts["without BN"] == len(targets):
+            self._complain("TARGET: at least one must hold batch normalization, got none.")
+        if self.format in _WHOLE:
+            emit(self._document(self._diagnoses), self.output)
+        elif self.output is not None:
+            emit("".join(f"{line}\n" for line in self._lines), self.output)
+
+    def _one_of_many(self, target: str | BnlabError, check: Callable[[str | BnlabError], Diagnosis]) -> None:
+        from rich.text import Text
+
+        from bnlab.report import json
+        from bnlab.report.text import diagnosis as text
+
+        try:
+            diagnosis = check(target)
+        except NoBatchNorm as err:
+            self._counts["without BN"] += 1
+            self._line(Text(text.plain(str(err)), style="dim"), to_stderr=self.format is not CheckFormat.TEXT)
+            return
+        except BnlabError as err:
+            self._counts["not readable"] += 1
+            self._failures.append(str(err))
+            self._complain(str(err))
+            return
+        self._count(diagnosis)
+        if self.format in _WHOLE:
+            self._diagnoses.append(diagnosis)
+        elif self.format is CheckFormat.JSON:
+            self._line(json.render_line(diagnosis))
+        else:
+            self._line(text.summary_line(diagnosis))
+
+    def _summary(self, targets: int) -> Text:
+        from rich.text import Text
+
+        counts = self._counts
+        return Text(
+            f"{targets} targets: {counts['checked']} checked with {counts['layers']} BN layers, "
+            f"{counts['errors']} errors and {counts['warnings']} warnings; "
+            f"{counts['without BN']} without BN, {counts['not readable']} not readable",
+            style="bold",
+        )
+
+    def _document(self, diagnoses: Sequence[Diagnosis]) -> str:
+        """Return one page, or one SARIF log, of all targets."""
+        if self.format is CheckFormat.SARIF:
+            from bnlab.cli.sarif import rules, sources
+            from bnlab.report import sarif
+
+            return (
+                sarif.render(
+                    diagnoses, rules=rules(), sources=sources(diagnoses), level=self.level, failures=self._failures
+                )
+                + "\n"
+            )
+        from bnlab.report.html import diagnosis as page
+
+        if len(diagnoses) == 1:
+            return page.render(diagnoses[0], level=self.level)
+        return page.render_many(diagnoses, level=self.level)
+
+    def _complain(self, message: str) -> None:
+        self.has_failed = True
+        complain(message)
+
+    def _count(self, diagnosis: Diagnosis) -> None:
+        summary = diagnosis.summary
+        self._counts.update(checked=1, layers=summary.layers, errors=summary.errors, warnings=summary.warnings)
+        self.has_findings |= any(finding.level.at_least(self.level) for finding in diagnosis.findings)
+        for outcome in diagnosis.outcomes:
+            if outcome.status is Status.CRASHED:
+                self._complain(f"{diagnosis.target.name}: {outcome.code} crashed: {outcome.reason}")
+
+    def _line(self, line: Text | str, *, to_stderr: bool = False) -> None:
+        from rich.console import Console
+
+        if self.output is not None and not to_stderr:
+            self._lines.append(str(line))
+        elif isinstance(line, str):
+            print(line)
+        else:
+            Console(stderr=to_stderr, highlight=False).print(line, soft_wrap=True)
+
+    def _with_progress(self, targets: Sequence[str | BnlabError]) -> Iterable[str | BnlabError]:
+        """Show a bar on stderr where the lines themselves do not show the progress."""
+        if not sys.stderr.isatty() or (sys.stdout.isatty() and self.output is None):
+            return targets
+        from rich.console import Console
+        from rich.progress import track
+
+        return track(targets, description="checking", console=Console(stderr=True), transient=True)

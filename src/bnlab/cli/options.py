@@ -1,0 +1,43 @@
+"""Options that several commands have, each with one help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bnlab.records import Level
+
+__all__ = [
+    "DataSpec",
+    "ExampleSpec",
+    "LowestLevel",
+    "MetricSpec",
+    "ModelSpec",
+    "OutputPath",
+    "RequiredDataSpec",
+    "TrainDataSpec",
+]
+
+_DATA = typer.Option(metavar="SPEC", help="What the model will see: package.module:callable, or digits, ...")
+
+ModelSpec = Annotated[
+    str | None,
+    typer.Option(metavar="SPEC", help="package.module:callable; a checkpoint is loaded into its model."),
+]
+DataSpec = Annotated[str | None, _DATA]
+RequiredDataSpec = Annotated[str, _DATA]
+TrainDataSpec = Annotated[
+    str | None,
+    typer.Option(metavar="SPEC", help="What it was trained on; a repair recomputes statistics from it."),
+]
+MetricSpec = Annotated[
+    str | None, typer.Option(metavar="SPEC", help="accuracy, loss, or package.module:callable; higher is better.")
+]
+ExampleSpec = Annotated[
+    str | None,
+    typer.Option(metavar="SPEC", help="One batch, to see what the model executes: package.module:callable, or digits."),
+]
+OutputPath = Annotated[Path | None, typer.Option(metavar="PATH", help="Write here instead of to stdout.")]
+LowestLevel = Annotated[Level, typer.Option(help="Lowest level of findings that count, and make the exit code 1.")]

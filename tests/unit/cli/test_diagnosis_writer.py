@@ -1,0 +1,78 @@
+import json
+
+import pytest
+from tests.samples import save, state_dict
+
+import bnlab
+from bnlab.cli.diagnosis_writer import CheckFormat, DiagnosisWriter
+from bnlab.errors import NoBatchNorm, UsageError
+from bnlab.records import Level
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Return a diagnosis by the name of a target: one healthy, one broken, one without BN, one that fails."""
+    broken = state_dict("bn")
+    broken["bn.running_var"][0] = -1
+    diagnoses = {
+        "healthy": bnlab.check(save(state_dict("bn"), tmp_path / "healthy")),
+        "broken": bnlab.check(save(broken, tmp_path / "broken")),
+    }
+
+    def check(target):
+        if target in diagnoses:
+            return diagnoses[target]
+        raise NoBatchNorm(f"{target}: none") if target == "plain" else UsageError(f"{target}: unknown")
+
+    return check
+
+
+def writer(format_=CheckFormat.TEXT, output=None, level=Level.WARNING):
+    return DiagnosisWriter(format_, level, output)
+
+
+@pytest.mark.parametrize(
+    ("target", "level", "code"), [("healthy", Level.INFO, 0), ("broken", Level.ERROR, 1), ("broken", Level.INFO, 1)]
+)
+@pytest.mark.parametrize("format_", list(CheckFormat))
+def test_one_diagnosis_and_its_exit_code(check, capsys, format_, target, level, code):
+    one = writer(format_, level=level)
+    one.one(check(target))
+    assert one.exit_code == code
+    assert capsys.readouterr().out
+
+
+def test_lines_as_they_come_and_a_summary(check, capsys):
+    many = writer()
+    many.many(["healthy", "broken", "plain", "odd"], check)
+    captured = capsys.readouterr()
+    *lines, summary = captured.out.splitlines()
+    assert len(lines) == 3
+    assert lines[2] == "plain: none"
+    assert summary == ("4 targets: 2 checked with 2 BN layers, 1 errors and 0 warnings; 1 without BN, 1 not readable")
+    assert captured.err == "error: odd: unknown\n"
+    assert (many.exit_code, many.has_findings, many.has_failed) == (2, True, True)
+
+
+def test_json_lines_hold_diagnoses_alone(check, capsys):
+    many = writer(CheckFormat.JSON)
+    many.many(["plain", "healthy", "broken"], check)
+    captured = capsys.readouterr()
+    assert len([json.loads(line) for line in captured.out.splitlines()]) == 2
+    assert captured.err == "plain: none\n"
+    assert many.exit_code == 1
+
+
+def test_targets_that_all_lack_batch_norm_are_a_failure(check, capsys):
+    many = writer()
+    many.many(["plain", "plain"], check)
+    assert many.exit_code == 2
+    assert "at least one must hold batch normalization" in capsys.readouterr().err
+
+
+def test_a_document_of_all_goes_into_the_output(check, tmp_path, capsys):
+    many = writer(CheckFormat.SARIF, tmp_path / "a.sarif")
+    many.many(["healthy", "broken", "odd"], check)
+    assert capsys.readouterr().out == ""
+    (run,) = json.loads((tmp_path / "a.sarif").read_text())["runs"]
+    assert [result["ruleId"] for result in run["results"]] == ["BN102"]
