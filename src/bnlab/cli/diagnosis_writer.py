@@ -96,13 +96,14 @@ class DiagnosisWriter:
         from rich.text import Text
 
         from bnlab.report import json
+        from bnlab.report.shortening import plain
         from bnlab.report.text import diagnosis as text
 
         try:
             diagnosis = check(target)
         except NoBatchNorm as err:
             self._counts["without BN"] += 1
-            self._line(Text(text.plain(str(err)), style="dim"), to_stderr=self.format is not CheckFormat.TEXT)
+            self._line(Text(plain(str(err)), style="dim"), to_stderr=self.format is not CheckFormat.TEXT)
             return
         except BnlabError as err:
             self._counts["not readable"] += 1

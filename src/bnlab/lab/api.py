@@ -62,7 +62,7 @@ def run(
     folder: str | os.PathLike[str] | None = None,
     again: bool = False,
     advance: Callable[[float], None] = lambda _: None,
-    **settings: Any,  # noqa: ANN401 - each experiment has settings of its own
+    **settings: object,
 ) -> Result:
     """Run an experiment with several seeds and judge its claims; on one machine the same gives the same numbers.
 

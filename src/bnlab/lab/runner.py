@@ -15,7 +15,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +25,9 @@ from bnlab.errors import UnreadableFile, UsageError
 from bnlab.lab.experiment import Experiment, Observation
 from bnlab.lab.verdict import judge
 from bnlab.records import Column, ExperimentRecord, Figure
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = ["Run", "read_record", "saved"]
 
@@ -153,7 +156,7 @@ def read_record(path: Path) -> ExperimentRecord | None:
     return ExperimentRecord.from_json(data) if is_record else None
 
 
-def _as_text(config: Any) -> dict[str, str]:  # noqa: ANN401 - each experiment has a class of its own
+def _as_text(config: DataclassInstance) -> dict[str, str]:
     return {name: str(value) for name, value in dataclasses.asdict(config).items()}
 
 

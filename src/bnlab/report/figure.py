@@ -6,17 +6,25 @@ shows them too.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeAlias
 
 from bnlab.errors import MissingPackage
 from bnlab.records import Axis, Column, ExperimentRecord, Mark, Rule
 from bnlab.report.shortening import plain
 
 __all__ = ["can_draw", "html", "png", "specification", "svg"]
+
+Json: TypeAlias = Any
+"""JSON has no narrower type."""
+
+Altair: TypeAlias = Any
+"""The module altair, or something made with it: it has no types to speak of, and is imported when it is used."""
 
 _PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933"]
 _DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 1], [1, 3], [10, 4], [3, 5]]
@@ -96,7 +104,7 @@ def _printable(record: ExperimentRecord) -> ExperimentRecord:
     return found
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON has no narrower type
+def _plain(value: Json) -> Json:
     if isinstance(value, str):
         return plain(value)
     if isinstance(value, dict):
@@ -114,7 +122,7 @@ def _panel_title(column: str) -> str | None:
     return None if column == "panel" else column
 
 
-def _marks(altair: Any, record: ExperimentRecord) -> Any:  # noqa: ANN401 - altair has no types to speak of
+def _marks(altair: Altair, record: ExperimentRecord) -> Altair:
     figure = record.figure
     columns = {column.name: column for column in record.table}
     encoding = {
@@ -147,7 +155,7 @@ def _marks(altair: Any, record: ExperimentRecord) -> Any:  # noqa: ANN401 - alta
     return altair.layer(*layers)
 
 
-def _cells(altair: Any, record: ExperimentRecord) -> Any:  # noqa: ANN401
+def _cells(altair: Altair, record: ExperimentRecord) -> Altair:
     figure = record.figure
     columns = {column.name: column for column in record.table}
     value = figure.value or figure.y
@@ -170,7 +178,7 @@ def _cells(altair: Any, record: ExperimentRecord) -> Any:  # noqa: ANN401
     )
 
 
-def _axis(channel: Any, altair: Any, axis: Axis, columns: Mapping[str, Column]) -> Any:  # noqa: ANN401
+def _axis(channel: Altair, altair: Altair, axis: Axis, columns: Mapping[str, Column]) -> Altair:
     column = columns[axis.column]
     if column.labels is not None:
         return channel(f"{axis.column}:N", title=axis.title, sort=_in_order(column))
@@ -182,7 +190,7 @@ def _axis(channel: Any, altair: Any, axis: Axis, columns: Mapping[str, Column]) 
     )
 
 
-def _rule(altair: Any, record: ExperimentRecord, rule: Rule) -> Any:  # noqa: ANN401
+def _rule(altair: Altair, record: ExperimentRecord, rule: Rule) -> Altair:
     figure = record.figure
     axis = figure.x if rule.axis == "x" else figure.y
     channel = altair.X if rule.axis == "x" else altair.Y
@@ -194,15 +202,15 @@ def _rule(altair: Any, record: ExperimentRecord, rule: Rule) -> Any:  # noqa: AN
     return line + label
 
 
-def _scale_of(altair: Any, axis: Axis) -> Any:  # noqa: ANN401
+def _scale_of(altair: Altair, axis: Axis) -> Altair:
     return altair.Scale(type="log", nice=False) if axis.log else altair.Scale(zero=False)
 
 
-def _tooltips(altair: Any, table: Sequence[Column]) -> list[Any]:  # noqa: ANN401
+def _tooltips(altair: Altair, table: Sequence[Column]) -> list[Altair]:
     return [altair.Tooltip(column.name, type="nominal" if column.labels else "quantitative") for column in table]
 
 
-def _scale(altair: Any, domain: Sequence[str], values: Sequence[Any]) -> Any:  # noqa: ANN401
+def _scale(altair: Altair, domain: Sequence[str], values: Sequence[object]) -> Altair:
     return altair.Scale(domain=list(domain), range=[values[i % len(values)] for i in range(len(domain))])
 
 
@@ -227,26 +235,24 @@ def _finite(value: float) -> float | None:
 
 def _verdicts(record: ExperimentRecord) -> list[str]:
     """Say what became of the first claims; the others are in the record."""
-    told = [
+    verdicts = [
         f"{claim.verdict.value}: {claim.text}" + (f" ({claim.boundary})" if claim.boundary else "")
         for claim in record.claims[:_MOST_CLAIMS]
     ]
-    rest = len(record.claims) - len(told)
-    return [*told, f"... and {rest} more claims"] if rest else told
+    rest = len(record.claims) - len(verdicts)
+    return [*verdicts, f"... and {rest} more claims"] if rest else verdicts
 
 
-def _altair() -> Any:  # noqa: ANN401
+def _altair() -> Altair:
     _require_packages()
     import altair as alt
 
     return alt
 
 
-def _converter() -> Any:  # noqa: ANN401
+def _converter() -> ModuleType:
     _require_packages()
-    import vl_convert
-
-    return vl_convert
+    return importlib.import_module("vl_convert")
 
 
 def _require_packages() -> None:

@@ -104,19 +104,17 @@ def render(
         failures: Why other targets could not be checked, a message each.
     """
     index = _index(diagnoses, sources or {})
-    found = [(diagnosis.target, finding) for diagnosis in diagnoses for finding in diagnosis.findings]
+    located = [(diagnosis.target, finding) for diagnosis in diagnoses for finding in diagnosis.findings]
     wanted = [(diagnosis.target, finding) for diagnosis in diagnoses for finding in findings_at_least(diagnosis, level)]
-    kept = wanted
-    if len(wanted) > _MOST_RESULTS:
-        kept = sorted(wanted, key=lambda located: located[1].level.rank)[:_MOST_RESULTS]
+    kept = _most_severe(wanted)
     notifications = [
         *({"level": "error", "message": _message(failure)} for failure in failures),
         *_crashed(diagnoses, index),
         *_skipped(diagnoses, index),
-        *_left_out(found, wanted, kept, level),
+        *_left_out(located, wanted, kept, level),
     ]
     run = {
-        "tool": {"driver": _driver(diagnoses, found, index, rules or {})},
+        "tool": {"driver": _driver(diagnoses, located, index, rules or {})},
         "invocations": [
             {
                 "executionSuccessful": not any(item["level"] == "error" for item in notifications),
@@ -129,6 +127,13 @@ def render(
         "columnKind": "unicodeCodePoints",
     }
     return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2, allow_nan=False)
+
+
+def _most_severe(wanted: Sequence[Located]) -> Sequence[Located]:
+    """Return the findings there is room for, in their order where there is room for all of them."""
+    if len(wanted) <= _MOST_RESULTS:
+        return wanted
+    return sorted(wanted, key=lambda located: located[1].level.rank)[:_MOST_RESULTS]
 
 
 def _index(diagnoses: Iterable[DiagnosisRecord], sources: Mapping[str, Source]) -> _Index:
@@ -163,14 +168,14 @@ def _uri(path: str) -> str:
 
 
 def _driver(
-    diagnoses: Sequence[DiagnosisRecord], found: Iterable[Located], index: _Index, rules: Mapping[str, RuleText]
+    diagnoses: Sequence[DiagnosisRecord], located: Iterable[Located], index: _Index, rules: Mapping[str, RuleText]
 ) -> Json:
     driver: Json = {"name": "bnlab"}
     if diagnoses:
         driver["version"] = plain(diagnoses[0].bnlab)
         if _SEMANTIC_VERSION.fullmatch(diagnoses[0].bnlab):
             driver["semanticVersion"] = diagnoses[0].bnlab
-    first = {finding.code: finding for _, finding in reversed(list(found))}
+    first = {finding.code: finding for _, finding in reversed(list(located))}
     return driver | {"rules": [_rule(code, rules.get(code), first.get(code)) for code in index.rules]}
 
 
@@ -198,8 +203,8 @@ def _rule(code: str, text: RuleText | None, finding: Finding | None) -> Json:
 
 def _why_it_matters(page: str) -> str:
     """Return the section of that name in one line, "" where there is none."""
-    found = re.search(r"^## Why it matters\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
-    return " ".join(found[1].split()) if found else ""
+    section = re.search(r"^## Why it matters\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    return " ".join(section[1].split()) if section else ""
 
 
 def _artifacts(diagnoses: Iterable[DiagnosisRecord], index: _Index) -> Iterable[Json]:
@@ -318,16 +323,16 @@ def _skipped(diagnoses: Sequence[DiagnosisRecord], index: _Index) -> Iterable[Js
 
 
 def _left_out(
-    found: Sequence[Located], wanted: Sequence[Located], kept: Sequence[Located], level: Level
+    located: Sequence[Located], wanted: Sequence[Located], kept: Sequence[Located], level: Level
 ) -> Iterable[Json]:
-    if len(wanted) < len(found):
+    if len(wanted) < len(located):
         yield {
             "level": "note",
-            "message": _message(f"findings below {level.value} left out: {len(found) - len(wanted)}"),
+            "message": _message(f"findings below {level.value} left out: {len(located) - len(wanted)}"),
         }
     if len(kept) < len(wanted):
-        told = f"only the {len(kept)} most severe of {len(wanted)} findings are here: a viewer takes no more in one run"
-        yield {"level": "warning", "message": _message(told)}
+        text = f"only the {len(kept)} most severe of {len(wanted)} findings are here: a viewer takes no more in one run"
+        yield {"level": "warning", "message": _message(text)}
     cut = sum(_is_cut(finding) for _, finding in kept)
     if cut:
         yield {"level": "note", "message": _message(f"results whose text was cut: {cut}")}

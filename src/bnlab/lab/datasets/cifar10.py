@@ -103,7 +103,7 @@ def _parse_python(path: Path, content: bytes) -> Part:
     return pixels, checked_labels(path, np.array(labels, np.int64), len(pixels))
 
 
-def _build(kind: Any, arguments: tuple[Any, ...] = ()) -> Any:  # noqa: ANN401 - a pickle holds any data
+def _build(kind: object, arguments: tuple[object, ...] = ()) -> object:
     """Stand in for a call that the pickle asks for."""
     match kind, arguments:
         case Global("_codecs", "encode"), (str(text), *_):

@@ -130,14 +130,10 @@ class Bias(Experiment[Config]):
         loss: dict[tuple[str, str], float] = {}
         outputs: dict[str, Tensor] = {}
         for index, (case, parts) in enumerate(_CASES.items()):
-            net = _fit(_network(nn.BatchNorm1d, parts, start), x, target, config, frozen=False)
-            with torch.no_grad():
-                loss[case, _TRAIN] = float(mse_loss(net.train()(x), target)) / config.offset**2
-                outputs[case] = net.eval()(x)
-                loss[case, _EVAL] = float(mse_loss(outputs[case], target)) / config.offset**2
-            net = _fit(_network(nn.BatchNorm1d, parts, start), x, target, config, frozen=True)
-            with torch.no_grad():
-                loss[case, _FROZEN] = float(mse_loss(net(x), target)) / config.offset**2
+            by_mode = _outputs(parts, start, x, target, config)
+            for mode, output in by_mode.items():
+                loss[case, mode] = float(mse_loss(output, target)) / config.offset**2
+            outputs[case] = by_mode[_EVAL]
             tick((index + 1) / len(_CASES))
         rows = list(loss)
         return Observation(
@@ -174,6 +170,14 @@ class Bias(Experiment[Config]):
             series="mode",
             rules=(Rule("y", 1.0, "the whole offset is lost"),),
         )
+
+
+def _outputs(parts: tuple[bool, bool], start: Tensor, x: Tensor, target: Tensor, config: Config) -> dict[str, Tensor]:
+    """Train one case on batch statistics and on frozen ones; return the outputs in each mode."""
+    net = _fit(_network(nn.BatchNorm1d, parts, start), x, target, config, frozen=False)
+    frozen = _fit(_network(nn.BatchNorm1d, parts, start), x, target, config, frozen=True)
+    with torch.no_grad():
+        return {_TRAIN: net.train()(x), _EVAL: net.eval()(x), _FROZEN: frozen(x)}
 
 
 def _network(layer_class: Callable[..., nn.Module], parts: tuple[bool, bool], start: Tensor) -> nn.Sequential:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import bnlab
 from bnlab.lab import datasets
 from bnlab.lab.experiment import Claim, Experiment, Observation, Tick
-from bnlab.lab.small_networks import accuracy, cnn, cut, seeded, shuffled, train
+from bnlab.lab.small_networks import Batch, accuracy, cnn, cut, seeded, shuffled, train
 from bnlab.records import Axis, Figure, Mark, Rule
 
 __all__ = ["Config", "DropoutBeforeBn", "expected_ratio"]
@@ -121,11 +121,7 @@ class DropoutBeforeBn(Experiment[Config]):
         shares = (1.0, *(kept for kept in config.kept if kept < 1))
         without = 0.0
         for index, kept in enumerate(shares):
-            generator = torch.Generator().manual_seed(seed)
-            with seeded(seed):
-                model = cnn(width=config.width, drop=1 - kept)
-                steps = [[batch] for _ in range(config.epochs) for batch in cut(shuffled(train_data, generator), 64)]
-                train(model, steps, learning_rate=config.learning_rate)
+            model = _trained(config, kept, train_data, seed)
             mended = copy.deepcopy(model)
             bnlab.recalibrate(mended, cut(train_data, 128), layerwise=True)
             before, after = _ratios(model, train_data[0]), _ratios(mended, train_data[0])
@@ -170,6 +166,16 @@ def expected_ratio(kept: float, squared_mean: float) -> float:
         squared_mean: m^2 / v of the inputs, which are independent.
     """
     return 1 / ((1 + squared_mean) / kept - squared_mean)
+
+
+def _trained(config: Config, kept: float, data: Batch, seed: int) -> nn.Module:
+    """Return a CNN that keeps this share, trained."""
+    generator = torch.Generator().manual_seed(seed)
+    with seeded(seed):
+        model = cnn(width=config.width, drop=1 - kept)
+        steps = [[batch] for _ in range(config.epochs) for batch in cut(shuffled(data, generator), 64)]
+        train(model, steps, learning_rate=config.learning_rate)
+    return model
 
 
 def _linear_ratio(kept: float, squared_mean: float, samples: int) -> float:

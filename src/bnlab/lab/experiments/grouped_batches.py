@@ -31,6 +31,9 @@ _CURE = {
 }
 _RECOVERED = "accuracy in eval mode, from that of grouped batches to what these have with batch statistics"
 
+_RUNNING, _RECALIBRATED = "eval mode", "eval mode, recalibrated"
+_LIKE, _RANDOM = "batches like these", "batches at random"
+
 
 @dataclass(frozen=True)
 class Config:
@@ -111,40 +114,24 @@ class GroupedBatches(Experiment[Config]):
 
     def run(self, config: Config, seed: int, tick: Tick) -> Observation:
         """Train on the same images, in steps that hold every class alike; only what is normalised together differs."""
-        train_data, test_data = (datasets.read(f"digits:{split}").batch() for split in ("train", "test"))
+        data = _Data(*(datasets.read(f"digits:{split}").batch() for split in ("train", "test")))
         schemes = (("grouped", False), ("grouped", True), ("ghost", False), ("renorm", False), ("shuffle", False))
-        rows: list[tuple[str, str, float]] = []
-        found: dict[str, tuple[float, float, float]] = {}
+        accuracies: dict[str, dict[str, float]] = {}
         for index, (scheme, anew) in enumerate(schemes):
-            generator = torch.Generator().manual_seed(seed)
-            with seeded(seed):
-                model = dense(_norm(scheme, config.together), width=config.width)
-            steps = [
-                _arranged(scheme, groups, config.together, generator)
-                for _ in range(config.epochs)
-                for groups in _groups(train_data, config, generator, anew=anew)
-            ]
-            train(model, steps, learning_rate=config.learning_rate, before=_schedule(model, len(steps)))
-            like = [batch for groups in _groups(test_data, config, generator, anew=anew) for batch in groups]
-            any_of = cut(shuffled(test_data, generator), config.together)
-            exact = copy.deepcopy(model).eval()
-            bnlab.recalibrate(exact, cut(shuffled(train_data, generator), 100), layerwise=True)
             name = _ANEW if anew else scheme if scheme != "grouped" else _SAME
-            found[name] = accuracy(model, test_data), by_batch(model, like), accuracy(exact, test_data)
-            rows += [
-                (name, "eval mode", found[name][0]),
-                (name, "eval mode, recalibrated", found[name][2]),
-                (name, "batches like these", found[name][1]),
-                (name, "batches at random", by_batch(model, any_of)),
-            ]
+            accuracies[name] = _accuracies(scheme, config, seed, data, anew=anew)
             tick((index + 1) / len(schemes))
-        running, like_training, recalibrated = found[_SAME]
-        lost = max(like_training - running, _LEAST_LOSS)
+        same = accuracies[_SAME]
+        lost = max(same[_LIKE] - same[_RUNNING], _LEAST_LOSS)
+        rows = [(name, *row) for name, by_statistics in accuracies.items() for row in by_statistics.items()]
         return Observation(
             values={
-                "collapse": {name: found[name][1] - found[name][0] for name in (_SAME, _ANEW)},
-                "not-the-buffers": {"": (recalibrated - running) / lost},
-                **{cure: {"": (found[cure][0] - running) / lost} for cure in ("ghost", "renorm", "shuffle")},
+                "collapse": {name: accuracies[name][_LIKE] - accuracies[name][_RUNNING] for name in (_SAME, _ANEW)},
+                "not-the-buffers": {"": (same[_RECALIBRATED] - same[_RUNNING]) / lost},
+                **{
+                    cure: {"": (accuracies[cure][_RUNNING] - same[_RUNNING]) / lost}
+                    for cure in ("ghost", "renorm", "shuffle")
+                },
             },
             table={
                 "training": [row[0] for row in rows],
@@ -167,6 +154,35 @@ class GroupedBatches(Experiment[Config]):
             y=Axis("accuracy", "accuracy"),
             panel="training",
         )
+
+
+@dataclass(frozen=True)
+class _Data:
+    train: Batch
+    test: Batch
+
+
+def _accuracies(scheme: str, config: Config, seed: int, data: _Data, *, anew: bool) -> dict[str, float]:
+    """Train by one scheme; return the accuracy with each kind of statistics."""
+    generator = torch.Generator().manual_seed(seed)
+    with seeded(seed):
+        model = dense(_norm(scheme, config.together), width=config.width)
+    steps = [
+        _arranged(scheme, groups, config.together, generator)
+        for _ in range(config.epochs)
+        for groups in _groups(data.train, config, generator, anew=anew)
+    ]
+    train(model, steps, learning_rate=config.learning_rate, before=_schedule(model, len(steps)))
+    like = [batch for groups in _groups(data.test, config, generator, anew=anew) for batch in groups]
+    random = cut(shuffled(data.test, generator), config.together)
+    exact = copy.deepcopy(model).eval()
+    bnlab.recalibrate(exact, cut(shuffled(data.train, generator), 100), layerwise=True)
+    return {
+        _RUNNING: accuracy(model, data.test),
+        _RECALIBRATED: accuracy(exact, data.test),
+        _LIKE: by_batch(model, like),
+        _RANDOM: by_batch(model, random),
+    }
 
 
 def _norm(scheme: str, together: int) -> Callable[[int], nn.Module]:

@@ -327,42 +327,77 @@ def train(
         eps: Of BN.
         biased: Whether the linear layer has a bias.
     """
-    generator = torch.Generator().manual_seed(seed)
-    size, start = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
-    pairs = x.size(1)
-    inputs = torch.cat([x, x], 1).to(dtype)
-    signs = torch.tensor([1.0, -1.0], dtype=dtype).repeat_interleave(pairs)
-    weight = nn.Parameter(signs * (0.3 + 0.5 * size))
-    bias = nn.Parameter(torch.full_like(signs, (2 * start - 1) * biased), requires_grad=biased)
-    layer = _layer(method, 2 * pairs, eps, dtype)
-    in_front, affine = [weight, *([bias] if biased else [])], list(layer.parameters())
-    learnt = {"all": in_front + affine, "in front": in_front, "affine": affine}[learns]
-    optimizer = torch.optim.Adam(learnt, lr=config.learning_rate)
-    target = torch.tensor([[0.0], [1.0]], dtype=dtype)
+    network = _Network.of(x, method, dtype, seed, eps=eps, biased=biased)
+    optimizer = torch.optim.Adam(network.learnt(learns), lr=config.learning_rate)
     losses: list[Tensor] = []
     gradients: list[Tensor] = []
     for _ in range(config.steps):
-        for parameter in (*in_front, *affine):
+        for parameter in network.learnt("all"):
             parameter.grad = None
-        loss = (torch.sigmoid(layer(inputs * weight + bias)) - target).square().sum(0)
+        loss = network.losses()
         losses.append(loss.detach())
         loss.sum().backward()  # type: ignore[no-untyped-call]
-        gradients = gradients or [
-            _size(parameter, signs) for parameter in (weight, bias, getattr(layer, "weight", None))
-        ]
+        gradients = gradients or network.gradients()
         optimizer.step()
+    pairs = x.size(1)
     with torch.no_grad():
-        losses.append((torch.sigmoid(layer(inputs * weight + bias)) - target).square().sum(0))
-        seen = (inputs * weight + bias)[:, :pairs].double()
+        losses.append(network.losses())
+        in_front = network.in_front()[:, :pairs].double()
     history = torch.stack(losses).double().view(-1, 2, pairs)
     weights, biases, gammas = (gradient.double().view(2, pairs) for gradient in gradients)
-    last = history[-1]
     why = tuple(
         "learns" if float(loss) < _LEARNS else _reason(float(first), float(second), method, dtype, eps)
-        for loss, first, second in zip(last[0], seen[0], seen[1], strict=True)
+        for loss, first, second in zip(history[-1, 0], *in_front, strict=True)
     )
     late = history[-(config.steps // 4) :].amax(0)
-    return Outcome(history[0], last, late, weights, biases, gammas, why)
+    return Outcome(history[0], history[-1], late, weights, biases, gammas, why)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """Linear -> BN -> sigmoid, a channel for each pair of inputs: first from a weight above 0, then from one below.
+
+    Attributes:
+        inputs: Of shape (2, 2 * pairs).
+        weight: Of the linear layer, one per channel.
+        bias: Likewise; 0 and not learnt where the layer has none.
+        layer: What stands for the BN layer.
+    """
+
+    inputs: Tensor
+    weight: nn.Parameter
+    bias: nn.Parameter
+    layer: nn.Module
+
+    @classmethod
+    def of(cls, x: Tensor, method: str, dtype: torch.dtype, seed: int, *, eps: float, biased: bool) -> _Network:
+        """Build it; the arguments are those of `train`."""
+        generator = torch.Generator().manual_seed(seed)
+        size, start = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+        signs = torch.tensor([1.0, -1.0], dtype=dtype).repeat_interleave(x.size(1))
+        weight = nn.Parameter(signs * (0.3 + 0.5 * size))
+        bias = nn.Parameter(torch.full_like(signs, (2 * start - 1) * biased), requires_grad=biased)
+        return cls(torch.cat([x, x], 1).to(dtype), weight, bias, _layer(method, len(signs), eps, dtype))
+
+    def learnt(self, which: str) -> list[nn.Parameter]:
+        """Return "all" parameters, "affine": those of BN, or "in front": those of the linear layer."""
+        in_front = [self.weight, *([self.bias] if self.bias.requires_grad else [])]
+        affine = list(self.layer.parameters())
+        return {"all": in_front + affine, "in front": in_front, "affine": affine}[which]
+
+    def in_front(self) -> Tensor:
+        """Return the output of the linear layer. Shape (2, 2 * pairs)."""
+        return self.inputs * self.weight + self.bias
+
+    def losses(self) -> Tensor:
+        """Return the loss of each channel. Shape (2 * pairs,)."""
+        target = torch.tensor([[0.0], [1.0]], dtype=self.inputs.dtype)
+        return (torch.sigmoid(self.layer(self.in_front())) - target).square().sum(0)
+
+    def gradients(self) -> list[Tensor]:
+        """Return the size of the gradient of the weight, the bias and gamma; 0 where there is none."""
+        gamma = getattr(self.layer, "weight", None)
+        return [_size(parameter, self.weight) for parameter in (self.weight, self.bias, gamma)]
 
 
 def _layer(method: str, channels: int, eps: float, dtype: torch.dtype) -> nn.Module:

@@ -157,11 +157,7 @@ class Momentum(Experiment[Config]):
         batches = 3 + 2 * torch.randn(
             config.updates, max(config.batch, 200), 4, generator=generator, dtype=torch.float64
         )
-        formula: dict[str, float] = {}
-        for name, layer_class in (("torch", nn.BatchNorm1d), ("bnlab", bnlab.nn.BatchNorm1d)):
-            for momentum in config.momenta:
-                layer = _fed(layer_class(4, momentum=momentum, dtype=torch.float64), batches)
-                formula[f"{name}, {momentum}"] = _error(layer, *_recursion(batches, momentum))
+        formula = _formula(config, batches)
         tick(0.2)
         frozen = _fed(nn.BatchNorm1d(4, momentum=0.0, affine=False, dtype=torch.float64), batches)
         cumulative = _fed(nn.BatchNorm1d(4, momentum=None, dtype=torch.float64), batches)
@@ -180,15 +176,14 @@ class Momentum(Experiment[Config]):
                 if momentum is not None and momentum < 1:
                     lag[f"{momentum}"] = late / (config.drift * (1 - momentum) / momentum)
             tick(0.2 + 0.8 * (index + 1) / len(config.momenta))
-        printed = {
-            f"{name}: {key}": value / _PROGRAM_3[key]
-            for name, layer_class in (("torch", nn.BatchNorm1d), ("bnlab", bnlab.nn.BatchNorm1d))
-            for key, value in program_3(layer_class).items()
-        }
         return Observation(
             values={
                 "formula": formula,
-                "program-3": printed,
+                "program-3": {
+                    f"{name}: {key}": value / _PROGRAM_3[key]
+                    for name, layer_class in _layer_classes().items()
+                    for key, value in program_3(layer_class).items()
+                },
                 "zero": {"": float((_buffers(frozen)[0] / means).mean())},
                 "identity": {"": float(identity.flatten()[(identity - 1).abs().argmax()])},
                 "paper": {"": _error(cumulative, means, variances)},
@@ -210,6 +205,20 @@ class Momentum(Experiment[Config]):
             series="momentum",
             rules=(Rule("y", 0.99, "1 % left"),),
         )
+
+
+def _layer_classes() -> dict[str, type[nn.Module]]:
+    return {"torch": nn.BatchNorm1d, "bnlab": bnlab.nn.BatchNorm1d}
+
+
+def _formula(config: Config, batches: Tensor) -> dict[str, float]:
+    """Return how far the buffers of each layer are from the recursion, by layer and momentum."""
+    errors = {}
+    for name, layer_class in _layer_classes().items():
+        for momentum in config.momenta:
+            layer = _fed(layer_class(4, momentum=momentum, dtype=torch.float64), batches)
+            errors[f"{name}, {momentum}"] = _error(layer, *_recursion(batches, momentum))
+    return errors
 
 
 def program_3(layer_class: type[nn.Module] = nn.BatchNorm1d) -> dict[str, float]:

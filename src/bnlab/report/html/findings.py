@@ -108,5 +108,5 @@ def _row(finding: Finding, record: DiagnosisRecord, places: Mapping[str, int]) -
 
 
 def _quantities(quantities: Mapping[str, Quantity]) -> str:
-    """Return quantities line by line; the name is left out where there is nothing to tell it from."""
+    """Return quantities line by line."""
     return "\n".join(f"{name} {number(quantity.value)} {quantity.unit}" for name, quantity in quantities.items())

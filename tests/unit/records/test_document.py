@@ -12,7 +12,6 @@ from bnlab.records import (
     DiagnosisRecord,
     Finding,
     LayerRecord,
-    Level,
     Outcome,
     Quantity,
     Range,
@@ -121,9 +120,3 @@ def test_broken_json_is_refused_with_its_place(record, data, message):
     with pytest.raises(UsageError) as err:
         records.from_json(record, data)
     assert str(err.value) == message
-
-
-def test_levels_are_ordered_by_severity():
-    assert Level.ERROR.at_least(Level.WARNING)
-    assert Level.WARNING.at_least(Level.WARNING)
-    assert not Level.INFO.at_least(Level.WARNING)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import math
 
-import pytest
 from tests.unit.report.html_samples import channels, diagnosis, finding, gap, layer
 
-from bnlab.records import Level
-from bnlab.report.html import channels as _channels
 from bnlab.report.html import layer_data as _layer_data
-from bnlab.report.html import layer_table as _layer_table
-from bnlab.report.html.markers import Marked, by_layer
+from bnlab.report.html.markers import by_layer
 
 
 def data(*layers, findings=()):
@@ -53,35 +49,6 @@ def test_values_that_are_not_finite_are_left_out_of_the_plot():
     assert series(found, "weight") == [1, None, None, None]
 
 
-def test_a_page_has_room_for_some_channels_of_each_layer():
-    assert _channels.room([]) == 0
-    assert _channels.room([layer(count=64)] * 19) == 64
-    assert _channels.room([layer(count=512)] * 100) == 160
-    assert _channels.room([layer(count=100)] * 1000) == 16
-    assert _channels.room([layer(count=1)] * 100 + [layer(count=50_000)] * 2) == 7950
-    assert _channels.room([layer(count=100)] * 50_000) == 1
-
-
-def test_channels_that_are_named_or_far_off_are_drawn_and_some_of_the_others():
-    found = _channels.chosen(layer(count=1000, per_channel=channels(1000)), {7, 11, 5000, -1}, 40)
-    assert len(found) == len(set(found)) == 40
-    assert found == sorted(found)
-    assert {7, 11} < set(found)
-    assert set(range(972, 1000)) < set(found)
-    assert any(100 < channel < 500 for channel in found)
-
-
-@pytest.mark.parametrize("most", [1, 2, 3, 16])
-def test_no_more_channels_are_drawn_than_there_is_room_for(most):
-    found = _channels.chosen(layer(count=50, per_channel=channels(50)), set(range(50)), most)
-    assert len(found) == most
-
-
-def test_a_channel_that_is_not_a_number_is_the_furthest_off():
-    values = {**channels(100), "gap": (*(1.0,) * 50, math.nan, *(1.0,) * 49)}
-    assert 50 in _channels.chosen(layer(count=100, per_channel=values), (), 4)
-
-
 def test_the_findings_of_a_layer_are_told_until_the_page_is_full():
     layers = [layer(f"bn{i}") for i in range(1200)]
     findings = [finding(found.name, message="x" * 290) for found in layers]
@@ -121,26 +88,3 @@ def test_the_gap_is_told_by_cause_with_negative_shares():
     facts = dict(zip(found["facts"], found["layers"][0]["facts"], strict=True))
     assert facts["gap between the modes"] == "0.5 std"
     assert facts["by cause"] == "staleness 120.0 %, bessel -20.0 %"
-
-
-def test_the_table_has_a_gap_only_where_one_was_measured():
-    assert "gap, std" not in _layer_table.headers([layer()])
-    assert _layer_table.headers([layer(), layer(gap=gap())])[-1] == "gap, std"
-    rows = _layer_table.rows([layer(), layer(gap=gap())], [Marked(), Marked()])
-    assert [row.cells[-1].text for row in rows] == ["-", "0.5"]
-
-
-def test_of_very_many_layers_the_table_shows_those_with_findings():
-    layers = [layer(f"bn{i}") for i in range(2500)]
-    marked = by_layer([finding("bn2400", level=Level.INFO)], [found.name for found in layers])
-    rows = _layer_table.rows(layers, marked)
-    assert len(rows) == 2000
-    assert rows[-1].name == "bn2400"
-    assert [row.index for row in rows] == sorted(row.index for row in rows)
-
-
-def test_a_range_sorts_by_the_end_that_is_further_from_zero():
-    (row,) = _layer_table.rows([layer()], [Marked()])
-    by_header = dict(zip(_layer_table.headers([layer()]), row.cells, strict=True))
-    assert (by_header["running_mean"].text, by_header["running_mean"].value) == ("-0.5 .. 0.25", 0.5)
-    assert (by_header["gain"].text, by_header["gain"].value) == ("0.5 .. 2", None)

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 from tests.samples import save, state_dict
+from tests.unit.report.text.diagnosis_samples import UNIT, diagnose, many
 
-from bnlab.checks.cases import healthy, network
-from bnlab.diagnosis.check import _diagnose
-from bnlab.diagnosis.settings import Settings
-from bnlab.observe.evidence import Evidence, NetworkState
+from bnlab.checks.cases import healthy
+from bnlab.observe.evidence import NetworkState
 from bnlab.records import (
     Cause,
     DiagnosisRecord,
@@ -28,17 +27,8 @@ from bnlab.records import (
     Summary,
     Target,
 )
-from bnlab.report.shortening import plain
-from bnlab.report.text.bars import ASCII, UNICODE, Marks
+from bnlab.report.text.bars import Marks
 from bnlab.report.text.diagnosis import render, summary_line
-from bnlab.report.text.sheet import Sheet
-
-UNIT = (healthy("a"), healthy("layer1.0.bn1", running_var=(-9.8e-4, 1, 1, 1)), healthy("b", weight=(1e-6, 1, 1, 1)))
-
-
-def diagnose(*layers, networks=None, left_alone=(), **options):
-    evidence = Evidence(networks or (network(*layers),), left_alone)
-    return _diagnose(evidence, Target("checkpoint", "model.pt"), Settings.of(**options))
 
 
 def test_the_conclusion_comes_first_then_findings_then_layers():
@@ -63,12 +53,6 @@ def test_findings_below_the_level_are_counted_only():
     text = render(diagnose(*UNIT), level=Level.WARNING)
     assert "NOTE BN108" not in text
     assert "1 error, 0 warnings, 1 note (1 not shown: --level info)" in text
-
-
-def many(count):
-    name = "backbone.stage{}.block.{}.branch.conv_bn_relu.bn"
-    layers = [healthy(name.format(i // 50, i), running_var=(-1 if i % 3 else 1, 1, 1, 1)) for i in range(count)]
-    return [dataclasses.replace(layer, num_batches_tracked=1_700_000 + i) for i, layer in enumerate(layers)]
 
 
 @pytest.mark.parametrize("width", [80, 60, 120, 200])
@@ -125,11 +109,6 @@ def test_a_thousand_notes_are_not_printed():
     assert "more notes: --format json has them all" in text
 
 
-def test_plain_keeps_ordinary_text():
-    assert plain("layer1.0.bn é 批 <b> [x]") == "layer1.0.bn é 批 <b> [x]"
-    assert plain("a\nb\tc\ud800") == "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}c\N{REPLACEMENT CHARACTER}"
-
-
 def test_what_was_skipped_and_left_alone_is_said():
     text = render(diagnose(healthy(num_batches_tracked=None), left_alone=(("vq", "has no running_var"),)))
     assert "BN105, BN112 skipped: num_batches_tracked is absent in 1 of 1 layers" in text
@@ -142,33 +121,14 @@ def test_values_that_are_not_finite():
     assert "running_var nan" in text
 
 
-def test_at_80_columns_nothing_but_names_is_shortened():
-    rows = [line for line in render(diagnose(*many(20))).splitlines() if " 170" in line and "  4  " in line]
-    assert len(rows) == 20
-    assert rows[12].split() == ["b.stage0.b.12.b.c.bn", "4", "1700012", "1", "..", "1"]
-    assert sum(row.endswith("-1 .. 1  BN102") for row in rows) == 13
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("layer1.0.bn1", "layer1.0.bn1"),
-        ("backbone.stage2.0.branch_main.1", "b.stage2.0.branch_main.1"),
-        ("a.b." + "x" * 50, "\N{HORIZONTAL ELLIPSIS}" + "x" * 27),
-        ("a1" * 30, "\N{HORIZONTAL ELLIPSIS}" + ("a1" * 30)[-27:]),
-        ("", "(the module itself)"),
-    ],
-)
-def test_names_that_are_too_long(name, expected):
-    assert Sheet(80).layer_name(name).plain == expected
-
-
 def test_one_line_among_many():
     assert summary_line(diagnose(*UNIT)).plain == "model.pt: 3 layers, 1 error, 0 warnings, 1 note (BN102)"
     assert summary_line(diagnose(healthy())).plain == "model.pt: 1 layer, 0 errors, 0 warnings, 0 notes"
 
 
-GOLDEN = Path(__file__).parents[2] / "golden"
+GOLDEN = Path(__file__).parents[3] / "golden"
+
+
 GAPS = {
     "stem.bn": {"staleness": 0.62, "sampling noise": 0.001, "heterogeneity": -0.02, "total": 0.601},
     "layer1.0.bn1": {"staleness": 0.21, "total": 0.21},
@@ -254,47 +214,6 @@ def test_the_default_encoding_is_that_of_standard_output(monkeypatch):
     assert "####" in drawn
     monkeypatch.setattr("sys.stdout", None)
     assert "████" in render(with_data())
-
-
-def test_what_the_output_cannot_show_is_spelled_out():
-    assert Marks.of("ascii").plain("é 层 \x1b") == "\\xe9 \\u5c42 ?"
-    assert Marks.of("latin-1").plain("é 层 \x1b") == "é \\u5c42 ?"
-    assert Marks.of("unknown-to-python").encodable("é") == "\\xe9"
-    assert Sheet(80, ASCII).layer_name("a1" * 30).plain == "..." + ("a1" * 30)[-25:]
-
-
-@pytest.mark.parametrize(
-    ("value", "blocks", "ascii_"),
-    [
-        (4.0, "████", "####"),
-        (9.0, "████", "####"),
-        (2.0, "██", "##"),
-        (1.5, "█▌", "##"),
-        (0.1, "▏", "."),
-        (1e-9, "▏", "."),
-        (0.0, "", ""),
-        (-1.0, "░", "-"),
-        (-1e-9, "░", "-"),
-        (math.nan, "", ""),
-        (math.inf, "", ""),
-    ],
-)
-def test_bars(value, blocks, ascii_):
-    assert UNICODE.bar(value, largest=4.0, cells=4) == blocks
-    assert ASCII.bar(value, largest=4.0, cells=4) == ascii_
-
-
-def test_a_layer_name_of_a_megabyte_takes_no_time_and_no_room():
-    names = ("x" * 2**20, "a." * 2**19, "层" * 2**18)
-    text = render(diagnose(*(healthy(name, running_var=(-1, 1, 1, 1)) for name in names)), width=200)
-    assert all(f"\N{HORIZONTAL ELLIPSIS}{end}" in text for end in ("x" * 67, ".a" * 33, "层" * 33))
-    assert len(text.splitlines()) < 60
-
-
-def test_layers_without_a_gap_have_no_bars():
-    text = render(diagnose(*UNIT))
-    assert "gap, std" not in text
-    assert "█" not in text
 
 
 @pytest.fixture

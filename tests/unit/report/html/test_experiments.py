@@ -10,82 +10,23 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from tests.unit.report.experiment_samples import CELLS, LINE, claim, estimate, experiment
 
 from bnlab.records import (
     Axis,
-    ClaimRecord,
     Column,
     Estimate,
     ExperimentRecord,
-    Figure,
-    Mark,
     Rule,
     Verdict,
 )
 from bnlab.report import figure
-from bnlab.report.html import experiment_figure as _experiment_figure
 from bnlab.report.html import experiments
-from bnlab.report.html import intervals as _intervals
 
 TAGS = "<img src=x onerror=alert(1)></script><!--"
+
+
 HOSTILE = f"{TAGS} \" ' & \x1b"
-
-LINE = Figure(
-    title="Ratio over the batch size",
-    mark=Mark.LINE,
-    x=Axis("batch", "batch size", log=True),
-    y=Axis("ratio", "ratio"),
-    rules=(Rule("y", 1.0, "equal"),),
-)
-CELLS = dataclasses.replace(
-    LINE, mark=Mark.CELL, y=Axis("layer", "layer"), value=Axis("ratio", "ratio"), series=None, rules=()
-)
-
-
-def estimate(condition: str = "batch 2", mean: float = 0.5, holds: bool | None = True) -> Estimate:
-    return Estimate(condition, mean, mean - 0.1, mean + 0.1, (mean,) * 3, holds)
-
-
-def claim(**changes: object) -> ClaimRecord:
-    found = ClaimRecord(
-        key="bessel",
-        text="the ratio is a half",
-        source="a paper",
-        number="ratio of the outputs",
-        unit="ratio",
-        low=0.4,
-        high=0.6,
-        tolerance="wide",
-        refuted_if="it were not",
-        verdict=Verdict.DEPENDS,
-        boundary="holds up to batch 2, fails from batch 4",
-        estimates=(estimate(), estimate("batch 4", 0.9, holds=False)),
-    )
-    return dataclasses.replace(found, **changes)
-
-
-def experiment(**changes: object) -> ExperimentRecord:
-    found = ExperimentRecord(
-        bnlab="0.1.0",
-        name="halving",
-        title="A number is halved",
-        source="this test",
-        profile="quick",
-        config={"batches": "(2, 4)"},
-        key="abc",
-        seeds=(0, 1, 2),
-        claims=(claim(),),
-        table=(
-            Column("batch", numbers=(2.0, 4.0)),
-            Column("layer", labels=("torch", "bnlab")),
-            Column("ratio", numbers=(0.5, 0.9)),
-        ),
-        figure=LINE,
-        versions={"torch": "2.13.0"},
-        seconds=3.2,
-        notes=("a note",),
-    )
-    return dataclasses.replace(found, **changes)
 
 
 def hostile() -> ExperimentRecord:
@@ -200,32 +141,12 @@ def test_no_text_of_a_record_becomes_markup_without_figures(without_drawing):
     assert "onerror" not in found.attributes
 
 
-@pytest.mark.parametrize("char", ["\x00", "\x1b", "\ud800", "\uffff", "\u202e"])
-def test_characters_that_xml_cannot_hold_are_replaced_in_figures(char):
-    record = experiment(figure=dataclasses.replace(LINE, title=f"a{char}b"), key=char)
-    page = experiments.render([record])
-    assert char not in page
-    assert "a\N{REPLACEMENT CHARACTER}b</text>" in page
-    assert char not in experiments.compact(record)
-
-
 @pytest.mark.parametrize("interactive", [False, True])
 def test_ids_are_unique_and_links_lead_somewhere(interactive):
     records = [experiment(figure=drawn) for drawn in (CELLS, CELLS, LINE)]
     found = Elements(experiments.render(records, interactive=interactive))
     assert len(found.ids) == len(set(found.ids))
     assert set(found.links) <= set(found.ids)
-
-
-def test_figures_use_their_own_gradients_and_leave_text_as_it_is():
-    record = experiment(figure=dataclasses.replace(CELLS, title='says id="gradient_0" url(#gradient_0)'))
-    drawn = [_experiment_figure.still(record, prefix) for prefix in ("a", "b")]
-    for prefix, svg in zip(("a", "b"), drawn, strict=True):
-        names = re.findall(r'<[^>]* id="([^"]*)"', svg)
-        assert names
-        assert all(name.startswith(f"{prefix}-") for name in names)
-        assert set(re.findall(r'"url\(#([^)]*)\)"', svg)) <= set(names)
-        assert '>says id="gradient_0" url(#gradient_0)<' in svg
 
 
 def test_a_page_asks_for_nothing_from_the_network():
@@ -298,44 +219,10 @@ def test_a_page_of_no_records_says_so():
     assert "0 experiments, 0 claims" in experiments.render([])
 
 
-def test_intervals_share_a_scale_with_the_limits():
-    found = _intervals.plot(claim())
-    assert (found.first, found.last, found.log) == (0.4, 1.0, False)
-    near, far = found.rows
-    assert near.start <= near.at <= near.end < far.start
-    assert found.band[0] == near.start
-    assert found.band[0] + found.band[1] < far.start
-
-
-def test_orders_of_magnitude_are_drawn_on_a_logarithmic_scale():
-    found = _intervals.plot(
-        claim(low=0.0, high=1e-3, estimates=(estimate(mean=1e-9), estimate(mean=1.0), estimate(mean=0.0)))
-    )
-    assert (found.log, found.first, found.last) == (True, 1e-9, 1.1)
-    assert found.band[0] == 0.0
-    assert found.rows[2].at == found.rows[0].at
-
-
 def test_close_ends_of_an_interval_are_told_apart():
     close = Estimate("batch 2", 1.0, 0.99999993, 1.00000007, (1.0,) * 3, True)
     page = experiments.render([experiment(claims=(claim(estimates=(close, estimate())),))])
     assert "± 7e-08" in page
-
-
-def test_one_estimate_is_not_compared():
-    assert _intervals.plot(claim(estimates=(estimate(),))) is None
-
-
-@pytest.mark.parametrize(
-    "means", [(math.nan, 1.0), (math.inf, -math.inf), (0.0, 0.0), (1.7e308, -1.7e308), (5e-324, 0)]
-)
-@pytest.mark.parametrize("limits", [(-math.inf, math.inf), (math.nan, math.nan), (0.0, 0.0), (1e300, math.inf)])
-def test_no_number_breaks_the_scale(means, limits):
-    estimates = tuple(Estimate("", mean, mean, mean, (), None) for mean in means)
-    found = _intervals.plot(claim(low=limits[0], high=limits[1], estimates=estimates))
-    positions = [*found.band, *(at for row in found.rows for at in (row.at, row.start, row.end) if at is not None)]
-    assert all(0.0 <= position <= _intervals.WIDTH for position in positions)
-    assert "nan" not in re.findall(r"<svg class=\"interval.*?</svg>", experiments.render([experiment()]), re.S)
 
 
 def test_a_notebook_shows_claims_verdicts_and_the_figure():

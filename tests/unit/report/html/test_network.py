@@ -7,15 +7,11 @@ import math
 import pytest
 from tests.unit.report.html_samples import finding, gap
 
-from bnlab.records import Cause, Level, Range
+from bnlab.records import Level, Range
 from bnlab.report.html import causes as _causes
-from bnlab.report.html import groups as _groups
 from bnlab.report.html import network as _network
 from bnlab.report.html.columns import Shown
 from bnlab.report.html.markers import Marked
-from bnlab.report.html.scale import Linear, Log
-
-NAMES = ["bn1", "layer1.0.bn1", "layer1.0.bn2", "layer2.0.bn1", "head.bn"]
 
 
 def heights(column):
@@ -111,58 +107,3 @@ def test_every_column_lies_inside_the_drawing(count):
         for bar in column.bars
     )
     assert all(left.x < right.x for left, right in zip(drawn.columns, drawn.columns[1:], strict=False))
-
-
-def test_layers_are_labelled_by_the_first_part_that_tells_them_apart():
-    found = _groups.blocks(NAMES)
-    assert [(block.path, block.first, block.last) for block in found] == [
-        ("", 0, 0),
-        ("layer1", 1, 2),
-        ("layer2", 3, 3),
-        ("head", 4, 4),
-    ]
-    assert _groups.leaves(NAMES, found) == ["bn1", "0.bn1", "0.bn2", "0.bn1", "bn"]
-    inside = _groups.blocks([f"model.backbone.{name}" for name in NAMES])
-    assert [block.path for block in inside] == [
-        "",
-        *(f"model.backbone.{name}" for name in ("layer1", "layer2", "head")),
-    ]
-
-
-@pytest.mark.parametrize("names", [[], [""], ["bn"], ["bn", "bn"], ["", "a.", ".b", "a..b"]])
-def test_no_name_breaks_the_labels(names):
-    found = _groups.blocks(names)
-    assert sum(block.last - block.first + 1 for block in found) == len(names)
-
-
-def test_slices_of_the_bar_are_the_positive_shares():
-    found = _causes.slices([Cause("staleness", 0.9, ()), Cause("shift", 0.3, ()), Cause("bessel", -0.2, ())])
-    assert [(item.cause, item.start, item.width, item.percent) for item in found] == [
-        ("staleness", 0.0, 75.0, "90 %"),
-        ("shift", 75.0, 25.0, "30 %"),
-    ]
-    assert _causes.slices([Cause("bessel", -1.0, ()), Cause("shift", math.nan, ())]) == []
-
-
-def test_causes_of_one_record_have_colours_of_their_own():
-    together = [cause for cause in _causes.COLOURS if cause != "staleness or shift"]
-    assert len({_causes.colour(cause) for cause in together}) == len(together)
-
-
-def test_the_legend_names_only_what_can_be_seen():
-    assert _causes.drawn([gap(0.64), gap(0.0, bessel=1e-8)]) == ["staleness"]
-    assert _causes.drawn([gap(0.0, bessel=0.1, shift=0.2)]) == ["shift", "bessel"]
-
-
-@pytest.mark.parametrize("axis", [Linear.over([]), Linear.over([math.inf]), Log.over([]), Log.over([0.0, -1.0])])
-def test_an_axis_over_nothing_has_ticks(axis):
-    assert axis.ticks()
-    assert 0.0 <= axis.at(0.5) <= 1.0
-
-
-@pytest.mark.parametrize("values", [[1e-320, 1e308], [1.0], [1.0, 1.0], [3e-5, 2.0]])
-def test_ticks_of_a_logarithmic_axis_are_few_and_inside(values):
-    axis = Log.over(values)
-    assert 2 <= len(axis.ticks()) <= 8
-    assert all(0.0 <= tick.at <= 1.0 for tick in axis.ticks())
-    assert all(0.0 <= axis.at(value) <= 1.0 for value in values)
