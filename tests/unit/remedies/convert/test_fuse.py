@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 from tests.architectures import ARCHITECTURES, BasicBlock, ResNet, build, images
-from tests.unit.remedies.test_convert import assert_same, outputs, snapshot
+from tests.unit.remedies.convert.samples import assert_same, outputs, snapshot
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.testing import assert_close

@@ -1,0 +1,62 @@
+import pytest
+import torch
+from tests.architectures import build, images
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.testing import assert_close
+
+import bnlab
+from bnlab.errors import UsageError
+
+
+def test_undo_keeps_what_was_trained_meanwhile():
+    model, x = build("resnet"), images(8)
+    receipt = bnlab.convert(model, bnlab.nn.BatchNorm2d)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(x).square().sum().backward()
+    optimizer.step()
+    model.double().eval()
+    trained = {key: value.clone() for key, value in model.state_dict().items()}
+    receipt.undo()
+    assert_close(model.state_dict(), trained, rtol=0, atol=0)
+    assert not model.bn1.training
+    assert type(model.bn1) is nn.BatchNorm2d
+
+
+def test_an_optimizer_made_before_goes_on():
+    model = build("resnet")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    bnlab.convert(model, bnlab.nn.BatchNorm2d)
+    model(images(4)).sum().backward()
+    before = model.bn1.weight.clone()
+    optimizer.step()
+    assert not torch.equal(model.bn1.weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("to", [bnlab.nn.BatchNorm2d, nn.GroupNorm])
+def test_undo_after_a_change_of_dtype_gives_a_model_that_runs(dtype, to):
+    model, x = build("resnet"), images(4).to(dtype)
+    receipt = bnlab.convert(model, to)
+    model.to(dtype)
+    receipt.undo()
+    assert torch.isfinite(model.eval()(x)).all()
+    bnlab.convert(model, bnlab.nn.BatchNorm2d)
+    bnlab.convert(model, nn.BatchNorm2d)
+    assert torch.isfinite(model(x)).all()
+
+
+def test_undo_keeps_settings_and_attributes_of_later():
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    receipt = bnlab.convert(model, bnlab.nn.BatchNorm2d)
+    model[0].momentum, model[0].tag = 0.3, "mine"
+    receipt.undo()
+    assert (model[0].momentum, model[0].tag) == (0.3, "mine")
+
+
+def test_undo_of_a_parametrized_layer_is_refused():
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    receipt = bnlab.convert(model, bnlab.nn.BatchNorm2d)
+    parametrizations.weight_norm(model[0], "weight", dim=0)
+    with pytest.raises(UsageError, match="undo: every module must be as it was left"):
+        receipt.undo()

@@ -1,0 +1,61 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+
+from bnlab.observe.passes.executed_graph import execute
+from bnlab.remedies.convert.followers import activation_of, activation_of_module, followers
+from bnlab.remedies.refusal import Refusal
+
+
+class Net(nn.Module):
+    def __init__(self, behind):
+        super().__init__()
+        self.bn, self.behind = nn.BatchNorm1d(3), behind
+
+    def forward(self, x):
+        return self.behind(self.bn, x)
+
+
+def behind(function):
+    model = Net(function).eval()
+    with torch.no_grad():
+        return followers(execute(model, torch.randn(4, 3)), "bn")
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda bn, x: bn(x).relu(), ("relu", False)),
+        (lambda bn, x: F.gelu(bn(x)), ("gelu", False)),
+        (lambda bn, x: bn(x) + x, (None, True)),
+        (lambda bn, x: torch.sigmoid(x + bn(x)), ("sigmoid", True)),
+    ],
+)
+def test_what_follows(function, expected):
+    found = behind(function)
+    assert (found.activation, found.residual) == expected
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda bn, x: bn(bn(x)).relu(), "it ran 2 times in one forward pass"),
+        (lambda bn, x: bn(x), "its output is used more than once, or returned"),
+        (lambda bn, x: bn(x).exp(), "no activation and no addition follows"),
+        (lambda bn, x: bn(x) + x[:1], "what is added to it has another shape or dtype"),
+        (lambda bn, x: bn(x) + 1, "what is added to it is no other tensor"),
+    ],
+)
+def test_why_nothing_can_be_taken_in(function, reason):
+    with pytest.raises(Refusal, match=f"^{reason}$"):
+        behind(function)
+
+
+def test_an_activation_with_other_parameters_is_none():
+    x = torch.zeros(2)
+    assert activation_of(F.leaky_relu, (x,), {}) == "leaky_relu"
+    assert activation_of(F.leaky_relu, (x, 0.2), {}) is None
+    assert activation_of(F.hardtanh, (x, 0.0, 6.0), {}) == "relu6"
+    assert activation_of_module(nn.GELU()) == "gelu"
+    assert activation_of_module(nn.GELU("tanh")) is None

@@ -1,0 +1,48 @@
+import io
+
+import pytest
+import torch
+from tests.architectures import build, images
+from tests.unit.remedies.fold.samples import Pair, trained
+from torch.testing import assert_close
+
+from bnlab.errors import UsageError
+from bnlab.remedies.fold.export import exported
+from bnlab.remedies.fold.fold import fold
+
+
+def loaded(data):
+    return torch.export.load(io.BytesIO(data)).module()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_file_computes_the_same_for_batches_of_any_size(batch):
+    model, x = fold(build("resnet"), images(batch)).model, images(batch)
+    data, note = exported(model, x)
+    assert note == "the batch may have any size"
+    for other in (x, images(5), images(1)):
+        assert_close(loaded(data)(other), model(other))
+
+
+class Fixed(Pair):
+    def forward(self, image, scale):
+        return self.bn(self.conv(image)).reshape(2, -1) * scale
+
+
+def test_a_file_for_one_size_only_says_so():
+    batch = {"image": images(2), "scale": torch.tensor(2.0)}
+    model = fold(trained(Fixed()), batch).model
+    data, note = exported(model, batch)
+    assert note.startswith("the batch must have 2 samples, for torch.export says: ")
+    assert_close(loaded(data)(**batch), model(**batch))
+
+
+class NotExportable(Pair):
+    def forward(self, x):
+        return self.bn(self.conv(x)) if float(x.flatten()[0]) > -1e9 else x
+
+
+def test_a_model_that_torch_cannot_export():
+    model = fold(trained(NotExportable()), images(2)).model
+    with pytest.raises(UsageError, match=r"^model: torch.export must take it, got \w+: "):
+        exported(model, images(2))
