@@ -30,7 +30,9 @@ def test_the_output_stays_in_either_mode_and_the_bias_comes_back(options):
     receipt = drop(model)
     assert model[0].bias is None
     for training in (True, False):
-        assert_close(copy.deepcopy(model).train(training)(X.double()), copy.deepcopy(before).train(training)(X.double()))
+        assert_close(
+            copy.deepcopy(model).train(training)(X.double()), copy.deepcopy(before).train(training)(X.double())
+        )
     receipt.undo()
     assert model[0].bias is bias
 

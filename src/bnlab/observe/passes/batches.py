@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import count, islice
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -126,8 +127,12 @@ class KeptBatches(Sequence[Batch]):
 
     def without(self, left_out: Collection[int]) -> KeptBatches:
         """Return the data without some batches, by their places in :attr:`everything`."""
-        places = list(self._batches) if self._is_whole or not self._uses_all else None
-        gone = left_out if places is None else {places[index] for index in left_out}
+        if self._is_whole or not self._uses_all:
+            places: Iterable[int] = self._batches
+        else:
+            places = (place for place in count() if place not in self._left_out)
+        wanted = max(left_out, default=-1) + 1
+        gone = {place for index, place in enumerate(islice(places, wanted)) if index in left_out}
         return KeptBatches(
             self._all, self._data, self._total, uses_all=self._uses_all, left_out={*self._left_out, *gone}
         )
@@ -160,18 +165,18 @@ def keep(name: str, data: Iterable[Batch], max_batches: MaxBatches) -> KeptBatch
         return data
     total = _length(data)
     most = MOST_KEPT if max_batches is None or max_batches == "auto" else max_batches
-    wanted = None if total is None or total <= most else {place * total // most for place in range(most)}
+    wanted = None if total is None or total <= most else {step * total // most for step in range(most)}
     kept: dict[int, Batch] = {}
-    count = 0
+    place = 0
     try:
         for batch in data:
             if len(kept) == most:
                 break
-            if wanted is None or count in wanted:
-                kept[count] = batch
-            count += 1
+            if wanted is None or place in wanted:
+                kept[place] = batch
+            place += 1
         else:
-            total = count
+            total = place
     except BnlabError:
         raise
     except Exception as error:

@@ -1,0 +1,104 @@
+"""The forms of batches, and batches that are held."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from bnlab.errors import UsageError
+from bnlab.observe.passes.batches import dealt, first_samples, keep, require_data, run_batch, samples_in, tensors_in
+
+
+@dataclasses.dataclass
+class Output:
+    logits: torch.Tensor
+    name: str = "x"
+
+
+def test_batches_of_every_form():
+    x, y = torch.ones(2), torch.zeros(2)
+    double = nn.Module()
+    double.forward = lambda x: 2 * x
+    for batch in (x, (x, y), [x, y], {"x": x}, ({"x": x}, y)):
+        assert torch.equal(run_batch(double, batch), 2 * x)
+    assert samples_in((x, y)) == 2
+    assert tensors_in({"a": [x, (y, Output(x))], "b": "text"}) == [x, y, x]
+
+
+class Loader:
+    """Batches with a length and an attribute, as a loader has them."""
+
+    dataset = "the data"
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        return (torch.full((2, 1), float(index)) for index in range(self.count))
+
+
+def values(batches):
+    return [int(batch[0]) for batch in batches]
+
+
+@pytest.mark.parametrize("count", [1, 5, 64, 65, 100, 1563])
+def test_what_is_held_is_spread_evenly(count):
+    kept = keep("data", Loader(count), "auto")
+    assert len(kept) == min(count, 64)
+    assert values(kept)[0] == 0
+    steps = {right - left for left, right in zip(values(kept), values(kept)[1:], strict=False)}
+    assert steps <= {count // len(kept), -(-count // len(kept))}
+    assert values(kept)[-1] >= count - -(-count // len(kept))
+    assert kept.dataset == "the data"
+    assert keep("data", kept, 3) is kept
+
+
+@pytest.mark.parametrize(
+    ("max_batches", "held", "used"), [("auto", 64, 64), (None, 64, 100), (10, 10, 10), (90, 90, 90)]
+)
+def test_how_many_are_held_and_used(max_batches, held, used):
+    kept = keep("data", Loader(100), max_batches)
+    assert len(kept) == held
+    assert len(values(kept.everything)) == used
+    assert kept.described() == (None if used == 100 else f"{held} of 100 batches")
+
+
+@pytest.mark.parametrize("max_batches", ["auto", None])
+@pytest.mark.parametrize("count", [5, 100])
+def test_batches_left_out_are_gone_from_what_is_held_and_from_everything(max_batches, count):
+    kept = keep("data", Loader(count), max_batches)
+    gone = {0, 3}
+    left = kept.without(gone)
+    expected = [value for index, value in enumerate(values(kept.everything)) if index not in gone]
+    assert values(left.everything) == expected
+    assert set(values(left)) <= set(expected)
+    assert values(left.without({0}).everything) == expected[1:]
+
+
+def test_data_without_a_batch_is_refused():
+    with pytest.raises(UsageError, match="train_data: it must hold at least one batch, got none"):
+        keep("train_data", [], "auto")
+
+
+@pytest.mark.parametrize("data", [torch.ones(3), "text", {"x": 1}, 3, iter([])])
+def test_what_cannot_be_run_through_twice_is_refused(data):
+    with pytest.raises(UsageError, match="^data: it must be an iterable"):
+        require_data("data", data)
+
+
+def test_samples_are_dealt_among_batches_and_none_is_lost():
+    data = [(torch.arange(10.0)[:, None] + 10 * index, "label") for index in range(5)]
+    mixed = dealt(data)
+    assert sorted(torch.cat([x for (x,) in mixed]).flatten().tolist()) == list(range(50))
+    assert [len(x) for (x,) in mixed] == [10] * 5
+    assert all(x.max() - x.min() > 10 for (x,) in mixed)
+    assert dealt([torch.ones(2, 3), torch.ones(2, 4)]) == []
+
+
+def test_the_first_samples_of_every_tensor():
+    batch = first_samples({"x": torch.ones(8, 2), "scale": torch.ones(3)}, 2)
+    assert (batch["x"].shape, batch["scale"].shape) == ((2, 2), (3,))

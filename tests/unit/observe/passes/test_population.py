@@ -1,0 +1,39 @@
+"""Statistics that are imposed hold for the block, whatever the model does, and are gone behind it."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from bnlab.observe.passes.population import impose_batch_statistics, impose_statistics
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.BatchNorm1d(3), nn.Dropout()).eval()
+
+
+def test_batch_statistics_hold_in_eval_mode_too(model):
+    x, buffers = 5 + 2 * torch.randn(64, 3), dict(model[0].named_buffers())
+    with impose_batch_statistics(model):
+        y = model.eval()(x)
+    assert_close(y.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    assert_close(y.var(0, unbiased=False), torch.ones(3), atol=1e-4, rtol=0)
+    assert all(value is buffers[name] for name, value in model[0].named_buffers())
+
+
+def test_given_statistics_are_those_that_eval_mode_uses(model):
+    x = torch.randn(4, 3)
+    mean, var = torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor([4.0, 9.0, 16.0]).double()
+    with impose_statistics({model[0]: (mean.numpy(), var.numpy())}):
+        y = model(x)
+    assert_close(y, ((x - mean) / (var + 1e-5).sqrt()).float())
+    assert torch.equal(model[0].running_mean, torch.zeros(3))
+
+
+def test_they_are_put_back_when_the_block_raises(model):
+    mean = model[0].running_mean
+    with pytest.raises(RuntimeError), impose_batch_statistics(model):
+        raise RuntimeError
+    assert model[0].running_mean is mean

@@ -1,0 +1,41 @@
+"""A layer with scratch buffers leaves the statistics of its last batch, and nothing else."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bnlab
+from bnlab.observe.passes.scratch import scratch_of
+from bnlab.observe.passes.subject import untouched
+
+
+class Other(nn.Module):
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, bnlab.nn.BatchNorm2d])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_statistics_of_the_last_batch_are_exact(kind, layout):
+    layer, x = kind(3), (1e3 + torch.randn(8, 3, 5, 5)).to(memory_format=layout)
+    with untouched(layer), torch.no_grad():
+        scratch = scratch_of(layer)
+        assert scratch.read() is None
+        layer(torch.randn(4, 3, 5, 5))
+        layer(x)
+        mean, var = scratch.read()
+        scratch.clear()
+        assert scratch.read() is None
+    values = x.double().movedim(1, 0).flatten(1).numpy()
+    np.testing.assert_allclose(mean, values.mean(1), rtol=1e-9)
+    np.testing.assert_allclose(var, values.var(1, ddof=1), rtol=1e-6)
+    assert torch.equal(layer.running_mean, torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [Other(), nn.BatchNorm2d(3).half(), bnlab.nn.GhostBatchNorm2d(4, ghost_size=2), bnlab.nn.FrozenBatchNorm2d(3)],
+)
+def test_layers_that_leave_none(layer):
+    assert scratch_of(layer) is None

@@ -1,0 +1,107 @@
+"""One engine takes statistics: what it hands on is exact, whatever the layer, and both users of it agree."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+
+import bnlab
+from bnlab.observe.discover import any_batch_norm
+from bnlab.observe.passes.layer_statistics import observe
+from bnlab.observe.passes.pooling import pool
+from bnlab.observe.passes.statistics import measuring
+from bnlab.observe.passes.subject import Subject
+
+
+class Shifting(nn.BatchNorm1d):
+    """Changes its input before BN sees it."""
+
+    def forward(self, input):
+        return super().forward(input + 10)
+
+
+class Own(nn.Module):
+    """BN of another class."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var)
+
+
+def calls_of(model, data, **options):
+    calls = []
+    with measuring(Subject(model), any_batch_norm(model), calls.append, **options) as run:
+        ends = [run.one_batch(batch) for batch in data]
+    return calls, ends
+
+
+@pytest.mark.parametrize(
+    ("layer", "offset"),
+    [
+        (nn.BatchNorm1d(3), 0),
+        (bnlab.nn.BatchNorm1d(3), 0),
+        (Own(3), 0),
+        (Shifting(3), 10),
+        (nn.BatchNorm1d(3).double(), 0),
+    ],
+    ids=["torch", "bnlab", "own class", "changes its input", "float64"],
+)
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+def test_every_call_is_exact(layer, offset, mean):
+    x = mean + torch.randn(200, 3)
+    x = x.double() if next(layer.buffers()).dtype == torch.float64 else x
+    (call,), ends = calls_of(nn.Sequential(layer), [x])
+    values = x.double().numpy() + offset
+    std = values.std(0)
+    tolerance = (
+        (1e-2 if mean else 1e-5) if offset else 1e-6
+    )  # torch's own kernel is all there is to see of what BN was given
+    assert (abs(call.mean - values.mean(0)) <= tolerance * std).all()
+    assert (abs(call.var / values.var(0, ddof=1) - 1) <= 100 * tolerance).all()
+    assert (call.path, call.count, ends) == ("0", 200, [None])
+
+
+def test_a_planted_error_of_a_thousandth_would_be_seen():
+    x = torch.randn(200, 3)
+    (call,), _ = calls_of(nn.Sequential(nn.BatchNorm1d(3)), [x + 1e-3])
+    assert (abs(call.mean - x.double().numpy().mean(0)) > 1e-6).all()
+
+
+def test_both_users_agree_on_every_moment():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5))
+    data, layers = [torch.randn(n, 3, 9, 9) for n in (8, 3, 16)], any_batch_norm(model)
+    seen, pooled = observe(Subject(model), layers, data), pool(Subject(model), layers, data).layers
+    for path in layers:
+        np.testing.assert_allclose(seen[path].mean, pooled[path].mean, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(seen[path].var, pooled[path].population_var, rtol=1e-10)
+        np.testing.assert_allclose(seen[path].batch_mean_var, pooled[path].batch_mean_var, rtol=1e-8)
+        assert (seen[path].batches, seen[path].count) == (pooled[path].batches, pooled[path].count)
+
+
+def test_values_that_are_not_finite_and_single_values_are_told_apart():
+    model = nn.Sequential(nn.BatchNorm1d(2))
+    calls, ends = calls_of(model, [torch.randn(4, 2), torch.full((4, 2), float("nan")), torch.randn(1, 2)])
+    assert [call.is_finite for call in calls] == [True, False]
+    assert ends == [None, None, "0"]
+
+
+def test_dropout_stays_off_or_on_though_a_forward_changes_the_mode():
+    class Switching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.bn = nn.Dropout(0.9), nn.BatchNorm1d(2)
+
+        def forward(self, x):
+            self.train(not self.training)
+            return self.bn(self.drop(x))
+
+    x = torch.ones(64, 2)
+    for dropping, varies in (((), False), (("drop",), True)):
+        calls, _ = calls_of(Switching(), [x, x], dropping=dropping)
+        assert [bool((call.var > 0).all()) for call in calls] == [varies, varies]

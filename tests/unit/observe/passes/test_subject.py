@@ -1,0 +1,73 @@
+"""A model that is observed keeps no trace of it."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from bnlab.errors import UsageError
+from bnlab.observe.passes.subject import Subject, said, untouched
+
+
+def test_untouched_puts_everything_back():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout())
+    model[0].eval()
+    model.calls = 0
+    buffers = dict(model.named_buffers())
+    values = {key: value.clone() for key, value in buffers.items()}
+    torch.manual_seed(0), random.seed(0), np.random.seed(0)
+    expected = torch.rand(1), random.random(), np.random.rand()
+    torch.manual_seed(0), random.seed(0), np.random.seed(0)
+
+    def disturb():
+        model.train()
+        model(torch.randn(4, 3))
+        model[0].running_var = None
+        model.calls += 1
+        model[0].cache = model.calls
+        random.random(), np.random.rand()
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError), untouched(model):
+        disturb()
+    assert [m.training for m in model] == [False, True]
+    assert model.calls == 0
+    assert not hasattr(model[0], "cache")
+    assert all(value is buffers[key] for key, value in model.named_buffers())
+    assert_close(dict(model.named_buffers()), values, rtol=0, atol=0)
+    assert (torch.rand(1), random.random(), np.random.rand()) == expected
+
+
+def test_buffers_that_are_not_a_number_are_put_back_too():
+    model = nn.BatchNorm1d(2)
+    model.running_mean.fill_(float("nan"))
+    with untouched(model):
+        model.running_mean.zero_()
+    assert model.running_mean.isnan().all()
+
+
+def test_one_snapshot_serves_any_number_of_blocks_within_one_another():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    mean = model[1].running_mean
+    subject = Subject(model)
+    with subject.untouched():
+        for value in (1.0, 2.0):
+            with subject.untouched():
+                mean.fill_(value)
+                model[1].momentum = value
+                model.eval()
+            assert (model[1].momentum, model.training) == (0.1, True)
+            assert torch.equal(mean, torch.zeros(3))
+        mean.fill_(3.0)
+    assert model[1].running_mean is mean
+    assert torch.equal(mean, torch.zeros(3))
+
+
+def test_what_a_model_raises_becomes_one_line_and_errors_of_bnlab_stay():
+    with pytest.raises(UsageError, match="^model: it must run, got ValueError: two lines$"), said("it must run"):
+        raise ValueError("two\nlines")
+    with pytest.raises(UsageError, match="^mine$"), said("it must run"):
+        raise UsageError("mine")
