@@ -100,31 +100,34 @@ def observed(
     means, variances = _column(mean), _column(var)
     per_batch = images / batches
     spread = variances / 10
-    deviation = np.sqrt(between * spread / per_batch)
-    sums: dict[str, Floats] = {}
-    for sign in (-1, 1):
-        count = images * positions / 2
-        added = batch_sums(count, means + sign * deviation, variances, 1 + batches / count, 1e-5)
-        sums = {name: sums.get(name, 0.0) + value for name, value in added.items()}
+    of_means = between * spread / per_batch
     return Observed(
         batches=batches,
         images=images,
         count=images * positions,
         smallest_count=int(per_batch) * positions,
         mean=means,
-        var=variances + between * spread / per_batch,
+        var=variances + of_means,
         within_mean=means,
         within_var=variances,
-        batch_mean_var=between * spread / per_batch,
+        batch_mean_var=of_means,
         batch_var_var=between * 0.02 * variances**2 / per_batch,
         image_mean_var=spread,
         image_square_var=0.02 * variances**2,
-        moments=sums,
+        moments=_two_halves(images * positions / 2, means, np.sqrt(of_means), variances, batches),
         not_finite=not_finite,
         overflowed=overflowed,
         own_error=own_error,
         input_eps=input_eps,
     )
+
+
+def _two_halves(count: float, means: Floats, deviation: Floats, variances: Floats, batches: int) -> dict[str, Floats]:
+    """Return the sums over two halves of the data whose means are a deviation below and above the mean of all."""
+    below, above = (
+        batch_sums(count, means + sign * deviation, variances, 1 + batches / count, 1e-5) for sign in (-1, 1)
+    )
+    return {name: below[name] + above[name] for name in below}
 
 
 def gap_of(layer: LayerState, data: Observed, train_data: Observed | None = None) -> Gap:

@@ -1,9 +1,10 @@
 from bnlab import checks
-from bnlab.checks.cases import healthy, network
+from bnlab.checks.cases import healthy, model, model_layer, network
 from bnlab.diagnosis.check import _diagnose
+from bnlab.diagnosis.run_checks import run_check
 from bnlab.diagnosis.settings import Settings
 from bnlab.observe.evidence import Evidence, NetworkState
-from bnlab.records import Target
+from bnlab.records import Outcome, Status, Target
 
 
 def diagnose(*networks, **options):
@@ -66,3 +67,20 @@ def test_the_most_consequential_finding_comes_first():
     )
     found = [(finding.code, finding.layer) for finding in diagnose(network(*layers)).findings]
     assert found == [("BN101", "d"), ("BN102", "c"), ("BN102", "b"), ("BN106", "a"), ("BN108", "a")]
+
+
+def test_a_check_of_a_model_is_skipped_where_there_is_no_model_or_not_what_it_needs():
+    check = checks.by_code("BN402")
+    assert run_check(check, [], None) == ([], Outcome("BN402", Status.SKIPPED, f"needs {check.needs.value}"))
+    without = model(missing={"train_data": "no train_data given"})
+    assert run_check(check, [], without)[1].reason == f"no train_data given: needs {check.needs.value}"
+    assert run_check(check, [], model())[1] == Outcome("BN402", Status.PASSED, None)
+
+
+def test_the_layers_of_a_model_are_judged_as_those_of_a_file_are():
+    layers = model_layer("a", data=None), model_layer("b", state=healthy("b", running_var=(8, 20, 4, 11)))
+    findings, outcome = run_check(checks.by_code("BN401"), [], model(*layers))
+    assert [finding.layer for finding in findings] == ["b"]
+    assert outcome == Outcome("BN401", Status.FINDINGS, "no running statistics, or not run in 1 of 2 layers")
+    findings, outcome = run_check(checks.by_code("BN401"), [], model(layers[0]))
+    assert (findings, outcome.status) == ([], Status.SKIPPED)

@@ -66,3 +66,23 @@ def test_undo_is_refused_where_there_is_a_bias_again():
     model[0].bias = nn.Parameter(torch.zeros(4).double())
     with pytest.raises(UsageError, match="undo: 0 must have no bias as it was left, got one"):
         receipt.undo()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error"),
+    [({"output": 0.5}, UsageError), (KeyboardInterrupt, KeyboardInterrupt)],
+    ids=["wrong", "ended"],
+)
+def test_whatever_raises_the_model_is_as_it_was(monkeypatch, outcome, error):
+    def differences(*_):
+        if isinstance(outcome, dict):
+            return outcome
+        raise outcome
+
+    model = network()
+    bias, mean = model[0].bias, model[1].running_mean.clone()
+    monkeypatch.setattr("bnlab.remedies.drop_bias.differences", differences)
+    with pytest.raises(error):
+        drop(model)
+    assert model[0].bias is bias
+    assert torch.equal(model[1].running_mean, mean)

@@ -46,17 +46,7 @@ def change_class(
     """
     before = _snapshot(layer)
     old_kind, new_kind = type(layer), type(template) if kind is None else kind
-    after = {key: value for key, value in before.items() if key in vars(template) or key not in vars(plain)}
-    after |= {key: value for key, value in vars(template).items() if key not in after or key in overridden}
-    after["_parameters"] = _merged(before["_parameters"], plain._parameters, template._parameters)  # noqa: SLF001
-    kept = before["_buffers"] if keeps_buffers else {}
-    after["_buffers"] = _merged(kept, plain._buffers, _beside(layer, template._buffers))  # noqa: SLF001
-    after["_non_persistent_buffers_set"] = {
-        name
-        for name in (*before["_non_persistent_buffers_set"], *template._non_persistent_buffers_set)  # noqa: SLF001
-        if name in after["_buffers"]
-    }
-    _replace(layer, new_kind, after)
+    _replace(layer, new_kind, _after(layer, template, plain, overridden, keeps_buffers=keeps_buffers))
     finish()
     left = _snapshot(layer)
 
@@ -72,6 +62,24 @@ def change_class(
         narrow_statistics(layer)
 
     return undo
+
+
+def _after(
+    layer: nn.Module, template: nn.Module, plain: nn.Module, overridden: Collection[str], *, keeps_buffers: bool
+) -> dict[str, Any]:
+    """Return the attributes that a layer has once it is of the class of the template."""
+    before = _snapshot(layer)
+    after = {key: value for key, value in before.items() if key in vars(template) or key not in vars(plain)}
+    after |= {key: value for key, value in vars(template).items() if key not in after or key in overridden}
+    after["_parameters"] = _merged(before["_parameters"], plain._parameters, template._parameters)  # noqa: SLF001
+    kept = before["_buffers"] if keeps_buffers else {}
+    after["_buffers"] = _merged(kept, plain._buffers, _beside(layer, template._buffers))  # noqa: SLF001
+    after["_non_persistent_buffers_set"] = {
+        name
+        for name in (*before["_non_persistent_buffers_set"], *template._non_persistent_buffers_set)  # noqa: SLF001
+        if name in after["_buffers"]
+    }
+    return after
 
 
 def _snapshot(layer: nn.Module) -> dict[str, Any]:

@@ -1,0 +1,57 @@
+import pytest
+import torch
+from torch import nn
+
+from bnlab.remedies import witness
+from bnlab.remedies.witness import differences
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU())
+
+
+def test_a_model_agrees_with_itself_and_is_untouched():
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    evidence = witness.testimony(model, X)
+    assert set(evidence) == {
+        f"{what} in {mode} mode" for what in ("output", "gradients", "buffers") for mode in ("train", "eval")
+    }
+    assert set(differences(evidence, witness.testimony(model, X)).values()) == {0.0}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_gradients_are_those_of_autograd():
+    model = nn.Linear(4, 1, bias=False)
+    x_grad, weight_grad = witness.testimony(model, X)["gradients in eval mode"]
+    weights = torch.arange(6, dtype=torch.float64).cos().float()
+    torch.testing.assert_close(x_grad, weights[:, None] * model.weight)
+    torch.testing.assert_close(weight_grad, (weights[:, None] * X).sum(0, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda model: model[1].running_mean.add_(1), "output in eval mode"),
+        (lambda model: model[1].running_mean.add_(1), "buffers in train mode"),
+        (lambda model: model[0].weight.data.mul_(-1), "output in train mode"),
+        (lambda model: model[0].weight.data.mul_(2), "gradients in train mode"),
+    ],
+)
+def test_a_difference_shows_where_it_is(change, where):
+    model, other = network(), network()
+    change(other)
+    assert differences(witness.testimony(model, X), witness.testimony(other, X))[where] > 0
+
+
+def test_another_shape_or_dtype_is_an_infinite_difference_and_nan_equals_nan():
+    left = {"output": [torch.tensor([1.0, torch.nan]), None]}
+    assert differences(left, {"output": [torch.tensor([1.0, torch.nan]), None]}) == {"output": 0.0}
+    assert differences(left, {"output": [torch.tensor([1.5, torch.nan]), None]}) == {"output": 0.5}
+    assert differences(left, {"output": [torch.tensor([1.0]), None]}) == {"output": float("inf")}
+    assert differences(left, {"output": [left["output"][0].double(), None]}) == {"output": float("inf")}
+    assert differences(left, {"output": [left["output"][0], torch.ones(1)]}) == {"output": float("inf")}
