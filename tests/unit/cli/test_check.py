@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import jsonschema
@@ -89,6 +90,20 @@ def test_a_checkpoint_is_loaded_into_a_model(bnlab_command, code):
     assert "BN401" in out
     assert "1: eval mode differs from train mode" in " ".join(out.split())
     assert (code / "spoiled.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "net.", "model.", "_orig_mod.module."])
+def test_what_check_reads_of_a_file_is_what_a_model_loads(bnlab_command, code, prefix):
+    state = small_network().state_dict()
+    state["1.running_var"][3] = -1
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+    save({"args": Namespace(lr=0.1), "state_dict": wrapped}, code / "wrapped.pt")
+    findings = []
+    for arguments in (["wrapped.pt"], ["wrapped.pt", "--model", "mine:build"]):
+        status, out, err = bnlab_command("check", *arguments, "--select", "BN102", "--format", "json")
+        assert (status, err) == (1, "")
+        findings.append([(item["code"], item["layer"], item["channels"]) for item in json.loads(out)["findings"]])
+    assert findings[0] == findings[1] == [("BN102", "1", [3])]
 
 
 def test_an_example_shows_the_structure(bnlab_command, code):

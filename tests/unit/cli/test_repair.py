@@ -269,3 +269,17 @@ def test_repair_prints_a_page(tmp_path, bnlab_command):
     assert code in (0, 1)
     assert Page(out).unbalanced == []
     assert spec in out
+
+
+def test_a_file_with_foreign_objects_beside_the_state_dict_gives_a_new_state_dict(specs, bnlab_command):
+    state = {f"_orig_mod.{name}": tensor for name, tensor in specs.stale().state_dict().items()}
+    torch.save({"args": Namespace(lr=0.1), "state_dict": state}, "old.pt")
+    code, out, err = bnlab_command("repair", "old.pt", *OPTIONS, "--output", "new.safetensors")
+    assert (code, err) == (0, "")
+    assert "repair: 1 layer changed, buffers only" in out
+    new = load_file("new.safetensors")
+    assert new.keys() == state.keys()
+    changed = {name for name in state if not torch.equal(state[name], new[name])}
+    assert changed == {"_orig_mod.1.running_mean", "_orig_mod.1.running_var"}
+    code, _, err = bnlab_command("check", "new.safetensors", *OPTIONS)
+    assert (code, err) == (0, "")

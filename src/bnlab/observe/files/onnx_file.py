@@ -16,7 +16,7 @@ from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, Networ
 from bnlab.observe.files.tensors import MOST_CHANNELS, coarser, widen
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, NodeProto, TensorProto
+    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 __all__ = ["Constants", "layer_name", "looks_like_onnx", "read_onnx", "subgraphs"]
 
@@ -71,7 +71,7 @@ def read_onnx(path: Path, hyperparameters: Hyperparameters) -> Evidence:
     return Evidence(networks, tuple(left_alone))
 
 
-def _scopes(model: Any, folder: Path) -> Iterator[tuple[Any, Constants]]:  # noqa: ANN401 - onnx has no stubs
+def _scopes(model: ModelProto, folder: Path) -> Iterator[tuple[GraphProto | FunctionProto, Constants]]:
     """Yield the graph, its functions and every subgraph of a node with the constants seen there, outer ones first.
 
     A subgraph sees the names around it, a function only its own.
@@ -103,7 +103,12 @@ class Constants:
     """
 
     def __init__(
-        self, scope: GraphProto, folder: Path, around: Constants | None = None, *, most: int = MOST_CHANNELS
+        self,
+        scope: GraphProto | FunctionProto,
+        folder: Path,
+        around: Constants | None = None,
+        *,
+        most: int = MOST_CHANNELS,
     ) -> None:
         self._folder = folder
         self._most = most

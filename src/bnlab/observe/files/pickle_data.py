@@ -13,12 +13,15 @@ import pickletools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
-__all__ = ["Global", "Stranger", "read_pickle"]
+__all__ = ["Data", "Global", "Stranger", "read_pickle"]
 
-Build = Callable[["Global", tuple[Any, ...]], Any]
-PersistentLoad = Callable[[Any], Any]
+Data: TypeAlias = Any
+"""What a pickle stands for: plain containers, numbers, strings, Globals, Strangers, and what `build` made."""
+
+Build = Callable[["Global", tuple[Data, ...]], Data]
+PersistentLoad = Callable[[Data], Data]
 
 _PLAIN_KEYS = (str, int, float, bytes, type(None))
 
@@ -49,13 +52,13 @@ class Stranger:
     """
 
     kind: Global
-    arguments: tuple[Any, ...] = ()
-    state: Any = None
-    items: dict[Any, Any] = field(default_factory=dict)
-    elements: list[Any] = field(default_factory=list)
+    arguments: tuple[Data, ...] = ()
+    state: Data = None
+    items: dict[Data, Data] = field(default_factory=dict)
+    elements: list[Data] = field(default_factory=list)
 
 
-def read_pickle(stream: BinaryIO, build: Build, persistent_load: PersistentLoad) -> Any:
+def read_pickle(stream: BinaryIO, build: Build, persistent_load: PersistentLoad) -> Data:
     """Read one pickle from where `stream` stands, and leave the stream right behind it.
 
     Args:
@@ -90,7 +93,7 @@ _PUSH_ARGUMENT = frozenset(
     }
 )
 _PUSH_CONSTANT = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_PUSH_EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+_PUSH_EMPTY: dict[str, Callable[[], Data]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 _PUSH_EMPTY["EMPTY_SET"] = list
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
@@ -102,12 +105,12 @@ class _Machine:
     """The pickle stack machine, reduced to data."""
 
     def __init__(self, build: Build, persistent_load: PersistentLoad) -> None:
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+        self.stack: list[Data] = []
+        self.memo: dict[int, Data] = {}
         self.build = build
         self.persistent_load = persistent_load
 
-    def step(self, opcode: str, argument: Any) -> None:
+    def step(self, opcode: str, argument: Data) -> None:
         if opcode in _PUSH_ARGUMENT:
             self.stack.append(argument)
         elif opcode in _PUTS:
@@ -126,14 +129,14 @@ class _Machine:
                 raise ValueError(f"pickle uses the opcode {opcode}, which no checkpoint needs")
             handler(self, argument)
 
-    def pop_many(self, count: int) -> list[Any]:
+    def pop_many(self, count: int) -> list[Data]:
         if len(self.stack) < count:
             raise IndexError
         taken = self.stack[-count:]
         del self.stack[-count:]
         return taken
 
-    def pop_to_mark(self) -> list[Any]:
+    def pop_to_mark(self) -> list[Data]:
         at = len(self.stack) - 1
         while self.stack[at] is not _MARK:
             at -= 1
@@ -143,7 +146,7 @@ class _Machine:
         del self.stack[at:]
         return taken
 
-    def call(self, kind: Any, arguments: Any) -> Any:
+    def call(self, kind: Data, arguments: Data) -> Data:
         if not isinstance(arguments, tuple):
             raise TypeError
         if isinstance(kind, Stranger):
@@ -153,13 +156,13 @@ class _Machine:
         return self.build(kind, arguments)
 
 
-def _pairs(values: list[Any]) -> Iterator[tuple[Any, Any]]:
+def _pairs(values: list[Data]) -> Iterator[tuple[Data, Data]]:
     if len(values) % 2:
         raise IndexError
     return zip(values[::2], values[1::2], strict=True)
 
 
-def _set_items(target: Any, values: list[Any]) -> None:
+def _set_items(target: Data, values: list[Data]) -> None:
     mapping = target.items if isinstance(target, Stranger) else target
     if not isinstance(mapping, dict):
         raise TypeError
@@ -168,7 +171,7 @@ def _set_items(target: Any, values: list[Any]) -> None:
         mapping[key if isinstance(key, _PLAIN_KEYS) else f"?{len(mapping)}"] = value
 
 
-def _append(target: Any, values: list[Any]) -> None:
+def _append(target: Data, values: list[Data]) -> None:
     elements = target.elements if isinstance(target, Stranger) else target
     if not isinstance(elements, list):
         raise TypeError
@@ -196,7 +199,7 @@ def _append_many(machine: _Machine, _: object) -> None:
 
 
 def _dict(machine: _Machine, _: object) -> None:
-    built: dict[Any, Any] = {}
+    built: dict[Data, Data] = {}
     _set_items(built, machine.pop_to_mark())
     machine.stack.append(built)
 
@@ -244,7 +247,7 @@ def _global(argument: str) -> Global:
     return Global(module, name)
 
 
-_HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
+_HANDLERS: dict[str, Callable[[_Machine, Data], None]] = {
     "MARK": lambda machine, _: machine.stack.append(_MARK),
     "POP": lambda machine, _: machine.stack.pop(),
     "POP_MARK": lambda machine, _: machine.pop_to_mark().clear(),

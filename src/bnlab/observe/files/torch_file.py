@@ -13,11 +13,11 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from bnlab.errors import NotACheckpoint
 from bnlab.observe.files.content import Content
-from bnlab.observe.files.pickle_data import Global, Stranger, read_pickle
+from bnlab.observe.files.pickle_data import Data, Global, Stranger, read_pickle
 from bnlab.observe.files.tensors import StoredTensor, item_bytes, strided
 
 __all__ = ["is_legacy", "read_legacy", "read_zip"]
@@ -68,7 +68,7 @@ def is_legacy(head: bytes) -> bool:
     return head.startswith(b"\x80") and b"\x8a\x0a" + _LEGACY_MAGIC.to_bytes(10, "little") in head[:23]
 
 
-def read_zip(content: Content) -> Any:
+def read_zip(content: Content) -> Data:
     """Read a zip checkpoint down to its tensors, which stay unread.
 
     Raises:
@@ -100,7 +100,7 @@ def read_zip(content: Content) -> Any:
     return read_pickle(io.BytesIO(pickle), _Builder(locate, big_endian=order == b"big").build, _persistent_load)
 
 
-def read_legacy(content: Content) -> Any:
+def read_legacy(content: Content) -> Data:
     """Read a legacy checkpoint down to its tensors, which stay unread.
 
     Raises:
@@ -114,7 +114,7 @@ def read_legacy(content: Content) -> Any:
         start, size = places[key]
         return view[start : start + size]
 
-    def persistent_load(identifier: Any) -> _Storage:
+    def persistent_load(identifier: Data) -> _Storage:
         storage = _persistent_load(identifier)
         dtypes[storage.key] = storage.dtype
         return storage
@@ -179,11 +179,11 @@ def _storage_item_bytes(dtype: str) -> int:
     return size
 
 
-def _refuse(*_: Any) -> Any:
+def _refuse(*_: Data) -> Data:
     raise ValueError("the header of a legacy checkpoint holds plain numbers and strings only")
 
 
-def _persistent_load(identifier: Any) -> _Storage:
+def _persistent_load(identifier: Data) -> _Storage:
     """Turn ('storage', type, key, device, numel[, view]) into a reference; the device does not matter here."""
     if not (isinstance(identifier, tuple) and len(identifier) >= 3 and identifier[0] == "storage"):
         raise ValueError("persistent id is not that of a storage")
@@ -206,7 +206,7 @@ class _Builder:
     locate: Locate
     big_endian: bool
 
-    def build(self, kind: Global, arguments: tuple[Any, ...]) -> Any:
+    def build(self, kind: Global, arguments: tuple[Data, ...]) -> Data:
         match kind.module, kind.name:
             case "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2" if not any(arguments[6:]):
                 return self.tensor(arguments)
@@ -223,7 +223,7 @@ class _Builder:
             case _:
                 return Stranger(kind, arguments)
 
-    def tensor(self, arguments: tuple[Any, ...], dtype: Global | None = None) -> StoredTensor:
+    def tensor(self, arguments: tuple[Data, ...], dtype: Global | None = None) -> StoredTensor:
         storage, offset, shape, strides = arguments[:4]
         name = storage.dtype if dtype is None else dtype.name
         if not all(isinstance(n, int) for n in (offset, *shape, *strides)):
@@ -231,11 +231,11 @@ class _Builder:
         bits = partial(self.bits, storage.key, name, shape, strides, offset + storage.offset)
         return StoredTensor(name, tuple(shape), bits)
 
-    def bits(self, key: str, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Any:
+    def bits(self, key: str, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Data:
         return strided(self.locate(key), dtype, shape, strides=strides, offset=offset, big_endian=self.big_endian)
 
 
-def _dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
+def _dict(arguments: tuple[Data, ...]) -> dict[Data, Data]:
     """Return the dict that OrderedDict([[key, value], ...]) stands for: how Python 2 pickled one."""
     pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
     return {pair[0]: pair[1] for pair in pairs if isinstance(pair[0], str)}
