@@ -40,6 +40,24 @@ def data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def stuck():
+    """A CNN trained on the digits so that its running statistics hardly moved: copy the model to change it."""
+    pytest.importorskip("sklearn")
+    from bnlab.lab.stuck_statistics import Config, train
+
+    return train(Config())
+
+
+@pytest.fixture(scope="session")
+def settled():
+    """The same network, trained at a momentum that fits: copy the model to change it."""
+    pytest.importorskip("sklearn")
+    from bnlab.lab.stuck_statistics import Config, train
+
+    return train(Config(epochs=3, momentum=0.1))
+
+
 @pytest.fixture
 def bnlab_command(monkeypatch, capsys):
     """Run the command line in this process; return exit code, stdout and stderr."""

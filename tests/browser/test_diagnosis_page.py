@@ -3,15 +3,14 @@ from tests.unit.report.html_samples import HOSTILE, hostile, large
 
 import bnlab
 from bnlab.lab import datasets, metrics
-from bnlab.lab.stuck_statistics import Config, train
 from bnlab.report.html import diagnosis as page
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(tmp_path_factory, stuck):
     path = tmp_path_factory.mktemp("demo") / "demo.html"
     found = bnlab.check(
-        train(Config()).model,
+        stuck.model,
         data=datasets.load("digits:test"),
         train_data=datasets.load("digits:train"),
         metric=metrics.accuracy,

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from bnlab.errors import UsageError
-from bnlab.lab import metrics
+from bnlab.lab import datasets, metrics
 from bnlab.lab.metrics import accuracy, loss
 
 SCORES = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0], [0.5, 0.0, 4.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
@@ -184,12 +184,7 @@ def test_an_output_without_scores(output):
 
 
 @pytest.mark.trains
-def test_a_trained_network():
-    pytest.importorskip("sklearn")
-    from bnlab.lab import datasets
-    from bnlab.lab.stuck_statistics import Config, train
-
-    outcome = train(Config(epochs=1, momentum=0.1))
+def test_a_trained_network(settled):
     data = datasets.load("digits")
-    assert accuracy(outcome.model, data) == pytest.approx(outcome.accuracy_running, abs=1e-6)
-    assert loss(outcome.model, data) < 0
+    assert accuracy(settled.model, data) == pytest.approx(settled.accuracy_running, abs=1e-6)
+    assert loss(settled.model, data) < 0

@@ -3,18 +3,31 @@ import torch
 from torch import nn
 
 from bnlab.errors import MissingPackage
-from bnlab.lab.stuck_statistics import Config, train
+from bnlab.lab import datasets
+from bnlab.lab.stuck_statistics import Config, build_network, train
 from bnlab.observe.passes.population import impose_batch_statistics
 
 pytest.importorskip("sklearn")
 pytestmark = pytest.mark.trains
 
 
-def test_only_the_statistics_are_wrong():
-    outcome = train(Config(epochs=3))
-    assert outcome.accuracy_batch > outcome.accuracy_running + 0.3
-    healthy = train(Config(epochs=3, momentum=0.1))
-    assert healthy.accuracy_running > 0.9
+def test_only_the_statistics_are_wrong(stuck, settled):
+    assert stuck.accuracy_batch > stuck.accuracy_running + 0.3
+    assert settled.accuracy_running > 0.9
+
+
+def test_the_accuracy_is_that_of_the_held_out_digits(settled):
+    images, labels = datasets.read("digits:test").batch()
+    right = int((settled.model(images).argmax(1) == labels).sum())
+    assert settled.held_out == len(labels)
+    assert settled.accuracy_running == right / len(labels)
+
+
+def test_the_layers_have_the_names_and_the_momentum_of_the_documentation():
+    model = build_network(0.25)
+    momenta = {name: layer.momentum for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)}
+    assert momenta == {"bn1": 0.25, "bn2": 0.25, "bn3": 0.25}
+    assert {layer.momentum for layer in build_network().modules() if isinstance(layer, nn.BatchNorm2d)} == {0.1}
 
 
 def test_a_seed_decides_everything_and_the_global_one_is_kept():

@@ -45,7 +45,7 @@ def rows(layers: Sequence[LayerRecord], marked: Sequence[Marked]) -> list[LayerR
     has_gaps = _has_gaps(layers)
     return [
         LayerRow(index, layers[index].name, _cells(layers[index], has_gaps=has_gaps), " ".join(marked[index].codes))
-        for index in layers_to_show([bool(found.findings) for found in marked], _MOST_ROWS)
+        for index in layers_to_show([bool(mark.findings) for mark in marked], _MOST_ROWS)
     ]
 
 
