@@ -86,7 +86,7 @@ def test_data_without_a_batch_is_refused():
 
 @pytest.mark.parametrize("data", [torch.ones(3), "text", {"x": 1}, 3, iter([])])
 def test_what_cannot_be_run_through_twice_is_refused(data):
-    with pytest.raises(UsageError, match="^data: it must be an iterable"):
+    with pytest.raises(UsageError, match=r"^data: it must be an iterable"):
         require_data("data", data)
 
 
