@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.observe.passes.batches import run_batch, tensors_in
-from bnlab.observe.passes.subject import untouched
+from bnlab.observe.passes.subject import Subject
 
 __all__ = ["differences", "testimony"]
 
@@ -23,8 +23,9 @@ def testimony(model: nn.Module, example: Any) -> Testimony:  # noqa: ANN401 - a 
     The gradients are those of a fixed combination of all outputs, for every parameter and floating input.
     """
     found: Testimony = {}
+    subject = Subject(model)
     for training in (True, False):
-        with untouched(model), torch.enable_grad():
+        with subject.untouched(), torch.enable_grad():
             leaves: list[Tensor] = []
             outputs = [
                 tensor

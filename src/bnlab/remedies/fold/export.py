@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bnlab.errors import UsageError
 from bnlab.observe.passes.batches import moved, run_batch, samples_in, tensors_in
-from bnlab.observe.passes.subject import said
+from bnlab.observe.passes.subject import Subject, said
 from bnlab.remedies.fold.proof import relative_error, seeded, tolerance_of
 
 __all__ = ["exported"]
@@ -42,7 +42,7 @@ def exported(model: nn.Module, example: Any) -> tuple[bytes, str]:  # noqa: ANN4
             return _proven(dynamic, model, others), "the batch may have any size"
         except UsageError as error:
             why = str(error)
-    with said("torch.export must take it"), _quiet(), seeded(model):
+    with said("torch.export must take it"), _quiet(), seeded(Subject(model)):
         static = torch.export.export(model, *_arguments(given))
     return _proven(static, model, [given]), f"the batch must have {samples} samples, for {why}"
 
@@ -57,7 +57,7 @@ def _dynamic(model: nn.Module, batch: Any, samples: int) -> tuple[torch.export.E
     shapes = moved(batch, dimensions)
     positional, keywords = _arguments(batch)
     try:
-        with _quiet(), seeded(model):
+        with _quiet(), seeded(Subject(model)):
             named = shapes if isinstance(batch, Mapping) else (shapes,)
             return torch.export.export(model, positional, keywords, dynamic_shapes=named), ""
     except Exception as error:
@@ -92,7 +92,7 @@ def _proven(program: torch.export.ExportedProgram, model: nn.Module, batches: li
         file.seek(0)
         loaded = torch.export.load(file).module()
     for batch in batches:
-        with seeded(model), said("the exported model must run"), _quiet():
+        with seeded(Subject(model)), said("the exported model must run"), _quiet():
             expected = [tensor.clone() for tensor in tensors_in(run_batch(model, moved(batch, torch.clone)))]
             positional, keywords = _arguments(moved(batch, torch.clone))
             got = tensors_in(loaded(*positional, **keywords))

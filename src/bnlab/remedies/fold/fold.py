@@ -16,7 +16,7 @@ from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.observe.discover import any_batch_norm
 from bnlab.observe.passes.batches import batches_of, moved
 from bnlab.observe.passes.executed_graph import execute
-from bnlab.observe.passes.subject import said
+from bnlab.observe.passes.subject import Subject, said
 from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
 from bnlab.remedies._fold_affine import ScaleAndShift
 from bnlab.remedies.convert.families import class_name
@@ -77,7 +77,7 @@ def fold(model: nn.Module, example: Any, *, tolerance: float | None = None) -> R
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise UsageError(f"fold: tolerance must be above 0 and finite, got {tolerance!r}.")
     (batch,) = batches_of([example], model)
-    with seeded(model), said("forward must run on the example"):
+    with seeded(Subject(model)), said("forward must run on the example"):
         graph = execute(model, moved(batch, torch.clone), layers.values())
     plan = plan_of(model, graph, layers)
     with said("it must be one that can be copied"):

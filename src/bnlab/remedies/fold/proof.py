@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.errors import UsageError
-from bnlab.observe.passes.batches import moved, run_batch, tensors_in
-from bnlab.observe.passes.subject import said, untouched
+from bnlab.observe.passes.batches import Batch, moved, run_batch, tensors_in
+from bnlab.observe.passes.subject import Subject, said
 from bnlab.remedies.witness import differences
 
 __all__ = ["errors_of_models", "errors_of_pairs", "relative_error", "seeded", "tolerance_of", "variants"]
@@ -44,13 +44,13 @@ def relative_error(expected: Tensor, got: Tensor) -> float:
 
 
 @contextmanager
-def seeded(model: nn.Module) -> Iterator[None]:
+def seeded(subject: Subject) -> Iterator[None]:
     """Run a model in eval mode without gradients, with the same random numbers every time, and leave no trace in it."""
-    with untouched(model), torch.no_grad():
+    with subject.untouched(), torch.no_grad():
         torch.manual_seed(_SEED)
         random.seed(_SEED)
         np.random.seed(_SEED)  # noqa: NPY002 - the global one is what models draw from
-        model.eval()
+        subject.model.eval()
         yield
 
 
@@ -83,7 +83,7 @@ def errors_of_pairs(model: nn.Module, example: Any, pairs: dict[str, Pair]) -> d
 
         return hook
 
-    with seeded(model), said("forward must run on the example"):
+    with seeded(Subject(model)), said("forward must run on the example"):
         for name, (first, last, folded) in pairs.items():
             model.get_submodule(first).register_forward_pre_hook(enter(name), with_kwargs=True)
             model.get_submodule(last).register_forward_hook(leave(name, folded))
@@ -102,25 +102,26 @@ def errors_of_models(
     Raises:
         UsageError: If one is above the tolerance, or there is no output to compare.
     """
-    on_example = _error(folded, example, _outputs(model, example), model, tolerance)
+    original, copy = Subject(model), Subject(folded)
+    on_example = _error(copy, example, _outputs(original, example), model, tolerance)
     others = []
     for other in variants(example):
         try:
-            expected = _outputs(model, other)
+            expected = _outputs(original, other)
         except Exception:
             continue  # not every model takes any numbers
-        others.append(_error(folded, other, expected, model, tolerance))
+        others.append(_error(copy, other, expected, model, tolerance))
     return on_example, others
 
 
-def _outputs(model: nn.Module, batch: Any) -> list[Tensor]:  # noqa: ANN401
-    with seeded(model):
-        return [tensor.clone() for tensor in tensors_in(run_batch(model, moved(batch, torch.clone)))]
+def _outputs(subject: Subject, batch: Batch) -> list[Tensor]:
+    with seeded(subject):
+        return [tensor.clone() for tensor in tensors_in(run_batch(subject.model, moved(batch, torch.clone)))]
 
 
 def _error(
-    folded: nn.Module,
-    batch: Any,  # noqa: ANN401
+    folded: Subject,
+    batch: Batch,
     expected: list[Tensor],
     model: nn.Module,
     tolerance: float | None,
