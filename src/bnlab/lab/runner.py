@@ -9,11 +9,12 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
+import marshal
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,7 +163,8 @@ def _as_text(config: DataclassInstance) -> dict[str, str]:
 
 def _code_of(experiment: Experiment[Any]) -> str:
     """Return a hash of the code a result may depend on."""
-    digest = hashlib.sha256()
+    own = _file_of(type(experiment))
+    digest = hashlib.sha256(_methods_of(type(experiment)) if own is None else b"")
     for path in _sources(experiment):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -171,12 +173,26 @@ def _code_of(experiment: Experiment[Any]) -> str:
 def _sources(experiment: Experiment[Any]) -> Iterator[Path]:
     """Yield the files a result may depend on: the experiment's own, and what is below it, but no other experiment."""
     root = Path(bnlab.__file__).parent
-    own = Path(inspect.getfile(type(experiment)))
-    yield own
+    own = _file_of(type(experiment))
+    if own is not None:
+        yield own
     for folder in _CODE:
         for path in sorted((root / folder).rglob("*.py")):
             if path != own and path.parent != root / "lab" / "experiments":
                 yield path
+
+
+def _file_of(kind: type[Experiment[Any]]) -> Path | None:
+    """Return the file an experiment is defined in; None at a prompt or in a notebook."""
+    try:
+        return Path(inspect.getfile(kind))
+    except (OSError, TypeError):
+        return None
+
+
+def _methods_of(kind: type[Experiment[Any]]) -> bytes:
+    methods = (value for value in vars(kind).values() if inspect.isfunction(value))
+    return b"".join(marshal.dumps(method.__code__) for method in methods)
 
 
 def _table(tables: Sequence[Mapping[str, Sequence[float | str]]], figure: Figure) -> tuple[Column, ...]:

@@ -2,6 +2,8 @@ import inspect
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -134,3 +136,24 @@ def test_a_record_depends_on_the_code_of_its_experiment_and_of_the_lab_but_on_no
     assert lab.parent / "functional" / "moments.py" in sources
     assert {path.name for path in sources if path.parent == lab / "experiments"} == {"train_eval.py"}
     assert Path(inspect.getfile(Halving)) in runner._sources(Halving())
+
+
+def test_an_experiment_may_be_defined_where_there_is_no_file():
+    """At a prompt and in a notebook a class has no source file."""
+    program = (
+        "from dataclasses import dataclass\n"
+        "from bnlab.lab import Experiment, Observation\n"
+        "from bnlab.lab.runner import _code_of\n"
+        "@dataclass(frozen=True)\n"
+        "class Config:\n"
+        "    factor: float = 2.0\n"
+        "class Mine(Experiment[Config]):\n"
+        "    name, source, quick, full, claims = 'mine', 'here', Config(), Config(), ()\n"
+        "    def run(self, config, seed, tick):\n"
+        "        return Observation(values={}, table={'x': [config.factor]})\n"
+        "class Other(Mine):\n"
+        "    def run(self, config, seed, tick):\n"
+        "        return Observation(values={}, table={'x': [3.0]})\n"
+        "assert _code_of(Mine()) == _code_of(Mine()) != _code_of(Other())\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
