@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests import oracle
 
-from bnlab.kernels import BACKENDS, Request, batch_norm_eval, batch_norm_train, choose, native
+from bnlab.kernels import BACKENDS, Request, batch_norm_eval, batch_norm_train
 
 SHAPES = [(64, 5), (16, 5, 9), (8, 5, 7, 9), (4, 5, 3, 4, 5), (128, 1), (3, 64, 16, 16), (2, 3, 49, 1)]
 every = pytest.mark.parametrize("layout", oracle.LAYOUTS)
@@ -216,16 +216,3 @@ def test_a_batch_sorted_by_its_mean(layout):
     x = torch.cat([x[:1] + 1e6, x])
     y, *_ = batch_norm_train(x, weight, bias, None, 1e-5)
     assert oracle.error_in_eps(y, oracle.batch_norm(x, weight, bias)) <= 4
-
-
-def test_the_choice_says_why():
-    x = torch.randn(4, 3, 5, 5)
-    first = native.unavailable()
-    assert str(choose(Request.of(x, None))) == ("native" if first is None else f"aten (native: {first})")
-    masked, wide = choose(Request.of(x, torch.ones(4, 1, 1, 1))), choose(Request.of(x.double(), None))
-    if first is not None:
-        assert masked.passed_over == (("native", first), ("aten", "it knows no mask"))
-    assert str(wide) == "reference (native: it knows no float64; aten: it keeps statistics of float64 in float64)"
-    cuda = choose(Request("cuda", "float32", masked=False, count=9))
-    assert [name for name, _ in cuda.passed_over] == ["native", "aten"]
-    assert "cuda" in cuda.passed_over[1][1]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from bnlab.functional.activations import ACTIVATIONS
@@ -83,10 +82,13 @@ def choose(request: Request) -> Choice:
     return _remembered(request)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constant(*fields: object) -> Choice:
     """Return the choice for the fields of a request: a constant of the graph that is compiled."""
     return _remembered(Request(*fields))  # type: ignore[arg-type]
+
+
+# what torch.compiler.assume_constant_result sets, and needs the whole compiler to be imported for
+_constant._dynamo_marked_constant = True  # type: ignore[attr-defined] # noqa: SLF001
 
 
 @lru_cache(maxsize=1024)

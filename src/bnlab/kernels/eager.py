@@ -15,7 +15,7 @@ from bnlab.functional.moments import channel_sum, per_channel, widened
 from bnlab.functional.transform import batch_norm_backward, normalize
 from bnlab.kernels.fixed_statistics import batch_norm_eval
 from bnlab.kernels.native import calls, same_layout
-from bnlab.kernels.native.calls import Form, Running, kernel_of
+from bnlab.kernels.native.calls import Form, Running, form_of
 
 __all__ = ["differentiable", "eval_in_one_kernel", "in_dtype_of", "train_in_one_kernel"]
 
@@ -48,7 +48,7 @@ def train_in_one_kernel(
         y: Shape, dtype and strides of `x`; differentiable to any order.
         status: `calls.SATURATED`, or 0, or that the batch was skipped.
     """
-    form = Form(True, eps, *kernel_of(activation), residual is not None)
+    form = form_of(True, eps, activation, residual is not None)
     rate = -1.0 if momentum is None else momentum
     if torch.is_grad_enabled():
         result: tuple[Tensor, int] = _APPLY_TRAIN(x, residual, weight, bias, running, rate, form, skip_nonfinite)
@@ -70,7 +70,7 @@ def eval_in_one_kernel(
     activation: str | None,
 ) -> Tensor:
     """Return activation(BN(x) + residual) with fixed statistics; arguments as for :func:`train_in_one_kernel`."""
-    form = Form(False, eps, *kernel_of(activation), residual is not None)
+    form = form_of(False, eps, activation, residual is not None)
     if not torch.is_grad_enabled():
         return calls.apply(x, residual, mean, var, weight, bias, form)[0]
     is_scale = form.activation == 0 and not (_trains(weight) or _trains(bias))

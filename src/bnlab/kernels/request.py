@@ -20,6 +20,8 @@ _TENSORS = (Tensor, nn.Parameter)
 _DTYPE_NAMES = {
     dtype: str(dtype).removeprefix("torch.") for dtype in vars(torch).values() if type(dtype) is torch.dtype
 }
+_tracing_state = torch._C._get_tracing_state  # noqa: SLF001 - what torch.jit.is_tracing asks
+_has_transforms = torch._C._are_functorch_transforms_active  # noqa: SLF001
 _ENOUGH = 2
 """Values per channel beyond which no decision depends on their number."""
 
@@ -71,18 +73,22 @@ class Request(NamedTuple):
         x: Tensor,
         residual: Tensor | None,
         mask: Tensor | None,
+        channels: int,
         statistics: Statistics,
         activation: Activation | None,
         buffers: Buffers,
         is_special: bool,
     ) -> Request:
-        """Return the request of a layer for an input of the shape (N, C, *spatial)."""
+        """Return the request of a layer for an input of the shape (N, C, *spatial).
+
+        Every step of a training asks: the tuple is made without a call of the class, which costs as much as the rest.
+        """
         context = context_of(x)
-        return cls(
+        fields = (
             "cpu" if x.is_cpu else x.device.type,
             _DTYPE_NAMES[x.dtype],
             mask is not None,
-            _count(x, context),
+            _ENOUGH if context != "eager" or x.numel() > channels else x.numel() // max(channels, 1),
             True,
             statistics,
             activation,
@@ -92,15 +98,16 @@ class Request(NamedTuple):
             is_special,
             context,
         )
+        return tuple.__new__(cls, fields)
 
 
 def context_of(x: Tensor) -> Context:
     """Return who sees the operations on a tensor."""
     if torch.compiler.is_compiling():
         return "exporter" if torch.compiler.is_exporting() else "compiler"
-    if torch._C._get_tracing_state() is not None:  # noqa: SLF001 - what torch.jit.is_tracing asks
+    if _tracing_state() is not None:
         return "exporter" if torch.onnx.is_in_onnx_export() else "tracer"
-    if is_transformed():
+    if _has_transforms() or forward_ad._current_level >= 0:  # noqa: SLF001
         return "transform"
     return "eager" if type(x) in _TENSORS else "subclass"
 
@@ -109,7 +116,7 @@ def is_transformed() -> bool:
     """Whether a transform of torch.func or forward-mode differentiation is active, which want plain formulas."""
     if torch.compiler.is_compiling():
         return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0  # noqa: SLF001
+    return _has_transforms() or forward_ad._current_level >= 0  # noqa: SLF001
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -135,6 +135,7 @@ class BatchNormBase(RunningStatistics):
             x,
             residual,
             mask,
+            self.num_features,
             "batch" if by_batch else "running",
             self.activation,
             self._moving_buffers() if by_batch and self.training and self.track_running_stats else "fit",

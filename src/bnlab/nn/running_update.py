@@ -20,6 +20,8 @@ from bnlab.nn.options import Nonfinite
 __all__ = ["BatchStatistics", "RunningStatistics", "is_recomputation", "may_look_at"]
 
 _STATISTICS = ("running_mean", "running_var")
+_graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # noqa: SLF001
+"""The backward pass that this code runs in, -1 outside of one: the only sign there is."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,4 @@ def may_look_at(values: Tensor) -> bool:
 
 def is_recomputation() -> bool:
     """Whether activation checkpointing is running this forward a second time, inside the backward pass."""
-    if torch.compiler.is_compiling() or not hasattr(torch._C, "_current_graph_task_id"):  # noqa: SLF001
-        return False
-    return torch._C._current_graph_task_id() != -1  # noqa: SLF001 - the only sign there is
+    return not torch.compiler.is_compiling() and _graph_task() != -1

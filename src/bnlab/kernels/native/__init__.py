@@ -75,7 +75,7 @@ def statistics(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, f
 
 def same_layout(values: Tensor, x: Tensor) -> Tensor:
     """Return values with the dtype and strides of `x`, which has the same shape and is dense."""
-    if values.stride() == x.stride() and values.dtype == x.dtype:
+    if values.dtype == x.dtype and ((values.is_contiguous() and x.is_contiguous()) or values.stride() == x.stride()):
         return values
     return torch.empty_like(x).copy_(values)
 

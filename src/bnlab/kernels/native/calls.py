@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from bnlab.functional.activations import ACTIVATIONS
 from bnlab.kernels.native.library import unavailable
 
-__all__ = ["SATURATED", "Form", "Running", "apply", "backward", "kernel_of", "statistics", "train"]
+__all__ = ["SATURATED", "Form", "Running", "apply", "backward", "form_of", "kernel_of", "statistics", "train"]
 
 SATURATED = 2
 """Status of a call of `train`: the running variance has come to the end of the range of its dtype."""
@@ -74,6 +74,12 @@ def _operators() -> _Operators:
 def kernel_of(activation: str | None) -> tuple[int, float]:
     """Return the number of an activation in the kernels, and its slope below 0."""
     return _KERNELS[activation]
+
+
+@lru_cache(maxsize=256)
+def form_of(by_batch: bool, eps: float, activation: str | None, added: bool) -> Form:
+    """Return the form for an activation that the kernels know, or None; arguments as the attributes of a form."""
+    return Form(by_batch, eps, *kernel_of(activation), added)
 
 
 def train(

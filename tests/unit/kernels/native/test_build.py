@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from bnlab.kernels.native import build
-from bnlab.kernels.native import library as _library
 
 MACROS = {
     "avx512": "__AVX512F__ __AVX512BW__ __AVX512VL__ __AVX512DQ__ __AVX2__ __FMA__ __F16C__",
@@ -121,20 +120,3 @@ def test_the_command_says_why_nothing_is_built(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert build.main([]) == 1
     assert capsys.readouterr().err.startswith("The native kernels are not built: there is no C++ compiler")
-
-
-def test_a_library_without_a_build_for_this_processor_is_passed_over_with_the_way_out(monkeypatch):
-    if _library.unavailable() is not None:
-        pytest.skip(f"native: {_library.unavailable()}")
-    monkeypatch.setattr(_library, "instruction_set", str)
-    ask = _library.unavailable.__wrapped__
-    monkeypatch.delenv("BNLAB_ISA", raising=False)
-    assert ask() == "it is not compiled for this processor: python -m bnlab.kernels.native.build --all"
-    monkeypatch.setenv("BNLAB_ISA", "avx2")
-    assert ask() == "it is not compiled for BNLAB_ISA=avx2: python -m bnlab.kernels.native.build --all"
-
-
-def test_the_build_that_runs_has_a_name():
-    if _library.unavailable() is not None:
-        pytest.skip(f"native: {_library.unavailable()}")
-    assert _library.instruction_set() in build.SETS

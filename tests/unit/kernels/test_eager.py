@@ -1,16 +1,12 @@
 """BN with its activation and a residual in one kernel, against formulas in float64."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from tests import oracle
 from torch.testing import assert_close
 
 import bnlab
-from bnlab.kernels import native
-from bnlab.kernels.eager import fuses
+from bnlab.kernels import choose, native
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"native: {native.unavailable()}")
 
@@ -151,31 +147,22 @@ def test_the_gradient_over_that_of_the_output_is_the_same(shape, layout, value):
     assert_close([dy, *found], [dx, *expected], rtol=0, atol=0, equal_nan=True)
 
 
+def in_one_kernel(x, residual=None, activation=None):
+    layer = bnlab.nn.BatchNorm2d(3, activation=activation)
+    return choose(layer._request(x, residual, None, True)).way == "eager kernel"
+
+
 def test_what_one_kernel_cannot_do_is_left_to_others():
     x = torch.randn(4, 3, 6, 6)
-    assert fuses(x, None, "relu")
-    assert fuses(x, x, None)
-    assert not fuses(x, None, "gelu")
-    assert not fuses(x.double(), None, None)
-    assert not fuses(x[:, :, ::2], None, None)
-    assert not fuses(x, x[:1], None)
-    assert not fuses(x, x.contiguous(memory_format=torch.channels_last), None)
-    assert torch.func.vmap(lambda part: torch.tensor(fuses(part, None, None)))(x[None]).tolist() == [False]
+    assert in_one_kernel(x, None, "relu")
+    assert in_one_kernel(x, x)
+    assert not in_one_kernel(x, None, "gelu")
+    assert not in_one_kernel(x.double())
+    assert not in_one_kernel(x[:, :, ::2])
+    assert not in_one_kernel(x, x[:1])
+    assert not in_one_kernel(x, x.contiguous(memory_format=torch.channels_last))
+    assert torch.func.vmap(lambda part: torch.tensor(in_one_kernel(part)))(x[None]).tolist() == [False]
 
 
 def test_a_layer_says_what_runs_it():
     assert "backend=native" in repr(bnlab.nn.BatchNorm2d(3))
-
-
-def test_without_the_library_the_layers_give_the_same():
-    code = (
-        "import torch, bnlab; torch.manual_seed(0); x = torch.randn(4, 3, 5, 5);"
-        "layer = bnlab.nn.BatchNorm2d(3, activation='relu'); print(layer); print(layer(x).double().sum().item())"
-    )
-    told = []
-    for wanted in ("auto", "torch"):
-        environment = {"BNLAB_CPU": wanted, "PATH": ""}
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-        told.append(done.stdout.splitlines())
-    assert "backend=aten (native: BNLAB_CPU asks for torch)" in told[1][0]
-    assert float(told[0][1]) == pytest.approx(float(told[1][1]), rel=1e-6)
