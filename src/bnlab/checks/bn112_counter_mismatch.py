@@ -60,12 +60,12 @@ class CounterMismatch(Check[NoLimits]):
             return
         largest_first = sorted(groups.items(), key=lambda item: len(item[1]), reverse=True)
         shared = _shared([layer.name for layer in evidence.layers])
-        counts = [f"{count} in {len(names)} ({_parts(names, shared)})" for count, names in largest_first[:_MOST_GROUPS]]
+        told = [f"{count} in {len(names)} ({_parts(names, shared)})" for count, names in largest_first[:_MOST_GROUPS]]
         of = f" of {evidence.name}" if evidence.name else ""
         more = [f"{len(groups) - _MOST_GROUPS} more values"] if len(groups) > _MOST_GROUPS else []
         yield self.finding(
             None,
-            f"num_batches_tracked differs between layers{of}: {', '.join(counts + more)}",
+            f"num_batches_tracked differs between layers{of}: {', '.join(told + more)}",
             measured={
                 "smallest num_batches_tracked": Quantity(min(groups), "batches"),
                 "largest num_batches_tracked": Quantity(max(groups), "batches"),

@@ -58,13 +58,13 @@ class MixedHyperparameters(ModelCheck[NoLimits]):
         if len(groups) < 2:
             return
         (usual, most), *others = sorted(groups.items(), key=lambda item: len(item[1]), reverse=True)
-        counts = [f"{usual} in {_count(most)}"]
-        counts += [f"{value} in {_count(names)} ({_some(names)})" for value, names in others[: _MOST_VALUES - 1]]
+        told = [f"{usual} in {_count(most)}"]
+        told += [f"{value} in {_count(names)} ({_some(names)})" for value, names in others[: _MOST_VALUES - 1]]
         more = len(groups) - _MOST_VALUES
-        counts += [f"{more} more value{'s' if more > 1 else ''}"] if more > 0 else []
+        told += [f"{more} more value{'s' if more > 1 else ''}"] if more > 0 else []
         yield self.finding(
             None,
-            f"{hyperparameter} differs between layers: {', '.join(counts)}",
+            f"{hyperparameter} differs between layers: {', '.join(told)}",
             measured={
                 f"values of {hyperparameter}": Quantity(len(groups), "values"),
                 f"layers with another {hyperparameter}": Quantity(len(values) - len(most), "layers"),

@@ -64,18 +64,18 @@ class WeightDecayOnAffine(ModelCheck[Limits]):
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding for a network with decay on some layers."""
         decays = {layer.name: _decay(layer) for layer in evidence.layers}
-        decayed = {name: decay for name, decay in decays.items() if decay > self.limits.decay}
-        if not decayed:
+        found = {name: decay for name, decay in decays.items() if decay > self.limits.decay}
+        if not found:
             return
         several = "s" if len(decays) > 1 else ""
-        names = "" if len(decayed) == len(decays) else f" ({_some(list(decayed))})"
+        names = "" if len(found) == len(decays) else f" ({_some(list(found))})"
         yield self.finding(
             None,
-            f"weight decay of {show(max(decayed.values()))} applies to weight or bias of {len(decayed)} of "
-            f"{len(decays)} layer{several}{names}, must be <= {show(self.limits.decay)}",
+            f"weight decay of {show(max(found.values()))} applies to weight or bias of {len(found)} of {len(decays)} "
+            f"layer{several}{names}, must be <= {show(self.limits.decay)}",
             measured={
-                "weight decay": Quantity(max(decayed.values()), "1"),
-                "layers": Quantity(len(decayed), "layers"),
+                "weight decay": Quantity(max(found.values()), "1"),
+                "layers": Quantity(len(found), "layers"),
             },
             threshold={"weight decay": Quantity(self.limits.decay, "1")},
         )
