@@ -50,10 +50,10 @@ class StatisticsNeverUpdated(Check[NoLimits]):
             if len(channels) < layer.channels:
                 continue
             counter = layer.num_batches_tracked
-            told = "" if counter is None else f", num_batches_tracked is {counter}"
+            counted = "" if counter is None else f", num_batches_tracked is {counter}"
             yield self.finding(
                 layer,
-                f"running_mean is 0 and running_var is 1 in all {layer.channels} channels{told}",
+                f"running_mean is 0 and running_var is 1 in all {layer.channels} channels{counted}",
                 measured={"channels at their initial values": Quantity(layer.channels, "count")},
                 threshold={"channels at their initial values": Quantity(layer.channels, "count")},
             )

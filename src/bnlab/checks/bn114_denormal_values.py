@@ -54,10 +54,10 @@ class DenormalValues(Check[NoLimits]):
         }
         denormal = {name: (column > 0) & (column < smallest[name]) for name, column in columns.items()}
         for layer, part, channels in evidence.where(denormal["weight"] | denormal["running_var"]):
-            found = [name for name in columns if denormal[name][part].any()]
-            worst = {name: float(columns[name][part][denormal[name][part]].min()) for name in found}
+            affected = [name for name in columns if denormal[name][part].any()]
+            worst = {name: float(columns[name][part][denormal[name][part]].min()) for name in affected}
             values = " and ".join(f"abs({name}) is {show(value)}" for name, value in worst.items())
-            normal = {name: float(smallest[name][part][0]) for name in found}
+            normal = {name: float(smallest[name][part][0]) for name in affected}
             yield self.finding(
                 layer,
                 f"{values} {in_channels(channels, layer)}, normal numbers begin at {show(max(normal.values()))}",

@@ -66,21 +66,21 @@ class DropoutBeforeBatchNorm(ModelCheck[Limits]):
         for layer in evidence.layers:
             if layer.execution is None or layer.execution.dropout is None:
                 continue
-            found = (
+            upstream = (
                 f"dropout in {layer.execution.dropout or 'the model'} is upstream with no batch normalization between"
             )
             ratio = _ratio(layer)
             if ratio is None:
                 yield self.finding(
                     layer,
-                    f"{found}, must be behind the last one",
+                    f"{upstream}, must be behind the last one",
                     measured={"dropout upstream": Quantity(1, "layers")},
                     threshold={"dropout upstream": Quantity(0, "layers")},
                 )
             elif not self.limits.ratio <= ratio <= 1 / self.limits.ratio:
                 yield self.finding(
                     layer,
-                    f"{found}: the variance without it is {show(ratio)} of that with it, must be >= "
+                    f"{upstream}: the variance without it is {show(ratio)} of that with it, must be >= "
                     f"{show(self.limits.ratio)} and <= {show(1 / self.limits.ratio)}",
                     measured={"variance ratio": Quantity(ratio, "ratio")},
                     threshold={"variance ratio": Quantity(self.limits.ratio, "ratio")},

@@ -63,11 +63,11 @@ class TrainEvalGap(ModelCheck[Limits]):
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer with a gap, or one for the network where only the metric shows it."""
-        found = False
+        any_layer = False
         for layer in evidence.layers:
             gap = layer.gap
             if gap is not None and gap.excess > self.limits.excess:
-                found = True
+                any_layer = True
                 yield self.finding(
                     layer,
                     f"eval mode differs from train mode by {show(gap.square**0.5)} standard deviations, of which "
@@ -79,7 +79,7 @@ class TrainEvalGap(ModelCheck[Limits]):
                     },
                     threshold={"excess": Quantity(self.limits.excess, "std")},
                 )
-        if not found:
+        if not any_layer:
             yield from self._by_metric(evidence)
 
     def _by_metric(self, evidence: ModelEvidence) -> Iterator[Finding]:

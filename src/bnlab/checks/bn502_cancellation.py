@@ -78,23 +78,23 @@ class Cancellation(ModelCheck[Limits]):
             steps = layer.data.input_eps * _distance(layer.data, layer.eps)
             channels = tuple(np.flatnonzero(far & (steps > self.limits.step)).tolist())
             error = layer.data.own_error if far.any() else 0.0
-            told, measured, threshold = [], {}, {}
+            messages, measured, threshold = [], {}, {}
             if channels:
                 step = float(steps[list(channels)].max())
-                told.append(f"a step of the input is up to {show(step)} std {in_channels(channels, layer)}")
-                told[-1] += f", must be <= {show(self.limits.step)}"
+                messages.append(f"a step of the input is up to {show(step)} std {in_channels(channels, layer)}")
+                messages[-1] += f", must be <= {show(self.limits.step)}"
                 measured["step"], threshold["step"] = Quantity(step, "std"), Quantity(self.limits.step, "std")
             if error > self.limits.own_error:
-                told.append(
+                messages.append(
                     f"batch statistics are off by up to {show(error)} std, must be <= {show(self.limits.own_error)}"
                 )
                 measured["own error"], threshold["own error"] = (
                     Quantity(error, "std"),
                     Quantity(self.limits.own_error, "std"),
                 )
-            if told:
+            if messages:
                 yield self.finding(
-                    layer, "; ".join(told), measured=measured, threshold=threshold, channels=channels or None
+                    layer, "; ".join(messages), measured=measured, threshold=threshold, channels=channels or None
                 )
 
     CLEAN = (

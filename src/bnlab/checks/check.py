@@ -164,11 +164,11 @@ class AnyCheck(ABC, Generic[Evidence, Layer, Limits]):
 
     def _safety_line(self) -> str:
         """Name each remedy with what it may do, and whether `repair` applies it."""
-        told = [f"`{name}` ({REMEDIES[name].value})" for name in self.remedies if name != "manual"]
-        if not told:
+        applied = [f"`{name}` ({REMEDIES[name].value})" for name in self.remedies if name != "manual"]
+        if not applied:
             return "*By hand: `bnlab.repair` does nothing about it.*"
         by_hand = ", else by hand" if "manual" in self.remedies else ""
-        return f"*Applied by `bnlab.repair`: {', '.join(told)}{by_hand}.*"
+        return f"*Applied by `bnlab.repair`: {', '.join(applied)}{by_hand}.*"
 
     def finding(
         self,

@@ -21,11 +21,16 @@ _HARMLESS = frozenset({"extra_repr", "__init__", "__repr__", "__str__", "__const
 
 
 def own_behaviour(kind: type, base: type) -> str | None:
-    """Return a method or attribute, other than `forward`, that a subclass defines and a conversion would lose."""
+    """Return a method or attribute, other than `forward`, that a subclass defines and a conversion would lose.
+
+    One with the value that it has in the base is none: a base may note things on each of its subclasses.
+    """
     for cls in kind.__mro__:
         if cls not in base.__mro__:
             for name, value in vars(cls).items():
-                if name not in _HARMLESS and (callable(value) or not name.startswith("__")):
+                if name in _HARMLESS or value is getattr(base, name, ...):
+                    continue
+                if callable(value) or not name.startswith("__"):
                     return name
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Attempt", "BatchNormNode", "Fold", "plan"]
 
+Value = TypeVar("Value")
 DTYPES = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _PARAMETERS = ("weight", "bias", "running_mean", "running_var")
@@ -360,11 +361,12 @@ def _rounded(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
         return values.astype(dtype)
 
 
-def _attribute(node: NodeProto, name: str, default: Any) -> Any:  # noqa: ANN401 - an attribute has any type
+def _attribute(node: NodeProto, name: str, default: Value) -> Value:
     from onnx import helper
 
-    found = [attribute for attribute in node.attribute if attribute.name == name]
-    return helper.get_attribute_value(found[0]) if found else default
+    attribute = next((attribute for attribute in node.attribute if attribute.name == name), None)
+    value: Value = default if attribute is None else helper.get_attribute_value(attribute)
+    return value
 
 
 def _said(linear: NodeProto) -> str:

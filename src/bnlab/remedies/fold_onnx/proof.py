@@ -16,7 +16,7 @@ from bnlab.remedies.fold_onnx.run import CannotRun, Values, difference, run_mode
 from bnlab.remedies.fold_onnx.scope import Scope
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 __all__ = ["Proof"]
 
@@ -151,7 +151,7 @@ def _made_up(fold: Fold, bn: BatchNormNode, scope: Scope, constants: Mapping[str
     return values.astype(dtype)
 
 
-def _input_shape(linear: Any, weight: tuple[int, ...]) -> tuple[int, ...]:  # noqa: ANN401 - onnx has no stubs
+def _input_shape(linear: NodeProto, weight: tuple[int, ...]) -> tuple[int, ...]:
     """Return a small shape that the node takes, with room for its kernel."""
     attributes = {attribute.name: attribute for attribute in linear.attribute}
     if len(weight) == 2:

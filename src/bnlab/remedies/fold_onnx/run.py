@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto, NodeProto, ValueInfoProto
 
 __all__ = ["CannotRun", "Values", "difference", "run_model", "run_nodes"]
 
@@ -47,7 +47,7 @@ def run_nodes(
     """
     from onnx import helper, numpy_helper
 
-    def info(name: str, shape: Sequence[int] | None) -> Any:  # noqa: ANN401 - onnx has no stubs
+    def info(name: str, shape: Sequence[int] | None) -> ValueInfoProto:
         return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), shape)
 
     result = nodes[-1].output[0]

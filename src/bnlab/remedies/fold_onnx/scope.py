@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from bnlab.errors import DamagedFile
 from bnlab.observe.files.onnx_file import Constants, subgraphs
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TypeProto
+    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TypeProto
 
 __all__ = ["Scope", "all_scopes", "is_standard", "overridable", "version_of"]
 
@@ -28,7 +28,7 @@ def is_standard(node: NodeProto, *kinds: str) -> bool:
     return node.op_type in kinds and node.domain in ("", "ai.onnx")
 
 
-def version_of(opsets: Any) -> int:  # noqa: ANN401 - onnx has no stubs
+def version_of(opsets: Iterable[OperatorSetIdProto]) -> int:
     """Return the version of ONNX's own operators among the opset imports; 1 where there is none."""
     return max((int(opset.version) for opset in opsets if opset.domain in ("", "ai.onnx")), default=1)
 
@@ -80,7 +80,7 @@ class Scope:
 
     def __init__(
         self,
-        proto: Any,  # noqa: ANN401 - GraphProto or FunctionProto
+        proto: GraphProto | FunctionProto,
         opset: int,
         path: Path,
         taken: set[str],
@@ -285,13 +285,13 @@ def _names(proto: GraphProto) -> Iterator[str]:
         yield from node.output
 
 
-def _types(proto: Any) -> dict[str, TypeProto]:  # noqa: ANN401 - GraphProto or FunctionProto
+def _types(proto: GraphProto | FunctionProto) -> dict[str, TypeProto]:
     values = [*proto.value_info] if hasattr(proto, "value_info") else []
     if hasattr(proto, "initializer"):
         values += [*proto.input, *proto.output]
     return {value.name: value.type for value in values if value.type.HasField("tensor_type")}
 
 
-def _remove(field: Any, names: AbstractSet[str]) -> None:  # noqa: ANN401 - a repeated field of protobuf
+def _remove(field: MutableSequence[Any], names: AbstractSet[str]) -> None:
     for index in reversed([index for index, value in enumerate(field) if value.name in names]):
         del field[index]

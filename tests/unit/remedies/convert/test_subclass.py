@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 import bnlab
 from bnlab.errors import UsageError
+from bnlab.remedies.convert.subclass import own_behaviour
 
 
 def test_a_class_with_an_activation_keeps_it_both_ways():
@@ -174,3 +175,16 @@ def test_an_activation_has_no_place_in_torchs_layer():
         ):
             bnlab.convert(model, to)
     assert bnlab.convert(model, bnlab.nn.BatchRenorm2d).model[0].activation == "relu"
+
+
+class Repeats(nn.BatchNorm2d):
+    dump_patches = False  # as every module has it
+
+
+class Changes(nn.BatchNorm2d):
+    dump_patches = True
+
+
+def test_an_attribute_with_the_value_of_the_base_is_no_behaviour():
+    assert own_behaviour(Repeats, nn.BatchNorm2d) is None
+    assert own_behaviour(Changes, nn.BatchNorm2d) == "dump_patches"
