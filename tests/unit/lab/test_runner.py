@@ -151,6 +151,8 @@ def test_an_experiment_may_be_defined_where_there_is_no_file():
         "    name, source, quick, full, claims = 'mine', 'here', Config(), Config(), ()\n"
         "    def run(self, config, seed, tick):\n"
         "        return Observation(values={}, table={'x': [config.factor]})\n"
+        "    def figure(self):\n"
+        "        raise NotImplementedError\n"
         "class Other(Mine):\n"
         "    def run(self, config, seed, tick):\n"
         "        return Observation(values={}, table={'x': [3.0]})\n"
