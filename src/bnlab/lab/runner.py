@@ -9,13 +9,13 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
-import marshal
 import math
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -192,7 +192,13 @@ def _file_of(kind: type[Experiment[Any]]) -> Path | None:
 
 def _methods_of(kind: type[Experiment[Any]]) -> bytes:
     methods = (value for value in vars(kind).values() if inspect.isfunction(value))
-    return b"".join(marshal.dumps(method.__code__) for method in methods)
+    return "".join(_shown_code(method.__code__) for method in methods).encode()
+
+
+def _shown_code(code: CodeType) -> str:
+    """Return what a function does, as text that is the same in every process."""
+    constants = [_shown_code(value) if isinstance(value, CodeType) else value for value in code.co_consts]
+    return repr((code.co_code, code.co_names, code.co_varnames, constants))
 
 
 def _table(tables: Sequence[Mapping[str, Sequence[float | str]]], figure: Figure) -> tuple[Column, ...]:
