@@ -68,7 +68,7 @@ class Inputs:
     data: Iterable[Any] | None = None
     train_data: Iterable[Any] | None = None
     metric: Metric | None = None
-    example: Any = None
+    example: Batch = None
     loss: Callable[[nn.Module, Any], Tensor] | None = None
     optimizer: torch.optim.Optimizer | None = None
     max_batches: MaxBatches = "auto"
@@ -359,7 +359,7 @@ def _output_gap(subject: Subject, data: Iterable[Batch], outputs: Outputs) -> Ou
     return OutputGap(relative=(square / spread) ** 0.5, not_finite=broken)
 
 
-def _outputs(model: nn.Module, batch: Any) -> list[Tensor]:  # noqa: ANN401
+def _outputs(model: nn.Module, batch: Batch) -> list[Tensor]:
     return [t.detach().cpu().to(torch.float64) for t in tensors_in(run_batch(model, batch)) if t.is_floating_point()]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.observe.passes.batches import run_batch, tensors_in
+from bnlab.observe.passes.batches import Batch, run_batch, tensors_in
 from bnlab.observe.passes.subject import Subject
 
 __all__ = ["differences", "testimony"]
@@ -17,7 +17,7 @@ __all__ = ["differences", "testimony"]
 Testimony = dict[str, list[Tensor | None]]
 
 
-def testimony(model: nn.Module, example: Any) -> Testimony:  # noqa: ANN401 - a batch may be anything
+def testimony(model: nn.Module, example: Batch) -> Testimony:
     """Run a model on a batch in either mode and return every output, gradient and buffer; the model is untouched.
 
     The gradients are those of a fixed combination of all outputs, for every parameter and floating input.

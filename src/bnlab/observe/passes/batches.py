@@ -46,23 +46,23 @@ _MOST_DEALT = 12
 """Batches that are held at once to deal their samples out again."""
 
 
-def run_batch(model: nn.Module, batch: Any) -> Any:  # noqa: ANN401 - a batch may be anything
+def run_batch(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - a batch may be anything
     """Call a model on one batch: a tensor, a tuple or list (input first), or a dict (passed as keywords)."""
     found = _input(batch)
     return model(**found) if isinstance(found, Mapping) else model(found)
 
 
-def _input(batch: Any) -> Any:  # noqa: ANN401
+def _input(batch: Batch) -> Batch:
     return batch[0] if isinstance(batch, (tuple, list)) and batch else batch
 
 
-def samples_in(batch: Any) -> int:  # noqa: ANN401
+def samples_in(batch: Batch) -> int:
     """Return the number of samples in a batch: the first dimension of its first tensor; 0 if it has none."""
     sizes = [tensor.size(0) for tensor in tensors_in(_input(batch)) if tensor.dim()]
     return sizes[0] if sizes else 0
 
 
-def first_samples(batch: Any, count: int) -> Any:  # noqa: ANN401
+def first_samples(batch: Batch, count: int) -> Batch:
     """Return the first samples of a batch: every tensor whose first dimension is the number of samples is cut."""
     size = samples_in(batch)
     return moved(batch, lambda tensor: tensor[:count] if tensor.dim() and tensor.size(0) == size else tensor)

@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from bnlab.observe.passes.batches import run_batch, tensors_in
+from bnlab.observe.passes.batches import Batch, run_batch, tensors_in
 
 __all__ = ["Call", "ExecutedGraph", "execute"]
 
@@ -101,7 +101,7 @@ class ExecutedGraph:
         return [call for call in self.calls if call.function is None and call.modules[-1] == path]
 
 
-def execute(model: nn.Module, example: Any, layers: Collection[nn.Module] | None = None) -> ExecutedGraph:
+def execute(model: nn.Module, example: Batch, layers: Collection[nn.Module] | None = None) -> ExecutedGraph:
     """Run a model on one batch and return what happened. The caller puts modes and buffers back.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from bnlab._version import __version__
 from bnlab.errors import UsageError
 from bnlab.observe.discover import batch_norm_layers
+from bnlab.observe.passes.batches import Batch
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.passes.subject import said, untouched
 from bnlab.records import Changes, Safety
@@ -32,7 +32,7 @@ def convert(
     *,
     layers: Iterable[str] | None = None,
     fuse: bool = False,
-    example: Any = None,  # noqa: ANN401 - a batch may be anything
+    example: Batch = None,
 ) -> Receipt:
     """Turn the BN layers of a model into another variant, in place, and keep everything else.
 

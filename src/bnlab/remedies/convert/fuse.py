@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -13,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.errors import UsageError
 from bnlab.nn.base import BatchNormBase
+from bnlab.observe.passes.batches import Batch
 from bnlab.observe.passes.executed_graph import Call, ExecutedGraph, execute
 from bnlab.observe.passes.subject import said, untouched
 from bnlab.records import Change, LeftAlone
@@ -41,7 +41,7 @@ class Fused:
 
 def fuse_followers(
     model: nn.Module,
-    example: Any,  # noqa: ANN401 - a batch may be anything
+    example: Batch,
     layers: Mapping[str, _BatchNorm],
     undo: UndoStack,
 ) -> Fused:
@@ -79,7 +79,7 @@ def fuse_followers(
     return fused
 
 
-def _executed(model: nn.Module, example: Any) -> tuple[ExecutedGraph, ExecutedGraph]:  # noqa: ANN401
+def _executed(model: nn.Module, example: Batch) -> tuple[ExecutedGraph, ExecutedGraph]:
     graphs = []
     for training in (True, False):
         with untouched(model), torch.no_grad():

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.errors import UsageError
-from bnlab.observe.passes.batches import moved, run_batch, samples_in, tensors_in
+from bnlab.observe.passes.batches import Batch, moved, run_batch, samples_in, tensors_in
 from bnlab.observe.passes.subject import Subject, said
 from bnlab.remedies.fold.proof import relative_error, seeded, tolerance_of
 
 __all__ = ["exported"]
 
 
-def exported(model: nn.Module, example: Any) -> tuple[bytes, str]:  # noqa: ANN401 - a batch may be anything
+def exported(model: nn.Module, example: Batch) -> tuple[bytes, str]:
     """Return a model as the content of a `.pt2` file, and what is worth knowing about it.
 
     The batch dimension is dynamic where torch.export allows it, else that of the example. The content is loaded again
@@ -47,7 +47,7 @@ def exported(model: nn.Module, example: Any) -> tuple[bytes, str]:  # noqa: ANN4
     return _proven(static, model, [given]), f"the batch must have {samples} samples, for {why}"
 
 
-def _dynamic(model: nn.Module, batch: Any, samples: int) -> tuple[torch.export.ExportedProgram | None, str]:  # noqa: ANN401
+def _dynamic(model: nn.Module, batch: Batch, samples: int) -> tuple[torch.export.ExportedProgram | None, str]:
     """Export with a dynamic batch dimension; torch takes a size of 1 for a constant, so that there are at least 2."""
     size = torch.export.Dim("batch")
 

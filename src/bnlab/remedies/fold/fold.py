@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from bnlab._version import __version__
 from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.observe.discover import any_batch_norm
-from bnlab.observe.passes.batches import batches_of, moved
+from bnlab.observe.passes.batches import Batch, batches_of, moved
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.passes.subject import Subject, said
 from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
@@ -32,7 +31,7 @@ _WHAT = "largest error"
 _ONE_PATH = "read from one run: other paths through forward are seen only where the random inputs take them"
 
 
-def fold(model: nn.Module, example: Any, *, tolerance: float | None = None) -> Receipt:  # noqa: ANN401
+def fold(model: nn.Module, example: Batch, *, tolerance: float | None = None) -> Receipt:
     """Return a copy of a model with its BN in the layers around it, for eval mode, and proof that it computes the same.
 
     Each BN layer goes into the convolution or linear layer that feeds it, else into the one it feeds if no zeros are
@@ -153,7 +152,7 @@ def _drop(plan: FoldPlan, host: str, reason: str) -> None:
 def _prove_pairs(
     model: nn.Module,
     folded: nn.Module,
-    batch: Any,  # noqa: ANN401
+    batch: Batch,
     plan: FoldPlan,
     undo: Mapping[str, Callable[[], None]],
     tolerance: float | None,

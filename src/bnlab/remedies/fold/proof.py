@@ -54,7 +54,7 @@ def seeded(subject: Subject) -> Iterator[None]:
         yield
 
 
-def errors_of_pairs(model: nn.Module, example: Any, pairs: dict[str, Pair]) -> dict[str, float]:  # noqa: ANN401
+def errors_of_pairs(model: nn.Module, example: Batch, pairs: dict[str, Pair]) -> dict[str, float]:
     """Run the original once and compare each of its pairs with what is to stand for it, on the input it really gets.
 
     One pair's tensors are held at a time, or as many as run inside each other.
@@ -94,7 +94,7 @@ def errors_of_pairs(model: nn.Module, example: Any, pairs: dict[str, Pair]) -> d
 def errors_of_models(
     model: nn.Module,
     folded: nn.Module,
-    example: Any,  # noqa: ANN401
+    example: Batch,
     tolerance: float | None,
 ) -> tuple[float, list[float]]:
     """Return the largest errors of the folded model on the example, and on each random input that the original takes.
@@ -150,7 +150,7 @@ def _largest_error(before: list[Tensor], after: list[Tensor]) -> float:
     return max(relative_error(a, b) for a, b in floating or pairs)
 
 
-def variants(example: Any, count: int = 2) -> Iterator[Any]:  # noqa: ANN401
+def variants(example: Batch, count: int = 2) -> Iterator[Batch]:
     """Yield other inputs of the same form: normals with the mean and deviation of each floating tensor.
 
     Integers, which may be indices, are dealt out anew along the batch. A constant tensor, such as a mask, stays as it
