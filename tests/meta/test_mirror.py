@@ -1,0 +1,53 @@
+"""Tests mirror src by name: a newcomer guesses the test from the module, and the module from the test."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "bnlab"
+UNIT = ROOT / "tests" / "unit"
+
+TESTED_ELSEWHERE = {
+    "errors": "classes without behaviour",
+    "observe/model_evidence": "records without behaviour",
+    "remedies/catalog": "tests/contracts/test_remedies.py",
+    "remedies/remedy": "tests/contracts/test_remedies.py",
+    "remedies/_conversion": "remedies/test_pickled_homes.py",
+    "remedies/_fold_affine": "remedies/test_pickled_homes.py",
+    "remedies/_frozen_state": "remedies/test_pickled_homes.py",
+    "remedies/_rewritten": "remedies/test_pickled_homes.py",
+}
+"""Modules without a test file of their own, and where they are tested. Checks are tested by the cases they carry."""
+
+OF_MORE_THAN_A_MODULE = {"remedies/pickled_homes", "benchmarks/mishaps", "lab/datasets"}
+
+
+def modules():
+    """Return the path of every module below the package, without suffix."""
+    paths = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
+    return {path.as_posix() for path in paths if path.name not in ("__init__", "__main__", "_version")}
+
+
+def names_of_tests():
+    """Return what every test file is named after."""
+    paths = (path.relative_to(UNIT) for path in UNIT.rglob("test_*.py"))
+    return {(path.parent / path.stem.removeprefix("test_")).as_posix() for path in paths}
+
+
+def is_check(module):
+    return module.startswith("checks/bn")
+
+
+def test_every_module_has_a_test_file_of_its_name():
+    missing = {module for module in modules() - names_of_tests() if not is_check(module)}
+    assert missing == set(TESTED_ELSEWHERE)
+
+
+def test_every_test_file_is_named_after_a_module():
+    assert names_of_tests() - modules() == OF_MORE_THAN_A_MODULE
+
+
+def test_every_check_carries_its_cases():
+    for module in filter(is_check, modules()):
+        text = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+        assert "CLEAN = (" in text, module
+        assert "BROKEN = (" in text, module
