@@ -232,7 +232,9 @@ def in_dtype_of(values: Tensor, parameter: Tensor | None) -> Tensor:
 
 
 def _as(values: Tensor, parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else in_dtype_of(values, parameter)
+    if parameter is None or values.dtype == parameter.dtype:
+        return None if parameter is None else values
+    return values.to(parameter.dtype)
 
 
 def _applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from bnlab.kernels import Choice, Request, batch_norm_eval, batch_norm_train, ch
 from bnlab.kernels.compiled import batch_norm_activated_train
 from bnlab.kernels.eager import eval_in_one_kernel, train_in_one_kernel
 from bnlab.kernels.native.calls import SATURATED, Running
-from bnlab.kernels.request import Buffers
+from bnlab.kernels.request import Buffers, Statistics
 from bnlab.nn import input_check
 from bnlab.nn.options import Nonfinite, Options, check_options
 from bnlab.nn.running_update import BatchStatistics, RunningStatistics, is_recomputation
@@ -106,10 +106,11 @@ class BatchNormBase(RunningStatistics):
         """
         if input.dim() not in self.ranks or input.size(1) != self.num_features:
             input_check.check_input(self, input)
-        by_batch = self._needs_batch_statistics()
-        choice = choose(self._request(input, residual, mask, by_batch))
+        request = self._request(input, residual, mask)
+        choice = choose(request)
         if choice.way == "eager kernel":
-            return self._in_one_kernel(input, residual, by_batch)
+            return self._in_one_kernel(input, residual, request.statistics == "batch")
+        by_batch = self._needs_batch_statistics()
         weights = self._checked(input, residual, mask, by_batch)
         activate = activation_function(self.activation)
         x = input if weights is None else without_padding_garbage(input, weights)
@@ -129,24 +130,17 @@ class BatchNormBase(RunningStatistics):
                 self._update(batch)
         return y
 
-    def _request(self, x: Tensor, residual: Tensor | None, mask: Tensor | None, by_batch: bool) -> Request:
+    def _request(self, x: Tensor, residual: Tensor | None, mask: Tensor | None) -> Request:
         """Return what a call asks of the kernels; the input has the right rank and channels."""
-        return Request.of_layer(
-            x,
-            residual,
-            mask,
-            self.num_features,
-            "batch" if by_batch else "running",
-            self.activation,
-            self._moving_buffers() if by_batch and self.training and self.track_running_stats else "fit",
-            by_batch and self._is_special,
-        )
-
-    def _moving_buffers(self) -> Buffers:
-        mean = self._buffers["running_mean"]
-        if mean is None or self._buffers["running_var"] is None:
-            return "withheld"
-        return "fit" if mean.dtype in _WIDE else "narrow"
+        mean, var = self._buffers["running_mean"], self._buffers["running_var"]
+        is_withheld = mean is None or var is None
+        by_batch = is_withheld or self._normalizes_by_batch()
+        moving: Buffers = "fit"
+        if by_batch and self.training and self.track_running_stats:
+            moving = "withheld" if is_withheld else "fit" if mean.dtype in _WIDE else "narrow"  # type: ignore[union-attr]
+        statistics: Statistics = "batch" if by_batch else "running"
+        special = by_batch and self._is_special
+        return Request.of_layer(x, residual, mask, self.num_features, statistics, self.activation, moving, special)
 
     def _in_one_kernel(self, x: Tensor, residual: Tensor | None, by_batch: bool) -> Tensor:
         parameters, buffers, momentum = self._parameters, self._buffers, self.momentum
@@ -177,7 +171,7 @@ class BatchNormBase(RunningStatistics):
         weight = self._parameters["weight"]
         dtype = torch.get_default_dtype() if weight is None else weight.dtype
         batch = torch.empty((2, self.num_features, *[1] * (self.ranks[0] - 2)), dtype=dtype, device="meta")
-        request = self._request(batch, None, None, self._needs_batch_statistics())
+        request = self._request(batch, None, None)
         return choose(request._replace(device=self._home().type, context="eager"))
 
     def _needs_batch_statistics(self) -> bool:

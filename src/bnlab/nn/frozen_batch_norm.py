@@ -61,11 +61,11 @@ class FrozenBatchNorm(BatchNormBase):
         """Whether the statistics of the batch are looked at: to move the running ones, not to normalise."""
         return self.training and self.moves_statistics and self.track_running_stats
 
-    def _request(self, x: Tensor, residual: Tensor | None, mask: Tensor | None, by_batch: bool) -> Request:
+    def _request(self, x: Tensor, residual: Tensor | None, mask: Tensor | None) -> Request:
         """Return what a call asks of the kernels: statistics of the batch that only move others do not normalise."""
-        request = super()._request(x, residual, mask, by_batch)
+        request = super()._request(x, residual, mask)
         withheld = self.running_mean is None or self.running_var is None
-        return request if withheld or not by_batch else request._replace(statistics="running")
+        return request if withheld or not self._normalizes_by_batch() else request._replace(statistics="running")
 
     def _normalized_by_batch(self, x: Tensor, weights: Tensor | None) -> tuple[Tensor, list[BatchStatistics]]:
         if self.running_mean is None or self.running_var is None:

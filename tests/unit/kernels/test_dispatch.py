@@ -37,7 +37,7 @@ def seen(names):
 
 
 def decided(layer, x, residual=None, mask=None):
-    return choose(layer._request(x, residual, mask, layer._needs_batch_statistics()))
+    return choose(layer._request(x, residual, mask))
 
 
 def printed(layer):

@@ -149,7 +149,7 @@ def test_the_gradient_over_that_of_the_output_is_the_same(shape, layout, value):
 
 def in_one_kernel(x, residual=None, activation=None):
     layer = bnlab.nn.BatchNorm2d(3, activation=activation)
-    return choose(layer._request(x, residual, None, True)).way == "eager kernel"
+    return choose(layer._request(x, residual, None)).way == "eager kernel"
 
 
 def test_what_one_kernel_cannot_do_is_left_to_others():
