@@ -12,6 +12,7 @@ from bnlab.diagnosis.settings import Settings
 from bnlab.observe.evidence import NetworkState
 from bnlab.observe.model_evidence import ModelEvidence
 from bnlab.records import Finding, Outcome, Status
+from bnlab.wording import counted
 
 __all__ = ["run_check", "run_checks"]
 
@@ -84,9 +85,7 @@ def _judged(
 
 
 def _ignored(reason: str, dropped: Sequence[Finding]) -> str:
-    count = (
-        f"{len(dropped)} finding{'s' if len(dropped) > 1 else ''} dropped" if dropped else "there was nothing to ignore"
-    )
+    count = f"{counted(len(dropped), 'finding')} dropped" if dropped else "there was nothing to ignore"
     return f"ignored: {reason} ({count})"
 
 
