@@ -17,7 +17,7 @@ def printed_by(code, **environment):
     return done.stdout.splitlines()
 
 
-def test_alibrary_without_a_build_for_this_processor_is_passed_over_with_the_way_out(monkeypatch):
+def test_a_library_without_a_build_for_this_processor_is_passed_over_with_the_way_out(monkeypatch):
     if library.unavailable() is not None:
         pytest.skip(f"native: {library.unavailable()}")
     monkeypatch.setattr(library, "instruction_set", str)
