@@ -163,4 +163,4 @@ def _against_one_kernel(request: Request) -> str | None:
 
 
 def _is_known(activation: str) -> bool:
-    return activation in ACTIVATIONS and ACTIVATIONS[activation].kernel is not None  # type: ignore[index]
+    return activation in ACTIVATIONS and ACTIVATIONS[activation].kernel is not None

@@ -103,7 +103,7 @@ class _Train(torch.autograd.Function):
             skip_nonfinite=skip_nonfinite,
             want_bits=True,
         )
-        ctx.save_for_backward(x, weight, bias, moments, bits)
+        ctx.save_for_backward(x, weight, bias, moments, bits if form.has_bits else None)
         ctx.form = form
         return y, status
 
@@ -127,7 +127,7 @@ class _Eval(torch.autograd.Function):
         form: Form,
     ) -> Tensor:
         y, moments, bits = calls.apply(x, residual, mean, var, weight, bias, form, want_bits=True)
-        ctx.save_for_backward(x, weight, bias, moments, bits)
+        ctx.save_for_backward(x, weight, bias, moments, bits if form.has_bits else None)
         ctx.form = form
         return y
 
@@ -179,7 +179,7 @@ def _gradients(ctx: Any, dy: Tensor, want_dx: bool, want_dresidual: bool) -> tup
         weight,
         bias,
         form,
-        bits=bits if active and form.added else None,
+        bits=bits,
         want_dx=want_dx,
         want_dresidual=want_dresidual and active,
     )
@@ -191,12 +191,12 @@ def _gradients(ctx: Any, dy: Tensor, want_dx: bool, want_dresidual: bool) -> tup
     )
 
 
-def differentiable(form: Form, saved: tuple[Tensor, ...], dy: Tensor) -> tuple[Tensor | None, ...]:
+def differentiable(form: Form, saved: tuple[Any, ...], dy: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients made of operations that can be differentiated again, for a second derivative.
 
     Args:
         form: Of the forward pass.
-        saved: x, weight, bias, moments and bits of the forward pass.
+        saved: x, weight, bias, moments and bits of the forward pass; None where there is none.
         dy: Gradient of the output.
     """
     x, weight, bias, moments, bits = saved
@@ -213,7 +213,9 @@ def differentiable(form: Form, saved: tuple[Tensor, ...], dy: Tensor) -> tuple[T
 
 
 @torch.no_grad()
-def _passed(form: Form, x: Tensor, weight: Tensor | None, bias: Tensor | None, moments: Tensor, bits: Tensor) -> Tensor:
+def _passed(
+    form: Form, x: Tensor, weight: Tensor | None, bias: Tensor | None, moments: Tensor, bits: Tensor | None
+) -> Tensor:
     """Return the derivative of the activation at every element: 1, or the slope below 0."""
     if form.added:
         ones = torch.ones_like(x)
@@ -232,9 +234,9 @@ def in_dtype_of(values: Tensor, parameter: Tensor | None) -> Tensor:
 
 
 def _as(values: Tensor, parameter: Tensor | None) -> Tensor | None:
-    if parameter is None or values.dtype == parameter.dtype:
-        return None if parameter is None else values
-    return values.to(parameter.dtype)
+    if parameter is None:
+        return None
+    return values if values.dtype == parameter.dtype else values.to(parameter.dtype)
 
 
 def _applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from bnlab.kernels.native.calls import SATURATED, Running
 from bnlab.kernels.request import Buffers, Statistics
 from bnlab.nn import input_check
 from bnlab.nn.options import Nonfinite, Options, check_options
-from bnlab.nn.running_update import BatchStatistics, RunningStatistics, is_recomputation
+from bnlab.nn.running_update import BatchStatistics, RunningStatistics, is_in_backward, is_recomputation
 
 __all__ = ["BatchNormBase", "BatchStatistics", "Options", "is_recomputation"]
 
@@ -153,7 +153,7 @@ class BatchNormBase(RunningStatistics):
         running = _NOTHING_MOVES
         if self.training and self.track_running_stats:
             batches = buffers["num_batches_tracked"]
-            if (momentum is not None or batches is not None) and not is_recomputation():
+            if (momentum is not None or batches is not None) and not is_in_backward():
                 running = Running(mean, var, batches, buffers["skipped_batches"])
         skips = self.nonfinite == "skip"
         y, status = train_in_one_kernel(x, residual, weight, bias, running, momentum, self.eps, self.activation, skips)

@@ -17,7 +17,7 @@ from bnlab.functional.running import moving_average
 from bnlab.nn.layer_path import layer_path
 from bnlab.nn.options import Nonfinite
 
-__all__ = ["BatchStatistics", "RunningStatistics", "is_recomputation", "may_look_at"]
+__all__ = ["BatchStatistics", "RunningStatistics", "is_in_backward", "is_recomputation", "may_look_at"]
 
 _STATISTICS = ("running_mean", "running_var")
 _graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # noqa: SLF001
@@ -158,4 +158,9 @@ def may_look_at(values: Tensor) -> bool:
 
 def is_recomputation() -> bool:
     """Whether activation checkpointing is running this forward a second time, inside the backward pass."""
-    return not torch.compiler.is_compiling() and _graph_task() != -1
+    return not torch.compiler.is_compiling() and is_in_backward()
+
+
+def is_in_backward() -> bool:
+    """Whether this code runs inside a backward pass; not for what a compiler traces."""
+    return _graph_task() != -1

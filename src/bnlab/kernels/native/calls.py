@@ -51,6 +51,11 @@ class Form(NamedTuple):
     slope: float = 0.0
     added: bool = False
 
+    @property
+    def has_bits(self) -> bool:
+        """Whether the gradient needs the sign of every output: the input alone does not say it."""
+        return self.added and self.activation != 0
+
 
 class _Operators(NamedTuple):
     train: Callable[..., Any]
@@ -115,10 +120,10 @@ def train(
         bits: uint8, empty where none are wanted.
         status: `SATURATED`, or 0, or that the batch was skipped.
     """
+    _, eps, activation, slope, _ = form
     result: tuple[Tensor, Tensor, Tensor, int] = _operators().train(
-        x, residual, weight, bias, *running, momentum, form.eps, form.activation, form.slope, skip_nonfinite, want_bits,
-        room,
-    )  # fmt: skip
+        x, residual, weight, bias, *running, momentum, eps, activation, slope, skip_nonfinite, want_bits, room
+    )
     return result
 
 
@@ -167,10 +172,10 @@ def backward(
         want_dx: Whether the gradient of `x` is wanted.
         want_dresidual: Whether that of the residual is.
     """
+    by_batch, eps, activation, slope, _ = form
     result: tuple[Tensor, Tensor, Tensor, Tensor] = _operators().backward(
-        dy, x, weights, moments, weight, bias, bits, form.by_batch, form.eps, form.activation, form.slope, want_dx,
-        want_dresidual,
-    )  # fmt: skip
+        dy, x, weights, moments, weight, bias, bits, by_batch, eps, activation, slope, want_dx, want_dresidual
+    )
     return result
 
 

@@ -29,12 +29,6 @@ def test_opcheck(layout, shape, dtype):
     torch.library.opcheck(torch.ops.bnlab.batch_norm_train_backward.default, backward)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_opcheck_of_the_correction_of_renormalization(dtype):
-    statistics = [torch.rand(3).to(wide) for wide in (torch.float64, torch.float64, dtype, dtype)]
-    torch.library.opcheck(torch.ops.bnlab.renorm_correction.default, (*statistics, torch.tensor([3.0, 5.0]), 1e-5))
-
-
 @pytest.mark.parametrize("shape", [(5, 2), (3, 2, 4), (2, 2, 2, 3)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_gradcheck_and_gradgradcheck(shape, masked):

@@ -1,5 +1,6 @@
 """When the compiled library is loaded, and why it is not."""
 
+import os
 import subprocess
 import sys
 
@@ -10,9 +11,10 @@ from bnlab.kernels.native import build, library
 
 
 def printed_by(code, **environment):
-    """Lines that a fresh interpreter prints."""
+    """Lines that a fresh interpreter prints, with BNLAB_CPU only where it is passed on."""
+    around = {name: value for name, value in os.environ.items() if name != "BNLAB_CPU"}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PATH": "", **environment}
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**around, **environment}
     )
     return done.stdout.splitlines()
 

@@ -1,0 +1,100 @@
+"""What a layer does beyond BN: residual, activation, mask."""
+
+import pytest
+import torch
+from tests import oracle
+from torch import nn
+from torch.testing import assert_close
+
+import bnlab
+from bnlab.functional.activations import ACTIVATIONS
+
+PAIRS = [
+    (bnlab.nn.BatchNorm1d, nn.BatchNorm1d, (16, 5)),
+    (bnlab.nn.BatchNorm1d, nn.BatchNorm1d, (8, 5, 7)),
+    (bnlab.nn.BatchNorm2d, nn.BatchNorm2d, (4, 5, 6, 7)),
+    (bnlab.nn.BatchNorm3d, nn.BatchNorm3d, (2, 5, 3, 4, 5)),
+]
+
+
+pairs = pytest.mark.parametrize(("ours", "theirs", "shape"), PAIRS)
+
+
+BatchNorm1d, BatchNorm2d = bnlab.nn.BatchNorm1d, bnlab.nn.BatchNorm2d
+
+
+@pairs
+def test_repr_and_arguments_are_torchs(ours, theirs, shape):
+    arguments, _, backend = repr(ours(5, 1e-3, 0.2, False, False)).partition(", backend=")
+    assert arguments + ")" == repr(theirs(5, 1e-3, 0.2, False, False))
+    assert backend.startswith(("native", "aten (native: "))
+    changed = repr(ours(5, activation="relu", statistics_dtype=None))
+    assert "track_running_stats=True, activation='relu', statistics_dtype=None, backend=" in changed
+    layer = ours(5, bias=False)
+    assert layer.bias is None
+    layer(torch.randn(shape)).sum().backward()
+
+
+@pytest.mark.parametrize("layout", oracle.LAYOUTS)
+def test_activation_and_residual(layout):
+    x, residual = (oracle.LAYOUTS[layout](torch.randn(4, 3, 5, 6)) for _ in range(2))
+    for name, form in ACTIVATIONS.items():
+        layer, plain = BatchNorm2d(3, activation=name), BatchNorm2d(3)
+        assert_close(layer(x, residual), form.function(plain(x) + residual))
+        assert_close(layer.eval()(x), form.function(plain.eval()(x)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(BatchNorm1d, (6, 3, 8)), (BatchNorm2d, (3, 3, 4, 5)), (BatchNorm1d, (12, 3))]
+)
+def test_padding_never_counts(layer, shape):
+    keep = torch.rand(shape[0], *shape[2:]) > 0.4
+    clean = torch.randn(shape)
+    dirty = torch.where(keep.unsqueeze(1), clean, 1e6)
+    masked, reference = layer(3), BatchNorm1d(3)
+    y = masked(dirty, mask=keep)
+    valid = reference(clean.movedim(1, -1)[keep])
+    assert_close(y.movedim(1, -1)[keep], valid)
+    assert_close(masked.state_dict(), reference.state_dict())
+    assert torch.equal(layer(3)(dirty, mask=keep.unsqueeze(1)), y)
+    assert torch.equal(layer(3)(dirty, mask=keep.float()), y)
+
+
+def test_padding_of_nan_reaches_no_gradient():
+    x, keep = torch.randn(4, 3, 8), torch.rand(4, 8) > 0.4
+    layer = BatchNorm1d(3)
+    y = layer(x.masked_fill(~keep.unsqueeze(1), float("nan")), mask=keep)
+    torch.where(keep.unsqueeze(1), y, 0).square().sum().backward()
+    assert torch.isfinite(layer.weight.grad).all()
+    assert torch.isfinite(layer.running_var).all()
+
+
+def test_an_activation_in_place_behind_the_layer():
+    model = nn.Sequential(BatchNorm2d(3), nn.ReLU(inplace=True))
+    x = torch.randn(4, 3, 5, 5, requires_grad=True)
+    model(x).square().sum().backward()
+    expected = x.detach().clone().requires_grad_()
+    nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())(expected).square().sum().backward()
+    assert_close(x.grad, expected.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_the_input_is_never_changed():
+    x = torch.randn(4, 3, 5, 5)
+    before = x.clone()
+    layer = BatchNorm2d(3, activation="relu")
+    layer(x)
+    layer.eval()(x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "sigmoid", "tanh", "relu"])
+def test_no_activation_lets_padding_into_a_gradient(activation):
+    x, keep = torch.randn(4, 3, 8), torch.rand(4, 8) > 0.4
+    layer, leaf = (
+        BatchNorm1d(3, activation=activation),
+        x.masked_fill(~keep.unsqueeze(1), float("nan")).requires_grad_(),
+    )
+    y = layer(leaf, mask=keep)
+    y[keep.unsqueeze(1).expand_as(y)].square().sum().backward()
+    assert torch.isfinite(layer.weight.grad).all()
+    assert torch.isfinite(leaf.grad).all()

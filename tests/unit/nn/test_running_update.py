@@ -1,0 +1,145 @@
+"""What reaches the running statistics, and how wide they stay."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import bnlab
+from bnlab.errors import BnlabWarning
+
+BatchNorm1d, BatchNorm2d = bnlab.nn.BatchNorm1d, bnlab.nn.BatchNorm2d
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_mask_that_leaves_fewer_than_two_values_reaches_no_buffer(kept):
+    layer, mask = BatchNorm1d(3), torch.zeros(4, 6)
+    mask.view(-1)[:kept] = 1
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    assert torch.isfinite(layer(torch.randn(4, 3, 6), mask=mask)).all()
+    assert_close(layer.state_dict(), before)
+    assert layer.skipped_batches == 1
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_batch_that_is_not_finite_is_skipped_and_counted(bad, masked):
+    layer, x = BatchNorm2d(3), torch.randn(4, 3, 5, 5)
+    mask = {"mask": torch.ones(4, 5, 5)} if masked else {}
+    layer(x, **mask)
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    poisoned = x.clone()
+    poisoned[1, 2, 0, 0] = bad
+    y = layer(poisoned, **mask)
+    assert torch.isfinite(y[:, :2]).all()
+    assert_close(layer.state_dict(), before)
+    assert (layer.skipped_batches, layer.num_batches_tracked) == (1, 1)
+    layer(x, **mask)
+    assert (layer.skipped_batches, layer.num_batches_tracked) == (1, 2)
+
+
+def test_propagate_is_what_torch_does():
+    layer, x = BatchNorm2d(3, nonfinite="propagate"), torch.randn(4, 3, 5, 5)
+    x[0, 0, 0, 0] = float("inf")
+    layer(x)
+    assert torch.isinf(layer.running_mean[0])
+    assert not torch.isfinite(layer.running_var[0])
+    assert layer.num_batches_tracked == 1
+    assert layer.skipped_batches == 0
+
+
+def test_a_variance_the_buffer_cannot_hold_saturates_with_a_warning():
+    layer = BatchNorm1d(1, momentum=1.0)
+    with pytest.warns(
+        BnlabWarning,
+        match=r"BatchNorm1d: running_var must be finite in torch.float32, got one that stopped at 3.4e\+38",
+    ):
+        y = layer(torch.tensor([[1e30], [3e30]]))
+    assert_close(y.flatten(), torch.tensor([-1.0, 1.0]))
+    assert layer.running_var.item() == torch.finfo(torch.float32).max
+    wide = BatchNorm1d(1, momentum=1.0, statistics_dtype=torch.float64)
+    wide(torch.tensor([[1e30], [3e30]]))
+    assert wide.running_var.item() == pytest.approx(2e60)
+
+
+@pytest.mark.parametrize("convert", ["half", "bfloat16"])
+def test_buffers_stay_wide(convert):
+    layer = BatchNorm2d(3)
+    layer.running_var.fill_(70000.0)
+    mean, var = layer.running_mean, layer.running_var
+    getattr(layer, convert)()
+    assert layer.weight.dtype != torch.float32
+    assert (layer.running_mean is mean, layer.running_var.dtype, layer.running_var[0].item()) == (
+        True,
+        torch.float32,
+        70000,
+    )
+    assert layer(torch.randn(4, 3, 5, 5).to(layer.weight.dtype)).dtype == layer.weight.dtype
+    assert var.dtype == torch.float32
+    assert BatchNorm2d(3, dtype=torch.bfloat16).running_mean.dtype == torch.float32
+    assert getattr(BatchNorm2d(3, statistics_dtype=None), convert)().running_mean.dtype != torch.float32
+    assert BatchNorm2d(3).double().running_mean.dtype == torch.float64
+    assert BatchNorm2d(3).to("meta").half().running_mean.device.type == "meta"
+
+
+def test_bfloat16_statistics_arrive_where_torchs_get_stuck():
+    torch.manual_seed(0)
+    ours, theirs = BatchNorm1d(1, momentum=0.001).bfloat16(), nn.BatchNorm1d(1, momentum=0.001).bfloat16()
+    for _ in range(3000):
+        x = (5 + torch.randn(64, 1)).bfloat16()
+        ours(x)
+        theirs(x)
+    assert theirs.running_mean.item() < 2.5
+    assert ours.running_mean.item() == pytest.approx(5 * (1 - 0.999**3000), rel=0.01)
+
+
+def test_an_empty_batch_changes_nothing():
+    layer = BatchNorm2d(3)
+    x = torch.empty(0, 3, 4, 4, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert y.shape == x.shape
+    assert x.grad.shape == x.shape
+    assert layer.num_batches_tracked == 0
+    assert torch.isfinite(layer.running_mean).all()
+    assert layer.eval()(x).shape == x.shape
+
+
+def test_a_warning_only_where_the_buffer_itself_stopped(recwarn):
+    layer = BatchNorm1d(1)
+    layer(torch.tensor([[2.25e19], [-2.25e19]]))
+    assert layer.running_var.item() == pytest.approx(1.0125e38, rel=1e-6)
+    assert not recwarn.list
+    with pytest.warns(BnlabWarning):
+        BatchNorm1d(1)(torch.tensor([[[1e30, 3e30]]]), mask=torch.ones(1, 2))
+
+
+def test_counters_begin_at_zero_after_a_reset_and_on_the_meta_device():
+    layer = BatchNorm1d(3)
+    layer(torch.full((4, 3), float("nan")))
+    assert layer.skipped_batches == 1
+    layer.reset_running_stats()
+    assert layer.skipped_batches == 0
+    made = BatchNorm1d(3, device="meta").to_empty(device="cpu")
+    made.reset_parameters()
+    assert made.skipped_batches == 0
+
+
+def test_an_assigned_state_dict_is_widened():
+    layer = BatchNorm1d(3)
+    layer.load_state_dict(nn.BatchNorm1d(3).half().state_dict(), assign=True)
+    assert layer.running_mean.dtype == layer.running_var.dtype == torch.float32
+
+
+def test_a_counter_that_is_missing_is_no_reason_to_fail():
+    for momentum, moved in ((0.1, True), (None, False)):
+        layer = BatchNorm1d(3, momentum=momentum)
+        layer.num_batches_tracked = None
+        layer(5 + torch.randn(8, 3))
+        assert bool((layer.running_mean != 0).all()) is moved
+
+
+def test_huge_float64_batches_count():
+    layer = BatchNorm1d(20, statistics_dtype=torch.float64).double()
+    layer(torch.randn(8, 20, dtype=torch.float64) * 1e150)
+    assert (layer.num_batches_tracked, layer.skipped_batches) == (1, 0)
