@@ -166,7 +166,10 @@ class _Scale(torch.autograd.Function):
 
 
 def _gradients(ctx: Any, dy: Tensor, want_dx: bool, want_dresidual: bool) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-    """Return the gradients of x, residual, weight and bias, each None where there is nothing to differentiate."""
+    """Return the gradients of x, residual, weight and bias, each None where there is nothing to differentiate.
+
+    Those of the parameters are as wide as the kernel leaves them: autograd rounds them to the dtype of a parameter.
+    """
     form: Form = ctx.form
     if torch.is_grad_enabled():
         return differentiable(form, ctx.saved_tensors, dy)
@@ -186,8 +189,8 @@ def _gradients(ctx: Any, dy: Tensor, want_dx: bool, want_dresidual: bool) -> tup
     return (
         dx if want_dx else None,
         (dresidual if active else dy) if want_dresidual else None,
-        _as(dweight, weight),
-        _as(dbias, bias),
+        None if weight is None else dweight,
+        None if bias is None else dbias,
     )
 
 

@@ -20,6 +20,7 @@ _TENSORS = (Tensor, nn.Parameter)
 _DTYPE_NAMES = {
     dtype: str(dtype).removeprefix("torch.") for dtype in vars(torch).values() if type(dtype) is torch.dtype
 }
+_is_compiling = torch.compiler.is_compiling
 _tracing_state = torch._C._get_tracing_state  # noqa: SLF001 - what torch.jit.is_tracing asks
 _has_transforms = torch._C._are_functorch_transforms_active  # noqa: SLF001
 _ENOUGH = 2
@@ -103,7 +104,7 @@ class Request(NamedTuple):
 
 def context_of(x: Tensor) -> Context:
     """Return who sees the operations on a tensor."""
-    if torch.compiler.is_compiling():
+    if _is_compiling():
         return "exporter" if torch.compiler.is_exporting() else "compiler"
     if _tracing_state() is not None:
         return "exporter" if torch.onnx.is_in_onnx_export() else "tracer"

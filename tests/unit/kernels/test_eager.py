@@ -154,3 +154,16 @@ def test_what_one_kernel_cannot_do_is_left_to_others():
 
 def test_a_layer_says_what_runs_it():
     assert "backend=native" in repr(bnlab.nn.BatchNorm2d(3))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_gradients_of_parameters_have_their_dtype(dtype, training):
+    layer = layer_for((6, 5)).train(training)
+    x, grad = torch.randn(6, 5), torch.randn(6, 5)
+    expected, *parameters = formula(layer.to(dtype), x.double(), None, training=training)
+    wanted = torch.autograd.grad(expected, parameters, grad.double())
+    layer(x).backward(grad)
+    for parameter, gradient in zip(layer.parameters(), wanted, strict=True):
+        assert parameter.grad.dtype == dtype
+        assert_close(parameter.grad.double(), gradient, rtol=1e-2, atol=1e-2)

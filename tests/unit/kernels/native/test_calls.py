@@ -45,9 +45,8 @@ def test_the_named_arguments_arrive_where_the_operators_want_them():
     dx, dresidual, *_ = calls.backward(dy, x, moments, weight, bias, form, bits=bits, want_dresidual=True)
     assert_close([dx, dresidual], [part.float() for part in torch.autograd.grad(expected, [wide, more], dy.double())])
     fixed = calls.form_of(False, EPS, None, added=False)
-    by_batch = calls.form_of(True, EPS, None, added=False)
-    applied = calls.apply(x, None, moments[0], moments[1], weight, bias, fixed)[0]
-    assert_close(applied, calls.train(x, None, weight, bias, by_batch)[0])
+    by_batch = calls.train(x, None, weight, bias, calls.form_of(True, EPS, None, added=False))[0]
+    assert_close(calls.apply(x, None, moments[0], moments[1], weight, bias, fixed)[0], by_batch)
     assert calls.statistics(x, None)[1] == 20
 
 
