@@ -77,6 +77,24 @@ class _Without:
     def __iter__(self) -> Iterator[Batch]:
         return (batch for index, batch in enumerate(self._data) if index not in self._left_out)
 
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the data has
+        """Return what the data itself offers."""
+        return getattr(self._data, name)
+
+
+class _HeldSamples:
+    """Stands for the `dataset` of a loader of which some batches are held: a metric may divide by its length."""
+
+    def __init__(self, dataset: object, samples: int) -> None:
+        self._dataset, self._samples = dataset, samples
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the dataset has
+        """Return what the dataset itself offers, such as the names of its classes."""
+        return getattr(self._dataset, name)
+
 
 class KeptBatches(Sequence[Batch]):
     """Batches of a data set that are held in memory, so that the data are read once.
@@ -116,7 +134,10 @@ class KeptBatches(Sequence[Batch]):
         """Return what the data itself offers."""
         if name.startswith("_"):
             raise AttributeError(name)
-        return getattr(self._data, name)
+        value = getattr(self._data, name)
+        if name == "dataset" and not (self._is_whole and not self._left_out):
+            return _HeldSamples(value, sum(map(samples_in, self._held)))
+        return value
 
     @property
     def everything(self) -> Iterable[Batch]:

@@ -26,8 +26,8 @@ class Outputs:
     """Answers a model in eval mode from memory where it is called on a batch it has seen under the same statistics.
 
     A metric, its value for each batch and the comparison of modes call the model on the same batches again and again.
-    Only what is certain to be the same is answered: held batches, no gradient, no autocast, no hook inside the model,
-    and a forward that leaves nothing on its modules.
+    Only what is certain to be the same is answered: held batches, the same parameters and attributes of every module,
+    no gradient, no autocast, no hook inside the model, and a forward that leaves nothing on its modules.
 
     Args:
         subject: The model.
@@ -93,13 +93,17 @@ class Outputs:
             (id(part), part._version) if isinstance(part, Tensor) else part  # noqa: SLF001 - counts changes in place
             for part in parts
         )
-        return (statistics, *identified)
+        parameters = list(self._model.parameters())
+        if any(parameter.is_inference() for parameter in parameters):
+            return None
+        versions = sum(parameter._version for parameter in parameters)  # noqa: SLF001
+        return (statistics, versions, *_attributes(self._model), *identified)
 
     def _watched(self, forward: Any) -> Any:  # noqa: ANN401 - whatever the model gives
         """Run a forward, and use no memory from now on if it leaves something on a module."""
-        before = _traces(self._model)
+        before = _attributes(self._model)
         output = forward()
-        if _traces(self._model) != before:
+        if _attributes(self._model) != before:
             self._usable = False
         return output
 
@@ -138,13 +142,18 @@ def _copy(output: Any) -> Any:  # noqa: ANN401
     return moved(output, torch.clone)
 
 
-def _traces(model: nn.Module) -> list[tuple[int, int]]:
-    """Return what identifies the attributes of all modules, and how much containers hold."""
+def _attributes(model: nn.Module) -> list[object]:
+    """Return what tells the attributes of all modules from others: numbers and texts, and which objects there are."""
     return [
-        (id(value), len(value) if isinstance(value, (list, dict, set)) else 0)
+        value if isinstance(value, (bool, int, float, str)) else (id(value), _length(value))
         for module in model.modules()
-        for value in vars(module).values()
+        for name, value in vars(module).items()
+        if not (module is model and name == "forward")  # which is what answers from memory
     ]
+
+
+def _length(value: object) -> int:
+    return len(value) if isinstance(value, (list, dict, set)) else 0
 
 
 def _is_autocasting() -> bool:

@@ -53,7 +53,7 @@ def test_what_is_held_is_spread_evenly(count):
     steps = {right - left for left, right in zip(values(kept), values(kept)[1:], strict=False)}
     assert steps <= {count // len(kept), -(-count // len(kept))}
     assert values(kept)[-1] >= count - -(-count // len(kept))
-    assert kept.dataset == "the data"
+    assert (kept.dataset == "the data") == (count <= 64)
     assert keep("data", kept, 3) is kept
 
 
@@ -77,6 +77,19 @@ def test_batches_left_out_are_gone_from_what_is_held_and_from_everything(max_bat
     assert values(left.everything) == expected
     assert set(values(left)) <= set(expected)
     assert values(left.without({0}).everything) == expected[1:]
+
+
+def test_a_metric_that_divides_by_the_size_of_the_dataset_gets_that_of_what_is_held():
+    class Dataset(list):
+        classes = ("cat", "dog")
+
+    loader = Loader(100)
+    loader.dataset = Dataset(range(200))
+    assert len(keep("data", loader, None).everything.dataset) == 200
+    assert keep("data", loader, 100).dataset is loader.dataset
+    held = keep("data", loader, "auto").dataset
+    assert (len(held), held.classes) == (2 * 64, ("cat", "dog"))
+    assert len(keep("data", loader, 100).without({0, 1}).dataset) == 2 * 98
 
 
 def test_data_without_a_batch_is_refused():

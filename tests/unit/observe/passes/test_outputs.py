@@ -64,8 +64,9 @@ def test_what_the_caller_does_to_an_output_is_not_remembered():
         lambda model, x: {"scale": 2.0},
         lambda model, x: (model.train(), {})[1],
         lambda model, x: (model.linear.register_forward_hook(lambda *_: None), {})[1],
+        lambda model, x: (model.linear.weight.mul_(2), {})[1],
     ],
-    ids=["input changed in place", "another argument", "train mode", "a hook inside"],
+    ids=["input changed in place", "another argument", "train mode", "a hook inside", "weights changed in place"],
 )
 def test_it_runs_again_where_the_output_may_differ(change):
     model, x = Counting().eval(), torch.randn(4, 3)
@@ -77,6 +78,22 @@ def test_it_runs_again_where_the_output_may_differ(change):
         expected = model.linear(x) * keywords.get("scale", 1.0)
     assert Counting.calls == 2
     assert torch.equal(answered, expected)
+
+
+def test_a_setting_of_the_model_that_changes_counts():
+    class Tempered(Counting):
+        temperature = 1.0
+
+        def forward(self, x):
+            return super().forward(x) / self.temperature
+
+    model, x = Tempered().eval(), torch.randn(4, 3)
+    outputs = held(model, x)
+    with torch.no_grad(), outputs.under("running"):
+        for temperature in (2.0, 1.0, 0.5, 2.0, 0.25):
+            model.temperature = temperature
+            assert torch.equal(model(x), model.linear(x) / temperature)
+    assert Counting.calls == 4
 
 
 def test_with_a_gradient_or_an_unknown_batch_it_runs_again():
