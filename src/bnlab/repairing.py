@@ -18,6 +18,7 @@ from bnlab.errors import UsageError
 from bnlab.observe.discover import why_frozen
 from bnlab.observe.metric import Measured, Metric, measured
 from bnlab.observe.passes.batches import KeptBatches, MaxBatches, require_data
+from bnlab.observe.passes.subject import random_numbers_kept
 from bnlab.observe.survey import Inputs
 from bnlab.progress import reporting
 from bnlab.records import Change, Changes, Finding, GapChange, LeftAlone, Level, MetricChange, Recheck, Safety
@@ -93,7 +94,9 @@ def repair(
     require_data("data", data)
     with reporting(progress) as advance:
         inputs = Inputs(data=data, train_data=train_data, metric=metric, max_batches=max_batches, advance=advance)
-        return _repaired(model, inputs.read(), diagnosis, most, lowest, dry_run=dry_run)
+        with random_numbers_kept():  # a loader draws some where it begins
+            inputs = inputs.read()
+        return _repaired(model, inputs, diagnosis, most, lowest, dry_run=dry_run)
 
 
 def _repaired(

@@ -145,3 +145,116 @@ def test_progress_is_shown_only_where_somebody_looks(capsys):
     assert captured.out == ""
     bnlab.check(network(), data=batches(3), progress=False)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("max_batches", ["auto", None, 10])
+def test_a_metric_that_asks_for_the_data_set_gets_the_right_share(max_batches):
+    """A metric may divide by the size of the data set, which a part of its batches does not have."""
+
+    class Loader(Counted):
+        dataset = range(70 * 16)
+
+    def share(model, data):
+        return sum(int((model(x).argmax(1) == y).sum()) for x, y in data) / len(data.dataset)
+
+    model, loader = network(), Loader(batches(70))
+    numbers = bnlab.check(model, data=loader, metric=share, max_batches=max_batches).numbers
+    with torch.no_grad():
+        assert numbers.eval_running == pytest.approx(accuracy(model.eval(), loader.batches))
+    assert loader.iterations <= 6
+
+
+def test_a_metric_may_change_its_batches_and_a_model_its_inputs():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn, self.head = nn.BatchNorm1d(4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.bn(x.sub_(1).div_(2)))
+
+    def popping(model, data):
+        hits = total = 0
+        for batch in data:
+            y = batch.pop("y")
+            hits, total = hits + int((model(batch.pop("x").mul_(2)).argmax(1) == y).sum()), total + len(y)
+        return hits / total
+
+    class Fresh:
+        """Data that are read anew each time, as from a disk."""
+
+        def __init__(self, make):
+            self.make = make
+
+        def __iter__(self):
+            return (self.make(x.clone(), y) for x, y in batches(4))
+
+    torch.manual_seed(0)
+    model = InPlace().eval()
+    numbers = bnlab.check(model, data=Fresh(lambda x, y: (x, y)), metric=accuracy).numbers
+    with torch.no_grad():
+        assert numbers.eval_running == accuracy(model, Fresh(lambda x, y: (x, y)))
+
+    class Keywords(InPlace):
+        def forward(self, x, y=None):
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = Keywords().eval()
+    as_dicts = Fresh(lambda x, y: {"x": x, "y": y})
+    numbers = bnlab.check(model, data=as_dicts, metric=popping).numbers
+    with torch.no_grad():
+        assert numbers.eval_running == popping(model, as_dicts)
+
+
+def test_repair_leaves_the_random_numbers_alone():
+    loader = torch.utils.data.DataLoader(torch.randn(64, 4), batch_size=16, shuffle=True)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    bnlab.repair(nn.Sequential(nn.BatchNorm1d(4)), data=loader)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_model_that_changes_its_weights_in_train_mode_keeps_them():
+    class Clipping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.bn, self.steps = nn.Linear(4, 4), nn.BatchNorm1d(4), []
+
+        def forward(self, x):
+            if self.training:
+                self.steps.append(1)
+                with torch.no_grad():
+                    self.linear.weight.mul_(0.9)
+            return self.bn(self.linear(x))
+
+    model = Clipping()
+    before = model.linear.weight.detach().clone()
+    bnlab.check(model, data=[(x,) for x, _ in batches(3)])
+    assert torch.equal(model.linear.weight, before)
+    assert model.steps == []
+
+
+def test_a_scripted_model_is_checked_by_its_numbers():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates what many models are still stored as
+        scripted = torch.jit.script(nn.Sequential(nn.BatchNorm1d(4)))
+    assert bnlab.check(scripted).summary.layers == 1
+
+
+def test_a_model_that_rejects_nan_behind_a_layer_is_recalibrated_without_the_batch():
+    class Rejecting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            h = self.first(x)
+            if h.isnan().any():
+                raise ValueError("NaN")
+            return self.second(h)
+
+    spoiled = torch.full((8, 4), float("nan"))
+    receipt = bnlab.recalibrate(Rejecting(), [spoiled, *(x for x, _ in batches(3))])
+    assert "left out: 1 batch in which a layer gets a NaN or inf" in receipt.changes.notes

@@ -138,7 +138,11 @@ def _against_the_eager_kernel(request: Request) -> str | None:
     return None
 
 
-_BUFFERS = {"narrow": "kept in half precision", "withheld": "withheld"}
+_BUFFERS = {
+    "narrow": "kept in half precision",
+    "withheld": "withheld",
+    "counted otherwise": "counted by something else than an int64",
+}
 
 
 def _against_the_compiler_operator(request: Request) -> str | None:

@@ -14,7 +14,7 @@ __all__ = ["Buffers", "Context", "Request", "Statistics", "context_of", "is_chan
 
 Context = Literal["eager", "compiler", "exporter", "tracer", "transform", "subclass"]
 Statistics = Literal["batch", "running"]
-Buffers = Literal["fit", "narrow", "withheld"]
+Buffers = Literal["fit", "narrow", "withheld", "counted otherwise"]
 
 _TENSORS = (Tensor, nn.Parameter)
 _DTYPE_NAMES = {

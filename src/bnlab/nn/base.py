@@ -16,11 +16,10 @@ from bnlab.kernels.native.calls import SATURATED, Running
 from bnlab.kernels.request import Buffers, Statistics
 from bnlab.nn import input_check
 from bnlab.nn.options import Nonfinite, Options, check_options
-from bnlab.nn.running_update import BatchStatistics, RunningStatistics, is_in_backward, is_recomputation
+from bnlab.nn.running_update import BatchStatistics, RunningStatistics, is_in_backward, is_recomputation, kept_as
 
 __all__ = ["BatchNormBase", "BatchStatistics", "Options", "is_recomputation"]
 
-_WIDE = (torch.float32, torch.float64)
 _NOTHING_MOVES = Running()
 _OVERRIDABLE = ("_normalized_by_batch", "_update", "_moved", "_moved_var")
 
@@ -137,7 +136,7 @@ class BatchNormBase(RunningStatistics):
         by_batch = is_withheld or self._normalizes_by_batch()
         moving: Buffers = "fit"
         if by_batch and self.training and self.track_running_stats:
-            moving = "withheld" if is_withheld else "fit" if mean.dtype in _WIDE else "narrow"  # type: ignore[union-attr]
+            moving = kept_as(mean, var, self._buffers["num_batches_tracked"])
         statistics: Statistics = "batch" if by_batch else "running"
         special = by_batch and self._is_special
         return Request.of_layer(x, residual, mask, self.num_features, statistics, self.activation, moving, special)

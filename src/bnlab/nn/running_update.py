@@ -14,12 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 from bnlab.errors import BnlabWarning
 from bnlab.functional.moments import sum_of_weights
 from bnlab.functional.running import moving_average
+from bnlab.kernels.request import Buffers
 from bnlab.nn.layer_path import layer_path
 from bnlab.nn.options import Nonfinite
 
-__all__ = ["BatchStatistics", "RunningStatistics", "is_in_backward", "is_recomputation", "may_look_at"]
+__all__ = ["BatchStatistics", "RunningStatistics", "is_in_backward", "is_recomputation", "kept_as", "may_look_at"]
 
 _STATISTICS = ("running_mean", "running_var")
+_WIDE = (torch.float32, torch.float64)
 _graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # noqa: SLF001
 """The backward pass that this code runs in, -1 outside of one: the only sign there is."""
 
@@ -42,6 +44,15 @@ class BatchStatistics:
     def of(cls, mean: Tensor, var: Tensor, x: Tensor, weights: Tensor | None) -> BatchStatistics:
         """Return the statistics of `x` with the count that the weights leave."""
         return cls(mean, var, x.numel() // x.size(1) if weights is None else sum_of_weights(weights, x))
+
+
+def kept_as(mean: Tensor | None, var: Tensor | None, batches: Tensor | None) -> Buffers:
+    """Return how running statistics and their counter are kept, as far as a kernel that moves them minds."""
+    if mean is None or var is None:
+        return "withheld"
+    if mean.dtype not in _WIDE or var.dtype not in _WIDE:
+        return "narrow"
+    return "fit" if batches is None or batches.dtype is torch.int64 else "counted otherwise"
 
 
 class RunningStatistics(TorchBatchNorm):

@@ -117,8 +117,10 @@ def _is_wrapper(module: nn.Module) -> bool:
 
 def _modules_on_the_way(model: nn.Module, path: str) -> list[nn.Module]:
     """Return the modules from the model down to one of them, both included."""
-    names = path.split(".") if path else []
-    return [model.get_submodule(".".join(names[:depth])) for depth in range(len(names) + 1)]
+    modules = [model]
+    for name in path.split(".") if path else []:
+        modules.append(getattr(modules[-1], name))  # get_submodule is not to be had on a ScriptModule
+    return modules
 
 
 def _first_paths(paths: dict[str, _BatchNorm]) -> dict[str, _BatchNorm]:

@@ -17,9 +17,8 @@ from bnlab.errors import BnlabError, UsageError
 from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.observe.passes.batches import KeptBatches
-from bnlab.observe.passes.outputs import Outputs
 from bnlab.observe.passes.population import impose_batch_statistics, impose_statistics, population_statistics
-from bnlab.observe.passes.subject import Subject
+from bnlab.observe.passes.subject import Subject, untouched
 from bnlab.records import Numbers
 
 __all__ = ["Measured", "Metric", "measure", "measured"]
@@ -61,15 +60,13 @@ class Measured:
 
 
 def measured(model: nn.Module, metric: Metric, data: KeptBatches) -> Measured:
-    """Return the metric of a model in eval mode, on the batches that are held and on each alone. It is untouched.
+    """Return the metric of a model in eval mode, on what is to be used and on each held batch. It is untouched.
 
     Raises:
         UsageError: If the metric raises on all of them, or returns no number.
     """
-    subject = Subject(model)
-    outputs = Outputs(subject, data)
-    with subject.untouched(), torch.no_grad(), outputs.under("running"):
-        value = _metric(model, metric, data, nullcontext())
+    with untouched(model), torch.no_grad():
+        value = _metric_of_all(model, metric, data, nullcontext())
         try:
             per_batch = tuple(_metric(model, metric, [batch], nullcontext()) for batch in data)
         except BnlabError:
@@ -85,7 +82,6 @@ def measure(
     data: KeptBatches,
     train_data: KeptBatches | None,
     usable: KeptBatches,
-    outputs: Outputs,
 ) -> ModelEvidence:
     """Return the evidence with the four numbers, their error, and the layers whose statistics cost the metric.
 
@@ -98,26 +94,30 @@ def measure(
     model = subject.model
     population = population_statistics(modules, evidence.layers)
     with subject.untouched(), torch.no_grad():
-        with outputs.under("running"):
-            eval_running = _metric(model, metric, data.everything, nullcontext())
-        with outputs.under("batch"):
-            eval_batch = _metric(model, metric, usable.everything, impose_batch_statistics(model))
-            train_batch = (
-                None
-                if train_data is None
-                else _metric(model, metric, train_data.everything, impose_batch_statistics(model))
-            )
-        with outputs.under("population"):
-            eval_recalibrated = _metric(model, metric, data.everything, impose_statistics(population))
         numbers = Numbers(
-            train_batch=train_batch,
-            eval_batch=eval_batch,
-            eval_running=eval_running,
-            eval_recalibrated=eval_recalibrated,
+            train_batch=None
+            if train_data is None
+            else _metric_of_all(model, metric, train_data, impose_batch_statistics(model)),
+            eval_batch=_metric_of_all(model, metric, usable, impose_batch_statistics(model)),
+            eval_running=_metric_of_all(model, metric, data, nullcontext()),
+            eval_recalibrated=_metric_of_all(model, metric, data, impose_statistics(population)),
         )
-        error = _paired_error(model, metric, usable, outputs)
-        causal = _causal(model, modules, evidence.layers, metric, usable, population, outputs)
+        error = _paired_error(model, metric, usable)
+        causal = _causal(model, modules, evidence.layers, metric, usable, numbers, population)
     return replace(evidence, numbers=numbers, metric_error=error, causal=causal)
+
+
+def _metric_of_all(
+    model: nn.Module, metric: Metric, data: KeptBatches, statistics: AbstractContextManager[None]
+) -> float:
+    """Return the metric on what is to be used; on the data themselves where it wants to know more than a part tells."""
+    with statistics:
+        if data.everything is not data or data.is_whole:
+            return _metric(model, metric, data.everything, nullcontext())
+        try:
+            return _metric(model, metric, data, nullcontext())
+        except BnlabError:
+            return _metric(model, metric, data.source, nullcontext())
 
 
 def _metric(model: nn.Module, metric: Metric, data: Any, statistics: AbstractContextManager[None]) -> float:  # noqa: ANN401
@@ -132,16 +132,16 @@ def _metric(model: nn.Module, metric: Metric, data: Any, statistics: AbstractCon
     return value
 
 
-def _paired_error(model: nn.Module, metric: Metric, data: KeptBatches, outputs: Outputs) -> float | None:
+def _paired_error(model: nn.Module, metric: Metric, data: KeptBatches) -> float | None:
     """Return the standard error of eval_batch - eval_running over batches; None if a batch alone has no metric."""
+    differences = []
     try:
-        with outputs.under("running"):
-            running = [_metric(model, metric, [batch], nullcontext()) for batch in data]
-        with outputs.under("batch"):
-            by_batch = [_metric(model, metric, [batch], impose_batch_statistics(model)) for batch in data]
+        for batch in data:
+            running = _metric(model, metric, [batch], nullcontext())
+            differences.append(_metric(model, metric, [batch], impose_batch_statistics(model)) - running)
     except BnlabError:
         return None
-    return _standard_error(np.subtract(by_batch, running).tolist())
+    return _standard_error(differences)
 
 
 def _standard_error(differences: Sequence[float]) -> float | None:
@@ -157,17 +157,12 @@ def _causal(
     layers: Iterable[ModelLayer],
     metric: Metric,
     data: KeptBatches,
+    numbers: Numbers,
     population: Mapping[_BatchNorm, tuple[Floats, Floats]],
-    outputs: Outputs,
 ) -> tuple[tuple[str, float], ...]:
     """Replace the statistics of the most stale layers, one after the other, until the metric is back."""
-    with outputs.under("running"):
-        running = _metric(model, metric, data, nullcontext())
-    with outputs.under("batch"):
-        by_batch = _metric(model, metric, data, impose_batch_statistics(model))
-    with outputs.under("population"):
-        recalibrated = _metric(model, metric, data, impose_statistics(population))
-    lost = max(by_batch, recalibrated) - running
+    running = numbers.eval_running
+    lost = max(numbers.eval_batch, numbers.eval_recalibrated) - running
     if not lost > 0:
         return ()
     stale = sorted((layer for layer in layers if layer.gap is not None), key=lambda layer: -_excess(layer))
@@ -178,7 +173,7 @@ def _causal(
 
     def value_with(count: int) -> float:
         replaced = {module: population[module] for _, module in mendable[:count]}
-        return _metric(model, metric, data, impose_statistics(replaced))
+        return _metric_of_all(model, metric, data, impose_statistics(replaced))
 
     if len(mendable) > 1 and not value_with(len(mendable)) >= running + _ENOUGH * lost:
         return ()  # where all of them are too few, one after the other need not be tried

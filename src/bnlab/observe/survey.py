@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -35,7 +36,6 @@ from bnlab.observe.passes.batches import (
 from bnlab.observe.passes.dropout import dropping_paths
 from bnlab.observe.passes.executed_graph import ExecutedGraph, execute
 from bnlab.observe.passes.layer_statistics import observe
-from bnlab.observe.passes.outputs import Outputs
 from bnlab.observe.passes.population import impose_batch_statistics
 from bnlab.observe.passes.subject import Subject, said
 from bnlab.observe.structure import executions
@@ -212,16 +212,20 @@ def _shown(
     model = subject.model
     with subject.untouched(), torch.no_grad(), said("forward must run on the example"):
         graph = execute(model.eval(), batch, modules.values())
-        train_graph = _train_graph(subject, batch, modules)
+        train_graph = _train_graph(model, batch)
         shown = executions(model, graph, modules, train_graph=train_graph)
         return shown, dropping_paths(model, graph, train_graph)
 
 
-def _train_graph(subject: Subject, batch: Batch, modules: Mapping[str, nn.Module]) -> ExecutedGraph | None:
-    """Return what runs in train mode, where dropout may be called that is not in eval mode; None if it does not run."""
-    model = subject.model
-    with subject.untouched(), suppress(Exception), impose_batch_statistics(model):
-        return execute(model.train(), batch, modules.values())
+def _train_graph(model: nn.Module, batch: Batch) -> ExecutedGraph | None:
+    """Return what runs in train mode, where dropout may be called that is not in eval mode; None if it does not run.
+
+    A copy runs: train mode may change what a snapshot does not bring back, such as weights in place.
+    """
+    with suppress(Exception):
+        twin = copy.deepcopy(model).train()
+        with impose_batch_statistics(twin):
+            return execute(twin, batch, any_batch_norm(twin).values())
     return None
 
 
@@ -259,15 +263,12 @@ def _with_data(
         for layer in evidence.layers
     )
     evidence = replace(evidence, layers=layers, notes=tuple(passes.notes))
-    outputs = Outputs(subject, [*usable, *(reference if train_data is not None else ())])
     with said("forward must run on every batch of data"):
-        evidence = replace(
-            evidence, mixing=_mixing(subject, usable, evidence), output_gap=_output_gap(subject, usable, outputs)
-        )
+        evidence = replace(evidence, mixing=_mixing(subject, usable, evidence), output_gap=_output_gap(subject, usable))
     if inputs.metric is None:
         return evidence
     train_data = None if train_data is None else reference
-    return measure(subject, modules, evidence, inputs.metric, data, train_data, usable, outputs)
+    return measure(subject, modules, evidence, inputs.metric, data, train_data, usable)
 
 
 _NOTHING: Mapping[str, Observed] = {}
@@ -335,7 +336,7 @@ def _with_gap(layer: ModelLayer) -> ModelLayer:
     return replace(layer, gap=layer_gap(running, layer.data, layer.train_data, layer.dropped, shuffled))
 
 
-def _output_gap(subject: Subject, data: Iterable[Batch], outputs: Outputs) -> OutputGap | None:
+def _output_gap(subject: Subject, data: Iterable[Batch]) -> OutputGap | None:
     """Compare the outputs of the whole network with running statistics and with batch statistics."""
     model = subject.model
     square = total = spread = 0.0
@@ -343,9 +344,8 @@ def _output_gap(subject: Subject, data: Iterable[Batch], outputs: Outputs) -> Ou
     with subject.untouched(), torch.no_grad():
         model.eval()
         for batch in islice(batches_of(data, model), _OUTPUT_BATCHES):
-            with outputs.under("running"):
-                running = _outputs(model, batch)
-            with outputs.under("batch"), impose_batch_statistics(model):
+            running = _outputs(model, batch)
+            with impose_batch_statistics(model):
                 by_batch = _outputs(model, batch)
             for left, right in zip(running, by_batch, strict=False):
                 if left.shape != right.shape or not bool(right.isfinite().all()):

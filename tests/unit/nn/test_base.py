@@ -98,3 +98,53 @@ def test_no_activation_lets_padding_into_a_gradient(activation):
     y[keep.unsqueeze(1).expand_as(y)].square().sum().backward()
     assert torch.isfinite(layer.weight.grad).all()
     assert torch.isfinite(leaf.grad).all()
+
+
+def columns(rows):
+    """Vectors that lie in memory with others between their values, as `load_state_dict(assign=True)` may leave them."""
+    return (2 * torch.rand(rows, 3)).unbind(1)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_parameters_and_buffers_may_lie_apart_in_memory(activation):
+    expected, layer = nn.BatchNorm2d(6).double(), bnlab.nn.BatchNorm2d(6, activation=activation)
+    weight, mean, var = columns(6)
+    state = {"weight": weight, "bias": mean, "running_mean": var, "running_var": mean + 1}
+    expected.load_state_dict(state, strict=False)
+    layer.load_state_dict(state, strict=False, assign=True)
+    assert layer.running_mean.stride() == (3,)
+    x = 3 + torch.randn(4, 6, 5, 5)
+    for training in (True, False):
+        outputs = layer.train(training)(x), expected.train(training)(x.double()).float()
+        assert_close(outputs[0], outputs[1] if activation is None else outputs[1].relu(), rtol=1e-4, atol=1e-5)
+        assert_close(layer.running_mean, expected.running_mean.float())
+        assert_close(layer.running_var, expected.running_var.float())
+    assert_close(weight, state["weight"], rtol=0, atol=0)
+    wide = torch.ones(1).expand(6)
+    assert_close(torch.func.functional_call(layer.train(), {"weight": wide}, (x,)).mean(), layer_mean(layer, x, wide))
+
+
+def layer_mean(layer, x, weight):
+    y = nn.functional.batch_norm(x.double(), None, None, weight.double(), layer.bias.double(), True, 0.0, layer.eps)
+    return (y if layer.activation is None else y.relu()).mean().float()
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_vector_of_another_length_is_refused_and_memory_beside_it_is_left_alone(name, training):
+    layer, memory = bnlab.nn.BatchNorm2d(6).train(training), torch.ones(12)
+    vector = memory[:3]
+    setattr(layer, name, nn.Parameter(vector) if name in ("weight", "bias") else vector)
+    if training or not name.startswith("running"):
+        with pytest.raises((RuntimeError, ValueError)):
+            layer(3 + torch.randn(4, 6, 5, 5))
+    assert torch.equal(memory[3:], torch.ones(9))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32, torch.int64])
+def test_a_counter_of_any_dtype_counts(dtype):
+    layer = bnlab.nn.BatchNorm1d(2)
+    layer.num_batches_tracked = torch.tensor(3, dtype=dtype)
+    layer(torch.randn(8, 2))
+    assert layer.num_batches_tracked == 4
+    assert layer.num_batches_tracked.dtype == dtype

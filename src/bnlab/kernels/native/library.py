@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -22,12 +23,20 @@ OPERATORS = ("train", "apply", "backward", "statistics")
 _COMPILE = "python -m bnlab.kernels.native.build"
 
 
-@cache
+_LOADING = threading.Lock()
+
+
 def unavailable() -> str | None:
     """Load the library the first time it is needed; return why it cannot be used, or None.
 
     `BNLAB_CPU` and `BNLAB_ISA` are read then, and not again.
     """
+    with _LOADING:
+        return _load()
+
+
+@cache
+def _load() -> str | None:
     if os.environ.get("BNLAB_CPU", "auto") == "torch":
         return "BNLAB_CPU asks for torch"
     if not LIBRARY.exists():

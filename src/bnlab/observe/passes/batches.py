@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from itertools import count, islice
 from typing import Any, Literal, TypeAlias
 
@@ -82,26 +83,13 @@ class _Without:
         return getattr(self._data, name)
 
 
-class _HeldSamples:
-    """Stands for the `dataset` of a loader of which some batches are held: a metric may divide by its length."""
-
-    def __init__(self, dataset: object, samples: int) -> None:
-        self._dataset, self._samples = dataset, samples
-
-    def __len__(self) -> int:
-        return self._samples
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the dataset has
-        """Return what the dataset itself offers, such as the names of its classes."""
-        return getattr(self._dataset, name)
-
-
 class KeptBatches(Sequence[Batch]):
     """Batches of a data set that are held in memory, so that the data are read once.
 
     Args:
         batches: What is held, by its place in the data.
-        data: What they come from; attributes that a list has not, such as the `dataset` of a loader, are those of it.
+        data: What they come from. Where all of it is held, attributes that a list has not, such as the `dataset` of a
+            loader, are those of it.
         total: How many batches the data has; None where that is not known.
         uses_all: Whether every batch of the data is to be used, where it can be run through once more.
         left_out: Places in the data of batches that are not to be used.
@@ -127,24 +115,32 @@ class KeptBatches(Sequence[Batch]):
         return len(self._held)
 
     def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - an int or a slice, as of a list
-        """Return a batch that is held."""
-        return self._held[index]
+        """Return a copy of a batch that is held, which the caller may change; a list of them for a slice."""
+        held = self._held[index]
+        return [_copied(batch) for batch in held] if isinstance(index, slice) else _copied(held)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the data has
-        """Return what the data itself offers."""
-        if name.startswith("_"):
-            raise AttributeError(name)
-        value = getattr(self._data, name)
-        if name == "dataset" and not (self._is_whole and not self._left_out):
-            return _HeldSamples(value, sum(map(samples_in, self._held)))
-        return value
+        """Return what the data itself offers, where all of it is held: a part has another size than its `dataset`."""
+        if name.startswith("_") or not self.is_whole:
+            raise AttributeError(f"{name!r} is not known of a part of the data")
+        return getattr(self._data, name)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every batch of the data is held."""
+        return self._is_whole and not self._left_out
+
+    @property
+    def source(self) -> Iterable[Batch]:
+        """The data they come from, without the batches that are left out."""
+        return _Without(self._data, self._left_out) if self._left_out else self._data
 
     @property
     def everything(self) -> Iterable[Batch]:
         """Every batch that is to be used: the data itself where that is more than what is held."""
         if self._is_whole or not self._uses_all:
             return self
-        return _Without(self._data, self._left_out) if self._left_out else self._data
+        return self.source
 
     def without(self, left_out: Collection[int]) -> KeptBatches:
         """Return the data without some batches, by their places in :attr:`everything`."""
@@ -187,22 +183,17 @@ def keep(name: str, data: Iterable[Batch], max_batches: MaxBatches) -> KeptBatch
     total = _length(data)
     most = MOST_KEPT if max_batches is None or max_batches == "auto" else max_batches
     wanted = None if total is None or total <= most else {step * total // most for step in range(most)}
-    kept: dict[int, Batch] = {}
-    place = 0
     try:
-        for batch in data:
-            if len(kept) == most:
-                break
-            if wanted is None or place in wanted:
-                kept[place] = batch
-            place += 1
-        else:
-            total = place
+        kept, count, has_ended = _picked(data, most, wanted)
     except BnlabError:
         raise
     except Exception as error:
         text = " ".join(str(error).split())
         raise UsageError(f"{name}: it must yield batches, got {type(error).__name__}: {text[:300]}") from error
+    if has_ended:
+        total = count  # which a length may have promised otherwise
+    elif wanted is None:
+        total = None
     if not kept:
         raise UsageError(f"{name}: it must hold at least one batch, got none.")
     if total is None and max_batches == "auto":
@@ -215,10 +206,50 @@ def keep(name: str, data: Iterable[Batch], max_batches: MaxBatches) -> KeptBatch
     return KeptBatches(kept, data, total, uses_all=max_batches is None)
 
 
+def _picked(data: Iterable[Batch], most: int, wanted: Collection[int] | None) -> tuple[dict[int, Batch], int, bool]:
+    """Read the wanted batches, or the first ones; return them, how many were read, and whether the data ended.
+
+    Batches are copied: a loader may fill the same memory again. Where data promise more batches than they have, and
+    there are few, all are kept.
+    """
+    first: dict[int, Batch] = {}
+    spread: dict[int, Batch] = {}
+    place = 0
+    for batch in data:
+        if wanted is None and place == most:
+            return first, place, False
+        copied = _copied(batch) if place < most or (wanted is not None and place in wanted) else None
+        if place < most:
+            first[place] = copied
+        if wanted is not None and place in wanted:
+            spread[place] = copied
+            if len(spread) == len(wanted):
+                return spread, place + 1, False
+        place += 1
+    return (first if place <= most else spread), place, True
+
+
+def _copied(item: Batch) -> Batch:
+    """Return a batch in containers and tensors of its own, of the same types."""
+    if isinstance(item, Tensor):
+        return item.clone()
+    if type(item) is dict:
+        return {key: _copied(part) for key, part in item.items()}
+    if isinstance(item, (tuple, list)):
+        parts = [_copied(part) for part in item]
+        return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
+    if isinstance(item, MutableMapping):
+        other = copy.copy(item)
+        for key in item:
+            other[key] = _copied(item[key])
+        return other
+    return item
+
+
 def _length(data: Iterable[Batch]) -> int | None:
     try:
         return len(data)  # type: ignore[arg-type]
-    except TypeError:  # a loader of a stream has __len__, which raises
+    except Exception:  # a loader of a stream has __len__, which raises
         return None
 
 

@@ -112,7 +112,7 @@ class _Meter:
             self.not_finite += 1
             return
         far = np.abs(call.mean) > _FAR * np.sqrt(call.var)
-        if call.own is not None and bool((far | (call.var >= _LARGE)).any()):
+        if call.own is not None and (call.own_failed or bool((far | (call.var >= _LARGE)).any())):
             self._compare(call.mean, call.var, *call.own())
         self.input_eps = torch.finfo(call.x.dtype).eps
         self._merge(call.count, call.mean, call.var)

@@ -21,6 +21,7 @@ from bnlab.functional.streaming import StreamingMoments
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
 from bnlab.observe.passes.batches import Batch, Forward, batches_of, run_batch, samples_in
+from bnlab.observe.passes.order import AllSeen
 from bnlab.observe.passes.population import impose_statistics
 from bnlab.observe.passes.statistics import LayerCall, Run, measuring
 from bnlab.observe.passes.subject import Subject
@@ -203,8 +204,14 @@ class _Meters:
         self.is_finite = True
 
     def stage(self, call: LayerCall) -> None:
-        """Note a call of the batch."""
-        self.is_finite = self.is_finite and call.is_finite
+        """Note a call of the batch.
+
+        Raises:
+            AllSeen: If it is not finite: the batch is left out, and what lies behind may not take a NaN.
+        """
+        self.is_finite = call.is_finite
+        if not self.is_finite:
+            raise AllSeen
         self.staged.append((call.path, call.count, call.mean, call.var))
 
     def end(self, samples: int, *, one_value: bool) -> None:

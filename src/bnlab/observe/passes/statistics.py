@@ -54,6 +54,7 @@ class LayerCall:
         var: Unbiased, of the batch. Shape (C,), float64.
         own: Returns mean and unbiased variance as the layer's own operator takes them, which may be off; None where
             that is not known.
+        own_failed: Whether those are known not to be finite.
     """
 
     path: str
@@ -62,6 +63,7 @@ class LayerCall:
     mean: Floats
     var: Floats
     own: Callable[[], tuple[Floats, Floats]] | None
+    own_failed: bool = False
 
     @property
     def is_finite(self) -> bool:
@@ -195,10 +197,11 @@ def _call(path: str, layer: nn.Module, x: Tensor, scratch: Scratch | None) -> La
     if isinstance(layer, BatchNormBase):
         return LayerCall(path, x, count, *left, own=None)
     own = (left[0].copy(), left[1].copy())
+    failed = not np.isfinite(own[0].sum() + own[1].sum())
     eps = float(getattr(layer, "eps", 0.0))
     if type(layer).forward is not _BatchNorm.forward:  # it may do something to its input before BN sees it
-        return LayerCall(path, x, count, *_agreeing(_computed(x), left, eps), own=lambda: own)
-    return LayerCall(path, x, count, *(_trusted(x, left, eps) or _computed(x)), own=lambda: own)
+        return LayerCall(path, x, count, *_agreeing(_computed(x), left, eps), lambda: own, failed)
+    return LayerCall(path, x, count, *(_trusted(x, left, eps) or _computed(x)), lambda: own, failed)
 
 
 def _trusted(x: Tensor, left: tuple[Floats, Floats], eps: float) -> tuple[Floats, Floats] | None:

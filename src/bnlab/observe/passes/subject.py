@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from bnlab.errors import BnlabError, UsageError
 
-__all__ = ["Subject", "said", "untouched"]
+__all__ = ["Subject", "random_numbers_kept", "said", "untouched"]
 
 
 class Subject:
@@ -39,14 +39,10 @@ class Subject:
         appended to keeps what it got. So are parameters: one that forward gives other values gets its own back, unless
         it was changed in place.
         """
-        devices = sorted({buffer.device.index or 0 for buffer, _ in self._buffers if buffer.device.type == "cuda"})
-        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that models draw from
-        with torch.random.fork_rng(devices=devices):
+        with random_numbers_kept({buffer.device for buffer, _ in self._buffers}):
             try:
                 yield
             finally:
-                random.setstate(python)
-                np.random.set_state(numpy)  # noqa: NPY002
                 self._restore()
 
     def _restore(self) -> None:
@@ -55,6 +51,19 @@ class Subject:
                 restoring.callback(_restore_buffer, buffer, value)
             for state in reversed(self._states):
                 restoring.callback(state.restore)
+
+
+@contextmanager
+def random_numbers_kept(devices: Collection[torch.device] = ()) -> Iterator[None]:
+    """Let what is random behind the block go on as if the block had not been there, also on some devices."""
+    indices = sorted({device.index or 0 for device in devices if device.type == "cuda"})
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that models draw from
+    with torch.random.fork_rng(devices=indices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
 
 
 @contextmanager

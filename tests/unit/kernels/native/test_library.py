@@ -23,7 +23,7 @@ def test_a_library_without_a_build_for_this_processor_is_passed_over_with_the_wa
     if library.unavailable() is not None:
         pytest.skip(f"native: {library.unavailable()}")
     monkeypatch.setattr(library, "instruction_set", str)
-    ask = library.unavailable.__wrapped__
+    ask = library._load.__wrapped__
     monkeypatch.delenv("BNLAB_ISA", raising=False)
     assert ask() == "it is not compiled for this processor: python -m bnlab.kernels.native.build --all"
     monkeypatch.setenv("BNLAB_ISA", "avx2")
@@ -67,6 +67,6 @@ def test_asking_again_registers_again():
     """A reload, or an import after one that was interrupted, must find nothing in its way."""
     if library.unavailable() is not None:
         pytest.skip(f"native: {library.unavailable()}")
-    assert library.unavailable.__wrapped__() is None
+    assert library._load.__wrapped__() is None
     x = torch.randn(4, 3, requires_grad=True)
     assert torch.ops.bnlab_native.statistics(x, None)[1] == 4

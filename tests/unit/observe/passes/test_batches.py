@@ -1,6 +1,7 @@
 """The forms of batches, and batches that are held."""
 
 import dataclasses
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_what_is_held_is_spread_evenly(count):
     steps = {right - left for left, right in zip(values(kept), values(kept)[1:], strict=False)}
     assert steps <= {count // len(kept), -(-count // len(kept))}
     assert values(kept)[-1] >= count - -(-count // len(kept))
-    assert (kept.dataset == "the data") == (count <= 64)
+    assert getattr(kept, "dataset", None) == ("the data" if count <= 64 else None)
     assert keep("data", kept, 3) is kept
 
 
@@ -79,17 +80,62 @@ def test_batches_left_out_are_gone_from_what_is_held_and_from_everything(max_bat
     assert values(left.without({0}).everything) == expected[1:]
 
 
-def test_a_metric_that_divides_by_the_size_of_the_dataset_gets_that_of_what_is_held():
-    class Dataset(list):
-        classes = ("cat", "dog")
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: list
 
-    loader = Loader(100)
-    loader.dataset = Dataset(range(200))
-    assert len(keep("data", loader, None).everything.dataset) == 200
-    assert keep("data", loader, 100).dataset is loader.dataset
-    held = keep("data", loader, "auto").dataset
-    assert (len(held), held.classes) == (2 * 64, ("cat", "dog"))
-    assert len(keep("data", loader, 100).without({0, 1}).dataset) == 2 * 98
+
+class Described(dict):
+    """A dict of another class, as tokenizers give them."""
+
+    name = "described"
+
+
+def test_batches_are_handed_out_as_copies_of_their_own_type():
+    batches = [{"x": torch.ones(2)}, Pair(torch.ones(2), [torch.ones(2)]), Described(x=torch.ones(2)), torch.ones(2)]
+    kept = keep("data", batches, "auto")
+    for index, batch in enumerate(batches):
+        taken = kept[index]
+        assert type(taken) is type(batch)
+        for tensor in tensors_in(taken):
+            tensor.fill_(7)
+        if isinstance(taken, dict):
+            taken.pop("x")
+        assert all(bool((tensor == 1).all()) for tensor in tensors_in(kept[index]))
+        assert all(bool((tensor == 1).all()) for tensor in tensors_in(batch))
+    assert [len(tensors_in(batch)) for batch in kept] == [1, 2, 1, 1]
+
+
+def test_a_loader_that_fills_the_same_memory_again_is_held_right():
+    class Reusing(Loader):
+        def __iter__(self):
+            buffer = torch.empty(2, 1)
+            return (buffer.fill_(index) for index in range(self.count))
+
+    assert values(keep("data", Reusing(5), "auto")) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("promised", "real", "expected"),
+    [(1000, 8, list(range(8))), (2, 8, list(range(8))), (64, 100, list(range(64))), (3, 3, [0, 1, 2])],
+)
+def test_a_length_that_is_wrong_is_not_believed(promised, real, expected):
+    class Promising(Loader):
+        def __len__(self):
+            return promised
+
+    kept = keep("data", Promising(real), None)
+    assert values(kept) == expected
+    assert values(kept.everything) == list(range(real))
+
+
+@pytest.mark.parametrize("error", [TypeError, NotImplementedError, AttributeError])
+def test_a_length_that_raises_is_none(error):
+    class Stream(Loader):
+        def __len__(self):
+            raise error
+
+    assert values(keep("data", Stream(3), "auto")) == [0, 1, 2]
 
 
 def test_data_without_a_batch_is_refused():

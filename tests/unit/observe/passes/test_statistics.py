@@ -105,3 +105,14 @@ def test_dropout_stays_off_or_on_though_a_forward_changes_the_mode():
     for dropping, varies in (((), False), (("drop",), True)):
         calls, _ = calls_of(Switching(), [x, x], dropping=dropping)
         assert [bool((call.var > 0).all()) for call in calls] == [varies, varies]
+
+
+def test_statistics_of_a_layer_that_are_not_finite_are_counted(monkeypatch):
+    """As on an accelerator, where torch's own kernel runs: it overflows, and the exact statistics do not."""
+    monkeypatch.setattr("bnlab.observe.passes.scratch._runs_on_kernels", lambda layer: False)
+    model = nn.Sequential(nn.BatchNorm1d(2))
+    x = torch.randn(8, 2) * 1e25
+    (call,), _ = calls_of(model, [x])
+    assert call.own_failed
+    assert call.is_finite
+    assert observe(Subject(model), any_batch_norm(model), [x])["0"].overflowed == 1

@@ -60,12 +60,28 @@ float widened(uint16_t bits, bool is_half) {
   return value;
 }
 
+// Refuses a vector that is not one value for each channel: what lies beyond it is not ours.
+void require_channels(const Tensor& vector, int64_t channels, const char* name) {
+  if (vector.numel() != channels)
+    throw std::runtime_error(std::string(name) + " must have " + std::to_string(channels) + " values, got " +
+                             std::to_string(vector.numel()));
+}
+
+// The distance of two values of a vector, in elements; 0 where one value stands for all.
+int64_t step_of(const Tensor& vector) { return vector.rank() > 0 ? vector.strides()[0] : 0; }
+
 // A vector of any float dtype as doubles; nothing where there is none.
 class Doubles {
  public:
-  explicit Doubles(const Tensor& tensor) : values_(size_t(tensor.numel())) { read(tensor); }
-  explicit Doubles(const Optional& tensor) : values_(tensor.has_value() ? size_t(tensor->numel()) : 0) {
-    if (tensor.has_value()) read(*tensor);
+  Doubles(const Tensor& tensor, int64_t channels, const char* name) : values_(size_t(channels)) {
+    require_channels(tensor, channels, name);
+    read(tensor);
+  }
+  Doubles(const Optional& tensor, int64_t channels, const char* name) {
+    if (!tensor.has_value()) return;
+    require_channels(*tensor, channels, name);
+    values_.resize(size_t(channels));
+    read(*tensor);
   }
   const double* get() const { return values_.empty() ? nullptr : values_.data(); }
 
@@ -73,15 +89,19 @@ class Doubles {
   void read(const Tensor& tensor) {
     const int32_t dtype = tensor.dtype();
     const void* from = data(tensor);
+    const int64_t step = step_of(tensor);
     if (dtype == aoti_torch_dtype_float32())
-      std::copy_n(static_cast<const float*>(from), values_.size(), values_.data());
+      read_each([&](int64_t i) { return double(static_cast<const float*>(from)[i * step]); });
     else if (dtype == aoti_torch_dtype_float64())
-      std::copy_n(static_cast<const double*>(from), values_.size(), values_.data());
+      read_each([&](int64_t i) { return static_cast<const double*>(from)[i * step]; });
     else
-      read_half(static_cast<const uint16_t*>(from), dtype == aoti_torch_dtype_float16());
+      read_each([&](int64_t i) {
+        return double(widened(static_cast<const uint16_t*>(from)[i * step], dtype == aoti_torch_dtype_float16()));
+      });
   }
-  void read_half(const uint16_t* from, bool is_half) {
-    for (size_t i = 0; i < values_.size(); ++i) values_[i] = widened(from[i], is_half);
+  template <class Value>
+  void read_each(const Value& value) {
+    for (size_t i = 0; i < values_.size(); ++i) values_[i] = value(int64_t(i));
   }
   std::vector<double> values_;
 };
@@ -113,23 +133,24 @@ double moved(double running, double fresh, double momentum) {
 }
 
 template <class T>
-bool move(void* running, const double* fresh, double factor, double momentum, int64_t channels) {
-  T* values = static_cast<T*>(running);
+bool move(const Tensor& running, const double* fresh, double factor, double momentum, int64_t channels) {
+  T* values = static_cast<T*>(data(running));
+  const int64_t step = step_of(running);
   constexpr double largest = std::numeric_limits<T>::max();
   bool saturated = false;
-  for (int64_t c = 0; c < channels; ++c) {
-    double value = moved(double(values[c]), fresh[c] * factor, momentum);
+  for (int64_t c = 0; c < channels; ++c, values += step) {
+    double value = moved(double(*values), fresh[c] * factor, momentum);
     if (std::isfinite(value) && std::fabs(value) >= largest) value = std::copysign(largest, value);
-    values[c] = T(value);
-    saturated = saturated || double(values[c]) == largest;
+    *values = T(value);
+    saturated = saturated || double(*values) == largest;
   }
   return saturated;
 }
 
 bool move_any(const Tensor& running, const double* fresh, double factor, double momentum, int64_t channels) {
   const bool wide = running.dtype() == aoti_torch_dtype_float64();
-  return wide ? move<double>(data(running), fresh, factor, momentum, channels)
-              : move<float>(data(running), fresh, factor, momentum, channels);
+  return wide ? move<double>(running, fresh, factor, momentum, channels)
+              : move<float>(running, fresh, factor, momentum, channels);
 }
 
 int64_t update(const bnlab_problem& p, const double* mean, const double* var, const Optional& running_mean,
@@ -167,7 +188,9 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> train(Tensor x, Optional residual, O
                                                   Optional skipped, double momentum, double eps, int64_t activation,
                                                   double slope, bool skip_nonfinite, bool want_bits, int64_t room) {
   const bnlab_problem p = problem_of(x, eps, activation, slope);
-  const Doubles w(weight), b(bias);
+  const Doubles w(weight, p.channels, "weight"), b(bias, p.channels, "bias");
+  if (running_mean.has_value()) require_channels(*running_mean, p.channels, "running_mean");
+  if (running_var.has_value()) require_channels(*running_var, p.channels, "running_var");
   Tensor y = like(x), statistics = empty_pairs(p.channels);
   double* mean = static_cast<double*>(data(statistics));
   double* var = mean + p.channels;
@@ -181,7 +204,8 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> train(Tensor x, Optional residual, O
 std::tuple<Tensor, Tensor, Tensor> apply(Tensor x, Optional residual, Tensor mean, Tensor var, Optional weight,
                                          Optional bias, double eps, int64_t activation, double slope, bool want_bits) {
   const bnlab_problem p = problem_of(x, eps, activation, slope);
-  const Doubles w(weight), b(bias), m(mean), v(var);
+  const Doubles w(weight, p.channels, "weight"), b(bias, p.channels, "bias");
+  const Doubles m(mean, p.channels, "running_mean"), v(var, p.channels, "running_var");
   Tensor y = like(x), statistics = empty_pairs(p.channels);
   double* kept = static_cast<double*>(data(statistics));
   std::copy_n(m.get(), p.channels, kept);
@@ -208,7 +232,7 @@ std::tuple<Tensor, Tensor, Tensor> gradients(const Tensor& dy, const Tensor& x, 
                                              const Optional& bits, bool batch_statistics, double eps,
                                              int64_t activation, double slope, void* dx, bool want_dresidual) {
   const bnlab_problem p = problem_of(x, eps, activation, slope);
-  const Doubles w(weight), b(bias);
+  const Doubles w(weight, p.channels, "weight"), b(bias, p.channels, "bias");
   const double* mean = static_cast<const double*>(data(statistics));
   std::vector<double> sums(size_t(2 * p.channels));
   Optional dresidual;
