@@ -258,3 +258,34 @@ def test_a_model_that_rejects_nan_behind_a_layer_is_recalibrated_without_the_bat
     spoiled = torch.full((8, 4), float("nan"))
     receipt = bnlab.recalibrate(Rejecting(), [spoiled, *(x for x, _ in batches(3))])
     assert "left out: 1 batch in which a layer gets a NaN or inf" in receipt.changes.notes
+
+
+def share_of_the_data_set(model, data):
+    return sum(int((model(x).argmax(1) == y).sum()) for x, y in data) / len(data.dataset)
+
+
+@pytest.mark.parametrize("max_batches", ["auto", None])
+@pytest.mark.parametrize("metric", [accuracy, share_of_the_data_set])
+def test_the_layers_that_cost_the_metric_are_looked_for_without_reading_again(metric, max_batches):
+    """Eight stale layers, replaced one after the other, would each read long data once more."""
+
+    class Loader(Counted):
+        dataset = range(70 * 16)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8))
+    for _ in range(8):
+        model.extend([nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8)])
+    model.append(nn.Linear(8, 3))
+    inputs = [x for x, _ in batches(70)]
+    with torch.no_grad():
+        for x in inputs:
+            model(x)
+        model.eval()
+        loader = Loader([(x, model(x).argmax(1)) for x in inputs])
+    for layer in model:
+        if isinstance(layer, nn.BatchNorm1d):
+            layer.running_mean += torch.randn(8)
+    numbers = bnlab.check(model, data=loader, metric=metric, max_batches=max_batches).numbers
+    assert numbers.eval_recalibrated > numbers.eval_running + 0.5
+    assert loader.iterations <= 6

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,9 +65,9 @@ def measured(model: nn.Module, metric: Metric, data: KeptBatches) -> Measured:
         UsageError: If the metric raises on all of them, or returns no number.
     """
     with untouched(model), torch.no_grad():
-        value = _metric_of_all(model, metric, data, nullcontext())
+        value = _metric_of_all(model, metric, data)
         try:
-            per_batch = tuple(_metric(model, metric, [batch], nullcontext()) for batch in data)
+            per_batch = tuple(_metric(model, metric, [batch]) for batch in data)
         except BnlabError:
             return Measured(value, None)
     return Measured(value, per_batch)
@@ -94,42 +93,38 @@ def measure(
     model = subject.model
     population = population_statistics(modules, evidence.layers)
     with subject.untouched(), torch.no_grad():
+        running = _metric_of_all(model, metric, data)
+        with impose_batch_statistics(model):
+            train_batch = None if train_data is None else _metric_of_all(model, metric, train_data)
+            eval_batch = _metric_of_all(model, metric, usable)
+        with impose_statistics(population):
+            recalibrated = _metric_of_all(model, metric, data)
         numbers = Numbers(
-            train_batch=None
-            if train_data is None
-            else _metric_of_all(model, metric, train_data, impose_batch_statistics(model)),
-            eval_batch=_metric_of_all(model, metric, usable, impose_batch_statistics(model)),
-            eval_running=_metric_of_all(model, metric, data, nullcontext()),
-            eval_recalibrated=_metric_of_all(model, metric, data, impose_statistics(population)),
+            train_batch=train_batch, eval_batch=eval_batch, eval_running=running, eval_recalibrated=recalibrated
         )
         error = _paired_error(model, metric, usable)
         causal = _causal(model, modules, evidence.layers, metric, usable, numbers, population)
     return replace(evidence, numbers=numbers, metric_error=error, causal=causal)
 
 
-def _metric_of_all(
-    model: nn.Module, metric: Metric, data: KeptBatches, statistics: AbstractContextManager[None]
-) -> float:
+def _metric_of_all(model: nn.Module, metric: Metric, data: KeptBatches) -> float:
     """Return the metric on what is to be used; on the data themselves where it wants to know more than a part tells."""
-    with statistics:
-        if data.everything is not data or data.is_whole:
-            return _metric(model, metric, data.everything, nullcontext())
-        try:
-            return _metric(model, metric, data, nullcontext())
-        except BnlabError:
-            return _metric(model, metric, data.source, nullcontext())
-
-
-def _metric(model: nn.Module, metric: Metric, data: Any, statistics: AbstractContextManager[None]) -> float:  # noqa: ANN401
+    if data.everything is not data or data.is_whole:
+        return _metric(model, metric, data.everything)
     try:
-        with statistics:
-            value = float(metric(model.eval(), data))
+        return _metric(model, metric, data)
+    except BnlabError:
+        return _metric(model, metric, data.source)
+
+
+def _metric(model: nn.Module, metric: Metric, data: Iterable[Any]) -> float:
+    try:
+        return float(metric(model.eval(), data))
     except BnlabError:
         raise
     except Exception as error:
         text = " ".join(str(error).split())
         raise UsageError(f"metric: it must return a number, got {type(error).__name__}: {text[:300]}") from error
-    return value
 
 
 def _paired_error(model: nn.Module, metric: Metric, data: KeptBatches) -> float | None:
@@ -137,8 +132,9 @@ def _paired_error(model: nn.Module, metric: Metric, data: KeptBatches) -> float 
     differences = []
     try:
         for batch in data:
-            running = _metric(model, metric, [batch], nullcontext())
-            differences.append(_metric(model, metric, [batch], impose_batch_statistics(model)) - running)
+            running = _metric(model, metric, [batch])
+            with impose_batch_statistics(model):
+                differences.append(_metric(model, metric, [batch]) - running)
     except BnlabError:
         return None
     return _standard_error(differences)
@@ -160,10 +156,11 @@ def _causal(
     numbers: Numbers,
     population: Mapping[_BatchNorm, tuple[Floats, Floats]],
 ) -> tuple[tuple[str, float], ...]:
-    """Replace the statistics of the most stale layers, one after the other, until the metric is back."""
-    running = numbers.eval_running
-    lost = max(numbers.eval_batch, numbers.eval_recalibrated) - running
-    if not lost > 0:
+    """Replace the statistics of the most stale layers, one after the other, until the metric is back.
+
+    Only the held batches are used: so many passes over data that are not held would read them from the disk each time.
+    """
+    if not max(numbers.eval_batch, numbers.eval_recalibrated) > numbers.eval_running:
         return ()
     stale = sorted((layer for layer in layers if layer.gap is not None), key=lambda layer: -_excess(layer))
     candidates = [(layer.name, modules[layer.name]) for layer in stale[:_MOST_LAYERS]]
@@ -172,17 +169,42 @@ def _causal(
     ]
 
     def value_with(count: int) -> float:
-        replaced = {module: population[module] for _, module in mendable[:count]}
-        return _metric_of_all(model, metric, data, impose_statistics(replaced))
+        with impose_statistics({module: population[module] for _, module in mendable[:count]}):
+            return _metric(model, metric, data)
 
-    if len(mendable) > 1 and not value_with(len(mendable)) >= running + _ENOUGH * lost:
-        return ()  # where all of them are too few, one after the other need not be tried
-    values: list[tuple[str, float]] = []
-    for count, (name, _) in enumerate(mendable, start=1):
-        values.append((name, value_with(count)))
-        if values[-1][1] >= running + _ENOUGH * lost:
-            return tuple(values)
+    try:
+        running, best = _bounds_on_held(model, metric, data, numbers, population)
+        enough = running + _ENOUGH * (best - running)
+        if not best > running or (len(mendable) > 1 and not value_with(len(mendable)) >= enough):
+            return ()  # where all of them are too few, one after the other need not be tried
+        values: list[tuple[str, float]] = []
+        for count, (name, _) in enumerate(mendable, start=1):
+            values.append((name, value_with(count)))
+            if values[-1][1] >= enough:
+                return tuple(values)
+    except BnlabError:  # the metric wants to know more than a part of the data tells
+        return ()
     return ()
+
+
+def _bounds_on_held(
+    model: nn.Module,
+    metric: Metric,
+    data: KeptBatches,
+    numbers: Numbers,
+    population: Mapping[_BatchNorm, tuple[Floats, Floats]],
+) -> tuple[float, float]:
+    """Return the metric with running statistics, and the better one of those it may get back to, on the held batches.
+
+    Where nothing but the held batches is used, they are the numbers.
+    """
+    if data.everything is data:
+        return numbers.eval_running, max(numbers.eval_batch, numbers.eval_recalibrated)
+    running = _metric(model, metric, data)
+    with impose_batch_statistics(model):
+        by_batch = _metric(model, metric, data)
+    with impose_statistics(population):
+        return running, max(by_batch, _metric(model, metric, data))
 
 
 def _excess(layer: ModelLayer) -> float:
