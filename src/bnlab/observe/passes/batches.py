@@ -80,6 +80,8 @@ class _Without:
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the data has
         """Return what the data itself offers."""
+        if name.startswith("_"):  # also of an object that is being copied, which has no data yet
+            raise AttributeError(f"{name!r} is not known of data without some batches")
         return getattr(self._data, name)
 
 
@@ -231,19 +233,17 @@ def _picked(data: Iterable[Batch], most: int, wanted: Collection[int] | None) ->
 
 def _copied(item: Batch) -> Batch:
     """Return a batch in containers and tensors of its own, of the same types."""
-    if isinstance(item, Tensor):
-        return item.clone()
+    return moved(item, torch.clone, _of_same_type)
+
+
+def _of_same_type(item: Mapping[Any, Any], parts: dict[Any, Any]) -> Mapping[Any, Any]:
     if type(item) is dict:
-        return {key: _copied(part) for key, part in item.items()}
-    if isinstance(item, (tuple, list)):
-        parts = [_copied(part) for part in item]
-        return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
-    if isinstance(item, MutableMapping):
-        other = copy.copy(item)
-        for key in item:
-            other[key] = _copied(item[key])
-        return other
-    return item
+        return parts
+    if not isinstance(item, MutableMapping):
+        return item
+    other = copy.copy(item)
+    other.update(parts)
+    return other
 
 
 def _length(data: Iterable[Batch]) -> int | None:
@@ -319,14 +319,24 @@ def batches_of(data: Iterable[Any], like: nn.Module) -> Iterator[Any]:
         yield batch if device is None else moved(batch, lambda tensor: tensor.to(device))
 
 
-def moved(item: Any, function: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
-    """Apply a function to every tensor in nested tuples, lists and dicts."""
+def moved(
+    item: Any,  # noqa: ANN401
+    function: Callable[[Tensor], Tensor],
+    rebuilt: Callable[[Mapping[Any, Any], dict[Any, Any]], Mapping[Any, Any]] = lambda _, parts: parts,
+) -> Any:  # noqa: ANN401
+    """Apply a function to every tensor in nested tuples, lists and mappings.
+
+    Args:
+        item: A batch.
+        function: What becomes of a tensor.
+        rebuilt: Returns the mapping that stands for one, from it and its new parts; without it they are dicts.
+    """
     if isinstance(item, Tensor):
         return function(item)
     if isinstance(item, Mapping):
-        return {key: moved(part, function) for key, part in item.items()}
+        return rebuilt(item, {key: moved(part, function, rebuilt) for key, part in item.items()})
     if isinstance(item, (tuple, list)):
-        parts = [moved(part, function) for part in item]
+        parts = [moved(part, function, rebuilt) for part in item]
         return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
     return item
 

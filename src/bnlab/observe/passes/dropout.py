@@ -65,10 +65,8 @@ def dropping_call(modules: Mapping[str, nn.Module], call: Call) -> str | None:
         modules: Every module of the model by path.
         call: Of a graph; the functional forms count with either value of `training`.
     """
-    path = call.modules[-1] if call.modules else ""
-    if drop_rate(modules.get(path)) > 0:
-        return path
-    return path if _rate(call) > 0 else None
+    path = _path(call)
+    return path if drop_rate(modules.get(path)) > 0 or _rate(call) > 0 else None
 
 
 def dropping_paths(model: nn.Module, eval_graph: ExecutedGraph, train_graph: ExecutedGraph | None) -> frozenset[str]:
