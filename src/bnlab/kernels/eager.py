@@ -237,9 +237,7 @@ def in_dtype_of(values: Tensor, parameter: Tensor | None) -> Tensor:
 
 
 def _as(values: Tensor, parameter: Tensor | None) -> Tensor | None:
-    if parameter is None:
-        return None
-    return values if values.dtype == parameter.dtype else values.to(parameter.dtype)
+    return None if parameter is None else in_dtype_of(values, parameter)
 
 
 def _applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:

@@ -135,7 +135,6 @@ def pool(
     """
     meters = _Meters({path: _Meter(channels_of(layer)) for path, layer in layers.items()})
     with (
-        subject.untouched(),
         impose_statistics(imposed or {}),
         measuring(subject, layers, meters.stage, by_batch=by_batch, forward=forward) as run,
     ):
