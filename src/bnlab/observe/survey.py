@@ -303,7 +303,11 @@ class _Passes:
         if described is not None:
             self.notes.append(f"{what}: from {described}")
         short: set[int] = set()
-        seen = self._observed(what, data.everything, skipped=short)
+        not_finite: set[int] = set()
+        seen = self._observed(what, data.everything, skipped=short, not_finite=not_finite)
+        if not_finite:
+            batches = counted(len(not_finite), "batch", "batches")
+            self.notes.append(f"{what}: {batches} left out where a layer gets a NaN or inf")
         if not short:
             return seen, data
         batches = counted(len(short), "batch", "batches")

@@ -42,6 +42,7 @@ def observe(
     forward: Forward = run_batch,
     advance: Callable[[], None] = lambda: None,
     skipped: set[int] | None = None,
+    not_finite: set[int] | None = None,
 ) -> dict[str, Observed]:
     """Return what every layer gets over a data set, with every BN on batch statistics and the rest in eval mode.
 
@@ -54,6 +55,7 @@ def observe(
         advance: Called after every batch.
         skipped: Gets the indices of batches that leave one value per channel in a layer, which has no statistics. They
             are left out from that layer on.
+        not_finite: Gets the indices of batches in which a layer gets a NaN or inf. They are left out of that layer.
 
     Returns:
         One entry for each layer that ran on at least one finite batch.
@@ -64,9 +66,13 @@ def observe(
     meters = {path: _Meter(channels_of(layer), float(getattr(layer, "eps", 0.0))) for path, layer in layers.items()}
     short: dict[int, str] = {}
     index = -1
-    with measuring(
-        subject, layers, lambda call: meters[call.path].take(call), dropping=dropping, forward=forward
-    ) as run:
+
+    def take(call: LayerCall) -> None:
+        if not_finite is not None and not call.is_finite:
+            not_finite.add(index)
+        meters[call.path].take(call)
+
+    with measuring(subject, layers, take, dropping=dropping, forward=forward) as run:
         for index, batch in enumerate(batches_of(data, subject.model)):
             path = run.one_batch(batch)
             if path is not None:

@@ -188,3 +188,18 @@ def test_a_last_batch_of_one_sample_is_left_out_and_said():
     diagnosis = bnlab.check(model, data=data, metric=lambda model, batches: sum(float(model(x).sum()) for x in batches))
     assert "data: 1 batch of one value per channel left out: no batch statistics" in diagnosis.notes
     assert diagnosis.numbers is not None
+
+
+@pytest.mark.parametrize(("spoiled", "note"), [((), None), ((1,), "1 batch"), ((0, 1, 2), "3 batches")])
+def test_batches_with_nan_are_left_out_and_said(spoiled, note):
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
+    data = [torch.randn(8, 2) for _ in range(3)]
+    for index in spoiled:
+        data[index][0, 0] = float("nan")
+    not_finite = set()
+    observe(Subject(model), any_batch_norm(model), data, not_finite=not_finite)
+    assert not_finite == set(spoiled)
+    notes = bnlab.check(model, data=data).notes
+    assert [each for each in notes if "NaN" in each] == (
+        [] if note is None else [f"data: {note} left out where a layer gets a NaN or inf"]
+    )
