@@ -100,10 +100,17 @@ def errors_of_models(
     """Return the largest errors of the folded model on the example, and on each random input that the original takes.
 
     Raises:
-        UsageError: If one is above the tolerance, or there is no output to compare.
+        UsageError: If one is above the tolerance, or there is no output to compare, or none that is finite.
     """
     original, copy = Subject(model), Subject(folded)
-    on_example = _error(copy, example, _outputs(original, example), model, tolerance)
+    expected = _outputs(original, example)
+    shown = [tensor for tensor in expected if tensor.numel()]
+    if shown and not any(bool(tensor.isfinite().any()) for tensor in shown):
+        raise UsageError(
+            "fold: the model must give a finite output on the example to prove that folding changed nothing, got NaN "
+            "or inf only. Look for them in the example, and in the model with bnlab check."
+        )
+    on_example = _error(copy, example, expected, model, tolerance)
     others = []
     for other in variants(example):
         try:

@@ -64,3 +64,11 @@ class Drawing(Pair):
 
 def test_a_model_that_draws_in_eval_mode():
     assert folded_into(fold(trained(Drawing()), images(2))) == {"bn": "conv"}
+
+
+def test_an_example_of_nan_proves_nothing():
+    """NaN is like NaN: a wrong fold would pass."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    with pytest.raises(UsageError, match=r"must give a finite output on the example .* got NaN or inf only"):
+        fold(model, torch.full((2, 3, 6, 6), float("nan")))
+    assert isinstance(model[1], nn.BatchNorm2d)
