@@ -24,7 +24,7 @@ from bnlab.progress import reporting
 from bnlab.records import Change, Changes, Finding, GapChange, LeftAlone, Level, MetricChange, Recheck, Safety
 from bnlab.remedies.catalog import REMEDIES_IN_ORDER
 from bnlab.remedies.receipt import Receipt
-from bnlab.remedies.remedy import Material, Plan, Refusal, Remedy
+from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan
 
 __all__ = ["repair"]
 
@@ -88,7 +88,7 @@ def repair(
         >>> receipt.changes.metric.before < 0.5 < 0.95 < receipt.changes.metric.after
         True
     """
-    most, lowest = _safety(safety), _level(level)
+    max_safety, min_level = _safety(safety), _level(level)
     if diagnosis is not None and not isinstance(diagnosis, Diagnosis):
         raise UsageError(f"repair: diagnosis must be what bnlab.check returned, got {type(diagnosis).__name__}.")
     require_data("data", data)
@@ -96,18 +96,24 @@ def repair(
         inputs = Inputs(data=data, train_data=train_data, metric=metric, max_batches=max_batches, advance=advance)
         with random_numbers_kept():  # a loader draws some where it begins
             inputs = inputs.read()
-        return _repaired(model, inputs, diagnosis, most, lowest, dry_run=dry_run)
+        return _repaired(model, inputs, diagnosis, max_safety, min_level, dry_run=dry_run)
 
 
 def _repaired(
-    model: nn.Module, inputs: Inputs, diagnosis: Diagnosis | None, most: Safety, lowest: Level, *, dry_run: bool
+    model: nn.Module,
+    inputs: Inputs,
+    diagnosis: Diagnosis | None,
+    max_safety: Safety,
+    min_level: Level,
+    *,
+    dry_run: bool,
 ) -> Receipt:
     """Repair with validated arguments and data that are held in memory."""
     settings = Settings.of()
     before = diagnosis or check_with(model, settings, inputs=inputs)
     _require_same_model(model, before)
     _require_seen(model, before)
-    planned = plan(before, most, lowest)
+    planned = plan(before, max_safety, min_level)
     if dry_run or not planned.layers:
         return Receipt(model, planned.record(before, is_plan=dry_run), lambda: None)
     attempt = _Attempt(model, planned, _material(inputs, before), before, inputs)
@@ -135,7 +141,7 @@ def _material(inputs: Inputs, before: Diagnosis) -> Material:
 
 
 @dataclass(frozen=True)
-class Planned:
+class RepairPlan:
     """What is to be done.
 
     Attributes:
@@ -162,15 +168,15 @@ class Planned:
         )
 
 
-def plan(diagnosis: Diagnosis, most: Safety, lowest: Level) -> Planned:
+def plan(diagnosis: Diagnosis, max_safety: Safety, min_level: Level) -> RepairPlan:
     """Return what the remedies would do about the findings of a diagnosis: for each the first one that can."""
     layers: dict[Remedy, list[str]] = {}
     changes: dict[Remedy, list[Change]] = {}
     reasons: dict[tuple[str, str], str] = {}
     for finding in diagnosis.findings:
-        if not finding.level.at_least(lowest):
+        if not finding.level.at_least(min_level):
             continue
-        found = _answer(diagnosis, finding, most)
+        found = _answer(diagnosis, finding, max_safety)
         if isinstance(found, Refusal):
             reasons[finding.code, finding.layer or "the network"] = found.reason
             continue
@@ -178,25 +184,25 @@ def plan(diagnosis: Diagnosis, most: Safety, lowest: Level) -> Planned:
         layers.setdefault(remedy, []).extend(steps.layers)
         changes.setdefault(remedy, []).extend(steps.changes)
     ordered = [remedy for remedy in REMEDIES_IN_ORDER if remedy in layers]
-    return Planned(
+    return RepairPlan(
         {remedy: tuple(dict.fromkeys(layers[remedy])) for remedy in ordered},
         {remedy: tuple(dict.fromkeys(changes[remedy])) for remedy in ordered},
         tuple(LeftAlone(layer, f"{code}: {reason}") for (code, layer), reason in reasons.items()),
     )
 
 
-def _answer(diagnosis: Diagnosis, finding: Finding, most: Safety) -> tuple[Remedy, Plan] | Refusal:
+def _answer(diagnosis: Diagnosis, finding: Finding, max_safety: Safety) -> tuple[Remedy, RemedyPlan] | Refusal:
     by_name = {remedy.name: remedy for remedy in REMEDIES_IN_ORDER}
     refused = Refusal(f"to be mended by hand: bnlab explain {finding.code}")
     for name in finding.remedies:
         remedy = by_name.get(name)
         if remedy is None:
             continue
-        if _SAFETIES.index(remedy.safety) > _SAFETIES.index(most):
+        if _SAFETIES.index(remedy.safety) > _SAFETIES.index(max_safety):
             refused = Refusal(f"{name} changes behaviour: ask for it by safety='{remedy.safety.value}'")
             continue
         found = remedy.plan(diagnosis, finding)
-        if isinstance(found, Plan):
+        if isinstance(found, RemedyPlan):
             return remedy, found
         refused = found
     return refused
@@ -208,7 +214,7 @@ class _Attempt:
     def __init__(
         self,
         model: nn.Module,
-        planned: Planned,
+        planned: RepairPlan,
         material: Material,
         before: Diagnosis,
         inputs: Inputs,

@@ -52,33 +52,33 @@ def and_more(rest: int) -> str:
     return f" and {rest} more" if rest > 0 else ""
 
 
-def listed(names: Sequence[str], most: int, *, separator: str = ", ") -> str:
+def listed(names: Sequence[str], limit: int, *, separator: str = ", ") -> str:
     """Return the first names, and how many more there are.
 
     Example:
         >>> listed(["a", "b", "c"], 3), listed(["a", "b", "c", "d"], 2)
         ('a, b, c', 'a, b and 2 more')
     """
-    return separator.join(names[:most]) + and_more(len(names) - most)
+    return separator.join(names[:limit]) + and_more(len(names) - limit)
 
 
-def enumerated(names: Sequence[str], most: int) -> str:
+def enumerated(names: Sequence[str], limit: int) -> str:
     """Return the names as a sentence lists them, or the first ones and how many more there are.
 
     Example:
         >>> enumerated(["a"], 3), enumerated(["a", "b", "c"], 3), enumerated(["a", "b", "c", "d"], 2)
         ('a', 'a, b and c', 'a, b and 2 more')
     """
-    if len(names) > most or len(names) < 2:
-        return listed(names, most)
+    if len(names) > limit or len(names) < 2:
+        return listed(names, limit)
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def abridged(names: Sequence[str], most: int) -> str:
+def abridged(names: Sequence[str], limit: int) -> str:
     """Return the first names, and dots where there are more.
 
     Example:
         >>> abridged(["a", "b"], 2), abridged(["a", "b", "c"], 2)
         ('a, b', 'a, b, ...')
     """
-    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])])
+    return ", ".join([*names[:limit], *(["..."] if len(names) > limit else [])])

@@ -103,7 +103,7 @@ def test_changes_beside_the_statistics_are_seen():
 
 
 def test_an_error_is_right_only_where_there_is_nothing_to_estimate_from():
-    def raising(model, batches, asked):
+    def raising(model, batches, settings):
         raise OSError
 
     assert run(BY_NAME["an empty loader"], raising).verdict == "right"

@@ -7,7 +7,7 @@ import pytest
 from bnlab.checks import CHECKS
 from bnlab.records import REMEDIES, Safety
 from bnlab.remedies.catalog import REMEDIES_IN_ORDER
-from bnlab.remedies.remedy import Plan, Refusal
+from bnlab.remedies.remedy import Refusal, RemedyPlan
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.code)
@@ -40,8 +40,8 @@ def test_a_plan_names_layers_or_gives_a_reason(remedy):
     before = diagnosis.dumps()
     for finding in diagnosis.findings:
         found = remedy.plan(diagnosis, finding)
-        assert isinstance(found, (Plan, Refusal))
-        if isinstance(found, Plan):
+        assert isinstance(found, (RemedyPlan, Refusal))
+        if isinstance(found, RemedyPlan):
             assert found.layers
             assert found.remedy == remedy.name
             assert found.changes

@@ -58,20 +58,20 @@ class MixedHyperparameters(ModelCheck[NoLimits]):
             groups.setdefault("None" if value is None else f"{value:.6g}", []).append(name)
         if len(groups) < 2:
             return
-        (usual, most), *others = sorted(groups.items(), key=lambda item: len(item[1]), reverse=True)
-        told = [f"{usual} in {counted(len(most), 'layer')}"]
-        told += [
+        (usual, largest_group), *others = sorted(groups.items(), key=lambda item: len(item[1]), reverse=True)
+        parts = [f"{usual} in {counted(len(largest_group), 'layer')}"]
+        parts += [
             f"{value} in {counted(len(names), 'layer')} ({abridged(names, _MOST_NAMES)})"
             for value, names in others[: _MOST_VALUES - 1]
         ]
         more = len(groups) - _MOST_VALUES
-        told += [counted(more, "more value")] if more > 0 else []
+        parts += [counted(more, "more value")] if more > 0 else []
         yield self.finding(
             None,
-            f"{hyperparameter} differs between layers: {', '.join(told)}",
+            f"{hyperparameter} differs between layers: {', '.join(parts)}",
             measured={
                 f"values of {hyperparameter}": Quantity(len(groups), "values"),
-                f"layers with another {hyperparameter}": Quantity(len(values) - len(most), "layers"),
+                f"layers with another {hyperparameter}": Quantity(len(values) - len(largest_group), "layers"),
             },
             threshold={f"values of {hyperparameter}": Quantity(1, "values")},
         )

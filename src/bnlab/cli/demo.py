@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
-    from bnlab.lab.stuck_statistics import Config, Outcome
+    from bnlab.lab.stuck_statistics import Config, TrainedNetwork
 
 __all__ = ["command"]
 
@@ -47,7 +47,7 @@ def _demonstrate(path: Path, console: Console) -> None:
     _repair(path, outcome.model, console)
 
 
-def _trained(config: Config, console: Console) -> Outcome:
+def _trained(config: Config, console: Console) -> TrainedNetwork:
     from rich.console import Console as RichConsole
     from rich.progress import Progress
 

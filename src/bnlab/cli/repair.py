@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-class Most(str, Enum):
+class HighestSafety(str, Enum):
     """What a repair may do at most."""
 
     EXACT = "exact"
@@ -43,7 +43,7 @@ def command(
         Path | None, typer.Option(metavar="PATH", help="The new checkpoint; required without --dry-run.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and change nothing.")] = False,
-    safety: Annotated[Most, typer.Option(help="What may be done at most.")] = Most.STATISTICS,
+    safety: Annotated[HighestSafety, typer.Option(help="What may be done at most.")] = HighestSafety.STATISTICS,
     level: LowestLevel = Level.WARNING,
     format_: Annotated[
         PageFormat, typer.Option("--format", help="How the receipt is printed; html is a page to look at.")

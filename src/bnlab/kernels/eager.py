@@ -203,7 +203,7 @@ def differentiable(form: Form, saved: tuple[Any, ...], dy: Tensor) -> tuple[Tens
         dy: Gradient of the output.
     """
     x, weight, bias, moments, bits = saved
-    through = dy if form.activation == 0 else dy * _passed(form, x, weight, bias, moments, bits)
+    through = dy if form.activation == 0 else dy * _activation_derivative(form, x, weight, bias, moments, bits)
     if form.by_batch:
         dx, dweight, dbias = batch_norm_backward(through, x, weight, form.eps)
     else:
@@ -212,11 +212,11 @@ def differentiable(form: Form, saved: tuple[Any, ...], dy: Tensor) -> tuple[Tens
         x_hat = (widened(x) - per_channel(moments[0], x)) * per_channel(inv_std, x)
         dx = (widened(through) * per_channel(scale, x)).to(x.dtype)
         dweight, dbias = channel_sum(widened(through) * x_hat), channel_sum(widened(through))
-    return dx, through if form.added else None, _as(dweight, weight), _as(dbias, bias)
+    return dx, through if form.added else None, _gradient_for(dweight, weight), _gradient_for(dbias, bias)
 
 
 @torch.no_grad()
-def _passed(
+def _activation_derivative(
     form: Form, x: Tensor, weight: Tensor | None, bias: Tensor | None, moments: Tensor, bits: Tensor | None
 ) -> Tensor:
     """Return the derivative of the activation at every element: 1, or the slope below 0."""
@@ -236,7 +236,7 @@ def in_dtype_of(values: Tensor, parameter: Tensor | None) -> Tensor:
     return values if parameter is None or values.dtype == parameter.dtype else values.to(parameter.dtype)
 
 
-def _as(values: Tensor, parameter: Tensor | None) -> Tensor | None:
+def _gradient_for(values: Tensor, parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else in_dtype_of(values, parameter)
 
 

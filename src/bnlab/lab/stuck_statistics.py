@@ -13,7 +13,7 @@ from bnlab.lab.datasets import digits
 from bnlab.lab.small_networks import cnn, cut, seeded, shuffled, take_step
 from bnlab.observe.passes.population import impose_batch_statistics
 
-__all__ = ["Config", "Outcome", "build_network", "train"]
+__all__ = ["Config", "TrainedNetwork", "build_network", "train"]
 
 _MEASURED_BY = 64
 """Images in a batch on which the accuracy is measured: batch statistics depend on it."""
@@ -40,7 +40,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainedNetwork:
     """The trained network, the number of held-out images, and the accuracy on them with either statistics."""
 
     model: nn.Module
@@ -54,7 +54,7 @@ def build_network(momentum: float = 0.1) -> nn.Sequential:
     return cnn(lambda channels: nn.BatchNorm2d(channels, momentum=momentum))
 
 
-def train(config: Config, *, progress: Callable[[int], None] = lambda _: None) -> Outcome:
+def train(config: Config, *, progress: Callable[[int], None] = lambda _: None) -> TrainedNetwork:
     """Train on the handwritten digits that scikit-learn carries, and measure both accuracies on a held-out quarter.
 
     Args:
@@ -81,4 +81,4 @@ def train(config: Config, *, progress: Callable[[int], None] = lambda _: None) -
     running = metrics.accuracy(model, held_out)
     with impose_batch_statistics(model):
         batch_statistics = metrics.accuracy(model, held_out)
-    return Outcome(model, quarter, running, batch_statistics)
+    return TrainedNetwork(model, quarter, running, batch_statistics)

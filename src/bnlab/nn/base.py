@@ -21,7 +21,7 @@ from bnlab.nn.running_update import BatchStatistics, RunningStatistics, is_in_ba
 __all__ = ["BatchNormBase", "BatchStatistics", "Options", "is_recomputation"]
 
 _NOTHING_MOVES = Running()
-_OVERRIDABLE = ("_normalized_by_batch", "_update", "_moved", "_moved_var")
+_OVERRIDABLE = ("_normalized_by_batch", "_update", "_moving_average", "_updated_var")
 
 
 class BatchNormBase(RunningStatistics):

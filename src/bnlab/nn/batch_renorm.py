@@ -155,8 +155,8 @@ class BatchRenorm(BatchNormBase):
         """Return what a copy or pickle keeps: all but the batches in flight."""
         return {**vars(self), "_recent": deque(maxlen=_REMEMBERED)}
 
-    def _moved_var(self, running_var: Tensor, var: Tensor, bessel: float | Tensor) -> Tensor:  # noqa: ARG002
-        std = self._moved((running_var.to(var.dtype) + self.eps).sqrt(), (var + self.eps).sqrt())
+    def _updated_var(self, running_var: Tensor, var: Tensor, bessel: float | Tensor) -> Tensor:  # noqa: ARG002
+        std = self._moving_average((running_var.to(var.dtype) + self.eps).sqrt(), (var + self.eps).sqrt())
         largest = torch.finfo(running_var.dtype).max
         return (std.square() - self.eps).clamp(0, largest).to(running_var.dtype)
 

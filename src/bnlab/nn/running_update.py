@@ -95,21 +95,21 @@ class RunningStatistics(TorchBatchNorm):
             return
         bessel = total / (total - 1 if isinstance(total, float) else (total - 1).clamp(min=1))
         for running, moved in (
-            (self.running_mean, self._moved(self.running_mean, mean)),
-            (self.running_var, self._moved_var(self.running_var, var, bessel)),
+            (self.running_mean, self._moving_average(self.running_mean, mean)),
+            (self.running_var, self._updated_var(self.running_var, var, bessel)),
         ):
             running.copy_(torch.where(counts, moved, running) if isinstance(counts, Tensor) else moved)
         if look:
             self._warn_if_saturated(self.running_var)
 
-    def _moved(self, running: Tensor, new: Tensor) -> Tensor:
+    def _moving_average(self, running: Tensor, new: Tensor) -> Tensor:
         """Return a moving average one update later."""
         updates = 1 if self.num_batches_tracked is None else self.num_batches_tracked.clamp(min=1)
         return moving_average(running, new, self.momentum, updates)
 
-    def _moved_var(self, running_var: Tensor, var: Tensor, bessel: float | Tensor) -> Tensor:
+    def _updated_var(self, running_var: Tensor, var: Tensor, bessel: float | Tensor) -> Tensor:
         """Return the running variance one update later; `bessel` is m/(m-1)."""
-        return self._moved(running_var, var * bessel)
+        return self._moving_average(running_var, var * bessel)
 
     def _warn_if_saturated(self, running_var: Tensor) -> None:
         largest = torch.finfo(running_var.dtype).max

@@ -24,20 +24,20 @@ from bnlab.observe.passes.batches import (
     KeptBatches,
     MaxBatches,
     batches_of,
-    dealt,
     first_samples,
     keep,
     require_data,
     require_max_batches,
     run_batch,
     samples_in,
+    shuffled_batches,
     tensors_in,
 )
 from bnlab.observe.passes.dropout import dropping_paths
 from bnlab.observe.passes.executed_graph import ExecutedGraph, execute
 from bnlab.observe.passes.layer_statistics import observe
 from bnlab.observe.passes.population import impose_batch_statistics
-from bnlab.observe.passes.subject import Subject, said
+from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.observe.structure import executions
 from bnlab.wording import counted
 
@@ -210,7 +210,7 @@ def _shown(
     subject: Subject, batch: Batch, modules: Mapping[str, nn.Module]
 ) -> tuple[dict[str, Execution], Collection[str]]:
     model = subject.model
-    with subject.untouched(), torch.no_grad(), said("forward must run on the example"):
+    with subject.untouched(), torch.no_grad(), usage_error_unless("forward must run on the example"):
         graph = execute(model.eval(), batch, modules.values())
         train_graph = _train_graph(model, batch)
         shown = executions(model, graph, modules, train_graph=train_graph)
@@ -263,7 +263,7 @@ def _with_data(
         for layer in evidence.layers
     )
     evidence = replace(evidence, layers=layers, notes=tuple(passes.notes))
-    with said("forward must run on every batch of data"):
+    with usage_error_unless("forward must run on every batch of data"):
         evidence = replace(evidence, mixing=_mixing(subject, usable, evidence), output_gap=_output_gap(subject, usable))
     if inputs.metric is None:
         return evidence
@@ -286,7 +286,7 @@ class _Passes:
     def over_shuffled(self, what: str, data: KeptBatches) -> Mapping[str, Observed]:
         """Return what every layer gets when samples are dealt into batches at random; nothing if they cannot be."""
         with suppress(UsageError):
-            return self._observed(f"shuffled {what}", dealt(data))
+            return self._observed(f"shuffled {what}", shuffled_batches(data))
         return _NOTHING
 
     def over_dropping(self, what: str, data: KeptBatches, dropping: Collection[str]) -> Mapping[str, Observed]:
@@ -315,7 +315,7 @@ class _Passes:
         return seen, data.without(short)
 
     def _observed(self, what: str, data: Iterable[Batch], **options: Any) -> dict[str, Observed]:  # noqa: ANN401
-        with said(f"forward must run on every batch of {what}"):
+        with usage_error_unless(f"forward must run on every batch of {what}"):
             return observe(
                 self.subject,
                 self.modules,
@@ -408,7 +408,7 @@ def _gradients(subject: Subject, evidence: ModelEvidence, inputs: Inputs, data: 
     if not wanted:
         return {}
     batch = next(iter(batches_of(data, model)))
-    with subject.untouched(), torch.enable_grad(), said("loss must be a scalar of model and batch"):
+    with subject.untouched(), torch.enable_grad(), usage_error_unless("loss must be a scalar of model and batch"):
         model.eval()
         with impose_batch_statistics(model):
             loss = inputs.loss(model, batch)

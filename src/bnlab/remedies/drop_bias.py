@@ -15,13 +15,13 @@ from bnlab.observe.discover import batch_norm_layers
 from bnlab.observe.evidence import Floats
 from bnlab.observe.passes.batches import batches_of
 from bnlab.observe.passes.executed_graph import execute
-from bnlab.observe.passes.subject import said, untouched
+from bnlab.observe.passes.subject import untouched, usage_error_unless
 from bnlab.observe.structure import executions
 from bnlab.records import Change, Changes, DiagnosisRecord, Finding, LeftAlone, Measurement
 from bnlab.remedies.receipt import Receipt
-from bnlab.remedies.remedy import Material, Plan, Refusal, Remedy, record_of
+from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan, record_of
 from bnlab.remedies.running_statistics import stored_statistics, write_statistics
-from bnlab.remedies.witness import differences, testimony
+from bnlab.remedies.witness import behaviour_of, differences
 
 __all__ = ["DropBias"]
 
@@ -38,7 +38,7 @@ class DropBias(Remedy):
 
     name = "drop-bias"
 
-    def plan(self, evidence: DiagnosisRecord, finding: Finding) -> Plan | Refusal:
+    def plan(self, evidence: DiagnosisRecord, finding: Finding) -> RemedyPlan | Refusal:
         """Return the layer, and the bias that goes."""
         record = record_of(evidence, finding.layer)
         if record is None or not record.inputs:
@@ -47,7 +47,7 @@ class DropBias(Remedy):
             return Refusal("it runs more than once")
         gone = Change(record.inputs[0], "bias", "a parameter", "dropped")
         moved = Change(record.name, "running_mean", "with the bias", "without")
-        return Plan(self.name, (record.name,), (gone, moved))
+        return RemedyPlan(self.name, (record.name,), (gone, moved))
 
     def apply(self, model: nn.Module, layers: Sequence[str], material: Material) -> Receipt:
         """Drop the biases, of producers that the graph of the first batch shows to feed nothing but one layer."""
@@ -100,7 +100,7 @@ class _Pair:
 def _pairs(
     model: nn.Module, chosen: dict[str, _BatchNorm], example: object
 ) -> tuple[dict[str, _Pair], list[LeftAlone]]:
-    with untouched(model), torch.no_grad(), said("forward must run on the first batch"):
+    with untouched(model), torch.no_grad(), usage_error_unless("forward must run on the first batch"):
         graph = execute(model.eval(), example)
         ran = executions(model, graph, chosen)
     found: dict[str, _Pair] = {}
@@ -121,7 +121,7 @@ def _pairs(
 
 
 def _outputs(model: nn.Module, example: object) -> dict[str, list[Tensor | None]]:
-    return {what: found for what, found in testimony(model, example).items() if what.startswith("output")}
+    return {what: found for what, found in behaviour_of(model, example).items() if what.startswith("output")}
 
 
 def _proven(before: dict[str, list[Tensor | None]], after: dict[str, list[Tensor | None]]) -> float:

@@ -19,11 +19,11 @@ from bnlab.observe.evidence import Floats
 from bnlab.observe.gap import IN_THE_STATISTICS
 from bnlab.observe.passes.batches import Batch, Forward, require_data, run_batch
 from bnlab.observe.passes.pooling import Estimator, Pooling, pool
-from bnlab.observe.passes.subject import Subject, said
+from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.records import Change, Changes, DiagnosisRecord, Finding, LayerRecord, LeftAlone, Measurement, Safety
 from bnlab.remedies.receipt import Receipt
-from bnlab.remedies.remedy import Material, Plan, Refusal, Remedy, record_of
-from bnlab.remedies.running_statistics import described, moved_by, stored_statistics, write_statistics
+from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan, record_of
+from bnlab.remedies.running_statistics import described, distance_in_std, stored_statistics, write_statistics
 from bnlab.wording import counted
 
 __all__ = ["Recalibrate", "recalibrate", "recalibrate_with"]
@@ -40,7 +40,7 @@ class Recalibrate(Remedy):
 
     name = "recalibrate"
 
-    def plan(self, evidence: DiagnosisRecord, finding: Finding) -> Plan | Refusal:
+    def plan(self, evidence: DiagnosisRecord, finding: Finding) -> RemedyPlan | Refusal:
         """Return the layers whose statistics are wrong.
 
         Statistics of 0 and 1 may be meant: a network that is always run in eval mode computes with them. Only a metric
@@ -59,12 +59,12 @@ class Recalibrate(Remedy):
                     "mean 0 and variance 1 may be meant, as in a network always run in eval mode: give a metric"
                 )
         changes = tuple(Change(record.name, "running statistics", _shown(record), "recomputed") for record in records)
-        return Plan(self.name, tuple(record.name for record in records), changes)
+        return RemedyPlan(self.name, tuple(record.name for record in records), changes)
 
     def apply(self, model: nn.Module, layers: Sequence[str], material: Material) -> Receipt:
         """Recalibrate the layers."""
-        asked = Asked(layerwise=material.layerwise)
-        return recalibrate_with(model, material.batches, asked, layers=layers, advance=material.advance)
+        settings = RecalibrationSettings(layerwise=material.layerwise)
+        return recalibrate_with(model, material.batches, settings, layers=layers, advance=material.advance)
 
 
 def _mended_layers(evidence: DiagnosisRecord) -> tuple[str, ...]:
@@ -151,13 +151,15 @@ def recalibrate(
         >>> receipt.changes.changes[0].before
         'mean 0..0, var 1..1'
     """
-    asked = Asked.of(estimator, layerwise=layerwise, max_batches=max_batches, forward=forward, tolerance=tolerance)
+    settings = RecalibrationSettings.of(
+        estimator, layerwise=layerwise, max_batches=max_batches, forward=forward, tolerance=tolerance
+    )
     require_data("batches", batches)
-    return recalibrate_with(model, batches, asked, layers=layers)
+    return recalibrate_with(model, batches, settings, layers=layers)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class RecalibrationSettings:
     """How to recalibrate, validated."""
 
     estimator: Estimator = "population"
@@ -175,7 +177,7 @@ class Asked:
         max_batches: int | None,
         forward: Forward | None,
         tolerance: float | None,
-    ) -> Asked:
+    ) -> RecalibrationSettings:
         """Validate the arguments of :func:`recalibrate`.
 
         Raises:
@@ -201,7 +203,7 @@ class Asked:
 def recalibrate_with(
     model: nn.Module,
     batches: Iterable[Any],
-    asked: Asked,
+    settings: RecalibrationSettings,
     *,
     layers: Iterable[str] | None = None,
     advance: Callable[[], None] = lambda: None,
@@ -209,13 +211,13 @@ def recalibrate_with(
     """Recalibrate with validated arguments; `advance` is called after every batch."""
     real = getattr(model, "_orig_mod", model)  # of a compiled model: one graph hides the layers
     chosen, left_alone = _chosen(real, layers)
-    with torch.compiler.set_stance("force_eager"), said("forward must run on every batch"):
-        if asked.layerwise:
-            pooling = _layer_by_layer(Subject(real), chosen, batches, asked, advance)
+    with torch.compiler.set_stance("force_eager"), usage_error_unless("forward must run on every batch"):
+        if settings.layerwise:
+            pooling = _layer_by_layer(Subject(real), chosen, batches, settings, advance)
         else:
-            pooling = _pooled(Subject(real), chosen, batches, asked, advance)
+            pooling = _pooled(Subject(real), chosen, batches, settings, advance)
     unused = [LeftAlone(path, "never ran on these batches") for path in chosen if path not in pooling.layers]
-    new = {path: (pooled.mean, pooled.var(asked.estimator)) for path, pooled in pooling.layers.items()}
+    new = {path: (pooled.mean, pooled.var(settings.estimator)) for path, pooled in pooling.layers.items()}
     old = {path: stored_statistics(chosen[path]) for path in new}
     written = write_statistics(chosen, new)
     record = Changes(
@@ -273,7 +275,7 @@ def _pooled(
     subject: Subject,
     chosen: Mapping[str, _BatchNorm],
     batches: Iterable[Batch],
-    asked: Asked,
+    settings: RecalibrationSettings,
     advance: Callable[[], None],
     *,
     by_batch: Collection[nn.Module] = (),
@@ -285,9 +287,9 @@ def _pooled(
         batches,
         by_batch=by_batch,
         imposed=imposed,
-        forward=asked.forward,
-        max_batches=asked.max_batches,
-        tolerance=asked.tolerance,
+        forward=settings.forward,
+        max_batches=settings.max_batches,
+        tolerance=settings.tolerance,
         advance=advance,
     )
 
@@ -296,19 +298,19 @@ def _layer_by_layer(
     subject: Subject,
     chosen: Mapping[str, _BatchNorm],
     batches: Iterable[Batch],
-    asked: Asked,
+    settings: RecalibrationSettings,
     advance: Callable[[], None],
 ) -> Pooling:
     """Measure each layer with all earlier ones final: Wu and Johnson 2021, appendix A.3."""
-    waiting = list(_pooled(subject, chosen, batches, asked, advance).layers)
+    waiting = list(_pooled(subject, chosen, batches, settings, advance).layers)
     final: dict[_BatchNorm, tuple[Floats, Floats]] = {}
     found: dict[str, Pooling] = {}
     while waiting:
         path = waiting.pop(0)
         later = [chosen[name] for name in waiting]
-        found[path] = _pooled(subject, {path: chosen[path]}, batches, asked, advance, by_batch=later, imposed=final)
+        found[path] = _pooled(subject, {path: chosen[path]}, batches, settings, advance, by_batch=later, imposed=final)
         pooled = found[path].layers[path]
-        final[chosen[path]] = pooled.mean, pooled.var(asked.estimator)
+        final[chosen[path]] = pooled.mean, pooled.var(settings.estimator)
     passes = found.values()
     return Pooling(
         layers={path: pooling.layers[path] for path, pooling in found.items()},
@@ -327,7 +329,7 @@ def _measurements(
     new: Mapping[str, tuple[Floats, Floats]],
 ) -> Iterable[Measurement]:
     for path, error in pooling.standard_errors.items():
-        yield Measurement(path, "moved by", moved_by(old[path], new[path], layers[path].eps), "std")
+        yield Measurement(path, "moved by", distance_in_std(old[path], new[path], layers[path].eps), "std")
         if error is not None:
             yield Measurement(path, "standard error", error, "std")
 

@@ -13,11 +13,11 @@ from bnlab.records import REMEDIES, Change, DiagnosisRecord, Finding, LayerRecor
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.refusal import Refusal
 
-__all__ = ["Material", "Plan", "Refusal", "Remedy", "record_of"]
+__all__ = ["Material", "Refusal", "Remedy", "RemedyPlan", "record_of"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class RemedyPlan:
     """What a remedy would change for one finding.
 
     Attributes:
@@ -59,7 +59,7 @@ class Remedy(ABC):
         return REMEDIES[self.name]
 
     @abstractmethod
-    def plan(self, evidence: DiagnosisRecord, finding: Finding) -> Plan | Refusal:
+    def plan(self, evidence: DiagnosisRecord, finding: Finding) -> RemedyPlan | Refusal:
         """Return what is to be done about a finding, or why nothing is."""
 
     @abstractmethod

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.errors import UsageError
 from bnlab.observe.evidence import Floats
 
-__all__ = ["Written", "described", "moved_by", "stored_statistics", "write_statistics"]
+__all__ = ["Written", "described", "distance_in_std", "stored_statistics", "write_statistics"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def described(mean: Floats, var: Floats) -> str:
     return f"mean {_range(mean)}, var {_range(var)}"
 
 
-def moved_by(old: tuple[Floats, Floats], new: tuple[Floats, Floats], eps: float) -> float:
+def distance_in_std(old: tuple[Floats, Floats], new: tuple[Floats, Floats], eps: float) -> float:
     """Return how far normalised outputs move, in standard deviations: root mean square over channels.
 
     Infinite where the old statistics have no root or are not finite.

@@ -13,7 +13,7 @@ from bnlab.errors import UsageError
 from bnlab.observe.discover import batch_norm_layers
 from bnlab.records import Change, Changes, DiagnosisRecord, Finding
 from bnlab.remedies.receipt import Receipt
-from bnlab.remedies.remedy import Material, Plan, Refusal, Remedy, record_of
+from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan, record_of
 
 __all__ = ["SetMomentum"]
 
@@ -23,13 +23,13 @@ class SetMomentum(Remedy):
 
     name = "set-momentum"
 
-    def plan(self, evidence: DiagnosisRecord, finding: Finding) -> Plan | Refusal:
+    def plan(self, evidence: DiagnosisRecord, finding: Finding) -> RemedyPlan | Refusal:
         """Return the layer with its new momentum."""
         record = record_of(evidence, finding.layer)
         if record is None or record.momentum is None or not 0.5 < record.momentum < 1:
             return Refusal("momentum is no decay")
         before, after = record.momentum, momentum_from_decay(record.momentum)
-        return Plan(self.name, (record.name,), (Change(record.name, "momentum", f"{before:g}", f"{after:g}"),))
+        return RemedyPlan(self.name, (record.name,), (Change(record.name, "momentum", f"{before:g}", f"{after:g}"),))
 
     @override
     def apply(self, model: nn.Module, layers: Sequence[str], material: Material) -> Receipt:

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from bnlab.observe.passes.batches import Batch, run_batch, tensors_in
 from bnlab.observe.passes.subject import Subject
 
-__all__ = ["differences", "testimony"]
+__all__ = ["behaviour_of", "differences"]
 
-Testimony = dict[str, list[Tensor | None]]
+Behaviour = dict[str, list[Tensor | None]]
 
 
-def testimony(model: nn.Module, example: Batch) -> Testimony:
+def behaviour_of(model: nn.Module, example: Batch) -> Behaviour:
     """Run a model on a batch in either mode and return every output, gradient and buffer; the model is untouched.
 
     The gradients are those of a fixed combination of all outputs, for every parameter and floating input.
     """
-    found: Testimony = {}
+    found: Behaviour = {}
     subject = Subject(model)
     for training in (True, False):
         with subject.untouched(), torch.enable_grad():
@@ -63,7 +63,7 @@ def _fixed_like(output: Tensor) -> Tensor:
     return steps.reshape(output.shape).to(output)
 
 
-def differences(before: Testimony, after: Testimony) -> dict[str, float]:
+def differences(before: Behaviour, after: Behaviour) -> dict[str, float]:
     """Return the largest difference of each kind, relative to the largest value: 0 where they agree bit by bit."""
     return {
         what: max(starmap(_difference, zip(before[what], after[what], strict=True)), default=0.0) for what in before

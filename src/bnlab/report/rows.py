@@ -40,14 +40,14 @@ def by_code(findings: Iterable[Finding]) -> list[list[Finding]]:
     return list(groups.values())
 
 
-def layers_to_show(with_findings: Sequence[bool], most: int) -> list[int]:
+def layers_to_show(with_findings: Sequence[bool], limit: int) -> list[int]:
     """Return the indices of the layers to show, in their order: those with findings first of all.
 
     Args:
         with_findings: Of each layer, whether something was found in it.
-        most: How many there is room for.
+        limit: How many there is room for.
     """
-    return sorted(sorted(range(len(with_findings)), key=lambda index: (not with_findings[index], index))[:most])
+    return sorted(sorted(range(len(with_findings)), key=lambda index: (not with_findings[index], index))[:limit])
 
 
 def metric_rows(numbers: Numbers | None) -> list[tuple[str, float]]:

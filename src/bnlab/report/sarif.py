@@ -288,9 +288,9 @@ def _message(text: str) -> Json:
     return {"text": shown if len(shown) <= _MOST_TEXT else beginning(shown, _MOST_TEXT - 1)}
 
 
-def _path(name: str, most: int) -> str:
-    """Return a layer path of `most` characters: its end tells it apart."""
-    return name if len(name) <= most else end(name, most - 1)
+def _path(name: str, limit: int) -> str:
+    """Return a layer path of `limit` characters: its end tells it apart."""
+    return name if len(name) <= limit else end(name, limit - 1)
 
 
 def _crashed(diagnoses: Iterable[DiagnosisRecord], index: _Index) -> Iterable[Json]:

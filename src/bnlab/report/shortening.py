@@ -20,14 +20,14 @@ def plain(text: str, unknown: str = "\N{REPLACEMENT CHARACTER}") -> str:
     return "".join(char if _is_shown(char) else unknown for char in text)
 
 
-def beginning(text: str, most: int, ellipsis: str = ELLIPSIS) -> str:
-    """Return the first `most` characters of a text, and an ellipsis where there are more."""
-    return text if len(text) <= most else text[:most] + ellipsis
+def beginning(text: str, limit: int, ellipsis: str = ELLIPSIS) -> str:
+    """Return the first `limit` characters of a text, and an ellipsis where there are more."""
+    return text if len(text) <= limit else text[:limit] + ellipsis
 
 
-def end(text: str, most: int, ellipsis: str = ELLIPSIS) -> str:
-    """Return the last `most` characters of a text: of a layer path, they tell it apart."""
-    return text if len(text) <= most else ellipsis + text[-most:]
+def end(text: str, limit: int, ellipsis: str = ELLIPSIS) -> str:
+    """Return the last `limit` characters of a text: of a layer path, they tell it apart."""
+    return text if len(text) <= limit else ellipsis + text[-limit:]
 
 
 def _is_shown(char: str) -> bool:

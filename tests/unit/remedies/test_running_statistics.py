@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from bnlab.errors import UsageError
-from bnlab.remedies.running_statistics import described, moved_by, stored_statistics, write_statistics
+from bnlab.remedies.running_statistics import described, distance_in_std, stored_statistics, write_statistics
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ def test_how_far_outputs_move_is_the_root_mean_square_over_the_new_data():
     old, new, eps = values([0.0], [1.0]), values([3.0], [4.0]), 1e-5
     x = np.random.default_rng(0).normal(3.0, 2.0, 200_000)
     difference = (x - 0) / np.sqrt(1 + eps) - (x - 3) / np.sqrt(4 + eps)
-    assert moved_by(old, new, eps) == pytest.approx(np.sqrt((difference**2).mean()), rel=0.01)
-    assert moved_by(values([0.0], [-1.0]), new, eps) == float("inf")
-    assert moved_by(new, new, eps) == 0
+    assert distance_in_std(old, new, eps) == pytest.approx(np.sqrt((difference**2).mean()), rel=0.01)
+    assert distance_in_std(values([0.0], [-1.0]), new, eps) == float("inf")
+    assert distance_in_std(new, new, eps) == 0
 
 
 def test_ranges_as_text():

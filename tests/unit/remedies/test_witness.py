@@ -16,18 +16,18 @@ def network(seed=0):
 def test_a_model_agrees_with_itself_and_is_untouched():
     model = network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    evidence = witness.testimony(model, X)
+    evidence = witness.behaviour_of(model, X)
     assert set(evidence) == {
         f"{what} in {mode} mode" for what in ("output", "gradients", "buffers") for mode in ("train", "eval")
     }
-    assert set(differences(evidence, witness.testimony(model, X)).values()) == {0.0}
+    assert set(differences(evidence, witness.behaviour_of(model, X)).values()) == {0.0}
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_gradients_are_those_of_autograd():
     model = nn.Linear(4, 1, bias=False)
-    x_grad, weight_grad = witness.testimony(model, X)["gradients in eval mode"]
+    x_grad, weight_grad = witness.behaviour_of(model, X)["gradients in eval mode"]
     weights = torch.arange(6, dtype=torch.float64).cos().float()
     torch.testing.assert_close(x_grad, weights[:, None] * model.weight)
     torch.testing.assert_close(weight_grad, (weights[:, None] * X).sum(0, keepdim=True))
@@ -45,7 +45,7 @@ def test_gradients_are_those_of_autograd():
 def test_a_difference_shows_where_it_is(change, where):
     model, other = network(), network()
     change(other)
-    assert differences(witness.testimony(model, X), witness.testimony(other, X))[where] > 0
+    assert differences(witness.behaviour_of(model, X), witness.behaviour_of(other, X))[where] > 0
 
 
 def test_another_shape_or_dtype_is_an_infinite_difference_and_nan_equals_nan():

@@ -65,13 +65,13 @@ def read(split: str, folder: Path | None = None) -> Images:
         for suffix, parse in (("", _parse_python), (".bin", _parse_binary)):
             paths = [place / f"{name}{suffix}" for name in _PARTS[split]]
             if all(is_file(path) for path in paths):
-                return _joined([parse(path, read_bytes(path, most=_MOST_BYTES)) for path in paths])
+                return _joined([parse(path, read_bytes(path, max_bytes=_MOST_BYTES)) for path in paths])
         if split == "train" and is_file(place / _LOSSLESS):
             return _joined([_read_lossless(place / _LOSSLESS)])
         if is_file(place / _JPEG):
             return _joined([_read_jpeg(place / _JPEG, split)])
     names = f"{_PARTS[split][0]} .. {_PARTS[split][-1]}" if split == "train" else _PARTS[split][0]
-    raise _SEARCH.not_found(f"{names} (or .bin)", folder)
+    raise _SEARCH.missing_files(f"{names} (or .bin)", folder)
 
 
 def _joined(parts: list[Part]) -> Images:

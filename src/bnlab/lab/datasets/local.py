@@ -38,7 +38,7 @@ class Search:
         tops = ([Path(first)] if first else []) + [Path("data")]
         return [top / inner for top in tops for inner in ("", *self.inner)] + [self._cache()]
 
-    def not_found(self, wanted: str, folder: Path | None) -> UnreadableFile:
+    def missing_files(self, wanted: str, folder: Path | None) -> UnreadableFile:
         """Return the error that says where was looked for what, and what to do."""
         return UnreadableFile(
             f"{self.name}: {wanted} must be in a folder that is searched, got none in "
@@ -63,17 +63,17 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - that of pathlib raises where it is forbidden
 
 
-def read_bytes(path: Path, *, most: int) -> bytes:
+def read_bytes(path: Path, *, max_bytes: int) -> bytes:
     """Read a whole file.
 
     Raises:
         UnreadableFile: If the operating system does not hand it over.
-        DamagedFile: If it has more than `most` bytes.
+        DamagedFile: If it has more than `max_bytes` bytes.
     """
     try:
         size = path.stat().st_size
-        if size > most:
-            raise DamagedFile(f"{path}: file must have at most {most} bytes, got {size}.")
+        if size > max_bytes:
+            raise DamagedFile(f"{path}: file must have at most {max_bytes} bytes, got {size}.")
         return path.read_bytes()
     except OSError as err:
         raise unreadable(path, err) from None

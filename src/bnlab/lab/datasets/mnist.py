@@ -50,7 +50,7 @@ def read(split: str, folder: Path | None = None) -> Images:
                 checked_labels(beside, _read_idx(beside, _LABELS, ()), len(pixels)),
                 white=255,
             )
-    raise _SEARCH.not_found(f"{images}[.gz] and {labels}[.gz]", folder)
+    raise _SEARCH.missing_files(f"{images}[.gz] and {labels}[.gz]", folder)
 
 
 def _stored(path: Path) -> Path | None:

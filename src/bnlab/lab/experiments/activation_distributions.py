@@ -147,8 +147,8 @@ class ActivationDistributions(Experiment[Config]):
         """Train the three networks from the same weights on the same batches, at each learning rate."""
         data = self.resolve(config).data
         train, test = (
-            _binary(datasets.load(f"{data}:{split}", batch_size=most, folder=self.data_dir)[0])
-            for split, most in (("train", config.images), ("test", config.probe))
+            _binary(datasets.load(f"{data}:{split}", batch_size=count, folder=self.data_dir)[0])
+            for split, count in (("train", config.images), ("test", config.probe))
         )
         values: dict[str, dict[str, float]] = {claim.key: {} for claim in self.claims}
         table: dict[str, list[float | str]] = {

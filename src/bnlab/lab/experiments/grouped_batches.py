@@ -221,9 +221,9 @@ def _arranged(scheme: str, groups: list[Batch], together: int, generator: torch.
     images, labels = (torch.cat(parts) for parts in zip(*groups, strict=True))
     if scheme == "shuffle":
         return cut(shuffled((images, labels), generator), together)
-    return [(_dealt(images, len(groups)), _dealt(labels, len(groups)))]
+    return [(_interleaved(images, len(groups)), _interleaved(labels, len(groups)))]
 
 
-def _dealt(values: Tensor, parts: int) -> Tensor:
+def _interleaved(values: Tensor, parts: int) -> Tensor:
     """Deal values that are in the order of their class out to so many parts, one after the other."""
     return torch.cat([values[part::parts] for part in range(parts)])

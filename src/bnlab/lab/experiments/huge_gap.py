@@ -13,7 +13,7 @@ import bnlab.nn
 from bnlab.lab.experiment import Claim, Experiment, Observation, Tick
 from bnlab.records import Axis, Figure, Mark, Rule
 
-__all__ = ["Config", "HugeGap", "Outcome", "train"]
+__all__ = ["Config", "HugeGap", "TrainingOutcome", "train"]
 
 _APART, _SMALL, _CLOSE = "1 and x", "x/2 and x", "x-1 and x"
 _NONE, _EVAL, _TORCH, _BNLAB = "no BN", "torch, eval mode", "torch, train mode", "bnlab, train mode"
@@ -52,7 +52,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """What training did: a row for an initial weight above 0 and one for below, a column per pair of inputs.
 
     Attributes:
@@ -263,7 +263,7 @@ class HugeGap(Experiment[Config]):
     def run(self, config: Config, seed: int, tick: Tick) -> Observation:
         """Train every pair of inputs as a channel of its own: the weight in front, BN and Adam are all per channel."""
         pairs = _pairs(config)
-        found: dict[tuple[str, str, str], Outcome] = {}
+        found: dict[tuple[str, str, str], TrainingOutcome] = {}
         table: dict[str, list[float | str]] = {
             name: [] for name in ("input", "method", "panel", "loss", "late", "gradient", "why")
         }
@@ -314,7 +314,7 @@ def train(
     learns: str = "all",
     eps: float = 1e-5,
     biased: bool = True,
-) -> Outcome:
+) -> TrainingOutcome:
     """Train linear -> BN -> sigmoid on pairs of inputs with the targets 0 and 1, from a weight above 0 and one below.
 
     Args:
@@ -350,7 +350,7 @@ def train(
         for loss, first, second in zip(history[-1, 0], *in_front, strict=True)
     )
     late = history[-(config.steps // 4) :].amax(0)
-    return Outcome(history[0], history[-1], late, weights, biases, gammas, why)
+    return TrainingOutcome(history[0], history[-1], late, weights, biases, gammas, why)
 
 
 @dataclass(frozen=True)
@@ -441,7 +441,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _append(table: dict[str, list[float | str]], x: Tensor, method: str, panel: str, outcome: Outcome) -> None:
+def _append(table: dict[str, list[float | str]], x: Tensor, method: str, panel: str, outcome: TrainingOutcome) -> None:
     columns = (x[1], outcome.last[0], outcome.late[0], outcome.weight[0])
     for (second, loss, late, gradient), why in zip(
         zip(*(column.tolist() for column in columns), strict=True), outcome.why, strict=True
@@ -453,11 +453,11 @@ def _append(table: dict[str, list[float | str]], x: Tensor, method: str, panel: 
 
 def _values(
     config: Config,
-    found: Mapping[tuple[str, str, str], Outcome],
+    found: Mapping[tuple[str, str, str], TrainingOutcome],
     *,
-    affine: Outcome,
-    in_front: Outcome,
-    no_eps: Outcome,
+    affine: TrainingOutcome,
+    in_front: TrainingOutcome,
+    no_eps: TrainingOutcome,
 ) -> dict[str, dict[str, float]]:
     """Return the number of each claim under each condition, from an initial weight above 0 but for "sign"."""
 

@@ -140,8 +140,8 @@ class LearningRate(Experiment[Config]):
         """Train with and without BN at each learning rate, then sigmoid networks of each depth."""
         data = self.resolve(config).data
         train, test = (
-            _flat(datasets.load(f"{data}:{split}", batch_size=most, folder=self.data_dir)[0])
-            for split, most in (("train", config.images), ("test", config.probe))
+            _flat(datasets.load(f"{data}:{split}", batch_size=count, folder=self.data_dir)[0])
+            for split, count in (("train", config.images), ("test", config.probe))
         )
         bench = _Bench(config, seed, train, test)
         rectified = f"ReLU, {config.depth} layers"

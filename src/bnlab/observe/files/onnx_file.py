@@ -99,7 +99,7 @@ class Constants:
         scope: A graph or function.
         folder: Where external data lies.
         around: The constants of the graph around a subgraph.
-        most: The largest number of values worth reading; a tensor with more is read as one of shape (0,).
+        limit: The largest number of values worth reading; a tensor with more is read as one of shape (0,).
     """
 
     def __init__(
@@ -108,10 +108,10 @@ class Constants:
         folder: Path,
         around: Constants | None = None,
         *,
-        most: int = MOST_CHANNELS,
+        limit: int = MOST_CHANNELS,
     ) -> None:
         self._folder = folder
-        self._most = most
+        self._limit = limit
         self.tensors: dict[str, TensorProto] = dict(around.tensors) if around else {}
         self.nodes: dict[str, NodeProto] = dict(around.nodes) if around else {}
         self.tensors.update((tensor.name, tensor) for tensor in getattr(scope, "initializer", ()))
@@ -150,7 +150,7 @@ class Constants:
         if shape is None or shape[1].ndim != 1 or not shape[1].size:
             return None
         sides = [int(side) for side in shape[1]]
-        if min(sides) <= 0 or math.prod(sides) > self._most:
+        if min(sides) <= 0 or math.prod(sides) > self._limit:
             return None
         filled = [self._read(attribute.t) for attribute in node.attribute if attribute.name == "value"]
         dtype, value = filled[0] if filled else ("float32", np.zeros(1, dtype=np.float32))
@@ -161,7 +161,7 @@ class Constants:
         from onnx import numpy_helper
         from onnx.checker import ValidationError
 
-        if math.prod(tensor.dims) > self._most:
+        if math.prod(tensor.dims) > self._limit:
             return f"onnx type {tensor.data_type}", np.empty((0,))
         external = {entry.key: entry.value for entry in tensor.external_data}
         if tensor.external_data and "length" not in external:

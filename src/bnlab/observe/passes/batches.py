@@ -20,14 +20,14 @@ __all__ = [
     "KeptBatches",
     "MaxBatches",
     "batches_of",
-    "dealt",
     "first_samples",
     "keep",
-    "moved",
+    "map_tensors",
     "require_data",
     "require_max_batches",
     "run_batch",
     "samples_in",
+    "shuffled_batches",
     "tensors_in",
 ]
 
@@ -66,7 +66,7 @@ def samples_in(batch: Batch) -> int:
 def first_samples(batch: Batch, count: int) -> Batch:
     """Return the first samples of a batch: every tensor whose first dimension is the number of samples is cut."""
     size = samples_in(batch)
-    return moved(batch, lambda tensor: tensor[:count] if tensor.dim() and tensor.size(0) == size else tensor)
+    return map_tensors(batch, lambda tensor: tensor[:count] if tensor.dim() and tensor.size(0) == size else tensor)
 
 
 class _Without:
@@ -183,10 +183,10 @@ def keep(name: str, data: Iterable[Batch], max_batches: MaxBatches) -> KeptBatch
     if isinstance(data, KeptBatches):
         return data
     total = _length(data)
-    most = MOST_KEPT if max_batches is None or max_batches == "auto" else max_batches
-    wanted = None if total is None or total <= most else {step * total // most for step in range(most)}
+    max_kept = MOST_KEPT if max_batches is None or max_batches == "auto" else max_batches
+    wanted = None if total is None or total <= max_kept else {step * total // max_kept for step in range(max_kept)}
     try:
-        kept, count, has_ended = _picked(data, most, wanted)
+        kept, count, has_ended = _picked(data, max_kept, wanted)
     except BnlabError:
         raise
     except Exception as error:
@@ -200,15 +200,15 @@ def keep(name: str, data: Iterable[Batch], max_batches: MaxBatches) -> KeptBatch
         raise UsageError(f"{name}: it must hold at least one batch, got none.")
     if total is None and max_batches == "auto":
         warnings.warn(
-            f"{name}: it must know its length for {most} of its batches to be spread over it, got none: the first "
-            f"{most} are used. Give max_batches=None to use all, or a number.",
+            f"{name}: it must know its length for {max_kept} of its batches to be spread over it, got none: the first "
+            f"{max_kept} are used. Give max_batches=None to use all, or a number.",
             BnlabWarning,
             stacklevel=2,
         )
     return KeptBatches(kept, data, total, uses_all=max_batches is None)
 
 
-def _picked(data: Iterable[Batch], most: int, wanted: Collection[int] | None) -> tuple[dict[int, Batch], int, bool]:
+def _picked(data: Iterable[Batch], max_kept: int, wanted: Collection[int] | None) -> tuple[dict[int, Batch], int, bool]:
     """Read the wanted batches, or the first ones; return them, how many were read, and whether the data ended.
 
     Batches are copied: a loader may fill the same memory again. Where data promise more batches than they have, and
@@ -218,22 +218,22 @@ def _picked(data: Iterable[Batch], most: int, wanted: Collection[int] | None) ->
     spread: dict[int, Batch] = {}
     place = 0
     for batch in data:
-        if wanted is None and place == most:
+        if wanted is None and place == max_kept:
             return first, place, False
-        copied = _copied(batch) if place < most or (wanted is not None and place in wanted) else None
-        if place < most:
+        copied = _copied(batch) if place < max_kept or (wanted is not None and place in wanted) else None
+        if place < max_kept:
             first[place] = copied
         if wanted is not None and place in wanted:
             spread[place] = copied
             if len(spread) == len(wanted):
                 return spread, place + 1, False
         place += 1
-    return (first if place <= most else spread), place, True
+    return (first if place <= max_kept else spread), place, True
 
 
 def _copied(item: Batch) -> Batch:
     """Return a batch in containers and tensors of its own, of the same types."""
-    return moved(item, torch.clone, _of_same_type)
+    return map_tensors(item, torch.clone, _of_same_type)
 
 
 def _of_same_type(item: Mapping[Any, Any], parts: dict[Any, Any]) -> Mapping[Any, Any]:
@@ -265,7 +265,7 @@ def require_max_batches(value: MaxBatches) -> MaxBatches:
     return value
 
 
-def dealt(data: Sequence[Batch]) -> list[Batch]:
+def shuffled_batches(data: Sequence[Batch]) -> list[Batch]:
     """Return some batches of a data set, spread over it, with their samples dealt among them at random.
 
     Returns:
@@ -284,15 +284,13 @@ def dealt(data: Sequence[Batch]) -> list[Batch]:
         if not together:
             return []
         mixed.append(torch.cat(list(column)))
-    dealt_out = [
-        _with_tensors(_input(batch), [m[part] for m in mixed]) for batch, part in zip(kept, order, strict=True)
-    ]
-    return [(item,) if isinstance(batch, (tuple, list)) else item for item, batch in zip(dealt_out, kept, strict=True)]
+    shuffled = [_with_tensors(_input(batch), [m[part] for m in mixed]) for batch, part in zip(kept, order, strict=True)]
+    return [(item,) if isinstance(batch, (tuple, list)) else item for item, batch in zip(shuffled, kept, strict=True)]
 
 
 def _with_tensors(item: Any, tensors: list[Tensor]) -> Any:  # noqa: ANN401
     waiting = iter(tensors)
-    return moved(item, lambda tensor: next(waiting) if tensor.dim() else tensor)
+    return map_tensors(item, lambda tensor: next(waiting) if tensor.dim() else tensor)
 
 
 def require_data(name: str, data: object) -> None:
@@ -316,10 +314,10 @@ def batches_of(data: Iterable[Any], like: nn.Module) -> Iterator[Any]:
     """Yield every batch on the device of a model."""
     device = next((tensor.device for tensor in (*like.parameters(), *like.buffers())), None)
     for batch in data:
-        yield batch if device is None else moved(batch, lambda tensor: tensor.to(device))
+        yield batch if device is None else map_tensors(batch, lambda tensor: tensor.to(device))
 
 
-def moved(
+def map_tensors(
     item: Any,  # noqa: ANN401
     function: Callable[[Tensor], Tensor],
     rebuilt: Callable[[Mapping[Any, Any], dict[Any, Any]], Mapping[Any, Any]] = lambda _, parts: parts,
@@ -334,9 +332,9 @@ def moved(
     if isinstance(item, Tensor):
         return function(item)
     if isinstance(item, Mapping):
-        return rebuilt(item, {key: moved(part, function, rebuilt) for key, part in item.items()})
+        return rebuilt(item, {key: map_tensors(part, function, rebuilt) for key, part in item.items()})
     if isinstance(item, (tuple, list)):
-        parts = [moved(part, function, rebuilt) for part in item]
+        parts = [map_tensors(part, function, rebuilt) for part in item]
         return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
     return item
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bnlab.observe.passes.batches import tensors_in
 
-__all__ = ["AllSeen", "OneValue", "Order", "input_of"]
+__all__ = ["AllSeen", "ExecutionOrder", "OneValue", "input_of"]
 
 
 class AllSeen(BaseException):
@@ -25,7 +25,7 @@ class OneValue(BaseException):
 
 
 @dataclass
-class Order:
+class ExecutionOrder:
     """The order of the layers, and how many calls the first batch made, so that later ones may stop after the last.
 
     If the first batch left a layer out, or ran one twice, every batch runs to its end: others may differ.

@@ -138,7 +138,7 @@ def pool(
         impose_statistics(imposed or {}),
         measuring(subject, layers, meters.stage, by_batch=by_batch, forward=forward) as run,
     ):
-        stopped = _passed(run, meters, batches_of(data, subject.model), max_batches, tolerance, advance)
+        stopped = _run_batches(run, meters, batches_of(data, subject.model), max_batches, tolerance, advance)
         seen = list(run.order.seen)
     if not meters.batches:
         raise UsageError(_nothing_usable(meters))
@@ -152,7 +152,7 @@ def pool(
     )
 
 
-def _passed(
+def _run_batches(
     run: Run,
     meters: _Meters,
     batches: Iterable[Batch],

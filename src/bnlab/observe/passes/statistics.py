@@ -26,7 +26,7 @@ from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
 from bnlab.observe.passes.batches import Batch, Forward, run_batch
 from bnlab.observe.passes.dropout import drops
-from bnlab.observe.passes.order import AllSeen, OneValue, Order, input_of
+from bnlab.observe.passes.order import AllSeen, ExecutionOrder, OneValue, input_of
 from bnlab.observe.passes.scratch import ExactScratch, Scratch, scratch_of
 from bnlab.observe.passes.subject import Subject
 
@@ -80,7 +80,7 @@ class Run:
 
     def __init__(self, model: nn.Module, layers: int, forward: Forward) -> None:
         self._model, self._forward = model, forward
-        self.order = Order(layers)
+        self.order = ExecutionOrder(layers)
 
     def one_batch(self, batch: Batch) -> str | None:
         """Run one batch; return the path of a layer at which it ended, as one value per channel has no statistics."""
@@ -157,7 +157,9 @@ def _refuse_one_value(layer: nn.Module, arguments: tuple[Any, ...], keywords: di
         raise OneValue("")
 
 
-def _watched(path: str, layer: nn.Module, take: Callable[[LayerCall], None], order: Order) -> list[RemovableHandle]:
+def _watched(
+    path: str, layer: nn.Module, take: Callable[[LayerCall], None], order: ExecutionOrder
+) -> list[RemovableHandle]:
     channels, scratch = channels_of(layer), scratch_of(layer)
     if scratch is None and isinstance(layer, _BatchNorm):
         layer.running_mean = layer.running_var = None

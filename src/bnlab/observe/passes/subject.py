@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from bnlab.errors import BnlabError, UsageError
 
-__all__ = ["Subject", "random_numbers_kept", "said", "untouched"]
+__all__ = ["Subject", "random_numbers_kept", "untouched", "usage_error_unless"]
 
 
 class Subject:
@@ -134,7 +134,7 @@ def _attributes(module: nn.Module) -> dict[str, object]:
 
 
 @contextmanager
-def said(rule: str) -> Iterator[None]:
+def usage_error_unless(rule: str) -> Iterator[None]:
     """Turn whatever a model raises into one line."""
     try:
         yield

@@ -14,7 +14,7 @@ from bnlab.errors import UsageError
 from bnlab.observe.discover import batch_norm_layers
 from bnlab.observe.passes.batches import Batch
 from bnlab.observe.passes.executed_graph import execute
-from bnlab.observe.passes.subject import said, untouched
+from bnlab.observe.passes.subject import untouched, usage_error_unless
 from bnlab.records import Changes, Safety
 from bnlab.remedies.convert.families import family_of
 from bnlab.remedies.convert.fuse import fuse_followers
@@ -106,7 +106,7 @@ def _executed_ranks(model: nn.Module, found: Mapping[str, _BatchNorm], example: 
     families = {path: family_of(type(layer)) for path, layer in found.items()}
     if all(family is None or family[0].has_ranks for family in families.values()):
         return {}
-    with untouched(model), torch.no_grad(), said("forward must run on the example"):
+    with untouched(model), torch.no_grad(), usage_error_unless("forward must run on the example"):
         graph = execute(model.eval(), example)
     calls = {path: graph.of_layer(path) for path in found}
     return {path: max(1, len(ran[0].inputs[0].shape) - 2) for path, ran in calls.items() if ran}

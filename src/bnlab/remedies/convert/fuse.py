@@ -14,7 +14,7 @@ from bnlab.errors import UsageError
 from bnlab.nn.base import BatchNormBase
 from bnlab.observe.passes.batches import Batch
 from bnlab.observe.passes.executed_graph import Call, ExecutedGraph, execute
-from bnlab.observe.passes.subject import said, untouched
+from bnlab.observe.passes.subject import untouched, usage_error_unless
 from bnlab.records import Change, LeftAlone
 from bnlab.remedies._rewritten import rewritten_class
 from bnlab.remedies.convert.change_class import change_class
@@ -23,7 +23,7 @@ from bnlab.remedies.convert.followers import Followers, activation_of_module, fo
 from bnlab.remedies.convert.rewrite import fused_graph, traced
 from bnlab.remedies.refusal import Refusal, attempted
 from bnlab.remedies.undo import UndoStack
-from bnlab.remedies.witness import differences, testimony
+from bnlab.remedies.witness import behaviour_of, differences
 
 __all__ = ["Fused", "fuse_followers"]
 
@@ -59,8 +59,8 @@ def fuse_followers(
     Raises:
         UsageError: If output, gradients or buffers are not those of the model before.
     """
-    with said("forward must run on the example in either mode"):
-        before = testimony(model, example)
+    with usage_error_unless("forward must run on the example in either mode"):
+        before = behaviour_of(model, example)
     if not any(before[f"output in {mode} mode"] for mode in ("train", "eval")):
         raise UsageError("convert: the model must return tensors to prove that fusing changed nothing, got none.")
     graphs = _executed(model, example)
@@ -75,7 +75,7 @@ def fuse_followers(
     _settle_shared_additions(wanted, fused)
     _replace_activation_modules(model, wanted, graphs, fused, undo)
     _rewrite_containers(model, wanted, graphs[0], fused, undo)
-    _prove(before, testimony(model, example))
+    _prove(before, behaviour_of(model, example))
     return fused
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.errors import UsageError
-from bnlab.observe.passes.batches import Batch, moved, run_batch, samples_in, tensors_in
-from bnlab.observe.passes.subject import Subject, said
+from bnlab.observe.passes.batches import Batch, map_tensors, run_batch, samples_in, tensors_in
+from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.remedies.fold.proof import relative_error, seeded, tolerance_of
 
 __all__ = ["exported"]
@@ -42,7 +42,7 @@ def exported(model: nn.Module, example: Batch) -> tuple[bytes, str]:
             return _proven(dynamic, model, others), "the batch may have any size"
         except UsageError as error:
             why = str(error)
-    with said("torch.export must take it"), _quiet(), seeded(Subject(model)):
+    with usage_error_unless("torch.export must take it"), _quiet(), seeded(Subject(model)):
         static = torch.export.export(model, *_arguments(given))
     return _proven(static, model, [given]), f"the batch must have {samples} samples, for {why}"
 
@@ -54,7 +54,7 @@ def _dynamic(model: nn.Module, batch: Batch, samples: int) -> tuple[torch.export
     def dimensions(tensor: Tensor) -> Any:  # noqa: ANN401 - torch's own form
         return {0: size} if tensor.dim() and tensor.size(0) == samples else None
 
-    shapes = moved(batch, dimensions)
+    shapes = map_tensors(batch, dimensions)
     positional, keywords = _arguments(batch)
     try:
         with _quiet(), seeded(Subject(model)):
@@ -77,7 +77,7 @@ def _resized(given: Any, samples: int, wanted: int) -> Any:  # noqa: ANN401
             return tensor
         return tensor[torch.arange(wanted, device=tensor.device) % samples]
 
-    return moved(given, resize)
+    return map_tensors(given, resize)
 
 
 def _proven(program: torch.export.ExportedProgram, model: nn.Module, batches: list[Any]) -> bytes:
@@ -87,14 +87,14 @@ def _proven(program: torch.export.ExportedProgram, model: nn.Module, batches: li
         UsageError: If they do not agree.
     """
     file = io.BytesIO()
-    with said("torch.export must write it and read it back"), _quiet():
+    with usage_error_unless("torch.export must write it and read it back"), _quiet():
         torch.export.save(program, file)
         file.seek(0)
         loaded = torch.export.load(file).module()
     for batch in batches:
-        with seeded(Subject(model)), said("the exported model must run"), _quiet():
-            expected = [tensor.clone() for tensor in tensors_in(run_batch(model, moved(batch, torch.clone)))]
-            positional, keywords = _arguments(moved(batch, torch.clone))
+        with seeded(Subject(model)), usage_error_unless("the exported model must run"), _quiet():
+            expected = [tensor.clone() for tensor in tensors_in(run_batch(model, map_tensors(batch, torch.clone)))]
+            positional, keywords = _arguments(map_tensors(batch, torch.clone))
             got = tensors_in(loaded(*positional, **keywords))
         allowed = tolerance_of(tensor.dtype for tensor in (*expected, *model.parameters()))
         errors = [relative_error(a, b) for a, b in zip(expected, got, strict=False)]

@@ -13,9 +13,9 @@ from torch.nn.parameter import is_lazy
 from bnlab._version import __version__
 from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.observe.discover import any_batch_norm
-from bnlab.observe.passes.batches import Batch, batches_of, moved
+from bnlab.observe.passes.batches import Batch, batches_of, map_tensors
 from bnlab.observe.passes.executed_graph import execute
-from bnlab.observe.passes.subject import Subject, said
+from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
 from bnlab.remedies._fold_affine import ScaleAndShift
 from bnlab.remedies.convert.families import class_name
@@ -76,10 +76,10 @@ def fold(model: nn.Module, example: Batch, *, tolerance: float | None = None) ->
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise UsageError(f"fold: tolerance must be above 0 and finite, got {tolerance!r}.")
     (batch,) = batches_of([example], model)
-    with seeded(Subject(model)), said("forward must run on the example"):
-        graph = execute(model, moved(batch, torch.clone), layers.values())
+    with seeded(Subject(model)), usage_error_unless("forward must run on the example"):
+        graph = execute(model, map_tensors(batch, torch.clone), layers.values())
     plan = plan_of(model, graph, layers)
-    with said("it must be one that can be copied"):
+    with usage_error_unless("it must be one that can be copied"):
         folded = copied(model).eval()
         undo = _install(plan, folded)
     measured = _prove_pairs(model, folded, batch, plan, undo, tolerance)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.errors import UsageError
-from bnlab.observe.passes.batches import Batch, moved, run_batch, tensors_in
-from bnlab.observe.passes.subject import Subject, said
+from bnlab.observe.passes.batches import Batch, map_tensors, run_batch, tensors_in
+from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.remedies.witness import differences
 
 __all__ = ["errors_of_models", "errors_of_pairs", "relative_error", "seeded", "tolerance_of", "variants"]
@@ -83,11 +83,11 @@ def errors_of_pairs(model: nn.Module, example: Batch, pairs: dict[str, Pair]) ->
 
         return hook
 
-    with seeded(Subject(model)), said("forward must run on the example"):
+    with seeded(Subject(model)), usage_error_unless("forward must run on the example"):
         for name, (first, last, folded) in pairs.items():
             model.get_submodule(first).register_forward_pre_hook(enter(name), with_kwargs=True)
             model.get_submodule(last).register_forward_hook(leave(name, folded))
-        run_batch(model, moved(example, torch.clone))  # untouched() takes the hooks off again
+        run_batch(model, map_tensors(example, torch.clone))  # untouched() takes the hooks off again
     return {name: errors.get(name, float("inf")) for name in pairs}
 
 
@@ -123,7 +123,7 @@ def errors_of_models(
 
 def _outputs(subject: Subject, batch: Batch) -> list[Tensor]:
     with seeded(subject):
-        return [tensor.clone() for tensor in tensors_in(run_batch(subject.model, moved(batch, torch.clone)))]
+        return [tensor.clone() for tensor in tensors_in(run_batch(subject.model, map_tensors(batch, torch.clone)))]
 
 
 def _error(
@@ -133,7 +133,7 @@ def _error(
     model: nn.Module,
     tolerance: float | None,
 ) -> float:
-    with said("forward must run with its BN layers replaced"):
+    with usage_error_unless("forward must run with its BN layers replaced"):
         got = _outputs(folded, batch)
     dtypes = [tensor.dtype for tensor in (*expected, *model.parameters())]
     allowed = tolerance_of(dtypes) if tolerance is None else tolerance
@@ -167,7 +167,7 @@ def variants(example: Batch, count: int = 2) -> Iterator[Batch]:
     constant = all(bool((tensor == tensor.flatten()[0]).all()) for tensor in floating)
     for seed in range(1, count + 1):
         generator = torch.Generator().manual_seed(seed)
-        yield moved(example, partial(_other, generator=generator, spread=constant))
+        yield map_tensors(example, partial(_other, generator=generator, spread=constant))
 
 
 def _other(tensor: Tensor, generator: torch.Generator, *, spread: bool) -> Tensor:

@@ -27,7 +27,7 @@ from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
 from bnlab.remedies.fold_onnx.inputs import checked_example
 from bnlab.remedies.fold_onnx.pairs import BatchNormNode, Fold, plan
 from bnlab.remedies.fold_onnx.proof import Proof
-from bnlab.remedies.fold_onnx.run import CannotRun
+from bnlab.remedies.fold_onnx.run import EvaluationError
 from bnlab.remedies.fold_onnx.scope import Scope, all_scopes, is_standard, overridable
 from bnlab.remedies.refusal import Refusal
 from bnlab.wording import listed
@@ -164,7 +164,7 @@ class _Folding:
             return
         try:
             outputs, inside = self.proof.of_model(model, self.results.values())
-        except CannotRun as err:
+        except EvaluationError as err:
             raise UsageError(f"{path}: the folded model must run as the original does, got: {err}.") from err
         self._measure(inside, max(outputs.values(), default=None))
         for name, error in outputs.items():
@@ -208,7 +208,7 @@ class _Folding:
         }
         try:
             error = self.proof.of_fold(fold, bn, scope, constants)
-        except CannotRun as err:
+        except EvaluationError as err:
             raise Refusal(f"{fold.became} could not be checked: {err}") from err
         if math.isnan(error):
             raise Refusal(f"{fold.became}, the values would not all be finite")

@@ -180,7 +180,7 @@ def _into_producer(bn: BatchNormNode, scope: Scope) -> Fold:
         values=values,
         source=str(linear.input[0]),
         result=bn.result,
-        became=f"folded into {_said(linear)}" + (", now a Gemm" if node.op_type != linear.op_type else ""),
+        became=f"folded into {_name_and_kind(linear)}" + (", now a Gemm" if node.op_type != linear.op_type else ""),
     )
 
 
@@ -215,7 +215,7 @@ def _into_consumer(bn: BatchNormNode, scope: Scope) -> Fold:
         values=values,
         source=bn.source,
         result=str(linear.output[0]),
-        became=f"folded into {_said(linear)} behind it",
+        became=f"folded into {_name_and_kind(linear)} behind it",
     )
 
 
@@ -369,7 +369,7 @@ def _attribute(node: NodeProto, name: str, default: Value) -> Value:
     return value
 
 
-def _said(linear: NodeProto) -> str:
+def _name_and_kind(linear: NodeProto) -> str:
     """Name a linear node by its weight where an exporter kept torch's names, else by itself."""
     weight = str(linear.input[1])
     own = weight.removesuffix(".weight") if weight.endswith(".weight") else linear.name or linear.output[0]

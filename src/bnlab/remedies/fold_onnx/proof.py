@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bnlab.remedies.fold_onnx.inputs import random_inputs
 from bnlab.remedies.fold_onnx.pairs import BatchNormNode, Fold
-from bnlab.remedies.fold_onnx.run import CannotRun, Values, difference, run_model, run_nodes
+from bnlab.remedies.fold_onnx.run import EvaluationError, Values, difference, run_model, run_nodes
 from bnlab.remedies.fold_onnx.scope import Scope
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Proof:
             constants: What `fold.before` needs.
 
         Raises:
-            CannotRun: If the nodes cannot be run.
+            EvaluationError: If the nodes cannot be run.
         """
         pairs = [(run[fold.source], run[fold.result]) for _, run in self._runs if {fold.source, fold.result} <= {*run}]
         if not pairs or not scope.is_main:
@@ -82,7 +82,7 @@ class Proof:
         For an output that is not floating the error is the share of values that differ.
 
         Raises:
-            CannotRun: If the folded model cannot be run.
+            EvaluationError: If the folded model cannot be run.
         """
         outputs: dict[str, float] = {}
         inside: dict[str, float] = {}
@@ -106,7 +106,7 @@ class Proof:
         for feed in candidates:
             try:
                 found = run_model(model, feed)
-            except CannotRun as err:
+            except EvaluationError as err:
                 reason = str(err)
                 continue
             self._runs.append((feed, {name: value for name, value in found.items() if name in self._keep}))

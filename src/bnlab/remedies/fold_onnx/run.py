@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, ValueInfoProto
 
-__all__ = ["CannotRun", "Values", "difference", "run_model", "run_nodes"]
+__all__ = ["EvaluationError", "Values", "difference", "run_model", "run_nodes"]
 
 Values = dict[str, NDArray[Any]]
 
 
-class CannotRun(Exception):
+class EvaluationError(Exception):
     """Why the evaluator cannot run a model, in one line."""
 
 
@@ -27,7 +27,7 @@ def run_model(model: ModelProto, feed: Mapping[str, NDArray[Any]]) -> Values:
     """Return every tensor of the outer graph by name.
 
     Raises:
-        CannotRun: If the evaluator lacks an operator, or the model does not run on these inputs.
+        EvaluationError: If the evaluator lacks an operator, or the model does not run on these inputs.
     """
     from onnx.reference import ReferenceEvaluator
 
@@ -43,7 +43,7 @@ def run_nodes(
     """Return the last output of a few nodes in a row as a model of their own.
 
     Raises:
-        CannotRun: As :func:`run_model`.
+        EvaluationError: As :func:`run_model`.
     """
     from onnx import helper, numpy_helper
 
@@ -82,7 +82,7 @@ def _reasoned() -> Iterator[None]:
             yield
     except Exception as err:
         text = " ".join(str(err).split()) or type(err).__name__
-        raise CannotRun(text[:200].rstrip(".")) from err
+        raise EvaluationError(text[:200].rstrip(".")) from err
 
 
 @functools.cache

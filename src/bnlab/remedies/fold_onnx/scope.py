@@ -96,7 +96,7 @@ class Scope:
         self.is_main = False
         self.lists_initializers = False
         self._inputs = {getattr(value, "name", value) for value in proto.input}
-        self._constants = Constants(proto, path.parent, most=_MOST_VALUES)
+        self._constants = Constants(proto, path.parent, limit=_MOST_VALUES)
         self._path = path
         self._taken = taken
         self._fed = fed

@@ -29,7 +29,7 @@ from bnlab.remedies.convert.conversion import Conversion
 from bnlab.remedies.convert.families import class_name, family_of
 from bnlab.remedies.convert.plan import plan_all, plan_freeze, plan_thaw, require_built
 from bnlab.remedies.receipt import Receipt
-from bnlab.remedies.remedy import Material, Plan, Refusal, Remedy, record_of
+from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan, record_of
 from bnlab.remedies.undo import UndoStack
 
 __all__ = ["Freeze", "freeze", "unfreeze"]
@@ -49,13 +49,13 @@ class Freeze(Remedy):
 
     name = "freeze"
 
-    def plan(self, evidence: DiagnosisRecord, finding: Finding) -> Plan | Refusal:
+    def plan(self, evidence: DiagnosisRecord, finding: Finding) -> RemedyPlan | Refusal:
         """Return the layer, if it has statistics to be frozen with."""
         record = record_of(evidence, finding.layer)
         if record is None or record.running_mean is None or record.running_var is None:
             return Refusal("it has no finite running statistics to be frozen with")
         change = Change(record.name, "normaliser, buffers, affine", "as they are", "frozen")
-        return Plan(self.name, (record.name,), (change,))
+        return RemedyPlan(self.name, (record.name,), (change,))
 
     @override
     def apply(self, model: nn.Module, layers: Sequence[str], material: Material) -> Receipt:

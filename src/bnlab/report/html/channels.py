@@ -25,7 +25,7 @@ def room(layers: Sequence[LayerRecord]) -> int:
     return counts[-1] if counts else 0
 
 
-def chosen(layer: LayerRecord, named: Collection[int], most: int) -> list[int]:
+def chosen(layer: LayerRecord, named: Collection[int], limit: int) -> list[int]:
     """Return the channels to draw, in ascending order.
 
     Those that findings name, up to half of them; then those furthest from what was observed, up to three quarters; then
@@ -33,12 +33,12 @@ def chosen(layer: LayerRecord, named: Collection[int], most: int) -> list[int]:
     """
     values = layer.per_channel or {}
     count = max(map(len, values.values()), default=0)
-    if count <= most:
+    if count <= limit:
         return list(range(count))
-    kept = set(sorted(channel for channel in named if 0 <= channel < count)[: most // 2])
+    kept = set(sorted(channel for channel in named if 0 <= channel < count)[: limit // 2])
     furthest = [channel for channel in _furthest(values, count) if channel not in kept]
-    kept.update(furthest[: 3 * most // 4 - len(kept)])
-    others, left = [channel for channel in range(count) if channel not in kept], most - len(kept)
+    kept.update(furthest[: 3 * limit // 4 - len(kept)])
+    others, left = [channel for channel in range(count) if channel not in kept], limit - len(kept)
     kept.update(others[place * len(others) // left] for place in range(left))
     return sorted(kept)
 

@@ -174,14 +174,14 @@ def _title(layer: Shown, span: Span, count: int, marked: Marked) -> str:
         place += f", the worst of {span.first + 1:,} to {span.last + 1:,}"
     lines = [layer_name(layer.name), place]
     words = ("gap",) if len(layer.gaps) == 1 else ("gap before", "gap after")
-    lines += [_told(word, gap) for word, gap in zip(words, layer.gaps, strict=True) if gap is not None]
+    lines += [_gap_line(word, gap) for word, gap in zip(words, layer.gaps, strict=True) if gap is not None]
     if layer.span is not None:
         lines.append(f"running_var {number(layer.span.min)} .. {number(layer.span.max)}")
     if marked.findings:
-        lines.append(marked.told)
+        lines.append(marked.codes_with_levels)
     return "\n".join(lines)
 
 
-def _told(word: str, gap: Mapping[str, float]) -> str:
+def _gap_line(word: str, gap: Mapping[str, float]) -> str:
     told = ", ".join(f"{cause} {100 * share:.0f} %" for cause, share in _causes.shares(gap) if abs(share) >= 0.005)
     return f"{word} {number(root_gap(gap))} std" + (f": {told}" if told else "")

@@ -27,7 +27,7 @@ _MOST_ROWS = 2_000
 
 
 @dataclass(frozen=True)
-class _Target:
+class _TargetSection:
     """A diagnosis among many: its findings by code, and how many of each level."""
 
     record: DiagnosisRecord
@@ -99,10 +99,10 @@ def network_of(record: DiagnosisRecord, marked: Sequence[Marked] | None = None) 
     )
 
 
-def _target(record: DiagnosisRecord, level: Level, room: int) -> _Target:
+def _target(record: DiagnosisRecord, level: Level, room: int) -> _TargetSection:
     shown = findings_at_least(record, level)
     codes = " ".join(dict.fromkeys(finding.code for finding in shown))
-    return _Target(record, _findings.groups(record, shown, room=room), codes, len(record.findings) - len(shown))
+    return _TargetSection(record, _findings.groups(record, shown, room=room), codes, len(record.findings) - len(shown))
 
 
 def _totals(records: Sequence[DiagnosisRecord]) -> Counter[str]:

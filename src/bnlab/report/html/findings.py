@@ -72,12 +72,12 @@ def groups(record: DiagnosisRecord, shown: Sequence[Finding], *, room: int = 600
         room: How many rows the page has room for: each code gets an equal part, and a few rows in any case.
     """
     alike = by_code(shown)
-    most = min(_MOST_ROWS, max(_FEWEST_ROWS, room // max(1, len(alike))))
+    limit = min(_MOST_ROWS, max(_FEWEST_ROWS, room // max(1, len(alike))))
     places = {layer.name: place for place, layer in enumerate(record.layers)}
-    return [_group(record, findings, places, most) for findings in alike]
+    return [_group(record, findings, places, limit) for findings in alike]
 
 
-def _group(record: DiagnosisRecord, findings: Sequence[Finding], places: Mapping[str, int], most: int) -> Group:
+def _group(record: DiagnosisRecord, findings: Sequence[Finding], places: Mapping[str, int], limit: int) -> Group:
     first = findings[0]
     layers = list(dict.fromkeys(finding.layer for finding in findings if finding.layer is not None))
     case = Case(first.code, first.level, record.target, layers, is_everywhere=set(layers) >= set(places))
@@ -87,8 +87,8 @@ def _group(record: DiagnosisRecord, findings: Sequence[Finding], places: Mapping
         level=first.level,
         where=f"in {counted(len(layers), 'layer')}" if layers else "in the network",
         why=first.why,
-        rows=tuple(_row(finding, record, places) for finding in findings[:most]),
-        hidden=max(0, len(findings) - most),
+        rows=tuple(_row(finding, record, places) for finding in findings[:limit]),
+        hidden=max(0, len(findings) - limit),
         ways=tuple(way(name, case) for name in names),
     )
 

@@ -33,9 +33,9 @@ class Block:
     last: int
 
 
-def spans(count: int, most: int, badness: Callable[[int], float]) -> list[Span]:
-    """Return at most `most` spans of equal length, each with its worst layer."""
-    size = max(1, -(-count // most))
+def spans(count: int, limit: int, badness: Callable[[int], float]) -> list[Span]:
+    """Return at most `limit` spans of equal length, each with its worst layer."""
+    size = max(1, -(-count // limit))
     found = []
     for first in range(0, count, size):
         last = min(first + size, count) - 1

@@ -104,8 +104,8 @@ class _Writer:
         source: What was observed, the beginning of a name in `LayerRecord.per_channel`; None where nothing was.
     """
 
-    def __init__(self, most: int, source: str | None) -> None:
-        self._most, self._left, self.source = most, _MOST_TEXT, source
+    def __init__(self, limit: int, source: str | None) -> None:
+        self._limit, self._left, self.source = limit, _MOST_TEXT, source
 
     def layer(self, layer: LayerRecord, marked: Marked) -> dict[str, Any]:
         """Return what the page holds of one layer."""
@@ -115,7 +115,7 @@ class _Writer:
             "findings": self._findings(marked),
         }
         if layer.per_channel:
-            drawn = _channels.chosen(layer, marked.channels(), self._most)
+            drawn = _channels.chosen(layer, marked.channels(), self._limit)
             found["values"] = self._values(layer.per_channel, drawn)
             if len(drawn) < layer.channels:
                 found["channels"], found["count"] = drawn, layer.channels

@@ -33,7 +33,7 @@ class Marked:
         return list(dict.fromkeys(finding.code for finding in self.findings))
 
     @property
-    def told(self) -> str:
+    def codes_with_levels(self) -> str:
         """The codes with their levels, as "BN401 warning, BN112 note"."""
         levels = {finding.code: finding.level for finding in reversed(self.findings)}
         return ", ".join(f"{code} {LEVEL_WORDS[levels[code]]}" for code in self.codes)

@@ -51,7 +51,7 @@ def render(changes: Changes) -> str:
         pairs=number_pairs(changes),
         network=network_of(changes.recheck),
         settled=_settled(changes.recheck),
-        most=_MOST_ROWS,
+        limit=_MOST_ROWS,
     )
 
 

@@ -117,9 +117,9 @@ def _causes(diagnosis: DiagnosisRecord, sheet: Sheet) -> Iterable[RenderableType
 
 
 def _cause_layers(cause: Cause, sheet: Sheet) -> Text:
-    most = _MOST_CAUSE_LAYERS * (2 if sheet.wide else 1)
-    names = ", ".join(sheet.layer_name(name).plain for name in cause.layers[:most])
-    return Text(names + and_more(len(cause.layers) - most))
+    limit = _MOST_CAUSE_LAYERS * (2 if sheet.wide else 1)
+    names = ", ".join(sheet.layer_name(name).plain for name in cause.layers[:limit])
+    return Text(names + and_more(len(cause.layers) - limit))
 
 
 def _group(findings: Sequence[Finding], diagnosis: DiagnosisRecord, sheet: Sheet) -> Iterable[RenderableType]:
@@ -187,8 +187,8 @@ def _channels(channels: Sequence[int] | None, width: int, sheet: Sheet) -> str:
         return "-"
     if len(channels) == width:
         return f"all {width}"
-    most = 8 if sheet.wide else 4
-    told = f"{len(channels)} of {width}: {abridged(list(map(str, channels)), most)}"
+    limit = 8 if sheet.wide else 4
+    told = f"{len(channels)} of {width}: {abridged(list(map(str, channels)), limit)}"
     return told if len(told) <= _WIDEST_CHANNELS * (2 if sheet.wide else 1) else f"{len(channels)} of {width}"
 
 

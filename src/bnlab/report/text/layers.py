@@ -116,5 +116,5 @@ def _main_cause(layer: LayerRecord) -> str:
 
 
 def _codes(codes: Sequence[str], sheet: Sheet) -> str:
-    most = _MOST_CODES * (2 if sheet.wide else 1)
-    return " ".join(codes) if len(codes) <= most else f"{codes[0]} +{len(codes) - 1}"
+    limit = _MOST_CODES * (2 if sheet.wide else 1)
+    return " ".join(codes) if len(codes) <= limit else f"{codes[0]} +{len(codes) - 1}"

@@ -59,7 +59,7 @@ def test_cures_that_do_nothing_are_found_out(seen, monkeypatch):
     """Each plant reaches one scheme: what is dealt, the layer, the order, the statistics of the copies."""
     assert verdict(seen, "not-the-buffers") is Verdict.SUPPORTED
     mended, real = [], grouped_batches.accuracy
-    monkeypatch.setattr(grouped_batches, "_dealt", lambda values, parts: values)
+    monkeypatch.setattr(grouped_batches, "_interleaved", lambda values, parts: values)
     monkeypatch.setattr(grouped_batches, "BatchRenorm1d", lambda channels, **options: nn.BatchNorm1d(channels))
     monkeypatch.setattr(grouped_batches, "shuffled", lambda data, generator: data)
     monkeypatch.setattr(bnlab, "recalibrate", lambda model, *args, **options: mended.append(model))
@@ -75,5 +75,5 @@ def test_cures_that_do_nothing_are_found_out(seen, monkeypatch):
 
 def test_images_are_dealt_so_that_each_part_holds_every_class():
     labels = torch.arange(10).repeat_interleave(16)
-    for part in grouped_batches._dealt(labels, 5).split(32):
+    for part in grouped_batches._interleaved(labels, 5).split(32):
         assert set(part.tolist()) == set(range(10))

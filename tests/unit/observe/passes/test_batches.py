@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from bnlab.errors import UsageError
-from bnlab.observe.passes.batches import dealt, first_samples, keep, require_data, run_batch, samples_in, tensors_in
+from bnlab.observe.passes.batches import (
+    first_samples,
+    keep,
+    require_data,
+    run_batch,
+    samples_in,
+    shuffled_batches,
+    tensors_in,
+)
 
 
 @dataclasses.dataclass
@@ -151,11 +159,11 @@ def test_what_cannot_be_run_through_twice_is_refused(data):
 
 def test_samples_are_dealt_among_batches_and_none_is_lost():
     data = [(torch.arange(10.0)[:, None] + 10 * index, "label") for index in range(5)]
-    mixed = dealt(data)
+    mixed = shuffled_batches(data)
     assert sorted(torch.cat([x for (x,) in mixed]).flatten().tolist()) == list(range(50))
     assert [len(x) for (x,) in mixed] == [10] * 5
     assert all(x.max() - x.min() > 10 for (x,) in mixed)
-    assert dealt([torch.ones(2, 3), torch.ones(2, 4)]) == []
+    assert shuffled_batches([torch.ones(2, 3), torch.ones(2, 4)]) == []
 
 
 def test_the_first_samples_of_every_tensor():

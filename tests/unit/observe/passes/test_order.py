@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bnlab.observe.passes.order import AllSeen, Order, input_of
+from bnlab.observe.passes.order import AllSeen, ExecutionOrder, input_of
 
 
 def batch(order, *paths):
@@ -18,7 +18,7 @@ def batch(order, *paths):
 
 
 def test_later_batches_stop_behind_the_last_layer():
-    order = Order(2)
+    order = ExecutionOrder(2)
     assert not batch(order, "a", "b")
     assert batch(order, "a", "b", "head")
     assert list(order.seen) == ["a", "b"]
@@ -26,14 +26,14 @@ def test_later_batches_stop_behind_the_last_layer():
 
 @pytest.mark.parametrize("first", [("a",), ("a", "b", "b")])
 def test_where_the_first_batch_leaves_a_layer_out_or_runs_one_twice_every_batch_runs_to_its_end(first):
-    order = Order(2)
+    order = ExecutionOrder(2)
     assert not batch(order, *first)
     assert not batch(order, "a", "b")
     assert not batch(order, "a", "b")
 
 
 def test_batches_that_differ_run_to_their_end_from_then_on():
-    order = Order(2)
+    order = ExecutionOrder(2)
     batch(order, "a", "b")
     assert not batch(order, "a")
     assert not batch(order, "a", "b")

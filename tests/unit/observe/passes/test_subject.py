@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from bnlab.errors import UsageError
-from bnlab.observe.passes.subject import Subject, said, untouched
+from bnlab.observe.passes.subject import Subject, untouched, usage_error_unless
 
 
 def test_untouched_puts_everything_back():
@@ -67,7 +67,10 @@ def test_one_snapshot_serves_any_number_of_blocks_within_one_another():
 
 
 def test_what_a_model_raises_becomes_one_line_and_errors_of_bnlab_stay():
-    with pytest.raises(UsageError, match=r"^model: it must run, got ValueError: two lines$"), said("it must run"):
+    with (
+        pytest.raises(UsageError, match=r"^model: it must run, got ValueError: two lines$"),
+        usage_error_unless("it must run"),
+    ):
         raise ValueError("two\nlines")
-    with pytest.raises(UsageError, match=r"^mine$"), said("it must run"):
+    with pytest.raises(UsageError, match=r"^mine$"), usage_error_unless("it must run"):
         raise UsageError("mine")

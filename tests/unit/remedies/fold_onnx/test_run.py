@@ -7,7 +7,7 @@ onnx = pytest.importorskip("onnx")
 from onnx import helper  # noqa: E402
 from tests.unit.remedies.fold_onnx.samples import batch_norm, bn_node, made, normal, parameters, prefixed, same, tensors  # noqa: E402
 
-from bnlab.remedies.fold_onnx.run import CannotRun, difference, run_model  # noqa: E402
+from bnlab.remedies.fold_onnx.run import EvaluationError, difference, run_model  # noqa: E402
 
 
 def test_difference_is_relative_and_sees_what_is_not_finite():
@@ -49,5 +49,5 @@ def test_the_evaluator_averages_as_its_own_slow_operator_does(attributes):
 
 def test_the_evaluator_says_why_it_cannot_run():
     model = made([helper.make_node("Secret", ["x"], ["y"], domain="mine")], [], (2, 4))
-    with pytest.raises(CannotRun, match="Secret"):
+    with pytest.raises(EvaluationError, match="Secret"):
         run_model(model, {"x": np.zeros((2, 4), dtype=np.float32)})

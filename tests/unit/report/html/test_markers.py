@@ -18,7 +18,7 @@ def test_a_layer_is_marked_by_its_worst_finding():
 def test_a_code_is_told_once_with_its_level():
     marked = Marked((ERROR, AGAIN, NOTE))
     assert marked.codes == ["BN102", "BN108"]
-    assert marked.told == "BN102 error, BN108 note"
+    assert marked.codes_with_levels == "BN102 error, BN108 note"
     assert marked.channels() == {1, 2, 5}
 
 
