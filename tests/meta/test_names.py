@@ -49,12 +49,12 @@ def test_names_are_the_names_of_things(path):
 
 @pytest.mark.parametrize(
     "source",
-    ["found = 1", "def told(): ...", "self._said = 1", "class _Found: ...", "for given in x: ...", "f = lambda most: 1"],
+    ["found = 1", "def told(): ...", "self._said = 1", "class _Found: ...", "for given in x: ...", "lambda most: 1"],
 )
 def test_the_list_is_held(source):
     assert any(is_refused(name) for name, _ in bound_names(ast.parse(source)))
 
 
-@pytest.mark.parametrize("source", ["from hypothesis import given", "raise FileNotFoundError", "foundation = asking = 1"])
+@pytest.mark.parametrize("source", ["from hypothesis import given", "raise FileNotFoundError", "foundation = 1"])
 def test_other_names_pass(source):
     assert not any(is_refused(name) for name, _ in bound_names(ast.parse(source)))
