@@ -1,10 +1,12 @@
-"""Time and memory of `bnlab check` against torch.load and safetensors.
+"""Measures the time and memory of `bnlab check` against torch.load and safetensors.
 
-Three questions: what does it cost to check a 2 GB checkpoint once everything is imported, how long does the command
-take on a 4 MB file next to `import torch` alone, and how long do 1,000 small files take in one call.
+The benchmark answers three questions. How much does the check of a 2 GB checkpoint cost after all imports? How long
+does the command take on a 4 MB file, compared with `import torch` alone? How long do 1,000 small files take in one
+call?
 
-Each reading runs in a process of its own, after its imports; time is that of one call, memory the rise of the peak
-resident set (VmHWM, reset before the call). Contenders alternate; medians. The file lies in the page cache.
+Each reading runs in its own process, after its imports. The time is that of one call. The memory is the rise of the
+peak resident set (VmHWM, which is reset before the call). The contenders alternate, and the tables show medians. The
+file is in the page cache.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ print(json.dumps([time.perf_counter() - start, (peak() - before) / 1024]))
 
 
 def main() -> None:
-    """Run the benchmark and print its tables; the last line is the headline figure."""
+    """Run the benchmark and print its tables. The last line is the main result."""
     parser = argparse.ArgumentParser(prog="bnlab bench check", description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the large checkpoint")
     parser.add_argument("--repetitions", type=int, default=7)
@@ -65,7 +67,7 @@ def main() -> None:
 
 
 def large_file(folder: Path, gigabytes: float, repetitions: int, console: Console) -> str:
-    """Compare one check with loading the same file."""
+    """Compare a check with loading the same file."""
     layers = write_large(folder, int(gigabytes * 1e9))
     contenders = [
         ("bnlab.check", "large.pt"),
@@ -96,7 +98,7 @@ def large_file(folder: Path, gigabytes: float, repetitions: int, console: Consol
 
 
 def write_large(folder: Path, size: int) -> int:
-    """Write a ResNet-like state dict of about `size` bytes in both formats; return its number of BN layers."""
+    """Write a ResNet-like state dict of about `size` bytes in both formats. Return its number of BN layers."""
     import torch
     from safetensors.torch import save_file
 
@@ -122,7 +124,7 @@ def write_large(folder: Path, size: int) -> int:
 
 
 def measure(name: str, path: Path, warm_up: Path) -> tuple[float, float]:
-    """Return seconds and megabytes of one call in a fresh process."""
+    """Return the seconds and megabytes of one call in a new process."""
     code = textwrap.dedent(CHILD).format(setup=SETUP[name], path=str(path), warm_up=str(warm_up))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, megabytes = json.loads(done.stdout)
@@ -152,7 +154,7 @@ def start_up(folder: Path, repetitions: int, console: Console) -> None:
 
 
 def many_files(folder: Path, count: int, console: Console) -> None:
-    """Time one call on many small files, less the start-up."""
+    """Time one call on many small files, without the start-up."""
     many = folder / "many"
     many.mkdir()
     for index in range(count):
@@ -181,7 +183,7 @@ def write_small(path: Path, size: int) -> None:
 
 
 def timed(command: list[str]) -> float:
-    """Return the seconds a process takes."""
+    """Return the seconds that a process takes."""
     start = time.perf_counter()
     subprocess.run(command, capture_output=True, check=True)
     return time.perf_counter() - start

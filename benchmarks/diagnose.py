@@ -1,10 +1,10 @@
-"""What it costs to observe a model on data, beside a plain forward pass over the same batches.
+"""Measures the cost of observing a model on data, relative to a plain forward pass over the same batches.
 
-A ResNet-50-like network in eval mode, batches of 32 images, float32, no gradient. `observe` captures the evidence (the
-statistics of every layer, batch by batch); `check` is the whole diagnosis without a metric, which also looks at the
-executed graph and compares the outputs of both modes. Every reading runs in a process of its own that first does the
-same once untimed; contenders alternate; medians. Memory is the peak resident set (VmHWM) of the process over that of a
-plain pass.
+The model is a ResNet-50-like network in eval mode, in float32 and without gradients, on batches of 32 images.
+`observe` captures the evidence: the statistics of every layer, batch by batch. `check` is the whole diagnosis without
+a metric. It also reads the executed graph and compares the outputs of both modes. Every reading runs in its own
+process, after an untimed run of the same work. The contenders alternate, and the table shows medians. Memory is the
+peak resident set (VmHWM) of the process, relative to that of a plain pass.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ print(json.dumps([time.perf_counter() - start, peak()]))
 
 
 def main() -> None:
-    """Measure and print; the last line is the headline figure."""
+    """Measure and print. The last line is the main result."""
     parser = argparse.ArgumentParser(prog="bnlab bench diagnose", description=__doc__)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 224])
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def measure(size: int, batches: int, repetitions: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the median seconds and peak MB of each contender."""
+    """Return the median seconds and the median peak MB of each contender."""
     readings: dict[str, list[tuple[float, float]]] = {"forward": [], "observe": [], "check": []}
     environment = {
         **os.environ,

@@ -1,13 +1,13 @@
-"""What re-estimators of BN statistics do with loaders and models as they come, judged by a float64 truth.
+"""Compares tools that re-estimate BN statistics with float64 statistics, on difficult loaders and models.
 
 torch's swa_utils.update_bn, fvcore's update_bn_stats and bnlab.recalibrate get the same model, in train mode, and the
-same batches. Right is what the inputs of each layer are over all batches, from all values at once in float64, with
-dropout off, as in eval mode: the mean, and either variance that a peer stands for, that of the population (over N or
-N - 1) or the mean of the unbiased batch variances. Layers that are frozen or never run keep what they had, and where
-there is nothing to estimate from, an error and the old values are right. Beside the values: what else of the model is
-not as it was.
+same batches. The right statistics of a layer come from all its inputs over all batches at once, in float64 and with
+dropout off as in eval mode: the mean, and one of the variances that the tools estimate. These are the variance of the
+population (over N or N - 1) and the mean of the unbiased batch variances. Layers that are frozen or never run must
+keep their statistics. If there is nothing to estimate from, an error that keeps the old values is right. The benchmark
+also reports what else of the model changed.
 
-fvcore is a peer, not a dependency: pip install --no-deps fvcore iopath portalocker tabulate termcolor tqdm yacs.
+fvcore is not a dependency: pip install --no-deps fvcore iopath portalocker tabulate termcolor tqdm yacs.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from torch.optim.swa_utils import update_bn
 import bnlab
 
 TOLERANCE = 1e-3
-"""Largest error: of a mean in standard deviations beyond the rounding of its buffer, of a variance relative to it."""
+"""Largest error that counts as right: of a mean in standard deviations beyond its rounding, of a variance relative."""
 
 Verdict = Literal["right", "wrong", "error"]
 Truth = Mapping[str, tuple[Tensor, Sequence[Tensor]]]
-"""Mean and the variances that are right, by layer. Shape (C,), float64."""
+"""The mean and the variances that are right, by layer. Shape (C,), float64."""
 
 Update = Callable[[nn.Module, Iterable[Any], int], object]
-"""Re-estimates the statistics of a model in place, from at most so many batches."""
+"""A function that re-estimates the statistics of a model in place, from at most a number of batches."""
 
 
 @dataclass(frozen=True)
@@ -45,51 +45,51 @@ class Scenario:
     """A model and a loader.
 
     Attributes:
-        name: What is special about them.
-        build: Makes the model, in the mode in which it is given.
-        batches: Makes the loader.
-        usable: Batches the truth is computed from; those of the loader if None.
-        asked: Batches that are asked for; as many as the loader has if None.
-        refuses: Whether an error, with everything as it was, is right.
+        name: The special property of the model or the loader.
+        build: A function that makes the model, in the mode in which the tools get it.
+        batches: A function that makes the loader.
+        usable: A function that returns the batches of the right statistics; None stands for those of the loader.
+        max_batches: The largest number of batches to estimate from; None stands for all of the loader.
+        refuses: Whether the right result is an error that changes nothing.
     """
 
     name: str
     build: Callable[[], nn.Module]
     batches: Callable[[], Iterable[Any]]
     usable: Callable[[], list[Any]] | None = None
-    asked: int | None = None
+    max_batches: int | None = None
     refuses: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a side made of a scenario.
+    """The outcome of a tool in a scenario.
 
     Attributes:
-        verdict: "right" or "wrong" statistics; "error" where it raised though there was something to estimate from.
-        shown: In what it is wrong, or the error.
-        changed: What else of the model is not as it was.
+        verdict: "right" or "wrong" statistics, or "error" if the tool raised although it could estimate statistics.
+        detail: The wrong values, or the error.
+        changed: What else of the model changed.
     """
 
     verdict: Verdict
-    shown: str
+    detail: str
     changed: tuple[str, ...]
 
     @property
     def left_intact(self) -> bool:
-        """Whether nothing else was changed."""
+        """Whether nothing else changed."""
         return not self.changed
 
     def __str__(self) -> str:
         """Return a cell of the table."""
-        parts = [self.verdict if not self.shown else f"{self.verdict}: {self.shown}"]
+        parts = [self.verdict if not self.detail else f"{self.verdict}: {self.detail}"]
         if self.changed:
             parts.append(f"changed: {', '.join(self.changed)}")
         return "; ".join(parts)
 
 
 def main() -> None:
-    """Run every side on every scenario and print; the last line is the headline figure."""
+    """Run every tool on every scenario and print. The last line is the main result."""
     parser = argparse.ArgumentParser(prog="bnlab bench estimators", description=__doc__)
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     options = parser.parse_args()
@@ -111,14 +111,14 @@ def main() -> None:
 
 
 def markdown(rows: Mapping[str, Mapping[str, Outcome]]) -> list[str]:
-    """Return the table, a line each."""
+    """Return the lines of the table."""
     header = ["", *next(iter(rows.values()))]
     cells = [[name, *map(str, outcomes.values())] for name, outcomes in rows.items()]
     return ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *cells)]
 
 
 def headline(rows: Mapping[str, Mapping[str, Outcome]]) -> str:
-    """Return how many rows each side got right."""
+    """Return the number of scenarios that each tool gets right."""
     parts = []
     for side in next(iter(rows.values())):
         outcomes = [row[side] for row in rows.values()]
@@ -128,8 +128,8 @@ def headline(rows: Mapping[str, Mapping[str, Outcome]]) -> str:
 
 
 def sides() -> tuple[dict[str, Update], dict[str, str]]:
-    """Return what is compared, and what is not and why."""
-    found: dict[str, Update] = {"torch update_bn": with_torch}
+    """Return the tools to compare, and the reasons against tools that are not compared."""
+    updates: dict[str, Update] = {"torch update_bn": with_torch}
     missing = {}
     try:
         with warnings.catch_warnings():
@@ -138,22 +138,22 @@ def sides() -> tuple[dict[str, Update], dict[str, str]]:
     except ImportError as error:
         missing["fvcore update_bn_stats"] = str(error)
     else:
-        found["fvcore update_bn_stats"] = update_bn_stats
-    return found | {"bnlab.recalibrate": with_bnlab}, missing
+        updates["fvcore update_bn_stats"] = update_bn_stats
+    return updates | {"bnlab.recalibrate": with_bnlab}, missing
 
 
-def with_torch(model: nn.Module, batches: Iterable[Any], asked: int) -> None:
-    """Run torch's; it knows no number of batches."""
-    update_bn(itertools.islice(batches, asked), model)
+def with_torch(model: nn.Module, batches: Iterable[Any], max_batches: int) -> None:
+    """Run torch's update_bn, which has no limit of batches."""
+    update_bn(itertools.islice(batches, max_batches), model)
 
 
-def with_bnlab(model: nn.Module, batches: Iterable[Any], asked: int) -> None:
-    """Run ours."""
-    bnlab.recalibrate(model, batches, max_batches=asked)
+def with_bnlab(model: nn.Module, batches: Iterable[Any], max_batches: int) -> None:
+    """Run bnlab.recalibrate."""
+    bnlab.recalibrate(model, batches, max_batches=max_batches)
 
 
 def run(scenario: Scenario, update: Update) -> Outcome:
-    """Run one side on a scenario and judge it."""
+    """Run a tool on a scenario and judge the outcome."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         model = scenario.build()
@@ -162,7 +162,7 @@ def run(scenario: Scenario, update: Update) -> Outcome:
         before = Snapshot(model)
         error = ""
         try:
-            update(model, scenario.batches(), scenario.asked or max(len(usable), 1))
+            update(model, scenario.batches(), scenario.max_batches or max(len(usable), 1))
         except Exception as raised:
             error = type(raised).__name__
     wrong = first_wrong(model, truth)
@@ -177,20 +177,20 @@ def run(scenario: Scenario, update: Update) -> Outcome:
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Return every BN layer by path."""
+    """Return all BN layers by path."""
     return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
 
 
 @torch.no_grad()
 def true_statistics(model: nn.Module, batches: Sequence[Any]) -> Truth:
-    """Return what the statistics of every layer should be, from all its inputs at once, in float64."""
+    """Return the right statistics of every layer in float64, from all its inputs at once."""
     double = copy.deepcopy(model).double().eval()
     inputs: dict[str, list[Tensor]] = {}
     for name, layer in batch_norms(double).items():
         if batch_norms(model)[name].training:
             layer.train()
             layer.register_forward_pre_hook(
-                lambda _, given, name=name: inputs.setdefault(name, []).append(given[0].transpose(0, 1).flatten(1))
+                lambda _, args, name=name: inputs.setdefault(name, []).append(args[0].transpose(0, 1).flatten(1))
             )
     kept = {name: layer for name, layer in batch_norms(model).items() if layer.running_mean is not None}
     for batch in batches:
@@ -200,7 +200,7 @@ def true_statistics(model: nn.Module, batches: Sequence[Any]) -> Truth:
 
 
 def of_values(calls: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-    """Return the mean and the right variances of calls (C, n)."""
+    """Return the mean and the right variances of inputs of shape (C, n), one per call."""
     everything = torch.cat(list(calls), 1)
     within = torch.stack([call.var(1) * call.size(1) for call in calls]).sum(0) / everything.size(1)
     return everything.mean(1), (everything.var(1), everything.var(1, correction=0), within)
@@ -212,39 +212,39 @@ def as_they_are(layer: _BatchNorm) -> tuple[Tensor, Sequence[Tensor]]:
 
 
 def first_wrong(model: nn.Module, truth: Truth) -> str:
-    """Return the worst channel of the first layer whose statistics are wrong as text; "" if there is none."""
+    """Return the worst channel of the first wrong layer as text, or "" if all layers are right."""
     for name, (mean, variances) in truth.items():
         layer = batch_norms(model)[name]
-        stored, var = (layer.get_buffer(key).double() for key in ("running_mean", "running_var"))
+        stored_mean, stored_var = (layer.get_buffer(key).double() for key in ("running_mean", "running_var"))
         rounding = torch.finfo(layer.get_buffer("running_mean").dtype).eps * mean.abs()
-        mean_error = ((stored - mean).abs() - rounding) / variances[0].sqrt()
-        var_errors = [(var - right).abs() / right for right in variances]
+        mean_error = ((stored_mean - mean).abs() - rounding) / variances[0].sqrt()
+        var_errors = [(stored_var - right).abs() / right for right in variances]
         var_error = min(var_errors, key=lambda errors: float(errors.nan_to_num(torch.inf).max()))
         worst = torch.maximum(mean_error, var_error).nan_to_num(torch.inf)
         if float(worst.max()) > TOLERANCE:
             at = int(worst.argmax())
-            pairs = (("mean", mean_error, stored, mean), ("var", var_error, var, variances[0]))
+            pairs = (("mean", mean_error, stored_mean, mean), ("var", var_error, stored_var, variances[0]))
             return ", ".join(
-                f"{key} {float(found[at]):.3g} for {float(right[at]):.3g}"
-                for key, error, found, right in pairs
+                f"{key} {float(stored[at]):.3g} for {float(right[at]):.3g}"
+                for key, error, stored, right in pairs
                 if not float(error[at]) <= TOLERANCE
             )
     return ""
 
 
 class Snapshot:
-    """What of a model is to stay as it is."""
+    """The parts of a model that must not change."""
 
     def __init__(self, model: nn.Module) -> None:
         self._settings = _settings(model)
         self._tensors = {name: (tensor, tensor.detach().clone()) for name, tensor in _tensors(model)}
 
     def changed(self, model: nn.Module, *, with_values: bool) -> tuple[str, ...]:
-        """Return the kinds of things that are not as they were.
+        """Return the kinds of parts that changed.
 
         Args:
-            model: The model of before.
-            with_values: Whether buffers must have their old values too, as after an error.
+            model: The model of which the snapshot was taken.
+            with_values: Whether the buffers must also have their old values, as after an error.
         """
         now = _settings(model)
         kinds = [kind for kind, old in self._settings.items() if now[kind] != old]
@@ -289,7 +289,7 @@ def images(sizes: Sequence[int] = (8, 8, 8, 8)) -> list[Tensor]:
 
 
 def sorted_and_ragged() -> list[Tensor]:
-    """Return what a loader of sorted data gives."""
+    """Return the batches of a loader of sorted data, the last one small."""
     levels = ((64, 0.0), (64, 10.0), (64, 20.0), (4, 100.0))
     return [mean + noise(index, size, 4) for index, (size, mean) in enumerate(levels)]
 
@@ -311,7 +311,7 @@ class Breaking:
 
 
 class Loader:
-    """A loader that is no list."""
+    """A loader that is not a list."""
 
     def __init__(self, batches: Sequence[Any]) -> None:
         self._batches = batches
@@ -322,7 +322,7 @@ class Loader:
 
 
 def layer() -> nn.Module:
-    """Return one layer that has seen a batch."""
+    """Return a layer after one batch in train mode."""
     model = nn.Sequential(nn.BatchNorm1d(4))
     with torch.no_grad():
         model(3 + noise(9, 32, 4))
@@ -330,7 +330,7 @@ def layer() -> nn.Module:
 
 
 def network(*, dropout: float = 0.0) -> nn.Sequential:
-    """Return two convolutions with BN that have seen a batch."""
+    """Return two convolutions with BN after one batch in train mode."""
     model = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(dropout), nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4)
     )
@@ -347,7 +347,7 @@ def partly_frozen() -> nn.Module:
 
 
 class ByName(nn.Module):
-    """Takes keywords only."""
+    """A model that takes keyword arguments only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -360,7 +360,7 @@ class ByName(nn.Module):
 
 
 class WithSpare(nn.Module):
-    """Has a layer that does not run."""
+    """A model with a layer that does not run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -375,25 +375,25 @@ class WithSpare(nn.Module):
 
 
 class Twice(nn.Module):
-    """Runs its layer on two views of the input."""
+    """A model that runs its layer twice, on two inputs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bn = nn.BatchNorm1d(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the sum of both."""
+        """Return the sum of both outputs."""
         y: Tensor = self.bn(x) + self.bn(3 * x + 7)
         return y
 
 
 def partly_without() -> nn.Module:
-    """Return a model one layer of which keeps no running statistics."""
+    """Return a model in which one layer has no running statistics."""
     return nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 4), nn.BatchNorm1d(4))
 
 
 def of_many_settings() -> nn.Module:
-    """Return a model in which momentum differs, a dropout is in eval mode, and a layer has a hook."""
+    """Return a model with different momenta, a dropout in eval mode, and hooks."""
     inner, dropout = network(), nn.Dropout(0.5).eval()
     for module, momentum in zip(batch_norms(inner).values(), (None, 0.03), strict=True):
         module.momentum = momentum
@@ -408,10 +408,12 @@ SCENARIOS = (
     Scenario("mean 1e4, std 0.1", layer, lambda: rows_of(mean=1e4, std=0.1)),
     Scenario("dropout before a layer", lambda: network(dropout=0.5), images),
     Scenario("a layer in eval mode in a train-mode model", partly_frozen, images),
-    Scenario("a NaN in the third batch", layer, with_a_nan, usable=lambda: [rows_of()[i] for i in (0, 1, 3)], asked=4),
+    Scenario(
+        "a NaN in the third batch", layer, with_a_nan, usable=lambda: [rows_of()[i] for i in (0, 1, 3)], max_batches=4
+    ),
     Scenario("the loader raises at its third batch", layer, Breaking, lambda: rows_of((64, 64)), 4, refuses=True),
-    Scenario("an empty loader", layer, list, asked=4, refuses=True),
-    Scenario("a loader shorter than asked: 4 of 8", layer, lambda: Loader(rows_of()), asked=8),
+    Scenario("an empty loader", layer, list, max_batches=4, refuses=True),
+    Scenario("a loader with 4 batches, of which 8 are requested", layer, lambda: Loader(rows_of()), max_batches=8),
     Scenario("dict batches", ByName, lambda: [{"pixels": batch} for batch in images()]),
     Scenario("a layer that does not run", WithSpare, rows_of),
     Scenario("a layer that runs twice per forward", Twice, rows_of),

@@ -1,7 +1,8 @@
-"""Latency of two networks in eval mode: as they are, folded by bnlab, and as torch's own tools speed them up.
+"""Measures the latency of two networks in eval mode: unchanged, folded by bnlab, and sped up by torch's own tools.
 
-Float32 on the CPU. Sides alternate in one process after untimed runs of each; medians over repetitions. What a tool
-cannot do is printed with its reason. Set OMP_PROC_BIND=true for steady figures.
+The networks run in float32 on the CPU. The tools alternate in one process after untimed runs of each, and the table
+shows medians over the repetitions. If a tool cannot run, the benchmark prints the reason. Set OMP_PROC_BIND=true for
+stable results.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ Side = Callable[[Tensor], Tensor]
 
 
 def main() -> None:
-    """Measure and print; the last line is the headline figure."""
+    """Measure and print. The last line is the main result."""
     parser = argparse.ArgumentParser(prog="bnlab bench fold", description=__doc__)
     parser.add_argument("--repetitions", type=int, default=30)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--shape", type=int, nargs=4, action="append", metavar=("N", "C", "H", "W"))
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes minutes")
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console = Console(width=130)
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def prepared(network: str, shape: tuple[int, ...], layout: str) -> tuple[nn.Module, Tensor, float]:
-    """Return a network in eval mode with statistics of its own, its input, and the error that folding has on it."""
+    """Return a network in eval mode with its own statistics, its input, and the error of the folded network."""
     torch.manual_seed(0)
     model = NETWORKS[network]()
     x = torch.randn(shape)
@@ -76,7 +77,7 @@ def prepared(network: str, shape: tuple[int, ...], layout: str) -> tuple[nn.Modu
 
 
 def built(model: nn.Module, x: Tensor, *, with_compile: bool) -> dict[str, Side | str]:
-    """Return every side, or why it does not run."""
+    """Return the network of every tool, or the reason why the tool cannot run."""
     makers: dict[str, Callable[[], Side]] = {
         "original": lambda: model,
         "bnlab fold": lambda: fold(model, x).model,
@@ -88,7 +89,7 @@ def built(model: nn.Module, x: Tensor, *, with_compile: bool) -> dict[str, Side 
     for name, make in makers.items():
         try:
             sides[name] = make()
-        except Exception as error:  # noqa: PERF203 - a tool that does not run here is a result
+        except Exception as error:  # noqa: PERF203 - that a tool cannot run is a result
             sides[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return sides
 
@@ -96,24 +97,24 @@ def built(model: nn.Module, x: Tensor, *, with_compile: bool) -> dict[str, Side 
 def optimized(model: nn.Module, x: Tensor) -> Side:
     """Return the model traced, frozen and optimized by TorchScript."""
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, and says so
-        found: Side = torch.jit.optimize_for_inference(torch.jit.trace(copy.deepcopy(model), x))  # type: ignore[no-untyped-call]
-        found(x)
-    return found
+        warnings.simplefilter("ignore")  # TorchScript warns that it is deprecated
+        side: Side = torch.jit.optimize_for_inference(torch.jit.trace(copy.deepcopy(model), x))  # type: ignore[no-untyped-call]
+        side(x)
+    return side
 
 
 def compiled(model: nn.Module, x: Tensor) -> Side:
-    """Return the model compiled by inductor with its weights as constants, into which it folds BN."""
+    """Return the model compiled by inductor, which folds BN into weights that are constants."""
     torch._dynamo.reset()  # noqa: SLF001
     with inductor.patch(freezing=True), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        found: Side = torch.compile(copy.deepcopy(model))
-        found(x)
-    return found
+        side: Side = torch.compile(copy.deepcopy(model))
+        side(x)
+    return side
 
 
 def alternating(sides: dict[str, Side], x: Tensor, repetitions: int) -> dict[str, float]:
-    """Return the median seconds of one call of each side."""
+    """Return the median seconds of one call of each network."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     with torch.no_grad():
         for repetition in range(-2, repetitions):  # the first two only warm up
@@ -122,7 +123,7 @@ def alternating(sides: dict[str, Side], x: Tensor, repetitions: int) -> dict[str
                 side(x)
                 if repetition >= 0:
                     times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in times.items()}
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
@@ -132,7 +133,7 @@ def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int
 
 
 class Bottleneck(nn.Module):
-    """ResNet's, with the stride in the 3x3 convolution."""
+    """The bottleneck of ResNet, with the stride in the 3x3 convolution."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -153,7 +154,7 @@ class Bottleneck(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """MobileNet-v2's: widen, filter each channel, narrow."""
+    """The block of MobileNet-v2: a wider layer, a depthwise convolution, a narrower layer."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()

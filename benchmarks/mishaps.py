@@ -1,4 +1,4 @@
-"""`bnlab bench mishaps`: what `bnlab.check` says about networks with one planted cause, and about healthy ones."""
+"""`bnlab bench mishaps`: runs `bnlab.check` on networks with one planted cause and on healthy networks."""
 
 from __future__ import annotations
 

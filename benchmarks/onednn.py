@@ -1,8 +1,8 @@
-"""BN + ReLU forward and backward, float32, channels last: bnlab's layer against oneDNN's own primitive.
+"""Measures BN + ReLU, forward and backward, in float32 and channels_last: bnlab's layer against oneDNN's primitive.
 
-oneDNN is a peer, not a dependency: pip install --no-deps onednn-cpu-gomp==2023.2.0 onednn-devel-cpu-gomp==2023.2.0.
-It is called with outputs that are there already, bnlab allocates its own. Sides alternate, each timed call behind an
-untimed one of the same side; medians.
+oneDNN is not a dependency: pip install --no-deps onednn-cpu-gomp==2023.2.0 onednn-devel-cpu-gomp==2023.2.0. The calls
+of oneDNN get allocated outputs, while bnlab allocates its own. The two alternate, and each timed call follows an
+untimed call of the same library. The table shows medians.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHAPES = ((64, 112), (64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))
 
 
 def main() -> None:
-    """Measure and print; the last line is the headline figure."""
+    """Measure and print. The last line is the main result."""
     if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
         os.execve(sys.executable, [sys.executable, __file__, *sys.argv[1:]], {**os.environ, **ENVIRONMENT})
     parser = argparse.ArgumentParser(prog="bnlab bench onednn", description=__doc__)
@@ -77,7 +77,7 @@ def load(prefix: Path, folder: Path) -> ctypes.CDLL:
 
 
 def compare(peer: ctypes.CDLL, shape: tuple[int, ...], repetitions: int) -> tuple[float, float, float]:
-    """Return the median milliseconds of both sides, and by how much their dx differ."""
+    """Return the median milliseconds of both libraries, and the largest difference of their dx."""
     x, dy = (torch.randn(shape).contiguous(memory_format=torch.channels_last) for _ in range(2))
     layer = bnlab.nn.BatchNorm2d(shape[1], activation="relu")
     y, dx = torch.empty_like(x), torch.empty_like(x)

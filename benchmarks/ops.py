@@ -1,12 +1,13 @@
-"""BN with what follows it, forward and backward in train mode: bnlab's layers against torch eager and torch.compile.
+"""Measures BN with a residual and an activation in train mode: bnlab's layers against torch eager and torch.compile.
 
-Sides alternate in one process, each timed call after an untimed one of the same side; medians. The byte floor is what a
-layer must read and write at least, at the speed of a copy of the same tensor on the same threads: 5 activations for BN
-and ReLU where a channel's slab stays in the cache between its passes (planes), 8 where it cannot (channels last), and 7
-and 11 with a residual.
+A call is a forward and a backward pass. The libraries alternate in one process, and each timed call follows an untimed
+call of the same library. The tables show medians. The floor is the time of the smallest memory traffic of a layer, at
+the speed of a copy of the same tensor on the same threads. BN and ReLU move at least 5 activations where a channel
+stays in the cache between the passes (contiguous), and 8 where it cannot (channels_last). With a residual they move 7
+and 11.
 
-With --quick, in less than a minute: how many activations BN and ReLU move, forward and backward, on large tensors. It
-is twice the time over that of a copy, which moves 2; later changes are held against the reference.
+--quick takes less than a minute. It prints how many activations BN and ReLU move, forward and backward, on large
+tensors: twice their time over the time of a copy, which moves 2. Compare later changes with the printed reference.
 """
 
 from __future__ import annotations
@@ -35,30 +36,30 @@ ENVIRONMENT = {
     "MALLOC_TOP_PAD_": "1073741824",
     "OMP_PROC_BIND": "true",
 }
-"""Without it glibc gives the memory of every output back, and page faults are measured."""
+"""Without these settings, glibc returns the memory of every output, and the benchmark measures page faults."""
 
 RESNET = ((64, 112), (64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))
-"""Channels and side of ResNet-50's activations."""
+"""The channels and the side of the activations of ResNet-50."""
 
 SMALL = ((128, 100), (128, 1000), (32, 512), (64, 16), (16, 4), (2, 1), (4, 8, 16), (2, 3, 8, 8), (8, 16, 8, 8))
 THIN = (1, 3, 4)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOORS = {("contiguous", False): 5, ("channels_last", False): 8, ("contiguous", True): 7, ("channels_last", True): 11}
-"""Activations that must move: (layout, residual)."""
+"""The smallest number of activations that must move, by layout and residual."""
 
 LARGE = ((64, 112), (256, 56), (512, 28))
-"""Channels and side of those of ResNet-50's activations that no second-level cache holds at batch 32."""
+"""The channels and the side of activations of ResNet-50 that no second-level cache holds at batch size 32."""
 
 REFERENCE = {"contiguous": 6.1, "channels_last": 9.5}
-"""Activations moved in float32 by the kernels of version 0.1, on the machine of docs/kernels.md."""
+"""Activations that the kernels of version 0.1 move in float32, on the first machine of docs/kernels.md."""
 
 Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Row:
-    """Median milliseconds of each side, forward and backward together, and of a copy of the input."""
+    """Median milliseconds of bnlab, of torch and of a copy of the input; forward and backward together."""
 
     ours: float
     theirs: float
@@ -66,21 +67,23 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """How many times as long the other side takes."""
+        """The time of torch over the time of bnlab."""
         return self.theirs / self.ours
 
 
 def main() -> None:
-    """Measure and print; the last line is the headline figure."""
+    """Measure and print. The last line is the main result."""
     if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
         os.execve(sys.executable, [sys.executable, __file__, *sys.argv[1:]], {**os.environ, **ENVIRONMENT})
     parser = argparse.ArgumentParser(prog="bnlab bench ops", description=__doc__)
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--quick", action="store_true", help="activations moved on large tensors, and nothing else")
-    parser.add_argument("--output", help="also write the tables here, as docs/kernels_measured.txt has them")
-    parser.add_argument("--part", action="append", choices=list(PARTS), help="all of them if not given")
+    parser.add_argument("--quick", action="store_true", help="measure only the activations moved on large tensors")
+    parser.add_argument("--output", help="also write the tables to this file, in the form of docs/kernels_measured.txt")
+    parser.add_argument(
+        "--part", action="append", choices=list(PARTS), help="the part to measure; all parts by default"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -96,7 +99,7 @@ def main() -> None:
 
 
 def quick(console: Console, options: argparse.Namespace) -> str:
-    """Return the activations that BN and ReLU move on large tensors, by layout."""
+    """Return the number of activations that BN and ReLU move on large tensors, by layout."""
     table = Table(
         title=f"BN + ReLU, forward + backward, batch {options.batch}, float32", title_justify="left", box=None
     )
@@ -118,22 +121,22 @@ def quick(console: Console, options: argparse.Namespace) -> str:
 
 
 def resnet(console: Console, options: argparse.Namespace) -> list[str]:
-    """BN and ReLU on the activations of ResNet-50."""
+    """Measure BN and ReLU on the activations of ResNet-50."""
     return _networks(console, options, ("float32", "bfloat16"), residual=False)
 
 
 def residual(console: Console, options: argparse.Namespace) -> list[str]:
-    """BN, a residual and ReLU on the activations of ResNet-50."""
+    """Measure BN, a residual and ReLU on the activations of ResNet-50."""
     return _networks(console, options, ("float32", "bfloat16"), residual=True)
 
 
 def half(console: Console, options: argparse.Namespace) -> list[str]:
-    """BN and ReLU in float16."""
+    """Measure BN and ReLU in float16."""
     return _networks(console, options, ("float16",), residual=False)
 
 
 def thin(console: Console, options: argparse.Namespace) -> list[str]:
-    """channels_last with so few channels that a row is shorter than a vector."""
+    """Measure channels_last with so few channels that a row is shorter than a vector register."""
     table = _table(f"BN + ReLU, channels_last, ({options.batch}, C, 112, 112), float32", "shape")
     ratios = []
     for channels in THIN:
@@ -146,7 +149,7 @@ def thin(console: Console, options: argparse.Namespace) -> list[str]:
 
 
 def small(console: Console, options: argparse.Namespace) -> list[str]:
-    """BN alone on small tensors, with running statistics and counter: what a call costs."""
+    """Measure the cost of a call: BN alone on small tensors, with running statistics and counter."""
     table = _table("BN, float32, many calls", "shape", "threads")
     worst, first = 0.0, []
     for threads in (1, 2):
@@ -162,7 +165,7 @@ def small(console: Console, options: argparse.Namespace) -> list[str]:
 
 
 def compiled(console: Console, options: argparse.Namespace) -> list[str]:
-    """BN and ReLU against torch.compile of torch's layers."""
+    """Measure BN and ReLU against torch.compile of torch's layers."""
     table = _table("BN + ReLU, float32, against torch.compile", "shape", "layout")
     ratios = []
     for layout in LAYOUTS:
@@ -204,7 +207,7 @@ def measure(
     compile_theirs: bool = False,
     calls: int = 1,
 ) -> Row:
-    """Return the medians of one case; without torch's side its time is NaN."""
+    """Return the medians of one case. The time of torch is NaN unless `against_torch` is set."""
     format_ = LAYOUTS[layout] if len(shape) == 4 else torch.contiguous_format
     x, grad, other = (torch.randn(shape).to(dtype).contiguous(memory_format=format_) for _ in range(3))
     x.requires_grad_()
@@ -233,14 +236,14 @@ def measure(
 
 def _layer(package: object, rank: int, channels: int, **options: object) -> nn.Module:
     name = "BatchNorm1d" if rank < 4 else "BatchNorm2d"
-    found: nn.Module = getattr(package, name)(channels, **options)
-    return found
+    layer: nn.Module = getattr(package, name)(channels, **options)
+    return layer
 
 
 def _torch_step(
     layer: nn.Module, activation: str | None, *, compile_: bool
 ) -> Callable[[Tensor, Tensor | None, Tensor], object]:
-    """Return a step of torch's layer, with the add and the ReLU in place as networks write them."""
+    """Return a step of torch's layer, with the add and the ReLU in place as in common networks."""
 
     def forward(x: Tensor, extra: Tensor | None) -> Tensor:
         y: Tensor = layer(x)
@@ -268,7 +271,7 @@ def _table(title: str, *keys: str) -> Table:
 
 
 def _cells(row: Row, floor: int | None, *, digits: int = 2) -> list[str]:
-    """Return the figures of a row; a copy moves two activations."""
+    """Return the cells of a row. A copy moves two activations."""
     share = "" if floor is None else f"{floor / 2 * row.copy / row.ours:.2f}"
     times = (f"{row.ours:.{digits}f}", f"{row.theirs:.{digits}f}", f"{row.ratio:.2f}", f"{row.copy:.{digits}f}")
     return [*times, share]

@@ -1,8 +1,8 @@
-"""Recomputing running statistics: bnlab.recalibrate against fvcore's update_bn_stats and torch's update_bn.
+"""Measures the recomputation of running statistics: bnlab.recalibrate, fvcore's update_bn_stats, torch's update_bn.
 
-Sides take turns on the same model and batches in one process; medians. How exact each is: the statistics it stored
-beside float64 moments of the same activations, each side by its own definition of the variance. fvcore is a peer, not a
-dependency: pip install --no-deps fvcore iopath portalocker tabulate termcolor tqdm yacs.
+The tools alternate on the same model and batches in one process, and the table shows medians. The errors compare the
+stored statistics with float64 moments of the same activations, by each tool's own definition of the variance. fvcore
+is not a dependency: pip install --no-deps fvcore iopath portalocker tabulate termcolor tqdm yacs.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ import bnlab
 from bnlab.functional import Moments, batch_moments, population_moments
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
-"""Without it glibc gives the memory of every activation back, and page faults are measured."""
+"""Without these settings, glibc returns the memory of every activation, and the benchmark measures page faults."""
 
 Update = Callable[[nn.Module, list[Tensor]], object]
 
 
 class Bottleneck(nn.Module):
-    """ResNet-50's block."""
+    """The bottleneck of ResNet-50."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Bottleneck(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block of (N, C, H, W)."""
+        """Return the output of the block for an input (N, C, H, W)."""
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out)) + self.downsample(x)
@@ -73,19 +73,19 @@ def resnet50(head: nn.Module) -> nn.Sequential:
 
 
 def classifier() -> nn.Module:
-    """Return ResNet-50's own head."""
+    """Return the head of ResNet-50."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000))
 
 
 def decoder() -> nn.Module:
-    """Return a head without BN that costs about as much as the network: the last BN sits early."""
+    """Return a head without BN that costs about as much as the network, so that the last BN layer runs early."""
     return nn.Sequential(
         nn.Conv2d(2048, 512, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=8), nn.Conv2d(512, 256, 3, padding=1)
     )
 
 
 def main() -> None:
-    """Measure and print; the last line is the headline figure."""
+    """Measure and print. The last line is the main result."""
     parser = argparse.ArgumentParser(prog="bnlab bench recalibrate", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batches", type=int, default=4)
@@ -125,7 +125,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one side: median seconds, and the largest errors over all layers."""
+    """The measurements of one tool: the median seconds, and the largest errors over all layers."""
 
     seconds: float
     mean_error: float
@@ -133,8 +133,8 @@ class Row:
 
 
 def sides() -> dict[str, Update]:
-    """Return what is compared; fvcore only where it is installed."""
-    found: dict[str, Update] = {
+    """Return the tools to compare, with fvcore only if it is installed."""
+    updates: dict[str, Update] = {
         "bnlab": bnlab.recalibrate,
         "torch update_bn": lambda model, batches: update_bn(batches, model),
     }
@@ -144,13 +144,13 @@ def sides() -> dict[str, Update]:
             from fvcore.nn.precise_bn import update_bn_stats
     except ImportError as error:
         print(f"fvcore is not compared: {error}", file=sys.stderr)
-        return found
-    found["fvcore"] = lambda model, batches: update_bn_stats(model, batches, len(batches))
-    return found
+        return updates
+    updates["fvcore"] = lambda model, batches: update_bn_stats(model, batches, len(batches))
+    return updates
 
 
 def compare(model: nn.Module, batches: list[Tensor], rounds: int) -> dict[str, Row]:
-    """Return a row for each side."""
+    """Return a row for each tool."""
     truth = true_moments(model, batches)
     updates = sides()
     times: dict[str, list[float]] = {side: [] for side in updates}
@@ -168,19 +168,19 @@ def compare(model: nn.Module, batches: list[Tensor], rounds: int) -> dict[str, R
 
 
 def true_moments(model: nn.Module, batches: list[Tensor]) -> Mapping[str, list[Moments]]:
-    """Return float64 moments of the input of every layer in train mode, batch by batch."""
+    """Return the float64 moments of the input of every layer in train mode, batch by batch."""
     model = copy.deepcopy(model).train()
-    found: dict[str, list[Moments]] = {name: [] for name, _ in layers_of(model)}
+    moments: dict[str, list[Moments]] = {name: [] for name, _ in layers_of(model)}
     for name, layer in layers_of(model):
-        layer.register_forward_pre_hook(lambda _, given, name=name: found[name].append(batch_moments(given[0])))
+        layer.register_forward_pre_hook(lambda _, args, name=name: moments[name].append(batch_moments(args[0])))
     with torch.no_grad():
         for batch in batches:
             model(batch)
-    return found
+    return moments
 
 
 def largest_errors(model: nn.Module, truth: Mapping[str, list[Moments]], side: str) -> tuple[float, float]:
-    """Return the largest error of a mean in standard deviations, and of a variance relative to it."""
+    """Return the largest error of a mean in standard deviations, and the largest relative error of a variance."""
     errors = []
     for name, layer in layers_of(model):
         mean, var = population_moments(truth[name], "within-batch" if side.startswith("torch") else "population")

@@ -1,7 +1,7 @@
-"""Forward and backward of BN on small tensors, ours against torch's layer.
+"""Measures the forward and backward pass of BN on small tensors: bnlab's layer against torch's layer.
 
-Sides alternate in one process after an untimed run of the same side; medians over repetitions of many calls each, with
-running statistics and counter. Set OMP_PROC_BIND=true for steady figures.
+The layers alternate in one process, each after an untimed run. The table shows medians over repetitions of many calls
+each, with running statistics and counter. Set OMP_PROC_BIND=true for stable results.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CALLS = {(128, 100): 300, (32, 64, 14, 14): 30, (16, 64, 56, 56): 3}
 
 
 def main() -> None:
-    """Measure and print; the last line is the headline figure."""
+    """Measure and print. The last line is the main result."""
     parser = argparse.ArgumentParser(prog="bnlab bench small", description=__doc__)
     parser.add_argument("--repetitions", type=int, default=15)
     options = parser.parse_args()
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def compare(shape: tuple[int, ...], layout: torch.memory_format, repetitions: int) -> tuple[float, float]:
-    """Return the median microseconds of a forward and backward, ours and torch's."""
+    """Return the median microseconds of a forward and backward pass, of bnlab and of torch."""
     pairs = {2: (bnlab.nn.BatchNorm1d, nn.BatchNorm1d), 4: (bnlab.nn.BatchNorm2d, nn.BatchNorm2d)}
     layers = [make(shape[1]) for make in pairs[len(shape)]]
     x, grad = (torch.randn(shape).to(memory_format=layout) for _ in range(2))

@@ -1,8 +1,9 @@
-"""A training step of a ResNet-50-like network: as it is, and with bnlab's layers that absorb ReLU and residual.
+"""Measures a training step of a ResNet-50-like network: with torch's layers, bnlab's, and bnlab's fused layers.
 
-Sides take turns, each step timed behind an untimed one of the same side; medians. Memory is that of a process of its
-own for each side: what a step allocates at most at one time, counted by torch's profiler and the same in every run, and
-the largest resident set, which varies by 5 %.
+Fused layers include the ReLU and the residual. The variants alternate, and each timed step follows an untimed step of
+the same variant. The table shows medians. Memory is measured in a separate process for each variant. "Allocated" is
+the peak allocation of a step by torch's profiler, which is the same in every run. "Resident" is the largest resident
+set, which varies by 5 %.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ _NETWORK = runpy.run_path(str(Path(__file__).with_name("recalibrate.py")))
 
 
 def main() -> None:
-    """Measure and print; the last line is the headline figure."""
+    """Measure and print. The last line is the main result."""
     parser = argparse.ArgumentParser(prog="bnlab bench training", description=__doc__)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--peak-of", choices=SIDES, help="print the peak memory of one side only")
+    parser.add_argument("--peak-of", choices=SIDES, help="print the peak memory of one variant only")
     options = parser.parse_args()
     is_set = all(os.environ.get(name) == value for name, value in ENVIRONMENT.items())
     if options.peak_of is None and not is_set:
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def network_of(side: str, x: Tensor) -> nn.Module:
-    """Return the network of a side, in train mode."""
+    """Return the network of a variant, in train mode."""
     torch.manual_seed(0)
     model: nn.Module = _NETWORK["resnet50"](_NETWORK["classifier"]()).train()
     if side != "torch":
@@ -97,7 +98,7 @@ def step_of(side: str, x: Tensor) -> Callable[[], Any]:
 
 
 def compare(steps: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, float]:
-    """Return the median seconds of a step of each side."""
+    """Return the median seconds of a step of each variant."""
     times: dict[str, list[float]] = {side: [] for side in steps}
     for _ in range(repetitions):
         for side, step in steps.items():
@@ -105,11 +106,11 @@ def compare(steps: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, 
             start = time.perf_counter()
             step()
             times[side].append(time.perf_counter() - start)
-    return {side: statistics.median(found) for side, found in times.items()}
+    return {side: statistics.median(seconds) for side, seconds in times.items()}
 
 
 def peaks_of(side: str, x: Tensor) -> tuple[int, int]:
-    """Return the bytes a step allocates at most at one time, and the largest resident set, torch itself included."""
+    """Return the peak allocation of a step and the largest resident set, in bytes. The latter includes torch itself."""
     step = step_of(side, x)
     for _ in range(3):
         step()
@@ -122,13 +123,13 @@ def peaks_of(side: str, x: Tensor) -> tuple[int, int]:
 
 
 def largest_resident() -> int:
-    """Return the largest resident set of this process in bytes; the peak that getrusage knows is that of its parent."""
+    """Return the largest resident set of this process in bytes; getrusage would return that of the parent process."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def peaks_in_own_process(side: str) -> tuple[int, int]:
-    """Return what `peaks_of` finds in a fresh process, whose allocator gives memory back at once."""
+    """Return the result of `peaks_of` in a new process, whose allocator returns memory at once."""
     environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
     command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", side]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)

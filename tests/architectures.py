@@ -1,14 +1,14 @@
-"""Small networks built like those of torchvision and timm, with BN in every place it is found."""
+"""Small networks built like those of torchvision and timm, with BN in every place where it occurs in practice."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torch.nn import functional as F  # noqa: N812 - the usual name
 
 
 class BasicBlock(nn.Module):
-    """ResNet's, with the shared in-place ReLU and addition of torchvision."""
+    """The basic block of ResNet, with the shared in-place ReLU and addition of torchvision."""
 
     expansion = 1
 
@@ -55,7 +55,7 @@ class ResNet(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """Pre-activation: BN and functional ReLU come first, nothing follows the sum."""
+    """A pre-activation block: BN and a functional ReLU come first, and nothing follows the sum."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class MLP(nn.Sequential):
 
 
 class CNN3d(nn.Module):
-    """Takes images as a stack of three slices; a 1-d head."""
+    """A 3-d network that takes images as a stack of three slices and has a 1-d head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class CNN3d(nn.Module):
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
-    """As in timm: BN, drop and activation in one class that derives from torch's and copies its forward."""
+    """BN, dropout and activation in one class, as in timm: a subclass of torch's that copies its forward."""
 
     def __init__(self, num_features: int, act: type[nn.Module] = nn.ReLU) -> None:
         super().__init__(num_features)
@@ -209,7 +209,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
 
 class BatchNormReLU(nn.BatchNorm2d):
-    """The short form, by super()."""
+    """BN and ReLU in one class whose forward calls `super().forward`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.relu(super().forward(input), inplace=True)
@@ -241,7 +241,7 @@ ARCHITECTURES: dict[str, type[nn.Module]] = {
 
 
 def build(name: str, *, seed: int = 0) -> nn.Module:
-    """Return a network with weights and running statistics of its own in every layer."""
+    """Return a network in which every layer has its own weights and running statistics."""
     torch.manual_seed(seed)
     model = ARCHITECTURES[name]()
     for module in model.modules():
@@ -254,5 +254,5 @@ def build(name: str, *, seed: int = 0) -> nn.Module:
 
 
 def images(count: int) -> Tensor:
-    """Return a batch every network takes."""
+    """Return a batch that every network accepts."""
     return torch.randn(count, 3, 16, 16)

@@ -14,9 +14,9 @@ settings.register_profile(
 )
 settings.load_profile("bnlab")
 
-# One thread, alone or as one of two workers: the tensors are small, and on a busy machine threads that wait for each
-# other take many times as long. BNLAB_TEST_THREADS and BNLAB_TEST_FLUSH_DENORMAL round as other machines do: see
-# `make test-machines`.
+# The tests use one thread, also as one of two workers: the tensors are small, and on a busy machine threads that wait
+# for each other take many times as long. BNLAB_TEST_THREADS and BNLAB_TEST_FLUSH_DENORMAL reproduce the rounding of
+# other machines: see `make test-machines`.
 torch.set_num_threads(int(os.environ.get("BNLAB_TEST_THREADS", "1")))
 if os.environ.get("BNLAB_TEST_FLUSH_DENORMAL") == "1" and not torch.set_flush_denormal(True):
     raise pytest.UsageError("BNLAB_TEST_FLUSH_DENORMAL: this processor cannot flush denormal numbers to 0.")
@@ -24,7 +24,7 @@ if os.environ.get("BNLAB_TEST_FLUSH_DENORMAL") == "1" and not torch.set_flush_de
 
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time():
-    """Every test begins with the same random numbers, and leaves the number of threads as it was."""
+    """Start every test with the same random seed, and check that it keeps the number of threads."""
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     yield
@@ -33,7 +33,7 @@ def _same_numbers_every_time():
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """Real networks and data, where they are present."""
+    """The folder of real networks and data, if it is present."""
     folder = os.environ.get("BNLAB_DATA", "")
     if not folder or not Path(folder).is_dir():
         pytest.skip("real networks: BNLAB_DATA names no folder")
@@ -42,7 +42,7 @@ def data() -> Path:
 
 @pytest.fixture(scope="session")
 def stuck():
-    """A CNN trained on the digits so that its running statistics hardly moved: copy the model to change it."""
+    """A CNN trained on the digits whose running statistics hardly moved. Copy the model before changing it."""
     pytest.importorskip("sklearn")
     from bnlab.lab.stuck_statistics import Config, train
 
@@ -51,7 +51,7 @@ def stuck():
 
 @pytest.fixture(scope="session")
 def settled():
-    """The same network, trained at a momentum that fits: copy the model to change it."""
+    """The same network, trained with a suitable momentum. Copy the model before changing it."""
     pytest.importorskip("sklearn")
     from bnlab.lab.stuck_statistics import Config, train
 
@@ -60,10 +60,10 @@ def settled():
 
 @pytest.fixture
 def bnlab_command(monkeypatch, capsys):
-    """Run the command line in this process; return exit code, stdout and stderr."""
+    """A function that runs the command line in this process and returns exit code, stdout and stderr."""
     from bnlab.cli.main import main
 
-    # What the command does to the pipes of its own process must not outlive the call in ours.
+    # The command changes the pipes of its process, and the test process must keep its own.
     monkeypatch.setattr("bnlab.cli.main._behave_in_pipes", lambda: None)
 
     def run(*arguments: object) -> tuple[int, str, str]:

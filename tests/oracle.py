@@ -1,4 +1,4 @@
-"""BN by the book, in numpy's longest float: independent of everything under test."""
+"""Reference formulas of BN in numpy's longest float, independent of the code under test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def _long(tensor: torch.Tensor) -> np.ndarray:
 
 
 def statistics(x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and biased variance per channel, by two passes."""
+    """Return the mean and the biased variance of each channel, in two passes."""
     values = np.moveaxis(_long(x), 1, 0).reshape(x.size(1), -1)
     mean = values.mean(1)
     return mean, ((values - mean[:, None]) ** 2).mean(1)
@@ -28,7 +28,7 @@ def batch_norm(x: torch.Tensor, weight=None, bias=None, eps: float = 1e-5) -> np
 
 
 def backward(grad: torch.Tensor, x: torch.Tensor, weight=None, eps: float = 1e-5) -> np.ndarray:
-    """Return dx, step by step as in section 3 of Ioffe and Szegedy 2015."""
+    """Return the gradient of x, step by step as in section 3 of Ioffe and Szegedy (2015, arXiv:1502.03167)."""
     dims = (0, *range(2, x.dim()))
     shape = (1, -1, *([1] * (x.dim() - 2)))
     values, dy = _long(x), _long(grad)
@@ -52,4 +52,4 @@ LAYOUTS = {
     "channels_last": lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1),
     "strided": lambda x: torch.stack([x, x], -1)[..., 0],
 }
-"""Ways to lay the same values out in memory."""
+"""Memory layouts for the same values."""

@@ -23,7 +23,7 @@ def layer_state(channels: int = 4, *, dtype: torch.dtype = torch.float32, seed: 
 
 
 def state_dict(*names: str, channels: int = 4, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Return a flat state dict: a convolution and a BN layer per name."""
+    """Return a flat state dict with a convolution and a BN layer for each name."""
     state: dict[str, torch.Tensor] = {}
     for seed, name in enumerate(names or ("bn1", "layer1.bn")):
         state[f"{prefix}conv{seed}.weight"] = torch.randn(channels, 3, 3, 3)
@@ -41,7 +41,7 @@ def small_network() -> nn.Sequential:
 
 
 def save(value: object, path: Path, *, legacy: bool = False, protocol: int = 2) -> Path:
-    """Write a file with torch.save in either format."""
+    """Write a file with torch.save, in the zip or the legacy format."""
     torch.save(value, path, _use_new_zipfile_serialization=not legacy, pickle_protocol=protocol)
     return path
 
@@ -52,7 +52,7 @@ def with_pickle(path: Path, pickle: bytes) -> Path:
 
 
 def rewrite_zip(path: Path, change, *, compression: int = zipfile.ZIP_STORED) -> Path:
-    """Rewrite a zip archive record by record; None drops a record."""
+    """Rewrite a zip archive record by record. `change` returns the new data, or None to drop the record."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(buffer, "w", compression) as new:
         for info in old.infolist():
@@ -64,7 +64,7 @@ def rewrite_zip(path: Path, change, *, compression: int = zipfile.ZIP_STORED) ->
 
 
 def on_device(path: Path, device: str) -> Path:
-    """Make a checkpoint claim that its storages lie on another device."""
+    """Change a checkpoint so that its storages claim to lie on another device."""
 
     def pickled(text: str) -> bytes:
         return b"X" + len(text).to_bytes(4, "little") + text.encode()

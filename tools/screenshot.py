@@ -1,4 +1,4 @@
-"""Draws what `bnlab check` prints as an SVG: python tools/screenshot.py CHECKPOINT docs/images/check.svg."""
+"""Draws the output of `bnlab check` as an SVG: python tools/screenshot.py CHECKPOINT docs/images/check.svg."""
 
 from __future__ import annotations
 

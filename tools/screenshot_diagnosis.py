@@ -19,7 +19,7 @@ from bnlab.lab.stuck_statistics import Config, train
 from bnlab.records import Level
 from bnlab.report.text.diagnosis import renderable
 
-_MOST_LINES = 24
+_MAX_LINES = 24
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     )
     plain = Console(file=io.StringIO(), width=84, highlight=False)
     plain.print(renderable(diagnosis, level=Level.WARNING))
-    lines = str(plain.file.getvalue()).splitlines()[:_MOST_LINES]  # type: ignore[attr-defined]
+    lines = str(plain.file.getvalue()).splitlines()[:_MAX_LINES]  # type: ignore[attr-defined]
     console = Console(record=True, width=84, file=io.StringIO(), force_terminal=True, highlight=False)
     console.print(Text("$ bnlab check net:build --model ... --data digits --metric accuracy\n", style="dim"))
     for line in lines:

@@ -1,7 +1,11 @@
-"""Networks with one planted cause each, healthy networks, and what `bnlab.check` must say about them.
+"""Networks with one planted cause each, healthy networks, and the findings that `bnlab.check` must report for them.
 
-`table.py` was written from design.md before the tool was run on a single case. Failure modes F1..F32 of papers.md that
-are not here leave no trace in a model with data: F6 raises by itself, F19 and F20 need ranks, F22 needs the history of
-the run, F27 leaves no BN layer behind, F28 runs only where two sizes
-agree by accident, F32 has a BN state that is fine.
+`table.py` was written before the tool ran on any case. docs/background.md describes the failures. Some known failures
+have no case here because they leave no trace in a model with data:
+
+- a batch with one value per channel, for which torch itself raises an error;
+- faults that need several processes, or the history of the run;
+- a fold, after which no BN layer is left;
+- a permuted input, which runs only if two sizes agree by accident;
+- training problems with BN layers whose state is healthy.
 """

@@ -1,4 +1,4 @@
-"""What a case is, and the register of all cases."""
+"""The class of a case, and the registry of all cases."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ __all__ = ["HEALTHY", "MISHAPS", "Absent", "Case", "Setting", "Subject", "health
 
 
 class Absent(Exception):
-    """The data a case needs is not on this machine."""
+    """The data of a case is not on this machine."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a case is built.
+    """The seed and the architecture of a case.
 
     Attributes:
-        seed: Of weights, order of the batches and everything else that is drawn.
-        held_out: Whether the architecture that is not used for calibration takes the place of the usual one.
+        seed: The seed of the weights, the order of the batches and everything else that is random.
+        held_out: Whether the case uses the architecture that is not used for calibration.
     """
 
     seed: int
     held_out: bool = False
 
     def network(self, name: str = "cnn") -> Trained:
-        """Return a trained network of its own; the usual architecture gives way to the held-out one."""
+        """Return a copy of a trained network. The held-out architecture replaces "cnn" if it is chosen."""
         return trained(HELD_OUT if self.held_out and name == "cnn" else name, self.seed)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is handed to `bnlab.check`.
+    """The arguments of `bnlab.check`.
 
     Attributes:
         model: The network.
-        data: What it will see.
-        train_data: What it was trained on.
-        metric: Higher is better.
-        loss: Of a model and a batch.
-        optimizer: It is trained with.
-        planted: Paths of the layers whose statistics were planted to be stale, where those are some of many.
+        data: The evaluation data.
+        train_data: The training data.
+        metric: A metric; higher is better.
+        loss: The loss of a model and a batch.
+        optimizer: The optimizer of the training.
+        planted: The paths of the layers with planted stale statistics, if these are some of many layers.
     """
 
     model: nn.Module
@@ -62,7 +62,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Case:
-    """One case: a name, what it is about, and how to build it."""
+    """A case: its name, its description, and the function that builds it."""
 
     name: str
     about: str
@@ -79,7 +79,7 @@ def mishap(build: Callable[[Setting], Subject]) -> Callable[[Setting], Subject]:
 
 
 def healthy(build: Callable[[Setting], Subject]) -> Callable[[Setting], Subject]:
-    """Register a network with nothing the matter."""
+    """Register a healthy network under the name of its function."""
     return _register(HEALTHY, build)
 
 

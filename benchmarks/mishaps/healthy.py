@@ -1,4 +1,4 @@
-"""Networks with nothing the matter: no error, and next to no warning, is right."""
+"""Healthy networks: the tool should report no error and almost no warning."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def cnn_batches_of_128(setting: Setting) -> Subject:
 
 @healthy
 def cnn_momentum_001(setting: Setting) -> Subject:
-    """Momentum 0.01 with enough updates for it."""
+    """Momentum 0.01 with enough updates."""
     return _fitted(setting, _cnn(setting, 0.01), size=32, epochs=15)
 
 
 @healthy
 def cnn_cumulative_statistics(setting: Setting) -> Subject:
-    """Momentum None, with the average taken over the training data at the end."""
+    """Momentum None, with an average over the training data at the end."""
     net = trained("cnn", setting.seed)
     forward_only(net.model, net.train)
     for layer in bns(net.model):
@@ -97,7 +97,7 @@ def cnn_eval_mode(setting: Setting) -> Subject:
 
 @healthy
 def cnn_without_train_data(setting: Setting) -> Subject:
-    """Nothing but evaluation data, and the loss as the metric."""
+    """Evaluation data only, and the loss as the metric."""
     net = trained("cnn", setting.seed)
     return Subject(net.model, net.test, metric=metrics.loss)
 
@@ -111,7 +111,7 @@ def cnn_small_evaluation_set(setting: Setting) -> Subject:
 
 @healthy
 def cnn_sgd_with_weight_decay(setting: Setting) -> Subject:
-    """SGD with momentum, decay on the convolutions alone."""
+    """SGD with momentum, and weight decay on the convolutions only."""
     model = _cnn(setting)
     affine = [parameter for layer in bns(model) for parameter in layer.parameters()]
     others = [parameter for parameter in model.parameters() if not any(parameter is each for each in affine)]
@@ -170,14 +170,14 @@ def cnn_float64(setting: Setting) -> Subject:
 
 
 class Autocast(nn.Module):
-    """Runs a network in bfloat16 where autocast does."""
+    """A network that runs in bfloat16 by autocast."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        """Cast automatically."""
+        """Return the output under autocast, in float32."""
         with torch.autocast("cpu", torch.bfloat16):
             out: Tensor = self.model(x)
         return out.float()
@@ -197,7 +197,7 @@ def cnn_trained_long(setting: Setting) -> Subject:
 
 @healthy
 def cnn_ragged_batches(setting: Setting) -> Subject:
-    """Loaders that keep their last batch, of one image here."""
+    """Loaders that keep their last batch, which has one image here."""
     net = trained("cnn", setting.seed)
     seed = setting.seed
     return Subject(net.model, batched("test", seed, ragged=True), batched("train", seed, ragged=True))
@@ -211,13 +211,13 @@ def mlp(setting: Setting) -> Subject:
 
 @healthy
 def mlp_batches_of_16(setting: Setting) -> Subject:
-    """BN1d, batches of 16: as few values as are not too few."""
+    """BN1d with batches of 16, the smallest number of values that is not too small."""
     return _fitted(setting, build(ARCHITECTURES["mlp"], setting.seed), size=16, epochs=4, rate=2e-3)
 
 
 @healthy
 def mlp_ragged_batch_of_one(setting: Setting) -> Subject:
-    """BN1d, and a last batch of one image, in evaluation only."""
+    """BN1d with a last batch of one image, in evaluation only."""
     net = trained("mlp", setting.seed)
     return Subject(net.model, batched("test", setting.seed, ragged=True), net.train)
 
@@ -230,7 +230,7 @@ def resnet(setting: Setting) -> Subject:
 
 @healthy
 def resnet_zero_gamma(setting: Setting) -> Subject:
-    """The last weight of every branch begins at 0."""
+    """The weight of the last BN layer of every branch begins at 0."""
     model = build(make_resnet, setting.seed)
     for name, module in model.named_modules():
         if name.endswith("bn2"):
@@ -240,7 +240,7 @@ def resnet_zero_gamma(setting: Setting) -> Subject:
 
 @healthy
 def resnet_frozen(setting: Setting) -> Subject:
-    """Fine-tuned with BN in eval mode and without gradients, on the data it knows."""
+    """Fine-tuned on its training data with BN in eval mode and without gradients."""
     net = trained("resnet", setting.seed)
     for layer in bns(net.model):
         layer.requires_grad_(requires_grad=False)
@@ -250,7 +250,7 @@ def resnet_frozen(setting: Setting) -> Subject:
 
 @healthy
 def resnet_frozen_class(setting: Setting) -> Subject:
-    """With frozen BN layers of bnlab.nn, their weights copied."""
+    """Frozen BN layers of bnlab.nn with copied weights."""
     net = trained("resnet", setting.seed)
     for name, layer in list(net.model.named_modules()):
         if isinstance(layer, nn.BatchNorm2d):
@@ -317,7 +317,7 @@ def mixed_with_group_norm(setting: Setting) -> Subject:
 
 @healthy
 def dropout_after_the_last_bn(setting: Setting) -> Subject:
-    """Dropout where it belongs."""
+    """Dropout after the last BN layer."""
 
     def make() -> nn.Module:
         model = make_cnn()
@@ -342,7 +342,7 @@ def averaged_and_recalibrated(setting: Setting) -> Subject:
 
 @healthy
 def pruned_and_recalibrated(setting: Setting) -> Subject:
-    """The smaller half of every filter is pruned, then recalibrated."""
+    """The smaller half of every filter is pruned, and the network is recalibrated."""
     net = trained("cnn", setting.seed)
     with torch.no_grad():
         for module in net.model.modules():

@@ -38,14 +38,14 @@ __all__ = [
 Batches = list[tuple[Tensor, Tensor]]
 
 MEAN, STD = 0.3053, 0.3760
-"""Of the pixels of the digits in [0, 1]."""
+"""The mean and standard deviation of the pixels of the digits in [0, 1]."""
 
 HELD_OUT = "densenet"
-"""The architecture that is not used for calibration: it appears in the figures alone."""
+"""The architecture that is not used for calibration. It appears in the published figures only."""
 
 
 def cnn(**first: nn.Module) -> nn.Sequential:
-    """Return three convolutions with BN; `first` come before everything."""
+    """Return three convolutions with BN, after the modules of `first`."""
     return nn.Sequential(OrderedDict([*first.items(), *small_networks.cnn().named_children()]))
 
 
@@ -63,7 +63,7 @@ def mlp(activation: Callable[[], nn.Module] = nn.ReLU, drop: float = 0.0) -> nn.
 
 
 class Block(nn.Module):
-    """ResNet's basic block."""
+    """The basic block of ResNet."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def resnet() -> nn.Sequential:
 
 
 class PreBlock(nn.Module):
-    """BN and ReLU come first."""
+    """A pre-activation block: BN and ReLU come before each convolution."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ def mobilenet() -> nn.Sequential:
 
 
 class Dense(nn.Module):
-    """DenseNet: every layer sees all before it."""
+    """A small DenseNet: every layer gets the outputs of all layers before it."""
 
     def __init__(self, growth: int = 12) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class Dense(nn.Module):
         self.classify = nn.Linear(4 * growth, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Concatenate as it goes."""
+        """Return the scores, from concatenated features."""
         x = F.avg_pool2d(self.conv0(x), 2)
         for layer in self.convs:
             x = torch.cat([x, layer(x)], 1)
@@ -178,7 +178,7 @@ class Dense(nn.Module):
 
 
 class Volume(nn.Module):
-    """Takes an image as a cube of 4x4x4."""
+    """A 3d network that reads an image as a cube of 4x4x4."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,13 +193,13 @@ class Volume(nn.Module):
         self.classify = nn.Linear(24 * 64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fold the image."""
+        """Return the scores of an image, reshaped to a cube."""
         out: Tensor = self.classify(self.body(x.reshape(-1, 1, 4, 4, 4)).flatten(1))
         return out
 
 
 class Sequence(nn.Module):
-    """Takes an image as 8 channels over time, of any length."""
+    """A 1d network that reads an image as 8 channels over time, of any length."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,13 +214,13 @@ class Sequence(nn.Module):
         self.classify = nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Take the largest value over time."""
+        """Return the scores, from the largest values over time."""
         out: Tensor = self.classify(self.body(x.flatten(1, 2)).amax(2))
         return out
 
 
 class Gated(nn.Module):
-    """Squeeze and excitation: a sigmoid gates the channels."""
+    """A network with squeeze and excitation: a sigmoid gates the channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ class Gated(nn.Module):
         self.classify = nn.Linear(24, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Gate between the convolutions."""
+        """Return the scores, with the gate between the convolutions."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = x * self.gate(x.mean((2, 3)))[:, :, None, None]
         out: Tensor = self.classify(F.relu(self.bn2(self.conv2(x))).mean((2, 3)))
@@ -255,7 +255,7 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network with the batches it was trained on and those it is evaluated on."""
+    """A trained network with its training batches and its evaluation batches."""
 
     model: nn.Module
     train: Batches
@@ -268,7 +268,7 @@ def bns(model: nn.Module) -> list[_BatchNorm]:
 
 
 def norm_paths(model: nn.Module) -> list[str]:
-    """Return the paths of the BN layers, likewise."""
+    """Return the paths of the BN layers in order of registration."""
     return [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
 
 
@@ -280,12 +280,12 @@ def images_of(split: str) -> tuple[Tensor, Tensor]:
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    """Return pixels in [0, 1] as the networks want them."""
+    """Return pixels in [0, 1], normalised for the networks."""
     return (pixels - MEAN) / STD
 
 
 def cut(images: Tensor, labels: Tensor, size: int, *, ragged: bool = False) -> Batches:
-    """Return batches in the order given, the last one left out if it has fewer samples and `ragged` is not set."""
+    """Return batches in the order of the samples. An incomplete last batch is dropped unless `ragged` is set."""
     return small_networks.cut((images, labels), size, ragged=ragged)
 
 
@@ -323,23 +323,23 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     accumulate: int = 1,
     train_mode: bool = True,
-    still: Iterable[nn.Module] = (),
+    frozen: Iterable[nn.Module] = (),
 ) -> nn.Module:
     """Train on the digits.
 
     Args:
-        model: Trained in place.
-        seed: Of the order of the samples.
-        epochs: Passes over the data.
-        size: Samples in a batch.
-        rate: Of Adam, which is used if no optimizer is given.
-        decaying: Whether the rate falls to 0 along a cosine.
-        batches: Used in this order in every epoch, if given.
-        prepare: Applied to the images of every batch.
-        optimizer: To use.
-        accumulate: Batches to an optimizer step.
-        train_mode: Or eval mode.
-        still: Layers that stay in eval mode.
+        model: The model, which is trained in place.
+        seed: The seed of the order of the samples.
+        epochs: The passes over the data.
+        size: The samples in a batch.
+        rate: The learning rate of Adam, the default optimizer.
+        decaying: Whether the learning rate falls to 0 along a cosine.
+        batches: Batches to use in this order in every epoch, instead of shuffled ones.
+        prepare: A function that is applied to the images of every batch.
+        optimizer: The optimizer, instead of Adam.
+        accumulate: The number of batches per optimizer step.
+        train_mode: Whether to train in train mode, or in eval mode.
+        frozen: The layers that stay in eval mode.
     """
     images, labels = images_of("train")
     generator = torch.Generator().manual_seed(seed)
@@ -349,7 +349,7 @@ def fit(
     steps = max(1, epochs * per_epoch // accumulate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if decaying else None
     model.train(train_mode)
-    for layer in still:
+    for layer in frozen:
         layer.eval()
     done = 0
     with small_networks.seeded(seed):
@@ -368,7 +368,7 @@ def fit(
 
 @torch.no_grad()
 def forward_only(model: nn.Module, batches: Batches, *, momentum: float | None = None, reset: bool = True) -> None:
-    """Run batches in train mode, so that the running statistics follow; cumulative unless momentum is given."""
+    """Run batches in train mode to update the running statistics, as a cumulative average if momentum is None."""
     before = [layer.momentum for layer in bns(model)]
     for layer in bns(model):
         layer.momentum = momentum
@@ -388,6 +388,6 @@ def _trained(name: str, seed: int) -> Trained:
 
 
 def trained(name: str, seed: int) -> Trained:
-    """Return a trained network, in train mode; the caller may change it."""
-    found = _trained(name, seed)
-    return Trained(copy.deepcopy(found.model), list(found.train), list(found.test))
+    """Return a trained network in train mode, which the caller may change."""
+    cached = _trained(name, seed)
+    return Trained(copy.deepcopy(cached.model), list(cached.train), list(cached.test))

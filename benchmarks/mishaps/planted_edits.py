@@ -47,7 +47,7 @@ def _edited(net: Trained, edit: Callable[[Tensor], Tensor]) -> Subject:
 
 @mishap
 def averaged_weights(setting: Setting) -> Subject:
-    """F23: SWA over the epochs at a constant rate; the buffers are those of the first copy."""
+    """SWA over the epochs at a constant learning rate keeps the buffers of the first copy."""
     seed = setting.seed
     model = fit(build(ARCHITECTURES[_name(setting)], seed), seed, epochs=2, rate=1e-2, decaying=False)
     averaged = AveragedModel(model)
@@ -59,7 +59,7 @@ def averaged_weights(setting: Setting) -> Subject:
 
 @mishap
 def moving_average_without_buffers(setting: Setting) -> Subject:
-    """F1: an exponential moving average of the parameters; the copy never saw a buffer."""
+    """An exponential moving average of the parameters, whose copy never gets the buffers."""
     seed = setting.seed
     model = build(ARCHITECTURES[_name(setting)], seed)
     shadow = copy.deepcopy(model)
@@ -73,13 +73,13 @@ def moving_average_without_buffers(setting: Setting) -> Subject:
 
 @mishap
 def pruned(setting: Setting) -> Subject:
-    """F24: the smaller half of every convolution's weights is set to 0."""
+    """The smaller half of every convolution's weights is set to 0."""
     return _edited(setting.network(), lambda weight: weight * (weight.abs() > weight.abs().median()))
 
 
 @mishap
 def scaled_convolution(setting: Setting) -> Subject:
-    """F24: one convolution before BN is scaled by 1.7, as a weight rescaling for export does."""
+    """One convolution before BN is scaled by 1.7, as by a weight rescaling for export."""
     net = setting.network()
     with torch.no_grad():
         _convs(net.model)[1].weight.mul_(1.7)
@@ -88,7 +88,7 @@ def scaled_convolution(setting: Setting) -> Subject:
 
 @mishap
 def quantised_to_three_bits(setting: Setting) -> Subject:
-    """F24: weights are rounded to three bits, one scale per tensor."""
+    """Weights are rounded to three bits, one scale per tensor."""
 
     def quantise(weight: Tensor) -> Tensor:
         step = weight.abs().max() / 3
@@ -99,7 +99,7 @@ def quantised_to_three_bits(setting: Setting) -> Subject:
 
 @mishap
 def merged_adapter(setting: Setting) -> Subject:
-    """F24: a low-rank update is merged into every convolution."""
+    """A low-rank update is merged into every convolution."""
     generator = torch.Generator().manual_seed(setting.seed)
 
     def merge(weight: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def _take_buffers(model: nn.Module, source: nn.Module) -> None:
 
 @mishap
 def buffers_of_another_checkpoint(setting: Setting) -> Subject:
-    """F18: the statistics come from another run of the same architecture."""
+    """The statistics come from another run of the same architecture."""
     net = setting.network()
     _take_buffers(net.model, trained(_name(setting), setting.seed + 100).model)
     return _subject(net)
@@ -139,7 +139,7 @@ def _permute(model: nn.Module, seed: int) -> None:
 
 @mishap
 def permuted_buffers(setting: Setting) -> Subject:
-    """F18: a port has the channels of the statistics in another order than the weights."""
+    """A port stores the channels of the statistics in a different order from the weights."""
     net = setting.network()
     _permute(net.model, setting.seed)
     return _subject(net)
@@ -147,7 +147,7 @@ def permuted_buffers(setting: Setting) -> Subject:
 
 @mishap
 def permuted_buffers_without_train_data(setting: Setting) -> Subject:
-    """F18: the same, with nothing but evaluation data to see it by."""
+    """The channels of the statistics are permuted, and only evaluation data is available."""
     net = setting.network()
     _permute(net.model, setting.seed)
     return Subject(net.model, net.test)
@@ -155,7 +155,7 @@ def permuted_buffers_without_train_data(setting: Setting) -> Subject:
 
 @mishap
 def reset_buffers(setting: Setting) -> Subject:
-    """F1: reset_running_stats() after the training."""
+    """The statistics are reset by reset_running_stats() after the training."""
     net = setting.network()
     for layer in bns(net.model):
         layer.reset_running_stats()
@@ -164,7 +164,7 @@ def reset_buffers(setting: Setting) -> Subject:
 
 @mishap
 def partial_load(setting: Setting) -> Subject:
-    """F18: strict=False, and the buffers of one layer have another name in the file."""
+    """A load with strict=False skips the buffers of one layer, which have a different name in the file."""
     net = setting.network()
     path = norm_paths(net.model)[1]
     state = {key: value for key, value in net.model.state_dict().items() if not key.startswith(f"{path}.running")}
@@ -176,7 +176,7 @@ def partial_load(setting: Setting) -> Subject:
 
 @mishap
 def one_corrupted_layer(setting: Setting) -> Subject:
-    """Section 4 of the design: the statistics of one layer in the middle are off; it alone is to be named."""
+    """The statistics of one layer in the middle are wrong, and the tool must name only this layer."""
     net = setting.network()
     layer = bns(net.model)[1]
     assert layer.running_mean is not None
@@ -189,7 +189,7 @@ def one_corrupted_layer(setting: Setting) -> Subject:
 
 @mishap
 def recalibrated_on_one_class(setting: Setting) -> Subject:
-    """F31: recalibrated on the beginning of a sorted loader: one class."""
+    """The network is recalibrated on the beginning of a sorted loader, which holds one class."""
     net = setting.network()
     images, labels = images_of("train")
     chosen = labels == setting.seed % 10
@@ -199,7 +199,7 @@ def recalibrated_on_one_class(setting: Setting) -> Subject:
 
 @mishap
 def recalibrated_on_one_batch_of_four(setting: Setting) -> Subject:
-    """F31: recalibrated on four images."""
+    """The network is recalibrated on four images."""
     net = setting.network()
     images, labels = net.train[0]
     forward_only(net.model, [(images[:4], labels[:4])])
@@ -208,18 +208,18 @@ def recalibrated_on_one_batch_of_four(setting: Setting) -> Subject:
 
 @mishap
 def new_head_on_an_old_body(setting: Setting) -> Subject:
-    """F9: a new last BN layer, fine-tuned for 63 updates on a body in eval mode: the counters differ."""
+    """A new last BN layer is fine-tuned for 63 updates on a body in eval mode. The counters differ."""
     net = setting.network("cnn3d")
     *body, head = bns(net.model)
     head.reset_running_stats()
     head.reset_parameters()
-    fit(net.model, setting.seed, epochs=3, rate=2e-3, still=body)
+    fit(net.model, setting.seed, epochs=3, rate=2e-3, frozen=body)
     return _subject(net)
 
 
 @mishap
 def negative_variance(setting: Setting) -> Subject:
-    """F15: arithmetic on state dicts (an extrapolated average) left a negative variance."""
+    """Arithmetic on state dicts (an extrapolated average) leaves a negative variance."""
     net = setting.network()
     layer = bns(net.model)[1]
     assert layer.running_var is not None
@@ -229,7 +229,7 @@ def negative_variance(setting: Setting) -> Subject:
 
 @mishap
 def filter_pruned_to_nothing(setting: Setting) -> Subject:
-    """F16: two filters were pruned to 0 and the network recalibrated: their variance is exactly 0."""
+    """Two filters are pruned to 0, and the network is recalibrated. Their variance is exactly 0."""
     net = setting.network()
     with torch.no_grad():
         _convs(net.model)[1].weight[:2] = 0
@@ -239,7 +239,7 @@ def filter_pruned_to_nothing(setting: Setting) -> Subject:
 
 @mishap
 def nan_in_a_weight(setting: Setting) -> Subject:
-    """F15: a NaN gradient reached one weight of a BN layer."""
+    """A NaN gradient reaches one weight of a BN layer."""
     net = setting.network()
     with torch.no_grad():
         bns(net.model)[1].weight[2] = float("nan")
@@ -248,7 +248,7 @@ def nan_in_a_weight(setting: Setting) -> Subject:
 
 @mishap
 def dead_channels(setting: Setting) -> Subject:
-    """F16, F25: network slimming set a third of the weights to 0."""
+    """Network slimming sets a third of the weights to 0."""
     net = setting.network()
     with torch.no_grad():
         for layer in bns(net.model):
@@ -259,7 +259,7 @@ def dead_channels(setting: Setting) -> Subject:
 
 @mishap
 def denormal_weights(setting: Setting) -> Subject:
-    """F25: decay without gradient brought weights down to denormals."""
+    """Weight decay without gradient reduces weights to denormals."""
     net = setting.network()
     with torch.no_grad():
         bns(net.model)[1].weight[:4] *= 1e-40

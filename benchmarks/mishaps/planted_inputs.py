@@ -1,4 +1,4 @@
-"""Mishaps of what the network is fed with."""
+"""Mishaps of the input data."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ def _shifted(setting: Setting, change: Callable[[Tensor], Tensor]) -> Subject:
 
 @mishap
 def missing_normalisation(setting: Setting) -> Subject:
-    """F11: evaluation forgets to subtract the mean and divide by std."""
+    """Evaluation forgets to subtract the mean and divide by std."""
     return _shifted(setting, _pixels)
 
 
 @mishap
 def pixels_up_to_255(setting: Setting) -> Subject:
-    """F11: evaluation has pixels of 0..255 instead of 0..1."""
+    """Evaluation uses pixels of 0..255 instead of 0..1."""
     return _shifted(setting, lambda images: (255 * _pixels(images) - MEAN) / STD)
 
 
 @mishap
 def inverted_images(setting: Setting) -> Subject:
-    """F11: black on white instead of white on black."""
+    """Evaluation images are black on white instead of white on black."""
     return _shifted(setting, lambda images: (1 - _pixels(images) - MEAN) / STD)
 
 
 @mishap
 def noise(setting: Setting) -> Subject:
-    """F12: a noisier sensor."""
+    """Evaluation images come from a noisier sensor."""
     generator = torch.Generator().manual_seed(setting.seed)
     return _shifted(setting, lambda images: images + torch.randn(images.shape, generator=generator))
 
 
 @mishap
 def low_contrast(setting: Setting) -> Subject:
-    """F12: another scanner, with 40 % of the contrast."""
+    """Evaluation images come from another scanner, with 40 % of the contrast."""
     return _shifted(setting, lambda images: (0.3 + 0.4 * (_pixels(images) - 0.3) - MEAN) / STD)
 
 
 @mishap
 def augmented_in_training_only(setting: Setting) -> Subject:
-    """F11: strong augmentation in training (brightness, contrast, noise), none in evaluation."""
+    """Training uses strong augmentation (brightness, contrast, noise), and evaluation uses none."""
     seed = setting.seed
     generator = torch.Generator().manual_seed(seed)
 
@@ -74,7 +74,7 @@ def augmented_in_training_only(setting: Setting) -> Subject:
 
 @mishap
 def padding_in_the_statistics(setting: Setting) -> Subject:
-    """F29: training sequences are padded to three times their length, evaluation ones are not."""
+    """Training sequences are padded to three times their length, and evaluation sequences are not."""
     seed = setting.seed
 
     def pad(images: Tensor) -> Tensor:
@@ -86,14 +86,14 @@ def padding_in_the_statistics(setting: Setting) -> Subject:
 
 @mishap
 def missing_normalisation_without_train_data(setting: Setting) -> Subject:
-    """F11: the same as above, with nothing to tell it from staleness."""
+    """Evaluation forgets to normalise, and no training data distinguishes this from stale statistics."""
     net = setting.network()
     return Subject(net.model, _changed(net.test, _pixels))
 
 
 @mishap
 def tiny_inputs(setting: Setting) -> Subject:
-    """A2 of the article: inputs of 1e-6; eps sets the scale."""
+    """The inputs are about 1e-6, and eps sets the scale."""
     seed = setting.seed
 
     def shrink(images: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def tiny_inputs(setting: Setting) -> Subject:
 
 @mishap
 def eps_of_another_framework(setting: Setting) -> Subject:
-    """F17: a first layer with a variance of 1e-4, trained with eps 1e-5 and loaded where eps is 1e-3."""
+    """A first layer with a variance of 1e-4 is trained with eps 1e-5 and loaded with eps 1e-3."""
     seed = setting.seed
 
     def shrink(images: Tensor) -> Tensor:
@@ -129,19 +129,19 @@ def _normalised_first(seed: int, prepare: Callable[[Tensor], Tensor], rate: floa
 
 @mishap
 def time_stamps(setting: Setting) -> Subject:
-    """Formulas 5.1: features with a mean of a million standard deviations."""
+    """The features have a mean of a million standard deviations."""
     return _normalised_first(setting.seed, lambda images: images + 1e6)
 
 
 @mishap
 def overflowing_inputs(setting: Setting) -> Subject:
-    """A2 of the article: inputs of 1e20, whose squares are beyond float32."""
+    """The squares of inputs of 1e20 are beyond the range of float32."""
     return _normalised_first(setting.seed, lambda images: 1e20 * images)
 
 
 @mishap
 def nearly_constant_pixels(setting: Setting) -> Subject:
-    """F16: pixels that hardly ever change are amplified a thousand times."""
+    """Pixels that are nearly constant are amplified a thousand times."""
     generator = torch.Generator().manual_seed(setting.seed)
     return _normalised_first(
         setting.seed, lambda images: images + 1e-4 * torch.randn(images.shape, generator=generator)
@@ -150,7 +150,7 @@ def nearly_constant_pixels(setting: Setting) -> Subject:
 
 @mishap
 def variance_beyond_float16(setting: Setting) -> Subject:
-    """F15: unscaled inputs of 0..4095; the variance does not fit float16."""
+    """The variance of unscaled inputs of 0..4095 does not fit float16."""
     seed = setting.seed
 
     def raw(images: Tensor) -> Tensor:

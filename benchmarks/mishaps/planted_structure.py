@@ -1,4 +1,4 @@
-"""Mishaps of the architecture and its hyperparameters."""
+"""Mishaps of the architecture and of its hyperparameters."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def _trained(setting: Setting, model: nn.Module, epochs: int = 8) -> Subject:
 
 @mishap
 def dropout_before_a_linear_layer(setting: Setting) -> Subject:
-    """F14: dropout 0.5, a linear layer, BN."""
+    """Dropout of 0.5 comes before a linear layer and BN."""
     return _trained(setting, build(lambda: mlp(drop=0.5), setting.seed))
 
 
 @mishap
 def channel_dropout_between_convolutions(setting: Setting) -> Subject:
-    """F14: whole channels are dropped between two convolutions."""
+    """Dropout drops whole channels between two convolutions."""
 
     def make() -> nn.Module:
         layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -39,7 +39,7 @@ def channel_dropout_between_convolutions(setting: Setting) -> Subject:
 
 
 class Shared(nn.Module):
-    """One BN layer behind two convolutions."""
+    """One BN layer after two convolutions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Shared(nn.Module):
         self.classify = nn.Linear(24, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise twice by the same layer."""
+        """Return the scores, normalised twice by the same layer."""
         x = F.relu(self.bn(self.conv1(x)))
         out: Tensor = self.classify(F.relu(self.bn(self.conv2(x))).mean((2, 3)))
         return out
@@ -65,7 +65,7 @@ class Scales(nn.Module):
         self.classify = nn.Linear(48, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the head on either scale."""
+        """Return the scores, from the head on both scales."""
         x = self.stem(x)
         scales = [self.head(x).mean((2, 3)), self.head(3 * F.max_pool2d(x, 2)).mean((2, 3))]
         out: Tensor = self.classify(torch.cat(scales, 1))
@@ -74,19 +74,19 @@ class Scales(nn.Module):
 
 @mishap
 def shared_layer(setting: Setting) -> Subject:
-    """F13: one BN layer is called behind two convolutions."""
+    """One BN layer runs after two convolutions."""
     return _trained(setting, build(Shared, setting.seed))
 
 
 @mishap
 def shared_layer_over_two_scales(setting: Setting) -> Subject:
-    """F13: a head with BN runs on two scales whose activations differ in size."""
+    """A head with BN runs on two scales whose activations differ in size."""
     return _trained(setting, build(Scales, setting.seed))
 
 
 @mishap
 def bias_before_bn(setting: Setting) -> Subject:
-    """F26: convolutions keep their default bias."""
+    """Convolutions keep their default bias."""
 
     def make() -> nn.Module:
         model = cnn()
@@ -100,7 +100,7 @@ def bias_before_bn(setting: Setting) -> Subject:
 
 @mishap
 def no_running_statistics(setting: Setting) -> Subject:
-    """F10: track_running_stats=False."""
+    """One layer has track_running_stats=False."""
 
     def make() -> nn.Module:
         model = cnn()
@@ -111,25 +111,25 @@ def no_running_statistics(setting: Setting) -> Subject:
 
 
 class ByHand(nn.Module):
-    """BN as a tutorial writes it: batch statistics in every mode."""
+    """BN as in many tutorials, with batch statistics in every mode."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise by the batch."""
+        """Return x, normalised by the batch."""
         var, mean = torch.var_mean(x, (0, 2, 3), keepdim=True)
         return (x - mean) / (var + 1e-5).sqrt()
 
 
 class BatchMean(nn.Module):
-    """Subtracts the mean of the batch, as a centred embedding does."""
+    """A layer that subtracts the mean of the batch, as for a centred embedding."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Centre."""
+        """Return x without the mean of the batch."""
         return x - x.mean(0)
 
 
 @mishap
 def bn_by_hand(setting: Setting) -> Subject:
-    """F8: one layer is normalised by hand, with batch statistics in eval mode too."""
+    """One layer is normalised by hand, with batch statistics also in eval mode."""
 
     def make() -> nn.Module:
         model = cnn()
@@ -141,7 +141,7 @@ def bn_by_hand(setting: Setting) -> Subject:
 
 @mishap
 def mean_over_the_batch(setting: Setting) -> Subject:
-    """F8: the features are centred over the batch before the classifier."""
+    """The features are centred over the batch before the classifier."""
 
     def make() -> nn.Module:
         model = cnn()
@@ -153,7 +153,7 @@ def mean_over_the_batch(setting: Setting) -> Subject:
 
 @mishap
 def mixed_momentum(setting: Setting) -> Subject:
-    """F4: momentum was changed in all layers but one."""
+    """The momentum differs from that of all other layers in one layer."""
     model = build(ARCHITECTURES["densenet" if setting.held_out else "cnn"], setting.seed, momentum=0.05)
     bns(model)[-1].momentum = 0.1
     return _trained(setting, model)
@@ -161,7 +161,7 @@ def mixed_momentum(setting: Setting) -> Subject:
 
 @mishap
 def mixed_eps(setting: Setting) -> Subject:
-    """F17: a part of the network has eps 1e-3."""
+    """One layer has eps 1e-3."""
     model = build(ARCHITECTURES["densenet" if setting.held_out else "cnn"], setting.seed)
     bns(model)[0].eps = 1e-3
     return _trained(setting, model, epochs=4)
@@ -169,7 +169,7 @@ def mixed_eps(setting: Setting) -> Subject:
 
 @mishap
 def saturated_sigmoid(setting: Setting) -> Subject:
-    """IS15, 4.2.2: sigmoids with BN whose bias was initialised far out."""
+    """The bias of a BN layer is initialised far from 0 and saturates the sigmoids behind it."""
     model = build(lambda: mlp(nn.Sigmoid), setting.seed)
     nn.init.constant_(bns(model)[0].bias, 6.0)
     return _trained(setting, model, epochs=4)
@@ -177,7 +177,7 @@ def saturated_sigmoid(setting: Setting) -> Subject:
 
 @mishap
 def one_weight_per_channel(setting: Setting) -> Subject:
-    """A2 of the article: one weight makes one channel, and BN takes its scale away, so that it gets no gradient."""
+    """One weight scales each channel. BN removes the scale, and the weight gets no gradient."""
 
     def make() -> nn.Module:
         model = cnn()

@@ -21,37 +21,37 @@ def _trained_with(setting: Setting, momentum: float, epochs: int = 8) -> Subject
 
 @mishap
 def momentum_is_a_decay_of_09(setting: Setting) -> Subject:
-    """F4: the decay 0.9 of TensorFlow as torch's momentum."""
+    """The decay 0.9 of TensorFlow is used as torch's momentum."""
     return _trained_with(setting, 0.9)
 
 
 @mishap
 def momentum_is_a_decay_of_099(setting: Setting) -> Subject:
-    """F4: the decay 0.99 of Keras as torch's momentum."""
+    """The decay 0.99 of Keras is used as torch's momentum."""
     return _trained_with(setting, 0.99)
 
 
 @mishap
 def momentum_zero(setting: Setting) -> Subject:
-    """F1: momentum 0, meant as a cumulative average."""
+    """The momentum is 0, which was meant as a cumulative average."""
     return _trained_with(setting, 0.0)
 
 
 @mishap
 def momentum_too_small_for_the_run(setting: Setting) -> Subject:
-    """F2: momentum 0.001 in a run of 168 updates."""
+    """The momentum is 0.001 in a run of 168 updates."""
     return _trained_with(setting, 0.001)
 
 
 @mishap
 def short_run_with_a_small_momentum(setting: Setting) -> Subject:
-    """F2: momentum 0.01 in a run of 105 updates."""
+    """The momentum is 0.01 in a run of 105 updates."""
     return _trained_with(setting, 0.01, epochs=5)
 
 
 @mishap
 def always_trained_in_eval_mode(setting: Setting) -> Subject:
-    """F1: a stray eval() before the loop; the statistics are the initial ones."""
+    """A misplaced eval() before the training loop leaves the initial statistics."""
     seed = setting.seed
     make = ARCHITECTURES[HELD_OUT if setting.held_out else "cnn"]
     model = fit(build(make, seed), seed, train_mode=False)
@@ -66,7 +66,7 @@ def _sorted(split: str, size: int) -> Batches:
 
 @mishap
 def sorted_training_loader(setting: Setting) -> Subject:
-    """F7: the training loader is sorted by class and does not shuffle."""
+    """The training loader is sorted by class and does not shuffle."""
     seed = setting.seed
     batches = _sorted("train", 64)
     model = fit(build(cnn, seed), seed, batches=batches)
@@ -75,7 +75,7 @@ def sorted_training_loader(setting: Setting) -> Subject:
 
 @mishap
 def grouped_training_loader(setting: Setting) -> Subject:
-    """F7: every batch of the training loader is of two classes, as if of one scene each."""
+    """Every batch of the training loader holds two classes, as if each came from one scene."""
     seed = setting.seed
     images, labels = images_of("train")
     generator = torch.Generator().manual_seed(seed)
@@ -91,22 +91,22 @@ def grouped_training_loader(setting: Setting) -> Subject:
 
 @mishap
 def sorted_evaluation_loader(setting: Setting) -> Subject:
-    """F31: the evaluation data comes sorted by class; the network is fine."""
+    """The evaluation data is sorted by class, and the network is healthy."""
     net = setting.network()
     return Subject(net.model, _sorted("test", 32), net.train)
 
 
 @mishap
 def batches_of_two(setting: Setting) -> Subject:
-    """F5: an MLP trained and looked at with batches of two."""
+    """An MLP is trained and evaluated with batches of two."""
     seed = setting.seed
     model = fit(build(mlp, seed), seed, size=2, epochs=1, rate=1e-3)
     return Subject(model, batched("test", seed, 2), batched("train", seed, 2)[:300])
 
 
 @mishap
-def program_two_of_the_article(setting: Setting) -> Subject:
-    """F5: program 2 of the article, inputs 1e5 and 2e5 as the same batch of two for ever: Bessel, not momentum."""
+def one_batch_of_two(setting: Setting) -> Subject:
+    """The network always sees the same batch of 1e5 and 2e5. The cause is the Bessel correction, not the momentum."""
     x, target = torch.tensor([[1e5], [2e5]]), torch.tensor([0, 1])
 
     def make() -> nn.Module:
@@ -124,7 +124,7 @@ def program_two_of_the_article(setting: Setting) -> Subject:
 
 @mishap
 def micro_batches_of_four(setting: Setting) -> Subject:
-    """F21: gradients are accumulated over micro-batches of four, statistics are not."""
+    """Gradients are accumulated over micro-batches of four, but statistics are not."""
     seed = setting.seed
     model = fit(build(mlp, seed), seed, size=4, accumulate=8, epochs=2)
     return Subject(model, batched("test", seed), batched("train", seed, 4))
@@ -132,7 +132,7 @@ def micro_batches_of_four(setting: Setting) -> Subject:
 
 @mishap
 def one_value_per_channel(setting: Setting) -> Subject:
-    """F5: BN on a map of 1x1 with batches of two images."""
+    """BN normalises a map of 1x1 with batches of two images."""
     seed = setting.seed
 
     def make() -> nn.Module:
@@ -153,7 +153,7 @@ def one_value_per_channel(setting: Setting) -> Subject:
 
 @mishap
 def two_domains_through_one_layer(setting: Setting) -> Subject:
-    """F13: batches of real and of inverted faint images alternate; evaluation is on real ones."""
+    """Batches of real and of inverted faint images alternate. The evaluation uses real images."""
     seed = setting.seed
     mixed = [(-0.5 * x - 1 if index % 2 else x, y) for index, (x, y) in enumerate(batched("train", seed))]
     model = fit(build(cnn, seed), seed, batches=mixed)
@@ -162,7 +162,7 @@ def two_domains_through_one_layer(setting: Setting) -> Subject:
 
 @mishap
 def learning_rate_raised_at_the_end(setting: Setting) -> Subject:
-    """F3: the weights run ahead of an average with momentum 0.01 in the last steps."""
+    """In the last steps, the weights change faster than the average with momentum 0.01 follows."""
     seed = setting.seed
     model = fit(build(cnn, seed, momentum=0.01), seed, size=32, epochs=12)
     model = fit(model, seed, batches=batched("train", seed)[:12], epochs=1, rate=0.1, decaying=False)
@@ -171,7 +171,7 @@ def learning_rate_raised_at_the_end(setting: Setting) -> Subject:
 
 @mishap
 def fine_tuned_in_eval_mode(setting: Setting) -> Subject:
-    """F10: fine-tuned on inverted images with BN in eval mode, so that the statistics are those of the old ones."""
+    """The network is fine-tuned on inverted images with BN in eval mode, and keeps the statistics of the old images."""
     net = setting.network()
     inverted = [(1 - 2 * x, y) for x, y in net.train]
     model = fit(net.model, setting.seed, batches=inverted, epochs=3, rate=2e-3, train_mode=False)
@@ -180,7 +180,7 @@ def fine_tuned_in_eval_mode(setting: Setting) -> Subject:
 
 @mishap
 def frozen_but_updating(setting: Setting) -> Subject:
-    """F9: BN is frozen by requires_grad alone, and the loop calls train()."""
+    """BN is frozen by requires_grad only, and the training loop calls train()."""
     net = setting.network()
     for layer in bns(net.model):
         layer.requires_grad_(requires_grad=False)
@@ -189,7 +189,7 @@ def frozen_but_updating(setting: Setting) -> Subject:
 
 
 def _stuck(setting: Setting, dtype: torch.dtype, momentum: float, updates: int, *, up_to: float) -> Subject:
-    """Run a trained network cast to a narrow dtype until its statistics move no more."""
+    """Run a trained network in a narrow dtype until its statistics no longer change."""
     net = setting.network("mlp")
     model = net.model
     train = [(images.to(dtype), labels) for images, labels in net.train]
@@ -206,19 +206,19 @@ def _stuck(setting: Setting, dtype: torch.dtype, momentum: float, updates: int, 
 
 @mishap
 def bfloat16_statistics_stuck(setting: Setting) -> Subject:
-    """F15: buffers kept in bfloat16 stand still when a step of momentum 0.01 rounds to nothing."""
+    """Buffers in bfloat16 no longer change when an update with momentum 0.01 rounds to 0."""
     return _stuck(setting, torch.bfloat16, 0.01, 700, up_to=4.0)
 
 
 @mishap
 def float16_statistics_stuck(setting: Setting) -> Subject:
-    """F15: buffers kept in float16 stand still when a step of momentum 0.001 rounds to nothing."""
+    """Buffers in float16 no longer change when an update with momentum 0.001 rounds to 0."""
     return _stuck(setting, torch.float16, 0.001, 6000, up_to=4.0)
 
 
 @mishap
 def weight_decay_on_affine(setting: Setting) -> Subject:
-    """F25: model.parameters() with weight decay."""
+    """The optimizer applies weight decay to all of model.parameters()."""
     seed = setting.seed
     model = build(cnn, seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
@@ -228,7 +228,7 @@ def weight_decay_on_affine(setting: Setting) -> Subject:
 
 @mishap
 def inf_batch(setting: Setting) -> Subject:
-    """F15: one batch with an inf went through; the optimizer step was skipped, the statistics were not."""
+    """After one batch with an inf, the optimizer step is skipped, but the statistics are updated."""
     net = setting.network()
     images = net.train[0][0].clone()
     images[3, 0, 2, 2] = float("inf")

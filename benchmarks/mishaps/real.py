@@ -37,7 +37,7 @@ def _images(spec: str, count: int, size: int) -> Batches:
 
 
 class BurnMnist(nn.Module):
-    """The small CNN that Burn's example trains."""
+    """The small CNN of the MNIST example of Burn."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class BurnMnist(nn.Module):
         self.norm2 = nn.BatchNorm1d(10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Three convolutions, two linear layers."""
+        """Return the log probabilities."""
         x = F.relu(self.conv3(F.relu(self.conv2(F.relu(self.conv1(x))))))
         x = self.fc2(F.relu(self.fc1(self.norm1(x).flatten(1))))
         return F.log_softmax(self.norm2(x), 1)
@@ -67,20 +67,20 @@ def _mnist(spec: str) -> Batches:
 
 
 @healthy
-def mnist(setting: Setting) -> Subject:  # noqa: ARG001 - the network is given
-    """Return Burn's CNN on MNIST with the right preprocessing."""
+def mnist(setting: Setting) -> Subject:  # noqa: ARG001 - the network comes from a file
+    """Burn's CNN runs on MNIST with the right preprocessing."""
     return Subject(_mnist_net(), _mnist("mnist:test"), _mnist("mnist:train"))
 
 
 @mishap
 def mnist_without_normalisation(setting: Setting) -> Subject:  # noqa: ARG001
-    """F11: Burn's CNN on MNIST with x/255."""
+    """Burn's CNN runs on MNIST with x/255 as the only preprocessing."""
     return Subject(_mnist_net(), _images("mnist:test", 1024, 64), _mnist("mnist:train"))
 
 
 @mishap
 def mnist_buffers_of_another_run(setting: Setting) -> Subject:  # noqa: ARG001
-    """F18: Burn's CNN with the statistics of the other file."""
+    """Burn's CNN has the statistics of its other file."""
     model = _mnist_net()
     other = torch.load(_path("burn_mnist/mnist.pt"), map_location="cpu", weights_only=True)
     state = {key: value for key, value in other.items() if "running" in key}
@@ -121,7 +121,7 @@ class CifarResNet(nn.Module):
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Three stages and a mean."""
+        """Return the scores, from three stages and a mean."""
         x = F.relu(self.bn1(self.conv1(x)))
         for stage in (1, 2, 3):
             x = self.get_submodule(f"layer{stage}")(x)
@@ -141,7 +141,7 @@ def _resnet20() -> nn.Module:
 
 @cache
 def _lossless() -> Batches:
-    """Return 1024 of the images the network was trained on, shuffled: the JPEG ones are a shift for it."""
+    """Return 1024 shuffled training images of the network. The JPEG images would be a shift for it."""
     path = Path(os.environ.get("BNLAB_DATA") or "", "cifar10", "cifar10_lossless_train4000.npz")
     if not path.is_file():
         raise Absent("cifar10/cifar10_lossless_train4000.npz is not in $BNLAB_DATA")
@@ -164,13 +164,13 @@ def _jpeg() -> Batches:
 
 @healthy
 def resnet20(setting: Setting) -> Subject:  # noqa: ARG001
-    """Return ResNet-20 on CIFAR-10."""
+    """ResNet-20 runs on CIFAR-10."""
     return Subject(_resnet20(), _lossless()[:8], _lossless()[8:])
 
 
 @mishap
 def resnet20_one_corrupted_layer(setting: Setting) -> Subject:
-    """Section 4 of the design: one layer of ResNet-20 has the statistics of its channels in another order."""
+    """One layer of ResNet-20 has its statistics in a different order of channels."""
     model = _resnet20()
     index = 9
     layer, path = bns(model)[index], norm_paths(model)[index]
@@ -184,7 +184,7 @@ def resnet20_one_corrupted_layer(setting: Setting) -> Subject:
 
 @mishap
 def resnet20_sorted_loader(setting: Setting) -> Subject:  # noqa: ARG001
-    """F7: ResNet-20 on class-sorted CIFAR-10."""
+    """ResNet-20 runs on CIFAR-10 sorted by class."""
     batches = _jpeg()
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     order = labels.argsort(stable=True)

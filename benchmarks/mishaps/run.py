@@ -1,4 +1,4 @@
-"""Builds the cases, checks them, and prints the table and the headline figure."""
+"""Builds the cases, checks them, and prints the tables and the main result."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ from .networks import HELD_OUT
 __all__ = ["CALIBRATION", "Result", "headline", "main", "run_case", "setting_of"]
 
 CALIBRATION = frozenset(range(5))
-"""Seeds that thresholds are calibrated on; figures come from others."""
+"""The seeds for the calibration of thresholds. Published figures come from other seeds."""
 
 GROUPS = (healthy, planted_edits, planted_inputs, planted_structure, planted_training, real)
-"""Modules that register cases."""
+"""The modules that register cases."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the tool said about one case.
+    """The result of the tool for one case.
 
     Attributes:
-        name: Of the case.
-        seed: It was built with.
-        held_out: Whether the architecture that is not used for calibration was in it.
-        healthy: Whether nothing is the matter.
-        planted: Layers that should be stale, if some of many.
-        seconds: Of building and of checking.
-        codes: Found, most consequential first.
-        warnings: Findings of that level, less those that the table says are true.
-        errors: Findings of that level.
-        crashed: Checks that crashed.
-        refused: The error, where there is no diagnosis at all.
-        causes: Name and share, largest first.
-        stale: Layers that were found to be stale.
-        numbers: Of the metric, or None.
-        found: "CODE layer: message" of every finding.
-        conclusion: The sentence.
+        name: The name of the case.
+        seed: The seed of the case.
+        held_out: Whether the case used the architecture that is not used for calibration.
+        healthy: Whether the network is healthy.
+        planted: The layers that should be stale, if they are some of many.
+        seconds: The seconds of building and of checking.
+        codes: The codes of the findings, most consequential first.
+        warnings: The number of warnings, without those that the table lists as true.
+        errors: The number of errors, without those that the table lists as true.
+        crashed: The checks that crashed.
+        refused: The error, if there is no diagnosis at all.
+        causes: The name and share of every cause, largest first.
+        stale: The layers that the tool reports as stale.
+        numbers: The numbers of the metric, or None.
+        findings: "LEVEL CODE layer: message" for every finding.
+        conclusion: The conclusion of the diagnosis.
     """
 
     name: str
@@ -69,42 +69,42 @@ class Result:
     causes: tuple[tuple[str, float], ...] = ()
     stale: tuple[str, ...] = ()
     numbers: dict[str, float | None] | None = None
-    found: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
     conclusion: str = ""
 
     @property
     def expected(self) -> table.Expected:
-        """What the table says."""
+        """The right result of the table."""
         return table.MISHAPS[self.name]
 
     @property
     def hit(self) -> bool:
-        """Whether one of the expected codes was found."""
+        """Whether the tool reported one of the expected codes."""
         return any(code in self.codes for code in self.expected.codes)
 
     @property
     def main_hit(self) -> bool:
-        """Whether the main one was."""
+        """Whether the tool reported the main code."""
         return self.expected.codes[0] in self.codes
 
     @property
     def first_cause(self) -> str | None:
-        """The cause named first."""
+        """The cause that the tool names first."""
         return self.causes[0][0] if self.causes else None
 
     @property
     def right_cause(self) -> bool | None:
-        """Whether that is the planted one; None where no cause is planted."""
+        """Whether the first cause is the planted one; None if no cause is planted."""
         return None if self.expected.cause is None else self.first_cause == self.expected.cause
 
     @property
     def right_layers(self) -> bool | None:
-        """Whether exactly the planted layers were found stale; None where they are not some of many."""
+        """Whether the tool reports exactly the planted layers as stale; None if they are not some of many."""
         return set(self.stale) == set(self.planted) if self.planted else None
 
 
 def setting_of(seed: int) -> Setting:
-    """Return where cases are built for a seed: every second seed of the figures is for the held-out architecture."""
+    """Return the setting of a seed. Every second seed outside the calibration uses the held-out architecture."""
     return Setting(seed, held_out=seed not in CALIBRATION and seed % 2 == 0)
 
 
@@ -112,12 +112,12 @@ def run_case(case: Case, setting: Setting) -> Result:
     """Build a case and check it.
 
     Raises:
-        Absent: If its data is not on this machine.
+        Absent: If the data of the case is not on this machine.
     """
     start = time.perf_counter()
     subject = case.build(setting)
     built = time.perf_counter()
-    given = {
+    arguments = {
         "data": subject.data,
         "train_data": subject.train_data,
         "metric": subject.metric,
@@ -125,7 +125,7 @@ def run_case(case: Case, setting: Setting) -> Result:
         "optimizer": subject.optimizer,
     }
     try:
-        diagnosis = bnlab.check(subject.model, **given)  # type: ignore[arg-type]
+        diagnosis = bnlab.check(subject.model, **arguments)  # type: ignore[arg-type]
     except BnlabError as error:
         seconds = (built - start, time.perf_counter() - built)
         return Result(
@@ -154,18 +154,22 @@ def run_case(case: Case, setting: Setting) -> Result:
         planted=subject.planted,
         stale=tuple(f.layer for f in diagnosis.findings if f.code == "BN401" and f.layer is not None),
         numbers=None if diagnosis.numbers is None else asdict(diagnosis.numbers),
-        found=tuple(f"{f.level.value} {f.code} {f.layer or ''}: {f.message}" for f in diagnosis.findings),
+        findings=tuple(f"{f.level.value} {f.code} {f.layer or ''}: {f.message}" for f in diagnosis.findings),
         conclusion=diagnosis.conclusion,
         seconds=(built - start, time.perf_counter() - built),
     )
 
 
 def main() -> None:
-    """Run the benchmark and print its tables; the last line is the headline figure."""
+    """Run the benchmark and print its tables. The last line is the main result."""
     parser = argparse.ArgumentParser(prog="bnlab bench mishaps", description=__doc__)
-    parser.add_argument("--seeds", type=_seeds, default=(5, 6), help="as in 0-4 or 5,6; 0-4 are for calibration")
-    parser.add_argument("--only", action="append", metavar="NAME", help="a case, or the beginning of names")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything here")
+    parser.add_argument(
+        "--seeds", type=_seeds, default=(5, 6), help="seeds such as 0-4 or 5,6; 0-4 are the calibration seeds"
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="the name of a case, or the beginning of several names"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write all results to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(width=140, highlight=False)
@@ -229,7 +233,7 @@ def _print_mishaps(results: Sequence[Result], console: Console) -> None:
             _mark(result.right_layers),
         )
     console.print(shown)
-    console.print(f"* {HELD_OUT} in place of the usual architecture, where the case has one: not used for calibration")
+    console.print(f"* The case uses {HELD_OUT}, which is not used for calibration, instead of the usual architecture.")
     by_cause = Table(title="recall by planted cause", title_justify="left")
     for header in ("cause", "cases", "code found", "named first"):
         by_cause.add_column(header)
@@ -245,14 +249,14 @@ def _print_healthy(results: Sequence[Result], console: Console) -> None:
     for header in ("case", "seed", "errors", "warnings", "found"):
         shown.add_column(header, overflow="fold")
     for result in results:
-        found = [line for line in result.found if not line.startswith("info")] + _trouble(result)
+        problems = [line for line in result.findings if not line.startswith("info")] + _trouble(result)
         mark = f"{result.seed}{'*' if result.held_out else ''}"
-        shown.add_row(result.name, mark, str(result.errors or ""), str(result.warnings or ""), "\n".join(found))
+        shown.add_row(result.name, mark, str(result.errors or ""), str(result.warnings or ""), "\n".join(problems))
     console.print(shown)
 
 
 def _trouble(result: Result) -> list[str]:
-    """Return what went wrong with the tool itself."""
+    """Return the crashes and refusals of the tool itself."""
     return [f"crashed {line}" for line in result.crashed] + ([f"refused: {result.refused}"] if result.refused else [])
 
 
@@ -266,7 +270,7 @@ def _share(right: Iterable[bool | None]) -> str:
 
 
 def headline(results: Sequence[Result]) -> str:
-    """Return the last line."""
+    """Return the last line of the output, the main result."""
     broken = [result for result in results if not result.healthy]
     sound = [result for result in results if result.healthy]
     warnings = sum(result.warnings for result in sound) / max(len(sound), 1)

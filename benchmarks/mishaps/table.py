@@ -1,4 +1,4 @@
-"""What the tool must say: written from design.md, sections 3 and 4, before it was run on any case. Do not tune it."""
+"""The findings that the tool must report, written before it ran on any case. Do not tune them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["HEALTHY", "MISHAPS", "TRUE_WARNINGS", "Expected"]
 
 
 class Expected(NamedTuple):
-    """What counts as right.
+    """The right result.
 
     Attributes:
-        codes: One of them must be found; the first is the main one.
-        cause: What must be named first among the causes; None where the planted cause is not one of the gap.
+        codes: The codes, of which the tool must report at least one. The first is the main code.
+        cause: The cause that the tool must name first, or None if the planted fault is not a cause of the gap.
     """
 
     codes: tuple[str, ...]
@@ -24,7 +24,7 @@ _SHIFT = Expected(("BN402",), "shift")
 _NEVER = Expected(("BN104",), "staleness")
 
 MISHAPS: dict[str, Expected] = {
-    # how it was trained
+    # the training
     "momentum_is_a_decay_of_09": Expected(("BN202",)),
     "momentum_is_a_decay_of_099": Expected(("BN202",)),
     "momentum_zero": Expected(("BN203", "BN104"), "staleness"),
@@ -35,7 +35,7 @@ MISHAPS: dict[str, Expected] = {
     "grouped_training_loader": Expected(("BN403",)),
     "sorted_evaluation_loader": Expected(("BN403",)),
     "batches_of_two": Expected(("BN208",), "sampling noise"),
-    "program_two_of_the_article": Expected(("BN208",), "bessel"),
+    "one_batch_of_two": Expected(("BN208",), "bessel"),
     "micro_batches_of_four": Expected(("BN208",)),
     "one_value_per_channel": Expected(("BN208",)),
     "two_domains_through_one_layer": Expected(("BN403", "BN402")),
@@ -46,7 +46,7 @@ MISHAPS: dict[str, Expected] = {
     "float16_statistics_stuck": Expected(("BN109",), "precision"),
     "weight_decay_on_affine": Expected(("BN211",)),
     "inf_batch": Expected(("BN101",), "staleness"),
-    # how it is built
+    # the architecture
     "dropout_before_a_linear_layer": Expected(("BN205",), "dropout"),
     "channel_dropout_between_convolutions": Expected(("BN205",), "dropout"),
     "shared_layer": Expected(("BN206",)),
@@ -59,7 +59,7 @@ MISHAPS: dict[str, Expected] = {
     "mixed_eps": Expected(("BN204",)),
     "saturated_sigmoid": Expected(("BN505",)),
     "one_weight_per_channel": Expected(("BN504",)),
-    # what was done to it afterwards
+    # edits after the training
     "averaged_weights": _STALE,
     "moving_average_without_buffers": _NEVER,
     "pruned": _STALE,
@@ -80,7 +80,7 @@ MISHAPS: dict[str, Expected] = {
     "nan_in_a_weight": Expected(("BN103",)),
     "dead_channels": Expected(("BN108",)),
     "denormal_weights": Expected(("BN114",)),
-    # what it is fed with
+    # the inputs
     "missing_normalisation": _SHIFT,
     "pixels_up_to_255": _SHIFT,
     "inverted_images": _SHIFT,
@@ -95,7 +95,7 @@ MISHAPS: dict[str, Expected] = {
     "overflowing_inputs": Expected(("BN501",)),
     "nearly_constant_pixels": Expected(("BN107",)),
     "variance_beyond_float16": Expected(("BN110",)),
-    # real networks, where $BNLAB_DATA has them
+    # real networks from $BNLAB_DATA
     "mnist_without_normalisation": _SHIFT,
     "mnist_buffers_of_another_run": _STALE,
     "resnet20_one_corrupted_layer": _STALE,
@@ -149,4 +149,4 @@ HEALTHY: tuple[str, ...] = (
 TRUE_WARNINGS: dict[str, tuple[str, ...]] = {
     "mnist": ("BN107",),  # a channel with a variance of 2e-5 in both files: tests/real/test_networks.py
 }
-"""Warnings that are true of a healthy network, found by hand: they do not count."""
+"""Warnings that are true of a healthy network, as an inspection by hand showed. They do not count."""

@@ -51,7 +51,7 @@ _SUBPACKAGES = ("functional", "lab", "nn")
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used: `import bnlab` alone costs nothing."""
+    """Import a public name on first use, so that `import bnlab` alone is fast."""
     from importlib import import_module
 
     if name in _SUBPACKAGES:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Writes files completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _LONGEST_NAME = 50
 
 
 def write_whole(data: bytes, path: Path, *, option: str | None = None) -> None:
-    """Write a file by way of a temporary one beside it, so that it is never there in part.
+    """Write a file through a temporary file beside it, so that nobody sees a partial file.
 
-    A pipe or device is written to as it is; a symbolic link stays one.
+    A pipe or device is written to directly. A symbolic link stays a link.
 
     Args:
-        data: What the file is to hold.
-        path: Where; a file that is there is replaced.
-        option: Of the command line that names the path; an error begins with it.
+        data: The content of the file.
+        path: The path of the file; an existing file is replaced.
+        option: The command-line option that names the path, if any; an error begins with it.
 
     Raises:
-        UnwritableFile: If it cannot be written; what was there before is still there.
+        UnwritableFile: If the file cannot be written. An existing file is then unchanged.
     """
     try:
         target = path.resolve()
@@ -44,7 +44,7 @@ def _replace(path: Path, data: bytes) -> None:
         try:
             file.write(data)
             file.flush()
-            Path(file.name).chmod(0o666 & ~_umask())  # a temporary file is born private
+            Path(file.name).chmod(0o666 & ~_umask())  # temporary files are private by default
             Path(file.name).replace(path)
         except BaseException:
             Path(file.name).unlink(missing_ok=True)

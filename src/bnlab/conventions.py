@@ -1,4 +1,4 @@
-"""The one place that translates names and numbers between frameworks.
+"""Translates names and numbers between frameworks.
 
 In bnlab ``momentum`` is torch's: the weight of the *new* batch in the running statistics, ``None`` for a cumulative
 average. Keras, Flax and ONNX store the weight of the *old* value instead.
@@ -24,23 +24,23 @@ TORCH_EPS = 1e-5
 """Default ``eps`` of ``torch.nn.BatchNorm*d``, in squared input units."""
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-"""What DataParallel and DDP, ``torch.compile`` and common trainers put before every name of a state dict."""
+"""Prefixes that DataParallel and DDP, ``torch.compile`` and common trainers add to every name of a state dict."""
 
 _FLOAT32_DIGITS = 6
 
 
 def wrapper_prefix(names: Collection[str], model_names: Collection[str] = ()) -> str:
-    """Return what wrappers put before every name of a state dict.
+    """Return the prefix that wrappers add to every name of a state dict.
 
-    A prefix is a wrapper's only if every name carries it and no name of the model does: a model may well have a part
-    called ``net``. Wrappers may be nested.
+    A prefix counts only if every name in the state dict has it and no name in the model does, because a model may have
+    a submodule called ``net``. Wrappers may be nested.
 
     Args:
         names: The names of the tensors in the state dict.
-        model_names: The names in the model it belongs to, if that is known.
+        model_names: The names in the model that the state dict belongs to, if the model is known.
 
     Returns:
-        One prefix, or several in a row; "" where there is none.
+        One prefix, or several in a row; "" if there is none.
 
     Example:
         >>> wrapper_prefix(["module.net.bn.weight", "module.net.bn.bias"])
@@ -58,9 +58,9 @@ def wrapper_prefix(names: Collection[str], model_names: Collection[str] = ()) ->
 
 
 def from_float32(value: float) -> float:
-    """Return the short decimal that a float32 attribute stood for.
+    """Return the short decimal number that was stored as a float32 attribute.
 
-    A file that stores 1e-5 in float32 reads back as 9.999999747378752e-06; six significant digits survive the trip.
+    The value 1e-5 stored in float32 reads back as 9.999999747378752e-06. Six significant digits restore it.
 
     Example:
         >>> from_float32(9.999999747378752e-06)

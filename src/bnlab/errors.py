@@ -1,8 +1,8 @@
-"""Every error a user of bnlab can meet.
+"""All errors that bnlab raises for its users.
 
-Each derives from :class:`BnlabError` and from the builtin it is a case of, so both ``except BnlabError`` and the
-usual ``except ValueError`` work. Messages read ``<subject>: <argument> must be <rule>, got <value>.`` and go on,
-where there is a way out, with a sentence that starts with a verb.
+Each class derives from :class:`BnlabError` and from a matching built-in exception, so both ``except BnlabError`` and
+the usual ``except ValueError`` work. Messages read ``<subject>: <argument> must be <rule>, got <value>.`` If there is a
+way to fix the problem, a sentence that starts with a verb follows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class BnlabError(Exception):
-    """Anything bnlab refuses to do, with a message meant for the user."""
+    """Base class of all errors of bnlab; the message is meant for the user."""
 
 
 class UsageError(BnlabError, ValueError):
@@ -31,36 +31,36 @@ class UsageError(BnlabError, ValueError):
 
 
 class UnreadableFile(BnlabError, RuntimeError):
-    """The operating system does not hand the file over: it is missing, a folder, or not permitted."""
+    """The operating system cannot read the file: it is missing, it is a folder, or access is denied."""
 
 
 class UnwritableFile(BnlabError, OSError):
-    """A file or folder cannot be written: it is not permitted, there is no such place, or the disk is full."""
+    """A file or folder cannot be written: access is denied, the parent folder is missing, or the disk is full."""
 
 
 class NotACheckpoint(BnlabError, ValueError):
-    """The file is whole, but of a kind that holds no checkpoint."""
+    """The file is intact, but its format cannot hold a checkpoint."""
 
 
 class DamagedFile(BnlabError, ValueError):
-    """The file began as a checkpoint and breaks its own format: truncated, overwritten or corrupt."""
+    """The file starts like a checkpoint but breaks its own format: it is truncated, overwritten or corrupt."""
 
 
 class PickledModule(BnlabError, TypeError):
-    """The file holds a pickled module, which could be read only by running code from the file."""
+    """The file holds a pickled module, which can be read only by running code from the file."""
 
 
 class NoBatchNorm(BnlabError, ValueError):
-    """The target was read and holds no batch normalization."""
+    """The target can be read but holds no batch normalization."""
 
 
 class MissingPackage(BnlabError, RuntimeError):
-    """An optional package is needed for this target and is not installed."""
+    """This target needs an optional package that is not installed."""
 
 
 class DtypeError(BnlabError, TypeError):
-    """A tensor has a dtype that the function does not take."""
+    """A tensor has a dtype that the function does not accept."""
 
 
 class BnlabWarning(UserWarning):
-    """Something the user can act on."""
+    """A warning that the user can act on."""

@@ -1,4 +1,4 @@
-"""What is going on, on stderr: in a terminal or a notebook only."""
+"""Shows progress on stderr, in a terminal or a notebook only."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["reporting"]
 
 @contextmanager
 def reporting(progress: bool | None = None) -> Iterator[Callable[[str], None]]:
-    """Yield what is to be called with a word for what is being done, after every batch.
+    """Yield a function to call after every batch with the name of the current step.
 
     Args:
-        progress: Whether it is shown; None for where somebody looks: stderr is a terminal, or this is a notebook.
+        progress: Whether to show progress. None shows it if stderr is a terminal or this runs in a notebook.
     """
     if progress is None:
         progress = sys.stderr.isatty() or "ipykernel" in sys.modules
@@ -32,9 +32,9 @@ def reporting(progress: bool | None = None) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         tasks: dict[str, TaskID] = {}
 
-        def advance(what: str) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=None)
-            bar.advance(tasks[what])
+        def advance(step: str) -> None:
+            if step not in tasks:
+                tasks[step] = bar.add_task(step, total=None)
+            bar.advance(tasks[step])
 
         yield advance

@@ -1,6 +1,6 @@
-"""repair: plan, apply, check again, and keep only what a metric does not find worse.
+"""Repairs a model: plans remedies, applies them, checks again, and keeps only those that do not lower the metric.
 
-The module is private because the package has a function of that name.
+The module is called `repairing` because the package exports a function called `repair`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan
 __all__ = ["repair"]
 
 _SAFETIES = (Safety.EXACT, Safety.STATISTICS, Safety.BEHAVIOUR)
-"""What may be asked for, each including those before it."""
+"""The safety levels that a caller may allow. Each level includes the levels before it."""
 
 
 def repair(
@@ -45,37 +45,37 @@ def repair(
     level: str = "warning",
     progress: bool | None = None,
 ) -> Receipt:
-    """Mend what the checks find in a model, in place, and keep only what proves itself.
+    """Repair what the checks find in a model, in place, and keep only remedies that do not make the model worse.
 
-    Each remedy is applied by itself. With a metric it is kept only if the metric on `data` in eval mode is not lower
-    than before by more than one standard error of the paired difference over batches (where a batch alone has a metric;
-    else not lower at all); otherwise it is taken back. Then the checks run again: if there is an error that was not
-    there before, everything is taken back. Whatever raises, the model is as it was.
+    Each remedy is applied by itself. With a metric, a remedy is undone if it lowers the metric on `data` in eval mode
+    by more than one standard error of the paired difference over batches. If the metric is not defined on a single
+    batch, a remedy is undone if it lowers the metric at all. Then the checks run again. If they report an error that
+    was not there before, every remedy is undone. If anything raises, the model is restored.
 
-    A network that was always run in eval mode has statistics of 0 and 1, which are part of what it learned: without a
-    metric they are left alone.
+    A network that always ran in eval mode, also in training, has running statistics of 0 and 1, and its weights depend
+    on them. Without a metric, `repair` leaves such statistics alone.
 
     Args:
         model: Any module.
-        data: Batches of what the model will see; they can be run through again.
-        train_data: Batches it was trained on. Statistics are recomputed from them; without them from `data`, and the
-            receipt says that the model was adapted to the evaluation data.
-        metric: metric(model, data) -> float, higher is better; always measured on `data`.
-        max_batches: How many batches of either data set are used: as for `bnlab.check`.
-        diagnosis: What `check` said of this model with these data, to save checking it again.
-        safety: What may be done at most: "exact" keeps the output, "statistics" changes buffers, "behaviour" also what
-            the model computes in train mode.
-        dry_run: Whether to return the plan only.
+        data: Batches of the data that the model will see, which can be iterated more than once.
+        train_data: Batches of the data on which the model was trained. Statistics are recomputed from these batches, or
+            else from `data`. In the second case the receipt states that the model was adapted to the evaluation data.
+        metric: metric(model, data) -> float, higher is better. It is always measured on `data`.
+        max_batches: How many batches of each data set are used, as for `bnlab.check`.
+        diagnosis: The diagnosis that `check` returned for this model and these data, which saves a second check.
+        safety: The largest change that is allowed. "exact" keeps the output, "statistics" also allows changes of
+            buffers, and "behaviour" also allows changes of what the model computes in train mode.
+        dry_run: Whether to return the plan without applying it.
         level: Lowest level of the findings to act on: "error", "warning" or "info".
-        progress: Whether to show on stderr what is going on: as for `bnlab.check`.
+        progress: Whether to show progress on stderr, as for `bnlab.check`.
 
     Returns:
-        The receipt: what changed, what was left alone and why, the metric and the findings before and after. `undo()`
-        takes everything back.
+        The receipt, with the changes, the findings that were left alone with their reasons, and the metric and the
+        findings before and after. Its `undo()` reverses all changes.
 
     Raises:
-        NoBatchNorm: If there is no BN layer.
-        UsageError: If an argument is wrong, or forward or the metric raises.
+        NoBatchNorm: If the model has no BN layer.
+        UsageError: If an argument is invalid, or if forward or the metric raises.
 
     Example:
         >>> import bnlab
@@ -94,7 +94,7 @@ def repair(
     require_data("data", data)
     with reporting(progress) as advance:
         inputs = Inputs(data=data, train_data=train_data, metric=metric, max_batches=max_batches, advance=advance)
-        with random_numbers_kept():  # a loader draws some where it begins
+        with random_numbers_kept():  # starting a loader draws random numbers
             inputs = inputs.read()
         return _repaired(model, inputs, diagnosis, max_safety, min_level, dry_run=dry_run)
 
@@ -108,11 +108,11 @@ def _repaired(
     *,
     dry_run: bool,
 ) -> Receipt:
-    """Repair with validated arguments and data that are held in memory."""
+    """Repair a model with validated arguments and data that are held in memory."""
     settings = Settings.of()
     before = diagnosis or check_with(model, settings, inputs=inputs)
     _require_same_model(model, before)
-    _require_seen(model, before)
+    _require_observed_layers(model, before)
     planned = plan(before, max_safety, min_level)
     if dry_run or not planned.layers:
         return Receipt(model, planned.record(before, is_plan=dry_run), lambda: None)
@@ -142,12 +142,12 @@ def _material(inputs: Inputs, before: Diagnosis) -> Material:
 
 @dataclass(frozen=True)
 class RepairPlan:
-    """What is to be done.
+    """The remedies to apply.
 
     Attributes:
-        layers: The layers of each remedy, in the order in which remedies are applied.
-        changes: What would become of them.
-        left_alone: Findings nothing is done about, and why.
+        layers: The layers of each remedy, in the order in which the remedies are applied.
+        changes: The changes that each remedy would make.
+        left_alone: The findings that no remedy acts on, with the reasons.
     """
 
     layers: Mapping[Remedy, tuple[str, ...]]
@@ -155,7 +155,7 @@ class RepairPlan:
     left_alone: tuple[LeftAlone, ...]
 
     def record(self, diagnosis: Diagnosis, *, is_plan: bool) -> Changes:
-        """Return the plan as a record; where it is empty there is nothing to repair."""
+        """Return the plan as a record, with a note if there is nothing to repair."""
         return Changes(
             bnlab=__version__,
             action="repair",
@@ -169,18 +169,18 @@ class RepairPlan:
 
 
 def plan(diagnosis: Diagnosis, max_safety: Safety, min_level: Level) -> RepairPlan:
-    """Return what the remedies would do about the findings of a diagnosis: for each the first one that can."""
+    """Return a plan that assigns to each finding of a diagnosis its first applicable remedy."""
     layers: dict[Remedy, list[str]] = {}
     changes: dict[Remedy, list[Change]] = {}
     reasons: dict[tuple[str, str], str] = {}
     for finding in diagnosis.findings:
         if not finding.level.at_least(min_level):
             continue
-        found = _answer(diagnosis, finding, max_safety)
-        if isinstance(found, Refusal):
-            reasons[finding.code, finding.layer or "the network"] = found.reason
+        choice = _choose_remedy(diagnosis, finding, max_safety)
+        if isinstance(choice, Refusal):
+            reasons[finding.code, finding.layer or "the network"] = choice.reason
             continue
-        remedy, steps = found
+        remedy, steps = choice
         layers.setdefault(remedy, []).extend(steps.layers)
         changes.setdefault(remedy, []).extend(steps.changes)
     ordered = [remedy for remedy in REMEDIES_IN_ORDER if remedy in layers]
@@ -191,25 +191,25 @@ def plan(diagnosis: Diagnosis, max_safety: Safety, min_level: Level) -> RepairPl
     )
 
 
-def _answer(diagnosis: Diagnosis, finding: Finding, max_safety: Safety) -> tuple[Remedy, RemedyPlan] | Refusal:
+def _choose_remedy(diagnosis: Diagnosis, finding: Finding, max_safety: Safety) -> tuple[Remedy, RemedyPlan] | Refusal:
     by_name = {remedy.name: remedy for remedy in REMEDIES_IN_ORDER}
-    refused = Refusal(f"to be mended by hand: bnlab explain {finding.code}")
+    refusal = Refusal(f"no remedy repairs this finding: run bnlab explain {finding.code}")
     for name in finding.remedies:
         remedy = by_name.get(name)
         if remedy is None:
             continue
         if _SAFETIES.index(remedy.safety) > _SAFETIES.index(max_safety):
-            refused = Refusal(f"{name} changes behaviour: ask for it by safety='{remedy.safety.value}'")
+            refusal = Refusal(f"{name} changes behaviour: pass safety='{remedy.safety.value}' to allow it")
             continue
-        found = remedy.plan(diagnosis, finding)
-        if isinstance(found, RemedyPlan):
-            return remedy, found
-        refused = found
-    return refused
+        remedy_plan = remedy.plan(diagnosis, finding)
+        if isinstance(remedy_plan, RemedyPlan):
+            return remedy, remedy_plan
+        refusal = remedy_plan
+    return refusal
 
 
 class _Attempt:
-    """The remedies of a plan on their way, each kept or taken back."""
+    """An attempt to apply the remedies of a plan, each of which is kept or taken back."""
 
     def __init__(
         self,
@@ -225,64 +225,67 @@ class _Attempt:
         self.kept: list[Receipt] = []
         self._tried: list[Changes] = []
         self._notes: list[str] = []
-        self._first: Measured | None = None
-        self._last: Measured | None = None
-        self._rejected: Measured | None = None
+        self._metric_before: Measured | None = None
+        self._metric_kept: Measured | None = None
+        self._metric_rejected: Measured | None = None
 
     def apply(self) -> None:
-        """Apply each remedy, and take it back where the metric gets worse."""
-        self._first = self._last = self._measured()
+        """Apply each remedy, and take it back if the metric gets worse."""
+        self._metric_before = self._metric_kept = self._measured()
         for remedy, layers in self._planned.layers.items():
             receipt = remedy.apply(self._model, layers, self._material)
             self.kept.append(receipt)
             self._tried.append(receipt.changes)
             after = self._measured()
-            if after is not None and self._last is not None and after.is_worse_than(self._last):
+            if after is not None and self._metric_kept is not None and after.is_worse_than(self._metric_kept):
                 self.kept.pop().undo()
-                self._rejected = after
+                self._metric_rejected = after
                 self._notes.append(
-                    f"{remedy.name} was taken back: the metric went from {self._last.value:.4g} to {after.value:.4g}"
+                    f"{remedy.name} was taken back: the metric went from {self._metric_kept.value:.4g} "
+                    f"to {after.value:.4g}"
                 )
             else:
-                self._last = after
+                self._metric_kept = after
 
     def take_back(self, why: str) -> None:
         """Undo every remedy that was kept."""
         while self.kept:
             self.kept.pop().undo()
         if why:
-            self._rejected = self._last
+            self._metric_rejected = self._metric_kept
             self._notes.append(f"everything was taken back: {why}")
 
     def receipt(self, recheck: Recheck) -> Receipt:
-        """Return what stands."""
-        shown = [receipt.changes for receipt in self.kept] or self._tried
-        last = self._last if self.kept else self._rejected
+        """Return the receipt of the remedies that were kept, or of all that were tried if none was kept."""
+        applied = [receipt.changes for receipt in self.kept] or self._tried
+        last = self._metric_kept if self.kept else self._metric_rejected
         record = Changes(
             bnlab=__version__,
             action="repair",
-            safety=max((changes.safety for changes in shown), key=_SAFETIES.index),
-            changes=tuple(change for changes in shown for change in changes.changes),
-            left_alone=(*self._planned.left_alone, *(left for changes in shown for left in changes.left_alone)),
-            metric=None if self._first is None or last is None else MetricChange(self._first.value, last.value),
+            safety=max((changes.safety for changes in applied), key=_SAFETIES.index),
+            changes=tuple(change for changes in applied for change in changes.changes),
+            left_alone=(*self._planned.left_alone, *(left for changes in applied for left in changes.left_alone)),
+            metric=None
+            if self._metric_before is None or last is None
+            else MetricChange(self._metric_before.value, last.value),
             kept=bool(self.kept),
-            notes=tuple(self._all_notes(shown)),
-            measurements=tuple(measurement for changes in shown for measurement in changes.measurements),
+            notes=tuple(self._all_notes(applied)),
+            measurements=tuple(measurement for changes in applied for measurement in changes.measurements),
             recheck=recheck,
         )
-        undone = list(self.kept)
+        remaining = list(self.kept)
 
         def undo() -> None:
-            while undone:
-                undone[-1].undo()
-                undone.pop()
+            while remaining:
+                remaining[-1].undo()
+                remaining.pop()
 
         return Receipt(self._model, record, undo)
 
     def _measured(self) -> Measured | None:
         return None if self._metric is None else measured(self._model, self._metric, self._data)
 
-    def _all_notes(self, shown: Sequence[Changes]) -> Iterable[str]:
+    def _all_notes(self, applied: Sequence[Changes]) -> Iterable[str]:
         yield from self._notes
         if any(remedy.name == "recalibrate" for remedy in self._planned.layers):
             if self._material.source == "data":
@@ -290,13 +293,13 @@ class _Attempt:
             if self._material.layerwise:
                 yield "the batches differ from each other (BN403): recalibrated layer by layer"
         if self._metric is None:
-            yield "no metric given: nothing shows that the model is better for it"
-        for changes in shown:
+            yield "no metric given: nothing shows that the repair improves the model"
+        for changes in applied:
             yield from changes.notes
 
 
 def _recheck(before: Diagnosis, after: Diagnosis) -> Recheck:
-    was, now = ([_named(finding) for finding in diagnosis.findings] for diagnosis in (before, after))
+    was, now = ([_label(finding) for finding in diagnosis.findings] for diagnosis in (before, after))
     return Recheck(
         before=before.summary,
         after=after.summary,
@@ -312,19 +315,19 @@ def _recheck(before: Diagnosis, after: Diagnosis) -> Recheck:
 
 
 def _gaps(before: Diagnosis, after: Diagnosis) -> Iterable[GapChange]:
-    """Yield the layers whose gap was measured, in execution order."""
+    """Yield the gap before and after for every layer with a measured gap, in execution order."""
     was = {layer.name: layer.gap for layer in before.layers}
     for layer in after.layers:
-        found = GapChange(layer.name, was.get(layer.name), layer.gap)
-        if found.before is not None or found.after is not None:
-            yield found
+        change = GapChange(layer.name, was.get(layer.name), layer.gap)
+        if change.before is not None or change.after is not None:
+            yield change
 
 
 def _errors(diagnosis: Diagnosis) -> list[str]:
-    return [_named(finding) for finding in diagnosis.findings if finding.level is Level.ERROR]
+    return [_label(finding) for finding in diagnosis.findings if finding.level is Level.ERROR]
 
 
-def _named(finding: Finding) -> str:
+def _label(finding: Finding) -> str:
     return f"{finding.code} {finding.layer or 'the network'}"
 
 
@@ -344,14 +347,14 @@ def _level(value: str) -> Level:
 
 def _require_same_model(model: nn.Module, diagnosis: Diagnosis) -> None:
     paths = {name for name, _ in getattr(model, "_orig_mod", model).named_modules()}
-    strange = next((layer.name for layer in diagnosis.layers if layer.name not in paths), None)
-    if diagnosis.target.kind != "model" or strange is not None:
-        got = f"one of a {diagnosis.target.kind}" if strange is None else f"one with the layer {strange!r}"
+    unknown_layer = next((layer.name for layer in diagnosis.layers if layer.name not in paths), None)
+    if diagnosis.target.kind != "model" or unknown_layer is not None:
+        got = f"one of a {diagnosis.target.kind}" if unknown_layer is None else f"one with the layer {unknown_layer!r}"
         raise UsageError(f"repair: diagnosis must be one of this model, got {got}.")
 
 
-def _require_seen(model: nn.Module, diagnosis: Diagnosis) -> None:
-    """Refuse data that showed nothing of any layer: every batch was left out because it is not finite."""
+def _require_observed_layers(model: nn.Module, diagnosis: Diagnosis) -> None:
+    """Refuse data that give no evidence on any layer, because every batch was left out as not finite."""
     model = getattr(model, "_orig_mod", model)
     modules = dict(model.named_modules())
     ran = [layer for layer in diagnosis.layers if layer.calls and why_frozen(model, layer.name) is None]

@@ -1,4 +1,4 @@
-"""How counts and lists are written in messages and reports."""
+"""Formats counts and lists for messages and reports."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ def counted(count: int, noun: str, plural: str | None = None, *, separator: str 
     """Return a count with its noun.
 
     Args:
-        count: How many.
-        noun: For one.
-        plural: For any other number; the noun with an s if it is not given.
-        separator: Between thousands.
+        count: The count.
+        noun: The singular noun.
+        plural: The plural noun; None adds an s to the singular.
+        separator: The separator between thousands.
 
     Example:
         >>> counted(1, "layer"), counted(0, "layer"), counted(2, "batch", "batches")
@@ -27,13 +27,13 @@ def counted(count: int, noun: str, plural: str | None = None, *, separator: str 
 
 
 def out_of(count: int, total: int, noun: str, plural: str | None = None) -> str:
-    """Return how many of all there are.
+    """Return a count out of a total, with the noun of the total.
 
     Args:
-        count: How many.
-        total: Of how many.
-        noun: For a total of one.
-        plural: For any other total; the noun with an s if it is not given.
+        count: The count.
+        total: The total.
+        noun: The singular noun, used if the total is one.
+        plural: The plural noun; None adds an s to the singular.
 
     Example:
         >>> out_of(3, 64, "channel"), out_of(1, 1, "batch", "batches")
@@ -43,7 +43,7 @@ def out_of(count: int, total: int, noun: str, plural: str | None = None) -> str:
 
 
 def and_more(rest: int) -> str:
-    """Return what follows a list that leaves out so many; "" where that is none.
+    """Return the end of a list that leaves out `rest` items; "" if it leaves out none.
 
     Example:
         >>> and_more(2), and_more(0)
@@ -53,7 +53,7 @@ def and_more(rest: int) -> str:
 
 
 def listed(names: Sequence[str], limit: int, *, separator: str = ", ") -> str:
-    """Return the first names, and how many more there are.
+    """Return the first `limit` names, and how many more there are.
 
     Example:
         >>> listed(["a", "b", "c"], 3), listed(["a", "b", "c", "d"], 2)
@@ -63,7 +63,7 @@ def listed(names: Sequence[str], limit: int, *, separator: str = ", ") -> str:
 
 
 def enumerated(names: Sequence[str], limit: int) -> str:
-    """Return the names as a sentence lists them, or the first ones and how many more there are.
+    """Return the names joined as in a sentence; beyond `limit`, the first ones and how many more there are.
 
     Example:
         >>> enumerated(["a"], 3), enumerated(["a", "b", "c"], 3), enumerated(["a", "b", "c", "d"], 2)
@@ -75,7 +75,7 @@ def enumerated(names: Sequence[str], limit: int) -> str:
 
 
 def abridged(names: Sequence[str], limit: int) -> str:
-    """Return the first names, and dots where there are more.
+    """Return the first `limit` names, and dots if there are more.
 
     Example:
         >>> abridged(["a", "b"], 2), abridged(["a", "b", "c"], 2)

@@ -1,4 +1,4 @@
-"""A headless Chromium that notes what goes wrong on a page, and what it asks the network for."""
+"""A headless Chromium that records the errors of a page and its network requests."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Browser:
     driver: webdriver.Chrome
 
     def open(self, page: Path, fragment: str = "") -> None:
-        """Open a page; a fresh one even if it is the same file."""
+        """Open a page, afresh even if it is the same file."""
         self.driver.get("about:blank")
         self.driver.get_log("performance")
         self.driver.get_log("browser")
         self.driver.get(page.as_uri() + fragment)
 
     def all(self, selector: str) -> list:
-        """Return the elements of a selector."""
+        """Return the elements that match a selector."""
         return self.driver.find_elements("css selector", selector)
 
     def one(self, selector: str):
-        """Return the first element of a selector."""
+        """Return the first element that matches a selector."""
         return self.driver.find_element("css selector", selector)
 
     def run(self, script: str, *arguments: object):
@@ -40,15 +40,15 @@ class Browser:
         return self.driver.execute_script(script, *arguments)
 
     def wait(self, condition) -> None:
-        """Wait until a condition holds: what a click or a key leads to comes a moment later."""
+        """Wait until a condition holds, because a click or a key takes effect a moment later."""
         WebDriverWait(self.driver, 10).until(lambda _: condition())
 
     def problems(self) -> list[str]:
-        """Return what the console says."""
+        """Return the warnings and errors of the console."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
 
     def requests(self) -> list[str]:
-        """Return the addresses the page asked for, but its own and inline data."""
+        """Return the addresses that the page requested, except its own and inline data."""
         events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         sent = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
         own = self.driver.current_url.partition("#")[0]

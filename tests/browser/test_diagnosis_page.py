@@ -9,14 +9,14 @@ from bnlab.report.html import diagnosis as page
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory, stuck):
     path = tmp_path_factory.mktemp("demo") / "demo.html"
-    found = bnlab.check(
+    diagnosis = bnlab.check(
         stuck.model,
         data=datasets.load("digits:test"),
         train_data=datasets.load("digits:train"),
         metric=metrics.accuracy,
         per_channel=True,
     )
-    path.write_text(page.render(found), encoding="utf-8")
+    path.write_text(page.render(diagnosis), encoding="utf-8")
     return path
 
 
@@ -30,8 +30,8 @@ def thousand(tmp_path_factory):
 @pytest.fixture(scope="module")
 def real(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("real") / "resnet56.html"
-    found = bnlab.check(data / "nets/akamaster_cifar10/resnet56-4bfd9763.th", per_channel=True)
-    path.write_text(page.render(found), encoding="utf-8")
+    diagnosis = bnlab.check(data / "nets/akamaster_cifar10/resnet56-4bfd9763.th", per_channel=True)
+    path.write_text(page.render(diagnosis), encoding="utf-8")
     return path
 
 

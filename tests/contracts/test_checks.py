@@ -96,7 +96,7 @@ def test_clean_cases_are_silent(check, case):
 
 
 @broken_cases
-def test_broken_cases_are_found_exactly(check, case):
+def test_broken_cases_give_exactly_their_findings(check, case):
     findings, outcome = run(check, case.build())
     assert outcome.status == "findings"
     assert tuple(finding.layer for finding in findings) == case.layers

@@ -87,19 +87,19 @@ def test_either_variance_is_right_but_no_mixture_with_equal_weights():
 
 
 def test_changes_beside_the_statistics_are_seen():
-    def found(change, **options):
+    def changed_parts(change, **options):
         model = network()
         before = Snapshot(model)
         change(model)
         return before.changed(model, **{"with_values": False} | options)
 
-    assert found(lambda model: model[1].running_var.fill_(7)) == ()
-    assert found(lambda model: model[1].running_var.fill_(7), with_values=True) == ("values",)
-    assert found(lambda model: model[0].weight.data.add_(1)) == ("values",)
-    assert found(lambda model: model[3].eval()) == ("modes",)
-    assert found(lambda model: setattr(model[1], "momentum", None)) == ("momentum",)
-    assert found(lambda model: model[5].register_forward_hook(lambda *_: None)) == ("hooks",)
-    assert found(lambda model: setattr(model[1], "running_mean", torch.zeros(6))) == ("tensor objects",)
+    assert changed_parts(lambda model: model[1].running_var.fill_(7)) == ()
+    assert changed_parts(lambda model: model[1].running_var.fill_(7), with_values=True) == ("values",)
+    assert changed_parts(lambda model: model[0].weight.data.add_(1)) == ("values",)
+    assert changed_parts(lambda model: model[3].eval()) == ("modes",)
+    assert changed_parts(lambda model: setattr(model[1], "momentum", None)) == ("momentum",)
+    assert changed_parts(lambda model: model[5].register_forward_hook(lambda *_: None)) == ("hooks",)
+    assert changed_parts(lambda model: setattr(model[1], "running_mean", torch.zeros(6))) == ("tensor objects",)
 
 
 def test_an_error_is_right_only_where_there_is_nothing_to_estimate_from():

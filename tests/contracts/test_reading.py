@@ -64,13 +64,15 @@ def snapshots(monkeypatch):
 
 
 @pytest.mark.parametrize("max_batches", ["auto", None, 5])
-@pytest.mark.parametrize(("metric", "most"), [(None, 3), (accuracy, 6)])
+@pytest.mark.parametrize(("metric", "max_iterations"), [(None, 3), (accuracy, 6)])
 @pytest.mark.parametrize("count", [6, 70])
-def test_check_reads_data_a_few_times_and_snapshots_the_model_once(count, metric, most, max_batches, snapshots):
+def test_check_reads_data_a_few_times_and_snapshots_the_model_once(
+    count, metric, max_iterations, max_batches, snapshots
+):
     data, train_data = Counted(batches(count)), Counted(batches(count, seed=1))
     bnlab.check(network(), data=data, train_data=train_data, metric=metric, max_batches=max_batches)
-    assert 1 <= data.iterations <= most
-    assert 1 <= train_data.iterations <= most
+    assert 1 <= data.iterations <= max_iterations
+    assert 1 <= train_data.iterations <= max_iterations
     if max_batches is not None:
         assert data.iterations == train_data.iterations == 1
     assert len(snapshots) == 1
@@ -98,7 +100,7 @@ def test_the_sample_of_long_data_is_spread_and_the_report_says_so():
 
 
 def test_the_first_batches_of_a_stream_are_used_with_a_warning():
-    with pytest.warns(BnlabWarning, match=r"data: it must know its length .* the first 64 are used"):
+    with pytest.warns(BnlabWarning, match=r"data: it must have a length .* the first 64 are used"):
         diagnosis = bnlab.check(network(), data=Counted(batches(70, size=4), sized=False))
     assert "data: from the first 64 batches" in diagnosis.notes
 

@@ -15,7 +15,7 @@ def test_every_remedy_a_check_names_exists_and_its_page_says_what_it_may_do(chec
     assert set(check.remedies) <= set(REMEDIES)
     for name in check.remedies:
         assert name == "manual" or f"`{name}` ({REMEDIES[name].value})" in check.page
-    assert ("bnlab.repair` does nothing" in check.page) == (check.remedies == ("manual",))
+    assert ("bnlab.repair` applies none" in check.page) == (check.remedies == ("manual",))
 
 
 def test_repair_applies_every_remedy_but_fold_which_makes_a_copy():
@@ -39,12 +39,12 @@ def test_a_plan_names_layers_or_gives_a_reason(remedy):
     diagnosis = bnlab.check(model, data=[torch.randn(8, 4) + 9 for _ in range(9)])
     before = diagnosis.dumps()
     for finding in diagnosis.findings:
-        found = remedy.plan(diagnosis, finding)
-        assert isinstance(found, (RemedyPlan, Refusal))
-        if isinstance(found, RemedyPlan):
-            assert found.layers
-            assert found.remedy == remedy.name
-            assert found.changes
+        plan = remedy.plan(diagnosis, finding)
+        assert isinstance(plan, (RemedyPlan, Refusal))
+        if isinstance(plan, RemedyPlan):
+            assert plan.layers
+            assert plan.remedy == remedy.name
+            assert plan.changes
         else:
-            assert found.reason
+            assert plan.reason
     assert diagnosis.dumps() == before

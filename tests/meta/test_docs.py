@@ -3,10 +3,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tools.build_docs import DOCS, pages
+from tools.build_docs import DOCS, anchor, linked, pages
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
 
 def test_generated_pages_are_up_to_date():
@@ -42,34 +44,107 @@ def test_the_examples_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys
         assert out or "--output" in arguments
 
 
+def headings(path):
+    """Return the anchors of the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return {anchor(heading) for heading in re.findall(r"^#+ (.*)$", text, re.M)}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path):
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        name, _, fragment = link.partition("#")
+        if re.match(r"https?://", link):
+            continue
+        target = path.parent / name if name else path
+        assert target.exists(), link
+        assert not fragment or fragment in headings(target), link
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_pages_and_headings_that_the_code_refers_to_exist(path):
+    references = re.findall(r'\b(docs/[\w/]+\.md)(?:,\s+"([^"]+)")?', path.read_text(encoding="utf-8"))
+    for page, heading in references:
+        assert (ROOT / page).exists(), page
+        assert not heading or anchor(" ".join(heading.split())) in headings(ROOT / page), heading
+
+
+def test_references_in_the_text_of_a_check_become_links():
+    assert linked('docs/lab.md; docs/background.md, "Small\ncounts".') == (
+        '[docs/lab.md](../lab.md); [docs/background.md, "Small counts"](../background.md#small-counts).'
+    )
+
+
+CLOSED_REFERENCES = (
+    r"\b(?:papers|peers|style|design|kernels)\.md\b",
+    r"\bF\d+\b[^.;]*\bfailure modes?\b|\bfailure modes?\b[^.;]*\bF\d+\b",
+    r"\bF\d+ of\b|; F\d+[.;]",
+    r"(?i:\bformulas?) \d+\.\d",
+    r"(?<![\w/])(?:\.\./)*shared/\w",
+    r"(?i:\b(?:the|this|an) article\b)(?!, paper)|\barticle(?:, A\d|'s program)|(?i:\bclaims?) A\d",
+)
+"""References to notes that are no part of the repository, as regular expressions."""
+
+
+def closed_references(text, folder):
+    """Return the references in a text that a reader cannot open, each with the words around it.
+
+    Links to existing files relative to the folder are open, and so is docs/kernels.md.
+    """
+
+    def without_link(link):
+        return "" if (folder / link[1]).exists() else link[0]
+
+    text = re.sub(r"\[[^\]]*\]\(([^)#\s]+)[^)\s]*\)", without_link, " ".join(text.split()))
+    text = text.replace("docs/kernels.md", "")
+    matches = (match for pattern in CLOSED_REFERENCES for match in re.finditer(pattern, text))
+    return [text[max(0, match.start() - 40) : match.end() + 40] for match in matches]
+
+
+@pytest.mark.parametrize("path", [*PAGES, *SOURCES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_source_can_be_opened(path):
+    assert closed_references(path.read_text(encoding="utf-8"), path.parent) == []
+
+
 @pytest.mark.parametrize(
-    "path",
+    "text",
     [
-        "README.md",
-        *(
-            f"docs/{path}"
-            for path in (
-                "checkpoints.md",
-                "benchmarks.md",
-                "lab.md",
-                "layers.md",
-                "recalibrate.md",
-                "convert.md",
-                "diagnosis.md",
-                "reports.md",
-                "sarif.md",
-                "kernels.md",
-                "fold.md",
-                "freeze.md",
-                "checks/README.md",
-            )
-        ),
+        "formulas and numbers in papers.md, section 3",
+        "kernels.md, section 0, item 2",
+        "as design.md\nasks",
+        "[the kernels](../missing/kernels.md)",
+        "F26 of the failure modes",
+        "F11 and F12 of the failure modes",
+        "Ioffe 2017; F7.",
+        "F9 of\n    the failure modes",
+        "formulas 5.4",
+        "papers, formula 5.4",
+        "measured in ../shared/research",
+        "see shared/cases",
+        "claim A2 of the article",
+        "article, A3 and program 2",
+        "the article's program 1",
+        "the measured facts about the article",
     ],
 )
-def test_links_lead_somewhere(path):
-    text = (ROOT / path).read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)#]+)\)", text):
-        assert (ROOT / path).parent.joinpath(link).exists(), link
+def test_references_that_cannot_be_opened_are_refused(text):
+    assert closed_references(text, ROOT / "docs")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "docs/kernels.md says how fast they are",
+        "[one kernel](kernels.md), [background](background.md#small-counts)",
+        '"F64": "float64", "F32": "float32"',
+        "Ioffe and Szegedy 2015, formula 2, section 3.2",
+        "The article, paper or thread it comes from.",
+        "one shared layer",
+        "models have other failure modes",
+    ],
+)
+def test_references_that_can_be_opened_pass(text):
+    assert closed_references(text, ROOT / "docs") == []
 
 
 def test_the_commands_of_the_readme_exist_in_the_makefile():

@@ -35,14 +35,14 @@ def test_examples_in_docstrings(name):
     assert not failed
 
 
-PAGES = ("batch_norm", "convert", "fold", "freeze", "lab", "layers")
+PAGES = ("background", "batch_norm", "convert", "fold", "freeze", "lab", "layers")
 TRAINING_PAGES = [pytest.param(page, marks=pytest.mark.trains) for page in ("diagnosis", "recalibrate")]
 
 
 @pytest.mark.parametrize("page", [*PAGES, *TRAINING_PAGES])
 def test_pages_run_as_written(page, monkeypatch):
     path = str(ROOT / "docs" / f"{page}.md")
-    monkeypatch.setattr("__main__.__file__", path, raising=False)  # a worker of pytest-xdist has none; a script has
+    monkeypatch.setattr("__main__.__file__", path, raising=False)  # a worker of pytest-xdist lacks this attribute
     failed, attempted = doctest.testfile(path, module_relative=False, encoding="utf-8")
     assert attempted > 7
     assert not failed

@@ -1,4 +1,4 @@
-"""Tests mirror src by name: a newcomer guesses the test from the module, and the module from the test."""
+"""Tests mirror src by name: the name of a module tells the name of its test, and the reverse."""
 
 from pathlib import Path
 
@@ -16,19 +16,19 @@ TESTED_ELSEWHERE = {
     "remedies/_frozen_state": "remedies/test_pickled_homes.py",
     "remedies/_rewritten": "remedies/test_pickled_homes.py",
 }
-"""Modules without a test file of their own, and where they are tested. Checks are tested by the cases they carry."""
+"""Modules without their own test file, with the place of their tests. The cases inside a check test the check."""
 
 OF_MORE_THAN_A_MODULE = {"remedies/pickled_homes", "benchmarks/mishaps", "lab/datasets"}
 
 
 def modules():
-    """Return the path of every module below the package, without suffix."""
+    """Return the paths of all modules below the package, without suffix."""
     paths = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
     return {path.as_posix() for path in paths if path.name not in ("__init__", "__main__", "_version")}
 
 
 def names_of_tests():
-    """Return what every test file is named after."""
+    """Return the module path that every test file is named after."""
     paths = (path.relative_to(UNIT) for path in UNIT.rglob("test_*.py"))
     return {(path.parent / path.stem.removeprefix("test_")).as_posix() for path in paths}
 

@@ -1,7 +1,7 @@
 """Builds the C entry points with the address sanitizer and runs them on odd shapes: python tests/native/run.py.
 
-The best build for this processor runs and the plainest, and the one for AVX-512 also where its instructions have to be
-emulated. The last line of each is what came of it.
+It runs the best build for this processor, the plainest build, and the AVX-512 build, whose instructions are emulated if
+the processor lacks them. The last line of each run is its result.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from bnlab.kernels.native.build import PARTS, SETS, SOURCES, compiler
 
 FLAGS = ["-std=c++17", "-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-psabi"]
 STREAM_BYTES = 16384
-"""From this size on outputs are written past the cache here, so that tensors of either kind are small."""
+"""Outputs of at least this size bypass the cache here, which allows small tensors in tests of both paths."""
 
 
 def main() -> int:
-    """Build and run; 0 if everything was right, or if there is no compiler to build with."""
+    """Build and run. Return 0 if every case passed, or if there is no compiler."""
     cxx = compiler()
     if cxx is None:
         print("native: 0 passed, 0 failed, 1 skipped")
@@ -33,7 +33,7 @@ def main() -> int:
 
 
 def builds() -> list[str]:
-    """Return the builds that can be tried here, emulated or not."""
+    """Return the builds that can run here, emulated or not."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return ["baseline"]
     if has("avx512bw"):
@@ -48,7 +48,7 @@ def has(instructions: str) -> bool:
 
 
 def build(cxx: str, folder: Path) -> Path:
-    """Compile the kernels and the program that tries them."""
+    """Compile the kernels and the test program."""
     program = folder / "odd_shapes"
     stream = f"-DBNLAB_STREAM_BYTES={STREAM_BYTES}"
     jobs = [
@@ -57,7 +57,7 @@ def build(cxx: str, folder: Path) -> Path:
         for name in builds()
     ]
     linked = [f"-DBNLAB_WITH_{name.upper()}" for name in builds()]
-    # What is emulated is not among what the processor says it has.
+    # The processor does not report emulated instructions.
     emulated = [] if has("avx512bw") else ["-D__builtin_cpu_supports(name)=true"]
     jobs.append(("dispatch.o", SOURCES / "dispatch.cpp", [*linked, *emulated]))
     jobs.append(("odd_shapes.o", Path(__file__).with_name("odd_shapes.cpp"), [f"-I{SOURCES}"]))
@@ -74,14 +74,14 @@ def build(cxx: str, folder: Path) -> Path:
 
 
 def machine_flags(name: str) -> list[str]:
-    """Return the flags for a set of instructions, without those for the optimizer."""
+    """Return the compiler flags for a set of instructions, without optimizer flags."""
     if name == "avx512" and not has("avx512bw"):
         return [f"-I{Path(__file__).with_name('emulated')}", *machine_flags("avx2")]
     return [flag for flag in SETS[name] if not flag.startswith("-O")]
 
 
 def run(program: Path, name: str) -> int:
-    """Run the program with one build; it prints how many cases passed."""
+    """Run the program with one build. It prints the number of passed cases."""
     environment = {**os.environ, "BNLAB_ISA": name}
     return subprocess.run([str(program)], env=environment, check=False).returncode
 

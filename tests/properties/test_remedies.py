@@ -133,12 +133,14 @@ class Remedies(RuleBasedStateMachine):
 
     @rule()
     def train_on_a_batch(self):
-        held = {path: self.holds_buffers(path) for path in LAYERS}
+        fixed = {path: self.holds_buffers(path) for path in LAYERS}
         before = state(self.model)
         self.model.train()(self.batches[0])
         for path in LAYERS:
-            moved = not torch.equal(before[f"{path}.running_mean"], self.model.state_dict()[f"{path}.running_mean"])
-            assert not (moved and held[path])
+            has_changed = not torch.equal(
+                before[f"{path}.running_mean"], self.model.state_dict()[f"{path}.running_mean"]
+            )
+            assert not (has_changed and fixed[path])
         self.receipts.clear()  # training builds on what was done: there is no way back any more
 
     def holds_buffers(self, path):

@@ -92,7 +92,7 @@ def test_a_file_of_a_wrapped_model_loads_or_is_refused(tmp_path, paths, around, 
 @settings(max_examples=60)
 def test_check_names_the_layers_by_the_same_rule(tmp_path, paths, around):
     state = {"".join(around) + name: tensor for name, tensor in network(paths).state_dict().items()}
-    (found,) = read_checkpoint(save(state, tmp_path / "a.pt"), Hyperparameters()).networks
+    (checkpoint,) = read_checkpoint(save(state, tmp_path / "a.pt"), Hyperparameters()).networks
     prefix = wrapper_prefix(state)
     expected = {name.removeprefix(prefix).rpartition(".")[0] for name in state}
-    assert {layer.name for layer in found.layers} == expected
+    assert {layer.name for layer in checkpoint.layers} == expected

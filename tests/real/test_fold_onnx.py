@@ -62,9 +62,9 @@ def test_ultraface_has_the_weights_its_authors_folded(data):
     model, _ = folded(data / ULTRAFACE)
     theirs = onnx.load(data / ULTRAFACE.replace(".onnx", "_simplified.onnx"))
     pairs = [
-        [[tensors[name] for name in node.input[1:]] for node in found.graph.node if node.op_type == "Conv"]
-        for found in (model, theirs)
-        for tensors in [{tensor.name: numpy_helper.to_array(tensor) for tensor in found.graph.initializer}]
+        [[tensors[name] for name in node.input[1:]] for node in network.graph.node if node.op_type == "Conv"]
+        for network in (model, theirs)
+        for tensors in [{tensor.name: numpy_helper.to_array(tensor) for tensor in network.graph.initializer}]
     ]
     errors = [
         difference(their, our)
@@ -79,8 +79,8 @@ def test_ultraface_has_the_weights_its_authors_folded(data):
 def test_light_models(data, name):
     path = data / f"onnx_bn/light/{name}.onnx"
     model, changes = folded(path)
-    said = Counter(change.after.split()[0] for change in changes.changes)
-    assert (said["folded"], said["Mul"]) == LIGHT[name]
+    outcomes = Counter(change.after.split()[0] for change in changes.changes)
+    assert (outcomes["folded"], outcomes["Mul"]) == LIGHT[name]
     assert changes.left_alone == ()
     before, after = count(onnx.load(path)), count(model)
     assert after["BatchNormalization"] == 0
@@ -110,6 +110,6 @@ def test_the_same_bn_of_opset_9_gives_the_output_onnx_says(data, name, tmp_path)
     model, _ = folded(tmp_path / "m.onnx")
     assert count(model) == Counter(Mul=1, Add=1)
     # In these old files the constants are inputs too, behind the real one.
-    found = run_model(model, {model.graph.input[0].name: proto(folder / "test_data_set_0/input_0.pb")})
+    outputs = run_model(model, {model.graph.input[0].name: proto(folder / "test_data_set_0/input_0.pb")})
     expected = proto(folder / "test_data_set_0/output_0.pb")
-    assert difference(expected, found[model.graph.output[0].name]) < 1e-5
+    assert difference(expected, outputs[model.graph.output[0].name]) < 1e-5

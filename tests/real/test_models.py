@@ -43,8 +43,8 @@ def test_resnet20_with_batch_statistics(data, cifar, size, expected):
     """The numbers of the README of the data, within .01; the spread at batch 8 is .71 to .73."""
     model = resnet20(data)
     with impose_batch_statistics(model):
-        found = accuracy(model, batches(*cifar, size, 10_000))
-    assert found == pytest.approx(expected, abs=0.011 if size != 8 else 0.02)
+        measured = accuracy(model, batches(*cifar, size, 10_000))
+    assert measured == pytest.approx(expected, abs=0.011 if size != 8 else 0.02)
 
 
 def test_resnet20_is_healthy_on_its_own_data_and_shifted_on_jpegs(data, cifar):
@@ -58,7 +58,7 @@ def test_resnet20_is_healthy_on_its_own_data_and_shifted_on_jpegs(data, cifar):
     assert jpegs.numbers.eval_running == pytest.approx(0.81, abs=0.02)
 
 
-def test_a_class_sorted_loader_is_said_to_be_one(data, cifar):
+def test_a_class_sorted_loader_is_reported(data, cifar):
     images, labels = cifar
     order = labels.argsort(stable=True)
     ordered = batches(images[order][::10], labels[order][::10], 50, 20)

@@ -51,13 +51,13 @@ def test_a_network_that_works_has_no_error(data, path):
 
 def test_every_checkpoint_of_the_data_is_in_the_table(data):
     suffixes = {".pt", ".pth", ".th", ".safetensors", ".onnx"}
-    found = {
+    checkpoints = {
         str(path.relative_to(data))
         for top in ("nets", "onnx_bn")
         for path in (data / top).rglob("*.*")
         if path.suffix in suffixes
     }
-    assert found == {*NETS, FOLDED}
+    assert checkpoints == {*NETS, FOLDED}
 
 
 def test_a_network_with_batch_norm_folded_away(data):

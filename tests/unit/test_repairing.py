@@ -1,4 +1,4 @@
-"""repair on live models: it mends, proves it, and takes back what makes things worse."""
+"""`repair` on live models: it repairs them, proves the effect, and takes back remedies that lower the metric."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.trains
 
 
 def blobs(count, seed):
-    """Two classes of points far from 0, and so easy to tell apart that every network learns it, without BN too."""
+    """Return points of two classes, far from 0, which any network learns to separate, even without BN."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 2, (count,), generator=generator)
     points = 4 + torch.randn(count, 8, generator=generator) + 3 * labels[:, None]
@@ -94,7 +94,7 @@ def test_stale_statistics_are_recomputed_in_the_layer_that_has_them(healthy):
 def test_without_training_data_the_receipt_says_that_it_was_adapted(healthy):
     receipt = bnlab.repair(stale(healthy), data=HELD_OUT)
     assert "no train_data given: adapted to the evaluation data" in receipt.changes.notes
-    assert "no metric given: nothing shows that the model is better for it" in receipt.changes.notes
+    assert "no metric given: nothing shows that the repair improves the model" in receipt.changes.notes
 
 
 def test_statistics_that_are_not_numbers_are_recomputed(healthy):
@@ -116,7 +116,7 @@ def test_a_network_always_run_in_eval_mode_is_not_damaged(metric):
     if metric is None:
         assert same(model, before)
         reasons = " ".join(left.reason for left in receipt.changes.left_alone)
-        assert "mean 0 and variance 1 may be meant" in reasons
+        assert "mean 0 and variance 1 may be intended" in reasons
     else:
         assert accuracy(model, HELD_OUT) >= first - 0.02
 
@@ -151,7 +151,7 @@ def test_only_what_makes_it_worse_is_taken_back(healthy):
     assert model[1].momentum == 0.9
 
 
-def test_whatever_raises_the_model_is_as_it_was(healthy):
+def test_the_model_is_restored_if_anything_raises(healthy):
     model = stale(healthy)
     before = state(model)
     calls = []
@@ -195,7 +195,7 @@ def test_a_dry_run_changes_nothing_and_prints_the_plan(healthy):
     receipt = bnlab.repair(model, data=HELD_OUT, train_data=TRAINING, metric=accuracy, dry_run=True)
     assert same(model, before)
     assert receipt.changes.planned
-    assert "repair: 1 layer to change, buffers only; nothing was changed yet" in str(receipt)
+    assert "repair: 1 layer to change, buffers only; nothing has been changed yet" in str(receipt)
     assert "-> recomputed (4)" in str(receipt)
 
 
@@ -215,7 +215,7 @@ def test_a_healthy_model_is_left_as_it_is(healthy):
     assert not receipt.changes.changes
 
 
-def test_a_bias_is_dropped_only_if_notes_are_asked_for_and_the_output_stays(healthy):
+def test_a_bias_is_dropped_only_at_level_info_and_the_output_stays(healthy):
     model = copy.deepcopy(healthy)
     x = HELD_OUT[0][0]
     before, output, train_output = state(model), model(x), copy.deepcopy(model).train()(x)
@@ -233,13 +233,13 @@ def test_a_bias_is_dropped_only_if_notes_are_asked_for_and_the_output_stays(heal
     assert same(model, before)
 
 
-def test_freezing_is_asked_for_by_safety(healthy):
+def test_freezing_needs_safety_behaviour(healthy):
     model = copy.deepcopy(healthy).train()
     for layer in (model[1], model[4]):
         layer.requires_grad_(False)
     receipt = bnlab.repair(model, data=HELD_OUT, train_data=TRAINING)
     assert any(
-        "freeze changes behaviour: ask for it by safety='behaviour'" in left.reason
+        "freeze changes behaviour: pass safety='behaviour' to allow it" in left.reason
         for left in receipt.changes.left_alone
     )
     before = state(model)

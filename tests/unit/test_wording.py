@@ -17,7 +17,7 @@ def test_a_plural_may_be_irregular():
     assert [wording.counted(count, "batch", "batches") for count in (0, 1, 2)] == ["0 batches", "1 batch", "2 batches"]
 
 
-def test_thousands_are_separated_where_that_is_asked_for():
+def test_a_separator_goes_between_thousands():
     assert wording.counted(1234567, "channel", separator=",") == "1,234,567 channels"
 
 
@@ -49,7 +49,7 @@ def test_dots_stand_for_names_nobody_counts():
 
 
 def test_no_module_forms_a_plural_of_its_own():
-    """An "s" that is chosen by a count belongs into `counted`."""
+    """An "s" that depends on a count belongs in `counted`."""
     package = Path(wording.__file__).parent
     own = [path for path in package.rglob("*.py") if path.name != "wording.py" and _forms_plural(path)]
     assert own == []

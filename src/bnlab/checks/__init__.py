@@ -1,4 +1,4 @@
-"""Judgements on evidence: one check a file, listed in ``catalog``."""
+"""Checks, which judge evidence. Each check has a file of its own, and ``catalog`` lists them."""
 
 from bnlab.checks.catalog import CHECKS, by_code, explain, select
 from bnlab.checks.check import AnyCheck, Case, Check, Group, ModelCheck, Needs

@@ -18,29 +18,29 @@ class NonFiniteStatistics(Check[NoLimits]):
     """NaN or inf in `running_mean` or `running_var`.
 
     ## What it does
-    Looks for stored statistics that are not finite.
+    The check looks for stored statistics that are not finite.
 
     ## Why it matters
-    In eval mode every output of the channel is NaN or a constant, while train mode still looks fine: the network is
-    good until it is validated. One batch with an inf or NaN is enough, and the buffers never recover: with mixed
-    precision the gradient scaler skips the step, the running statistics are updated all the same.
+    In eval mode every output of the channel is NaN or a constant. Train mode still looks fine, so the damage shows in
+    validation alone. One batch with a NaN or inf is enough, and the buffers never recover. With mixed precision, the
+    gradient scaler skips the optimizer step of such a batch, but the running statistics are updated nevertheless.
 
     ## Evidence
-    `running_mean` and `running_var` as stored.
+    The check reads `running_mean` and `running_var` as stored.
 
     ## Threshold
-    None: a single value counts.
+    There is none: a single value counts.
 
     ## Remedy
-    `recalibrate`: the weights are usually intact. Find the batch that was not finite as well.
+    `recalibrate` helps because the weights are usually intact. Find the batch that was not finite as well.
 
     ## Sources
-    PyTorch issues 88474, 90342 and 1206.
+    PyTorch issues 88474, 90342 and 1206; docs/background.md, "NaN and inf".
     """
 
     code, group, needs = "BN101", Group.CORRECTNESS, Needs.STATE
     remedies = ("recalibrate",)
-    why = "in eval mode the channel puts out NaN or a constant, and no further batch can repair the buffer"
+    why = "in eval mode the output of the channel is NaN or a constant, and no later batch can repair the buffer"
     limits = NoLimits()
 
     def inspect(self, evidence: NetworkState) -> Iterator[Finding]:

@@ -26,29 +26,30 @@ class NegativeRunningVariance(Check[Limits]):
     """Running variance below zero.
 
     ## What it does
-    Looks for a `running_var` below zero.
+    The check looks for a `running_var` below zero.
 
     ## Why it matters
-    Below -eps the square root is NaN, and eval mode says nothing about it; between -eps and 0 the gain is far too
-    large. Such values come from statistics recomputed as E[x^2] - E[x]^2 in float32 (fvcore's precise BN does) or from
-    a moving average of half precision.
+    Below -eps the square root is NaN, and eval mode raises no error. Between -eps and 0 the gain is far too large.
+    Negative values come from statistics that were recomputed as E[x^2] - E[x]^2 in float32, as the precise BN of fvcore
+    does, or from a moving average in half precision.
 
     ## Evidence
-    `running_var` as stored.
+    The check reads `running_var` as stored.
 
     ## Threshold
     A variance cannot be negative, not even slightly.
 
     ## Remedy
-    `recalibrate`. Never clamp: -1e-3 clamped to 0 is a gain of 1/sqrt(eps) = 316.
+    `recalibrate`. Never clamp the value: -1e-3 clamped to 0 gives a gain of 1/sqrt(eps) = 316.
 
     ## Sources
-    detectron2 issue 2413; Chan, Golub and LeVeque 1983 on why E[x^2] - E[x]^2 cancels.
+    detectron2 issue 2413; Chan, Golub and LeVeque 1983, who show why E[x^2] - E[x]^2 cancels; docs/background.md,
+    "Floating-point precision".
     """
 
     code, group, needs = "BN102", Group.CORRECTNESS, Needs.STATE
     remedies = ("recalibrate",)
-    why = "eval mode divides by the root of it: the output is NaN, or far too large"
+    why = "eval mode divides by the square root of the running variance: the output is NaN, or far too large"
     limits = Limits()
 
     def inspect(self, evidence: NetworkState) -> Iterator[Finding]:

@@ -18,27 +18,27 @@ class NonFiniteAffine(Check[NoLimits]):
     """NaN or inf in `weight` or `bias`.
 
     ## What it does
-    Looks for affine parameters that are not finite.
+    The check looks for affine parameters that are not finite.
 
     ## Why it matters
-    The channel puts out NaN or inf in both modes. Training diverged before this checkpoint was written.
+    The output of the channel is NaN or inf in both modes. Training diverged before this checkpoint was written.
 
     ## Evidence
-    `weight` and `bias` as stored.
+    The check reads `weight` and `bias` as stored.
 
     ## Threshold
-    None: a single value counts.
+    There is none: a single value counts.
 
     ## Remedy
-    `manual`: go back to a checkpoint from before the divergence; statistics cannot repair parameters.
+    `manual`: go back to a checkpoint from before the divergence. Statistics cannot repair parameters.
 
     ## Sources
-    BJDD_CVPR21 issue 4 (published weights with NaN).
+    BJDD_CVPR21 issue 4 reports published weights with NaN.
     """
 
     code, group, needs = "BN103", Group.CORRECTNESS, Needs.STATE
     remedies = ("manual",)
-    why = "the channel puts out NaN or inf in either mode: training diverged before the file was written"
+    why = "the output of the channel is NaN or inf in both modes: training diverged before the file was written"
     limits = NoLimits()
 
     def inspect(self, evidence: NetworkState) -> Iterator[Finding]:

@@ -14,33 +14,34 @@ __all__ = ["StatisticsNeverUpdated"]
 
 
 class StatisticsNeverUpdated(Check[NoLimits]):
-    """Running statistics that never moved.
+    """Running statistics that were never updated.
 
     ## What it does
-    Looks for layers whose `running_mean` is all 0 and whose `running_var` is all 1.
+    The check looks for layers whose `running_mean` is 0 and whose `running_var` is 1 in every channel.
 
     ## Why it matters
-    These are the values a layer is born with: in eval mode it does not normalise at all. Either the layer never saw a
-    batch in train mode (never trained, always frozen, momentum 0, a copy without its buffers), and a network that was
-    trained in train mode is at chance in eval mode; or the network was always run in eval mode and is used to it, and
-    then recalibrating would destroy it.
+    These are the initial values of a new layer. With them, the layer does not normalise in eval mode. There are two
+    explanations. Either the layer never saw a batch in train mode: it was never trained, always frozen, has momentum 0,
+    or is a copy without its buffers. Then a network that was trained in train mode is at chance in eval mode. Or the
+    network was always run in eval mode and its weights fit the initial values. Then recalibration would destroy it.
 
     ## Evidence
-    `running_mean` and `running_var` as stored. `num_batches_tracked` is told but decides nothing.
+    The check reads `running_mean` and `running_var` as stored. The finding reports `num_batches_tracked`, which decides
+    nothing.
 
     ## Threshold
-    Exactly 0 and exactly 1 in every channel.
+    The values are exactly 0 and exactly 1 in every channel.
 
     ## Remedy
-    `recalibrate`, and keep the result only if the metric is not worse.
+    `recalibrate`. Keep the result only if the metric does not get worse.
 
     ## Sources
-    Wu and Johnson 2021, appendix A.10 (missing updates).
+    Wu and Johnson 2021, appendix A.10 (missing updates); docs/background.md, "Statistics that were never updated".
     """
 
     code, group, needs = "BN104", Group.SUSPICIOUS, Needs.STATE
     remedies = ("recalibrate",)
-    why = "these are the values a layer is born with: in eval mode it does not normalise its input at all"
+    why = "these are the initial values: in eval mode the layer does not normalise its input at all"
     limits = NoLimits()
 
     def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
@@ -61,7 +62,7 @@ class StatisticsNeverUpdated(Check[NoLimits]):
     CLEAN = (
         Case("trained", of),
         Case("one channel by chance", lambda: of(running_mean=(0, 1, 1, 1), running_var=(1, 2, 2, 2))),
-        Case("moved with a counter of 0", lambda: of(num_batches_tracked=0)),
+        Case("updated, with a counter of 0", lambda: of(num_batches_tracked=0)),
     )
     BROKEN = (
         Case(

@@ -28,33 +28,35 @@ class Limits:
 
 
 class StatisticsBarelyUpdated(Check[Limits]):
-    """Running statistics that still remember their initial values.
+    """Running statistics that still contain their initial values.
 
     ## What it does
-    After k updates with momentum a the initial values 0 and 1 keep the weight (1 - a)^k in the running statistics.
-    The check computes it from `num_batches_tracked`.
+    After k updates with momentum a, the initial values 0 and 1 have the weight (1 - a)^k in the running statistics. The
+    check computes this weight from `num_batches_tracked`.
 
     ## Why it matters
-    The network is good in train mode and near chance in eval mode, although training went well: the running
-    statistics are a mixture of the data and of the initial 0 and 1. Typical of a short run, or a short fine-tuning,
-    with the momentum of a long one: 0.01 (a Keras decay of 0.99) or 0.001.
+    The network is good in train mode and near chance in eval mode, although training went well. The running statistics
+    are a mixture of the data and of the initial 0 and 1. Usually a short training or fine-tuning has the momentum of a
+    long one: 0.01, which is a Keras decay of 0.99, or 0.001.
 
     ## Evidence
-    `num_batches_tracked`, `running_mean`, `running_var` and momentum. A state dict does not hold the momentum: 0.1 is
-    assumed and said, unless it is stated (`--momentum`). With momentum None (a cumulative average) the initial values
-    are forgotten at the first batch and the check never fires. The counter must be believable: a buffer that began at
-    1 cannot be below (1 - a)^k, so a layer with such a channel, or with a counter of 0 and statistics that moved, is
-    not judged; nor is one whose statistics agree with data, where there is some.
+    The check reads `num_batches_tracked`, `running_mean`, `running_var` and momentum. A state dict does not hold the
+    momentum. The check assumes 0.1 and reports the assumption, unless the momentum is stated (`--momentum`). With
+    momentum None, a cumulative average, the first batch replaces the initial values and the check reports nothing. The
+    counter must be consistent with the buffers: a buffer that began at 1 cannot be below (1 - a)^k. The check therefore
+    skips a layer with such a channel, or with a counter of 0 and other statistics than the initial ones. It also skips
+    a layer whose statistics agree with data, where there is data.
 
     ## Threshold
-    At 1 % the mixture is as good as forgotten.
+    At a weight of 1 % the initial values no longer matter.
 
     ## Remedy
     `recalibrate`.
 
     ## Sources
-    Ioffe and Szegedy 2015 infer with population statistics (Algorithm 2), which the moving average replaces; Wu and
-    Johnson 2021 on networks evaluated before it has settled.
+    Ioffe and Szegedy 2015 evaluate with population statistics (Algorithm 2), which the moving average replaces. Wu and
+    Johnson 2021 evaluate networks before the average has settled. docs/background.md, "What the running statistics
+    average".
     """
 
     code, group, needs = "BN105", Group.SUSPICIOUS, Needs.STATE
@@ -63,7 +65,7 @@ class StatisticsBarelyUpdated(Check[Limits]):
     limits = Limits()
 
     def lacks(self, layer: LayerState) -> str | None:
-        """Return why the counter cannot be used."""
+        """Return the reason why the counter cannot be used."""
         if layer.settled:
             return "data shows that the statistics have settled"
         counter = layer.num_batches_tracked
@@ -74,9 +76,9 @@ class StatisticsBarelyUpdated(Check[Limits]):
             return None
         if counter < 0:
             return "num_batches_tracked is negative"
-        moved = bool((layer.running_mean != 0).any() or (layer.running_var != 1).any())
-        if counter == 0 and moved:
-            return "num_batches_tracked is 0 although the statistics moved"
+        updated = bool((layer.running_mean != 0).any() or (layer.running_var != 1).any())
+        if counter == 0 and updated:
+            return "num_batches_tracked is 0 although the statistics are not the initial ones"
         # Each update rounds once, in the stored dtype.
         rounding = min(0.5, (counter + 1) * _ROUNDING.get(layer.dtype, 0.0))
         if (layer.running_var < _initial_weight(layer) * (1 - rounding)).any():
@@ -84,11 +86,11 @@ class StatisticsBarelyUpdated(Check[Limits]):
         return None
 
     def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
-        """Yield one finding per layer that remembers its initial values."""
+        """Yield one finding per layer whose statistics contain their initial values."""
         for layer in evidence.layers:
             momentum, counter = layer.hyperparameters.momentum, layer.num_batches_tracked
-            never = not (layer.running_mean != 0).any() and not (layer.running_var != 1).any()
-            if momentum is None or not counter or never or _initial_weight(layer) <= self.limits.initial_weight:
+            initial = not (layer.running_mean != 0).any() and not (layer.running_var != 1).any()
+            if momentum is None or not counter or initial or _initial_weight(layer) <= self.limits.initial_weight:
                 continue
             weight = _initial_weight(layer)
             assumed = "an assumed momentum" if "momentum" in layer.hyperparameters.assumed else "momentum"
@@ -132,6 +134,6 @@ class StatisticsBarelyUpdated(Check[Limits]):
 
 
 def _initial_weight(layer: LayerState) -> float:
-    """Return (1 - a)^k."""
+    """Return the weight of the initial values, (1 - a)^k."""
     momentum, counter = layer.hyperparameters.momentum, layer.num_batches_tracked
     return 0.0 if momentum is None or counter is None else float((1 - momentum) ** counter)

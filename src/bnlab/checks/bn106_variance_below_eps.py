@@ -24,25 +24,26 @@ class VarianceBelowEps(Check[Limits]):
     """Running variance below eps.
 
     ## What it does
-    Looks for channels whose `running_var` is smaller than the eps that is added to it.
+    The check looks for channels whose `running_var` is smaller than the eps that is added to it.
 
     ## Why it matters
-    eps, not the data, sets the scale: the channel is not normalised to unit variance, and another eps (1e-3 in Keras
-    and TensorFlow, 1e-5 in torch) changes the output. Harmless where the channel is dead, as most are; a port or an
-    export that changes eps changes the others.
+    eps sets the scale instead of the data. The channel is not normalised to unit variance, and another eps changes its
+    output. torch uses 1e-5; Keras and TensorFlow use 1e-3. Most of these channels are dead, and then the difference is
+    harmless. For the others a port or an export with another eps changes the output.
 
     ## Evidence
-    `running_var` as stored, and eps. A state dict does not hold eps: 1e-5 is assumed and said, unless it is stated
-    (`--eps`). Negative variances are BN102.
+    The check reads `running_var` as stored, and eps. A state dict does not hold eps. The check assumes 1e-5 and reports
+    the assumption, unless eps is stated (`--eps`). BN102 reports negative variances.
 
     ## Threshold
-    eps itself.
+    The threshold is eps itself.
 
     ## Remedy
-    `manual`: keep eps when porting; prune the channel if it is dead.
+    `manual`: keep eps in a port. Prune the channel if it is dead.
 
     ## Sources
-    Wu and Johnson 2021, appendix A.10 (division by tiny variance); Keras BatchNormalization (epsilon 1e-3).
+    Wu and Johnson 2021, appendix A.10 (division by tiny variance); Keras BatchNormalization (epsilon 1e-3);
+    docs/background.md, "Channels that hardly vary".
     """
 
     code, group, needs = "BN106", Group.NOTE, Needs.STATE

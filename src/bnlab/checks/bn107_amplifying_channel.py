@@ -25,7 +25,7 @@ class Limits:
         source="largest in fifteen real networks: 5.8, except for channels with a variance below 3e-5, which reach 392",
     )
     dead_weight: float = limit(
-        1e-3, unit="output", source="as in BN108: dead channels say nothing about the layer's usual gain"
+        1e-3, unit="output", source="as in BN108: the gain of a dead channel is not typical of its layer"
     )
 
 
@@ -33,30 +33,32 @@ class AmplifyingChannel(Check[Limits]):
     """A channel that amplifies far more than the others of its layer.
 
     ## What it does
-    Compares the gain of every channel, abs(weight)/sqrt(running_var + eps), with the median gain of its layer.
+    The check compares the gain of every channel, abs(weight)/sqrt(running_var + eps), with the median gain of its
+    layer.
 
     ## Why it matters
-    Such a channel was nearly constant on the training data. Where it is not, off-distribution, it blows up: a change
-    of its input that no other channel would show is multiplied hundreds of times. Folded into a convolution it spoils
-    the range of the weights, and with it int8 and float16.
+    The channel was nearly constant on the training data. On other data it may vary, and then its output blows up: the
+    layer multiplies a change of the input by hundreds. Folding the layer into a convolution widens the range of the
+    weights, which harms int8 and float16.
 
     ## Evidence
-    `running_var` and `weight` as stored, and eps (assumed 1e-5 unless stated). The median is that of the channels that
-    are not dead.
+    The check reads `running_var` and `weight` as stored, and eps (assumed to be 1e-5 unless stated). The median is
+    taken over the channels that are not dead.
 
     ## Threshold
-    Ratio of the gain to the median.
+    The limit applies to the ratio of the gain to the median.
 
     ## Remedy
-    `manual`: look at what feeds the channel; a larger eps or pruning the channel bounds its gain.
+    `manual`: look at what feeds the channel. A larger eps bounds its gain, and so does pruning.
 
     ## Sources
-    Wu and Johnson 2021, appendix A.10; Nagel 2019 on the ranges of folded weights.
+    Wu and Johnson 2021, appendix A.10; Nagel et al. 2019 on the ranges of folded weights; docs/background.md, "Channels
+    that hardly vary".
     """
 
     code, group, needs = "BN107", Group.SUSPICIOUS, Needs.STATE
     remedies = ("manual",)
-    why = "the channel was nearly constant in training: it blows up where it is not, and spoils folding and int8 ranges"
+    why = "the channel was nearly constant in training: it blows up on data where it varies, and spoils int8 ranges"
     limits = Limits()
 
     def inspect(self, evidence: NetworkState) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ class Limits:
     """Limits of BN108."""
 
     weight: float = limit(
-        1e-3, unit="output", source="a thousandth of the spread a channel is born with; decay leaves 1e-4 and below"
+        1e-3, unit="output", source="a thousandth of the initial weight 1; weight decay ends at 1e-4 and below"
     )
 
 
@@ -28,28 +28,30 @@ class DeadChannel(Check[Limits]):
     """A channel whose weight is near zero.
 
     ## What it does
-    Looks for channels with an abs(weight) so small that the output hardly varies.
+    The check looks for channels whose abs(weight) is so small that the output hardly varies.
 
     ## Why it matters
-    The channel is a constant, its bias, whatever its input: it can be pruned together with the filter that feeds it.
-    Usually weight decay on `weight` did it, or a residual branch that was zero-initialised and never learned.
+    The output of the channel is constant, namely its bias, whatever the input is. The channel can be pruned together
+    with the filter that feeds it. Usual reasons are weight decay on `weight` and a residual branch that was initialised
+    with weight 0 and never learned.
 
     ## Evidence
-    `weight` as stored.
+    The check reads `weight` as stored.
 
     ## Threshold
-    abs(weight) is the standard deviation of the channel's output.
+    The limit applies to abs(weight), which is the standard deviation of the channel's output.
 
     ## Remedy
-    `manual`: prune the channel, or take `weight` out of the weight decay.
+    `manual`: prune the channel, or exempt `weight` from weight decay.
 
     ## Sources
-    Frankle 2021: about a third of the features of a network that trains BN alone are disabled.
+    Frankle et al. 2021: a network that trains BN alone disables about a third of its features. docs/background.md,
+    "Weight decay".
     """
 
     code, group, needs = "BN108", Group.NOTE, Needs.STATE
     remedies = ("manual",)
-    why = "the channel is a constant whatever its input, and can be pruned"
+    why = "the output of the channel is constant whatever its input, so the channel can be pruned"
     limits = Limits()
 
     def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
@@ -58,8 +60,8 @@ class DeadChannel(Check[Limits]):
             smallest = float(np.abs(evidence.weight[part][list(channels)]).min())
             yield self.finding(
                 layer,
-                f"abs(weight) is down to {show(smallest)} {in_channels(channels, layer)}, "
-                f"a channel counts as alive from {show(self.limits.weight)}",
+                f"abs(weight) is as low as {show(smallest)} {in_channels(channels, layer)}, "
+                f"must be >= {show(self.limits.weight)} in a channel that is alive",
                 channels=channels,
                 measured={"abs(weight)": Quantity(smallest, "output")},
                 threshold={"abs(weight)": Quantity(self.limits.weight, "output")},

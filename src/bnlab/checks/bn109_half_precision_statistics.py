@@ -23,32 +23,36 @@ class Limits:
 
 
 class HalfPrecisionStatistics(Check[Limits]):
-    """Running statistics kept in half precision.
+    """Running statistics in half precision.
 
     ## What it does
-    Looks for `running_mean` and `running_var` stored in float16 or bfloat16.
+    The check looks for `running_mean` and `running_var` in float16 or bfloat16.
 
     ## Why it matters
-    An update of momentum times the difference is rounded away as soon as it is below half a unit in the last place:
-    in bfloat16 with momentum 0.001 a running mean on its way to 5 stops at 2. In float16 a variance above 65504
-    becomes inf. Both come from `.half()` or `.bfloat16()` on a whole network, and go unnoticed until eval mode.
+    An update is momentum times the difference. It is rounded away as soon as it is below half a unit in the last place
+    of the stored value: in bfloat16 with momentum 0.001, a running mean on its way to 5 stops at 2. In float16 a
+    variance above 65504 becomes inf. Both come from `.half()` or `.bfloat16()` on a whole network, and show in eval
+    mode alone.
 
     ## Evidence
-    The stored dtype.
+    The check reads the stored dtype.
 
     ## Threshold
-    The mantissa of float32.
+    The mantissa must have at least the bits of float32.
 
     ## Remedy
-    Cast the layer back to float32, then `recalibrate`: casting alone keeps the wrong values.
+    Cast the layer back to float32, then `recalibrate`. The cast alone keeps the wrong values.
 
     ## Sources
     apex pull request 144: converting the moments to half "hurts the accuracy ... and occasionally results in NaNs".
+    docs/background.md, "Floating-point precision".
     """
 
     code, group, needs = "BN109", Group.SUSPICIOUS, Needs.STATE
     remedies = ("recalibrate",)
-    why = "updates below half a unit in the last place are lost: the statistics stop before they arrive"
+    why = (
+        "updates below half a unit in the last place are lost: the statistics stop before they reach those of the data"
+    )
     limits = Limits()
 
     def inspect(self, evidence: NetworkState) -> Iterator[Finding]:

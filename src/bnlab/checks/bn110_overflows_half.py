@@ -28,20 +28,20 @@ class OverflowsHalf(Check[Limits]):
     """Values that become inf once they are cast to float16.
 
     ## What it does
-    Looks for finite statistics and parameters beyond the range of float16.
+    The check looks for finite statistics and parameters beyond the range of float16.
 
     ## Why it matters
-    Nothing is wrong as long as the network runs in float32. After `.half()`, or an export to float16, a running_var of
-    inf makes the channel a constant, without a word. Networks fed with raw 0..255 pixels or audio are the usual case.
+    In float32 the network is right. After `.half()` or an export to float16, a running_var of inf makes the channel
+    constant, and nothing reports it. Networks that take raw pixels of 0..255 or raw audio are the usual case.
 
     ## Evidence
-    `running_mean`, `running_var`, `weight` and `bias` as stored.
+    The check reads `running_mean`, `running_var`, `weight` and `bias` as stored.
 
     ## Threshold
-    The largest finite float16; values that round down to it are left alone.
+    The threshold is the largest finite float16. The check accepts values that round down to it.
 
     ## Remedy
-    `manual`: keep the statistics in float32 (autocast does), or fold the layer before the cast.
+    `manual`: keep the statistics in float32, as autocast does, or fold the layer before the cast.
 
     ## Sources
     coreai-torch issue 54; IEEE 754 binary16.
@@ -49,7 +49,7 @@ class OverflowsHalf(Check[Limits]):
 
     code, group, needs = "BN110", Group.NOTE, Needs.STATE
     remedies = ("manual",)
-    why = "cast to float16 the value becomes inf, and the channel a constant"
+    why = "a cast to float16 makes the value inf and the channel constant"
     limits = Limits()
 
     def inspect(self, evidence: NetworkState) -> Iterator[Finding]:

@@ -27,7 +27,7 @@ class Limits:
     ratio: float = limit(
         10.0,
         unit="abs(mean) / std",
-        source="below it the data themselves are as coarse; up to 7 is common in real networks, the largest is 12.8",
+        source="below it the data are as coarse; real networks have up to 7 commonly and 12.8 at most",
     )
 
 
@@ -35,26 +35,26 @@ class CancellingMean(Check[Limits]):
     """A running mean so large that subtracting it loses the signal.
 
     ## What it does
-    Compares abs(running_mean) with sqrt(running_var + eps): an input near the mean can be no finer than one rounding
-    step of it.
+    The check compares abs(running_mean) with sqrt(running_var + eps). An input near the mean has no finer steps than
+    the rounding steps of the mean itself.
 
     ## Why it matters
-    x - mean cancels: what is left of the signal has steps of eps(dtype) * abs(mean), whatever the kernel does. In
-    float32 a mean 100,000 times the standard deviation leaves a hundred steps per standard deviation; channels_last
-    kernels lose far more. Time stamps, coordinates and unscaled sensor values are the usual case.
+    x - mean cancels. The rest of the signal has steps of eps(dtype) * abs(mean), whatever the kernel does. If the mean
+    is 100,000 times the standard deviation, float32 leaves a hundred steps per standard deviation. Kernels for
+    channels_last lose far more. Time stamps, coordinates and unscaled sensor values are the usual case.
 
     ## Evidence
-    `running_mean` and `running_var` as stored, and eps (assumed 1e-5 unless stated). The step is that of the dtype the
-    statistics are stored in, and no finer than float32, in which networks run.
+    The check reads `running_mean` and `running_var` as stored, and eps (assumed to be 1e-5 unless stated). The step is
+    that of the dtype of the statistics, and at least that of float32, in which networks run.
 
     ## Threshold
-    Both limits must be passed.
+    The check reports a channel that exceeds both limits.
 
     ## Remedy
     `manual`: subtract a constant from the input before the network, or keep the layer in a wider dtype.
 
     ## Sources
-    Chan, Golub and LeVeque 1983; IEEE 754.
+    Chan, Golub and LeVeque 1983; IEEE 754; docs/background.md, "Floating-point precision".
     """
 
     code, group, needs = "BN111", Group.SUSPICIOUS, Needs.STATE

@@ -13,25 +13,27 @@ from bnlab.wording import abridged
 
 __all__ = ["CounterMismatch"]
 
-_MOST_GROUPS = 4
-_MOST_PARTS = 3
+_MAX_GROUPS = 4
+_MAX_PARTS = 3
 
 
 class CounterMismatch(Check[NoLimits]):
     """Layers of one network that counted different numbers of batches.
 
     ## What it does
-    Compares `num_batches_tracked` between the layers of a network and says which group has which count.
+    The check compares `num_batches_tracked` between the layers of a network and reports which layers have which count.
 
     ## Why it matters
-    It tells a history: a pretrained body under new heads, a part that was frozen for a while, a layer that is called
-    twice per step or skipped in some. Nothing is wrong by itself; a group that lags far behind is worth a look.
+    The counts show the history of the network: a pretrained body under new heads, a part that was frozen for a while, a
+    layer that is called twice per step or skipped in some steps. Different counts are no error. A group of layers that
+    lags far behind is worth a look.
 
     ## Evidence
-    `num_batches_tracked` of the layers that have it. Counters are compared within one network of a file only.
+    The check reads `num_batches_tracked` of the layers that have it. It compares the counters of one network in a file,
+    never those of two networks.
 
     ## Threshold
-    Equality.
+    All counts must be equal.
 
     ## Remedy
     `manual`: check that the history is the one you expect.
@@ -48,7 +50,7 @@ class CounterMismatch(Check[NoLimits]):
     limits = NoLimits()
 
     def lacks(self, layer: LayerState) -> str | None:
-        """Return why there is nothing to compare."""
+        """Return the reason why there is nothing to compare."""
         return "num_batches_tracked is absent" if layer.num_batches_tracked is None else None
 
     def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
@@ -60,13 +62,15 @@ class CounterMismatch(Check[NoLimits]):
         if len(groups) < 2:
             return
         largest_first = sorted(groups.items(), key=lambda item: len(item[1]), reverse=True)
-        shared = _shared([layer.name for layer in evidence.layers])
-        told = [f"{count} in {len(names)} ({_parts(names, shared)})" for count, names in largest_first[:_MOST_GROUPS]]
-        of = f" of {evidence.name}" if evidence.name else ""
-        more = [f"{len(groups) - _MOST_GROUPS} more values"] if len(groups) > _MOST_GROUPS else []
+        shared = _shared_depth([layer.name for layer in evidence.layers])
+        groups_listed = [
+            f"{count} in {len(names)} ({_parts(names, shared)})" for count, names in largest_first[:_MAX_GROUPS]
+        ]
+        of_network = f" of {evidence.name}" if evidence.name else ""
+        more = [f"{len(groups) - _MAX_GROUPS} more values"] if len(groups) > _MAX_GROUPS else []
         yield self.finding(
             None,
-            f"num_batches_tracked differs between layers{of}: {', '.join(told + more)}",
+            f"num_batches_tracked differs between layers{of_network}: {', '.join(groups_listed + more)}",
             measured={
                 "smallest num_batches_tracked": Quantity(min(groups), "batches"),
                 "largest num_batches_tracked": Quantity(max(groups), "batches"),
@@ -98,7 +102,7 @@ class CounterMismatch(Check[NoLimits]):
     )
 
 
-def _shared(names: list[str]) -> int:
+def _shared_depth(names: list[str]) -> int:
     """Return how many leading parts all paths have in common."""
     columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
@@ -107,4 +111,4 @@ def _shared(names: list[str]) -> int:
 def _parts(names: list[str], shared: int) -> str:
     """Name a group of layers by the first part of their paths that is not common to all."""
     parts = list(dict.fromkeys(name.split(".")[shared] for name in names))
-    return abridged(parts, _MOST_PARTS)
+    return abridged(parts, _MAX_PARTS)

@@ -19,24 +19,25 @@ class ZeroVariance(Check[NoLimits]):
     """Running variance of exactly zero.
 
     ## What it does
-    Looks for a `running_var` that is 0.
+    The check looks for a `running_var` that is 0.
 
     ## Why it matters
-    The channel never varied, batch after batch, until even the memory of the initial 1 was gone: its filter is dead
-    or its input is constant. Or somebody overwrote the buffer: a recalibration that never ran the layer leaves 0. The
-    gain is abs(weight)/sqrt(eps), 316 times the weight at 1e-5, and hits whatever does vary one day.
+    The channel was constant in so many batches that even the initial 1 decayed to 0: its filter is dead or its input is
+    constant. Or the buffer was overwritten: a recalibration that never ran the layer leaves 0. The gain is
+    abs(weight)/sqrt(eps), which is 316 times the weight at 1e-5. It applies to whatever varies in this channel later.
 
     ## Evidence
-    `running_var` and `weight` as stored, and eps (assumed 1e-5 unless stated).
+    The check reads `running_var` and `weight` as stored, and eps (assumed to be 1e-5 unless stated).
 
     ## Threshold
-    Exactly 0.
+    The value is exactly 0.
 
     ## Remedy
-    `manual`: prune the channel. If whole layers are at 0 the buffer was overwritten: `recalibrate`.
+    `manual`: prune the channel. If whole layers are at 0, the buffer was overwritten: `recalibrate`.
 
     ## Sources
-    Real networks: FastestDet (2 channels). fvcore's precise BN leaves 0 in layers that were not run.
+    Real networks: FastestDet (2 channels). The precise BN of fvcore leaves 0 in layers that were not run.
+    docs/background.md, "Channels that hardly vary".
     """
 
     code, group, needs = "BN113", Group.SUSPICIOUS, Needs.STATE

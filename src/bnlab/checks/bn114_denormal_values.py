@@ -20,18 +20,18 @@ class DenormalValues(Check[NoLimits]):
     """Denormal weight or running variance.
 
     ## What it does
-    Looks for values below the smallest normal number of the dtype they are stored in, and above 0.
+    The check looks for values above 0 and below the smallest normal number of the dtype they are stored in.
 
     ## Why it matters
-    Arithmetic on denormals takes a slow path on many CPUs, up to a hundred times slower, and GPUs and
-    `torch.set_flush_denormal(True)` take them for 0: the same file gives slightly different results. Weight decay on a
-    dead channel ends there.
+    Many CPUs take a slow path for denormals, which is up to a hundred times slower. GPUs and
+    `torch.set_flush_denormal(True)` replace denormals by 0, so the same file gives slightly different results. Weight
+    decay on a dead channel ends at such values.
 
     ## Evidence
-    `weight` and `running_var` as stored.
+    The check reads `weight` and `running_var` as stored.
 
     ## Threshold
-    The smallest normal number: 1.2e-38 in float32 and bfloat16, 6.1e-5 in float16.
+    The threshold is the smallest normal number: 1.2e-38 in float32 and bfloat16, 6.1e-5 in float16.
 
     ## Remedy
     `manual`: set the weight to 0, or prune the channel.
@@ -42,7 +42,7 @@ class DenormalValues(Check[NoLimits]):
 
     code, group, needs = "BN114", Group.NOTE, Needs.STATE
     remedies = ("manual",)
-    why = "slow on CPUs that handle denormals in microcode, and flushed to 0 elsewhere"
+    why = "denormals are slow on CPUs that handle them in microcode, and other devices replace them by 0"
     limits = NoLimits()
 
     def inspect(self, evidence: NetworkState) -> Iterator[Finding]:

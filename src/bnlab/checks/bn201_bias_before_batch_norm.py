@@ -16,37 +16,39 @@ class BiasBeforeBatchNorm(ModelCheck[NoLimits]):
     """A convolution or linear layer with a bias that batch normalization subtracts again.
 
     ## What it does
-    Looks, in the graph that is executed, for a convolution or linear layer that has a bias and whose output goes into
-    one BN layer, on the same channel axis, and nowhere else.
+    The check looks, in the executed graph, for a convolution or linear layer with a bias whose output goes into one BN
+    layer, on the same channel axis, and nowhere else.
 
     ## Why it matters
-    In train mode the bias changes nothing: it moves the batch mean and is subtracted with it. Its gradient is rounding
-    noise, which Adam blows up to full steps, and in eval mode the running mean has absorbed it. It costs parameters,
-    optimizer state and time, and breaks a port that drops it without correcting the running mean. The bias of the BN
-    layer takes its place; without one (`affine=False`) the shift is lost.
+    In train mode the bias has no effect: it is part of the batch mean, which is subtracted. Its gradient is rounding
+    noise, which Adam scales up to full steps. In eval mode the running mean contains the bias. The bias costs
+    parameters, optimizer state and time, and a port that drops it without a correction of the running mean is wrong.
+    The bias of the BN layer takes its place. Without one (`affine=False`) the shift is lost.
 
     ## Evidence
-    The graph of one forward pass on an example. A layer that is called more than once is passed: its producers share
-    its running mean, so that their biases may differ to some purpose. Under a frozen layer the bias is an ordinary
-    parameter: skipped.
+    The check uses the graph of one forward pass on an example. It accepts a layer that is called more than once: its
+    producers share one running mean, so their biases may differ on purpose. It skips a frozen layer, in front of which
+    the bias is an ordinary parameter.
 
     ## Threshold
-    None: it has a bias or not.
+    There is none: the layer has a bias or not.
 
     ## Remedy
-    `drop-bias`, which also subtracts it from the running mean, or `bias=False` in a network yet to be trained.
+    `drop-bias`, which also subtracts the bias from the running mean, or `bias=False` in a network that is yet to be
+    trained.
 
     ## Sources
-    Ioffe and Szegedy 2015, section 3.2; timm issue 357; F26 of the failure modes; claim A6 of the article.
+    Ioffe and Szegedy 2015, section 3.2; timm issue 357; docs/background.md, "Scale invariance and gradients"; the
+    experiment `bias` of the lab (docs/lab.md).
     """
 
     code, group, needs = "BN201", Group.NOTE, Needs.EXAMPLE
     remedies = ("drop-bias",)
-    why = "the mean that is subtracted contains the bias: it costs memory and time and has no effect"
+    why = "the mean that is subtracted contains the bias, so the bias costs memory and time and has no effect"
     limits = NoLimits()
 
     def lacks(self, layer: ModelLayer) -> str | None:
-        """Return why nothing can be said about a bias."""
+        """Return the reason why a bias cannot be judged."""
         if layer.frozen:
             return "frozen: a bias before it has an effect"
         return "not run on the example" if layer.execution is None else None

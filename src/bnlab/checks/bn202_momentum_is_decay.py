@@ -21,29 +21,29 @@ class Limits:
 
 
 class MomentumIsDecay(ModelCheck[Limits]):
-    """A momentum that reads like the decay of another framework.
+    """A momentum that looks like the decay of another framework.
 
     ## What it does
-    Looks for a momentum above 0.5 and below 1.
+    The check looks for a momentum above 0.5 and below 1.
 
     ## Why it matters
-    torch's momentum is the weight of the new batch; TensorFlow, Keras and Paddle ask for the weight of the old value.
-    0.9 or 0.99 pasted from there makes the running statistics those of the last batch or two: (2 - a)/a batches are
-    averaged, 1.2 at 0.9. Results in eval mode jump with whatever batch came last.
+    In torch, momentum is the weight of the new batch. In TensorFlow, Keras and Paddle it is the weight of the old
+    value. With 0.9 or 0.99 from there, the running statistics are those of the last batch or two: they average (2 -
+    a)/a batches, which is 1.2 at 0.9. Results in eval mode then change with the last batch.
 
     ## Evidence
-    `momentum` of the layers that update their statistics. None (a cumulative average) is fine; 1 keeps the last batch
-    and is how statistics are copied on purpose.
+    The check reads `momentum` of the layers that update their statistics. None is fine, because it is a cumulative
+    average. 1 is fine, because it keeps the last batch and serves to copy statistics on purpose.
 
     ## Threshold
-    0.5 < momentum < 1.
+    The check reports 0.5 < momentum < 1.
 
     ## Remedy
-    `set-momentum` turns the decay d into 1 - d; recalibrate what was trained with it.
+    `set-momentum` turns the decay d into 1 - d. Recalibrate a network that was trained with the decay.
 
     ## Sources
-    PyTorch issue 15298; pytorch/examples issue 289 (a decay of 0.9 is torch's 0.1); shipped in ludwig 2100 and
-    Paddle 51120; F4 of the failure modes, formulas 5.3.
+    PyTorch issue 15298; pytorch/examples issue 289 (a decay of 0.9 is torch's 0.1); ludwig pull request 2100, which
+    corrects such a default; Paddle #51120, which shipped one; docs/background.md, "Conventions of other frameworks".
     """
 
     code, group, needs = "BN202", Group.SUSPICIOUS, Needs.MODEL
@@ -52,7 +52,7 @@ class MomentumIsDecay(ModelCheck[Limits]):
     limits = Limits()
 
     def lacks(self, layer: ModelLayer) -> str | None:
-        """Return why momentum has no meaning."""
+        """Return the reason why momentum has no effect."""
         return "its statistics are not updated" if layer.frozen or not layer.updates else None
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:

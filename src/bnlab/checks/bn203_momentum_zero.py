@@ -13,39 +13,40 @@ __all__ = ["MomentumZero"]
 
 
 class MomentumZero(ModelCheck[NoLimits]):
-    """A momentum of 0: running statistics that never move.
+    """A momentum of 0, with which the running statistics never change.
 
     ## What it does
-    Looks for a momentum of exactly 0 in a layer that is meant to update its statistics.
+    The check looks for a momentum of exactly 0 in a layer that is meant to update its statistics.
 
     ## Why it matters
-    Train mode normalises with batch statistics as ever, and nothing of them reaches the buffers: a new layer stays at
-    mean 0 and variance 1, so that eval mode does not normalise at all, and a pretrained one keeps the statistics of its
-    old data under new weights. The counter goes up all the same. It is meant as a freeze, or as the paper's inference,
-    or as a cumulative average, which is None.
+    Train mode normalises with batch statistics as usual, but the buffers do not change. A new layer stays at mean 0 and
+    variance 1, so that eval mode does not normalise at all. A pretrained layer keeps the statistics of its old data
+    while its weights change. The counter goes up nevertheless. People use 0 to freeze a layer, to get the inference of
+    the paper, or to get a cumulative average, which is None.
 
     ## Evidence
-    `momentum` of the layers that update their statistics.
+    The check reads `momentum` of the layers that update their statistics.
 
     ## Threshold
-    Exactly 0.
+    The value is exactly 0.
 
     ## Remedy
-    `manual`: say what is meant: 0.1, None for a cumulative average, or `bnlab.freeze`. Recalibrate a network trained
-    with 0; turning a decay into torch's momentum does not help, for it gives 1.
+    `manual`: set what you mean: 0.1, None for a cumulative average, or `bnlab.freeze`. Recalibrate a network that was
+    trained with 0. `set-momentum` does not help, because 0 as a decay is torch's 1.
 
     ## Sources
-    Cadene/pretrained-models issue 5 (Inception with momentum 0); Lightning issue 14866 (weight averaging set 0.0 for
-    None: accuracy near 0); F1 of the failure modes; claim A7 of the article.
+    Cadene/pretrained-models issue 5 (Inception with momentum 0); Lightning issue 14866 (weight averaging set 0.0
+    instead of None, and accuracy fell to near 0); docs/background.md, "Statistics that were never updated"; the
+    experiment `momentum` of the lab (docs/lab.md).
     """
 
     code, group, needs = "BN203", Group.SUSPICIOUS, Needs.MODEL
     remedies = ("manual",)
-    why = "training leaves the running statistics as they were: eval mode normalises with the initial or with old ones"
+    why = "training does not change the running statistics: eval mode normalises with the initial ones or with old ones"
     limits = NoLimits()
 
     def lacks(self, layer: ModelLayer) -> str | None:
-        """Return why momentum has no meaning."""
+        """Return the reason why momentum has no effect."""
         return "its statistics are not updated" if layer.frozen or not layer.updates else None
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:

@@ -12,44 +12,47 @@ from bnlab.wording import abridged, counted
 
 __all__ = ["MixedHyperparameters"]
 
-_MOST_VALUES = 4
-_MOST_NAMES = 3
+_MAX_VALUES = 4
+_MAX_NAMES = 3
 
 
 class MixedHyperparameters(ModelCheck[NoLimits]):
     """Layers of one network with different momentum or eps.
 
     ## What it does
-    Groups the layers by momentum and by eps, and says which value the most layers have and which have another.
+    The check groups the layers by momentum and by eps. It reports the value that most layers have, and the layers with
+    other values.
 
     ## Why it matters
-    Networks are put together from parts: a backbone ported from a framework with eps 1e-3 under heads with torch's
-    1e-5, or a change of momentum that missed a part. A layer that runs with another eps than it was trained with is off
-    by sqrt((var + eps1)/(var + eps2)), most where the variance is small. Different values on purpose are fine.
+    Many networks are assembled from parts. A backbone that was ported with eps 1e-3 may have heads with torch's 1e-5,
+    or a change of momentum may have missed a part. A layer that runs with eps2 and was trained with eps1 is off by the
+    factor sqrt((var + eps1)/(var + eps2)), which is largest where the variance is small. Different values on purpose
+    are fine.
 
     ## Evidence
-    `momentum` of the layers that update their statistics, `eps` of all. Values are compared to six digits: 1 - 0.9 is
-    0.1, and a float32 1e-5 is 1e-5.
+    The check reads `momentum` of the layers that update their statistics, and `eps` of all layers. It compares six
+    digits, so that 1 - 0.9 counts as 0.1 and a float32 1e-5 as 1e-5.
 
     ## Threshold
-    One value each.
+    All layers must have one momentum and one eps.
 
     ## Remedy
-    `manual`: check that the values are those the parts were trained with.
+    `manual`: check that each part has the values that it was trained with.
 
     ## Sources
-    torchao issue 4107 (eps and momentum overwritten: mAP 47 to 43); F17 of the failure modes.
+    torchao issue 4107 (eps and momentum were overwritten, and mAP fell from 47 to 43); docs/background.md, "Conventions
+    of other frameworks".
     """
 
     code, group, needs = "BN204", Group.NOTE, Needs.MODEL
     remedies = ("manual",)
-    why = "parts of the network were set up differently: a port or a change that missed some layers, unless it is meant"
+    why = "unless different values are meant, a port or a change missed some layers"
     limits = NoLimits()
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding for each hyperparameter that differs."""
-        moving = [layer for layer in evidence.layers if layer.updates and not layer.frozen]
-        yield from self._judge("momentum", {layer.name: layer.momentum for layer in moving})
+        updating = [layer for layer in evidence.layers if layer.updates and not layer.frozen]
+        yield from self._judge("momentum", {layer.name: layer.momentum for layer in updating})
         yield from self._judge("eps", {layer.name: layer.eps for layer in evidence.layers})
 
     def _judge(self, hyperparameter: str, values: dict[str, float | None]) -> Iterator[Finding]:
@@ -61,10 +64,10 @@ class MixedHyperparameters(ModelCheck[NoLimits]):
         (usual, largest_group), *others = sorted(groups.items(), key=lambda item: len(item[1]), reverse=True)
         parts = [f"{usual} in {counted(len(largest_group), 'layer')}"]
         parts += [
-            f"{value} in {counted(len(names), 'layer')} ({abridged(names, _MOST_NAMES)})"
-            for value, names in others[: _MOST_VALUES - 1]
+            f"{value} in {counted(len(names), 'layer')} ({abridged(names, _MAX_NAMES)})"
+            for value, names in others[: _MAX_VALUES - 1]
         ]
-        more = len(groups) - _MOST_VALUES
+        more = len(groups) - _MAX_VALUES
         parts += [counted(more, "more value")] if more > 0 else []
         yield self.finding(
             None,

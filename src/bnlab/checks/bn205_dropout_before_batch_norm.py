@@ -25,31 +25,32 @@ class Limits:
 
 
 class DropoutBeforeBatchNorm(ModelCheck[Limits]):
-    """Dropout in front of a BN layer with no other BN between.
+    """Dropout in front of a BN layer, with no other BN layer in between.
 
     ## What it does
-    Looks, in the graph that is executed, for a dropout upstream. With data it also measures the variance of the layer's
-    input without dropout over that with it.
+    The check looks for dropout upstream of each layer in the executed graph. With data it also measures the variance of
+    the layer's input without dropout, relative to that with dropout.
 
     ## Why it matters
-    Dropout raises the variance in train mode, and the running statistics learn that; in eval mode it is off. With keep
-    probability p and mean 0 the variance falls to p times the running one, and every layer behind inherits the error:
-    DenseNet on CIFAR-100 fell from 77.4 to 68.6 % with dropout 0.5 in each bottleneck.
+    Dropout raises the variance in train mode, and the running statistics learn the raised variance. In eval mode
+    dropout is off. With keep probability p and mean 0 the variance falls to p times the running one, and every layer
+    behind gets the error. A DenseNet on CIFAR-100 fell from 77.4 to 68.6 % accuracy with dropout 0.5 in each
+    bottleneck.
 
     ## Evidence
-    The graph of one forward pass on an example; with data the median over channels of the ratio of within-batch
-    variances, every BN on batch statistics. Wide or correlated layers in between push the ratio to 1, so that with data
-    the ratio decides; without it the structure alone.
+    The check uses the graph of one forward pass on an example. With data it takes the median over channels of the ratio
+    of within-batch variances, with every BN layer on batch statistics. Wide or correlated layers in between bring the
+    ratio close to 1. The ratio therefore decides where there is data, and the structure alone where there is none.
 
     ## Threshold
-    The ratio, or its inverse, below `ratio`.
+    The check reports a ratio below `ratio` or above 1/`ratio`.
 
     ## Remedy
     `recalibrate`, which runs with dropout off; or `manual`: move dropout behind the last BN layer.
 
     ## Sources
-    Li, Chen, Hu and Yang 2019 (variance shift; formulas and numbers in papers.md, section 3); mlcolvar pull request
-    205; F14 of the failure modes.
+    Li, Chen, Hu and Yang 2019, figure 1 (variance shift); mlcolvar pull request 205; docs/background.md, "Dropout
+    before batch normalization".
     """
 
     code, group, needs = "BN205", Group.SUSPICIOUS, Needs.EXAMPLE
@@ -58,7 +59,7 @@ class DropoutBeforeBatchNorm(ModelCheck[Limits]):
     limits = Limits()
 
     def lacks(self, layer: ModelLayer) -> str | None:
-        """Return why nothing can be said about dropout."""
+        """Return the reason why dropout cannot be judged."""
         return "not run on the example" if layer.execution is None else None
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
@@ -66,22 +67,21 @@ class DropoutBeforeBatchNorm(ModelCheck[Limits]):
         for layer in evidence.layers:
             if layer.execution is None or layer.execution.dropout is None:
                 continue
-            upstream = (
-                f"dropout in {layer.execution.dropout or 'the model'} is upstream with no batch normalization between"
-            )
+            owner = layer.execution.dropout or "the model"
+            upstream = f"dropout in {owner} is upstream with no batch normalization in between"
             ratio = _ratio(layer)
             if ratio is None:
                 yield self.finding(
                     layer,
-                    f"{upstream}, must be behind the last one",
+                    f"{upstream}, must be behind the last BN layer",
                     measured={"dropout upstream": Quantity(1, "layers")},
                     threshold={"dropout upstream": Quantity(0, "layers")},
                 )
             elif not self.limits.ratio <= ratio <= 1 / self.limits.ratio:
                 yield self.finding(
                     layer,
-                    f"{upstream}: the variance without it is {show(ratio)} of that with it, must be >= "
-                    f"{show(self.limits.ratio)} and <= {show(1 / self.limits.ratio)}",
+                    f"{upstream}: the variance without dropout is {show(ratio)} times that with dropout, "
+                    f"must be >= {show(self.limits.ratio)} and <= {show(1 / self.limits.ratio)}",
                     measured={"variance ratio": Quantity(ratio, "ratio")},
                     threshold={"variance ratio": Quantity(self.limits.ratio, "ratio")},
                 )
@@ -93,7 +93,7 @@ class DropoutBeforeBatchNorm(ModelCheck[Limits]):
     )
     BROKEN = (
         Case(
-            "dropout 0.5 straight before it",
+            "dropout 0.5 directly in front",
             lambda: _dropped((1.6, 4.0, 0.8, 2.2)),
             layers=("bn",),
             measured={"variance ratio": 0.5},

@@ -16,36 +16,37 @@ class SharedLayer(ModelCheck[NoLimits]):
     """One BN layer that runs more than once per forward pass.
 
     ## What it does
-    Counts the calls of every layer in one forward pass.
+    The check counts the calls of every layer in one forward pass.
 
     ## Why it matters
-    Each call normalises with its own batch and moves the same running statistics: they end up a mixture, weighted
-    towards the last call, that suits none of the inputs. With inputs around -5 and +5 the running variance is 1 where
-    the pooled one is 26: train mode looks perfect and eval mode is off by five standard deviations. Heads shared by the
-    levels of a pyramid, siamese branches and unrolled steps do this.
+    Each call normalises with its own batch and updates the same running statistics. They become a mixture, weighted
+    towards the last call, that fits none of the inputs. With inputs around -5 and +5 the running variance is 1, and the
+    pooled variance is 26: train mode looks perfect, and eval mode is off by five standard deviations. Usual cases are
+    heads that the levels of a pyramid share, siamese branches and unrolled steps.
 
     ## Evidence
-    The graph of one forward pass on an example. A frozen layer has no batch statistics to mix: skipped.
+    The check uses the graph of one forward pass on an example. It skips a frozen layer, which has no batch statistics
+    to mix.
 
     ## Threshold
-    One call.
+    A layer may run once.
 
     ## Remedy
-    `manual`: one BN layer for each call (the weights before it may stay shared), or normalise the concatenated inputs
-    in one call.
+    `manual`: use one BN layer for each call (the weights in front may stay shared), or normalise the concatenated
+    inputs in one call.
 
     ## Sources
-    Wu and Johnson 2021, section 5.2 and table 5 (RetinaNet: 34.1 AP shared, 39.1 consistent); fvcore refuses such
-    layers; torch-audit TA501; F13 of the failure modes.
+    Wu and Johnson 2021, section 5.2 and table 5 (RetinaNet: 34.1 AP with a shared layer, 39.1 with consistent
+    statistics); fvcore refuses such layers; torch-audit TA501; docs/background.md, "Shared layers".
     """
 
     code, group, needs = "BN206", Group.SUSPICIOUS, Needs.EXAMPLE
     remedies = ("manual",)
-    why = "the running statistics are a mixture over the calls and suit none of them in eval mode"
+    why = "the running statistics are a mixture over the calls and fit none of them in eval mode"
     limits = NoLimits()
 
     def lacks(self, layer: ModelLayer) -> str | None:
-        """Return why calls do not count."""
+        """Return the reason why the calls cannot be judged."""
         if layer.frozen:
             return "frozen: its statistics are not those of its calls"
         return "not run on the example" if layer.execution is None else None
@@ -56,7 +57,7 @@ class SharedLayer(ModelCheck[NoLimits]):
             if layer.execution is not None and layer.execution.calls > 1:
                 yield self.finding(
                     layer,
-                    f"it runs {layer.execution.calls} times per forward pass, must run once",
+                    f"the layer runs {layer.execution.calls} times per forward pass, must run once",
                     measured={"calls": Quantity(layer.execution.calls, "calls per forward")},
                     threshold={"calls": Quantity(1, "calls per forward")},
                 )

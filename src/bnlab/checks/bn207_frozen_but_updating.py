@@ -13,29 +13,31 @@ __all__ = ["FrozenButUpdating"]
 
 
 class FrozenButUpdating(ModelCheck[NoLimits]):
-    """A layer whose weight and bias are frozen while its running statistics move.
+    """A layer whose weight and bias are frozen while its running statistics change.
 
     ## What it does
-    Looks for a layer without a trainable weight or bias that is in train mode and updates its statistics.
+    The check looks for a layer that has no trainable weight or bias, is in train mode and updates its statistics.
 
     ## Why it matters
-    `requires_grad = False` freezes parameters; batch normalization is frozen by eval mode. In train mode the layer
-    still normalises with the batch and moves its buffers, under `no_grad` too. A "frozen" pretrained part drifts to the
-    new data, and results change with the batch size. Often `freeze().eval()` was undone by the next `model.train()`.
+    `requires_grad = False` freezes parameters. Batch normalization itself is frozen by eval mode. In train mode the
+    layer still normalises with the batch and updates its buffers, under `no_grad` too. A pretrained part that should be
+    frozen drifts to the new data, and results change with the batch size. Often the next `model.train()` undid
+    `freeze().eval()`.
 
     ## Evidence
-    `requires_grad` of weight and bias, `training`, `momentum` and `track_running_stats`. A layer that has neither
-    weight nor bias cannot be frozen by them: skipped. Momentum 0 moves nothing (BN203).
+    The check reads `requires_grad` of weight and bias, `training`, `momentum` and `track_running_stats`. It skips a
+    layer without weight and bias, because nothing shows whether it should be frozen. With momentum 0 nothing changes
+    (BN203).
 
     ## Threshold
-    No update.
+    There must be no update.
 
     ## Remedy
     `freeze`, which survives the `train()` of a parent.
 
     ## Sources
-    PyTorch issues 86590 and 66073; Wu and Johnson 2021, appendix A.10 (what "freeze" means); chemprop issue 952; F9 of
-    the failure modes.
+    PyTorch issues 86590 and 66073; Wu and Johnson 2021, appendix A.10 (what "freeze" means); chemprop issue 952;
+    docs/background.md, "Frozen layers".
     """
 
     code, group, needs = "BN207", Group.SUSPICIOUS, Needs.MODEL
@@ -44,18 +46,18 @@ class FrozenButUpdating(ModelCheck[NoLimits]):
     limits = NoLimits()
 
     def lacks(self, layer: ModelLayer) -> str | None:
-        """Return why nothing says whether it is meant to be frozen."""
+        """Return the reason why nothing shows whether the layer should be frozen."""
         return "no weight or bias" if layer.affine_trains is None else None
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
-        """Yield one finding per layer that is frozen by half."""
+        """Yield one finding per layer with frozen parameters and running statistics that change."""
         for layer in evidence.layers:
-            moves = layer.training and layer.updates and not layer.frozen and layer.momentum != 0
-            if layer.affine_trains is False and moves:
+            updates = layer.training and layer.updates and not layer.frozen and layer.momentum != 0
+            if layer.affine_trains is False and updates:
                 yield self.finding(
                     layer,
-                    "weight and bias are frozen, yet train mode moves the running statistics, must be in eval mode or "
-                    "frozen as a whole",
+                    "weight and bias are frozen, but train mode updates the running statistics, must be in eval mode "
+                    "or frozen as a whole",
                     measured={"updates": Quantity(1, "per batch")},
                     threshold={"updates": Quantity(0, "per batch")},
                 )

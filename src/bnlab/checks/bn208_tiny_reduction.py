@@ -18,7 +18,9 @@ class Limits:
     """Limits of BN208."""
 
     count: float = limit(
-        16, unit="values per channel", source="a Gaussian batch of 16 is 9 % too loud, one of 8 20 %, one of 4 60 %"
+        16,
+        unit="values per channel",
+        source="the mean gain is 9 % too high for 16 normal values, 20 % for 8, 60 % for 4",
     )
 
 
@@ -26,45 +28,45 @@ class TinyReduction(ModelCheck[Limits]):
     """Batch statistics of too few values per channel.
 
     ## What it does
-    Counts the values per channel, N*prod(spatial), that a layer in train mode normalises with.
+    The check counts the values per channel, N*prod(spatial), that a layer in train mode normalises with.
 
     ## Why it matters
-    Batch statistics of few values are noise. No output can exceed sqrt(m - 1) standard deviations, so that with two
-    values every output is -1 or 1; the gain 1/std is too high on average; eval mode, which has neither, sees another
-    network. The batch size alone does not tell: late 1x1 maps and layers behind a pooling have N values only.
+    Batch statistics of few values are noise. No output exceeds sqrt(m - 1) standard deviations, so that with two values
+    every output is -1 or 1. The gain 1/std is too high on average. Eval mode has neither effect and computes another
+    function. The batch size alone does not show this: late 1x1 maps and layers behind a pooling have N values only.
 
     ## Evidence
-    The mean count of the batches of `train_data`, else of `data`; without them the smallest call on the example. A
-    ragged last batch is reported, and does not fire on its own. A layer that uses no batch statistics (frozen, or in
-    eval mode) is skipped, and so is one whose counts are not those of this process (SyncBatchNorm) or that is made for
-    small batches (BatchRenorm).
+    The count is the mean over the batches of `train_data`, or of `data` if there is no `train_data`. Without both it is
+    that of the smallest call on the example. The finding also measures the smallest count, but a small last batch alone
+    causes no finding. The check skips a layer that uses no batch statistics because it is frozen or in eval mode. It
+    also skips SyncBatchNorm, which uses the values of all processes, and BatchRenorm, which is made for small batches.
 
     ## Threshold
-    16 values; Wu and Johnson find a loss from batches of 8 images downwards.
+    A layer needs 16 values. Wu and Johnson observe a loss of accuracy from batches of 8 images downwards.
 
     ## Remedy
-    `manual`: a larger batch, SyncBatchNorm, BatchRenorm or GroupNorm. To fine-tune, `freeze`: with batches of
-    two images it gave 25.2 instead of 32.5 % error.
+    `manual`: use a larger batch, SyncBatchNorm, BatchRenorm or GroupNorm. For fine-tuning use `freeze`: with batches of
+    two images it gave an error of 25.2 % instead of 32.5 %.
 
     ## Sources
-    Wu and Johnson 2021, figures 5 and 6; Ioffe 2017; torch-audit TA304 counts images only; F5 of the failure modes,
-    formulas 5.4.
+    Wu and Johnson 2021, figures 5 and 6; Ioffe 2017; torch-audit TA304, which counts images only; docs/background.md,
+    "Small counts".
     """
 
     code, group, needs = "BN208", Group.SUSPICIOUS, Needs.EXAMPLE
     remedies = ("freeze", "manual")
-    why = "batch statistics of so few values are noise, and eval mode normalises without it"
+    why = "batch statistics of so few values are noise, and eval mode normalises without this noise"
     limits = Limits()
 
     def lacks(self, layer: ModelLayer) -> str | None:
-        """Return why its counts do not matter or are not known."""
+        """Return the reason why the counts of a layer do not matter or are not known."""
         if layer.frozen:
             return "frozen"
         if not (layer.training or layer.state is None):
             return "does not use batch statistics"
         for kind in ("SyncBatchNorm", "BatchRenorm"):
             if kind in layer.kind:
-                return f"{kind}: the values of one batch and process are not all it uses"
+                return f"{kind} normalises with more than the values of one batch in one process"
         return "not run on the example" if layer.execution is None else None
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
@@ -75,7 +77,7 @@ class TinyReduction(ModelCheck[Limits]):
                 continue
             yield self.finding(
                 layer,
-                f"batch statistics are over {show(typical)} values per channel {where}, must be >= "
+                f"batch statistics are taken over {show(typical)} values per channel {where}, must be >= "
                 f"{show(self.limits.count)}",
                 measured={
                     "count": Quantity(typical, "values per channel"),
@@ -106,7 +108,7 @@ class TinyReduction(ModelCheck[Limits]):
 
 
 def _counts(layer: ModelLayer) -> tuple[float | None, int, str]:
-    """Return the typical and the smallest count, and where they were seen."""
+    """Return the typical and the smallest count, and whether they come from batches or from the example."""
     seen = layer.train_data or layer.data
     if seen is not None and seen.batches:
         return seen.count / seen.batches, seen.smallest_count, "in a batch"

@@ -16,26 +16,27 @@ class EvalUsesBatchStatistics(ModelCheck[NoLimits]):
     """A layer without running statistics, whose eval output depends on the batch.
 
     ## What it does
-    Looks for layers that keep no `running_mean` and `running_var`.
+    The check looks for layers that keep no `running_mean` and `running_var`.
 
     ## Why it matters
-    Such a layer normalises with the batch in eval mode too: predictions change with the other samples and with their
-    number, a batch sorted by class gives wrong ones, and a single value per channel raises an error even in eval mode.
-    It cannot be folded, and exporters write it in training mode.
+    Such a layer normalises with the batch in eval mode too. Predictions change with the other samples and with their
+    number, a batch that is sorted by class gives wrong predictions, and a single value per channel raises an error even
+    in eval mode. The layer cannot be folded, and exporters write it in training mode.
 
     ## Evidence
-    Buffers of the layer. A layer with buffers and `track_running_stats=False` uses them in eval mode: it is fine here.
+    The check looks at the buffers of the layer. It accepts a layer with buffers and `track_running_stats=False`, which
+    uses them in eval mode.
 
     ## Threshold
-    Both buffers.
+    A layer must have both buffers.
 
     ## Remedy
-    `manual`: build the layer with `track_running_stats=True` and recalibrate; leave it if the batch statistics are
-    meant, as in adaptation at test time.
+    `manual`: build the layer with `track_running_stats=True` and recalibrate. Leave the layer alone if batch statistics
+    are intended, as in adaptation at test time.
 
     ## Sources
-    PyTorch issues 156051 (the error in eval mode) and 75252 (export); TENT (Wang 2021), which removes the buffers on
-    purpose; Wu and Johnson 2021, table 5; F10 of the failure modes.
+    PyTorch issues 156051 (the error in eval mode) and 75252 (export); TENT (Wang et al. 2021), which removes the
+    buffers on purpose; Wu and Johnson 2021, table 5; docs/background.md, "Outputs that depend on the batch".
     """
 
     code, group, needs = "BN209", Group.SUSPICIOUS, Needs.MODEL
@@ -49,7 +50,7 @@ class EvalUsesBatchStatistics(ModelCheck[NoLimits]):
             if layer.state is None:
                 yield self.finding(
                     layer,
-                    "there are no running statistics, must be kept for eval mode",
+                    "the layer keeps no running statistics, must keep them for eval mode",
                     measured={"running statistics": Quantity(0, "buffers")},
                     threshold={"running statistics": Quantity(2, "buffers")},
                 )

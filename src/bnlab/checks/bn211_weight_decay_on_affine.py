@@ -13,49 +13,52 @@ from bnlab.wording import abridged, out_of
 
 __all__ = ["WeightDecayOnAffine"]
 
-_MOST_NAMES = 3
+_MAX_NAMES = 3
 
 
 @dataclass(frozen=True)
 class Limits:
     """Limits of BN211."""
 
-    decay: float = limit(0.0, unit="weight decay", source="whether it decays at all, not how much, is the question")
+    decay: float = limit(0.0, unit="weight decay", source="the check asks whether there is any decay, not how much")
 
 
 class WeightDecayOnAffine(ModelCheck[Limits]):
     """Weight decay on weight or bias of BN layers.
 
     ## What it does
-    Looks up the weight decay of the parameter group each weight and bias is in.
+    The check looks up the weight decay of the parameter groups of every weight and bias.
 
     ## Why it matters
-    A weight drawn towards 0 shuts its channel, and what reaches the loss through it: a channel that is little used
-    dies. Decay on the convolution before BN does something else: BN is invariant to its scale, and the decay sets the
-    effective learning rate. Most recipes exempt BN; most optimizers, given `model.parameters()`, do not. Good networks
-    were trained either way, so this is a note.
+    Decay draws a weight towards 0 and closes its channel, so that a channel that the loss uses little dies. Decay on
+    the convolution in front of BN acts differently: BN is invariant to the scale of the convolution, and the decay sets
+    the effective learning rate. Most recipes exempt BN, and most optimizers that get `model.parameters()` do not. Good
+    networks were trained either way, so the finding is a note.
 
     ## Evidence
-    `param_groups` of the optimizer. A layer whose weight and bias are not in it, or do not train, is skipped.
+    The check reads `param_groups` of the optimizer. It skips a layer whose weight and bias are not in them or are not
+    trained.
 
     ## Threshold
-    Any decay above 0. One finding for the network, as it is the same for all layers as a rule.
+    The check reports any decay above 0. There is one finding for the network, because the decay is usually the same for
+    all layers.
 
     ## Remedy
-    `manual`: put weight and bias into a parameter group of their own with `weight_decay=0`, or draw the weight to 1.
+    `manual`: put weight and bias into a parameter group of their own with `weight_decay=0`, or decay the weight towards
+    1.
 
     ## Sources
-    Summers and Dinneen 2020 (decay of the weight towards 1); van Laarhoven 2017; torch-audit TA402;
-    network-slimming issue 46; F25 of the failure modes.
+    Summers and Dinneen 2020 (decay of the weight towards 1); van Laarhoven 2017; torch-audit TA402; network-slimming
+    issue 46; docs/background.md, "Weight decay".
     """
 
     code, group, needs = "BN211", Group.NOTE, Needs.OPTIMIZER
     remedies = ("manual",)
-    why = "weights drawn towards 0 shut their channels; most recipes exempt batch normalization from weight decay"
+    why = "decay towards 0 closes channels, and most recipes exempt batch normalization from weight decay"
     limits = Limits()
 
     def lacks(self, layer: ModelLayer) -> str | None:
-        """Return why there is nothing to decay."""
+        """Return the reason why there is nothing to decay."""
         if layer.affine_trains is None:
             return "no weight or bias"
         if not layer.affine_trains:
@@ -65,17 +68,17 @@ class WeightDecayOnAffine(ModelCheck[Limits]):
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding for a network with decay on some layers."""
         decays = {layer.name: _decay(layer) for layer in evidence.layers}
-        found = {name: decay for name, decay in decays.items() if decay > self.limits.decay}
-        if not found:
+        decayed = {name: decay for name, decay in decays.items() if decay > self.limits.decay}
+        if not decayed:
             return
-        names = "" if len(found) == len(decays) else f" ({abridged(list(found), _MOST_NAMES)})"
+        names = "" if len(decayed) == len(decays) else f" ({abridged(list(decayed), _MAX_NAMES)})"
         yield self.finding(
             None,
-            f"weight decay of {show(max(found.values()))} applies to weight or bias of "
-            f"{out_of(len(found), len(decays), 'layer')}{names}, must be <= {show(self.limits.decay)}",
+            f"weight decay of {show(max(decayed.values()))} applies to weight or bias of "
+            f"{out_of(len(decayed), len(decays), 'layer')}{names}, must be <= {show(self.limits.decay)}",
             measured={
-                "weight decay": Quantity(max(found.values()), "1"),
-                "layers": Quantity(len(found), "layers"),
+                "weight decay": Quantity(max(decayed.values()), "1"),
+                "layers": Quantity(len(decayed), "layers"),
             },
             threshold={"weight decay": Quantity(self.limits.decay, "1")},
         )

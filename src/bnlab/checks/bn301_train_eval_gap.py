@@ -18,36 +18,38 @@ class Limits:
     """Limits of BN301."""
 
     excess: float = limit(
-        0.35, unit="std", source="largest excess over the layers of healthy networks, data/nets among them: 0.25"
+        0.35, unit="std", source="largest excess of a layer in the healthy networks that were measured: 0.25"
     )
     errors: float = limit(4.0, unit="standard errors", source="1 false alarm in 30,000 networks")
     loss: float = limit(0.01, unit="fraction of the metric", source="smaller losses have no consequence")
 
 
 class TrainEvalGap(ModelCheck[Limits]):
-    """A layer that computes something else in eval mode than in train mode, beyond Bessel's correction and sampling.
+    """A layer whose eval output differs from its train output by more than Bessel's correction and sampling explain.
 
     ## What it does
-    Replaces the statistics of a batch by the running statistics, link by link, and adds up what each link changes in
-    the normalised outputs of the layer: Bessel's correction, sampling noise, heterogeneous batches, shift, dropout,
-    precision, staleness. Upstream layers are on batch statistics, so a layer answers for itself only.
+    The check replaces the statistics of a batch by the running statistics in several links. It adds up what each link
+    changes in the normalised outputs of the layer: Bessel's correction, sampling noise, heterogeneous batches, shift,
+    dropout, precision, staleness. The layers upstream use batch statistics, so each layer shows its own part only.
 
     ## Why it matters
-    The network that was trained is not the network that is evaluated: good in `train()`, bad in `eval()`.
+    The network that is evaluated is not the network that was trained: it is good in `train()` and bad in `eval()`.
 
     ## Evidence
-    Sums over the batches of `data` (and of `train_data`, without which staleness and shift cannot be told apart); the
-    metric with either statistics, if one is given.
+    The check uses sums over the batches of `data` and of `train_data`, and the metric with either statistics, if one is
+    passed in. Without `train_data`, staleness and shift are one cause.
 
     ## Threshold
-    What Bessel and sampling noise explain is subtracted. A layer is found if the rest exceeds the limit and the network
-    if its metric with running statistics is worse than with batch statistics by more than its standard error allows.
+    The check subtracts what Bessel's correction and sampling noise explain. It reports a layer if the rest exceeds the
+    limit. It reports the network if the metric with running statistics is worse than with batch statistics by more than
+    the standard error allows.
 
     ## Remedy
     `recalibrate`, if the cause is staleness, precision or dropout.
 
     ## Sources
-    Wu and Johnson 2021, section 3; PyTorch issues 4741, 5406 and 9015 on models good in train() and bad in eval().
+    Wu and Johnson 2021, section 3; PyTorch issues 4741, 5406 and 9015 on models that are good in train() and bad in
+    eval(); docs/background.md, "Biased and unbiased variance".
     """
 
     code, group, needs = "BN301", Group.SUSPICIOUS, Needs.DATA
@@ -56,7 +58,7 @@ class TrainEvalGap(ModelCheck[Limits]):
     limits = Limits()
 
     def lacks(self, layer: ModelLayer) -> str | None:
-        """Return why a layer has no gap to measure."""
+        """Return the reason why a layer has no gap to measure."""
         if layer.frozen:
             return "frozen on purpose"
         return "no running statistics, or not run" if layer.gap is None else None
@@ -124,7 +126,7 @@ class TrainEvalGap(ModelCheck[Limits]):
 
 
 def _largest(gap: Gap) -> str:
-    """Return "97 % staleness, 3 % shift"."""
+    """Return the two largest causes as text, such as "97 % staleness, 3 % shift"."""
     causes = {cause: part for cause, part in gap.by_cause.items() if cause not in ("bessel", "sampling noise")}
     ordered = sorted(causes.items(), key=lambda item: -item[1])[:2]
     return ", ".join(f"{100 * part / gap.square:.0f} % {cause}" for cause, part in ordered if part > 0)

@@ -18,7 +18,9 @@ class Limits:
     """Limits of BN302."""
 
     change: float = limit(
-        0.02, unit="std of the outputs", source="kernels for other batch sizes round otherwise: up to 1e-3 in bfloat16"
+        0.02,
+        unit="std of the outputs",
+        source="kernels for other batch sizes round differently: up to 1e-3 in bfloat16",
     )
 
 
@@ -26,25 +28,26 @@ class EvalDependsOnBatch(ModelCheck[Limits]):
     """A network whose eval output for a sample changes with the other samples of the batch.
 
     ## What it does
-    Runs the first batch of `data` in eval mode, then its first half alone, and compares the outputs of these samples.
+    The check runs the first batch of `data` in eval mode, then its first half alone, and compares the outputs of these
+    samples.
 
     ## Why it matters
-    Predictions depend on how requests are batched, and single ones may be wrong. BN in eval mode is not the reason:
-    something else mixes samples, such as BN computed by hand from batch statistics, attention or a mean over the batch,
-    or a layer that stayed in train mode.
+    Predictions depend on how requests are batched, and single ones may be wrong. BN in eval mode is not the reason.
+    Something else mixes the samples: BN computed by hand from batch statistics, attention or a mean over the batch, or
+    a layer that stayed in train mode.
 
     ## Evidence
-    The outputs of the network. Where a BN layer has no running statistics that is the reason already (BN209), and
-    nothing is looked for here.
+    The check compares outputs of the network. If a BN layer has no running statistics, this is the reason (BN209), and
+    the check does not run.
 
     ## Threshold
-    Far above rounding, which depends on the batch size.
+    The limit is far above the rounding differences between batch sizes.
 
     ## Remedy
     `manual`: find the operation that reduces over the batch.
 
     ## Sources
-    F8 and F10 of the failure modes; PyTorch issue 1051.
+    PyTorch issue 1051; docs/background.md, "Outputs that depend on the batch".
     """
 
     code, group, needs = "BN302", Group.SUSPICIOUS, Needs.DATA
@@ -58,8 +61,8 @@ class EvalDependsOnBatch(ModelCheck[Limits]):
         if change is not None and change > self.limits.change:
             yield self.finding(
                 None,
-                f"without the other half of the batch outputs change by up to {show(change)} of their spread in eval "
-                f"mode, must be <= {show(self.limits.change)}",
+                f"in eval mode, outputs change by up to {show(change)} of their standard deviation without the other "
+                f"half of the batch, must be <= {show(self.limits.change)}",
                 measured={"change": Quantity(change, "std")},
                 threshold={"change": Quantity(self.limits.change, "std")},
             )

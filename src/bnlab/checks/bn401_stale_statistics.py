@@ -24,7 +24,7 @@ class Limits:
     effect: float = limit(
         0.35, unit="std", source="ResNet-20 on its training images without their augmentation: up to 0.33"
     )
-    errors: float = limit(4.0, unit="standard errors", source="a channel in 16,000 by chance")
+    errors: float = limit(4.0, unit="standard errors", source="by chance 1 channel in 16,000 exceeds it")
     channels: float = limit(0.1, unit="fraction", source="a few weak channels are off in healthy networks")
 
 
@@ -32,29 +32,31 @@ class StaleStatistics(ModelCheck[Limits]):
     """Running statistics that differ from those of the training data.
 
     ## What it does
-    Compares running mean and variance with the mean over batches of the training data (of `data`, where that is all
-    there is), by the size of the difference and by its standard error.
+    The check compares running mean and variance with the mean over batches of the training data, or of `data` if there
+    is no `train_data`. It judges the size of the difference and its standard error.
 
     ## Why it matters
-    Eval mode normalises with statistics the network never saw in training: those of other weights (averaged, edited,
-    fine-tuned), of other data, of too few updates, or of a copy that was not updated.
+    Eval mode normalises with statistics that the network never had in training. They belong to other weights (averaged,
+    edited, fine-tuned), to other data, to too few updates, or to a copy that was not updated.
 
     ## Evidence
-    Batches run with every upstream layer on batch statistics and dropout off, so that a layer answers for itself and
-    not for those before it. Standard errors come from the means of single samples, for positions of one sample are not
-    independent, plus the noise of the buffer itself: SE^2 + Var(mu_B) a/(2-a).
+    The batches run with every upstream layer on batch statistics and with dropout off, so that each layer shows its own
+    error only. Standard errors come from the means of single samples, because the positions of one sample are not
+    independent. The noise of the buffer itself is added: SE^2 + Var(mu_B) a/(2-a).
 
     ## Threshold
-    abs(difference of means)/std, or abs(log of the ratio of variances)/2, above `effect` and above `errors` standard
-    errors, in at least a share `channels` of the channels. Without the buffer's own noise 8 to 39 % of the channels of
-    a healthy layer would be found at batch sizes 8 to 2.
+    The effect is abs(difference of means)/std or abs(log of the ratio of variances)/2, whichever is larger. The check
+    reports a layer if the effect is above `effect` and above `errors` standard errors in at least a share `channels` of
+    the channels. Without the noise of the buffer the check would report 8 % of the channels of a healthy layer at batch
+    size 8 and 39 % at batch size 2.
 
     ## Remedy
-    `recalibrate`. Of averaged weights (EMA, SWA, soups) the statistics are never right before that, and averaging the
-    statistics of the single models does not make them so.
+    `recalibrate`. For averaged weights (EMA, SWA, soups) the statistics are never right before that. An average of the
+    statistics of the single models is wrong too.
 
     ## Sources
-    Wu and Johnson 2021, section 3; F1 to F4, F23 and F24 of the failure modes.
+    Wu and Johnson 2021, section 3; docs/background.md, "Stale statistics"; docs/background.md, "What the running
+    statistics average".
     """
 
     code, group, needs = "BN401", Group.SUSPICIOUS, Needs.DATA
@@ -63,7 +65,7 @@ class StaleStatistics(ModelCheck[Limits]):
     limits = Limits()
 
     def lacks(self, layer: ModelLayer) -> str | None:
-        """Return why there is nothing to compare."""
+        """Return the reason why there is nothing to compare."""
         if layer.frozen:
             return "frozen on purpose"
         return "no running statistics, or not run" if layer.state is None or layer.data is None else None
@@ -124,12 +126,12 @@ class StaleStatistics(ModelCheck[Limits]):
 
 
 def _of_average(layer: ModelLayer) -> str:
-    """Name the reason where the model itself says it."""
+    """Name the reason where the model itself is an average of models."""
     return "" if layer.averaged is None else f": its weights are an average of {layer.averaged} models"
 
 
 def _staleness(state: LayerState, momentum: float | None, eps: float, seen: Observed) -> Effect:
-    """Return how far the buffers are from what the data says they should hold, with the noise a settled buffer has."""
+    """Return how far the buffers are from the statistics of the data, with the noise of a settled buffer."""
     stored = np.where(np.isfinite(state.running_var), np.maximum(state.running_var, 0), np.inf)
     exact = np.zeros(state.channels)
     running = Estimate(state.running_mean, stored, exact, exact)

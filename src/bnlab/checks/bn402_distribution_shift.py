@@ -23,7 +23,7 @@ class Limits:
     effect: float = limit(
         0.25, unit="std", source="healthy networks: up to 0.04 at the 90th percentile of the channels"
     )
-    errors: float = limit(4.0, unit="standard errors", source="a channel in 16,000 by chance")
+    errors: float = limit(4.0, unit="standard errors", source="by chance 1 channel in 16,000 exceeds it")
     channels: float = limit(0.1, unit="fraction", source="as for BN401")
 
 
@@ -31,35 +31,38 @@ class DistributionShift(ModelCheck[Limits]):
     """Evaluation data whose statistics differ from those of the training data.
 
     ## What it does
-    Compares the population statistics of every layer's input between `data` and `train_data`.
+    The check compares the population statistics of every layer's input between `data` and `train_data`.
 
     ## Why it matters
-    The running statistics are right for the training data and wrong for this one. Often it is the preprocessing: no
-    normalization, another range or order of channels, another resize; else it is another domain.
+    The running statistics are right for the training data and wrong for the evaluation data. Often the preprocessing
+    differs: no normalization, another range or order of channels, another resize. Otherwise the data come from another
+    domain.
 
     ## Evidence
-    Batches of both, run with every layer on batch statistics and dropout off. The first layer that is found sits
-    nearest to the reason.
+    The batches of both data sets run with every layer on batch statistics and with dropout off. The first reported
+    layer is nearest to the reason.
 
     ## Threshold
-    abs(difference of means)/std, or abs(log of the ratio of variances)/2, above `effect` and `errors`, in at least a
-    share `channels` of the channels.
+    The effect is abs(difference of means)/std or abs(log of the ratio of variances)/2, whichever is larger. The check
+    reports a layer if the effect is above `effect` and above `errors` standard errors in at least a share `channels` of
+    the channels.
 
     ## Remedy
-    `manual`: compare the preprocessing first. Recalibrating on the evaluation data adapts to it, and needs many samples
-    of all classes.
+    `manual`: compare the preprocessing first. Recalibration on the evaluation data adapts the network to them, and
+    needs many samples of all classes.
 
     ## Sources
-    Schneider et al. 2020 and Li et al. 2016 (AdaBN) on adapting statistics; F11 and F12 of the failure modes.
+    Schneider et al. 2020 and Li et al. 2016 (AdaBN) on the adaptation of statistics; docs/background.md, "Data with
+    other statistics".
     """
 
     code, group, needs = "BN402", Group.SUSPICIOUS, Needs.TRAIN_DATA
     remedies = ("manual",)
-    why = "the statistics that eval mode uses are right for the training data, and wrong for this"
+    why = "the statistics that eval mode uses are right for the training data, and wrong for the evaluation data"
     limits = Limits()
 
     def lacks(self, layer: ModelLayer) -> str | None:
-        """Return why there is nothing to compare."""
+        """Return the reason why there is nothing to compare."""
         return "not run" if layer.data is None or layer.train_data is None else None
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:

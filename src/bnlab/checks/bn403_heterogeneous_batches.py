@@ -20,46 +20,49 @@ __all__ = ["HeterogeneousBatches"]
 class Limits:
     """Limits of BN403."""
 
-    ratio: float = limit(4.0, unit="ratio of variances", source="shuffled loaders of real data at 20 batches: up to 2")
+    ratio: float = limit(4.0, unit="ratio of variances", source="shuffled loaders of real data reach 2 at 20 batches")
     errors: float = limit(2.5, unit="standard errors of the log ratio", source="the median over channels varies less")
-    values: float = limit(8, unit="values", source="smaller batches leave next to no variance behind another BN")
-    batches: float = limit(5, unit="batches", source="fewer do not give a variance")
+    values: float = limit(8, unit="values", source="smaller batches leave almost no variance behind another BN layer")
+    batches: float = limit(5, unit="batches", source="fewer batches do not determine a variance")
 
 
 class HeterogeneousBatches(ModelCheck[Limits]):
-    """Batches that differ from each other more than samples drawn at random would.
+    """Batches that differ from each other more than randomly drawn samples would.
 
     ## What it does
-    Deals samples of the data into batches at random, and compares the variance of the batch means before and after: the
-    ratio is 1 for a shuffled loader.
+    The check redistributes the samples of the data to batches at random and compares the variance of the batch means
+    before and after. The ratio is 1 for a shuffled loader.
 
     ## Why it matters
-    A loader that is sorted or grouped (by class, video, patient, length) gives batch statistics that carry the group.
-    In training they leak it, and the running statistics suit no batch. In evaluation every number from batch statistics
-    is unreliable: a class-sorted loader gave 0.166 instead of 0.788.
+    A loader that is sorted or grouped (by class, video, patient, length) gives batch statistics that identify the
+    group. In training they leak the group, and the running statistics fit no batch. In evaluation every number from
+    batch statistics is unreliable: a class-sorted loader gave an accuracy of 0.166 instead of 0.788.
 
     ## Evidence
-    The batch means of `data`, and of `train_data` if given, against those of up to 12 of their batches whose samples
-    were dealt out again. (The variance of single samples would not do: a BN layer takes the mean of its batch out, and
-    with it most of what the layers behind it could vary by.)
+    The check compares the batch means of `data`, and of `train_data` if there is any, with those of up to 12 batches
+    with redistributed samples. The variance of single samples would be a wrong reference: a BN layer subtracts the mean
+    of its batch, and with it most of the variation of the batch means behind it.
 
     ## Threshold
-    The median over the channels of the layer where it is largest, beyond what so few batches vary by.
+    The ratio is the median over the channels, in the layer where it is largest. It must exceed the variation of so few
+    batches.
 
     ## Remedy
-    `manual`: shuffle, with one sample per group in a batch; `GhostBatchNorm` or `BatchRenorm` where that is impossible.
+    `manual`: shuffle, with one sample per group in a batch. Use `GhostBatchNorm` or `BatchRenorm` where this is
+    impossible.
 
     ## Sources
-    Wu and Johnson 2021, section 6 (leakage, figure 8); Ioffe 2017 on batches that are not drawn at random; F7.
+    Wu and Johnson 2021, section 6 (leakage, figure 8); Ioffe 2017 on batches that are not drawn at random;
+    docs/background.md, "Grouped batches".
     """
 
     code, group, needs = "BN403", Group.SUSPICIOUS, Needs.DATA
     remedies = ("manual",)
-    why = "batch statistics carry the group a batch was made of, and no cause can be concluded from them"
+    why = "batch statistics identify the group of the batch, and no cause can be concluded from them"
     limits = Limits()
 
     def lacks(self, layer: ModelLayer) -> str | None:
-        """Return why the batches cannot be compared."""
+        """Return the reason why the batches cannot be compared."""
         if layer.data is None:
             return "not run"
         if layer.shuffled is None:
@@ -71,7 +74,7 @@ class HeterogeneousBatches(ModelCheck[Limits]):
         return f"fewer than {self.limits.batches:g} batches" if layer.data.batches < self.limits.batches else None
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
-        """Yield one finding for each data set, at the layer where it shows most."""
+        """Yield one finding for each data set, at the layer with the largest ratio."""
         for name in ("data", "train_data"):
             ratios = {
                 layer: _ratio(seen, shuffled) / self._by_chance(seen, shuffled)

@@ -17,35 +17,37 @@ class VarianceOverflow(ModelCheck[NoLimits]):
     """A batch variance that overflows in the layer's own arithmetic.
 
     ## What it does
-    Counts the batches whose input is finite and whose statistics, as the layer computes them, are not.
+    The check counts the batches with finite input whose statistics, as the layer computes them, are not finite.
 
     ## Why it matters
-    The sum of squared deviations leaves the range of its dtype: float32 from a standard deviation of about 1e19, less
-    where many values are summed in float32 (3e17 for 4096 of them), float16 from 256 on. 1/std is then 0 and the output
-    a constant, without a message: the loss stands still. The running variance becomes inf, and stays so.
+    The sum of squared deviations leaves the range of its dtype. In float32 this happens from a standard deviation of
+    about 1e19 on, and earlier where many values are summed in float32 (3e17 for 4096 values). In float16 it happens
+    from 256 on. 1/std is then 0 and the output is constant. Nothing reports it, and the loss stands still. The running
+    variance becomes inf for good.
 
     ## Evidence
-    Batches of `data`, the layer's own statistics against float64 ones. Only layers that leave their statistics in
-    float32 or float64 can be compared.
+    The check compares the layer's own statistics of the batches of `data` with float64 ones. It needs layers that
+    return their statistics in float32 or float64.
 
     ## Threshold
-    None: it is finite or not.
+    There is none: a variance is finite or not.
 
     ## Remedy
     `manual`: scale the input, keep the layer in float32, or convert it to `bnlab.nn`, whose sums do not overflow.
 
     ## Sources
-    PyTorch issue 162489 (zeros on CPU, NaN on CUDA) and pull request 178123; claim A2 of the article (stuck at a loss
-    of 0.5 from inputs of 1e20 on); F15 of the failure modes.
+    PyTorch issue 162489 (zeros on CPU, NaN on CUDA) and pull request 178123; docs/background.md, "Floating-point
+    precision"; the experiment `huge-gap` of the lab (docs/lab.md), in which the loss stays at 0.5 from inputs of 1e20
+    on.
     """
 
     code, group, needs = "BN501", Group.CORRECTNESS, Needs.DATA
     remedies = ("manual",)
-    why = "1/std becomes 0: the output is a constant, whatever the input, and the running variance is lost"
+    why = "1/std becomes 0: the output is constant whatever the input, and the running variance is lost"
     limits = NoLimits()
 
     def lacks(self, layer: ModelLayer) -> str | None:
-        """Return why there is nothing to judge."""
+        """Return the reason why there is nothing to judge."""
         return "not run on finite data" if layer.data is None else None
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from bnlab.records import Finding, Quantity
 __all__ = ["Cancellation"]
 
 _DEAD = 1e-3
-"""Variance over eps below which the output of a channel, 3 % of a standard deviation, carries nothing to lose."""
+"""Ratio of variance to eps below which a channel has nothing to lose: its output is 3 % of a standard deviation."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ class Limits:
     """Limits of BN502."""
 
     own_error: float = limit(
-        1e-3, unit="std", source="channels_last is off by 4e-3 at mean 100; a float32 mean alone by 1e-3 at 17,000"
+        1e-3,
+        unit="std",
+        source="channels_last is off by 4e-3 at mean 100; a mean in float32 alone is off by 1e-3 at 17,000",
     )
     step: float = limit(1e-2, unit="std", source="as BN111: a hundred steps of the input per standard deviation")
     ratio: float = limit(
@@ -36,37 +38,41 @@ class Cancellation(ModelCheck[Limits]):
     """A mean so far from 0 that subtracting it loses the signal.
 
     ## What it does
-    Compares the layer's own batch statistics with float64 ones, and abs(mean) with the standard deviation: an input
-    near the mean has steps of eps(dtype) * abs(mean).
+    The check compares the layer's own batch statistics with float64 ones. It also compares abs(mean) with the standard
+    deviation, because an input near the mean has steps of eps(dtype) * abs(mean).
 
     ## Why it matters
-    x - mean cancels. The steps of the input are lost before any kernel sees it; kernels that sum in float32, such as
-    torch's on the CPU for channels_last, lose more: at mean 1000 and std 1 their mean is off by 2.7 standard deviations
+    x - mean cancels. The input loses its fine steps before any kernel runs. Kernels that sum in float32, such as
+    torch's CPU kernel for channels_last, lose more: at mean 1000 and std 1 their mean is off by 2.7 standard deviations
     and their variance by 700 %. Time stamps, coordinates and unscaled sensor values are the usual case.
 
     ## Evidence
-    Batches of `data`: mean and variance within batches, eps of the input's dtype, and the largest error of the layer's
-    own statistics where they can be read. A dead channel has nothing to lose and is left out: a variance below a
-    thousandth of eps, or below (eps(dtype) * mean / 2)^2, the rounding noise of a constant. The error of the layer's
-    own statistics counts only where a living channel has a far mean, for it is not known by channel.
+    The check uses batches of `data`: mean and variance within batches, eps of the input's dtype, and the largest error
+    of the layer's own statistics where it can be read. The check leaves out dead channels, which have nothing to lose.
+    Their variance is below a thousandth of eps, or below the rounding noise of a constant, (eps(dtype) * mean / 2)^2.
+    The error of the layer's own statistics is not known by channel, so it counts only if a living channel has a far
+    mean.
 
     ## Threshold
-    `own_error`, or `step` in channels beyond `ratio`, relative to sqrt(var + eps).
+    The check reports an error above `own_error`, or a step above `step` in channels beyond `ratio`. All are relative to
+    sqrt(var + eps).
 
     ## Remedy
-    `manual`: subtract a constant from the input before the network, or run the layer in a wider dtype or by `bnlab.nn`.
+    `manual`: subtract a constant from the input before the network, run the layer in a wider dtype, or convert it to
+    `bnlab.nn`.
 
     ## Sources
-    Chan, Golub and LeVeque 1983; PyTorch issue 5410; kernels.md, section 0, item 2; formulas 5.1.
+    Chan, Golub and LeVeque 1983; PyTorch issue 5410; docs/background.md, "Floating-point precision"; docs/accuracy.md
+    for measured errors.
     """
 
     code, group, needs = "BN502", Group.SUSPICIOUS, Needs.DATA
     remedies = ("manual",)
-    why = "what is left after subtracting the mean is rounding, not signal"
+    why = "after the mean is subtracted, rounding is left instead of signal"
     limits = Limits()
 
     def lacks(self, layer: ModelLayer) -> str | None:
-        """Return why there is nothing to judge."""
+        """Return the reason why there is nothing to judge."""
         return "not run on finite data" if layer.data is None else None
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
@@ -102,7 +108,7 @@ class Cancellation(ModelCheck[Limits]):
         Case("a mean of 12.8 std in bfloat16", lambda: _far(12.8, 1.0, input_eps=2.0**-7)),
         Case("a mean of 1000 std, exact kernel", lambda: _far(1e3, 1.0, own_error=1e-5)),
         Case("a constant of 5000", lambda: _far(5000.0, 0.0, own_error=0.5)),
-        Case("rounding noise about 5000", lambda: _far(5000.0, 6e-8)),
+        Case("rounding noise around 5000", lambda: _far(5000.0, 6e-8)),
         Case("an error of the statistics of a dead channel", lambda: _far(0.3, 1e-15, own_error=0.01)),
         Case("no data", lambda: model(model_layer(data=None))),
     )

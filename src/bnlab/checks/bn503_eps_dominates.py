@@ -21,35 +21,38 @@ class Limits:
     """Limits of BN503."""
 
     channels: float = limit(
-        0.5, unit="fraction", source="in ten real networks up to 0.25 of a layer (2 of 8, 5 of 24, 36 of 256 channels)"
+        0.5,
+        unit="fraction",
+        source="ten real networks have up to 0.25 of a layer (2 of 8, 5 of 24, 36 of 256 channels)",
     )
 
 
 class EpsDominates(ModelCheck[Limits]):
-    """A layer whose batch variance is below eps in most channels: it does not normalise.
+    """A layer whose batch variance is below eps in most channels, so that it does not normalise.
 
     ## What it does
-    Compares the variance within batches with eps.
+    The check compares the variance within batches with eps.
 
     ## Why it matters
-    The output has the variance var/(var + eps): below 1/2 where the variance is less than eps, and near 0 where it is
-    far less. The layer passes on the small scale it was meant to remove, with a fixed gain of 1/sqrt(eps), and
-    gradients are as small as without it: a loss with inputs of 1e-30 stands still. Unscaled input or a tiny
-    initialisation does this.
+    The output has the variance var/(var + eps). This is below 1/2 where the variance is less than eps, and near 0 where
+    it is far less. The layer passes on the small scale that it should remove, with a fixed gain of 1/sqrt(eps).
+    Gradients are as small as without the layer: a loss with inputs of 1e-30 stands still. Unscaled input and a tiny
+    initialisation are the usual reasons.
 
     ## Evidence
-    Batches of `data`. A constant channel, with a variance of 0 or no more than rounding (eps(dtype) * mean)^2, is dead
-    upstream, behind a ReLU for one, and says nothing about the scale. Single weak channels are common in networks that
-    work (BN106), so that a share of the layer is asked for.
+    The check uses batches of `data`. It leaves out constant channels, whose variance is 0 or at most the rounding noise
+    (eps(dtype) * mean)^2. Such a channel is dead upstream, for example behind a ReLU, and shows nothing about the
+    scale. Working networks often have single weak channels (BN106), so the check requires a share of the layer.
 
     ## Threshold
-    Variance below eps in at least a share `channels` of the channels.
+    The check reports a variance below eps in at least a share `channels` of the channels.
 
     ## Remedy
-    `manual`: scale the input or the initialisation; a smaller eps if the small scale is meant.
+    `manual`: scale the input or the initialisation. Use a smaller eps if the small scale is intended.
 
     ## Sources
-    Claim A2 of the article (inputs of 1e-30); F16 and F17 of the failure modes; formulas 5.4.
+    docs/background.md, "Channels that hardly vary"; the experiment `huge-gap` of the lab (docs/lab.md), in which inputs
+    of 1e-30 do not move the loss.
     """
 
     code, group, needs = "BN503", Group.SUSPICIOUS, Needs.DATA
@@ -58,7 +61,7 @@ class EpsDominates(ModelCheck[Limits]):
     limits = Limits()
 
     def lacks(self, layer: ModelLayer) -> str | None:
-        """Return why there is nothing to judge."""
+        """Return the reason why there is nothing to judge."""
         return "not run on finite data" if layer.data is None else None
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
@@ -90,7 +93,7 @@ class EpsDominates(ModelCheck[Limits]):
         Case("ordinary", model),
         Case("one weak channel of four", lambda: _of_variance((1e-7, 1, 1, 1))),
         Case("dead behind a ReLU", lambda: _of_variance((0, 0, 0, 1))),
-        Case("rounding noise about 5000", lambda: _of_variance((1e-7,) * 4, mean=(5000,) * 4)),
+        Case("rounding noise around 5000", lambda: _of_variance((1e-7,) * 4, mean=(5000,) * 4)),
         Case("equal to eps", lambda: _of_variance((1e-5,) * 4)),
         Case("eps 0", lambda: model(model_layer(eps=0.0, data=observed(var=(1e-12,) * 4)))),
         Case("no data", lambda: model(model_layer(data=None))),
@@ -113,7 +116,7 @@ class EpsDominates(ModelCheck[Limits]):
 
 
 def _weak(data: Observed, eps: float) -> Masks:
-    """Return which channels have a variance below eps and yet more than the rounding noise of a constant."""
+    """Return the channels with a variance below eps and above the rounding noise of a constant."""
     with np.errstate(over="ignore"):
         noise = (data.input_eps * data.within_mean) ** 2
     return np.asarray((data.within_var < eps) & (data.within_var > noise))

@@ -1,4 +1,4 @@
-"""BN504: next to no gradient reaches the weights before a BN layer."""
+"""BN504: almost no gradient reaches the weights in front of a BN layer."""
 
 from __future__ import annotations
 
@@ -18,47 +18,53 @@ class Limits:
     """Limits of BN504."""
 
     relative: float = limit(
-        1e-4, unit="relative change of the loss", source="healthy networks: 1 and more; the rounding of float32: 7e-6"
+        1e-4,
+        unit="relative change of the loss",
+        source="healthy networks have 1 and more; rounding in float32 gives 7e-6",
     )
-    loss: float = limit(1e-3, unit="loss", source="below it the batch is learnt, and a small gradient is right")
+    loss: float = limit(
+        1e-3, unit="loss", source="below it the network has learnt the batch, and a small gradient is right"
+    )
 
 
 class VanishingGradient(ModelCheck[Limits]):
-    """Weights before a BN layer that get next to no gradient.
+    """Weights in front of a BN layer that get almost no gradient.
 
     ## What it does
-    Takes the gradient of the loss at the weights of the convolution or linear layer before a BN layer, as the relative
-    change of the loss that a relative change of the weights could make: norm(gradient) norm(weight) / loss.
+    The check takes the gradient of the loss at the weights of the convolution or linear layer in front of a BN layer.
+    It expresses the gradient as the relative change of the loss for a relative change of the weights: norm(gradient)
+    norm(weight) / loss.
 
     ## Why it matters
-    The layer does not learn. BN is invariant to the scale of the weights before it, so that their gradient is
-    orthogonal to them: where one weight makes one channel nothing is left, and only weight and bias of the BN layer
-    train. The gradient also vanishes where the variance overflows, where eps dominates, and behind an activation in its
-    flat part. BN eases vanishing gradients, and does not abolish them.
+    The layer in front does not learn. BN is invariant to the scale of its weights, so that their gradient is orthogonal
+    to them. Where one weight makes one channel nothing is left, and only weight and bias of the BN layer train. The
+    gradient also vanishes where the variance overflows, where eps dominates, and where the activation behind is flat.
+    BN eases vanishing gradients but does not abolish them.
 
     ## Evidence
-    One batch of `data`, batch statistics, in float32 or whatever the model runs in. Where some layer has a weight of 0
-    in every channel, as residual branches begin with, a gradient of exactly 0 elsewhere is its doing: passed. So is a
-    small loss. A gradient that is not finite is another matter: skipped.
+    The check runs one batch of `data` with batch statistics, in the dtype of the model. If some layer has a weight of 0
+    in every channel, as residual branches have at first, a gradient of exactly 0 elsewhere follows from it, and the
+    check accepts it. It also accepts any gradient where the loss is small. It skips a gradient that is not finite.
 
     ## Threshold
-    `relative`, for a loss above `loss`.
+    The check reports a relative change below `relative`, for a loss above `loss`.
 
     ## Remedy
     `manual`: look for the reason among the findings of the layers behind (BN501, BN503, BN505).
 
     ## Sources
-    Ioffe and Szegedy 2015, section 3.3 (scale invariance); van Laarhoven 2017; claim A2 of the article (1e-7 at the
-    linear layer); F32 of the failure modes.
+    Ioffe and Szegedy 2015, section 3.3 (scale invariance); van Laarhoven 2017; docs/background.md, "Vanishing
+    gradients"; the experiment `huge-gap` of the lab (docs/lab.md), in which the linear layer gets a gradient of about
+    1e-7.
     """
 
     code, group, needs = "BN504", Group.SUSPICIOUS, Needs.LOSS
     remedies = ("manual",)
-    why = "the weights before the layer do not train: a step along the gradient changes the loss by less than rounding"
+    why = "the weights in front do not train: a step along the gradient changes the loss by less than rounding does"
     limits = Limits()
 
     def lacks(self, layer: ModelLayer) -> str | None:
-        """Return why there is no gradient to judge."""
+        """Return the reason why there is no gradient to judge."""
         if layer.gradient is None:
             return "no convolution or linear layer that trains before it, or no path from it to the loss"
         finite = abs(layer.gradient.relative) < float("inf") and abs(layer.gradient.loss) < float("inf")
@@ -66,16 +72,16 @@ class VanishingGradient(ModelCheck[Limits]):
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer whose producer gets no gradient."""
-        shut = any(_shut(layer) for layer in evidence.layers)
+        closed = any(_is_closed(layer) for layer in evidence.layers)
         for layer in evidence.layers:
             gradient = layer.gradient
-            if gradient is None or abs(gradient.loss) <= self.limits.loss or (shut and gradient.relative == 0):
+            if gradient is None or abs(gradient.loss) <= self.limits.loss or (closed and gradient.relative == 0):
                 continue
             if gradient.relative < self.limits.relative:
                 yield self.finding(
                     layer,
-                    f"gradient at {gradient.producer} is worth {show(gradient.relative)} of the loss, must be >= "
-                    f"{show(self.limits.relative)}",
+                    f"gradient at {gradient.producer} changes the loss by {show(gradient.relative)} of its value, "
+                    f"must be >= {show(self.limits.relative)}",
                     measured={
                         "relative gradient": Quantity(gradient.relative, "fraction"),
                         "loss": Quantity(gradient.loss, "loss"),
@@ -111,8 +117,8 @@ class VanishingGradient(ModelCheck[Limits]):
     )
 
 
-def _shut(layer: ModelLayer) -> bool:
-    """Whether nothing passes the layer, forwards or backwards."""
+def _is_closed(layer: ModelLayer) -> bool:
+    """Whether the weight of a layer is 0 in every channel, so that nothing passes forwards or backwards."""
     return layer.state is not None and layer.state.weight is not None and not layer.state.weight.any()
 
 

@@ -21,46 +21,48 @@ __all__ = ["SaturatedActivation"]
 class Limits:
     """Limits of BN505."""
 
-    sigmoid: float = limit(4.0, unit="abs(z)", source="derivative below 0.018, 7 % of its largest value 0.25")
-    tanh: float = limit(2.5, unit="abs(z)", source="derivative below 0.027, 2.7 % of its largest value 1")
-    mass: float = limit(0.5, unit="fraction of a channel's values", source="more flat than not")
-    channels: float = limit(0.25, unit="fraction", source="some saturated features are what a layer may learn")
+    sigmoid: float = limit(4.0, unit="abs(z)", source="the derivative is below 0.018, 7 % of its largest value 0.25")
+    tanh: float = limit(2.5, unit="abs(z)", source="the derivative is below 0.027, 2.7 % of its largest value 1")
+    mass: float = limit(0.5, unit="fraction of a channel's values", source="more than half of the values")
+    channels: float = limit(0.25, unit="fraction", source="a layer may learn some saturated features")
 
 
 class SaturatedActivation(ModelCheck[Limits]):
-    """A sigmoid or tanh behind a BN layer that sits in its flat part.
+    """A sigmoid or tanh whose inputs from a BN layer lie mostly in its flat part.
 
     ## What it does
-    Computes, from weight and bias of the layer, which part of a channel's values falls where the activation that
-    follows is flat.
+    The check computes, from weight and bias of the layer, the part of a channel's values that falls where the
+    activation behind is flat.
 
     ## Why it matters
-    Where a sigmoid or tanh is flat it passes on next to no gradient, and its output is the same for most inputs. BN
-    keeps its input in the steep part to begin with; weight and bias can take it out again. A gate that is open or shut
-    is saturated on purpose, hence a note.
+    Where a sigmoid or tanh is flat it passes on almost no gradient, and its output is the same for most inputs. BN
+    keeps the input in the steep part at first. Training of weight and bias can move it out again. A gate that is open
+    or closed is saturated on purpose, so the finding is a note.
 
     ## Evidence
-    The graph of one forward pass on an example, weight and bias. The output of BN is taken as normal with mean `bias`
-    and standard deviation abs(`weight`): the flat part holds 1 - (erf((t - b)/(|w| sqrt 2)) + erf((t + b)/(|w| sqrt
-    2)))/2. A layer without a sigmoid or tanh behind it is fine.
+    The check uses the graph of one forward pass on an example, and weight and bias. It assumes a normal output of BN
+    with mean `bias` and standard deviation abs(`weight`). The flat part then holds 1 - (erf((t - b)/(|w| sqrt 2)) +
+    erf((t + b)/(|w| sqrt 2)))/2. The check accepts layers without a sigmoid or tanh behind.
 
     ## Threshold
-    More than `mass` beyond `sigmoid` or `tanh` in at least a share `channels` of the channels.
+    The check reports a layer with more than `mass` of the values beyond `sigmoid` or `tanh` in at least a share
+    `channels` of the channels.
 
     ## Remedy
-    `manual`: a lower learning rate or weight decay for weight and bias, or another activation.
+    `manual`: use a lower learning rate or weight decay for weight and bias, or another activation.
 
     ## Sources
-    Ioffe and Szegedy 2015, sections 1 and 4.2.2 (a sigmoid Inception trains with BN only); claim A5 of the article.
+    Ioffe and Szegedy 2015, sections 1 and 4.2.2 (an Inception network with sigmoids trains with BN only);
+    docs/background.md, "Saturated activations"; the experiment `activation-distributions` of the lab (docs/lab.md).
     """
 
     code, group, needs = "BN505", Group.NOTE, Needs.EXAMPLE
     remedies = ("manual",)
-    why = "the activation passes on next to no gradient where it is flat"
+    why = "where the activation is flat, it passes on almost no gradient"
     limits = Limits()
 
     def lacks(self, layer: ModelLayer) -> str | None:
-        """Return why the inputs of the activation are not known."""
+        """Return the reason why the inputs of the activation are not known."""
         if layer.execution is None:
             return "not run on the example"
         return "weight and bias are not known" if layer.state is None and self._edge(layer) is not None else None

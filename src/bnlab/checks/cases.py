@@ -27,7 +27,7 @@ def healthy(
     eps: float = 1e-5,
     settled: bool = False,
 ) -> LayerState:
-    """Return a trained layer of four channels; every part can be replaced."""
+    """Return the state of a trained layer with four channels; every part can be replaced."""
     return LayerState(
         name=name,
         running_mean=_column(running_mean),
@@ -43,7 +43,7 @@ def healthy(
 
 
 def untrained(name: str = "bn", *, num_batches_tracked: int | None = 0) -> LayerState:
-    """Return a layer as its constructor leaves it."""
+    """Return the state of a new layer, with its initial values."""
     return healthy(
         name,
         running_mean=(0, 0, 0, 0),
@@ -55,7 +55,7 @@ def untrained(name: str = "bn", *, num_batches_tracked: int | None = 0) -> Layer
 
 
 def network(*layers: LayerState) -> NetworkState:
-    """Return a network of these layers."""
+    """Return the state of a network with these layers."""
     return NetworkState("", layers)
 
 
@@ -73,7 +73,7 @@ def executed(
     dropout: str | None = None,
     activation: str | None = "relu",
 ) -> Execution:
-    """Return what an ordinary forward pass shows."""
+    """Return the record of an ordinary forward pass; every part can be replaced."""
     return Execution(
         calls=calls, samples=samples, counts=counts, producer=producer, dropout=dropout, activation=activation
     )
@@ -92,10 +92,10 @@ def observed(
     own_error: float = 0.0,
     input_eps: float = 2.0**-23,
 ) -> Observed:
-    """Return what data with these statistics shows, by default those of a `healthy` layer.
+    """Return the observation of data with these statistics, which are those of a `healthy` layer by default.
 
-    `between` is the variance of the batch means over what sampling explains. Sample means vary by a tenth of the
-    variance.
+    `between` is the variance of the batch means, relative to the variance that sampling explains. The variance of the
+    sample means is a tenth of the variance.
     """
     means, variances = _column(mean), _column(var)
     per_batch = images / batches
@@ -123,7 +123,7 @@ def observed(
 
 
 def _two_halves(count: float, means: Floats, deviation: Floats, variances: Floats, batches: int) -> dict[str, Floats]:
-    """Return the sums over two halves of the data whose means are a deviation below and above the mean of all."""
+    """Return the sums over two halves of the data, whose means are `deviation` below and above the mean of all data."""
     below, above = (
         batch_sums(count, means + sign * deviation, variances, 1 + batches / count, 1e-5) for sign in (-1, 1)
     )
@@ -132,9 +132,13 @@ def _two_halves(count: float, means: Floats, deviation: Floats, variances: Float
 
 def gap_of(layer: LayerState, data: Observed, train_data: Observed | None = None) -> Gap:
     """Return the gap of a layer on data."""
-    known = layer.hyperparameters
+    hyperparameters = layer.hyperparameters
     running = RunningStatistics(
-        mean=layer.running_mean, var=layer.running_var, dtype=layer.dtype, momentum=known.momentum, eps=known.eps
+        mean=layer.running_mean,
+        var=layer.running_var,
+        dtype=layer.dtype,
+        momentum=hyperparameters.momentum,
+        eps=hyperparameters.eps,
     )
     return layer_gap(running, data, train_data)
 

@@ -1,4 +1,4 @@
-"""Every check there is, in order of code."""
+"""The list of all checks, in the order of their codes."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def by_code(code: str) -> AnyCheck[Any, Any, Any]:
     """Return the check with this code.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If no check has it.
     """
     for check in CHECKS:
         if check.code == str(code).upper():
@@ -96,7 +96,7 @@ def by_code(code: str) -> AnyCheck[Any, Any, Any]:
 
 
 def explain(code: str) -> str:
-    """Return what a check looks for, why it matters, and what helps, as Markdown.
+    """Return the page of a check as Markdown: what it looks for, why that matters, and what helps.
 
     Args:
         code: Code of a check, such as "BN102".
@@ -113,10 +113,10 @@ def explain(code: str) -> str:
 
 
 def select(codes: str | Sequence[str] | None) -> tuple[AnyCheck[Any, Any, Any], ...]:
-    """Return the checks with these codes or beginnings of codes ("BN1" is all of BN101 to BN199), all for None.
+    """Return the checks with these codes, or all checks for None. "BN1" selects all of BN101 to BN199.
 
     Raises:
-        UsageError: If one of them matches no check.
+        UsageError: If a code matches no check.
     """
     if codes is None:
         return CHECKS

@@ -1,4 +1,4 @@
-"""What every check is made of."""
+"""The base classes of all checks, and the parts that a check consists of."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HEADINGS = ("What it does", "Why it matters", "Evidence", "Threshold", "Remedy",
 
 
 class Group(Enum):
-    """What kind of thing a check looks for; the group fixes the level of its findings."""
+    """The kind of pattern that a check looks for. The group determines the level of its findings."""
 
     CORRECTNESS = Level.ERROR
     SUSPICIOUS = Level.WARNING
@@ -53,7 +53,7 @@ class Group(Enum):
 
 
 class Needs(Enum):
-    """The evidence a check cannot do without."""
+    """The evidence that a check needs."""
 
     STATE = "the stored numbers; a checkpoint is enough"
     MODEL = "the model object"
@@ -65,18 +65,18 @@ class Needs(Enum):
 
     @property
     def argument(self) -> str | None:
-        """The key of `ModelEvidence.missing` under which its absence is noted; None if nothing can be missing."""
+        """Key in `ModelEvidence.missing` that records its absence; None for evidence that is always present."""
         return None if self in (Needs.STATE, Needs.MODEL) else self.name.lower()
 
 
 def limit(default: float, *, unit: str, source: str) -> float:
-    """Declare one threshold of a check, with its unit and where the number comes from."""
+    """Declare a threshold of a check, with its unit and the source of the number."""
     return field(default=default, metadata={"unit": unit, "source": source})
 
 
 @dataclass(frozen=True)
 class NoLimits:
-    """For a check that needs no threshold."""
+    """The limits of a check that needs no threshold."""
 
 
 Limits = TypeVar("Limits", bound="DataclassInstance")
@@ -86,14 +86,14 @@ Layer = TypeVar("Layer", LayerState, ModelLayer)
 
 @dataclass(frozen=True)
 class Case:
-    """Evidence built for a test and for the docs, with what a check must find in it.
+    """Evidence for the tests and the docs, with the findings that a check must report on it.
 
     Attributes:
-        name: What is the matter, or not.
+        name: What is wrong with the evidence, or why nothing is.
         build: Returns the evidence.
-        layers: Layers that must be found; none for a clean case, (None,) for a finding on the whole network.
+        layers: Layers that the findings must name; none for a clean case, (None,) for a finding on the whole network.
         channels: Channels of the first finding, where they matter.
-        measured: Values the first finding must measure.
+        measured: Values that the first finding must measure.
     """
 
     name: str
@@ -106,11 +106,11 @@ class Case:
 class AnyCheck(ABC, Generic[Evidence, Layer, Limits]):
     """A named pattern to look for in evidence.
 
-    A check is pure: it sees evidence, has limits of its own, and yields findings. It is named after the bad pattern,
-    so that "allow <name>" reads well.
+    A check is pure: it takes evidence, compares it with its own limits, and yields findings. Its name is that of the
+    bad pattern, so that "allow <name>" reads well.
 
     Attributes:
-        limits: The thresholds it judges by; :meth:`with_limits` gives a check with others.
+        limits: The thresholds of the check; :meth:`with_limits` returns a check with other ones.
     """
 
     code: ClassVar[str]
@@ -124,10 +124,10 @@ class AnyCheck(ABC, Generic[Evidence, Layer, Limits]):
 
     @abstractmethod
     def inspect(self, evidence: Evidence) -> Iterator[Finding]:
-        """Yield what is wrong with one network."""
+        """Yield the findings on one network."""
 
     def lacks(self, layer: Layer) -> str | None:  # noqa: ARG002 - for checks that override it
-        """Return why a layer cannot be judged, or None. What cannot be judged is skipped, never passed."""
+        """Return the reason why a layer cannot be judged, or None. Such a layer counts as skipped, never as passed."""
         return None
 
     def with_limits(self, **changed: float) -> Self:
@@ -143,7 +143,7 @@ class AnyCheck(ABC, Generic[Evidence, Layer, Limits]):
 
     @property
     def title(self) -> str:
-        """What the check looks for, in one line."""
+        """The bad pattern in one line: the first line of the docstring."""
         return inspect.cleandoc(type(self).__doc__ or "").splitlines()[0]
 
     @property
@@ -163,10 +163,10 @@ class AnyCheck(ABC, Generic[Evidence, Layer, Limits]):
         return f"# {self.code} {self.name}\n\n{kind}\n\n{body}\n"
 
     def _safety_line(self) -> str:
-        """Name each remedy with what it may do, and whether `repair` applies it."""
+        """Name each remedy with its safety, and whether `repair` applies it."""
         applied = [f"`{name}` ({REMEDIES[name].value})" for name in self.remedies if name != "manual"]
         if not applied:
-            return "*By hand: `bnlab.repair` does nothing about it.*"
+            return "*`bnlab.repair` applies none: the remedy is by hand.*"
         by_hand = ", else by hand" if "manual" in self.remedies else ""
         return f"*Applied by `bnlab.repair`: {', '.join(applied)}{by_hand}.*"
 
@@ -179,7 +179,7 @@ class AnyCheck(ABC, Generic[Evidence, Layer, Limits]):
         threshold: Mapping[str, Quantity],
         channels: tuple[int, ...] | None = None,
     ) -> Finding:
-        """Build a finding of this check; `layer` is None where it concerns the whole network."""
+        """Build a finding of this check; `layer` is None for a finding on the whole network."""
         return Finding(
             code=self.code,
             level=self.group.level,
@@ -198,11 +198,11 @@ class Check(AnyCheck[NetworkState, LayerState, Limits]):
 
 
 class ModelCheck(AnyCheck[ModelEvidence, ModelLayer, Limits]):
-    """A check of a model: how it is built, and what it does to an example or to data."""
+    """A check of a model: its structure, and how it processes an example or data."""
 
 
 def show(value: float) -> str:
-    """Write a number the way messages do: three significant digits."""
+    """Return a number with three significant digits, as messages write it."""
     return f"{value:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""How far two estimates of a layer's statistics are apart: in standard deviations, and in standard errors."""
+"""The distance between two estimates of a layer's statistics, in standard deviations and in standard errors."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from bnlab.observe.evidence import Floats, Masks
 __all__ = ["Effect", "Estimate", "effect_of"]
 
 _LARGEST = 1e6
-"""Effect, in standard deviations, that stands for a larger one and for one that is not finite."""
+"""Largest effect, in standard deviations. It replaces larger ones and those that are not finite."""
 
 _SMALLEST_ERROR = 1e-12
-"""Standard error, in standard deviations, that stands for a smaller one, and for 0/0: two constants without eps."""
+"""Smallest standard error, in standard deviations. It replaces smaller ones and 0/0, that of constants without eps."""
 
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """Mean and variance of what a layer gets, with the squares of their standard errors. All of shape (C,), float64.
+    """Mean and variance of the input of a layer, with the squares of their standard errors. All of shape (C,), float64.
 
     Attributes:
         mean: Input units.
         var: Squared input units, at least 0; inf where it is not a finite number.
-        mean_noise: Variance of the mean as an estimate, squared input units; 0 for one that is taken as it is.
-        var_noise: Variance of the variance as an estimate, input units to the fourth power.
+        mean_noise: Squared standard error of the mean, squared input units; 0 for an exact mean.
+        var_noise: Squared standard error of the variance, input units to the fourth power.
     """
 
     mean: Floats
@@ -36,28 +36,28 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """The larger of the effects of mean and variance on normalised outputs. Both of shape (C,), float64.
+    """The larger of the effects that mean and variance have on normalised outputs. Both of shape (C,), float64.
 
     Attributes:
         size: abs(difference of means)/std, or abs(log of the ratio of variances)/2; standard deviations.
-        errors: The same in standard errors.
+        errors: The same effect in standard errors.
     """
 
     size: Floats
     errors: Floats
 
     def beyond(self, size: float, errors: float) -> Masks:
-        """Return the channels in which both are larger: an effect that matters, and that chance does not explain."""
+        """Return the channels that exceed both limits: their effect matters, and chance does not explain it."""
         return (self.size > size) & (self.errors > errors)
 
 
 def effect_of(estimate: Estimate, reference: Estimate, eps: float) -> Effect:
-    """Return how far an estimate is from a reference, per channel.
+    """Return the effect of the difference between an estimate and a reference, per channel.
 
     Args:
-        estimate: What is judged.
-        reference: What it should be; its standard deviation, sqrt(var + eps), is the unit.
-        eps: Added to either variance, squared input units.
+        estimate: The estimate to judge.
+        reference: The expected statistics. Their standard deviation, sqrt(var + eps), is the unit.
+        eps: Number that is added to both variances, squared input units.
     """
     own, spread = estimate.var + eps, reference.var + eps
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

@@ -1,4 +1,4 @@
-"""`bnlab bench`: runs a benchmark of the source checkout."""
+"""`bnlab bench` runs a benchmark of the source checkout."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["command"]
 
 def command(
     name: Annotated[str, typer.Argument(help="Name of a file in benchmarks/, without .py.")],
-    arguments: Annotated[list[str] | None, typer.Argument(help="What the benchmark itself takes.")] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="Arguments of the benchmark.")] = None,
 ) -> None:
-    """Run a benchmark; its last line is the headline figure."""
+    """Run a benchmark. The last line of its output is the headline figure."""
     folder = _folder()
     names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
     if name not in names:
@@ -28,8 +28,8 @@ def command(
 
 
 def _folder() -> Path:
-    """Return benchmarks/ of the current folder, or of the checkout this package is installed from."""
+    """Return benchmarks/ of the current folder, or of the checkout that this package is installed from."""
     for root in (Path.cwd(), Path(__file__).parents[3]):
         if (root / "benchmarks" / "check.py").is_file():
             return root / "benchmarks"
-    raise UsageError("bench: current folder must be a source checkout of bnlab, got one without benchmarks/.")
+    raise UsageError("bench: current folder must be a source checkout of bnlab, got a folder without benchmarks/.")

@@ -1,4 +1,4 @@
-"""`bnlab check`: what is wrong with the BN state of checkpoints and models."""
+"""`bnlab check` reports what is wrong with the BN state of checkpoints and models."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ def command(
         list[str] | None, typer.Option(metavar="CODES", help="Checks to run, comma-separated; BN1 is all of BN1xx.")
     ] = None,
     ignore: Annotated[
-        list[str] | None, typer.Option(metavar="CODE=REASON", help="Accept what a check finds, for a reason.")
+        list[str] | None, typer.Option(metavar="CODE=REASON", help="Accept the findings of a check, for the reason.")
     ] = None,
     level: LowestLevel = Level.WARNING,
     format_: Annotated[
         CheckFormat,
         typer.Option(
             "--format",
-            help="json is one object for one target, JSON Lines for several; html is a page, sarif for code scanning.",
+            help="json: one object, or JSON Lines for several targets; html: a page; sarif: for code scanning.",
         ),
     ] = CheckFormat.TEXT,
     output: OutputPath = None,
     per_channel: Annotated[
-        bool, typer.Option("--per-channel", help="Put a value for each channel into the JSON; html has them anyway.")
+        bool, typer.Option("--per-channel", help="Write a value for each channel into the JSON; html always has them.")
     ] = False,
     momentum: Annotated[
-        str | None, typer.Option(metavar="X", help="Momentum of the training run, or none for cumulative averages.")
+        str | None, typer.Option(metavar="X", help="Momentum of the training run, or none for a cumulative average.")
     ] = None,
-    eps: Annotated[str | None, typer.Option(metavar="X", help="eps of the layers.")] = None,
+    eps: Annotated[str | None, typer.Option(metavar="X", help="eps of the BN layers.")] = None,
 ) -> None:
     """Check the batch normalization state of checkpoints or models.
 
-    Exit code 0: nothing at or above --level. 1: findings. 2: a target could not be checked.
+    Exit code 0: there is no finding at or above --level. 1: there is one. 2: a target could not be checked.
     """
     expanded = expand(targets)
     if output is not None:
@@ -71,15 +71,15 @@ def command(
     check = _checker(specs, _settings(select, ignore, momentum, eps, per_channel))
     writer = DiagnosisWriter(format_, level, output)
     if expanded.many:
-        writer.many(expanded.items, check)
+        writer.write_many(expanded.items, check)
     else:
-        writer.one(check(expanded.items[0]))
+        writer.write_one(check(expanded.items[0]))
     raise typer.Exit(writer.exit_code)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Specs:
-    """The SPECs of the command line."""
+    """The SPEC options of the command line."""
 
     model: str | None
     data: str | None
@@ -88,18 +88,18 @@ class _Specs:
     example: str | None
 
     def model_for(self, target: str) -> nn.Module | str:
-        """Return the model to check, or the path of a checkpoint that is checked by itself."""
+        """Return the model to check, or the path of a checkpoint that is checked without a model."""
         if self.model is None and not is_model_spec(target):
             for option in ("data", "train_data", "metric", "example"):
                 if getattr(self, option) is not None:
                     name = option.replace("_", "-")
-                    raise UsageError(f"--{name}: target must be a model, got {target}. Give its code by --model.")
+                    raise UsageError(f"--{name}: target must be a model, got {target}. Name its code with --model.")
             return target
         model, _ = load_target(target, self.model, "to check it")
         return model
 
     def inputs(self) -> dict[str, Any]:
-        """Load the data, and the metric."""
+        """Load the data, the metric and the example."""
         from bnlab.cli.specs import load_data, load_example, load_metric
 
         inputs: dict[str, Any] = {}
@@ -125,7 +125,7 @@ def _settings(
 
     return Settings.of(
         select=None if select is None else [code.strip() for part in select for code in part.split(",")],
-        ignore=dict(_reason(item) for item in ignore or ()),
+        ignore=dict(_code_and_reason(item) for item in ignore or ()),
         momentum=_number("--momentum", momentum),
         eps=_number("--eps", eps),
         per_channel=per_channel,
@@ -133,7 +133,7 @@ def _settings(
 
 
 def _checker(specs: _Specs, settings: Settings) -> Callable[[str | BnlabError], Diagnosis]:
-    """Return what checks one target; every option is validated before the first target is read."""
+    """Return a function that checks one target. Every option is validated before the first target is read."""
     from bnlab.diagnosis.check import check_with
 
     inputs = specs.inputs()
@@ -153,7 +153,7 @@ def _checker(specs: _Specs, settings: Settings) -> Callable[[str | BnlabError], 
     return check
 
 
-def _reason(item: str) -> tuple[str, str]:
+def _code_and_reason(item: str) -> tuple[str, str]:
     code, equals, reason = item.partition("=")
     if not equals:
         raise UsageError(f"--ignore: value must be CODE=REASON, got {item!r}.")
@@ -161,7 +161,7 @@ def _reason(item: str) -> tuple[str, str]:
 
 
 def _number(option: str, text: str | None) -> Any:
-    """Return a number, None for "none", and "assumed" for an option that is not given."""
+    """Return the number. "none" stands for None, and an option that is not set for "assumed"."""
     if text is None:
         return "assumed"
     if text.lower() == "none" and option == "--momentum":

@@ -1,4 +1,4 @@
-"""`bnlab demo`: a classic mishap, from training to the repair that proves itself."""
+"""`bnlab demo` shows a classic mishap, from training to a repair that is verified."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bnlab.cli.output import write_output
+from bnlab.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,10 +23,12 @@ __all__ = ["command"]
 def command(
     output: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Keep the checkpoint here and the mended one beside it; else both go."),
+        typer.Option(
+            metavar="PATH", help="Keep the checkpoint here and the repaired one beside it; by default both are deleted."
+        ),
     ] = None,
 ) -> None:
-    """Train a small CNN whose running statistics hardly move, check it, repair it, and measure what it is worth."""
+    """Train a small CNN whose running statistics hardly move, check it, repair it, and measure its accuracy."""
     from rich.console import Console
 
     with tempfile.TemporaryDirectory() as folder:
@@ -73,27 +76,26 @@ def _diagnose(path: Path, model: nn.Module, config: Config, console: Console) ->
     from bnlab.report.text.diagnosis import renderable
 
     stated = f"--momentum {config.momentum}"
-    console.print(
-        f"Its state dict is saved. Here is what the file alone tells:\n\n$ bnlab check {path.name} {stated}\n"
-    )
+    console.print(f"Its state dict is saved. The file alone shows this:\n\n$ bnlab check {path.name} {stated}\n")
     console.print(
         renderable(check_with(path, Settings.of(momentum=config.momentum), name=path.name), level=Level.WARNING)
     )
     unstated = check_with(path, Settings.of()).summary
     console.print(
-        f"\nA state dict does not hold the momentum: at the assumed 0.1 the same file has {unstated.errors} errors and "
-        f"{unstated.warnings} warnings. State {stated} as the run did."
+        f"\nA state dict does not hold the momentum. With the default of 0.1 the same file has "
+        f"{counted(unstated.errors, 'error')} and {counted(unstated.warnings, 'warning')}. "
+        f"Pass {stated}, the value of the training run."
     )
     inputs = Inputs(data=load("digits:test"), train_data=load("digits:train"), metric=accuracy)
     diagnosis = check_with(model, Settings.of(), inputs=inputs, name="the model")
     console.print(
-        "\nWith the model and its data, `bnlab check package.module:model --data ... --metric accuracy` says:\n"
+        "\nWith the model and its data, `bnlab check package.module:model --data ... --metric accuracy` reports:\n"
     )
     console.print(f"  {diagnosis.conclusion}.", style="bold")
 
 
 def _repair(path: Path, model: nn.Module, console: Console) -> None:
-    """Repair the model, and measure a fresh one that the new file is loaded into."""
+    """Repair the model, load the new file into a fresh network and measure its accuracy."""
     from bnlab.lab.datasets import load
     from bnlab.lab.metrics import accuracy
     from bnlab.lab.stuck_statistics import build_network
@@ -102,7 +104,7 @@ def _repair(path: Path, model: nn.Module, console: Console) -> None:
 
     mended = path.with_stem(f"{path.stem}-mended")
     console.print(
-        f"\nRepair it, from the training images, and keep the result only if the accuracy is not worse:\n\n"
+        f"\nRepair it with the training images, and keep the result only if the accuracy does not get worse:\n\n"
         f"$ bnlab repair {path.name} --model bnlab.lab.stuck_statistics:build_network --data digits "
         f"--train-data digits:train --metric accuracy --output {mended.name}\n",
         soft_wrap=True,

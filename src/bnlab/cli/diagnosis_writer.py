@@ -1,4 +1,4 @@
-"""Writes the diagnoses of `bnlab check` as they come, and knows what they add up to."""
+"""Writes the diagnoses of `bnlab check` one after the other, and counts them for the summary and the exit code."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnlab.cli.output import complain, emit
+from bnlab.cli.output import print_error, write_text
 from bnlab.errors import BnlabError, NoBatchNorm
 from bnlab.records import Level, Status
+from bnlab.wording import counted
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -23,7 +24,7 @@ __all__ = ["CheckFormat", "DiagnosisWriter"]
 
 
 class CheckFormat(str, Enum):
-    """How diagnoses are written."""
+    """The formats of `bnlab check`."""
 
     TEXT = "text"
     JSON = "json"
@@ -32,18 +33,18 @@ class CheckFormat(str, Enum):
 
 
 _WHOLE = (CheckFormat.SARIF, CheckFormat.HTML)
-"""Formats in which all targets are one document."""
+"""Formats that put all targets into one document."""
 
 
 @dataclass
 class DiagnosisWriter:
-    """Writes one diagnosis whole, or many by a line each.
+    """Writes one diagnosis as a full report, or many diagnoses with one line each.
 
     Attributes:
-        format: How they are written.
+        format: The format of the output.
         level: Lowest level of findings that count.
-        output: Where they are written, instead of to stdout.
-        has_findings: Whether a diagnosis had findings that count.
+        output: The file to write; None for stdout.
+        has_findings: Whether a diagnosis has findings that count.
         has_failed: Whether a target could not be checked, or a check crashed.
     """
 
@@ -59,40 +60,40 @@ class DiagnosisWriter:
 
     @property
     def exit_code(self) -> int:
-        """2 where something failed, else 1 where there are findings that count, else 0."""
+        """2 if a target or a check failed, else 1 if there are findings that count, else 0."""
         return 2 if self.has_failed else int(self.has_findings)
 
-    def one(self, diagnosis: Diagnosis) -> None:
-        """Write the whole report of a single target."""
+    def write_one(self, diagnosis: Diagnosis) -> None:
+        """Write the full report of a single target."""
         from bnlab.report import json
         from bnlab.report.text import diagnosis as text
 
         self._count(diagnosis)
         if self.format is CheckFormat.JSON:
-            emit(json.render(diagnosis) + "\n", self.output)
+            write_text(json.render(diagnosis) + "\n", self.output)
         elif self.format in _WHOLE:
-            emit(self._document([diagnosis]), self.output)
+            write_text(self._document([diagnosis]), self.output)
         elif self.output is not None:
-            emit(text.render(diagnosis, level=self.level) + "\n", self.output)
+            write_text(text.render(diagnosis, level=self.level) + "\n", self.output)
         else:
             from rich.console import Console
 
             Console(highlight=False).print(text.renderable(diagnosis, level=self.level))
 
-    def many(self, targets: Sequence[str | BnlabError], check: Callable[[str | BnlabError], Diagnosis]) -> None:
-        """Write a line per target, and in text a summary; a target that fails does not stop the others."""
+    def write_many(self, targets: Sequence[str | BnlabError], check: Callable[[str | BnlabError], Diagnosis]) -> None:
+        """Write one line for each target and, as text, a summary. A target that fails does not stop the others."""
         for target in self._with_progress(targets):
-            self._one_of_many(target, check)
+            self._check_and_write(target, check)
         if self.format is CheckFormat.TEXT:
-            self._line(self._summary(len(targets)))
+            self._write_line(self._summary(len(targets)))
         if self._counts["without BN"] == len(targets):
-            self._complain("TARGET: at least one must hold batch normalization, got none.")
+            self._report_failure("TARGET: at least one must hold batch normalization, got none.")
         if self.format in _WHOLE:
-            emit(self._document(self._diagnoses), self.output)
+            write_text(self._document(self._diagnoses), self.output)
         elif self.output is not None:
-            emit("".join(f"{line}\n" for line in self._lines), self.output)
+            write_text("".join(f"{line}\n" for line in self._lines), self.output)
 
-    def _one_of_many(self, target: str | BnlabError, check: Callable[[str | BnlabError], Diagnosis]) -> None:
+    def _check_and_write(self, target: str | BnlabError, check: Callable[[str | BnlabError], Diagnosis]) -> None:
         from rich.text import Text
 
         from bnlab.report import json
@@ -103,34 +104,34 @@ class DiagnosisWriter:
             diagnosis = check(target)
         except NoBatchNorm as err:
             self._counts["without BN"] += 1
-            self._line(Text(plain(str(err)), style="dim"), to_stderr=self.format is not CheckFormat.TEXT)
+            self._write_line(Text(plain(str(err)), style="dim"), to_stderr=self.format is not CheckFormat.TEXT)
             return
         except BnlabError as err:
             self._counts["not readable"] += 1
             self._failures.append(str(err))
-            self._complain(str(err))
+            self._report_failure(str(err))
             return
         self._count(diagnosis)
         if self.format in _WHOLE:
             self._diagnoses.append(diagnosis)
         elif self.format is CheckFormat.JSON:
-            self._line(json.render_line(diagnosis))
+            self._write_line(json.render_line(diagnosis))
         else:
-            self._line(text.summary_line(diagnosis))
+            self._write_line(text.summary_line(diagnosis))
 
     def _summary(self, targets: int) -> Text:
         from rich.text import Text
 
         counts = self._counts
         return Text(
-            f"{targets} targets: {counts['checked']} checked with {counts['layers']} BN layers, "
-            f"{counts['errors']} errors and {counts['warnings']} warnings; "
+            f"{counted(targets, 'target')}: {counts['checked']} checked with {counted(counts['layers'], 'BN layer')}, "
+            f"{counted(counts['errors'], 'error')} and {counted(counts['warnings'], 'warning')}; "
             f"{counts['without BN']} without BN, {counts['not readable']} not readable",
             style="bold",
         )
 
     def _document(self, diagnoses: Sequence[Diagnosis]) -> str:
-        """Return one page, or one SARIF log, of all targets."""
+        """Return one page, or one SARIF log, for all targets."""
         if self.format is CheckFormat.SARIF:
             from bnlab.cli.sarif import rules, sources
             from bnlab.report import sarif
@@ -147,9 +148,9 @@ class DiagnosisWriter:
             return page.render(diagnoses[0], level=self.level)
         return page.render_many(diagnoses, level=self.level)
 
-    def _complain(self, message: str) -> None:
+    def _report_failure(self, message: str) -> None:
         self.has_failed = True
-        complain(message)
+        print_error(message)
 
     def _count(self, diagnosis: Diagnosis) -> None:
         summary = diagnosis.summary
@@ -157,9 +158,9 @@ class DiagnosisWriter:
         self.has_findings |= any(finding.level.at_least(self.level) for finding in diagnosis.findings)
         for outcome in diagnosis.outcomes:
             if outcome.status is Status.CRASHED:
-                self._complain(f"{diagnosis.target.name}: {outcome.code} crashed: {outcome.reason}")
+                self._report_failure(f"{diagnosis.target.name}: {outcome.code} crashed: {outcome.reason}")
 
-    def _line(self, line: Text | str, *, to_stderr: bool = False) -> None:
+    def _write_line(self, line: Text | str, *, to_stderr: bool = False) -> None:
         from rich.console import Console
 
         if self.output is not None and not to_stderr:
@@ -170,7 +171,7 @@ class DiagnosisWriter:
             Console(stderr=to_stderr, highlight=False).print(line, soft_wrap=True)
 
     def _with_progress(self, targets: Sequence[str | BnlabError]) -> Iterable[str | BnlabError]:
-        """Show a bar on stderr where the lines themselves do not show the progress."""
+        """Show a progress bar on stderr, unless the lines themselves appear on the terminal."""
         if not sys.stderr.isatty() or (sys.stdout.isatty() and self.output is None):
             return targets
         from rich.console import Console

@@ -1,4 +1,4 @@
-"""`bnlab explain`: what a check looks for and why."""
+"""`bnlab explain` says what a check looks for and why."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["command"]
 
 
 def command(
-    code: Annotated[str | None, typer.Argument(help="Code of a check; all are listed without it.")] = None,
+    code: Annotated[str | None, typer.Argument(help="Code of a check; without it all checks are listed.")] = None,
 ) -> None:
-    """Explain a check, or list them all."""
+    """Explain a check, or list all checks."""
     from rich.console import Console
     from rich.markdown import Markdown
 
@@ -36,7 +36,7 @@ def _list(console: Console) -> None:
     from bnlab.checks import CHECKS
 
     table = Table(box=None, padding=(0, 1), header_style="dim")
-    for header in ("code", "level", "allow ...", "what it looks for"):
+    for header in ("code", "level", "name", "what it looks for"):
         table.add_column(header)
     for check in CHECKS:
         table.add_row(check.code, check.group.level.value, check.name, check.title)

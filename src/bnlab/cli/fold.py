@@ -1,4 +1,4 @@
-"""`bnlab fold`: BN into the layers around it, proven to change nothing; ONNX in, ONNX out, a model as .pt2."""
+"""`bnlab fold` folds BN into the layers around it: an ONNX file becomes an ONNX file, a model a .pt2 file."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def command(
     target: Annotated[
         str, typer.Argument(metavar="TARGET", help="An ONNX file, a checkpoint, or package.module:callable.")
     ],
-    output: Annotated[Path, typer.Option(metavar="PATH", help="The folded model: .onnx for ONNX, else .pt2.")],
+    output: Annotated[Path, typer.Option(metavar="PATH", help="File of the folded model: .onnx for ONNX, else .pt2.")],
     model: ModelSpec = None,
     example: ExampleSpec = None,
-    format_: Annotated[Format, typer.Option("--format", help="How the receipt is printed.")] = Format.TEXT,
+    format_: Annotated[Format, typer.Option("--format", help="Format of the receipt.")] = Format.TEXT,
 ) -> None:
     """Fold batch normalization into the layers around it and write a new file; the input is never changed.
 
-    The folded model is run beside the original, and is not written where they differ. A model is written by
-    torch.export: a folded state dict does not fit its old class. Exit code 0: written. 2: it was not.
+    bnlab runs the folded model beside the original and writes no file if their outputs differ. torch.export writes a
+    model, because a folded state dict does not fit the old class. Exit code 0: the file is written. 2: it is not.
     """
     check_output(output, [target])
     is_onnx = target.lower().endswith(_ONNX)
@@ -59,7 +59,7 @@ def _onnx(target: str, model: str | None, example: str | None) -> tuple[bytes, C
 
 
 def _arrays(batch: Any) -> Any:
-    """Return a batch for an ONNX model: an array, or arrays by name."""
+    """Return a batch for an ONNX model: an array, or a dict of arrays by input name."""
     from collections.abc import Mapping
 
     from torch import Tensor

@@ -1,4 +1,4 @@
-"""`bnlab lab`: run experiments on BN, each ending in a verdict, a number and a picture."""
+"""`bnlab lab` runs experiments on BN. Each ends in a verdict, a number and a picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 
 from bnlab.atomic_file import write_whole
 from bnlab.cli.options import OutputPath
-from bnlab.cli.output import Drawing, PageFormat, check_output, complain, emit
+from bnlab.cli.output import Drawing, PageFormat, check_output, print_error, print_notice, write_text
 from bnlab.errors import BnlabError, UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _FOLDER = Path("lab-records")
 
 
 class Picture(str, Enum):
-    """What a picture is drawn as."""
+    """File formats of a picture."""
 
     SVG = "svg"
     PNG = "png"
@@ -38,7 +38,7 @@ class Picture(str, Enum):
 
 @app.command("list")
 def list_() -> None:
-    """Name every experiment, with what it decides."""
+    """List every experiment with its claims."""
     from bnlab.lab.catalog import EXPERIMENTS
 
     for experiment in EXPERIMENTS:
@@ -49,25 +49,28 @@ def list_() -> None:
 
 @app.command("run")
 def run(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Experiments; all stands for every one.")],
-    full: Annotated[bool, typer.Option("--full", help="With the settings of the paper's size: hours.")] = False,
-    seeds: Annotated[int, typer.Option(metavar="N", help="How many seeds, at least 3.")] = 3,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Experiments to run; all runs every one.")],
+    full: Annotated[
+        bool, typer.Option("--full", help="Use settings as large as those of the papers; takes hours.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(metavar="N", help="Number of seeds, at least 3.")] = 3,
     data_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with data sets, instead of $BNLAB_DATA.")
     ] = None,
     folder: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where records are kept; one that is there is not computed again.")
+        Path, typer.Option(metavar="DIR", help="Folder of the records; a record that exists is not computed again.")
     ] = _FOLDER,
-    again: Annotated[bool, typer.Option("--again", help="Run even if the record is there.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Run even if the record exists.")] = False,
     figure: Annotated[Picture | None, typer.Option(help="Draw each record beside it; needs the report extra.")] = None,
     format_: Annotated[
-        PageFormat, typer.Option("--format", help="json is one record a line; html is one page of all of them.")
+        PageFormat,
+        typer.Option("--format", help="json writes one record per line; html writes one page of all records."),
     ] = PageFormat.TEXT,
     output: OutputPath = None,
 ) -> None:
     """Run experiments, print the claims with their verdicts, and keep the records.
 
-    Exit code 0: every experiment ran, whatever its verdicts. 2: one could not.
+    Exit code 0: every experiment ran, whatever its verdicts are. 2: an experiment could not run.
     """
     from bnlab.lab import run as run_experiment
     from bnlab.lab.catalog import EXPERIMENTS, by_name
@@ -95,7 +98,7 @@ def run(
                     )
                 except BnlabError as error:
                     failed = True
-                    complain(str(error))
+                    print_error(str(error))
                     continue
             results.append(result)
             if at_once:
@@ -103,42 +106,44 @@ def run(
             if figure is not None:
                 _draw(result, folder, figure)
     if results and not at_once:
-        emit(_document(results, format_), output)
+        write_text(_document(results, format_), output)
     raise typer.Exit(2 if failed else 0)
 
 
 @app.command("report")
 def report(
-    folder: Annotated[Path, typer.Option(metavar="DIR", help="Where the records are.")] = _FOLDER,
-    format_: Annotated[Drawing, typer.Option("--format", help="How they are drawn; html is one page.")] = Drawing.HTML,
+    folder: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the records.")] = _FOLDER,
+    format_: Annotated[
+        Drawing, typer.Option("--format", help="Format of the report; html writes one page.")
+    ] = Drawing.HTML,
     output: OutputPath = None,
 ) -> None:
     """Draw every record of a folder, claim by claim.
 
-    Of records that differ in nothing but the code they were run with, the last one written is drawn. Files that hold
-    something else are passed over, and named on stderr.
+    If records have the same settings, only the last one written is drawn. Files that hold something else are passed
+    over and named on stderr.
 
-    Exit code 0: all records are drawn. 2: one is damaged (the others are drawn even so), or there is none.
+    Exit code 0: all records are drawn. 2: a record is damaged (the others are still drawn), or there is none.
     """
     from bnlab.cli.saved_records import read_folder
 
-    found = read_folder(folder)
-    for reason in found.passed_over:
-        _tell(f"passed over: {reason}")
-    for error in found.errors:
-        complain(error)
-    if found.records:
-        emit(_document(found.records, PageFormat(format_.value)), output)
-    elif not found.errors:
+    folder_records = read_folder(folder)
+    for reason in folder_records.passed_over:
+        print_notice(f"passed over: {reason}")
+    for error in folder_records.errors:
+        print_error(error)
+    if folder_records.records:
+        write_text(_document(folder_records.records, PageFormat(format_.value)), output)
+    elif not folder_records.errors:
         raise UsageError(
             f"--folder: folder must hold a record of an experiment, got none in {folder}. "
             "Run one: bnlab lab run train-eval."
         )
-    raise typer.Exit(2 if found.errors else 0)
+    raise typer.Exit(2 if folder_records.errors else 0)
 
 
 def _document(records: Sequence[ExperimentRecord], format_: PageFormat) -> str:
-    """Return all records as one text."""
+    """Return all records as one document."""
     if format_ is PageFormat.JSON:
         return "".join(f"{record.dumps()}\n" for record in records)
     if format_ is PageFormat.HTML:
@@ -148,12 +153,6 @@ def _document(records: Sequence[ExperimentRecord], format_: PageFormat) -> str:
     from bnlab.report.text.experiment import render
 
     return "\n\n".join(map(render, records)) + "\n"
-
-
-def _tell(message: str) -> None:
-    from bnlab.report.shortening import plain
-
-    print(plain(message), file=sys.stderr)
 
 
 def _show(result: Result, format_: PageFormat) -> None:
@@ -185,12 +184,15 @@ def _require_drawing() -> None:
     from bnlab.report import figure
 
     if not figure.can_draw():
-        raise UsageError("--figure: packages must be installed, got none. Install them: pip install 'bnlab[report]'.")
+        raise UsageError(
+            "--figure: altair and vl-convert must be installed, got one of them or none. "
+            "Install them: pip install 'bnlab[report]'."
+        )
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[Experiment[Any]], Any]]:
-    """Show on stderr, on a terminal only, how far each experiment is and how long it still takes."""
+    """Show the progress and the remaining time of each experiment on stderr, on a terminal only."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

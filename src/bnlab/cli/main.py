@@ -12,7 +12,7 @@ import typer
 
 from bnlab._version import __version__
 from bnlab.cli import bench, check, demo, explain, fold, lab, repair, report
-from bnlab.cli.output import complain
+from bnlab.cli.output import print_error
 from bnlab.errors import BnlabError
 
 __all__ = ["app", "main"]
@@ -50,7 +50,7 @@ def _bnlab(
 
 
 def main() -> None:
-    """Run the command line: an error meant for the user is one line on stderr and exit code 2."""
+    """Run the command line. An error that is meant for the user becomes one line on stderr and exit code 2."""
     _behave_in_pipes()
     try:
         try:
@@ -62,12 +62,12 @@ def main() -> None:
         _fail(str(err))
     except OSError as err:
         if sys.stdout is not None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer has no place
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # drop the rest of its buffer
         _fail(f"output must be writable, got: {(err.strerror or str(err)).lower()}.")
 
 
 def _behave_in_pipes() -> None:
-    """End in silence when the reader of a pipe has gone, and never fail on a character the terminal cannot show."""
+    """End without a message when the reader of a pipe closes it, and escape characters that stdout cannot encode."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     for stream in (sys.stdout, sys.stderr):
@@ -76,5 +76,5 @@ def _behave_in_pipes() -> None:
 
 
 def _fail(message: str) -> None:
-    complain(message)
+    print_error(message)
     sys.exit(2)

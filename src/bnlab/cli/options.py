@@ -1,4 +1,4 @@
-"""Options that several commands have, each with one help text."""
+"""Options that several commands share, each with one help text."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ __all__ = [
     "TrainDataSpec",
 ]
 
-_DATA = typer.Option(metavar="SPEC", help="What the model will see: package.module:callable, or digits, ...")
+_DATA = typer.Option(metavar="SPEC", help="Data that the model will see: package.module:callable, or digits, ...")
 
 ModelSpec = Annotated[
     str | None,
-    typer.Option(metavar="SPEC", help="package.module:callable; a checkpoint is loaded into its model."),
+    typer.Option(metavar="SPEC", help="package.module:callable that builds the model; a checkpoint is loaded into it."),
 ]
 DataSpec = Annotated[str | None, _DATA]
 RequiredDataSpec = Annotated[str, _DATA]
 TrainDataSpec = Annotated[
     str | None,
-    typer.Option(metavar="SPEC", help="What it was trained on; a repair recomputes statistics from it."),
+    typer.Option(
+        metavar="SPEC", help="Data that the model was trained on; a repair recomputes the statistics from it."
+    ),
 ]
 MetricSpec = Annotated[
     str | None, typer.Option(metavar="SPEC", help="accuracy, loss, or package.module:callable; higher is better.")
@@ -40,4 +42,4 @@ ExampleSpec = Annotated[
     typer.Option(metavar="SPEC", help="One batch, to see what the model executes: package.module:callable, or digits."),
 ]
 OutputPath = Annotated[Path | None, typer.Option(metavar="PATH", help="Write here instead of to stdout.")]
-LowestLevel = Annotated[Level, typer.Option(help="Lowest level of findings that count, and make the exit code 1.")]
+LowestLevel = Annotated[Level, typer.Option(help="Lowest level of findings that count and make the exit code 1.")]

@@ -1,4 +1,4 @@
-"""Where results go: stdout, or a file that appears whole or not at all."""
+"""Writes results to stdout, or to a file that is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ __all__ = [
     "Format",
     "PageFormat",
     "check_output",
-    "complain",
-    "emit",
+    "print_error",
+    "print_notice",
     "require_pages",
     "show_receipt",
     "write_output",
+    "write_text",
 ]
 
 
 class Format(str, Enum):
-    """How a result is written."""
+    """The formats of a result."""
 
     TEXT = "text"
     JSON = "json"
 
 
 class PageFormat(str, Enum):
-    """How a result is written that also has a page to look at."""
+    """The formats of a result that can also be an HTML page."""
 
     TEXT = "text"
     JSON = "json"
@@ -45,17 +46,17 @@ class PageFormat(str, Enum):
 
 
 class Drawing(str, Enum):
-    """How a saved record is drawn."""
+    """The formats in which a saved record is drawn."""
 
     TEXT = "text"
     HTML = "html"
 
 
 def check_output(output: Path, inputs: Iterable[str]) -> None:
-    """Refuse an output path that is one of the inputs, or lies nowhere, before any work is done.
+    """Refuse an output path that is one of the inputs or has no folder, before any work is done.
 
     Raises:
-        UsageError: If it does.
+        UsageError: If the path is an input or a folder, or its folder does not exist.
     """
     if not os.path.isdir(output.resolve().parent) or os.path.isdir(output):  # noqa: PTH112 - these never raise
         raise UsageError(f"--output: path must be a file in an existing folder, got {output}.")
@@ -64,18 +65,23 @@ def check_output(output: Path, inputs: Iterable[str]) -> None:
             raise UsageError(f"--output: path must not be an input, got {output}.")
 
 
-def complain(message: str) -> None:
-    """Write an error to stderr, on one line and without what could reach the terminal as a command."""
+def print_error(message: str) -> None:
+    """Write an error to stderr, as `print_notice` does."""
+    print_notice(f"error: {message}")
+
+
+def print_notice(message: str) -> None:
+    """Write a message to stderr on one line, without the control characters that a terminal would obey."""
     from bnlab.report.shortening import plain
 
-    print(f"error: {plain(message)}", file=sys.stderr)
+    print(plain(message), file=sys.stderr)
 
 
 def require_pages() -> None:
-    """Refuse to go on without what pages are made with, before any work is done.
+    """Refuse to continue without jinja2, which renders the pages, before any work is done.
 
     Raises:
-        UsageError: If it is not installed.
+        UsageError: If jinja2 is not installed.
     """
     if importlib.util.find_spec("jinja2") is None:
         raise UsageError(
@@ -84,7 +90,7 @@ def require_pages() -> None:
 
 
 def show_receipt(changes: Changes, notes: Iterable[str] = ()) -> None:
-    """Print a receipt, as wide as the terminal or one line a fact in a pipe, and notes behind it."""
+    """Print a receipt and then the notes. Lines are as wide as the terminal; in a pipe each fact is one line."""
     from rich.console import Console
     from rich.text import Text
 
@@ -100,8 +106,8 @@ def show_receipt(changes: Changes, notes: Iterable[str] = ()) -> None:
         console.print(Text(plain(note)))
 
 
-def emit(text: str, output: Path | None) -> None:
-    """Write text to a file, or to stdout where there is none."""
+def write_text(text: str, output: Path | None) -> None:
+    """Write text to a file, or to stdout if `output` is None."""
     if output is None:
         print(text, end="")
     else:
@@ -109,9 +115,9 @@ def emit(text: str, output: Path | None) -> None:
 
 
 def write_output(data: bytes, output: Path) -> None:
-    """Write the file that --output names, whole or not at all.
+    """Write the file that --output names, completely or not at all.
 
     Raises:
-        UnwritableFile: If it cannot be written.
+        UnwritableFile: If the file cannot be written.
     """
     write_whole(data, output, option="--output")

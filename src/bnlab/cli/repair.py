@@ -1,4 +1,4 @@
-"""`bnlab repair`: mend what is wrong with the BN layers of a model, prove it, and write a new file."""
+"""`bnlab repair` repairs the BN layers of a model, verifies the repair and writes a new file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bnlab.cli.options import LowestLevel, MetricSpec, ModelSpec, RequiredDataSpec, TrainDataSpec
-from bnlab.cli.output import PageFormat, check_output, require_pages, show_receipt, write_output
+from bnlab.cli.output import PageFormat, check_output, print_notice, require_pages, show_receipt, write_output
 from bnlab.cli.specs import load_data, load_metric
 from bnlab.cli.targets import load_target
 from bnlab.errors import UsageError
@@ -26,7 +26,7 @@ __all__ = ["command"]
 
 
 class HighestSafety(str, Enum):
-    """What a repair may do at most."""
+    """The strongest kind of change that a repair may make."""
 
     EXACT = "exact"
     STATISTICS = "statistics"
@@ -43,18 +43,20 @@ def command(
         Path | None, typer.Option(metavar="PATH", help="The new checkpoint; required without --dry-run.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and change nothing.")] = False,
-    safety: Annotated[HighestSafety, typer.Option(help="What may be done at most.")] = HighestSafety.STATISTICS,
+    safety: Annotated[
+        HighestSafety, typer.Option(help="The strongest kind of change that is allowed.")
+    ] = HighestSafety.STATISTICS,
     level: LowestLevel = Level.WARNING,
     format_: Annotated[
-        PageFormat, typer.Option("--format", help="How the receipt is printed; html is a page to look at.")
+        PageFormat, typer.Option("--format", help="Format of the receipt; html prints a page.")
     ] = PageFormat.TEXT,
 ) -> None:
-    """Mend the batch normalization of a model and write a new checkpoint; the input is never changed.
+    """Repair the batch normalization of a model and write a new checkpoint; the input is never changed.
 
-    A repair is kept only if the metric is not worse. Exit code 0: nothing at or above --level is left, and the output
-    is written. 1: findings are left; the output is written if a repair was kept. 2: the tool could not do its job.
+    A repair is kept only if the metric does not get worse. Exit code 0: no finding at or above --level is left, and the
+    output is written. 1: findings are left; the output is written if a repair was kept. 2: the command failed.
     """
-    _require_possible(target, output, dry_run, format_)
+    _check_arguments(target, output, dry_run, format_)
     to_write = None if dry_run else output
     loaded, file = load_target(target, model, "to run data through it")
     if file is not None and to_write is not None:
@@ -73,18 +75,18 @@ def command(
     )
     changes = replace(receipt.changes, target=Target("model" if file is None else "checkpoint", target))
     _print(changes, format_)
-    clean = not _left(changes, level)
+    clean = not _findings_remain(changes, level)
     if to_write is not None and not ((changes.kept and changes.changes) or clean):
-        _say(f"not written: {to_write}, for nothing was repaired")
+        print_notice(f"{to_write} is not written, because nothing was repaired")
     elif to_write is not None:
-        write_output(_written(loaded, before, file, to_write), to_write)
+        write_output(_checkpoint_bytes(loaded, before, file, to_write), to_write)
         if changes.safety is Safety.BEHAVIOUR:
-            _say("a state dict does not hold that layers are frozen: call bnlab.freeze where it is loaded")
+            print_notice("a state dict does not record that layers are frozen: call bnlab.freeze after loading it")
     raise typer.Exit(0 if clean else 1)
 
 
-def _require_possible(target: str, output: Path | None, dry_run: bool, format_: PageFormat) -> None:
-    """Refuse what cannot be done before any work is done."""
+def _check_arguments(target: str, output: Path | None, dry_run: bool, format_: PageFormat) -> None:
+    """Refuse arguments that cannot work, before any work is done."""
     if output is None and not dry_run:
         raise UsageError("--output: path must be given, got none. Or print the plan only: --dry-run.")
     if output is not None:
@@ -92,7 +94,9 @@ def _require_possible(target: str, output: Path | None, dry_run: bool, format_: 
     if format_ is PageFormat.HTML:
         require_pages()
     if target.lower().endswith(".onnx"):
-        raise UsageError(f"{target}: target must be a model of torch, got an ONNX file. Repair what it came from.")
+        raise UsageError(
+            f"{target}: target must be a model of torch, got an ONNX file. Repair the model it was exported from."
+        )
 
 
 def _print(changes: Changes, format_: PageFormat) -> None:
@@ -106,34 +110,30 @@ def _print(changes: Changes, format_: PageFormat) -> None:
         show_receipt(changes)
 
 
-def _left(changes: Changes, level: Level) -> bool:
-    """Whether findings at or above a level are left."""
+def _findings_remain(changes: Changes, level: Level) -> bool:
+    """Whether the model still has findings at or above a level."""
     if changes.recheck is None:
         return False
     after = changes.recheck.after
     counts = {Level.ERROR: after.errors, Level.WARNING: after.warnings, Level.INFO: after.infos}
-    return any(count for found, count in counts.items() if found.at_least(level))
+    return any(count for finding_level, count in counts.items() if finding_level.at_least(level))
 
 
-def _written(model: nn.Module, before: dict[str, Tensor], file: CheckpointFile | None, output: Path) -> bytes:
+def _checkpoint_bytes(model: nn.Module, before: dict[str, Tensor], file: CheckpointFile | None, output: Path) -> bytes:
     after = model.state_dict()
     if file is None:
         from bnlab.observe.files.load import state_dict_file
 
         return state_dict_file(after, output.suffix)
-    changed = {name: value for name, value in after.items() if name not in before or not _same(before[name], value)}
+    changed = {
+        name: value
+        for name, value in after.items()
+        if name not in before or not _have_equal_values(before[name], value)
+    }
     return file.rewritten(changed, before.keys() - after.keys(), suffix=output.suffix)
 
 
-def _same(left: Tensor, right: Tensor) -> bool:
+def _have_equal_values(left: Tensor, right: Tensor) -> bool:
     import torch
 
     return bool(torch.equal(left, right)) or bool(((left == right) | (left.isnan() & right.isnan())).all())
-
-
-def _say(message: str) -> None:
-    import sys
-
-    from bnlab.report.shortening import plain
-
-    print(plain(message), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`bnlab report`: draw a saved record, without torch."""
+"""`bnlab report` draws a saved record. It does not need torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bnlab.cli.options import OutputPath
-from bnlab.cli.output import Drawing, check_output, emit
+from bnlab.cli.output import Drawing, check_output, write_text
 from bnlab.cli.saved_records import SavedRecord, read_saved
 from bnlab.errors import UsageError
 from bnlab.records import Changes, DiagnosisRecord, ExperimentRecord
@@ -20,34 +20,36 @@ def command(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE.json", help="What --format json printed, or a record of the lab; JSON Lines hold several."
+            metavar="FILE.json", help="Output of --format json, or a record of the lab; JSON Lines hold several."
         ),
     ],
-    format_: Annotated[Drawing, typer.Option("--format", help="How it is drawn.")] = Drawing.TEXT,
+    format_: Annotated[Drawing, typer.Option("--format", help="Format of the report.")] = Drawing.TEXT,
     output: OutputPath = None,
 ) -> None:
-    """Draw a saved diagnosis, receipt or experiment; needs no torch.
+    """Draw a saved diagnosis, receipt or experiment. This needs no torch.
 
-    Exit code 0: drawn. 2: the file could not be read or written.
+    Exit code 0: the record is drawn. 2: a file could not be read or written.
     """
     if output is not None:
         check_output(output, [str(file)])
     records = read_saved(file)
-    emit(_page(records, file) if format_ is Drawing.HTML else _text(records), output)
+    write_text(_page(records, file) if format_ is Drawing.HTML else _text(records), output)
 
 
 def _page(records: list[SavedRecord], file: Path) -> str:
     from bnlab.report.html import diagnosis, experiments, receipt
 
     if all(isinstance(record, ExperimentRecord) for record in records):
-        found = [record for record in records if isinstance(record, ExperimentRecord)]
-        return experiments.render(found, interactive=len(found) == 1)
+        experiment_records = [record for record in records if isinstance(record, ExperimentRecord)]
+        return experiments.render(experiment_records, interactive=len(experiment_records) == 1)
     if all(isinstance(record, DiagnosisRecord) for record in records):
         diagnoses = [record for record in records if isinstance(record, DiagnosisRecord)]
         return diagnosis.render(diagnoses[0]) if len(diagnoses) == 1 else diagnosis.render_many(diagnoses)
     first = records[0]
     if len(records) > 1 or not isinstance(first, Changes):
-        raise UsageError(f"{file}: records of a page must be of one kind, and receipts one by one, got {len(records)}.")
+        raise UsageError(
+            f"{file}: file must hold records of one kind, or one receipt, for a page, got {len(records)} records."
+        )
     return receipt.render(first)
 
 

@@ -1,4 +1,4 @@
-"""What a SARIF log needs beside diagnoses: the texts of the checks, and where a model is written."""
+"""Adds to a SARIF log what diagnoses do not hold: the texts of the checks, and the source lines of models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bnlab.checks import CHECKS
-from bnlab.cli.specs import imported
+from bnlab.cli.specs import import_spec
 from bnlab.cli.targets import is_model_spec
 from bnlab.records import DiagnosisRecord
 from bnlab.report.sarif import RuleText, Source
@@ -17,25 +17,25 @@ __all__ = ["rules", "sources"]
 
 
 def rules() -> Mapping[str, RuleText]:
-    """Return the name, the one line and the page of every check, by code."""
+    """Return the name, title, page and level of every check, by code."""
     return {check.code: RuleText(check.name, check.title, check.page, check.group.level) for check in CHECKS}
 
 
 def sources(diagnoses: Iterable[DiagnosisRecord]) -> Mapping[str, Source]:
-    """Return file and line of the callables that built a model, by the name of the target."""
-    found = {}
+    """Return the file and line of each callable that builds a model, by the name of the target."""
+    sources_by_target = {}
     for diagnosis in diagnoses:
         name = diagnosis.target.name
         source = _source(name) if is_model_spec(name) else None
         if source is not None:
-            found[name] = source
-    return found
+            sources_by_target[name] = source
+    return sources_by_target
 
 
 def _source(spec: str) -> Source | None:
-    """Return where a callable is written; None where Python does not know, as for one made in C."""
+    """Return the file and line of a callable; None if Python does not know them, for example for a C function."""
     try:
-        target = inspect.unwrap(imported(spec, call=False))
+        target = inspect.unwrap(import_spec(spec, call=False))
         file = inspect.getsourcefile(target)
         line = inspect.getsourcelines(target)[1]
     except (TypeError, OSError):

@@ -1,4 +1,4 @@
-"""Records in files: what `--format json` printed, and what the lab keeps."""
+"""Reads records from files: the output of `--format json`, and the records of the lab."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from bnlab.errors import BnlabError, DamagedFile, UnreadableFile, UsageError
 from bnlab.records import Changes, DiagnosisRecord, ExperimentRecord
 
-__all__ = ["RecordsOfFolder", "SavedRecord", "read_folder", "read_saved"]
+__all__ = ["FolderRecords", "SavedRecord", "read_folder", "read_saved"]
 
 SavedRecord = DiagnosisRecord | Changes | ExperimentRecord
 
@@ -23,13 +23,13 @@ _KINDS: tuple[type[SavedRecord], ...] = (
 
 
 @dataclass
-class RecordsOfFolder:
-    """What a folder holds.
+class FolderRecords:
+    """The experiment records of a folder.
 
     Attributes:
-        records: In the order of the catalogue; experiments it does not know are last, by name.
-        passed_over: Why files were left out that hold something else, or what a later record replaces.
-        errors: What is wrong with damaged files.
+        records: The records in the order of the catalogue; experiments that it does not list come last, by name.
+        passed_over: A reason for each file that is ignored: it holds something else, or a later record replaces it.
+        errors: A message for each damaged file.
     """
 
     records: list[ExperimentRecord] = field(default_factory=list)
@@ -41,14 +41,14 @@ def read_saved(file: Path) -> list[SavedRecord]:
     """Return the records of a file: one JSON object, or JSON Lines.
 
     Raises:
-        UnreadableFile: If it cannot be read.
-        DamagedFile: If it is not JSON, or breaks the schema it says it follows.
-        UsageError: If it holds no record, or one of a schema this version does not know.
+        UnreadableFile: If the file cannot be read.
+        DamagedFile: If the file is not JSON, or breaks the schema that it names.
+        UsageError: If the file holds no record, or a record with a schema that this version does not know.
     """
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise DamagedFile(f"{file}: file must be JSON, got bytes that are no text.") from None
+        raise DamagedFile(f"{file}: file must be JSON, got bytes that are not UTF-8 text.") from None
     except OSError as error:
         raise UnreadableFile(f"{file}: file must be readable, got: {(error.strerror or str(error)).lower()}.") from None
     values = _values(file, text)
@@ -57,24 +57,24 @@ def read_saved(file: Path) -> list[SavedRecord]:
     return [_record(file, value) for value in values]
 
 
-def read_folder(folder: Path) -> RecordsOfFolder:
+def read_folder(folder: Path) -> FolderRecords:
     """Return the records in the JSON files of a folder.
 
     Raises:
-        UsageError: If there is no such folder.
+        UsageError: If the folder does not exist.
     """
     if not folder.is_dir():
         raise UsageError(f"--folder: folder must exist, got {folder}.")
-    result = RecordsOfFolder()
+    folder_records = FolderRecords()
     last: dict[object, tuple[Path, ExperimentRecord]] = {}
-    for path in sorted(folder.glob("*.json"), key=_written):
-        for record in _experiments(path, result):
+    for path in sorted(folder.glob("*.json"), key=_modification_order):
+        for record in _experiments(path, folder_records):
             replaced = last.pop(_settings(record), None)
             if replaced is not None:
-                result.passed_over.append(f"{replaced[0]}: {path.name} has the same settings and is newer")
+                folder_records.passed_over.append(f"{replaced[0]}: {path.name} has the same settings and is newer")
             last[_settings(record)] = (path, record)
-    result.records = _in_order(record for _, record in last.values())
-    return result
+    folder_records.records = _in_order(record for _, record in last.values())
+    return folder_records
 
 
 def _values(file: Path, text: str) -> list[Any]:
@@ -96,35 +96,39 @@ def _record(file: Path, value: object) -> SavedRecord:
     if not isinstance(value, dict) or not isinstance(schema, str) or schema not in known:
         rule = f"{file}: schema must be one of {', '.join(known)}, got {schema!r}"
         newer = isinstance(schema, str) and schema.partition("/")[0] in {name.partition("/")[0] for name in known}
-        raise UsageError(f"{rule}. Update bnlab: the file is of another version." if newer else f"{rule}.")
+        raise UsageError(
+            f"{rule}. Update bnlab: the file follows another version of the schema." if newer else f"{rule}."
+        )
     try:
         return known[schema].from_json(value)
     except UsageError as error:
         raise DamagedFile(f"{file}: record must follow {schema}, got: {error}") from None
 
 
-def _written(path: Path) -> tuple[float, str]:
-    """Return what puts files in the order they were written in; a link that leads nowhere is reported on reading."""
+def _modification_order(path: Path) -> tuple[float, str]:
+    """Return the sort key for the order of modification. A dangling link sorts first; reading it reports the error."""
     return (path.stat().st_mtime if path.exists() else 0.0, path.name)
 
 
-def _experiments(path: Path, result: RecordsOfFolder) -> list[ExperimentRecord]:
+def _experiments(path: Path, folder_records: FolderRecords) -> list[ExperimentRecord]:
     try:
         saved = read_saved(path)
     except UsageError as error:
-        result.passed_over.append(str(error))
+        folder_records.passed_over.append(str(error))
         return []
     except BnlabError as error:
-        result.errors.append(str(error))
+        folder_records.errors.append(str(error))
         return []
     records = [record for record in saved if isinstance(record, ExperimentRecord)]
     if not records:
-        result.passed_over.append(f"{path}: schema must be {ExperimentRecord.schema!r}, got {saved[0].schema!r}")
+        folder_records.passed_over.append(
+            f"{path}: schema must be {ExperimentRecord.schema!r}, got {saved[0].schema!r}"
+        )
     return records
 
 
 def _settings(record: ExperimentRecord) -> object:
-    """Return what tells records apart that are not runs of the same with other code."""
+    """Return what identifies a record: two records with the same settings differ at most in the code that ran."""
     return record.name, record.profile, tuple(sorted(record.config.items())), record.seeds
 
 

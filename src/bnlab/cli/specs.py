@@ -1,4 +1,4 @@
-"""What the SPEC arguments stand for: a built-in name, or `package.module:callable`."""
+"""Resolves SPEC arguments: a built-in name, or `package.module:callable`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from bnlab.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["TARGET", "imported", "is_spec", "load_data", "load_example", "load_metric", "load_model"]
+__all__ = ["TARGET", "import_spec", "is_spec", "load_data", "load_example", "load_metric", "load_model"]
 
 TARGET = "TARGET"
-"""The argument that may be a spec or a path, where the options are specs only."""
+"""The name of the argument that may be a spec or a path; the options take specs only."""
 
 _SPEC = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
@@ -28,15 +28,15 @@ def load_data(spec: str, option: str = "--data") -> Any:
     """Return the batches that a spec stands for.
 
     Args:
-        spec: `digits`, `mnist` or `cifar10`, with `:train` or `:test` or alone; or `package.module:callable`, which is
+        spec: `digits`, `mnist` or `cifar10`, alone or with `:train` or `:test`; or `package.module:callable`, which is
             called without arguments.
-        option: Under which the spec was given; errors begin with it.
+        option: The option that holds the spec; errors begin with it.
 
     Returns:
-        Something that yields batches and can be run through again.
+        An iterable of batches that can be iterated again.
 
     Raises:
-        UsageError: If the spec stands for nothing, its callable raises or exits, or it returns no such batches.
+        UsageError: If the spec cannot be resolved, its callable raises or exits, or it returns no such batches.
         UnreadableFile, DamagedFile, MissingPackage: If a built-in data set cannot be read.
     """
     from bnlab.lab import datasets
@@ -44,36 +44,36 @@ def load_data(spec: str, option: str = "--data") -> Any:
 
     if datasets.is_data_set(spec):
         return datasets.load(spec)
-    found = _resolve(spec, option, datasets.NAMES, call=True)
-    if isinstance(found, Iterator):
+    batches = _resolve(spec, option, datasets.NAMES, call=True)
+    if isinstance(batches, Iterator):
         raise UsageError(
             f"{option}: {spec} must return batches that can be run through again, got a one-shot "
-            f"{type(found).__name__}. Return a list, or the loader itself."
+            f"{type(batches).__name__}. Return a list, or the loader itself."
         )
-    require_data(f"{option} {spec}", found)
-    return found
+    require_data(f"{option} {spec}", batches)
+    return batches
 
 
 def load_example(spec: str, option: str = "--example") -> Any:
     """Return one batch to run a model on.
 
     Args:
-        spec: As for `load_data`; a built-in name stands for the images of its first batch, what a callable returns is
-            the batch.
+        spec: As for `load_data`. A built-in name stands for the images of its first batch. A callable returns the
+            batch.
         option: As for `load_data`.
 
     Raises:
-        UsageError: If the spec stands for nothing, or its callable raises, exits or returns None.
+        UsageError: If the spec cannot be resolved, or its callable raises, exits or returns None.
         UnreadableFile, DamagedFile, MissingPackage: If a built-in data set cannot be read.
     """
     from bnlab.lab import datasets
 
     if datasets.is_data_set(spec):
         return datasets.load(spec)[0][0]
-    found = _resolve(spec, option, datasets.NAMES, call=True)
-    if found is None:
+    example = _resolve(spec, option, datasets.NAMES, call=True)
+    if example is None:
         raise UsageError(f"{option}: {spec} must return a batch, got None.")
-    return found
+    return example
 
 
 def load_metric(spec: str, option: str = "--metric") -> Callable[[nn.Module, Any], float]:
@@ -84,16 +84,15 @@ def load_metric(spec: str, option: str = "--metric") -> Callable[[nn.Module, Any
         option: As for `load_data`.
 
     Raises:
-        UsageError: If the spec stands for nothing that can be called.
+        UsageError: If the spec cannot be resolved, or its value is not callable.
     """
     from bnlab.lab import metrics
 
     if spec in metrics.NAMES:
         return metrics.load(spec)
-    found = _resolve(spec, option, metrics.NAMES, call=False)
-    if not callable(found):
-        raise UsageError(f"{option}: {spec} must be callable as metric(model, data), got {type(found).__name__}.")
-    metric: Callable[[nn.Module, Any], float] = found
+    metric: Callable[[nn.Module, Any], float] = _resolve(spec, option, metrics.NAMES, call=False)
+    if not callable(metric):
+        raise UsageError(f"{option}: {spec} must be callable as metric(model, data), got {type(metric).__name__}.")
     return metric
 
 
@@ -101,11 +100,11 @@ def load_model(spec: str, option: str = "--model") -> nn.Module:
     """Import `package.module:callable` and call it without arguments to build a model.
 
     Args:
-        spec: As it was given.
-        option: As for `load_data`; TARGET, if the model itself is the target.
+        spec: The spec.
+        option: As for `load_data`; TARGET if the model itself is the target.
 
     Raises:
-        UsageError: If there is no such callable, it raises or exits, or it returns something else than a module.
+        UsageError: If the callable does not exist, raises, exits, or does not return a module.
     """
     model = _resolve(spec, option, (), call=True)
 
@@ -123,12 +122,12 @@ def is_spec(text: str) -> bool:
 
 
 def _resolve(spec: str, option: str, names: Sequence[str], *, call: bool) -> Any:
-    """Import what a spec names, and call it if asked; what that raises is one line."""
+    """Import what a spec names and, if `call` is set, call it. Any exception becomes an error of one line."""
     rule = f"{option}: value must be {', '.join(names)}{' or ' if names else ''}package.module:callable, got {spec!r}"
     if not is_spec(spec):
         raise UsageError(f"{rule}.")
     try:
-        return imported(spec, call=call)
+        return import_spec(spec, call=call)
     except (Exception, SystemExit) as err:
         reason = " ".join(f"{type(err).__name__}: {err}".split()).rstrip(".")
         if option == TARGET:
@@ -137,18 +136,18 @@ def _resolve(spec: str, option: str, names: Sequence[str], *, call: bool) -> Any
         raise UsageError(f"{rule} ({reason}).") from err
 
 
-def imported(spec: str, *, call: bool) -> Any:
-    """Import what `package.module:callable` names, from the current folder first, and call it if asked.
+def import_spec(spec: str, *, call: bool) -> Any:
+    """Import what `package.module:callable` names, from the current folder first, and call it if `call` is set.
 
-    Afterwards the current folder is the last that is searched: what was imported may import more when it is used. What
-    the import or the call raises is up to them.
+    Afterwards the current folder is the last entry of `sys.path`, because an imported function may import more modules
+    when it runs. Exceptions of the import or the call pass through.
     """
     module_name, _, attribute = spec.partition(":")
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
-        found: Any = operator.attrgetter(attribute)(importlib.import_module(module_name))
-        return found() if call else found
+        target: Any = operator.attrgetter(attribute)(importlib.import_module(module_name))
+        return target() if call else target
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(folder)

@@ -1,4 +1,4 @@
-"""What the TARGET arguments stand for: files, folders, globs, and `package.module:callable`."""
+"""Resolves TARGET arguments: files, folders, globs, and `package.module:callable`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["Targets", "expand", "is_model_spec", "load_target"]
 
 @dataclass(frozen=True)
 class Targets:
-    """What there is to check.
+    """The targets to check.
 
     Attributes:
-        items: Files and model specs, each once, in order; an error where an argument stands for nothing.
-        many: Whether to write a line per target: there are several, or a folder or glob might hold several, and it is
-            not one error alone.
+        items: Files and model specs, each once, in order; an error in place of an argument that matches nothing.
+        many: Whether to write one line per target. This is so if there are several targets, or an argument is a folder
+            or glob, unless the only item is an error.
     """
 
     items: tuple[str | BnlabError, ...]
@@ -35,7 +35,7 @@ class Targets:
 
     @property
     def names(self) -> list[str]:
-        """The files and model specs without the errors."""
+        """The files and model specs, without the errors."""
         return [item for item in self.items if isinstance(item, str)]
 
 
@@ -47,8 +47,8 @@ def is_model_spec(target: str) -> bool:
 def expand(arguments: Sequence[str]) -> Targets:
     """Return the files and model specs that the arguments stand for.
 
-    A folder stands for the checkpoints below it, told by suffix, or by their first bytes if they have no suffix. The
-    functions of os.path are used because those of pathlib raise where a path is too long or forbidden.
+    A folder stands for the checkpoints below it, which are recognised by their suffix, or by their first bytes if they
+    have no suffix. This uses os.path because pathlib raises if a path is too long or forbidden.
     """
     items: list[str | BnlabError] = []
     several = len(arguments) > 1
@@ -67,15 +67,15 @@ def expand(arguments: Sequence[str]) -> Targets:
 
 
 def load_target(target: str, spec: str | None, purpose: str) -> tuple[nn.Module, CheckpointFile | None]:
-    """Return the model that one target stands for, and the file it was loaded from if it is a checkpoint.
+    """Return the model of a target and, if the target is a checkpoint, its file.
 
     Args:
         target: A checkpoint, or `package.module:callable`.
-        spec: What builds the model of a checkpoint.
-        purpose: What the model is needed for, as "to run data through it".
+        spec: The `package.module:callable` that builds the model of a checkpoint.
+        purpose: Why the model is needed, such as "to run data through it".
 
     Raises:
-        UsageError: If a checkpoint comes without a model, or either cannot be built or loaded.
+        UsageError: If a checkpoint has no `spec`, or the model cannot be built or loaded.
     """
     if is_model_spec(target):
         return load_model(target, TARGET), None

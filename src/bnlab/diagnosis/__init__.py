@@ -1,4 +1,4 @@
-"""Runs the checks on what was observed, and says in one sentence what they show."""
+"""Runs the checks on the evidence, and states the conclusion in one sentence."""
 
 from bnlab.diagnosis.check import Diagnosis, check, check_with
 from bnlab.diagnosis.settings import Settings

@@ -1,4 +1,4 @@
-"""Runs the checks on evidence and says what they found."""
+"""Collects the evidence on a target, runs the checks, and returns the diagnosis."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = ["Diagnosis", "check", "check_with"]
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Diagnosis(DiagnosisRecord):
-    """What `bnlab.check` returns: the record, which also prints as a report."""
+    """The record that `bnlab.check` returns, which also prints as a report."""
 
     def __repr__(self) -> str:
         """Return one line."""
@@ -54,7 +54,7 @@ class Diagnosis(DiagnosisRecord):
 
 
 _SETTLED = 0.1
-"""Staleness, in standard deviations, below which running statistics are those of the data."""
+"""Staleness, in standard deviations, below which running statistics count as those of the data."""
 
 
 def check(
@@ -75,41 +75,45 @@ def check(
     per_channel: bool = False,
     progress: bool | None = None,
 ) -> Diagnosis:
-    """Diagnose the BN state of a checkpoint, without model code, or of a model, with whatever else there is.
+    """Diagnose the BN state of a checkpoint, without model code, or of a model, with any data that the caller passes.
 
-    A model is run on an example and on data if they are given, and is as it was afterwards: modes, buffers, attributes
-    and random numbers.
+    A model runs on the example and on the data, if the caller passes them. Afterwards its modes, buffers and attributes
+    and the random number generators are restored.
 
     Args:
         target: Path of a file written by ``torch.save``, safetensors or an ONNX exporter; or a model.
-        data: What the model will see: any iterable of batches that can be run through again. A batch is a tensor, a
-            tuple or list (input first), a dict (passed as keywords), or whatever the model takes.
-        train_data: What it was trained on, likewise. Without it staleness and shift are one cause.
-        metric: metric(model, data) -> float, higher is better; always measured on `data`.
-        example: One batch, to see the graph that is executed; the first batch of `data` if not given.
-        loss: loss(model, batch) -> scalar, to see the gradients.
-        optimizer: The one the model is trained with, to see what decays.
-        max_batches: How many batches of either data set are used. "auto": all, or where there are more than 64, 64
-            spread evenly over data that knows its length, and the first 64 of other data, with a warning; the report
-            says so. A number: at most so many, held in memory. None: all; the numbers of the metric and the statistics
-            are those of all, and 64 are held for the rest. Either data set is read once, with None up to six times.
-        select: Codes of the checks to run, or beginnings of codes ("BN1"); all of them if not given.
-        ignore: Code to reason. An ignored check still runs; its findings are dropped and the reason is kept.
-        limits: Code to thresholds that replace the defaults, as in ``{"BN107": {"ratio": 20}}``.
-        momentum: Weight of the new batch the network was trained with, unitless, in [0, 1]; None for a cumulative
-            average. A state dict does not hold it: torch's 0.1 is assumed, and said, unless it is stated. A stated
-            value wins over that of an ONNX file or a model.
-        eps: Added to the variance, squared input units; the same holds with torch's 1e-5.
-        per_channel: Whether the layers of the diagnosis carry a value for each channel (`LayerRecord.per_channel`).
-        progress: Whether to show on stderr what is going on; None for where it is a terminal, or in a notebook.
+        data: The data that the model will see: any iterable of batches that can be iterated more than once. A batch is
+            a tensor, a tuple or list (input first), a dict (passed as keywords), or any other value that the model
+            takes.
+        train_data: The data on which the model was trained, in the same form. Without it staleness and shift are one
+            cause.
+        metric: metric(model, data) -> float, higher is better. It is always measured on `data`.
+        example: One batch, which records the executed graph; None for the first batch of `data`.
+        loss: loss(model, batch) -> scalar, which measures the gradients.
+        optimizer: The optimizer that trains the model, which shows the weight decay of each parameter.
+        max_batches: How many batches of each data set are used. "auto" uses all of them, or 64 if there are more. These
+            64 are spread evenly over data with a length. For data without a length they are the first 64, and a warning
+            is issued. The report states how many batches were used. A number uses at most that many batches, held in
+            memory. None uses all batches for the metric and the statistics, and holds 64 for everything else. Each data
+            set is read once, or up to six times with None.
+        select: Codes of the checks to run, or beginnings of codes ("BN1"); None for all checks.
+        ignore: Maps codes to reasons. An ignored check still runs, but its findings are dropped and the reason is kept.
+        limits: Maps codes to thresholds that replace the defaults, as in ``{"BN107": {"ratio": 20}}``.
+        momentum: Weight of the new batch in the training of the network, unitless, in [0, 1]; None for a cumulative
+            average. A state dict does not hold the momentum. Unless the caller states it, the default of torch, 0.1, is
+            assumed, and a note reports the assumption. A stated value overrides that of an ONNX file or a model.
+        eps: The constant added to the variance, in squared input units. The same rules apply, with the default of
+            torch, 1e-5.
+        per_channel: Whether the layers of the diagnosis hold a value for each channel (`LayerRecord.per_channel`).
+        progress: Whether to show progress on stderr; None to show it on a terminal and in a notebook.
 
     Returns:
         The diagnosis.
 
     Raises:
-        UsageError: If an argument is outside what it may be.
+        UsageError: If an argument is invalid.
         UnreadableFile, NotACheckpoint, DamagedFile, PickledModule, MissingPackage: If the file cannot be read.
-        NoBatchNorm: If there is no BN layer.
+        NoBatchNorm: If the target has no BN layer.
 
     Example:
         >>> import bnlab
@@ -149,14 +153,14 @@ def check_with(
     """Diagnose one target with validated settings.
 
     Args:
-        target: As for :func:`check`.
-        settings: The checks and what they need to know.
-        inputs: What to observe a model with.
-        name: What the diagnosis calls the target.
+        target: Path or model, as for :func:`check`.
+        settings: The checks to run, and the hyperparameters to assume.
+        inputs: The data and functions with which a model is observed.
+        name: Name of the target in the diagnosis; None for the path or the name of the class.
     """
     observed: ModelEvidence | None = None
     if isinstance(target, (str, os.PathLike)):
-        found = Target("checkpoint", name or os.fspath(target))
+        target_record = Target("checkpoint", name or os.fspath(target))
         evidence = read_checkpoint(Path(target), settings.hyperparameters)
     else:
         from torch import nn
@@ -166,19 +170,19 @@ def check_with(
 
         if not isinstance(target, nn.Module):
             raise UsageError(f"check: target must be a path or a torch.nn.Module, got {type(target).__name__}.")
-        target = getattr(target, "_orig_mod", target)  # of a compiled model: one graph hides what runs
-        found = Target("model", name or type(target).__name__)
+        target = getattr(target, "_orig_mod", target)  # the graph of a compiled model hides the layers that run
+        target_record = Target("model", name or type(target).__name__)
         evidence = read_model(target, settings.hyperparameters)
         states = {layer.name: layer for network in evidence.networks for layer in network.layers}
         observed = survey(target, states, inputs or Inputs())
         evidence = _with_settled_layers(evidence, observed)
     if not evidence.networks and not (observed is not None and observed.layers):
-        raise NoBatchNorm(_no_batch_norm(found, evidence))
-    return _diagnose(evidence, found, settings, observed=observed, metric=_metric_name(inputs))
+        raise NoBatchNorm(_no_batch_norm(target_record, evidence))
+    return _diagnose(evidence, target_record, settings, observed=observed, metric=_metric_name(inputs))
 
 
 def _with_settled_layers(evidence: Evidence, observed: ModelEvidence) -> Evidence:
-    """Mark the layers whose running statistics data showed to be right."""
+    """Return the evidence with those layers marked as settled whose running statistics agree with the data."""
     settled = {layer.name for layer in observed.layers if layer.gap is not None and layer.gap.staleness < _SETTLED}
     networks = tuple(
         NetworkState(
@@ -201,7 +205,8 @@ def _no_batch_norm(target: Target, evidence: Evidence) -> str:
         return f"{rule} none."
     path, reason = evidence.left_alone[0]
     others = len(evidence.left_alone) - 1
-    return f"{rule} only what looks like it: {path or 'it'} {reason}{f' (and {others} more)' if others else ''}."
+    where = path or f"the {target.kind}"
+    return f"{rule} only similar state: {where} {reason}{f' (and {others} more)' if others else ''}."
 
 
 def _diagnose(
@@ -212,7 +217,7 @@ def _diagnose(
     observed: ModelEvidence | None = None,
     metric: str = "the metric",
 ) -> Diagnosis:
-    """Run the chosen checks on evidence with at least one layer."""
+    """Run the selected checks on evidence with at least one layer."""
     findings, outcomes = run_checks(settings, evidence.networks, observed)
     layers = layer_records(evidence, observed, per_channel=settings.per_channel)
     summary = _summary(layers, findings)
@@ -244,11 +249,11 @@ def _summary(layers: Sequence[LayerRecord], findings: Sequence[Finding]) -> Summ
 
 def _notes(layers: Sequence[LayerRecord], evidence: Evidence, observed: ModelEvidence | None) -> Iterable[str]:
     if observed is not None and observed.numbers is not None and "train_data" in observed.missing:
-        yield "no train_data given: recalibrated means adapted to the evaluation data"
+        yield "no train_data given: the recalibrated model is adapted to the evaluation data"
     yield from () if observed is None else observed.notes
     unused = [layer.name for layer in layers if layer.calls == 0]
     if unused:
-        yield f"never ran on the example: {', '.join(unused)}"
+        yield f"layers that never ran on the example: {', '.join(unused)}"
     for name, value in (("momentum", Hyperparameters.momentum), ("eps", Hyperparameters.eps)):
         count = sum(name in layer.assumed for layer in layers)
         if count:

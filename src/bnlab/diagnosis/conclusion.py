@@ -1,4 +1,4 @@
-"""One sentence for a whole diagnosis: the most consequential thing, its cause, and what helps."""
+"""Concludes a diagnosis in one sentence: the most serious problem, its cause, and its remedy."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _PHRASES = {
     "staleness": "stale statistics",
     "staleness or shift": "statistics that are stale or of other data",
 }
-_MOST_NAMES = 3
+_MAX_NAMES = 3
 
 
 def concluded_causes(evidence: ModelEvidence | None, findings: Sequence[Finding]) -> tuple[Cause, ...]:
-    """Return the causes of the gap, largest first; none where the batches do not allow a conclusion (BN403)."""
+    """Return the causes of the gap, largest first; none if the batches do not allow a conclusion (BN403)."""
     if evidence is None or any(finding.code == "BN403" for finding in findings):
         return ()
     gaps = {layer.name: layer.gap for layer in evidence.layers if layer.gap is not None}
@@ -43,21 +43,21 @@ def conclusion(
     *,
     metric: str,
 ) -> str:
-    """Return the sentence, without a final stop."""
+    """Return the conclusion as one sentence without a final stop."""
     crashed = [outcome.code for outcome in outcomes if outcome.status is Status.CRASHED]
-    but = f"; {', '.join(crashed)} crashed and judged nothing" if crashed else ""
+    crash_note = f"; {', '.join(crashed)} crashed and judged nothing" if crashed else ""
     gap = next((finding for finding in findings if finding.code == "BN301"), None)
     worst = findings[0] if findings else None
     if evidence is not None and gap is not None and not summary.errors:
-        return _of_the_gap(gap, evidence, causes, metric) + but
+        return _of_the_gap(gap, evidence, causes, metric) + crash_note
     if worst is None or not summary.errors + summary.warnings:
-        return _healthy(outcomes, summary, evidence, metric) + but
-    alike = [finding for finding in findings if finding.code == worst.code]
+        return _healthy(outcomes, summary, evidence, metric) + crash_note
+    same_code = [finding for finding in findings if finding.code == worst.code]
     where = f"{worst.layer} " if worst.layer else ""
-    if len(alike) > 1:
-        where += f"and {counted(len(alike) - 1, 'more layer')}"
+    if len(same_code) > 1:
+        where += f"and {counted(len(same_code) - 1, 'more layer')}"
     advice = "" if worst.remedies[0] == "manual" else f"; the remedy is {worst.remedies[0]}"
-    return f"{where.strip()}: {worst.message}{advice}{but}".removeprefix(": ")
+    return f"{where.strip()}: {worst.message}{advice}{crash_note}".removeprefix(": ")
 
 
 def _of_the_gap(gap: Finding, evidence: ModelEvidence, causes: Sequence[Cause], metric: str) -> str:
@@ -72,26 +72,26 @@ def _of_the_gap(gap: Finding, evidence: ModelEvidence, causes: Sequence[Cause], 
     if not causes:
         return f"{first}; the batches differ from each other, so no cause can be concluded"
     layers = tuple(name for name, _ in evidence.causal) or causes[0].layers
-    named = enumerated(layers, _MOST_NAMES)
-    where = f" in {named}" if named else ""
+    layer_names = enumerated(layers, _MAX_NAMES)
+    where = f" in {layer_names}" if layer_names else ""
     share = f"{100 * causes[0].share:.0f} % of the gap comes from {_PHRASES[causes[0].cause]}{where}"
-    return f"{first}; {share}{_what_helps(numbers, causes[0].cause, evidence)}"
+    return f"{first}; {share}{_effect_of_recalibrating(numbers, causes[0].cause, evidence)}"
 
 
-def _what_helps(numbers: Numbers | None, cause: str, evidence: ModelEvidence) -> str:
+def _effect_of_recalibrating(numbers: Numbers | None, cause: str, evidence: ModelEvidence) -> str:
     if numbers is None:
         return "; the remedy is recalibrate" if cause in IN_THE_STATISTICS else ""
-    on = "" if "train_data" not in evidence.missing else " on this data"
-    return f"; recalibrating{on} brings {numbers.eval_recalibrated:.3g}"
+    which_data = "" if "train_data" not in evidence.missing else " on this data"
+    return f"; recalibrating{which_data} brings {numbers.eval_recalibrated:.3g}"
 
 
 def _healthy(outcomes: Sequence[Outcome], summary: Summary, evidence: ModelEvidence | None, metric: str) -> str:
     judged = sum(outcome.status in (Status.PASSED, Status.FINDINGS) for outcome in outcomes)
     layers = counted(summary.layers, "BN layer")
-    by = f"{judged} of {len(CHECKS)} checks"
+    coverage = f"{judged} of {len(CHECKS)} checks"
     if evidence is None or evidence.output_gap is None:
-        return f"no errors and no warnings in the stored state of {layers}, by {by}"
+        return f"no errors and no warnings in the stored state of {layers}, by {coverage}"
     numbers = evidence.numbers
     modes = "" if numbers is None else f": {metric} is {numbers.eval_running:.3g} with running statistics"
     against = "" if numbers is None else f", {numbers.eval_batch:.3g} with batch statistics"
-    return f"no errors and no warnings in {layers}, by {by}{modes}{against}"
+    return f"no errors and no warnings in {layers}, by {coverage}{modes}{against}"

@@ -1,4 +1,4 @@
-"""What a diagnosis says about every layer, whatever the checks find: its numbers, and what a picture needs."""
+"""Builds the records of all layers in a diagnosis, with their numbers, whether or not they have findings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["layer_records"]
 
 
 def layer_records(evidence: Evidence, model: ModelEvidence | None, *, per_channel: bool) -> tuple[LayerRecord, ...]:
-    """Return one record a layer, in the order in which they ran where that is known, else in the order of the file.
+    """Return one record per layer, in execution order if it is known, else in the order of the file.
 
     Args:
         evidence: The stored numbers.
-        model: What was observed of a model; None where the target is a file.
-        per_channel: Whether each record carries a value for each channel.
+        model: The evidence on a model; None if the target is a file.
+        per_channel: Whether each record holds a value for each channel.
     """
     records = [record for network in evidence.networks for record in _of_network(network)]
     if model is not None:
@@ -49,7 +49,7 @@ def _of_network(network: NetworkState) -> Iterable[LayerRecord]:
 
 
 def _with_observations(records: Sequence[LayerRecord], model: ModelEvidence) -> Iterable[LayerRecord]:
-    """Yield the layers of a model in the order in which they ran, with what was seen of them."""
+    """Yield the records of the layers of a model in execution order, with the evidence on each of them."""
     known = {record.name: record for record in records}
     for layer in model.layers:
         record = known.pop(layer.name, None) or _without_statistics(layer)
@@ -68,7 +68,7 @@ def _with_observations(records: Sequence[LayerRecord], model: ModelEvidence) -> 
 def _with_channels(
     records: Sequence[LayerRecord], evidence: Evidence, model: ModelEvidence | None
 ) -> Iterable[LayerRecord]:
-    """Yield the layers with a value for each channel."""
+    """Yield the records with a value for each channel."""
     states = {layer.name: layer for network in evidence.networks for layer in network.layers}
     observed = {} if model is None else {layer.name: layer for layer in model.layers}
     for record in records:
@@ -90,7 +90,7 @@ def _stored(state: LayerState | None) -> dict[str, Floats]:
 
 
 def _expected(layer: ModelLayer | None) -> dict[str, Floats]:
-    """Return what the running statistics should be, and by how much they may differ from it by chance."""
+    """Return the expected values of the running statistics, and the standard deviation of their chance differences."""
     if layer is None:
         return {}
     columns = {} if layer.gap is None else {"gap": layer.gap.per_channel}

@@ -1,4 +1,4 @@
-"""Runs the chosen checks on evidence: what they find, and how each of them ended."""
+"""Runs the selected checks on evidence, and returns their findings and the outcome of each check."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Part = TypeVar("Part", NetworkState, ModelEvidence)
 def run_checks(
     settings: Settings, networks: Sequence[NetworkState], model: ModelEvidence | None
 ) -> tuple[list[Finding], list[Outcome]]:
-    """Run every chosen check.
+    """Run every selected check.
 
     Args:
         settings: The checks, and the codes whose findings are dropped.
         networks: The stored numbers, for the checks that need nothing else.
-        model: What was observed of a model; None where the target is a file.
+        model: The evidence on a model; None if the target is a file.
 
     Returns:
-        The findings, most consequential first, and one outcome for each check.
+        The findings, most serious first, and one outcome for each check.
     """
     findings: list[Finding] = []
     outcomes: list[Outcome] = []
@@ -49,22 +49,22 @@ def run_check(
     networks: Sequence[NetworkState],
     model: ModelEvidence | None,
 ) -> tuple[list[Finding], Outcome]:
-    """Run one check. A check that raises has crashed: it neither found nor passed anything."""
+    """Run one check. A check that raises has crashed: it has no findings and has not passed."""
     if not isinstance(check, ModelCheck):
-        return _judged(check, networks)
+        return _run_on_layers(check, networks)
     if model is None:
         return [], Outcome(check.code, Status.SKIPPED, f"needs {check.needs.value}")
     missing = None if check.needs.argument is None else model.missing.get(check.needs.argument)
     if missing is not None:
         return [], Outcome(check.code, Status.SKIPPED, f"{missing}: needs {check.needs.value}")
-    return _judged(check, [model])
+    return _run_on_layers(check, [model])
 
 
-def _judged(
+def _run_on_layers(
     check: AnyCheck[Part, Any, Any],
     parts: Sequence[Part],
 ) -> tuple[list[Finding], Outcome]:
-    """Run one check on the layers it can judge, and count the others by the reason."""
+    """Run one check on the layers that have the evidence for it, and count the others by reason."""
     findings: list[Finding] = []
     lacking: Counter[str] = Counter()
     total = sum(len(part.layers) for part in parts)
@@ -74,7 +74,7 @@ def _judged(
             lacking.update(reason for reason in reasons if reason is not None)
             layers = tuple(layer for layer, reason in zip(part.layers, reasons, strict=True) if reason is None)
             if layers:
-                whole = len(layers) == len(part.layers)  # it has its columns already
+                whole = len(layers) == len(part.layers)  # keeps the columns that are already computed
                 findings += check.inspect(part if whole else dataclasses.replace(part, layers=layers))
     except Exception as err:
         return [], Outcome(check.code, Status.CRASHED, f"{type(err).__name__}: {err}")
@@ -90,7 +90,7 @@ def _ignored(reason: str, dropped: Sequence[Finding]) -> str:
 
 
 def _most_consequential_first(findings: Sequence[Finding], networks: Sequence[NetworkState]) -> list[Finding]:
-    """Order by level, then by code, then by the share of the layer's channels; file order breaks ties."""
+    """Sort by level, then by code, then by the share of channels in the layer; file order breaks ties."""
     widths = {layer.name: layer.channels for network in networks for layer in network.layers}
 
     def share(finding: Finding) -> float:

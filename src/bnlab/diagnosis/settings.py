@@ -1,4 +1,4 @@
-"""What to check and how, validated before anything is read or run."""
+"""The settings of a diagnosis, validated before anything is read or run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["Settings"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What to check and how: validated once, used for any number of targets.
+    """The settings of a diagnosis, validated once and used for any number of targets.
 
     Attributes:
         checks: The checks to run, each with its limits.
-        ignore: Code to reason, for checks whose findings are dropped.
-        hyperparameters: Momentum and eps as far as they are stated.
-        per_channel: Whether the layers carry a value for each channel, for a picture.
+        ignore: Maps codes to reasons, for checks whose findings are dropped.
+        hyperparameters: Momentum and eps, as far as the caller states them.
+        per_channel: Whether the layer records hold a value for each channel, which pictures need.
     """
 
     checks: tuple[AnyCheck[Any, Any, Any], ...]
@@ -46,7 +46,7 @@ class Settings:
         """Validate the arguments of :func:`check`.
 
         Raises:
-            UsageError: If one of them is outside what it may be.
+            UsageError: If an argument is invalid.
         """
         changed = _by_code("limits", limits)
         reasons = _by_code("ignore", ignore)

@@ -1,4 +1,4 @@
-"""What BN is: pure tensor functions in float64, readable and differentiable, the oracle for everything faster."""
+"""The reference for BN: pure tensor functions in float64 that are readable and differentiable."""
 
 from bnlab.functional.batch_norm import batch_norm
 from bnlab.functional.folding import fold_into_consumer, fold_into_producer, scale_and_shift

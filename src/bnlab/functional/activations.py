@@ -1,4 +1,4 @@
-"""The activations that may follow BN: the one table of their names, functions, modules and kernels."""
+"""The activations that may follow BN: one table of their names, functions, modules and kernels."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class ActivationForm:
     """An activation with torch's default parameters.
 
     Attributes:
-        function: Applies it.
-        module: Torch's module for it.
-        kernel: Its number in the compiled kernels; None where they do not know it. 0 is no activation.
-        slope: Its slope below 0, for the kernels.
+        function: The function that applies the activation.
+        module: Torch's module for the activation.
+        kernel: The number of the activation in the compiled kernels, or None if they do not support it. 0 stands for
+            no activation.
+        slope: The slope of the activation below 0, for the kernels.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -51,7 +52,7 @@ def activation_function(name: str | None) -> Callable[[Tensor], Tensor] | None:
     """Return the function of this name.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If there is no activation of this name.
     """
     if name is None:
         return None

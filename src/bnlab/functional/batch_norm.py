@@ -1,4 +1,4 @@
-"""`batch_norm` with the signature of torch's, as an executable specification."""
+"""`batch_norm` with the signature of torch's function, as an executable specification."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def batch_norm(
     mask: Tensor | None = None,
     nonfinite: Literal["skip", "propagate"] = "skip",
 ) -> Tensor:
-    """Return activation(BN(input) + residual), computed in float64; a drop-in for torch's function of this name.
+    """Return activation(BN(input) + residual), computed in float64. Replaces torch's function of this name.
 
-    In training mode the statistics of the batch normalise and the running statistics, where given, are updated in
-    place: the mean by that of the batch, the variance by its unbiased variance. Otherwise the running statistics
-    normalise, or those of the batch where there are none.
+    In training mode, the function normalises with batch statistics and updates the running statistics in place, if they
+    are passed: the mean with the batch mean, the variance with the unbiased batch variance. Otherwise it normalises
+    with the running statistics, or with batch statistics if there are none.
 
     Args:
         input: Shape (N, C, *spatial); any float dtype and layout.
@@ -46,22 +46,23 @@ def batch_norm(
         training: Whether to normalise with the statistics of the batch.
         momentum: Weight of the new batch in the running statistics.
         eps: Added to the variance, squared input units.
-        residual: Added behind the transform; shape of `input`.
-        activation: Applied last.
+        residual: The tensor that is added after the transform; shape of `input`.
+        activation: The activation that is applied last.
         mask: Weight of every position in the statistics; broadcasts to (N, 1, *spatial). Every position is transformed.
-        nonfinite: "skip": a batch with an inf or NaN does not reach the running statistics. "propagate": as torch.
+        nonfinite: "skip": a batch with an inf or NaN does not update the running statistics. "propagate": it does, as
+            in torch.
 
     Returns:
         Shape and dtype of `input`.
 
     Raises:
-        UsageError: If the input has no channel dimension, a part has the wrong shape, there is one value per channel to
-            take statistics of, or there is no such activation.
+        UsageError: If the input has no channel dimension, an argument has the wrong shape, batch statistics would come
+            from one value per channel, or there is no such activation.
         DtypeError: If the input is not floating point.
 
     Source:
-        Ioffe and Szegedy 2015, Algorithms 1 and 2; equals torch.nn.functional.batch_norm up to the rounding of the
-        latter.
+        Ioffe and Szegedy 2015, Algorithms 1 and 2. The result equals that of torch.nn.functional.batch_norm, up to
+        torch's rounding.
 
     Example:
         >>> batch_norm(torch.tensor([[1e5], [2e5]]), None, None, training=True).flatten()

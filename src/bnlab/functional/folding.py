@@ -1,4 +1,4 @@
-"""BN with fixed statistics as part of the linear layer before or behind it."""
+"""Folding BN with fixed statistics into the linear layer before or after it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["fold_into_consumer", "fold_into_producer", "scale_and_shift"]
 def scale_and_shift(
     mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Return a and b of y = a x + b, to which BN with fixed statistics comes down.
+    """Return a and b of y = a x + b, the form of BN with fixed statistics.
 
     a = gamma/sqrt(var + eps), b = beta - mean a; each of shape (C,), float64.
 
@@ -29,17 +29,17 @@ def scale_and_shift(
 def fold_into_producer(
     scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool = False, groups: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of the convolution or linear layer that BN follows, with the BN in them.
+    """Return the weight and bias of the convolution or linear layer before the BN, with the BN folded in.
 
-    W' = a W along the output channels, b' = a b + shift; computed in float64 and rounded once.
+    W' = a W along the output channels, and b' = a b + shift. Both are computed in float64 and rounded once.
 
     Args:
         scale: a of :func:`scale_and_shift`, shape (C_out,).
         shift: b of :func:`scale_and_shift`, shape (C_out,).
         weight: Shape (C_out, C_in/groups, *kernel); (C_in, C_out/groups, *kernel) if transposed.
         bias: Shape (C_out,) or None.
-        transposed: Whether it is a transposed convolution.
-        groups: Of the convolution.
+        transposed: Whether the layer is a transposed convolution.
+        groups: The number of groups of the convolution.
 
     Returns:
         Weight and bias, in the dtype of `weight`.
@@ -58,17 +58,17 @@ def fold_into_producer(
 def fold_into_consumer(
     scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor | None, *, groups: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of the convolution or linear layer behind the BN, with the BN in them.
+    """Return the weight and bias of the convolution or linear layer after the BN, with the BN folded in.
 
-    W' = W a along the input channels, b' = b + W shift summed over input channels and kernel. Exact only where no
-    padding is added between the two, for BN does not map 0 to 0.
+    W' = W a along the input channels, and b' = b + W shift, summed over the input channels and the kernel. The fold is
+    exact only where no padding is added between the two, because BN does not map 0 to 0.
 
     Args:
         scale: Shape (C_in,).
         shift: Shape (C_in,).
         weight: Shape (C_out, C_in/groups, *kernel).
         bias: Shape (C_out,) or None.
-        groups: Of the convolution.
+        groups: The number of groups of the convolution.
     """
     wide = widened(weight).reshape(groups, -1, *weight.shape[1:])
     trailing = [1] * (weight.dim() - 2)

@@ -1,4 +1,4 @@
-"""Moments of a batch, and how they merge."""
+"""The moments of a batch, and how they merge."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squared deviations of each channel.
+    """The count, mean and sum of squared deviations of each channel.
 
     Attributes:
         count: Values per channel, N*prod(spatial), or the sum of their weights. Shape (), float64.
@@ -42,17 +42,17 @@ class Moments:
 
     @property
     def var(self) -> Tensor:
-        """Biased variance m2/count: what Algorithm 1 normalises with. Shape (C,)."""
+        """Biased variance m2/count, with which Algorithm 1 normalises. Shape (C,)."""
         return self.m2 / self.count.clamp(min=1)
 
     @property
     def unbiased_var(self) -> Tensor:
-        """Unbiased variance m2/(count - 1): what torch's running_var averages. Shape (C,); 0 for a count of 1."""
+        """Unbiased variance m2/(count - 1), which torch's running_var averages. Shape (C,); 0 for a count of 1."""
         return self.m2 / (self.count - 1).clamp(min=1)
 
 
 def widened(x: Tensor) -> Tensor:
-    """Return `x` in float64, in which the square of any float32 is finite; in float32 where there is no float64."""
+    """Return `x` in float64, where the square of any float32 is finite, or in float32 on devices without float64."""
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
@@ -62,10 +62,10 @@ def per_channel(values: Tensor, x: Tensor) -> Tensor:
 
 
 def channel_sum(values: Tensor) -> Tensor:
-    """Sum over every dimension but that of the channels, in an order that no thread count changes.
+    """Sum over every dimension except the channels, in an order that does not depend on the number of threads.
 
-    torch splits a sum between threads by channel, but a sum to a single number anywhere: one channel is summed in 64
-    fixed parts.
+    torch splits a sum over several channels between threads by channel, but a sum to a single number at any place. This
+    function therefore sums a single channel in 64 fixed parts.
 
     Args:
         values: Shape (N, C, *spatial).
@@ -85,22 +85,22 @@ def position_weights(mask: Tensor, x: Tensor) -> Tensor:
 
 
 def sum_of_weights(mask: Tensor, x: Tensor) -> Tensor:
-    """Return the count of values per channel that a mask leaves. Shape (), float64."""
+    """Return the number of values per channel under a mask: the sum of its weights. Shape (), float64."""
     return channel_sum(position_weights(mask, x)).squeeze(0)
 
 
 def batch_moments(x: Tensor, mask: Tensor | None = None) -> Moments:
     """Return the moments of every channel over a batch, in two passes.
 
-    mu = 1/m sum x_i, m2 = sum (x_i - mu)^2 - (sum (x_i - mu))^2 / m; the second term is 0 but for rounding.
+    mu = 1/m sum x_i, m2 = sum (x_i - mu)^2 - (sum (x_i - mu))^2 / m; the second term only corrects rounding errors.
 
     Args:
         x: Activations. Shape (N, C, *spatial); any float dtype and layout.
-        mask: Weight of every position, >= 0; 0 or False for padding, whose values are not looked at and may be NaN.
+        mask: Weight of every position, >= 0; 0 or False for padding, whose values are ignored and may be NaN.
             Broadcasts to (N, 1, *spatial).
 
     Returns:
-        The moments; count 0, mean 0 and m2 0 for an empty batch.
+        The moments. An empty batch has count 0, mean 0 and m2 0.
 
     Source:
         Ioffe and Szegedy 2015, Algorithm 1; Chan, Golub and LeVeque 1983 for the corrected second pass.
@@ -127,12 +127,12 @@ def batch_moments(x: Tensor, mask: Tensor | None = None) -> Moments:
 
 
 def without_padding_garbage(x: Tensor, mask: Tensor) -> Tensor:
-    """Return `x` with 0 where the mask is 0 and the value is not finite: padding must reach no gradient."""
+    """Return `x` with 0 where the mask is 0 and the value is not finite, to keep padding out of the gradients."""
     return torch.where((mask > 0) | torch.isfinite(x), x, 0)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Merge the moments of two batches: exact, in any order.
+    """Merge the moments of two batches. The result is exact in any order.
 
     n = n_a + n_b, mu = mu_a + d n_b/n, M2 = M2_a + M2_b + d^2 n_a n_b/n with d = mu_b - mu_a.
 
@@ -145,17 +145,17 @@ def merge(a: Moments, b: Moments) -> Moments:
 def population_moments(
     batches: Iterable[Moments], estimator: Literal["population", "within-batch"] = "population"
 ) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of the population that mini-batches were drawn from: what Algorithm 2 infers with.
+    """Return the mean and variance of the population of the mini-batches, with which Algorithm 2 does inference.
 
     Args:
         batches: Moments of the mini-batches, each with a count of at least 1.
-        estimator: "population" pools them exactly, by the law of total variance; "within-batch" averages the means
-            and unbiased variances of the batches, each weighted by its count: for batches of one size the paper's
-            E[x] = E_B[mu_B], Var[x] = m/(m-1) E_B[sigma_B^2], which torch's running statistics estimate and which
-            leaves out how much the batches differ.
+        estimator: "population" pools the moments exactly, by the law of total variance. "within-batch" averages the
+            means and unbiased variances of the batches, each weighted by its count. For batches of one size this is
+            the paper's E[x] = E_B[mu_B], Var[x] = m/(m-1) E_B[sigma_B^2]. torch's running statistics estimate it, and
+            it leaves out the variance between batches.
 
     Returns:
-        Mean and unbiased variance, each of shape (C,), float64.
+        The mean and the unbiased variance, each of shape (C,), float64.
 
     Source:
         Ioffe and Szegedy 2015, Algorithm 2; Wu and Johnson 2021, appendix A.2.

@@ -18,12 +18,12 @@ def renorm_correction(
     r = clip(sigma_B/sigma, 1/r_max, r_max), d = clip((mu_B - mu)/sigma, -d_max, d_max), sigma = sqrt(var + eps).
 
     Args:
-        mean: mu_B, that of the batch. Shape (C,).
-        var: That of the batch, biased. Shape (C,).
+        mean: mu_B, the mean of the batch. Shape (C,).
+        var: The biased variance of the batch. Shape (C,).
         running_mean: mu, before this batch. Shape (C,).
         running_var: sigma^2 - eps, before this batch. Shape (C,).
         limits: r_max and d_max. Shape (2,).
-        eps: Added to either variance.
+        eps: Added to both variances.
 
     Returns:
         r: Shape (C,), float64.

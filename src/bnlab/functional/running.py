@@ -14,17 +14,18 @@ def moving_average(running: Tensor, new: Tensor, momentum: float | Tensor | None
     """Return (1 - a) running + a new: one update of the running statistics.
 
     Args:
-        running: Old value; any shape.
-        new: Value of the new batch, same shape; for the variance the unbiased one.
-        momentum: a, the weight of the NEW batch (torch's sense; 1 minus the decay of Keras, Flax and ONNX). None
+        running: The old value; any shape.
+        new: The value of the new batch, same shape. For the variance, this is the unbiased variance.
+        momentum: a, the weight of the NEW batch as in torch, which is 1 minus the decay of Keras, Flax and ONNX. None
             stands for 1/updates: the running value is then the plain average of all batches.
-        updates: Number of updates including this one; used only where momentum is None.
+        updates: The number of updates including this one. It matters only where momentum is None.
 
     Returns:
-        New value; dtype and shape of `running`. A finite value beyond its range becomes its largest finite value.
+        The new value, in the dtype and shape of `running`. A finite value beyond the range of the dtype becomes its
+        largest finite value.
 
     Source:
-        torch.nn.functional.batch_norm, to one rounding.
+        torch.nn.functional.batch_norm, up to one rounding.
 
     Example:
         >>> moving_average(torch.zeros(1), torch.tensor([150000.0]), 0.1)
@@ -33,8 +34,8 @@ def moving_average(running: Tensor, new: Tensor, momentum: float | Tensor | None
     a = _reciprocal(updates, new) if momentum is None else momentum
     wide = running.to(new.dtype)
     largest = torch.finfo(running.dtype).max
-    moved = torch.lerp(wide, new, a) if isinstance(a, float) else wide + a * (new - wide)
-    return torch.where(moved.isfinite(), moved.clamp(-largest, largest), moved).to(running.dtype)
+    average = torch.lerp(wide, new, a) if isinstance(a, float) else wide + a * (new - wide)
+    return torch.where(average.isfinite(), average.clamp(-largest, largest), average).to(running.dtype)
 
 
 def _reciprocal(updates: int | Tensor, like: Tensor) -> float | Tensor:
@@ -42,19 +43,20 @@ def _reciprocal(updates: int | Tensor, like: Tensor) -> float | Tensor:
 
 
 def debias(mean: Tensor, var: Tensor, momentum: float, updates: int) -> tuple[Tensor, Tensor]:
-    """Remove the initial 0 and 1 from running statistics.
+    """Remove the share of the initial values 0 and 1 from running statistics.
 
-    mean / (1 - (1-a)^k) and (var - (1-a)^k) / (1 - (1-a)^k): valid if a never changed and the buffers began at 0 and 1.
+    mean / (1 - (1-a)^k) and (var - (1-a)^k) / (1 - (1-a)^k). This holds if a never changed and the buffers
+    began at 0 and 1.
 
     Source:
-        Geometric series; Adam's zero-debiasing with an initial variance of 1.
+        The geometric series; the bias correction of Adam (Kingma and Ba 2015, section 3) with an initial variance of 1.
     """
     left = (1 - momentum) ** updates
     return mean / (1 - left), (var - left) / (1 - left)
 
 
 def updates_to_forget(momentum: float, remaining: float = 0.01) -> float:
-    """Return after how many updates the initial values keep the weight `remaining`: ln(r)/ln(1 - a).
+    """Return the number of updates after which the initial values weigh `remaining`: ln(r)/ln(1 - a).
 
     Example:
         >>> round(updates_to_forget(0.1), 1)
@@ -64,9 +66,9 @@ def updates_to_forget(momentum: float, remaining: float = 0.01) -> float:
 
 
 def effective_batches(momentum: float) -> float:
-    """Return how many equally weighted batches a settled moving average is worth: (2 - a)/a.
+    """Return the number of equally weighted batches that a settled moving average is worth: (2 - a)/a.
 
-    Its variance is that of a batch statistic times a/(2 - a).
+    The variance of the average is that of a batch statistic times a/(2 - a).
 
     Example:
         >>> round(effective_batches(0.1), 6)

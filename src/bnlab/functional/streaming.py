@@ -1,4 +1,4 @@
-"""Moments of values that arrive in blocks, and the one formula by which blocks merge."""
+"""The moments of values that arrive in blocks, and the formula that merges blocks."""
 
 from __future__ import annotations
 
@@ -17,40 +17,42 @@ Count = TypeVar("Count", float, Tensor)
 def merged_moments(
     count: Count, mean: Array, m2: Array, more_count: Count, more_mean: Array, more_m2: Array
 ) -> tuple[Count, Array, Array]:
-    """Return count, mean and m2 of two blocks together: exact, in any order, for counts that are weights too.
+    """Return the count, mean and m2 of two blocks together.
+
+    The result is exact in any order, also for counts that are sums of weights.
 
     n = n_a + n_b, mu = mu_a + d n_b/n, M2 = M2_a + M2_b + d^2 n_a n_b/n with d = mu_b - mu_a.
 
     Args:
         count: Values per channel of one block, or the sum of their weights, >= 0.
-        mean: Its mean; any shape, float64.
-        m2: Its sum of squared deviations from the mean; the shape of `mean`.
+        mean: The mean of this block; any shape, float64.
+        m2: The sum of squared deviations of this block from its mean; the shape of `mean`.
         more_count: Values per channel of the other block.
-        more_mean: Its mean.
-        more_m2: Its sum of squared deviations.
+        more_mean: The mean of the other block.
+        more_m2: The sum of squared deviations of the other block.
 
     Source:
         Chan, Golub and LeVeque 1983, equation 2.1.
     """
     together = count + more_count
-    total = together + (together == 0)  # two empty blocks are an empty one
+    total = together + (together == 0)  # avoids 0/0: two empty blocks make an empty one
     difference = more_mean - mean
     share = more_count / total
     return together, mean + difference * share, m2 + more_m2 + difference * (difference * (count * share))
 
 
 class StreamingMoments(Generic[Array]):
-    """Count, mean and variance of what arrives block by block, in float64 and in the memory of one block's mean.
+    """The count, mean and variance of values that arrive block by block, in float64.
 
-    Arrays of numpy and tensors are both taken, but not mixed.
+    The memory is that of the mean of one block. Blocks are numpy arrays or tensors, but not both.
 
     Args:
-        zeros: Zeros in the shape of one value, such as (C,), float64: an array of numpy or a tensor.
+        zeros: Zeros in the shape of one value, such as (C,), float64: a numpy array or a tensor.
 
     Attributes:
-        count: Values so far, or the sum of their weights.
-        mean: Their mean; the shape of `zeros`, input units.
-        m2: Sum of squared deviations from the mean; the shape of `zeros`, squared input units.
+        count: The number of values so far, or the sum of their weights.
+        mean: The mean of these values; the shape of `zeros`, input units.
+        m2: The sum of squared deviations from the mean; the shape of `zeros`, squared input units.
 
     Source:
         Chan, Golub and LeVeque 1983, equation 2.1.
@@ -70,18 +72,19 @@ class StreamingMoments(Generic[Array]):
         self.m2: Array = zeros
 
     def add(self, count: float, mean: Array, m2: Array | None = None) -> None:
-        """Take in a block.
+        """Add a block.
 
         Args:
-            count: Values in the block, or the sum of their weights, >= 0.
-            mean: Their mean.
-            m2: Sum of their squared deviations from the mean; 0 if None, which makes `mean` one value with a weight.
+            count: The number of values in the block, or the sum of their weights, >= 0.
+            mean: The mean of the block.
+            m2: The sum of squared deviations of the block from its mean. None stands for 0: `mean` is then a single
+                value of weight `count`.
         """
         more_m2: Array = self.m2 * 0 if m2 is None else m2
         self.count, self.mean, self.m2 = merged_moments(self.count, self.mean, self.m2, float(count), mean, more_m2)
 
     def add_rows(self, rows: Array) -> None:
-        """Take in values one below the other, of the shape (K, *shape of one value), each with the weight 1."""
+        """Add K values of weight 1, stacked along dimension 0: shape (K, *shape of one value)."""
         if not len(rows):
             return
         deviations: Array = rows - self.mean
@@ -90,7 +93,7 @@ class StreamingMoments(Generic[Array]):
 
     @property
     def var(self) -> Array:
-        """Biased variance m2/count; 0 where there is nothing yet."""
+        """Biased variance m2/count; 0 before the first block."""
         return self.m2 / (self.count or 1.0)
 
     @property

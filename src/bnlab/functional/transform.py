@@ -13,8 +13,8 @@ __all__ = ["batch_norm_backward", "normalize"]
 def normalize(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Return gamma (x - mean)/sqrt(var + eps) + beta, computed in float64 and rounded once.
 
-    With batch statistics this is the forward pass of Algorithm 1, with population or running statistics the inference
-    of Algorithm 2.
+    With batch statistics this is the forward pass of Algorithm 1. With population or running statistics it is the
+    inference of Algorithm 2.
 
     Args:
         x: Activations. Shape (N, C, *spatial); any float dtype.
@@ -47,13 +47,13 @@ def batch_norm_backward(
     mask: Tensor | None = None,
     moments: Moments | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of the transform with batch statistics, in closed form.
+    """Return the gradients of the transform with batch statistics in closed form.
 
     dx_i = gamma r (dy_i - w_i/W (sum_j dy_j + x_hat_i sum_j dy_j x_hat_j)) with r = 1/sqrt(var + eps), weights w_i of
     sum W (all 1 without a mask), dgamma = sum dy_j x_hat_j, dbeta = sum dy_j.
 
-    Made of differentiable operations: differentiated again it gives the second derivative, provided that `moments` is
-    not given, for they depend on `x`.
+    The operations are differentiable, and differentiating them gives the second derivative. For that, do not pass
+    `moments`: they depend on `x`.
 
     Args:
         grad: dL/dy. Shape of `x`.
@@ -61,7 +61,7 @@ def batch_norm_backward(
         weight: gamma, shape (C,); 1 if None.
         eps: As in the forward pass.
         mask: As in the forward pass; broadcasts to (N, 1, *spatial).
-        moments: Those of the forward pass, to save computing them again.
+        moments: The moments of the forward pass, to avoid computing them again.
 
     Returns:
         dx: Shape and dtype of `x`.
@@ -69,7 +69,7 @@ def batch_norm_backward(
         dbeta: Shape (C,), float64.
 
     Source:
-        Ioffe and Szegedy 2015, section 3, with dmu and dsigma^2 inserted.
+        Ioffe and Szegedy 2015, section 3, after substitution of dmu and dsigma^2.
     """
     moments = batch_moments(x, mask) if moments is None else moments
     dy, values = widened(grad), widened(x)

@@ -1,4 +1,4 @@
-"""The BN operators and where they run."""
+"""The BN operators, and the choice of the backend that runs them."""
 
 from bnlab.kernels.compiled import batch_norm_train, renorm_correction
 from bnlab.kernels.dispatch import BACKENDS, Choice, choose

@@ -1,4 +1,4 @@
-"""The one decision: what runs a request, and why nothing that is preferred to it does."""
+"""The choice of the backend that runs a request, with the reasons against each preferred one."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ Way = Literal["eager kernel", "compiler operator", "operator", "formulas"]
 """How a batch runs.
 
 eager kernel: one native kernel normalises, adds, activates and moves the running statistics (`kernels.eager`).
-compiler operator: one operator of torch.library does, but for the running statistics (`kernels.compiled`).
-operator: `bnlab::batch_norm_train` on a backend; torch's operators do the rest.
-formulas: torch's operators alone.
+compiler operator: one operator of torch.library normalises, adds and activates (`kernels.compiled`).
+operator: `bnlab::batch_norm_train` normalises on a backend, and torch's operators do the rest.
+formulas: torch's operators do everything.
 """
 
 _REASONS = {
-    "compiler": "a compiler wants operators it can see through",
-    "exporter": "an exporter wants operators that every consumer knows",
+    "compiler": "a compiler needs operators that it can see through",
+    "exporter": "an exporter needs operators that every consumer knows",
     "tracer": "torch.jit traces torch's own operators",
-    "transform": "torch.func and forward mode want formulas",
-    "subclass": "a subclass of Tensor wants torch's own operators",
+    "transform": "torch.func and forward mode need formulas",
+    "subclass": "a subclass of Tensor needs torch's own operators",
 }
-"""Why the eager kernel does not run where somebody sees the operations."""
+"""Why the eager kernel does not run, by the context that sees the operations."""
 
 
 class Backend(Protocol):
-    """What a backend module offers."""
+    """The functions that a backend module offers."""
 
     def refuse(self, request: Request) -> str | None:
-        """Return why this backend does not meet the numeric policy for a request, or None if it does."""
+        """Return the reason against this backend for a request, or None if it is accurate enough."""
 
     def forward(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor | None, eps: float
@@ -52,17 +52,17 @@ class Backend(Protocol):
 
 
 BACKENDS: dict[str, Backend] = {"native": native, "aten": aten, "reference": reference}
-"""In order of preference; the last never refuses."""
+"""The backends in order of preference. The last one never refuses."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs a request, and the reason against each that was preferred to it.
+    """The backend that runs a request, and the reasons against each preferred one.
 
     Attributes:
-        name: Whose kernels run: key of `BACKENDS`, or "torch" where fixed statistics are a scale and a shift.
-        way: How they run.
-        passed_over: Name and reason of each way or backend that comes first and was not taken.
+        name: The backend: a key of `BACKENDS`, or "torch" where fixed statistics are a scale and a shift.
+        way: How the batch runs.
+        passed_over: The name of each preferred way or backend, with the reason against it.
     """
 
     name: str
@@ -70,33 +70,33 @@ class Choice:
     passed_over: tuple[tuple[str, str], ...]
 
     def __str__(self) -> str:
-        """Return "native", or "torch (eager kernel: it knows no gelu)"."""
+        """Return "native", or "torch (eager kernel: it does not support gelu)"."""
         reasons = "; ".join(f"{name}: {reason}" for name, reason in self.passed_over)
         return f"{self.name} ({reasons})" if reasons else self.name
 
 
 def choose(request: Request) -> Choice:
-    """Return what runs a request: the first in the order of preference that can."""
+    """Return the first backend, in the order of preference, that can run a request."""
     if request.context in ("compiler", "exporter"):
         return _constant(*request)
-    return _remembered(request)
+    return _cached_choice(request)
 
 
 def _constant(*fields: object) -> Choice:
-    """Return the choice for the fields of a request: a constant of the graph that is compiled."""
-    return _remembered(Request(*fields))  # type: ignore[arg-type]
+    """Return the choice for the fields of a request. It is a constant of a compiled graph."""
+    return _cached_choice(Request(*fields))  # type: ignore[arg-type]
 
 
-# what torch.compiler.assume_constant_result sets, and needs the whole compiler to be imported for
+# torch.compiler.assume_constant_result sets this attribute too, but it imports the whole compiler.
 _constant._dynamo_marked_constant = True  # type: ignore[attr-defined] # noqa: SLF001
 
 
 @lru_cache(maxsize=1024)
-def _remembered(request: Request) -> Choice:
+def _cached_choice(request: Request) -> Choice:
     passed_over: list[tuple[str, str]] = []
     without_native = native.refuse(request)
     if request.by_layer and without_native is None:
-        way, reason = _in_one(request)
+        way, reason = _one_kernel_way(request)
         if reason is None:
             return Choice("native", way, ())
         passed_over.append((way, reason))
@@ -106,8 +106,8 @@ def _remembered(request: Request) -> Choice:
     return _on_a_backend(request, passed_over)
 
 
-def _in_one(request: Request) -> tuple[Way, str | None]:
-    """Return the way to run everything in one native kernel, and what is against it."""
+def _one_kernel_way(request: Request) -> tuple[Way, str | None]:
+    """Return the way to run everything in one native kernel, and the reason against it."""
     if request.context == "compiler":
         return "compiler operator", _against_the_compiler_operator(request)
     return "eager kernel", _against_the_eager_kernel(request)
@@ -130,9 +130,9 @@ def _against_the_eager_kernel(request: Request) -> str | None:
     if reason is not None:
         return reason
     if request.count < 2:
-        return "it wants more than one value per channel"
+        return "it needs more than one value per channel"
     if not request.is_dense:
-        return "it reads contiguous and channels_last input"
+        return "it reads contiguous and channels_last input only"
     if request.buffers != "fit":
         return f"the running statistics are {_BUFFERS[request.buffers]}"
     return None
@@ -141,26 +141,26 @@ def _against_the_eager_kernel(request: Request) -> str | None:
 _BUFFERS = {
     "narrow": "kept in half precision",
     "withheld": "withheld",
-    "counted otherwise": "counted by something else than an int64",
+    "counted otherwise": "counted by a tensor that is not int64",
 }
 
 
 def _against_the_compiler_operator(request: Request) -> str | None:
     if request.statistics == "running":
-        return "it is for the statistics of the batch"
+        return "it supports batch statistics only"
     if request.activation is None:
         return "no activation follows"
     return _against_one_kernel(request)
 
 
 def _against_one_kernel(request: Request) -> str | None:
-    """Return what neither way to run everything in one kernel can do."""
+    """Return the reason against both ways to run everything in one kernel, or None."""
     if request.is_special:
-        return "the layer has a way of its own to normalise"
+        return "the layer normalises or updates in its own way"
     if request.masked:
-        return "it knows no mask"
+        return "it does not support masks"
     if request.activation is not None and not _is_known(request.activation):
-        return f"it knows no {request.activation}"
+        return f"it does not support {request.activation}"
     if request.residual == "differs":
         return "the residual has another shape, dtype or layout"
     return None

@@ -1,6 +1,7 @@
-"""BN with what follows it as one node of the graph, in eager mode on the CPU: the least work a step can be.
+"""BN with a residual and an activation as one node of the autograd graph, in eager mode on the CPU.
 
-One operator normalises, adds a residual, applies the activation and moves the running statistics. `dispatch` says when.
+One operator normalises, adds the residual, applies the activation and updates the running statistics. `dispatch`
+decides when it runs.
 """
 
 from __future__ import annotations
@@ -31,22 +32,22 @@ def train_in_one_kernel(
     activation: str | None,
     skip_nonfinite: bool,
 ) -> tuple[Tensor, int]:
-    """Return activation(BN(x) + residual) with the statistics of the batch, and what became of the running ones.
+    """Return activation(BN(x) + residual) with batch statistics, and the status of the running-statistics update.
 
     Args:
         x: Shape (N, C, *spatial), at least 2 values per channel.
         residual: Shape, dtype and strides of `x`, or None.
         weight: Shape (C,) or None.
         bias: Shape (C,) or None.
-        running: What to move.
-        momentum: Weight of the new batch; None for 1/batches.
+        running: The buffers to update.
+        momentum: Weight of the new batch; None stands for 1/batches.
         eps: Added to the variance.
-        activation: One that the kernels know, or None.
-        skip_nonfinite: Whether a batch with an inf or NaN leaves the running statistics and their counter alone.
+        activation: An activation that the kernels support, or None.
+        skip_nonfinite: Whether a batch with an inf or NaN leaves the running statistics and their counter unchanged.
 
     Returns:
         y: Shape, dtype and strides of `x`; differentiable to any order.
-        status: `calls.SATURATED`, or 0, or that the batch was skipped.
+        status: `calls.SATURATED`, 0, or the status of a skipped batch.
     """
     form = form_of(True, eps, activation, residual is not None)
     rate = -1.0 if momentum is None else momentum
@@ -69,7 +70,7 @@ def eval_in_one_kernel(
     eps: float,
     activation: str | None,
 ) -> Tensor:
-    """Return activation(BN(x) + residual) with fixed statistics; arguments as for :func:`train_in_one_kernel`."""
+    """Return activation(BN(x) + residual) with fixed statistics. For arguments see :func:`train_in_one_kernel`."""
     form = form_of(False, eps, activation, residual is not None)
     if not torch.is_grad_enabled():
         return calls.apply(x, residual, mean, var, weight, bias, form)[0]
@@ -139,7 +140,7 @@ class _Eval(torch.autograd.Function):
 
 
 class _Scale(torch.autograd.Function):
-    """Eval mode without parameters that train: the gradient needs nothing of the size of the input."""
+    """Eval mode without trainable parameters: the gradient needs no tensor of the size of the input."""
 
     @staticmethod
     def forward(
@@ -168,7 +169,7 @@ class _Scale(torch.autograd.Function):
 def _gradients(ctx: Any, dy: Tensor, want_dx: bool, want_dresidual: bool) -> tuple[Tensor | None, ...]:  # noqa: ANN401
     """Return the gradients of x, residual, weight and bias, each None where there is nothing to differentiate.
 
-    Those of the parameters are as wide as the kernel leaves them: autograd rounds them to the dtype of a parameter.
+    The gradients of the parameters keep the dtype of the kernel. Autograd rounds them to the dtype of the parameter.
     """
     form: Form = ctx.form
     if torch.is_grad_enabled():
@@ -195,12 +196,12 @@ def _gradients(ctx: Any, dy: Tensor, want_dx: bool, want_dresidual: bool) -> tup
 
 
 def differentiable(form: Form, saved: tuple[Any, ...], dy: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the gradients made of operations that can be differentiated again, for a second derivative.
+    """Return the gradients by differentiable operations, for a second derivative.
 
     Args:
-        form: Of the forward pass.
-        saved: x, weight, bias, moments and bits of the forward pass; None where there is none.
-        dy: Gradient of the output.
+        form: The form of the forward pass.
+        saved: x, weight, bias, moments and bits of the forward pass, each None where the forward pass had none.
+        dy: The gradient of the output.
     """
     x, weight, bias, moments, bits = saved
     through = dy if form.activation == 0 else dy * _activation_derivative(form, x, weight, bias, moments, bits)
@@ -232,7 +233,7 @@ def _trains(parameter: Tensor | None) -> bool:
 
 
 def in_dtype_of(values: Tensor, parameter: Tensor | None) -> Tensor:
-    """Return values in the dtype of a parameter, or as they are where there is none."""
+    """Return values in the dtype of a parameter, or unchanged if there is no parameter."""
     return values if parameter is None or values.dtype == parameter.dtype else values.to(parameter.dtype)
 
 
@@ -241,7 +242,7 @@ def _gradient_for(values: Tensor, parameter: Tensor | None) -> Tensor | None:
 
 
 def _applied(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """Return what applies a function without looking for transforms of torch.func again: the request has looked."""
+    """Return the `apply` of a function without its test for torch.func: the request has made this test already."""
     apply: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     return apply
 

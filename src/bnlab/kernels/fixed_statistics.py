@@ -1,4 +1,4 @@
-"""BN with fixed statistics as torch's own operators, for where the eager kernel does not run."""
+"""BN with fixed statistics by torch's own operators, where the eager kernel does not run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ __all__ = ["batch_norm_eval"]
 def batch_norm_eval(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    """Normalise with fixed statistics: a scale and a shift, formed in float64.
+    """Normalise with fixed statistics: a scale and a shift, computed in float64.
 
-    (x - K) a + b' with K = mean rounded to the dtype of the arithmetic: x - K does not round near the mean, as
-    a x + (b - a mean) does. With parameters that need no gradient nothing of the size of `x` is kept for backward.
+    The formula is (x - K) a + b', where K is the mean, rounded to the dtype of the arithmetic. Near the mean, x - K is
+    exact, while a x + (b - a mean) rounds. If the parameters need no gradient, no tensor of the size of `x` is kept for
+    the backward pass.
 
     An exporter sees torch's own operator, which every consumer knows.
 

@@ -1,4 +1,4 @@
-"""Registration of operators with torch.library, as often as it is asked for."""
+"""Registration of operators with torch.library, which may be repeated."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _KEPT = "_bnlab_registrations"
 
 
 def fresh_library(namespace: str) -> Library:
-    """Return a library of torch.library that holds what bnlab registers in a namespace, without what it held before.
+    """Return an empty library of torch.library for a namespace of bnlab, and drop what bnlab registered there before.
 
-    An import that was interrupted, or is done again, leaves registrations whose functions belong to modules that are
-    gone. torch keeps the namespace for as long as the process lives, so the library that filled it is kept there.
+    An import that was interrupted or repeated leaves registrations whose functions belong to modules that are gone.
+    torch keeps the namespace as long as the process lives, so this function stores the library there.
     """
     operators = getattr(torch.ops, namespace)
     before: Library | None = vars(operators).get(_KEPT)
@@ -40,12 +40,12 @@ def define(
     """Register an operator.
 
     Args:
-        library: Of `fresh_library`.
-        name: Name with its namespace, such as "bnlab::batch_norm_train".
-        schema: Its arguments and results.
-        kernel: What it does.
-        fake: What shapes, dtypes and strides it returns.
-        device: The devices the kernel is for, as in torch.library.impl.
+        library: The result of `fresh_library`.
+        name: The name with its namespace, such as "bnlab::batch_norm_train".
+        schema: The arguments and results of the operator.
+        kernel: The function that computes the operator.
+        fake: The function that returns the shapes, dtypes and strides of the results.
+        device: The devices of the kernel, as in torch.library.impl.
     """
     torch.library.define(name, schema, lib=library)
     torch.library.impl(name, device, kernel, lib=library)

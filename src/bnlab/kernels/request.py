@@ -1,4 +1,4 @@
-"""What is asked of the kernels: all that the decision between them depends on."""
+"""A request to the kernels: everything that the choice of a backend depends on."""
 
 from __future__ import annotations
 
@@ -24,27 +24,28 @@ _is_compiling = torch.compiler.is_compiling
 _tracing_state = torch._C._get_tracing_state  # noqa: SLF001 - what torch.jit.is_tracing asks
 _has_transforms = torch._C._are_functorch_transforms_active  # noqa: SLF001
 _ENOUGH = 2
-"""Values per channel beyond which no decision depends on their number."""
+"""From this number of values per channel on, no choice depends on the number."""
 
 
 class Request(NamedTuple):
-    """What is to be done to one batch.
+    """A request to process one batch.
 
-    The defaults are those of a call of an operator, which normalises by the batch and does nothing else.
+    The defaults describe the call of an operator that normalises with batch statistics and does nothing else.
 
     Attributes:
         device: Type of device, such as "cpu".
         dtype: Name of the dtype of the input, such as "float32".
         masked: Whether positions are weighted.
-        count: Values per channel; `of` and `of_layer` call 2 and more 2.
-        by_layer: Whether a layer asks, which applies an activation, adds a residual and moves running statistics too.
-        statistics: What normalises: the statistics of the batch, or the running ones.
-        activation: What is applied last.
+        count: Values per channel. `of` and `of_layer` reduce larger numbers to 2.
+        by_layer: Whether a layer makes the request. A layer may also add a residual, activate and update statistics.
+        statistics: The statistics that normalise: those of the batch, or the running ones.
+        activation: The activation that is applied last.
         residual: "none"; "fits": a dense tensor of the shape, dtype and strides of the input; or "differs".
         is_dense: Whether the input is contiguous, channels_last or channels_last_3d.
-        buffers: Running statistics that move: they "fit" the kernels, are "narrow" (half precision) or "withheld".
-        is_special: Whether the class of the layer normalises by the batch, or moves the running statistics, in a way
-            of its own.
+        buffers: Running statistics to update: they "fit" the kernels, are "narrow" (half precision), "withheld" or
+            "counted otherwise" than by an int64.
+        is_special: Whether the class of the layer overrides how to normalise by the batch or how to update the running
+            statistics.
         context: Who sees the operations: nobody ("eager"), a compiler, an exporter, torch.jit's tracer, a transform of
             torch.func or forward-mode differentiation, or a subclass of Tensor.
     """
@@ -52,7 +53,7 @@ class Request(NamedTuple):
     device: str
     dtype: str
     masked: bool
-    count: int  # type: ignore[assignment] # the vocabulary's word; nobody counts the fields of a request
+    count: int  # type: ignore[assignment] # hides tuple.count, which nobody calls on a request
     by_layer: bool = False
     statistics: Statistics = "batch"
     activation: Activation | None = None
@@ -82,7 +83,7 @@ class Request(NamedTuple):
     ) -> Request:
         """Return the request of a layer for an input of the shape (N, C, *spatial).
 
-        Every step of a training asks: the tuple is made without a call of the class, which costs as much as the rest.
+        Every training step calls this. It makes the tuple without a call of the class, which would double the time.
         """
         context = context_of(x)
         fields = (
@@ -114,7 +115,7 @@ def context_of(x: Tensor) -> Context:
 
 
 def is_transformed() -> bool:
-    """Whether a transform of torch.func or forward-mode differentiation is active, which want plain formulas."""
+    """Whether a transform of torch.func or forward-mode differentiation is active. Both need plain formulas."""
     if torch.compiler.is_compiling():
         return False
     return _has_transforms() or forward_ad._current_level >= 0  # noqa: SLF001
@@ -128,7 +129,7 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def _count(x: Tensor, context: Context) -> int:
-    """Return the values per channel, at most 2: what is compiled once for many sizes must not look at them."""
+    """Return the values per channel, at most 2. Code that is compiled once for many sizes must not read the number."""
     if context in ("compiler", "exporter"):
         return _ENOUGH
     channels = x.size(1)
@@ -136,7 +137,7 @@ def _count(x: Tensor, context: Context) -> int:
 
 
 def _fits(residual: Tensor, x: Tensor, context: Context) -> bool:
-    """Whether a kernel can read a residual beside the input; a compiler is not asked for strides."""
+    """Whether a kernel can read a residual beside the input. Strides count in eager mode only."""
     if residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device:
         return False
     return context != "eager" or (type(residual) in _TENSORS and residual.stride() == x.stride())

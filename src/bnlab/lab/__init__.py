@@ -1,7 +1,7 @@
-"""Experiments on what BN does: each claim ends in a verdict, a number and a picture.
+"""Experiments on BN: each claim ends in a verdict, a number and a picture.
 
-`list()` names them, `run(name)` runs one, `records(folder)` reads what was kept. A new one is a class derived from
-`Experiment`, and `run` takes it too.
+`list()` returns the names of the experiments, `run(name)` runs one of them, and `records(folder)` reads stored records.
+To write a new experiment, derive a class from `Experiment` and pass an instance to `run`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used: data sets and metrics need none of them."""
+    """Import a public name on its first use, because data sets and metrics need none of them."""
     from importlib import import_module
 
     if name not in _HOMES:

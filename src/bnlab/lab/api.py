@@ -1,4 +1,4 @@
-"""What `bnlab.lab` offers: list, run, records."""
+"""The public functions of `bnlab.lab`: list, run and records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Result", "list", "records", "run"]
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Result(ExperimentRecord):
-    """What `bnlab.lab.run` returns: the record, which also prints as a report and draws itself in a notebook."""
+    """The result of `bnlab.lab.run`: a record that prints as a report and draws itself in a notebook."""
 
     def __repr__(self) -> str:
         """Return one line."""
@@ -43,7 +43,7 @@ class Result(ExperimentRecord):
 
 
 def list() -> builtins.list[str]:
-    """Return the name of every experiment.
+    """Return the names of all experiments.
 
     Example:
         >>> import bnlab
@@ -64,21 +64,23 @@ def run(
     advance: Callable[[float], None] = lambda _: None,
     **settings: object,
 ) -> Result:
-    """Run an experiment with several seeds and judge its claims; on one machine the same gives the same numbers.
+    """Run an experiment with several seeds and judge its claims.
+
+    On one machine the same settings and seeds give the same numbers.
 
     Args:
-        experiment: Its name, or an experiment of your own.
-        full: Whether to use the settings of the source's size instead of the quick ones.
-        seeds: How many seeds, from 0; at least 3.
-        data_dir: Folder with data sets, in the place of `$BNLAB_DATA`.
-        folder: Where records are kept as JSON; one that is there for these settings, seeds and code is returned at
-            once. Nothing is kept if None.
-        again: Whether to run even so.
-        advance: Called with the share that is done, 0 to 1.
-        settings: Single settings in the place of the profile's.
+        experiment: The name of an experiment, or an experiment of your own.
+        full: Whether to use settings of the size of the source instead of the quick ones.
+        seeds: The number of seeds, which count from 0; at least 3.
+        data_dir: The folder with data sets, instead of `$BNLAB_DATA`.
+        folder: The folder in which records are stored as JSON. If it has a record of these settings, seeds and code,
+            `run` returns that record at once. With None, no record is stored.
+        again: Whether to run the experiment although its record is stored.
+        advance: A function that is called with the finished share, 0 to 1.
+        settings: Settings that replace those of the profile.
 
     Returns:
-        The record; in a notebook it draws itself.
+        The record, which draws itself in a notebook.
 
     Raises:
         UsageError: If there is no such experiment or setting, or there are fewer than 3 seeds.
@@ -104,7 +106,7 @@ def run(
 
 
 def records(folder: str | os.PathLike[str]) -> builtins.list[ExperimentRecord]:
-    """Return the records that were kept in a folder.
+    """Return the records that are stored in a folder.
 
     Raises:
         UsageError: If there is no such folder.

@@ -1,4 +1,4 @@
-"""Every experiment there is: those on the article first, then those of the papers."""
+"""All experiments, in the order of their list: how BN behaves first, then results of papers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def by_name(name: str) -> Experiment[Any]:
     """Return the experiment of this name.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If there is no experiment of this name.
     """
     for experiment in EXPERIMENTS:
         if experiment.name == name:

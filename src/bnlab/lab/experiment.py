@@ -1,4 +1,4 @@
-"""What every experiment is made of: settings, a pure run, claims, and a picture."""
+"""The parts of every experiment: settings, a pure run, claims, and a picture."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ __all__ = ["Claim", "Experiment", "Observation", "Tick"]
 Config = TypeVar("Config")
 
 Tick = Callable[[float], None]
-"""Called now and then with the share of a run that is done, 0 to 1."""
+"""A function that an experiment calls with the finished share of its run, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Something that a source says and a number decides.
+    """A statement of a source that a number decides.
 
     Attributes:
-        key: Short name, unique in its experiment.
+        key: A short name, unique in the experiment.
         text: The claim, a sentence without a final stop.
-        source: Where it comes from.
-        number: What is measured.
-        unit: Its unit.
-        low: Smallest value that agrees with the claim; -inf if there is none.
-        high: Largest value that does; inf if there is none.
-        tolerance: Why just that far.
-        refuted_if: What would refute it.
+        source: Where the claim comes from.
+        number: The measured number, in words.
+        unit: The unit of the number.
+        low: The smallest value that agrees with the claim; -inf if there is none.
+        high: The largest value that agrees with the claim; inf if there is none.
+        tolerance: The reason for these limits.
+        refuted_if: What would refute the claim.
     """
 
     key: str
@@ -48,12 +48,12 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What one run with one seed showed.
+    """The measurements of one run with one seed.
 
     Attributes:
-        values: For each claim its number under each condition, in order; the condition is "" where there is only one.
-        table: Columns of numbers or labels, all of one length, for the picture.
-        notes: What else is worth knowing; the same for every seed.
+        values: The number of each claim under each condition, in order. A single condition is "".
+        table: Columns of numbers or labels, all of the same length, for the picture.
+        notes: Other facts that a reader should know. They are the same for every seed.
     """
 
     values: Mapping[str, Mapping[str, float]]
@@ -65,12 +65,12 @@ class Experiment(ABC, Generic[Config]):
     """An experiment. The first line of the docstring is its title.
 
     Attributes:
-        name: What it is run by.
-        source: The article, paper or thread it comes from.
-        quick: Settings that take seconds to a few minutes on two cores; a frozen dataclass.
-        full: Settings of the size of the source.
-        claims: What it decides.
-        data_dir: Folder with data sets that `resolve` and `run` search in the place of `$BNLAB_DATA`; None for that.
+        name: The name that runs the experiment.
+        source: The paper, documentation page or thread of the claims.
+        quick: The settings that take seconds to a few minutes on two cores; a frozen dataclass.
+        full: The settings of the size of the source.
+        claims: The claims that the experiment decides.
+        data_dir: The folder with data sets that `resolve` and `run` search. None stands for `$BNLAB_DATA`.
     """
 
     name: ClassVar[str]
@@ -82,21 +82,21 @@ class Experiment(ABC, Generic[Config]):
 
     @property
     def title(self) -> str:
-        """What it is about, a sentence."""
+        """The topic of the experiment, a sentence."""
         return inspect.cleandoc(type(self).__doc__ or "").splitlines()[0]
 
     def resolve(self, config: Config) -> Config:
-        """Return the settings with what is chosen by what is there, such as a data set, filled in."""
+        """Return the settings, completed by those that depend on the machine, such as the data set."""
         return config
 
     @abstractmethod
     def run(self, config: Config, seed: int, tick: Tick) -> Observation:
-        """Run once. The same settings and seed give the same observation."""
+        """Run once. The same settings and the same seed give the same observation."""
 
     @abstractmethod
     def figure(self) -> Figure:
-        """Return how the table is drawn.
+        """Return how to draw the table.
 
-        The columns of the y axis, or of the cells, are means over the seeds; "low" and "high" are then the smallest and
-        the largest of them.
+        The column of the y axis, or of the cells, holds means over the seeds. The columns "low" and "high" hold the
+        smallest and the largest value of the seeds.
         """

@@ -1,4 +1,4 @@
-"""What a classifier is worth on labelled batches, as one number: higher is better."""
+"""Metrics of a classifier on labelled batches. Each is one number, and higher is better."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _LOGIT_KEYS = ("logits", "out")
 
 @torch.no_grad()
 def accuracy(model: nn.Module, data: Iterable[Any]) -> float:
-    """Return the share of right answers, 0 to 1: every sample counts the same, however the batches are cut.
+    """Return the share of right answers, 0 to 1. Every sample has the same weight, whatever the batch sizes are.
 
-    A sample whose scores hold a NaN is wrong. Where a sample has many labels (segmentation), it counts by its share of
-    right ones.
+    A sample whose scores hold a NaN counts as wrong. A sample with many labels (segmentation) counts by its share of
+    right answers.
 
     Args:
-        model: Returns scores (N, C, ...), C >= 2: a tensor, the first item of a tuple, the entry "logits" or "out" of
-            a dict (else its first tensor), or an attribute `logits`. Its mode is left as it is.
-        data: Batches (input, label, ...), or dicts with the key "labels" or "label", passed as keywords. Labels are
-            integers in 0..C-1 of shape (N, ...). Batches are moved to the device of the model.
+        model: A model that returns scores (N, C, ...) with C >= 2: a tensor, the first item of a tuple, the entry
+            "logits" or "out" of a dict (or else its first tensor), or an attribute `logits`. Its mode does not change.
+        data: Batches (input, label, ...), or dicts with the key "labels" or "label", which are passed as keywords.
+            Labels are integers in 0..C-1 of shape (N, ...). Batches are moved to the device of the model.
 
     Raises:
         UsageError: If data is empty or can be run through only once, a batch has no labels, or shapes do not fit.
@@ -47,12 +47,12 @@ def accuracy(model: nn.Module, data: Iterable[Any]) -> float:
 
 @torch.no_grad()
 def loss(model: nn.Module, data: Iterable[Any]) -> float:
-    """Return minus the mean cross-entropy in nats, so that higher is better: at most 0, nan if a score is.
+    """Return minus the mean cross-entropy in nats: at most 0, and higher is better. It is nan if a score is nan.
 
-    Every sample counts the same, however the batches are cut.
+    Every sample has the same weight, whatever the batch sizes are.
 
     Args:
-        model: As for `accuracy`; its scores are logits.
+        model: As for `accuracy`. Its scores are logits.
         data: As for `accuracy`.
 
     Raises:
@@ -69,14 +69,14 @@ def loss(model: nn.Module, data: Iterable[Any]) -> float:
 _METRICS: dict[str, Metric] = {"accuracy": accuracy, "loss": loss}
 
 NAMES = tuple(_METRICS)
-"""Every metric there is."""
+"""The names of all metrics."""
 
 
 def load(name: str) -> Metric:
     """Return the metric of a name in `NAMES`.
 
     Raises:
-        UsageError: If there is none of that name.
+        UsageError: If there is no metric of this name.
     """
     if name not in _METRICS:
         raise UsageError(f"metrics: name must be {' or '.join(NAMES)}, got {name!r}.")
@@ -108,7 +108,7 @@ def _mean_over_samples(
 
 
 def _answers(name: str, model: nn.Module, data: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield scores and labels of every batch, on one device and of shapes that fit."""
+    """Yield the scores and labels of every batch, on one device and with matching shapes."""
     for index, batch in enumerate(batches_of(data, model)):
         labels = _labels(batch)
         if labels is None:
@@ -147,16 +147,16 @@ def _require_fit(name: str, index: int, scores: Tensor, labels: Tensor) -> None:
 
 
 def _labels(batch: object) -> Tensor | None:
-    found: object = None
+    labels: object = None
     if isinstance(batch, Mapping):
-        found = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
+        labels = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
     elif isinstance(batch, (tuple, list)) and len(batch) > 1:
-        found = batch[1]
-    return found if isinstance(found, Tensor) and found.dim() else None
+        labels = batch[1]
+    return labels if isinstance(labels, Tensor) and labels.dim() else None
 
 
 def _scores(output: object) -> Tensor | None:
-    """Find the scores in what a model returned."""
+    """Return the scores in the output of a model, or None."""
     if isinstance(output, Mapping):
         named = next((output[key] for key in _LOGIT_KEYS if isinstance(output.get(key), Tensor)), None)
         return named if named is not None else next(iter(tensors_in(output)), None)

@@ -1,4 +1,4 @@
-"""Runs experiments: every seed, then the verdicts, as one record that is kept and not computed twice."""
+"""Runs experiments: every seed, then the verdicts, as one record that can be stored instead of computed again."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 __all__ = ["Run", "read_record", "saved"]
 
 _CODE = ("functional", "kernels", "nn", "observe", "remedies", "lab")
-"""The folders of the package whose code a result may depend on, but for other experiments."""
+"""The folders of the package whose code a result may depend on, except for other experiments."""
 
 _PACKAGES = {"torch": "torch", "numpy": "numpy", "scikit-learn": "sklearn"}
-"""What a result may depend on: the name of the package, and of its module."""
+"""The packages that a result may depend on, with their modules."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """What is to be run, validated.
+    """A validated run of an experiment.
 
     Attributes:
         experiment: The experiment, which knows its folder with data sets.
-        config: Its settings.
-        profile: "quick", "full", or "custom" if a setting was given.
-        seeds: How many, from 0; at least 3 for a verdict.
+        config: The settings.
+        profile: "quick", "full", or "custom" if the caller changed a setting.
+        seeds: The number of seeds, which count from 0; at least 3 for a verdict.
     """
 
     experiment: Experiment[Any]
@@ -65,10 +65,10 @@ class Run:
         data_dir: str | os.PathLike[str] | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> Run:
-        """Validate what was asked for.
+        """Validate the arguments and return the run.
 
         Raises:
-            UsageError: If a setting is unknown, there are too few seeds, or the folder is none.
+            UsageError: If a setting is unknown, there are too few seeds, or `data_dir` is not a folder.
         """
         config = experiment.full if full else experiment.quick
         known = [setting.name for setting in dataclasses.fields(config)]
@@ -93,11 +93,11 @@ class Run:
         return hashlib.sha256((text + _code_of(self.experiment)).encode()).hexdigest()
 
     def path(self, folder: Path) -> Path:
-        """Return where the record is kept."""
+        """Return the path of the record in a folder."""
         return folder / f"{self.experiment.name}-{self.profile}-{self.key[:12]}.json"
 
     def record(self, *, advance: Callable[[float], None] = lambda _: None) -> ExperimentRecord:
-        """Run every seed and judge; `advance` is called with the share of the whole that is done."""
+        """Run every seed and judge the claims. Calls `advance` with the finished share of the whole run."""
         start = time.monotonic()
         observations = [self._observe(seed, advance) for seed in range(self.seeds)]
         experiment = self.experiment
@@ -132,7 +132,7 @@ class Run:
 
 
 def saved(folder: Path) -> list[ExperimentRecord]:
-    """Return the records in a folder, by name; other JSON files are passed over.
+    """Return the records in a folder, sorted by file name. Other JSON files are ignored.
 
     Raises:
         UnreadableFile: If a file cannot be read.
@@ -142,10 +142,10 @@ def saved(folder: Path) -> list[ExperimentRecord]:
 
 
 def read_record(path: Path) -> ExperimentRecord | None:
-    """Return the record in a file; None if it holds something else.
+    """Return the record in a file, or None if the file holds something else.
 
     Raises:
-        UnreadableFile: If it cannot be read.
+        UnreadableFile: If the file cannot be read.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -162,7 +162,7 @@ def _as_text(config: DataclassInstance) -> dict[str, str]:
 
 
 def _code_of(experiment: Experiment[Any]) -> str:
-    """Return a hash of the code a result may depend on."""
+    """Return a hash of the code that a result may depend on."""
     own = _file_of(type(experiment))
     digest = hashlib.sha256(_methods_of(type(experiment)) if own is None else b"")
     for path in _sources(experiment):
@@ -171,7 +171,7 @@ def _code_of(experiment: Experiment[Any]) -> str:
 
 
 def _sources(experiment: Experiment[Any]) -> Iterator[Path]:
-    """Yield the files a result may depend on: the experiment's own, and what is below it, but no other experiment."""
+    """Yield the source files that a result may depend on: the experiment's own file, and no other experiment's."""
     root = Path(bnlab.__file__).parent
     own = _file_of(type(experiment))
     if own is not None:
@@ -183,7 +183,7 @@ def _sources(experiment: Experiment[Any]) -> Iterator[Path]:
 
 
 def _file_of(kind: type[Experiment[Any]]) -> Path | None:
-    """Return the file an experiment is defined in; None at a prompt or in a notebook."""
+    """Return the file that defines an experiment, or None at a prompt or in a notebook."""
     try:
         return Path(inspect.getfile(kind))
     except (OSError, TypeError):
@@ -196,13 +196,13 @@ def _methods_of(kind: type[Experiment[Any]]) -> bytes:
 
 
 def _shown_code(code: CodeType) -> str:
-    """Return what a function does, as text that is the same in every process."""
+    """Return the code of a function as text that is the same in every process."""
     constants = [_shown_code(value) if isinstance(value, CodeType) else value for value in code.co_consts]
     return repr((code.co_code, code.co_names, code.co_varnames, constants))
 
 
 def _table(tables: Sequence[Mapping[str, Sequence[float | str]]], figure: Figure) -> tuple[Column, ...]:
-    """Return one table of all seeds: what is drawn as its mean, with "low" and "high"; else as in the first seed."""
+    """Return one table of all seeds: means of the drawn column, with "low" and "high"; others as in the first seed."""
     first = tables[0]
     drawn = (figure.value or figure.y).column
     columns = {name: _column(name, values) for name, values in first.items()}

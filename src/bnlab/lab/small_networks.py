@@ -1,4 +1,4 @@
-"""Small networks, labelled images in batches, and training: what the experiments on image data share."""
+"""Small networks, batches of labelled images, and training, which the experiments on image data share."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ Batch = tuple[Tensor, Tensor]
 """Images, float32 of shape (N, channels, height, width), and labels, int64 of shape (N,)."""
 
 Norm = Callable[[int], nn.Module]
-"""Makes the normalisation layer for that many channels."""
+"""A function that returns the normalisation layer for a number of channels."""
 
-_MOST_AT_ONCE = 1000
-"""Images in a forward pass that measures the accuracy."""
+_MAX_IMAGES = 1000
+"""The largest number of images in a forward pass that measures the accuracy."""
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let what is random come from a seed for as long as the block runs."""
+    """Seed torch's random numbers inside the block, and restore their state afterwards."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         yield
@@ -51,9 +51,9 @@ def cnn(norm: Norm = nn.BatchNorm2d, *, width: int = 16, drop: float = 0.0) -> n
     """Return a CNN of three convolutions, each followed by normalisation and ReLU, for images of one channel.
 
     Args:
-        norm: Makes the normalisation layers.
-        width: Channels of the first convolution; the others have twice as many.
-        drop: Share that is dropped before the second and third convolution, and so before their normalisation.
+        norm: The function that makes the normalisation layers.
+        width: The channels of the first convolution. The others have twice as many.
+        drop: The share that dropout drops before the second and third convolution, and so before their normalisation.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for index, (inputs, outputs) in enumerate(((1, width), (width, 2 * width), (2 * width, 2 * width)), start=1):
@@ -69,11 +69,13 @@ def cnn(norm: Norm = nn.BatchNorm2d, *, width: int = 16, drop: float = 0.0) -> n
 
 
 def dense(norm: Norm, *, width: int = 64) -> nn.Sequential:
-    """Return three dense layers for 8x8 images, each followed by normalisation and ReLU: one value per channel.
+    """Return three dense layers for 8x8 images, each followed by normalisation and ReLU.
+
+    An image has one value per channel.
 
     Args:
-        norm: Makes the normalisation layers.
-        width: Channels of each layer.
+        norm: The function that makes the normalisation layers.
+        width: The channels of each layer.
     """
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs in (64, width, width):
@@ -82,20 +84,20 @@ def dense(norm: Norm, *, width: int = 64) -> nn.Sequential:
 
 
 def cut(data: Batch, size: int, *, ragged: bool = False) -> list[Batch]:
-    """Return the data in batches, in their order; what does not fill one is left out unless `ragged` is set."""
+    """Return the data in batches, in their order. An incomplete last batch is dropped unless `ragged` is set."""
     images, labels = data
     end = len(labels) if ragged else len(labels) // size * size
     return [(images[at : at + size], labels[at : at + size]) for at in range(0, end, size)]
 
 
 def shuffled(data: Batch, generator: torch.Generator) -> Batch:
-    """Return the data in another order."""
+    """Return the data in a random order."""
     order = torch.randperm(len(data[1]), generator=generator)
     return data[0][order], data[1][order]
 
 
 def minibatches(data: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
-    """Yield batches without end: the data in a new order each time, what does not fill a batch left out."""
+    """Yield batches without end, in a new order for each pass over the data, without incomplete batches."""
     images, labels = data
     size = min(size, len(labels))
     while True:
@@ -106,7 +108,7 @@ def minibatches(data: Batch, size: int, generator: torch.Generator) -> Iterator[
 
 
 def take_step(model: nn.Module, batches: Sequence[Batch], optimizer: torch.optim.Optimizer) -> None:
-    """Take a step on the mean of the gradients of batches, each of which has its own forward pass."""
+    """Take a step on the mean gradient of batches, each with its own forward pass."""
     optimizer.zero_grad()
     for images, labels in batches:
         loss = cross_entropy(model(images), labels) / len(batches)
@@ -124,10 +126,10 @@ def train(
     """Train by SGD with momentum 0.9 and a learning rate that falls to 0 along a cosine.
 
     Args:
-        model: Is left in train mode.
+        model: The model. It is in train mode afterwards.
         steps: The batches of each step.
-        learning_rate: At the start.
-        before: Called before each step with its number; a snapshot may be taken there.
+        learning_rate: The learning rate at the start.
+        before: A function that is called before each step with the number of the step.
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9, weight_decay=1e-4)
     model.train()
@@ -142,12 +144,12 @@ def train(
 def accuracy(model: nn.Module, data: Batch) -> float:
     """Return the share of images whose largest output is that of their label, in eval mode.
 
-    An output that is not finite counts as a miss. The model comes back in the mode it was in.
+    An output that is not finite counts as a miss. The mode of the model does not change.
     """
     mode = model.training
     model.eval()
     try:
-        scores = torch.cat([model(part) for part in torch.split(data[0], _MOST_AT_ONCE)])
+        scores = torch.cat([model(part) for part in torch.split(data[0], _MAX_IMAGES)])
     finally:
         model.train(mode)
     hit = (scores.argmax(1) == data[1]) & scores.isfinite().all(1)
@@ -155,9 +157,9 @@ def accuracy(model: nn.Module, data: Batch) -> float:
 
 
 def by_batch(model: nn.Module, batches: Sequence[Batch]) -> float:
-    """Return the share of right answers where every batch is normalised as in training; the model is left as it was.
+    """Return the share of right answers if every batch is normalised as in training. The model does not change.
 
-    Batch normalisation layers are in train mode, so that they take the statistics as they do there, and nothing else.
+    In a copy of the model, the BN layers are in train mode, and everything else is in eval mode.
     """
     other = copy.deepcopy(model).eval()
     for layer in other.modules():

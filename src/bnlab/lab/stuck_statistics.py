@@ -1,4 +1,4 @@
-"""A classic mishap: a network trained so that its running statistics hardly move."""
+"""A classic mistake: a network whose running statistics barely change during training."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from bnlab.observe.passes.population import impose_batch_statistics
 __all__ = ["Config", "TrainedNetwork", "build_network", "train"]
 
 _MEASURED_BY = 64
-"""Images in a batch on which the accuracy is measured: batch statistics depend on it."""
+"""Images per batch when the accuracy is measured. Batch statistics depend on this number."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """How the network is trained; the defaults take a few seconds on two cores.
+    """Settings of the training. The defaults take a few seconds on two cores.
 
     Attributes:
-        momentum: Weight of the new batch. 0.001 is a common slip: a Keras decay of 0.999, carried over right, in a run
-            that is a hundred times too short for it.
-        epochs: Passes over the training data.
-        batch_size: Images per batch.
-        learning_rate: Of Adam.
-        seed: Of the weights, the split and the order of the batches.
+        momentum: The weight of the new batch. 0.001 is a common mistake: it is a Keras decay of 0.999, converted
+            correctly, in a run that is a hundred times too short for it.
+        epochs: The passes over the training data.
+        batch_size: The images per batch.
+        learning_rate: The learning rate of Adam.
+        seed: The seed of the weights, the split and the order of the batches.
     """
 
     momentum: float = 0.001
@@ -41,7 +41,7 @@ class Config:
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """The trained network, the number of held-out images, and the accuracy on them with either statistics."""
+    """The trained network, the number of held-out images, and the accuracy on them with both kinds of statistics."""
 
     model: nn.Module
     held_out: int
@@ -58,8 +58,8 @@ def train(config: Config, *, progress: Callable[[int], None] = lambda _: None) -
     """Train on the handwritten digits that scikit-learn carries, and measure both accuracies on a held-out quarter.
 
     Args:
-        config: How.
-        progress: Called with the number of finished epochs.
+        config: The settings.
+        progress: A function that is called with the number of finished epochs.
 
     Raises:
         MissingPackage: If scikit-learn is not installed.

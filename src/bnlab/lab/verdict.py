@@ -1,4 +1,4 @@
-"""From the numbers of every seed to a verdict, with the boundary where it turns."""
+"""Judges a claim by the numbers of every seed: its verdict, and the boundary where the verdict turns."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from bnlab.wording import listed
 __all__ = ["judge"]
 
 _STUDENT = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""Two-sided 95 % quantiles of Student's t by degrees of freedom, from 0; beyond 10 that of 10 is a safe side."""
+"""Two-sided 95 % quantiles of Student's t by degrees of freedom, from 0. The last one is a safe value beyond 10."""
 
-_MOST_NAMED = 4
+_MAX_CONDITIONS = 4
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
 def judge(claim: Claim, by_seed: Sequence[Mapping[str, float]]) -> ClaimRecord:
     """Return a claim with its verdict.
 
-    Under a condition a claim holds if the number of every seed lies between `low` and `high`, and fails if that of none
-    does. It is supported if it holds under every condition, refuted if it fails under every one, and else depends.
+    Under a condition, a claim holds if the numbers of all seeds lie between `low` and `high`, and fails if none of them
+    does. It is supported if it holds under every condition, refuted if it fails under every condition, and depends
+    otherwise.
 
     Args:
-        claim: What is claimed.
-        by_seed: For each seed the number under each condition.
+        claim: The claim.
+        by_seed: The number under each condition, for each seed.
 
     Raises:
         UsageError: If the seeds do not have the same conditions.
@@ -59,7 +60,7 @@ def _estimate(claim: Claim, condition: str, values: Sequence[float]) -> Estimate
 
 
 def _boundary(estimates: Sequence[Estimate]) -> str:
-    """Say where the claim holds and where not; along an ordered axis, between which conditions it turns."""
+    """Return where the claim holds and where it fails. On an ordered axis, return the conditions where it turns."""
     if len(estimates) == 1:
         (only,) = estimates
         return f"with the seed: {', '.join(f'{value:.3g}' for value in only.values)}"
@@ -71,12 +72,12 @@ def _boundary(estimates: Sequence[Estimate]) -> str:
     for estimate in estimates:
         groups.setdefault(estimate.outcome, []).append(estimate.condition)
     return " | ".join(
-        f"{outcome}: {listed(conditions, _MOST_NAMED, separator='; ')}" for outcome, conditions in groups.items()
+        f"{outcome}: {listed(conditions, _MAX_CONDITIONS, separator='; ')}" for outcome, conditions in groups.items()
     )
 
 
 def _are_ordered(conditions: Sequence[str]) -> bool:
-    """Whether the first numbers in the conditions rise or fall all the way."""
+    """Whether the first numbers in the conditions strictly rise or strictly fall."""
     matches = [_NUMBER.search(condition) for condition in conditions]
     numbers = [float(match.group()) for match in matches if match is not None]
     steps = [right - left for left, right in itertools.pairwise(numbers)]

@@ -1,4 +1,4 @@
-"""BN layers: drop-in replacements for those of torch.nn, one variant a file."""
+"""BN layers that replace those of torch.nn without other changes. Each variant has a file of its own."""
 
 from bnlab.nn.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnlab.nn.batch_renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d, RenormSchedule

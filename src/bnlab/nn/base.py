@@ -1,4 +1,4 @@
-"""What every BN layer of bnlab is made of."""
+"""The base class of every BN layer of bnlab."""
 
 from __future__ import annotations
 
@@ -16,48 +16,55 @@ from bnlab.kernels.native.calls import SATURATED, Running
 from bnlab.kernels.request import Buffers, Statistics
 from bnlab.nn import input_check
 from bnlab.nn.options import Nonfinite, Options, check_options
-from bnlab.nn.running_update import BatchStatistics, RunningStatistics, is_in_backward, is_recomputation, kept_as
+from bnlab.nn.running_update import (
+    BatchStatistics,
+    RunningStatistics,
+    is_in_backward,
+    is_recomputation,
+    kind_of_buffers,
+)
 
 __all__ = ["BatchNormBase", "BatchStatistics", "Options", "is_recomputation"]
 
-_NOTHING_MOVES = Running()
+_NO_BUFFERS = Running()
 _OVERRIDABLE = ("_normalized_by_batch", "_update", "_moving_average", "_updated_var")
 
 
 class BatchNormBase(RunningStatistics):
     """BN with exact statistics in every layout, buffers that survive bad batches, and fused forms.
 
-    The state dict is that of torch's layer, both ways, and so are the positional arguments.
+    State dicts load from torch's layer and into it. The positional arguments are those of torch's layer.
 
     Args:
         num_features: C, the size of dimension 1 of the input.
         eps: Added to the variance, squared input units; above 0 in train mode.
         momentum: Weight of the new batch in the running statistics, in [0, 1]; None for a cumulative average.
-        affine: Whether there are weight and bias.
-        track_running_stats: Whether there are running statistics; without them eval mode uses those of the batch.
-        device: Of parameters and buffers.
-        dtype: Of the parameters, and of the buffers where it is wider than `statistics_dtype`.
+        affine: Whether the layer has a weight and a bias.
+        track_running_stats: Whether the layer has running statistics. Without them, eval mode uses batch statistics.
+        device: The device of the parameters and buffers.
+        dtype: The dtype of the parameters, and of the buffers where it is wider than `statistics_dtype`.
         bias: Whether an affine layer has a bias.
-        activation: What is applied last: "relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "hardswish",
-            "sigmoid" or "tanh".
-        nonfinite: "skip": a batch with an inf or NaN normalises as usual, but reaches neither the running statistics
-            nor `num_batches_tracked`; `skipped_batches` counts how often. "propagate": as torch, where one such batch
-            spoils the buffers for good. A batch with fewer than two values per channel is skipped either way.
-        statistics_dtype: The running statistics never get narrower than this, whatever `.half()` or `.bfloat16()` do
-            to the rest; None lets them follow, as torch does.
+        activation: The activation that is applied last: "relu", "relu6", "leaky_relu", "elu", "silu", "gelu",
+            "hardswish", "sigmoid" or "tanh".
+        nonfinite: "skip": the layer normalises a batch with an inf or NaN as usual, but updates neither the running
+            statistics nor `num_batches_tracked` from it. `skipped_batches` counts these batches. "propagate": the
+            layer does what torch does, where one such batch spoils the buffers for good. A batch with fewer than two
+            values per channel is skipped either way.
+        statistics_dtype: The narrowest dtype of the running statistics, also after `.half()` or `.bfloat16()`. With
+            None these calls convert the statistics too, as in torch.
 
     Raises:
-        UsageError: If an argument is outside what it may be.
+        UsageError: If an argument has a value that is not allowed.
 
     Source:
-        Ioffe and Szegedy 2015; equals the torch layer of the same name up to the rounding of the latter.
+        Ioffe and Szegedy 2015. The outputs equal those of the torch layer of the same name, up to torch's rounding.
     """
 
     shown: ClassVar[dict[str, object]] = {"activation": None, "nonfinite": "skip", "statistics_dtype": torch.float32}
     _is_special: ClassVar[bool] = False
-    """Whether a class normalises by the batch, or updates, in a way of its own, so that one kernel cannot do both."""
+    """Whether a class overrides how a layer normalises or updates. One kernel cannot do both for such a class."""
 
-    def __init_subclass__(cls, **options: Any) -> None:  # noqa: ANN401 - whatever another base takes
+    def __init_subclass__(cls, **options: Any) -> None:  # noqa: ANN401 - another base class may take any
         super().__init_subclass__(**options)
         cls._is_special = any(getattr(cls, name) is not getattr(BatchNormBase, name) for name in _OVERRIDABLE)
 
@@ -91,16 +98,17 @@ class BatchNormBase(RunningStatistics):
 
         Args:
             input: Shape (N, C, *spatial); any float dtype and layout.
-            residual: Added behind the transform; broadcasts to the shape of `input`.
+            residual: The tensor that is added after the transform. It broadcasts to the shape of `input`.
             mask: Weight of every position in the statistics, >= 0: True or 1 for data, False or 0 for padding. Shape
-                (N, *spatial) or (N, 1, *spatial). Every position is transformed; padding never counts.
+                (N, *spatial) or (N, 1, *spatial). The layer transforms every position, but padding never enters the
+                statistics.
 
         Returns:
-            Shape, dtype and layout of `input`; with a residual of another dtype, what their sum has.
+            A tensor with the shape, dtype and layout of `input`. A residual of another dtype promotes the dtype.
 
         Raises:
-            UsageError: If the input has the wrong rank or number of channels, a mask or residual does not fit, there is
-                one value per channel to take statistics of, or eps is 0 in train mode.
+            UsageError: If the input has the wrong rank or number of channels, a mask or residual does not fit, batch
+                statistics would come from one value per channel, or eps is 0 in train mode.
             DtypeError: If the input is not floating point.
         """
         if input.dim() not in self.ranks or input.size(1) != self.num_features:
@@ -130,16 +138,18 @@ class BatchNormBase(RunningStatistics):
         return y
 
     def _request(self, x: Tensor, residual: Tensor | None, mask: Tensor | None) -> Request:
-        """Return what a call asks of the kernels; the input has the right rank and channels."""
+        """Return the request to the kernels for an input of the right rank and channels."""
         mean, var = self._buffers["running_mean"], self._buffers["running_var"]
         is_withheld = mean is None or var is None
         by_batch = is_withheld or self._normalizes_by_batch()
-        moving: Buffers = "fit"
+        buffers_kind: Buffers = "fit"
         if by_batch and self.training and self.track_running_stats:
-            moving = kept_as(mean, var, self._buffers["num_batches_tracked"])
+            buffers_kind = kind_of_buffers(mean, var, self._buffers["num_batches_tracked"])
         statistics: Statistics = "batch" if by_batch else "running"
         special = by_batch and self._is_special
-        return Request.of_layer(x, residual, mask, self.num_features, statistics, self.activation, moving, special)
+        return Request.of_layer(
+            x, residual, mask, self.num_features, statistics, self.activation, buffers_kind, special
+        )
 
     def _in_one_kernel(self, x: Tensor, residual: Tensor | None, by_batch: bool) -> Tensor:
         parameters, buffers, momentum = self._parameters, self._buffers, self.momentum
@@ -149,7 +159,7 @@ class BatchNormBase(RunningStatistics):
             return eval_in_one_kernel(x, residual, mean, var, weight, bias, self.eps, self.activation)  # type: ignore[arg-type]
         if not (self.eps > 0 and (momentum is None or 0 <= momentum <= 1)):
             self._check_batch(x)
-        running = _NOTHING_MOVES
+        running = _NO_BUFFERS
         if self.training and self.track_running_stats:
             batches = buffers["num_batches_tracked"]
             if (momentum is not None or batches is not None) and not is_in_backward():
@@ -161,33 +171,33 @@ class BatchNormBase(RunningStatistics):
         return y
 
     def extra_repr(self) -> str:
-        """Return the arguments, those of bnlab only where they are not what `shown` says, and what runs the layer."""
+        """Return the arguments and the backend. bnlab's own arguments appear where they differ from `shown`."""
         changed = [f"{key}={getattr(self, key)!r}" for key, usual in self.shown.items() if getattr(self, key) != usual]
         return ", ".join([str(super().extra_repr()), *changed, f"backend={self._choice()}"])  # type: ignore[no-untyped-call]
 
     def _choice(self) -> Choice:
-        """Return what runs the layer as it is, on a contiguous batch in the dtype of its parameters."""
+        """Return the backend for the layer in its current state, on a contiguous batch in its parameters' dtype."""
         weight = self._parameters["weight"]
         dtype = torch.get_default_dtype() if weight is None else weight.dtype
         batch = torch.empty((2, self.num_features, *[1] * (self.ranks[0] - 2)), dtype=dtype, device="meta")
         request = self._request(batch, None, None)
-        return choose(request._replace(device=self._home().type, context="eager"))
+        return choose(request._replace(device=self._layer_device().type, context="eager"))
 
     def _needs_batch_statistics(self) -> bool:
         buffers = self._buffers
         return self._normalizes_by_batch() or buffers["running_mean"] is None or buffers["running_var"] is None
 
     def _normalizes_by_batch(self) -> bool:
-        """Whether the statistics of the batch are wanted although there are running statistics."""
+        """Whether the layer uses batch statistics although it has running statistics."""
         return self.training
 
     def _normalized_by_batch(self, x: Tensor, weights: Tensor | None) -> tuple[Tensor, list[BatchStatistics]]:
-        """Return the transform with batch statistics, and the statistics the running ones are moved by, in order."""
+        """Return the output by batch statistics, and the statistics that update the running ones, in order."""
         y, mean, var = batch_norm_train(x, self.weight, self.bias, weights, self.eps)
         return y, [BatchStatistics.of(mean, var, x, weights)]
 
     def _checked(self, x: Tensor, residual: Tensor | None, mask: Tensor | None, by_batch: bool) -> Tensor | None:
-        """Validate a call; return the mask in the shape the operator takes."""
+        """Check the arguments of a call. Return the mask in the shape that the operator takes."""
         input_check.check_input(self, x)
         input_check.check_residual(self, x, residual)
         if by_batch:

@@ -22,38 +22,38 @@ from bnlab.nn.running_update import BatchStatistics, is_recomputation
 __all__ = ["BatchRenorm1d", "BatchRenorm2d", "BatchRenorm3d", "RenormSchedule"]
 
 
-_REMEMBERED = 64
-"""Batches whose correction is kept for activation checkpointing, each of the size of a few vectors."""
+_MAX_IN_FLIGHT = 64
+"""Number of batches whose correction is kept for activation checkpointing. Each is a few vectors in size."""
 
 
 class BatchRenorm(BatchNormBase):
-    """Batch renormalization: BN whose train mode is corrected towards the running statistics.
+    """Batch renormalization: BN with a correction in train mode towards the running statistics.
 
         x_hat = (x - mu_B)/sigma_B * r + d,     y = gamma x_hat + beta
         r = clip(sigma_B/sigma, 1/r_max, r_max),     d = clip((mu_B - mu)/sigma, -d_max, d_max)
 
-    with sigma_B = sqrt(var_B + eps), biased, and the moving mu and sigma before this batch. No gradient flows through r
-    and d. Where nothing is clipped x_hat is (x - mu)/sigma: train mode does what eval mode does. With r_max = 1 and
-    d_max = 0 it is BN.
+    Here sigma_B = sqrt(var_B + eps) is biased, and mu and sigma are the moving averages before this batch. No gradient
+    flows through r and d. Where nothing is clipped, x_hat is (x - mu)/sigma, and train mode equals eval mode. With
+    r_max = 1 and d_max = 0 the layer is plain BN.
 
-    The moving averages are mu <- mu + a (mu_B - mu) and sigma <- sigma + a (sigma_B - sigma): of the standard
-    deviation, not of the variance, and biased. The buffer is running_var = sigma^2 - eps, so that eval mode,
-    gamma (x - mu)/sigma + beta, and the state dict are those of plain BN.
+    The moving averages are mu <- mu + a (mu_B - mu) and sigma <- sigma + a (sigma_B - sigma). The second one averages
+    the biased standard deviation, not the variance. The buffer holds running_var = sigma^2 - eps. Eval mode,
+    gamma (x - mu)/sigma + beta, and the state dict are therefore those of plain BN.
 
-    Use it for batches that are small (2 to 16 samples) or not drawn at random, where the statistics of the batch are no
-    good. Start with BN and let the limits grow (:class:`RenormSchedule`): while the running statistics are far off,
-    large limits blow up. Do not expect it to repair batches of one value per channel, or data that train and test time
-    do not share.
+    Use this layer for batches that are small (2 to 16 samples) or not drawn at random, whose batch statistics are
+    poor. Start with plain BN and let the limits grow (:class:`RenormSchedule`): training diverges if the limits are
+    large while the running statistics are far off. The layer repairs neither batches of one value per channel nor a
+    difference between the data of training and testing.
 
     Args:
         num_features: C, the size of dimension 1 of the input.
-        r_max: Limit of r, at least 1; may be set at any time.
-        d_max: Limit of d, at least 0; may be set at any time.
-        options: As in :class:`BatchNormBase`, but the momentum is 0.01 unless given, as in the paper, and there must be
-            running statistics.
+        r_max: Limit of r, at least 1. It may be set at any time.
+        d_max: Limit of d, at least 0. It may be set at any time.
+        options: As in :class:`BatchNormBase`, with two differences: the default momentum is 0.01, as in the paper, and
+            the layer must have running statistics.
 
     Raises:
-        UsageError: If an argument is outside what it may be.
+        UsageError: If an argument has a value that is not allowed.
 
     Source:
         Ioffe 2017, "Batch Renormalization", Algorithm 1.
@@ -74,11 +74,11 @@ class BatchRenorm(BatchNormBase):
             raise UsageError(f"{type(self).__name__}: track_running_stats must be True, got False.")
         options.setdefault("momentum", 0.01)
         super().__init__(num_features, **options)
-        # a tensor: a float that a schedule changes would recompile a compiled model at every step
+        # The limits are a tensor because a float that a schedule changes would recompile the model at every step.
         self.register_buffer("renorm_limits", torch.ones(2, device=options.get("device")), persistent=False)
         self._limits = [r_max, d_max]
         self._fill_limits()
-        self._recent: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=_REMEMBERED)
+        self._recent: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=_MAX_IN_FLIGHT)
         self.r_max = r_max
         self.d_max = d_max
 
@@ -111,12 +111,12 @@ class BatchRenorm(BatchNormBase):
         self._fill_limits()
 
     def _fill_limits(self) -> None:
-        device = self._home()
+        device = self._layer_device()
         widest = torch.float32 if device.type == "mps" else torch.float64
         self.renorm_limits = torch.tensor(self._limits, dtype=widest, device=device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Apply a conversion to all but the limits, which would be rounded."""
+        """Apply a conversion to everything except the limits, which it would round."""
         super()._apply(fn, recurse)
         self._fill_limits()
         return self
@@ -134,17 +134,17 @@ class BatchRenorm(BatchNormBase):
     def _correction(
         self, mean: Tensor, var: Tensor, running_mean: Tensor, running_var: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return r and d: when activation checkpointing runs a batch again, those of the first time.
+        """Return r and d. When activation checkpointing recomputes a batch, return the values of its first pass.
 
-        By then the running statistics have moved. A batch is known again by its mean, bit by bit.
+        The running statistics have changed since then. The layer recognises a batch by the exact bits of its mean.
         """
         if is_recomputation():
             for known, r, d in reversed(self._recent):
                 if torch.equal(known, mean):
                     return r, d
             raise UsageError(
-                f"{layer_path(self)}: at most {_REMEMBERED} batches must be in flight between a forward pass and its "
-                f"recomputation by activation checkpointing, got more. Keep the layer outside of the checkpoint."
+                f"{layer_path(self)}: at most {_MAX_IN_FLIGHT} batches must be in flight between a forward pass and "
+                f"its recomputation by activation checkpointing, got more. Keep the layer outside of the checkpoint."
             )
         r, d = renorm_correction(mean, var, running_mean, running_var, self.renorm_limits, self.eps)
         if not torch.compiler.is_compiling():
@@ -152,8 +152,8 @@ class BatchRenorm(BatchNormBase):
         return r, d
 
     def __getstate__(self) -> dict[str, object]:
-        """Return what a copy or pickle keeps: all but the batches in flight."""
-        return {**vars(self), "_recent": deque(maxlen=_REMEMBERED)}
+        """Return the state of a copy or pickle: everything except the batches in flight."""
+        return {**vars(self), "_recent": deque(maxlen=_MAX_IN_FLIGHT)}
 
     def _updated_var(self, running_var: Tensor, var: Tensor, bessel: float | Tensor) -> Tensor:  # noqa: ARG002
         std = self._moving_average((running_var.to(var.dtype) + self.eps).sqrt(), (var + self.eps).sqrt())
@@ -181,21 +181,21 @@ class BatchRenorm3d(BatchRenorm):
 
 @dataclass(frozen=True)
 class RenormSchedule:
-    """The limits of batch renormalization over the course of a training.
+    """A schedule of the limits of batch renormalization over a training run.
 
-    Plain BN for `warmup` steps, then r_max grows linearly to `r_max` at step `r_end`, and d_max to `d_max` at `d_end`.
-    The defaults are the paper's, for a training of 130,000 steps and more; scale them for a shorter one. The limits are
-    no part of a state dict: call :meth:`apply` after resuming.
+    The layers do plain BN for `warmup` steps. Then the limit of r grows linearly to `r_max` at step `r_end`, and the
+    limit of d to `d_max` at step `d_end`. The defaults are those of the paper, for runs of at least 130,000 steps.
+    Scale them for a shorter run. State dicts do not contain the limits: call :meth:`apply` after resuming.
 
     Attributes:
         warmup: Steps of plain BN.
         r_max: Final limit of r.
-        r_end: Step at which it is reached.
+        r_end: Step at which r reaches its final limit.
         d_max: Final limit of d.
-        d_end: Step at which it is reached.
+        d_end: Step at which d reaches its final limit.
 
     Raises:
-        UsageError: If an end comes before the warm-up does, or a limit is too small.
+        UsageError: If `r_end` or `d_end` comes before the end of the warm-up, or if a limit is too small.
 
     Source:
         Ioffe 2017, section 4.1.
@@ -224,7 +224,7 @@ class RenormSchedule:
         return 1 + (self.r_max - 1) * r, self.d_max * _ramp(step, self.warmup, self.d_end)
 
     def apply(self, model: nn.Module, step: int) -> None:
-        """Set the limits of every batch renormalization layer in a model: call it before each training step."""
+        """Set the limits of every batch renormalization layer of a model. Call this before each training step."""
         r_max, d_max = self.limits(step)
         for layer in model.modules():
             if isinstance(layer, BatchRenorm):

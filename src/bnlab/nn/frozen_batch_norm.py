@@ -19,33 +19,34 @@ from bnlab.nn.running_update import BatchStatistics, is_recomputation
 
 __all__ = ["FrozenBatchNorm1d", "FrozenBatchNorm2d", "FrozenBatchNorm3d"]
 
-_REMEMBERED = 64
-"""Batches whose statistics are kept for activation checkpointing, each of the size of a few vectors."""
+_MAX_IN_FLIGHT = 64
+"""Number of batches whose statistics are kept for activation checkpointing. Each is a few vectors in size."""
 
 
 class FrozenBatchNorm(BatchNormBase):
     """BN with running statistics in either mode: y = gamma (x - running_mean)/sqrt(running_var + eps) + beta.
 
-    Nothing moves the buffers, and `.train()` on a parent changes nothing. weight and bias are parameters that require
-    no gradient; nothing of the size of the input is then kept for the backward pass. `requires_grad_(True)` trains
-    them all the same. With `moves_statistics` each batch in train mode moves the buffers after it was normalised.
+    Forward passes do not change the buffers, and `.train()` on a parent module changes nothing. weight and bias are
+    parameters that require no gradient, and the backward pass then needs no tensor of the size of the input. Call
+    `requires_grad_(True)` to train them. With `moves_statistics`, each batch in train mode updates the buffers after
+    the layer has normalised it.
 
-    Use it to fine-tune with batches too small for good statistics (detection: 1 or 2 images per device), or on other
-    data than the statistics are wanted for; and for the last epochs of a training with small batches (Wu and Johnson
-    2021, figure 6: 32.5 to 25.2 % error at batch 2). Do not train from scratch with it: nothing keeps the activations
-    in range (Ioffe and Szegedy 2015, section 2). Do not fold it into a convolution that is trained further: the
-    learning rate means something else there.
+    Use this layer to fine-tune with batches that are too small for good statistics (detection: 1 or 2 images per
+    device), or on data that should not change the statistics. Use it also for the last epochs of a training run with
+    small batches (Wu and Johnson 2021, figure 6: the error falls from 32.5 to 25.2 % at batch size 2). Do not train
+    from scratch with it: nothing keeps the activations in range (Ioffe and Szegedy 2015, section 2). Do not fold it
+    into a convolution that is trained further, because the fold changes the effect of the learning rate.
 
-    :func:`bnlab.freeze` turns the layers of a network into this, and :func:`bnlab.unfreeze` back. This class takes
-    input of any rank: a SyncBatchNorm becomes it.
+    :func:`bnlab.freeze` replaces the layers of a network by this one, and :func:`bnlab.unfreeze` restores them. This
+    class takes input of any rank. `bnlab.freeze` puts it in the place of a SyncBatchNorm.
 
     Args:
         num_features: C, the size of dimension 1 of the input.
-        moves_statistics: Whether train mode moves the running statistics. A batch is normalised with those before it.
-        options: As in :class:`BatchNormBase`. Fresh statistics are 0 and 1: load a state dict.
+        moves_statistics: Whether train mode updates the running statistics. A batch is normalised before its update.
+        options: As in :class:`BatchNormBase`. The initial statistics are 0 and 1: load a state dict.
 
     Source:
-        Ioffe and Szegedy 2015, Algorithm 2; equals a torch layer in eval mode up to the rounding of the latter.
+        Ioffe and Szegedy 2015, Algorithm 2. The outputs equal those of a torch layer in eval mode, up to its rounding.
     """
 
     ranks: ClassVar[tuple[int, ...]] = (2, 3, 4, 5)
@@ -54,15 +55,15 @@ class FrozenBatchNorm(BatchNormBase):
     def __init__(self, num_features: int, *, moves_statistics: bool = False, **options: Unpack[Options]) -> None:
         super().__init__(num_features, **options)
         self.moves_statistics = moves_statistics
-        self._recent: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=_REMEMBERED)
+        self._recent: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=_MAX_IN_FLIGHT)
         self.requires_grad_(False)
 
     def _normalizes_by_batch(self) -> bool:
-        """Whether the statistics of the batch are looked at: to move the running ones, not to normalise."""
+        """Whether the layer computes batch statistics. They update the running ones and do not normalise."""
         return self.training and self.moves_statistics and self.track_running_stats
 
     def _request(self, x: Tensor, residual: Tensor | None, mask: Tensor | None) -> Request:
-        """Return what a call asks of the kernels: statistics of the batch that only move others do not normalise."""
+        """Return the request to the kernels: running statistics normalise, unless the layer has none."""
         request = super()._request(x, residual, mask)
         withheld = self.running_mean is None or self.running_var is None
         return request if withheld or not self._normalizes_by_batch() else request._replace(statistics="running")
@@ -76,39 +77,39 @@ class FrozenBatchNorm(BatchNormBase):
         return y, [BatchStatistics.of(mean, var, x, weights)]
 
     def _statistics_before(self, mean: Tensor, running_mean: Tensor, running_var: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the running statistics: when activation checkpointing runs a batch again, those of the first time.
+        """Return the running statistics, or those of the first pass when checkpointing recomputes a batch.
 
-        By then they have moved. A batch is known again by its mean, bit by bit.
+        The buffers have changed since then. The layer recognises a batch by the exact bits of its mean.
         """
         if is_recomputation():
             for known, old_mean, old_var in reversed(self._recent):
                 if torch.equal(known, mean):
                     return old_mean, old_var
             raise UsageError(
-                f"{layer_path(self)}: at most {_REMEMBERED} batches must be in flight between a forward pass and its "
-                f"recomputation by activation checkpointing, got more. Keep the layer outside of the checkpoint."
+                f"{layer_path(self)}: at most {_MAX_IN_FLIGHT} batches must be in flight between a forward pass and "
+                f"its recomputation by activation checkpointing, got more. Keep the layer outside of the checkpoint."
             )
         if torch.compiler.is_compiling():
-            # a clone would be made again in the backward pass, of what the forward pass has moved meanwhile
+            # A compiler would recompute a clone in the backward pass, after the forward pass has changed the buffers.
             return copied(running_mean), copied(running_var)
         old_mean, old_var = running_mean.clone(), running_var.clone()
         self._recent.append((mean, old_mean, old_var))
         return old_mean, old_var
 
     def _check_batch(self, x: Tensor) -> None:
-        """Check what only normalising with the batch needs, where that is done."""
+        """Check the requirements of batch statistics where the layer normalises with them."""
         withheld = self.running_mean is None or self.running_var is None
         if withheld or (x.numel() != self.num_features and self.eps > 0):
             super()._check_batch(x)
 
     def _update(self, batch: BatchStatistics) -> None:
-        """Do nothing unless asked to, nor where the running statistics are withheld and those of the batch stand in."""
+        """Update the running statistics where the layer has them and `moves_statistics` is set."""
         if self.moves_statistics and self.running_mean is not None and self.running_var is not None:
             super()._update(batch)
 
     def __getstate__(self) -> dict[str, object]:
-        """Return what a copy or pickle keeps: all but the batches in flight."""
-        return {**vars(self), "_recent": deque(maxlen=_REMEMBERED)}
+        """Return the state of a copy or pickle: everything except the batches in flight."""
+        return {**vars(self), "_recent": deque(maxlen=_MAX_IN_FLIGHT)}
 
 
 class FrozenBatchNorm1d(FrozenBatchNorm):

@@ -18,26 +18,26 @@ __all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
 class GhostBatchNorm(BatchNormBase):
     """BN that normalises a large batch as several small, *virtual* ones.
 
-    The N samples of a batch are split, in order, into K = max(1, N // ghost_size) parts whose sizes differ by at most
-    one, so that none is smaller than `ghost_size` unless the whole batch is. In train mode each part is normalised with
-    its own statistics, and the running statistics are moved by one part after the other:
+    The layer splits the N samples of a batch, in order, into K = max(1, N // ghost_size) parts whose sizes differ by at
+    most one. No part is smaller than `ghost_size` unless the whole batch is. Train mode normalises each part with its
+    own statistics, and the parts update the running statistics one after the other:
 
         mu <- (1-a)^K mu + sum_i a (1-a)^(K-i) mu_i
 
     `num_batches_tracked` counts parts. Eval mode is that of plain BN.
 
-    Use it to keep the regularising noise of small batches when training with large ones, and to undo the leakage of
-    batches that were put together by class or by video, if a part holds one of each. Do not use it where batches are
-    small already, or to save memory: it saves none.
+    Use this layer to keep the regularising noise of small batches when you train with large ones. It also undoes the
+    leakage of batches that were put together by class or by video, if each part holds one sample of each. Do not use
+    it where batches are small already, or to save memory: it saves none.
 
     Args:
         num_features: C, the size of dimension 1 of the input.
         ghost_size: Samples per virtual batch, at least 1; 32 to 128 is usual.
-        options: As in :class:`BatchNormBase`. A momentum chosen for plain BN forgets K times as fast here: keep what a
-            training with the small batch would use.
+        options: As in :class:`BatchNormBase`. A momentum that was chosen for plain BN forgets K times as fast here.
+            Use the momentum of a training run with the small batch size.
 
     Raises:
-        UsageError: If an argument is outside what it may be; in forward, also if a part has one value per channel.
+        UsageError: If an argument has a value that is not allowed, or, in forward, if a part has one value per channel.
 
     Source:
         Hoffer, Hubara and Soudry 2017, "Train longer, generalize better", Algorithm 1.

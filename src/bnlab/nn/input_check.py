@@ -1,4 +1,4 @@
-"""What a call of a layer must be, and the errors where it is not."""
+"""The checks of the arguments of a layer's call, and their errors."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor
 from bnlab.errors import DtypeError, UsageError
 from bnlab.nn.layer_path import layer_path
 from bnlab.nn.options import MOMENTUM_WAY_OUT
-from bnlab.nn.running_update import RunningStatistics, may_look_at
+from bnlab.nn.running_update import RunningStatistics, is_readable
 
 __all__ = ["check_batch", "check_input", "check_residual", "position_weights", "refusal"]
 
 
 def check_input(layer: RunningStatistics, x: Tensor) -> None:
-    """Check rank, channels and dtype of an input.
+    """Check the rank, the channels and the dtype of an input.
 
     Raises:
-        UsageError: If rank or channels are wrong.
-        DtypeError: If it is not floating point.
+        UsageError: If the rank or the number of channels is wrong.
+        DtypeError: If the input is not floating point.
     """
     if x.dim() not in layer.ranks:
         allowed = " or ".join(f"{rank}-d" for rank in layer.ranks)
@@ -36,7 +36,7 @@ def check_residual(layer: RunningStatistics, x: Tensor, residual: Tensor | None)
     """Check that a residual can be added to an input.
 
     Raises:
-        UsageError: If it cannot.
+        UsageError: If it cannot be added.
     """
     if residual is not None and not _broadcasts(residual, x):
         rule = f"broadcast to the shape of the input, {tuple(x.shape)}, on {x.device}"
@@ -44,10 +44,10 @@ def check_residual(layer: RunningStatistics, x: Tensor, residual: Tensor | None)
 
 
 def check_batch(layer: RunningStatistics, x: Tensor) -> None:
-    """Check what only normalising by the batch needs.
+    """Check the requirements of batch statistics.
 
     Raises:
-        UsageError: If there is one value per channel, or eps or momentum have been set to what they must not be.
+        UsageError: If there is one value per channel, or if eps or momentum has a value that is not allowed.
     """
     if x.numel() == layer.num_features:
         raise refusal(
@@ -64,10 +64,10 @@ def check_batch(layer: RunningStatistics, x: Tensor) -> None:
 
 
 def position_weights(layer: RunningStatistics, x: Tensor, mask: object) -> Tensor:
-    """Return a mask in the shape the operator takes, (N, 1, *spatial).
+    """Return a mask in the shape that the operator takes, (N, 1, *spatial).
 
     Raises:
-        UsageError: If it is no weight for every position, finite and >= 0, without gradient.
+        UsageError: If the mask does not hold a finite weight >= 0 for every position, or if it requires a gradient.
     """
     if not isinstance(mask, Tensor) or mask.requires_grad:
         raise refusal(layer, "mask", "be a tensor without gradient", "one that requires it or another type")
@@ -77,14 +77,14 @@ def position_weights(layer: RunningStatistics, x: Tensor, mask: object) -> Tenso
         raise refusal(layer, "mask", f"broadcast to {(x.size(0), *x.shape[2:])}", f"{tuple(mask.shape)}")
     if mask.is_complex():
         raise refusal(layer, "mask", "be real", str(mask.dtype))
-    if mask.dtype != torch.bool and may_look_at(mask) and not bool(((mask >= 0) & mask.isfinite()).all()):
+    if mask.dtype != torch.bool and is_readable(mask) and not bool(((mask >= 0) & mask.isfinite()).all()):
         worst = mask.amin() if bool((mask < 0).any()) else mask.amax()
         raise refusal(layer, "mask", "be finite and >= 0 everywhere", f"{float(worst):g}")
     return wanted.expand(whole)
 
 
 def refusal(layer: RunningStatistics, argument: str, rule: str, got: str, way_out: str = "") -> UsageError:
-    """Return the error for an argument of a call."""
+    """Return the error for a wrong argument of a call."""
     return UsageError(f"{layer_path(layer)}: {argument} must {rule}, got {got}. {way_out}".strip())
 
 

@@ -14,8 +14,8 @@ __all__ = ["layer_path"]
 def layer_path(layer: nn.Module) -> str:
     """Return the name of `layer` in the outermost module whose forward is running, or its class if it runs alone.
 
-    A module does not know its own name. The calls that led here do: they are looked through for modules, which is slow
-    and therefore done only once an error is certain.
+    A module does not know its own name. This function searches the call stack for modules instead. The search is slow,
+    so call it only to report an error or a warning.
     """
     if torch.compiler.is_compiling():
         return type(layer).__name__

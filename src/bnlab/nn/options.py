@@ -14,11 +14,11 @@ __all__ = ["MOMENTUM_WAY_OUT", "Nonfinite", "Options", "check_options"]
 
 Nonfinite = Literal["skip", "propagate"]
 
-MOMENTUM_WAY_OUT = "Give the weight of the new batch, 1 - decay."
+MOMENTUM_WAY_OUT = "Pass the weight of the new batch, 1 - decay."
 
 
 class Options(TypedDict, total=False):
-    """The keyword arguments every BN layer takes, as in :class:`bnlab.nn.base.BatchNormBase`."""
+    """The keyword arguments that every BN layer takes, as in :class:`bnlab.nn.base.BatchNormBase`."""
 
     eps: float
     momentum: float | None
@@ -40,10 +40,10 @@ def check_options(
     nonfinite: str,
     statistics_dtype: torch.dtype | None,
 ) -> None:
-    """Check what a layer is made with.
+    """Check the constructor arguments of a layer; `name` is its class, with which the message begins.
 
     Raises:
-        UsageError: If an argument is outside what it may be; `name` is the class that the message begins with.
+        UsageError: If an argument has a value that is not allowed.
     """
     if not (eps >= 0 and math.isfinite(eps)):
         raise UsageError(f"{name}: eps must be finite and >= 0, got {eps}.")

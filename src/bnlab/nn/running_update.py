@@ -1,4 +1,4 @@
-"""The running statistics of a layer: how a batch moves them, and what keeps them wide."""
+"""The running statistics of a layer: how a batch updates them, and how they keep a wide dtype."""
 
 from __future__ import annotations
 
@@ -18,17 +18,24 @@ from bnlab.kernels.request import Buffers
 from bnlab.nn.layer_path import layer_path
 from bnlab.nn.options import Nonfinite
 
-__all__ = ["BatchStatistics", "RunningStatistics", "is_in_backward", "is_recomputation", "kept_as", "may_look_at"]
+__all__ = [
+    "BatchStatistics",
+    "RunningStatistics",
+    "is_in_backward",
+    "is_readable",
+    "is_recomputation",
+    "kind_of_buffers",
+]
 
 _STATISTICS = ("running_mean", "running_var")
 _WIDE = (torch.float32, torch.float64)
 _graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # noqa: SLF001
-"""The backward pass that this code runs in, -1 outside of one: the only sign there is."""
+"""Returns the id of the backward pass that this code runs in, or -1 outside of one. torch has no public test for it."""
 
 
 @dataclass(frozen=True)
 class BatchStatistics:
-    """Statistics of a batch that go into the running statistics.
+    """The statistics of a batch that update the running statistics.
 
     Attributes:
         mean: Shape (C,), float64.
@@ -42,12 +49,12 @@ class BatchStatistics:
 
     @classmethod
     def of(cls, mean: Tensor, var: Tensor, x: Tensor, weights: Tensor | None) -> BatchStatistics:
-        """Return the statistics of `x` with the count that the weights leave."""
+        """Return the statistics of `x`, with the count that the weights imply."""
         return cls(mean, var, x.numel() // x.size(1) if weights is None else sum_of_weights(weights, x))
 
 
-def kept_as(mean: Tensor | None, var: Tensor | None, batches: Tensor | None) -> Buffers:
-    """Return how running statistics and their counter are kept, as far as a kernel that moves them minds."""
+def kind_of_buffers(mean: Tensor | None, var: Tensor | None, batches: Tensor | None) -> Buffers:
+    """Return how a layer keeps its running statistics and counter, as far as that matters to a kernel."""
     if mean is None or var is None:
         return "withheld"
     if mean.dtype not in _WIDE or var.dtype not in _WIDE:
@@ -56,7 +63,7 @@ def kept_as(mean: Tensor | None, var: Tensor | None, batches: Tensor | None) -> 
 
 
 class RunningStatistics(TorchBatchNorm):
-    """A BN layer as far as its running statistics go: torch's, but for bad batches and for half precision."""
+    """torch's BN layer with other running statistics: they survive bad batches and conversion to half precision."""
 
     ranks: ClassVar[tuple[int, ...]]
     nonfinite: Nonfinite
@@ -66,25 +73,25 @@ class RunningStatistics(TorchBatchNorm):
     def reset_running_stats(self) -> None:
         """Set the running statistics and counters back to their initial values."""
         super().reset_running_stats()
-        if "skipped_batches" in self._buffers:  # torch's constructor calls this before it is there
+        if "skipped_batches" in self._buffers:  # torch's constructor calls this method before the buffer exists
             self.skipped_batches.zero_()
 
     @torch.no_grad()
     def _update(self, batch: BatchStatistics) -> None:
-        """Move the running statistics by one batch, unless it is not finite or has fewer than two values.
+        """Update the running statistics from a batch, unless it is not finite or has fewer than two values.
 
-        Where looking at a value would make a device wait, or stop a compiler, the decision stays a tensor.
+        Where reading a value would make a device wait, or stop a compiler, the decision stays a tensor.
         """
         mean, var, count = batch.mean, batch.var, batch.count
         if is_recomputation() or (self.num_batches_tracked is None and self.momentum is None):
             return
-        look = may_look_at(mean)
-        total = float(count) if look else count if isinstance(count, Tensor) else mean.new_full((), count)
+        readable = is_readable(mean)
+        total = float(count) if readable else count if isinstance(count, Tensor) else mean.new_full((), count)
         counts: bool | Tensor = total >= 2
         if self.nonfinite == "skip":
             finite = (mean + var).isfinite().all()
-            counts = bool(counts and finite) if look else counts & finite
-        if look and not counts:
+            counts = bool(counts and finite) if readable else counts & finite
+        if readable and not counts:
             self.skipped_batches += 1
             return
         if isinstance(counts, Tensor):
@@ -94,28 +101,28 @@ class RunningStatistics(TorchBatchNorm):
         if self.running_mean is None or self.running_var is None:
             return
         bessel = total / (total - 1 if isinstance(total, float) else (total - 1).clamp(min=1))
-        for running, moved in (
+        for running, updated in (
             (self.running_mean, self._moving_average(self.running_mean, mean)),
             (self.running_var, self._updated_var(self.running_var, var, bessel)),
         ):
-            running.copy_(torch.where(counts, moved, running) if isinstance(counts, Tensor) else moved)
-        if look:
+            running.copy_(torch.where(counts, updated, running) if isinstance(counts, Tensor) else updated)
+        if readable:
             self._warn_if_saturated(self.running_var)
 
     def _moving_average(self, running: Tensor, new: Tensor) -> Tensor:
-        """Return a moving average one update later."""
+        """Return a moving average after one more update."""
         updates = 1 if self.num_batches_tracked is None else self.num_batches_tracked.clamp(min=1)
         return moving_average(running, new, self.momentum, updates)
 
     def _updated_var(self, running_var: Tensor, var: Tensor, bessel: float | Tensor) -> Tensor:
-        """Return the running variance one update later; `bessel` is m/(m-1)."""
+        """Return the running variance after one more update; `bessel` is m/(m-1)."""
         return self._moving_average(running_var, var * bessel)
 
     def _warn_if_saturated(self, running_var: Tensor) -> None:
         largest = torch.finfo(running_var.dtype).max
         if bool((running_var == largest).any()):
             warnings.warn(
-                f"{layer_path(self)}: running_var must be finite in {running_var.dtype}, got one that stopped at "
+                f"{layer_path(self)}: running_var must be finite in {running_var.dtype}, got a value clamped to "
                 f"{largest:.3g}. Scale the input down, or use statistics_dtype=torch.float64.",
                 BnlabWarning,
                 stacklevel=2,
@@ -132,14 +139,14 @@ class RunningStatistics(TorchBatchNorm):
         return self.statistics_dtype is not None and torch.finfo(dtype).eps > torch.finfo(self.statistics_dtype).eps
 
     def _load_from_state_dict(self, *arguments: object) -> None:
-        """Load as torch does; with assign=True those of the file replace the buffers, and may be too narrow."""
+        """Load as torch does, then widen the buffers: with assign=True the loaded tensors replace them."""
         super()._load_from_state_dict(*arguments)
-        if self.skipped_batches.device != self._home():
+        if self.skipped_batches.device != self._layer_device():
             self._fill_own_buffers()
         self.keep_statistics_wide()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Apply a conversion, but keep the running statistics at least as wide as `statistics_dtype`."""
+        """Apply a conversion, and keep the running statistics at least as wide as `statistics_dtype`."""
         before = {key: self._buffers.get(key) for key in _STATISTICS}
         was_meta = self.skipped_batches.is_meta
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -152,26 +159,26 @@ class RunningStatistics(TorchBatchNorm):
         return self
 
     def _fill_own_buffers(self) -> None:
-        """Give the buffers that are no part of a state dict their values, where nothing else does."""
-        self.skipped_batches = torch.zeros((), dtype=torch.long, device=self._home())
+        """Set the buffers that are not part of a state dict, where nothing else sets them."""
+        self.skipped_batches = torch.zeros((), dtype=torch.long, device=self._layer_device())
 
-    def _home(self) -> torch.device:
+    def _layer_device(self) -> torch.device:
         """Return the device of the layer."""
         own = (*self.parameters(recurse=False), *(self._buffers[key] for key in _STATISTICS))
         return next((tensor.device for tensor in own if tensor is not None), self.skipped_batches.device)
 
 
-def may_look_at(values: Tensor) -> bool:
-    """Whether reading a value costs nothing and is possible: in eager mode, on the CPU, in an ordinary tensor."""
+def is_readable(values: Tensor) -> bool:
+    """Whether a value can be read without cost: in eager mode, on the CPU, in an ordinary tensor."""
     plain = type(values) is Tensor and values.device.type == "cpu" and not torch.compiler.is_compiling()
     return plain and not torch._C._are_functorch_transforms_active()  # noqa: SLF001
 
 
 def is_recomputation() -> bool:
-    """Whether activation checkpointing is running this forward a second time, inside the backward pass."""
+    """Whether activation checkpointing is recomputing this forward pass inside the backward pass."""
     return not torch.compiler.is_compiling() and is_in_backward()
 
 
 def is_in_backward() -> bool:
-    """Whether this code runs inside a backward pass; not for what a compiler traces."""
+    """Whether this code runs inside a backward pass. Do not call this in code that a compiler traces."""
     return _graph_task() != -1

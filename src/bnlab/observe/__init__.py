@@ -1,1 +1,1 @@
-"""Evidence: what is there, never what to think of it."""
+"""Collects evidence on BN layers from files and models, without judging it."""

@@ -1,4 +1,4 @@
-"""Which layers of a model are BN, and which of them are meant."""
+"""Finds the BN layers of a model, selects some of them by path, and decides which ones are frozen."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ __all__ = ["any_batch_norm", "batch_norm_layers", "channels_of", "is_of_frozen_c
 
 
 def batch_norm_layers(model: nn.Module, chosen: Iterable[str] | None = None) -> dict[str, _BatchNorm]:
-    """Return the BN layers of a model by path: torch's, their subclasses and bnlab's.
+    """Return the BN layers of a model by path: those of torch and bnlab, and their subclasses.
 
     Args:
-        model: Any module; it is not run.
-        chosen: Paths, or patterns such as "layer4.*"; every layer if None. A layer with two paths answers to either.
+        model: Any module. The function does not run it.
+        chosen: Paths, or patterns such as "layer4.*"; None selects every layer. Either path selects a layer that has
+            two.
 
     Raises:
-        NoBatchNorm: If there is no BN layer at all.
-        UsageError: If the model is no module, or a path or pattern leads to no BN layer.
+        NoBatchNorm: If the model has no BN layer at all.
+        UsageError: If the model is not a module, or if a path or pattern matches no BN layer.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"model: it must be a torch.nn.Module, got {type(model).__name__}.")
@@ -39,22 +40,22 @@ def batch_norm_layers(model: nn.Module, chosen: Iterable[str] | None = None) -> 
         raise NoBatchNorm("model: it must contain a BN layer, got none.")
     if chosen is None:
         return _first_paths(paths)
-    found: dict[str, _BatchNorm] = {}
+    chosen_layers: dict[str, _BatchNorm] = {}
     for pattern in chosen:
         matches = {name: layer for name, layer in paths.items() if name == pattern or fnmatchcase(name, pattern)}
         if not matches:
             raise UsageError(f"layers: each must lead to a BN layer, got {pattern!r}.{_hint(pattern, paths)}")
-        found |= matches
-    ordered = {name: layer for name, layer in paths.items() if name in found}
+        chosen_layers |= matches
+    ordered = {name: layer for name, layer in paths.items() if name in chosen_layers}
     return _first_paths(ordered)
 
 
 def any_batch_norm(model: nn.Module) -> dict[str, nn.Module]:
     """Return everything in a model that behaves like BN, by path.
 
-    That is every BN layer of torch and bnlab and of classes derived from them, and every other module with 1-d buffers
-    `running_mean` and `running_var`, such as the frozen variants of detection libraries. InstanceNorm keeps the
-    statistics of single samples and is none; neither is a lazy layer that has not run.
+    The result holds every BN layer of torch and bnlab, every instance of a class derived from them, and every other
+    module with 1-d buffers `running_mean` and `running_var`, such as the frozen variants of detection libraries. It
+    does not hold InstanceNorm layers, which keep the statistics of single samples, or lazy layers that have not run.
     """
     return {
         name: module
@@ -73,29 +74,30 @@ def _keeps_statistics(module: nn.Module) -> bool:
 
 
 def channels_of(layer: nn.Module) -> int:
-    """Return C of a layer from :func:`any_batch_norm`."""
+    """Return the number of channels of a layer from :func:`any_batch_norm`."""
     if isinstance(layer, _BatchNorm):
         return layer.num_features
     mean: object = layer.running_mean
-    assert isinstance(mean, Tensor)  # any_batch_norm looked
+    assert isinstance(mean, Tensor)  # any_batch_norm returns no other modules
     return mean.numel()
 
 
 def is_of_frozen_class(layer: nn.Module) -> bool:
-    """Whether the class of a layer normalises with running statistics in either mode."""
+    """Return whether the class of a layer normalises with running statistics in both modes."""
     return isinstance(layer, FrozenBatchNorm) or not (isinstance(layer, _BatchNorm) or hasattr(layer, "momentum"))
 
 
 def why_frozen(model: nn.Module, path: str) -> str | None:
-    """Return why a layer counts as frozen, as the end of the sentence "it ..."; None if nothing says that it is.
+    """Return why a layer counts as frozen, as the end of a sentence that begins with "it"; None if it is not frozen.
 
-    A layer with running statistics is frozen if its class is, if `bnlab.freeze` holds its statistics, or if it is in
-    eval mode within a module in train mode. `requires_grad` never decides: it says what the optimizer moves, not what
-    BN normalises with. A model that is in eval mode as a whole says nothing about it, even where the wrapper of an
-    averaged, parallel or compiled model was built round it and is in train mode, as every new module is.
+    A layer with running statistics is frozen in three cases: its class is frozen, `bnlab.freeze` holds its statistics,
+    or it is in eval mode inside a module in train mode. `requires_grad` never decides: it states what the optimizer
+    updates, not what BN normalises with. A layer is not frozen merely because the whole model is in eval mode. This
+    also holds where an averaged, parallel or compiled model wraps that model: the wrapper is then in train mode, as
+    every new module is.
 
     Args:
-        model: The whole model, in the modes its user left it in.
+        model: The whole model, with each module in the mode in which its user left it.
         path: Path of a layer from :func:`any_batch_norm`.
     """
     *above, layer = _modules_on_the_way(model, path)
@@ -111,15 +113,15 @@ def why_frozen(model: nn.Module, path: str) -> str | None:
 
 
 def _is_wrapper(module: nn.Module) -> bool:
-    """Whether a module does nothing but hold another: AveragedModel, DataParallel, a compiled model."""
+    """Return whether a module only wraps another one: AveragedModel, DataParallel or a compiled model."""
     return [name for name, _ in module.named_children()] in (["module"], ["_orig_mod"])
 
 
 def _modules_on_the_way(model: nn.Module, path: str) -> list[nn.Module]:
-    """Return the modules from the model down to one of them, both included."""
+    """Return the modules on the path from the model down to one of its modules, both included."""
     modules = [model]
     for name in path.split(".") if path else []:
-        modules.append(getattr(modules[-1], name))  # get_submodule is not to be had on a ScriptModule
+        modules.append(getattr(modules[-1], name))  # a ScriptModule has no get_submodule
     return modules
 
 

@@ -1,4 +1,4 @@
-"""Evidence about stored BN state: what the checks judge, whatever it was read from."""
+"""The stored BN state that the checks judge, in one form for checkpoints and models."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Masks = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Momentum and eps of a layer: torch's defaults unless known.
+    """Momentum and eps of a layer. They are the defaults of torch where they are not known.
 
     Attributes:
         momentum: Weight of the new batch; None for a cumulative average.
-        eps: Added to the variance, squared input units.
-        assumed: Which of the two nobody stated, so that torch's default stands there.
+        eps: The constant added to the variance, in squared input units.
+        assumed: The names of those that neither the caller nor the target states, and that have the default of torch.
     """
 
     momentum: float | None = TORCH_MOMENTUM
@@ -33,7 +33,7 @@ class Hyperparameters:
     assumed: tuple[str, ...] = ("momentum", "eps")
 
     def stating(self, **known: float | None) -> Hyperparameters:
-        """Return these hyperparameters with `momentum`, `eps` or both replaced by what is known."""
+        """Return these hyperparameters with the known values of `momentum`, `eps` or both."""
         assumed = tuple(name for name in self.assumed if name not in known)
         return replace(self, **known, assumed=assumed)  # type: ignore[arg-type]
 
@@ -46,13 +46,13 @@ class LayerState:
         name: Layer path.
         running_mean: Shape (C,), input units.
         running_var: Shape (C,), squared input units, unbiased where torch wrote it.
-        weight: Shape (C,), or None for a layer without.
-        bias: Shape (C,), or None for a layer without.
-        num_batches_tracked: The counter, or None where there is none.
+        weight: Shape (C,), or None for a layer without a weight.
+        bias: Shape (C,), or None for a layer without a bias.
+        num_batches_tracked: The counter, or None for a layer without one.
         dtype: Stored dtype of the running statistics.
         affine_dtype: Stored dtype of weight and bias.
         hyperparameters: Momentum and eps.
-        settled: Whether data showed that the running statistics are those of the data.
+        settled: Whether a pass over data showed that the running statistics agree with the data.
     """
 
     name: str
@@ -76,8 +76,9 @@ class LayerState:
 class NetworkState:
     """The BN layers of one network, and their channels as columns.
 
-    A column holds one value per channel, layer after layer, so that a check judges every channel of a network in one
-    expression; `where` leads back to the layers. A missing weight counts as 1 and a missing bias as 0.
+    A column holds one value per channel, layer after layer. With columns a check judges every channel of a network in
+    one expression, and `where` maps the channels back to their layers. A missing weight counts as 1 and a missing bias
+    as 0.
     """
 
     name: str
@@ -126,11 +127,11 @@ class NetworkState:
         return np.repeat(np.asarray(per_layer, dtype=np.float64), self._widths)
 
     def ranges(self, column: Floats) -> list[tuple[float, float, float] | None]:
-        """Return smallest, median and largest finite value of each layer, or None where no value is finite."""
+        """Return the smallest, median and largest finite value of each layer, or None where no value is finite."""
         return [_range(np.sort(column[part])) for part in self._parts]
 
     def where(self, mask: Masks) -> Iterator[tuple[LayerState, slice, tuple[int, ...]]]:
-        """Yield every layer with a channel in `mask`: the layer, its part of a column, and the channels."""
+        """Yield the layer, its slice of a column, and the masked channels for every layer with a channel in `mask`."""
         if not mask.any():
             return
         for layer, part in zip(self.layers, self._parts, strict=True):
@@ -152,7 +153,7 @@ class NetworkState:
 
 
 def distinct(networks: Iterable[NetworkState]) -> tuple[NetworkState, ...]:
-    """Tell layers of one name apart by a number: a name leads to one layer."""
+    """Return the networks with a number added to every name that occurs more than once, as in "bn#2"."""
     seen: Counter[str] = Counter()
 
     def named(layer: LayerState) -> LayerState:
@@ -163,12 +164,12 @@ def distinct(networks: Iterable[NetworkState]) -> tuple[NetworkState, ...]:
 
 
 def _range(ordered: Floats) -> tuple[float, float, float] | None:
-    """Return the range of sorted values; -inf comes first, then the finite ones, then inf and NaN."""
+    """Return the range of sorted values: -inf comes first, then the finite values, then inf and NaN."""
     first, end = ordered.searchsorted(-np.inf, side="right"), ordered.searchsorted(np.inf, side="left")
     if first == end:
         return None
     below, above = float(ordered[(first + end - 1) // 2]), float(ordered[(first + end) // 2])
-    # halves first: the sum of two values near the largest float64 would be inf
+    # divides before it adds: the sum of two values near the largest float64 would be inf
     return float(ordered[first]), below if below == above else below / 2 + above / 2, float(ordered[end - 1])
 
 
@@ -177,8 +178,8 @@ class Evidence:
     """Everything that was read from one target.
 
     Attributes:
-        networks: The networks found, each with at least one BN layer.
-        left_alone: Name and reason of what looked like BN and is not.
+        networks: The networks of the target, each with at least one BN layer.
+        left_alone: Name and reason for everything that looks like a BN layer and is not read as one.
     """
 
     networks: tuple[NetworkState, ...]

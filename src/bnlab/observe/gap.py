@@ -1,11 +1,12 @@
-"""The train/eval gap of a layer, split by cause, in closed form from sums over batches.
+"""Computes the train/eval gap of a layer, split by cause, in closed form from sums over batches.
 
-Per channel BN is y = a x + b in either mode. Going from train mode to eval mode replaces the statistics link by link:
+In each channel BN computes y = a x + b in both modes. The chain from train mode to eval mode replaces the statistics
+link by link:
 
     this batch, biased  ->  unbiased  ->  mean over data  ->  shifted to train_data  ->  mean over train_data
     ->  the same with dropout on  ->  what the stored dtype can follow  ->  running statistics
 
-Each link is a cause. Its part of the squared difference is <d_k, d_total>, so that the parts add up.
+Each link is a cause. Its part of the squared difference is <d_k, d_total>, and these parts add up to the whole.
 """
 
 from __future__ import annotations
@@ -31,25 +32,25 @@ CAUSES = (
     "staleness",
     "staleness or shift",
 )
-"""Every cause there is, in the order of the links."""
+"""Every cause, in the order of the links."""
 
 IN_THE_STATISTICS = ("staleness", "staleness or shift", "precision", "dropout", "training heterogeneity")
-"""Causes that lie in the running statistics: recomputing them is the answer."""
+"""Causes that lie in the running statistics. Recomputing the statistics removes them."""
 
 _PRECISION = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
-"""Largest relative rounding error of the dtypes in which running statistics get stuck."""
+"""Largest relative rounding error of the dtypes in which running statistics can stop moving."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunningStatistics:
-    """What eval mode normalises with.
+    """The statistics and constants that eval mode normalises with.
 
     Attributes:
         mean: Shape (C,).
         var: Shape (C,).
-        dtype: The dtype they are stored in.
+        dtype: The dtype in which mean and variance are stored.
         momentum: Weight of the new batch; None for a cumulative average.
-        eps: Added to the variance.
+        eps: The constant added to the variance.
     """
 
     mean: Floats
@@ -60,10 +61,11 @@ class RunningStatistics:
 
 
 def batch_sums(weight: float, mean: Floats, var: Floats, bessel: float, eps: float) -> dict[str, Floats]:
-    """Return what one batch adds to `Observed.moments`.
+    """Return the terms that one batch adds to `Observed.moments`.
 
-    With a0 and a1 = 1/sqrt(var + eps) for the biased and the unbiased variance, and the batch statistics mu and s^2
-    (biased): sums of w, w mu, w mu^2, w s^2, and w s^2 times a0, a1, a0^2, a0 a1 and a1^2.
+    Let mu and s^2 (biased) be the statistics of the batch, w its weight, and a0 and a1 the value of 1/sqrt(var + eps)
+    for the biased and the unbiased variance. The terms are w, w mu, w mu^2, w s^2, and w s^2 times a0, a1, a0^2, a0 a1
+    and a1^2.
     """
     a0, a1 = 1 / np.sqrt(var + eps), 1 / np.sqrt(var * bessel + eps)
     s2 = weight * var
@@ -81,30 +83,30 @@ def batch_sums(weight: float, mean: Floats, var: Floats, bessel: float, eps: flo
 
 
 Link = tuple[Floats, Floats]
-"""a and b of y = a x + b; for the batch itself, None stands for a value that differs from batch to batch."""
+"""The arrays a and b of y = a x + b, one value per channel."""
 
 
 class _Products:
-    """Inner products over the data of functions that are fixed (a, b), or the batch's own with either variance."""
+    """Inner products, over the data, of two affine functions: fixed ones (a, b), or that of each batch itself."""
 
     def __init__(self, moments: Mapping[str, Floats]) -> None:
         self._sums = moments
         self._total = moments["w"]
 
     def of(self, left: Link | int, right: Link | int) -> Floats:
-        """Return <f, g> per value; 0 and 1 stand for the batch's own, biased and unbiased."""
+        """Return <f, g> per value; 0 and 1 stand for the functions of the batches, with biased or unbiased variance."""
         sums = self._sums
         if isinstance(left, int) and isinstance(right, int):
-            found = sums["s00" if left + right == 0 else "s11" if left + right == 2 else "s01"]
+            product = sums["s00" if left + right == 0 else "s11" if left + right == 2 else "s01"]
         elif isinstance(left, int):
             assert not isinstance(right, int)
-            found = right[0] * sums[f"s{left}"]
+            product = right[0] * sums[f"s{left}"]
         elif isinstance(right, int):
-            found = left[0] * sums[f"s{right}"]
+            product = left[0] * sums[f"s{right}"]
         else:
             (a, b), (c, d) = left, right
-            found = a * c * (sums["s"] + sums["mm"]) + (a * d + b * c) * sums["m"] + b * d * sums["w"]
-        return found / self._total
+            product = a * c * (sums["s"] + sums["mm"]) + (a * d + b * c) * sums["m"] + b * d * sums["w"]
+        return product / self._total
 
 
 def layer_gap(
@@ -118,12 +120,12 @@ def layer_gap(
 
     Args:
         running: The running statistics.
-        data: The input of the layer over the data the gap is measured on.
-        train_data: Over the training data, dropout off. Without it staleness and shift are one cause.
-        dropped: Over the training data, or else the data, with dropout on; None if there is no dropout.
-        shuffled: Over samples of the data dealt into batches at random, which shows what sampling noise is. Without it
-            that is estimated from single samples, which is too much behind another BN layer: that one takes the noise
-            of the batch out.
+        data: The input of the layer over the data on which the gap is measured.
+        train_data: Its input over the training data, with dropout off. Without it staleness and shift are one cause.
+        dropped: Its input over the training data, or else over `data`, with dropout on; None if nothing drops values.
+        shuffled: Its input over the samples of `data` in random batches, which measures the sampling noise. Without it
+            the noise is estimated from single samples. Behind another BN layer that estimate is too large, because the
+            earlier layer removes the noise of the batch.
 
     Source:
         rms^2 = (a1-a2)^2 var + ((a1-a2) mean + b1-b2)^2 for two affine functions of a variable.
@@ -155,7 +157,7 @@ def layer_gap(
             latest[1] + dropped.within_var - reference.within_var,
         )
         chain.append(("dropout", _link(*latest, eps), 0.0))
-    rounded = _held_back(latest, running)
+    rounded = _reachable_statistics(latest, running)
     if rounded is not None:
         chain.append(("precision", _link(*rounded, eps), 0.0))
     last = "staleness or shift" if train_data is None else "staleness"
@@ -185,7 +187,7 @@ def _split(chain: list[tuple[str, Link | int, Floats | float]], data: Observed) 
 
 
 def _link(mean: Floats, var: Floats, eps: float) -> Link:
-    """Return a and b; a variance that has no root maps everything to 0."""
+    """Return a and b; both are 0 where they are not finite, as for a variance without a real root."""
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         a = 1 / np.sqrt(var + eps)
         b = -mean * a
@@ -194,69 +196,71 @@ def _link(mean: Floats, var: Floats, eps: float) -> Link:
 
 
 def _relative(mean_square: Floats, var_square: Floats, data: Observed, eps: float) -> Floats:
-    """Return the squared difference of normalised outputs that errors of mean and variance amount to."""
+    """Return the squared difference in normalised outputs that errors of the mean and the variance cause."""
     spread = data.var + eps
     return mean_square / spread + var_square / (4 * spread**2)
 
 
 def _expected_between_batches(data: Observed, shuffled: Observed | None, eps: float) -> Floats:
-    """Return what sampling explains of the difference between a batch and the mean over batches."""
+    """Return the part of the difference between a batch and the mean over batches that sampling explains."""
     if shuffled is not None and shuffled.batches > 1:
         products = _Products(shuffled.moments)
         mean = _link(shuffled.within_mean, shuffled.within_var, eps)
-        found = products.of(mean, mean) - 2 * products.of(mean, 1) + products.of(1, 1)
-        return found * shuffled.batches / (shuffled.batches - 1) * (1 - 1 / max(data.batches, 2))
+        square = products.of(mean, mean) - 2 * products.of(mean, 1) + products.of(1, 1)
+        return square * shuffled.batches / (shuffled.batches - 1) * (1 - 1 / max(data.batches, 2))
     images = max(data.images_per_batch, 1.0)
     return _relative(data.image_mean_var / images, data.image_square_var / images, data, eps)
 
 
 def _expected_of_buffers(reference: Observed, running: RunningStatistics) -> Floats:
-    """Return what sampling explains of the difference between buffers and data."""
+    """Return the part of the difference between buffers and data that sampling explains."""
     return _relative(*reference.buffer_noise(running.momentum), reference, running.eps)
 
 
-def _held_back(target: tuple[Floats, Floats], running: RunningStatistics) -> tuple[Floats, Floats] | None:
-    """Return how far the stored dtype may stay behind the target, in the direction of the buffers.
+def _reachable_statistics(target: tuple[Floats, Floats], running: RunningStatistics) -> tuple[Floats, Floats] | None:
+    """Return the statistics nearest to the buffers that rounding alone explains; None for dtypes that do not get stuck.
 
-    An update of less than half a unit in the last place is rounded away: with momentum a the buffer stands still as
-    soon as a |target - buffer| is below that.
+    Rounding removes an update of less than half a unit in the last place. With momentum a the buffer therefore stops
+    moving as soon as a |target - buffer| is smaller than that.
     """
     rounding = _PRECISION.get(running.dtype)
     if rounding is None:
         return None
     reach = rounding / (running.momentum or 1.0) + rounding
-    held = []
+    stalled = []
     for wanted, stored in zip(target, (running.mean, running.var), strict=True):
         room = reach * np.maximum(np.abs(stored), np.abs(wanted))
         overflows = running.dtype == "float16" and not np.isfinite(stored).all()
-        moved = np.clip(stored, wanted - room, wanted + room)
-        held.append(np.where(~np.isfinite(stored) & (np.abs(wanted) > 65504), stored, moved) if overflows else moved)
-    return held[0], held[1]
+        reachable = np.clip(stored, wanted - room, wanted + room)
+        stalled.append(
+            np.where(~np.isfinite(stored) & (np.abs(wanted) > 65504), stored, reachable) if overflows else reachable
+        )
+    return stalled[0], stalled[1]
 
 
-_CANCELLED = 100.0
+_MAX_PART = 100.0
 
 
 def shares(gaps: Mapping[str, Gap]) -> dict[str, tuple[float, tuple[str, ...]]]:
-    """Return for each cause its share of the gap over all layers, and the layers it acts in, largest first.
+    """Return the share of each cause in the gap over all layers, and the layers in which it acts, largest first.
 
-    Every layer counts by its mean squared difference. The shares add up to 1; single ones may be negative.
+    Each layer counts by its mean squared difference. The shares add up to 1, and a single share may be negative.
     """
     gaps = {name: gap for name, gap in gaps.items() if _is_meaningful(gap)}
     total = sum(gap.square for gap in gaps.values())
     if not total > 0:
         return {}
-    found: dict[str, tuple[float, tuple[str, ...]]] = {}
+    share_by_cause: dict[str, tuple[float, tuple[str, ...]]] = {}
     for cause in CAUSES:
         parts = {name: gap.by_cause[cause] for name, gap in gaps.items() if cause in gap.by_cause}
         if parts:
             whole = sum(parts.values())
             ordered = sorted(parts, key=lambda name: -parts[name])
             acting = tuple(name for name in ordered if parts[name] > 0.05 * max(whole, 0.0) and parts[name] > 0)
-            found[cause] = (whole / total, acting)
-    return dict(sorted(found.items(), key=lambda item: -item[1][0]))
+            share_by_cause[cause] = (whole / total, acting)
+    return dict(sorted(share_by_cause.items(), key=lambda item: -item[1][0]))
 
 
 def _is_meaningful(gap: Gap) -> bool:
-    """Whether the parts of a gap are numbers, and not what is left of far larger ones that cancel."""
-    return bool(np.isfinite(gap.square)) and all(abs(part) <= _CANCELLED * gap.square for part in gap.by_cause.values())
+    """Return whether a gap is finite, and its parts are not the difference of far larger numbers that cancel."""
+    return bool(np.isfinite(gap.square)) and all(abs(part) <= _MAX_PART * gap.square for part in gap.by_cause.values())

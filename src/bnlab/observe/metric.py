@@ -1,4 +1,4 @@
-"""The metric of a model under four choices of data and statistics, and the layers that cost it."""
+"""Measures the metric under four choices of data and statistics, and finds the layers that lower it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ __all__ = ["Measured", "Metric", "measure", "measured"]
 Metric = Callable[[nn.Module, Any], float]
 """metric(model, data) -> float, higher is better."""
 
-_MOST_LAYERS = 8
-_ENOUGH = 0.9
+_MAX_LAYERS = 8
+"""Number of layers, the most stale first, whose statistics are replaced to recover the metric."""
+
+_RECOVERED_SHARE = 0.9
+"""Share of the lost metric at which the metric counts as recovered."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +37,17 @@ class Measured:
     """The metric of a model as it is.
 
     Attributes:
-        value: On the whole data.
-        per_batch: On each batch alone; None if a batch alone has no metric.
+        value: The metric on the whole data.
+        per_batch: The metric on each batch alone; None if the metric is not defined on one batch.
     """
 
     value: float
     per_batch: tuple[float, ...] | None
 
     def is_worse_than(self, before: Measured) -> bool:
-        """Whether the metric is lower by more than one standard error of the paired difference over batches.
+        """Return whether the metric is lower by more than one standard error of the paired difference over batches.
 
-        Without values per batch, whether it is lower at all. No number at all is worse than any.
+        Without values per batch, any lower metric is worse. NaN is worse than every number.
         """
         if math.isnan(before.value):
             return False
@@ -59,10 +62,12 @@ class Measured:
 
 
 def measured(model: nn.Module, metric: Metric, data: KeptBatches) -> Measured:
-    """Return the metric of a model in eval mode, on what is to be used and on each held batch. It is untouched.
+    """Return the metric of a model in eval mode, on the data in use and on each held batch.
+
+    The model is unchanged afterwards.
 
     Raises:
-        UsageError: If the metric raises on all of them, or returns no number.
+        UsageError: If the metric raises on the data in use, or does not return a number.
     """
     with untouched(model), torch.no_grad():
         value = _metric_of_all(model, metric, data)
@@ -82,13 +87,13 @@ def measure(
     train_data: KeptBatches | None,
     usable: KeptBatches,
 ) -> ModelEvidence:
-    """Return the evidence with the four numbers, their error, and the layers whose statistics cost the metric.
+    """Return the evidence with the four numbers, their error, and the layers whose statistics lower the metric.
 
-    The numbers are taken on everything that is to be used; the error and the layers on the batches that are held. Batch
-    statistics are those of the `usable` batches of `data`: those with more than one value per channel.
+    The numbers come from all batches in use; the error and the layers come from the held batches alone. Batch
+    statistics are measured on `usable`, the batches of `data` with more than one value per channel.
 
     Raises:
-        UsageError: If the metric raises, or returns no number.
+        UsageError: If the metric raises, or does not return a number.
     """
     model = subject.model
     population = population_statistics(modules, evidence.layers)
@@ -108,7 +113,7 @@ def measure(
 
 
 def _metric_of_all(model: nn.Module, metric: Metric, data: KeptBatches) -> float:
-    """Return the metric on what is to be used; on the data themselves where it wants to know more than a part tells."""
+    """Return the metric on the batches in use, or on the original data if the metric needs attributes of it."""
     if data.everything is not data or data.is_whole:
         return _metric(model, metric, data.everything)
     try:
@@ -128,7 +133,7 @@ def _metric(model: nn.Module, metric: Metric, data: Iterable[Any]) -> float:
 
 
 def _paired_error(model: nn.Module, metric: Metric, data: KeptBatches) -> float | None:
-    """Return the standard error of eval_batch - eval_running over batches; None if a batch alone has no metric."""
+    """Return the standard error of eval_batch - eval_running over batches; None if one batch has no metric."""
     differences = []
     try:
         for batch in data:
@@ -141,7 +146,7 @@ def _paired_error(model: nn.Module, metric: Metric, data: KeptBatches) -> float 
 
 
 def _standard_error(differences: Sequence[float]) -> float | None:
-    """Return the standard error of the mean of paired differences; None if it is not known."""
+    """Return the standard error of the mean of paired differences; None for fewer than two finite differences."""
     if len(differences) < 2 or not np.isfinite(differences).all():
         return None
     return float(np.std(differences, ddof=1) / math.sqrt(len(differences)))
@@ -156,33 +161,33 @@ def _causal(
     numbers: Numbers,
     population: Mapping[_BatchNorm, tuple[Floats, Floats]],
 ) -> tuple[tuple[str, float], ...]:
-    """Replace the statistics of the most stale layers, one after the other, until the metric is back.
+    """Replace the statistics of the most stale layers, one after the other, until the metric has recovered.
 
-    Only the held batches are used: so many passes over data that are not held would read them from the disk each time.
+    Only the held batches are used, because each of the many passes would otherwise read the data from the disk again.
     """
     if not max(numbers.eval_batch, numbers.eval_recalibrated) > numbers.eval_running:
         return ()
     stale = sorted((layer for layer in layers if layer.gap is not None), key=lambda layer: -_excess(layer))
-    candidates = [(layer.name, modules[layer.name]) for layer in stale[:_MOST_LAYERS]]
-    mendable = [
+    candidates = [(layer.name, modules[layer.name]) for layer in stale[:_MAX_LAYERS]]
+    replaceable = [
         (name, module) for name, module in candidates if isinstance(module, _BatchNorm) and module in population
     ]
 
     def value_with(count: int) -> float:
-        with impose_statistics({module: population[module] for _, module in mendable[:count]}):
+        with impose_statistics({module: population[module] for _, module in replaceable[:count]}):
             return _metric(model, metric, data)
 
     try:
         running, best = _bounds_on_held(model, metric, data, numbers, population)
-        enough = running + _ENOUGH * (best - running)
-        if not best > running or (len(mendable) > 1 and not value_with(len(mendable)) >= enough):
-            return ()  # where all of them are too few, one after the other need not be tried
+        recovered = running + _RECOVERED_SHARE * (best - running)
+        if not best > running or (len(replaceable) > 1 and not value_with(len(replaceable)) >= recovered):
+            return ()  # replacing all of them is not enough, so no smaller set is tried
         values: list[tuple[str, float]] = []
-        for count, (name, _) in enumerate(mendable, start=1):
+        for count, (name, _) in enumerate(replaceable, start=1):
             values.append((name, value_with(count)))
-            if values[-1][1] >= enough:
+            if values[-1][1] >= recovered:
                 return tuple(values)
-    except BnlabError:  # the metric wants to know more than a part of the data tells
+    except BnlabError:  # the metric needs attributes that a part of the data lacks
         return ()
     return ()
 
@@ -194,9 +199,9 @@ def _bounds_on_held(
     numbers: Numbers,
     population: Mapping[_BatchNorm, tuple[Floats, Floats]],
 ) -> tuple[float, float]:
-    """Return the metric with running statistics, and the better one of those it may get back to, on the held batches.
+    """Return the metric with running statistics and the best metric that other statistics reach, on the held batches.
 
-    Where nothing but the held batches is used, they are the numbers.
+    Where only the held batches are in use, both are among the four numbers already.
     """
     if data.everything is data:
         return numbers.eval_running, max(numbers.eval_batch, numbers.eval_recalibrated)

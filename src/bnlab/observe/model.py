@@ -1,4 +1,4 @@
-"""Reads BN evidence from a live model: the same numbers as from its checkpoint, with momentum and eps known."""
+"""Reads BN evidence from a live model: the numbers of its checkpoint, and the momentum and eps of each layer."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ def read_model(model: nn.Module, hyperparameters: Hyperparameters) -> Evidence:
     """Return the BN layers of a model: every module with 1-d buffers `running_mean` and `running_var`.
 
     Args:
-        model: Any module; it is not changed and not run.
-        hyperparameters: Momentum and eps where the caller states them; else those of each layer.
+        model: Any module. The function neither changes nor runs it.
+        hyperparameters: Momentum and eps where the caller states them. Otherwise each layer has its own.
 
     Returns:
-        One network with the names of ``named_modules()``. Layers without running statistics are left alone.
+        One network, with the layer names of ``named_modules()``. Layers without running statistics are listed as left
+        alone, with the reason.
     """
     layers: list[LayerState] = []
     left_alone: list[tuple[str, str]] = []
@@ -51,7 +52,7 @@ def _unreadable(module: nn.Module) -> str | None:
     if not (mean.is_floating_point() and var.is_floating_point()):
         return f"running statistics have the dtypes {_dtype(mean)} and {_dtype(var)}"
     if mean.dim() != 1 or mean.shape != var.shape or mean.numel() == 0:
-        return f"running_mean has the shape {tuple(mean.shape)}, that of a BN layer is (C,)"
+        return f"running_mean has the shape {tuple(mean.shape)}, not the (C,) of a BN layer"
     for key in ("weight", "bias"):
         value = getattr(module, key, None)
         if _is_values(value) and value.shape != mean.shape:

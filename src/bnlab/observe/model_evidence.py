@@ -1,4 +1,4 @@
-"""Evidence about a model: how it is built, what a forward pass shows, what data does to it. Numbers only, no torch."""
+"""Evidence about a model: its structure, one forward pass, and passes over data, as plain numbers without torch."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Producer:
     """The convolution or linear layer whose output goes straight into a BN layer.
 
     Attributes:
-        name: Its path.
+        name: The path of the convolution or linear layer.
         has_bias: Whether it has a bias.
-        feeds_only_this: Whether nothing else takes its output.
+        feeds_only_this: Whether the BN layer alone uses its output.
         same_axis: Whether its output channels are the channels of the BN layer.
     """
 
@@ -41,15 +41,15 @@ class Producer:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """What one forward pass on an example showed of a layer.
+    """What one forward pass on an example shows about a BN layer.
 
     Attributes:
-        calls: How often it ran.
+        calls: Number of times the layer ran.
         samples: N of its input.
         counts: Values per channel, N*prod(spatial), of each call.
-        producer: What feeds it, if that is a convolution or linear layer.
-        dropout: Path of a dropout upstream with no other BN between and a rate above 0, or None.
-        activation: Name of the activation that takes its output, such as "sigmoid", or None.
+        producer: The convolution or linear layer that feeds it, or None.
+        dropout: Path of a dropout upstream with a rate above 0 and no other BN in between, or None.
+        activation: Name of the saturating activation that takes its output, such as "sigmoid", or None.
     """
 
     calls: int
@@ -62,27 +62,28 @@ class Execution:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Observed:
-    """The input of a layer over a data set, with every BN before it on batch statistics.
+    """The input of a layer over a data set, while every BN layer before it uses batch statistics.
 
     All arrays have the shape (C,), float64; `weights` are counts.
 
     Attributes:
         batches: Batches with finite statistics.
-        images: Samples in them.
+        images: Samples in these batches.
         count: Values per channel.
         smallest_count: Values per channel of the smallest batch.
         mean: Population mean, input units.
         var: Population variance by the law of total variance, M2/(N-1), squared input units.
-        within_mean: Mean of the batch means: what torch's running_mean estimates.
-        within_var: Mean of the unbiased batch variances: what torch's running_var estimates.
+        within_mean: Mean of the batch means, which running_mean of torch estimates.
+        within_var: Mean of the unbiased batch variances, which running_var of torch estimates.
         batch_mean_var: Variance of the batch means over batches; 0 for a single batch.
         batch_var_var: Variance of the batch variances over batches; 0 for a single batch.
         image_mean_var: Variance of the means of single samples.
         image_square_var: Variance of the mean squared deviations of single samples.
-        moments: Sums over batches from which every gap follows, by name.
-        not_finite: Batches whose input was not finite, and left out.
-        overflowed: Batches with finite input whose variance the layer itself could not represent.
-        own_error: Largest error of the layer's own statistics against float64, in standard deviations.
+        moments: Sums over batches, by name, from which every gap is computed.
+        not_finite: Batches that were left out because the input was not finite.
+        overflowed: Batches with a finite input whose variance the layer itself could not represent.
+        own_error: Largest error, against float64, of the statistics that the layer computes itself, in standard
+            deviations.
         input_eps: eps of the dtype of the input, unitless.
     """
 
@@ -115,9 +116,10 @@ class Observed:
         return np.sqrt(self.image_square_var / max(self.images, 1))
 
     def buffer_noise(self, momentum: float | None) -> tuple[Floats, Floats]:
-        """Return the variance by which running mean and variance may differ from what was observed.
+        """Return the variances of the differences that chance allows between running and observed statistics.
 
-        SE^2 + Var(batch statistic) a/(2-a): the error of this data, and the noise of a settled moving average.
+        Each is SE^2 + Var(batch statistic) a/(2-a): the error of this data, and the noise of a settled moving average
+        with momentum a.
         """
         own = 0.0 if momentum is None else momentum / (2 - momentum)
         return self.mean_error**2 + own * self.batch_mean_var, self.var_error**2 + own * self.batch_var_var
@@ -134,7 +136,7 @@ class Gap:
 
     Attributes:
         square: Mean squared difference over the data and the channels.
-        by_cause: Its parts; they add up to `square`, and single ones may be negative.
+        by_cause: The part of each cause. The parts add up to `square`, and a single part may be negative.
         per_channel: Mean squared difference of each channel. Shape (C,).
     """
 
@@ -144,13 +146,13 @@ class Gap:
 
     @property
     def excess(self) -> float:
-        """Root of what bessel and sampling noise do not explain, in standard deviations."""
+        """Root of the part of `square` that bessel and sampling noise do not explain, in standard deviations."""
         explained = self.by_cause.get("bessel", 0.0) + self.by_cause.get("sampling noise", 0.0)
         return float(np.sqrt(max(0.0, self.square - max(0.0, explained))))
 
     @property
     def staleness(self) -> float:
-        """Root of what staleness, or staleness and shift together, account for, in standard deviations."""
+        """Root of the part of `square` that staleness, alone or together with shift, causes, in standard deviations."""
         part = self.by_cause.get("staleness", 0.0) + self.by_cause.get("staleness or shift", 0.0)
         return float(np.sqrt(max(0.0, part)))
 
@@ -161,8 +163,8 @@ class Gradient:
 
     Attributes:
         producer: Path of the producer.
-        relative: norm(gradient) norm(weight) / abs(loss): the change of the loss, in units of itself, that a small
-            relative change of the weights could make.
+        relative: norm(gradient) norm(weight) / abs(loss), unitless: the largest relative change of the loss per
+            relative change of the weights, to first order.
         loss: The loss.
     """
 
@@ -183,20 +185,20 @@ class ModelLayer:
         eps: Added to the variance.
         training: Whether it is in train mode.
         frozen: Whether it is frozen, as `bnlab.observe.discover.why_frozen` defines it.
-        updates: Whether it moves its running statistics in train mode.
-        affine_trains: Whether weight or bias requires a gradient; None without either.
+        updates: Whether it updates its running statistics in train mode.
+        affine_trains: Whether weight or bias requires a gradient; None for a layer with neither.
         decay: Weight decay of weight and bias in the optimizer, by name; None without an optimizer.
         state: The stored numbers; None for a layer without running statistics.
-        execution: What an example showed; None without one.
-        data: Its input over `data`; None without.
-        train_data: Its input over `train_data`, dropout off; None without.
-        shuffled: Its input over samples of `data` dealt into batches at random; None where that is not possible.
-        train_shuffled: Over samples of `train_data`, likewise.
-        dropped: Its input over the training data (else `data`) with dropout on; None if there is no dropout.
+        execution: What a forward pass on an example shows; None without an example.
+        data: Its input over `data`; None without `data`.
+        train_data: Its input over `train_data`, with dropout off; None without `train_data`.
+        shuffled: Its input over samples of `data` in random batches; None where the samples cannot be shuffled.
+        train_shuffled: Its input over samples of `train_data` in random batches, likewise.
+        dropped: Its input over the training data (else `data`) with dropout on; None if nothing drops values.
         gap: The difference between the modes on `data`.
-        gradient: Of the loss; None without one.
-        averaged: How many models its weights are the average of, as `torch.optim.swa_utils.AveragedModel` counts them;
-            None if they are no average.
+        gradient: The gradient of the loss; None without a loss.
+        averaged: Number of models of which its weights are the average, as `torch.optim.swa_utils.AveragedModel`
+            counts them; None if its weights are not an average.
     """
 
     name: str
@@ -226,8 +228,8 @@ class OutputGap:
     """The outputs of the whole network with running statistics and with batch statistics.
 
     Attributes:
-        relative: rms difference over the rms spread of the outputs with batch statistics.
-        not_finite: Whether outputs with running statistics are not finite where the others are.
+        relative: rms difference, divided by the rms spread of the outputs with batch statistics.
+        not_finite: Whether an output is finite with batch statistics and not finite with running statistics.
     """
 
     relative: float
@@ -240,15 +242,16 @@ class ModelEvidence:
 
     Attributes:
         layers: The BN layers, in the order in which they ran if that is known.
-        missing: What was not given or could not be had, with the reason: keys "example", "data", "train_data", "loss",
+        missing: The inputs that the caller did not pass, with the reason: keys "example", "data", "train_data", "loss",
             "optimizer" and "metric".
-        output_gap: Of the whole network; None without data.
-        mixing: Largest change of a sample's output in eval mode with other samples beside it, relative to the spread of
-            the outputs; None if unknown.
+        output_gap: The gap of the outputs of the whole network; None without data.
+        mixing: Largest change of the output of a sample in eval mode that other samples in its batch cause, relative to
+            the spread of the outputs; None if unknown.
         numbers: The metric under four choices of data and statistics; None without a metric.
         metric_error: Paired standard error of eval_batch - eval_running; None where it is not known.
-        notes: What else to know about the observation.
-        causal: Layers whose statistics, replaced one after the other, recovered the metric, with the metric after each.
+        notes: Remarks on the observation, such as batches that were left out.
+        causal: Layers whose new statistics, imposed one layer after the other, recovered the metric. Each comes with
+            the metric that was reached.
     """
 
     layers: tuple[ModelLayer, ...]

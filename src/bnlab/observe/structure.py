@@ -1,4 +1,4 @@
-"""What surrounds each BN layer in the executed graph: what feeds it, what takes its output, dropout on the way."""
+"""Reads the surroundings of each BN layer from the executed graph: producer, activation and dropout upstream."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from bnlab.observe.passes.executed_graph import Call, ExecutedGraph
 __all__ = ["executions"]
 
 _PRODUCERS = (nn.Linear, nn.modules.conv._ConvNd)  # noqa: SLF001 - the common base of all convolutions
-_FLATTENED = {torch.sigmoid: "sigmoid", Tensor.sigmoid: "sigmoid", F.sigmoid: "sigmoid",
+_SATURATING = {torch.sigmoid: "sigmoid", Tensor.sigmoid: "sigmoid", F.sigmoid: "sigmoid",
               torch.tanh: "tanh", Tensor.tanh: "tanh", F.tanh: "tanh"}  # fmt: skip
-_FURTHEST = 64
-"""How many calls upstream dropout is looked for."""
+_MAX_CALLS_UPSTREAM = 64
+"""Number of calls upstream of a BN layer that are searched for dropout."""
 
 
 def executions(
@@ -30,13 +30,13 @@ def executions(
     *,
     train_graph: ExecutedGraph | None = None,
 ) -> dict[str, Execution]:
-    """Return what the graph shows of every layer that ran, in the order in which they ran first.
+    """Return what the graph shows about every layer that ran, in the order of their first calls.
 
     Args:
         model: The model.
-        graph: What ran in eval mode.
+        graph: The calls of a pass in eval mode.
         layers: The BN layers by path.
-        train_graph: What ran in train mode, where dropout may show that is not called in eval mode.
+        train_graph: The calls of a pass in train mode, which may include dropout that eval mode never calls.
     """
     dropping = dropping_paths(model, graph, train_graph)
     names = [call.modules[-1] for call in graph.calls if call.function is None]
@@ -60,7 +60,7 @@ def _execution(modules: Mapping[str, nn.Module], graph: ExecutedGraph, name: str
         samples=inputs[0].shape[0],
         counts=tuple(torch.Size(value.shape).numel() // channels for value in inputs),
         producer=_producer(modules, graph, calls[0]),
-        activation=_activation_behind(graph, calls[0]),
+        activation=_activation_after(graph, calls[0]),
     )
 
 
@@ -84,9 +84,9 @@ def _producer(modules: Mapping[str, nn.Module], graph: ExecutedGraph, call: Call
 def _dropout_upstream(
     modules: Mapping[str, nn.Module], graph: ExecutedGraph, name: str, dropping: Collection[str]
 ) -> str | None:
-    """Return the path of what drops values that the layer sees undiminished by another BN."""
+    """Return the path of a module that drops values on the way to the layer, with no other BN in between."""
     waiting, seen = [value.id for call in graph.of_layer(name)[:1] for value in call.inputs[:1]], set[int]()
-    while waiting and len(seen) < _FURTHEST:
+    while waiting and len(seen) < _MAX_CALLS_UPSTREAM:
         value = waiting.pop()
         before = graph.producer(value)
         if before is None or value in seen or before.function is None:
@@ -99,8 +99,8 @@ def _dropout_upstream(
     return None
 
 
-def _activation_behind(graph: ExecutedGraph, call: Call) -> str | None:
+def _activation_after(graph: ExecutedGraph, call: Call) -> str | None:
     names: Iterable[str | None] = (
-        _FLATTENED.get(after.function) for after in graph.consumers(call.outputs[0].id) if after.function is not None
+        _SATURATING.get(after.function) for after in graph.consumers(call.outputs[0].id) if after.function is not None
     )
     return next((name for name in names if name is not None), None)

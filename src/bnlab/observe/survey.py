@@ -1,4 +1,4 @@
-"""Everything that can be observed about a model with what the caller gives: an example, data, a metric, a loss."""
+"""Observes a model with whatever the caller passes: an example, data, a metric, a loss, an optimizer."""
 
 from __future__ import annotations
 
@@ -44,25 +44,25 @@ from bnlab.wording import counted
 __all__ = ["Inputs", "survey"]
 
 _OUTPUT_BATCHES = 4
-"""How many batches the outputs of the whole network are compared on."""
+"""Number of batches on which the outputs of the whole network are compared."""
 
 _EXAMPLE_SAMPLES = 4
-"""How many samples of the first batch show the executed graph, all of whose tensors are held for a moment."""
+"""Number of samples of the first batch that record the executed graph, which holds all its tensors for a while."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a model is observed with; all of it optional.
+    """The inputs with which a model is observed. All of them are optional.
 
     Attributes:
-        data: Batches of what the model will see.
-        train_data: Batches of what it was trained on.
+        data: Batches of the data that the model will see.
+        train_data: Batches of the data on which the model was trained.
         metric: metric(model, data) -> float, higher is better.
-        example: One batch; the first of `data` if not given.
+        example: One batch; None for the first batch of `data`.
         loss: loss(model, batch) -> scalar.
-        optimizer: The one the model is trained with.
-        max_batches: How many batches of either data set are used, as for :func:`keep`.
-        advance: Called with a word for what is going on, after every batch.
+        optimizer: The optimizer that trains the model.
+        max_batches: How many batches of each data set are used, as for :func:`keep`.
+        advance: Called after every batch with the name of the current step.
     """
 
     data: Iterable[Any] | None = None
@@ -88,29 +88,29 @@ class Inputs:
         require_max_batches(self.max_batches)
 
     def read(self) -> Inputs:
-        """Return the same with data that are held in memory, read once."""
+        """Read each data set once and return these inputs with the batches held in memory."""
         data = None if self.data is None else keep("data", self.data, self.max_batches)
         train_data = None if self.train_data is None else keep("train_data", self.train_data, self.max_batches)
         return replace(self, data=data, train_data=train_data)
 
 
 def survey(model: nn.Module, states: Mapping[str, LayerState], inputs: Inputs) -> ModelEvidence:
-    """Observe a model. It is untouched afterwards: modes, buffers, attributes and random numbers.
+    """Observe a model, and restore its modes, buffers and attributes and the state of the random number generators.
 
     Args:
         model: Any module.
         states: The stored numbers of its layers, by path.
-        inputs: What to observe it with.
+        inputs: The example, data, metric, loss and optimizer.
 
     Raises:
-        UsageError: If its forward, the metric or the loss raises, or data has no batch.
+        UsageError: If forward, the metric or the loss raises, or if a data set has no batch.
     """
     subject = Subject(model)
     with torch.compiler.set_stance("force_eager"), subject.untouched():
-        return _surveyed(subject, states, inputs.read())
+        return _collect_evidence(subject, states, inputs.read())
 
 
-def _surveyed(subject: Subject, states: Mapping[str, LayerState], inputs: Inputs) -> ModelEvidence:
+def _collect_evidence(subject: Subject, states: Mapping[str, LayerState], inputs: Inputs) -> ModelEvidence:
     model = subject.model
     modules = any_batch_norm(model)
     averages = _averages(model)
@@ -135,17 +135,17 @@ def _surveyed(subject: Subject, states: Mapping[str, LayerState], inputs: Inputs
         raise UsageError("model: it must know its shapes, got a lazy layer. Run one batch first.")
     missing.pop("example", None)
     ran, dropping = _executions(subject, example, modules, few=inputs.example is None)
-    ordered = [*ran, *(name for name in layers if name not in ran)]
-    found = [replace(layers[name], execution=ran.get(name)) for name in ordered]
-    evidence = ModelEvidence(layers=tuple(found), missing=missing)
+    names = [*ran, *(name for name in layers if name not in ran)]
+    ordered_layers = [replace(layers[name], execution=ran.get(name)) for name in names]
+    evidence = ModelEvidence(layers=tuple(ordered_layers), missing=missing)
     if inputs.data is None:
         return evidence
     return _with_data(subject, modules, evidence, inputs, dropping)
 
 
 def _averages(model: nn.Module) -> dict[str, int]:
-    """Return the prefix of the names in every average of models, and how many models it is the average of."""
-    found = {}
+    """Return the prefix of the layer names in every averaged model, with the number of models in the average."""
+    counts = {}
     for name, module in model.named_modules():
         counter = getattr(module, "n_averaged", None)
         if (
@@ -153,8 +153,8 @@ def _averages(model: nn.Module) -> dict[str, int]:
             and counter.numel() == 1
             and isinstance(getattr(module, "module", None), nn.Module)
         ):
-            found[f"{name}.module." if name else "module."] = int(counter)
-    return found
+            counts[f"{name}.module." if name else "module."] = int(counter)
+    return counts
 
 
 def _layer(
@@ -195,18 +195,18 @@ def _decay(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, flo
 def _executions(
     subject: Subject, example: Batch, modules: Mapping[str, nn.Module], *, few: bool
 ) -> tuple[dict[str, Execution], Collection[str]]:
-    """Run the example and return what it shows, and the paths of what drops values.
+    """Run the example; return what it shows about each layer, and the paths of the modules that drop values.
 
-    A few samples of it do, if the model takes a cut batch.
+    With `few`, the first samples of the batch are enough, provided that the model accepts a shorter batch.
     """
     batch = next(batches_of([example], subject.model))
     if few:
         with suppress(Exception):
-            return _shown(subject, first_samples(batch, _EXAMPLE_SAMPLES), modules)
-    return _shown(subject, batch, modules)
+            return _executions_on(subject, first_samples(batch, _EXAMPLE_SAMPLES), modules)
+    return _executions_on(subject, batch, modules)
 
 
-def _shown(
+def _executions_on(
     subject: Subject, batch: Batch, modules: Mapping[str, nn.Module]
 ) -> tuple[dict[str, Execution], Collection[str]]:
     model = subject.model
@@ -218,9 +218,10 @@ def _shown(
 
 
 def _train_graph(model: nn.Module, batch: Batch) -> ExecutedGraph | None:
-    """Return what runs in train mode, where dropout may be called that is not in eval mode; None if it does not run.
+    """Return the calls of a pass in train mode, which may include more dropout than eval mode; None if the pass fails.
 
-    A copy runs: train mode may change what a snapshot does not bring back, such as weights in place.
+    A copy of the model runs, because train mode may change things that a snapshot does not restore, such as weights
+    that are changed in place.
     """
     with suppress(Exception):
         twin = copy.deepcopy(model).train()
@@ -276,51 +277,51 @@ _NOTHING: Mapping[str, Observed] = {}
 
 @dataclass
 class _Passes:
-    """Runs a model over data sets, and notes what could not be used."""
+    """Runs a model over data sets, and records in `notes` which batches could not be used."""
 
     subject: Subject
     modules: Mapping[str, nn.Module]
     inputs: Inputs
     notes: list[str] = field(default_factory=list)
 
-    def over_shuffled(self, what: str, data: KeptBatches) -> Mapping[str, Observed]:
-        """Return what every layer gets when samples are dealt into batches at random; nothing if they cannot be."""
+    def over_shuffled(self, label: str, data: KeptBatches) -> Mapping[str, Observed]:
+        """Return the inputs of every layer over shuffled samples; an empty mapping if they cannot be shuffled."""
         with suppress(UsageError):
-            return self._observed(f"shuffled {what}", shuffled_batches(data))
+            return self._observed(f"shuffled {label}", shuffled_batches(data))
         return _NOTHING
 
-    def over_dropping(self, what: str, data: KeptBatches, dropping: Collection[str]) -> Mapping[str, Observed]:
-        """Return what every layer gets with dropout on; nothing if the model does not run so."""
+    def over_dropping(self, label: str, data: KeptBatches, dropping: Collection[str]) -> Mapping[str, Observed]:
+        """Return the inputs of every layer with dropout on; an empty mapping if the model does not run that way."""
         try:
-            return self._observed(what, data.everything, dropping=dropping)
+            return self._observed(label, data.everything, dropping=dropping)
         except UsageError as error:
-            self.notes.append(f"{what}: left out: {str(error).rstrip('.')}")
+            self.notes.append(f"{label}: left out because of an error: {str(error).rstrip('.')}")
             return _NOTHING
 
-    def over(self, what: str, data: KeptBatches) -> tuple[Mapping[str, Observed], KeptBatches]:
-        """Return what every layer got, and the data without the batches that have no batch statistics."""
+    def over(self, label: str, data: KeptBatches) -> tuple[Mapping[str, Observed], KeptBatches]:
+        """Return the inputs of every layer, and the data without the batches that have no batch statistics."""
         described = data.described()
         if described is not None:
-            self.notes.append(f"{what}: from {described}")
+            self.notes.append(f"{label}: from {described}")
         short: set[int] = set()
         not_finite: set[int] = set()
-        seen = self._observed(what, data.everything, skipped=short, not_finite=not_finite)
+        seen = self._observed(label, data.everything, skipped=short, not_finite=not_finite)
         if not_finite:
-            batches = counted(len(not_finite), "batch", "batches")
-            self.notes.append(f"{what}: {batches} left out where a layer gets a NaN or inf")
+            batches_were = counted(len(not_finite), "batch was", "batches were")
+            self.notes.append(f"{label}: {batches_were} left out of every layer that gets a NaN or inf")
         if not short:
             return seen, data
-        batches = counted(len(short), "batch", "batches")
-        self.notes.append(f"{what}: {batches} of one value per channel left out: no batch statistics")
+        batches_were = counted(len(short), "batch was", "batches were")
+        self.notes.append(f"{label}: {batches_were} left out: one value per channel has no variance")
         return seen, data.without(short)
 
-    def _observed(self, what: str, data: Iterable[Batch], **options: Any) -> dict[str, Observed]:  # noqa: ANN401
-        with usage_error_unless(f"forward must run on every batch of {what}"):
+    def _observed(self, label: str, data: Iterable[Batch], **options: Any) -> dict[str, Observed]:  # noqa: ANN401
+        with usage_error_unless(f"forward must run on every batch of {label}"):
             return observe(
                 self.subject,
                 self.modules,
                 data,
-                advance=lambda: self.inputs.advance(f"observing {what}"),
+                advance=lambda: self.inputs.advance(f"observing {label}"),
                 **options,
             )
 
@@ -329,7 +330,7 @@ def _with_gap(layer: ModelLayer) -> ModelLayer:
     if layer.data is None or layer.state is None or layer.frozen:
         return layer
     once = layer.execution is None or layer.execution.calls == 1
-    shuffled = layer.shuffled if once else None  # the calls of a shared layer differ, and not by chance
+    shuffled = layer.shuffled if once else None  # the calls of a shared layer differ for other reasons than chance
     running = RunningStatistics(
         mean=layer.state.running_mean,
         var=layer.state.running_var,
@@ -368,7 +369,7 @@ def _outputs(model: nn.Module, batch: Batch) -> list[Tensor]:
 
 
 def _mixing(subject: Subject, data: Iterable[Batch], evidence: ModelEvidence) -> float | None:
-    """Return how much the output of a sample in eval mode depends on the samples beside it."""
+    """Return how much the output of a sample in eval mode depends on the other samples in its batch."""
     model = subject.model
     batch = next(iter(batches_of(data, model)), None)
     size = samples_in(batch)

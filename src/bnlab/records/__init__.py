@@ -1,11 +1,12 @@
-"""What bnlab says, as plain frozen data with a JSON round trip.
+"""The results of bnlab as frozen dataclasses that can be written as JSON and read back.
 
-Records need nothing but the standard library, so a saved JSON can be read and drawn without torch. Three of them are
-documents, described by the schemas ``bnlab.diagnosis/1``, ``bnlab.receipt/1`` and ``bnlab.experiment/1``
+Records need only the standard library, so a saved JSON file can be read and drawn without torch. Three of them are
+documents with the schemas ``bnlab.diagnosis/1``, ``bnlab.receipt/1`` and ``bnlab.experiment/1``
 (:func:`json_schema`): :class:`DiagnosisRecord`, :class:`Changes` and :class:`ExperimentRecord`.
 """
 
 from bnlab.records.diagnosis import (
+    Advice,
     Cause,
     DiagnosisRecord,
     Finding,
@@ -15,6 +16,7 @@ from bnlab.records.diagnosis import (
     Outcome,
     Quantity,
     Range,
+    StatisticsVerdict,
     Status,
     Summary,
     Target,
@@ -45,6 +47,7 @@ from bnlab.records.receipt import (
 
 __all__ = [
     "REMEDIES",
+    "Advice",
     "Axis",
     "Cause",
     "Change",
@@ -70,6 +73,7 @@ __all__ = [
     "Recheck",
     "Rule",
     "Safety",
+    "StatisticsVerdict",
     "Status",
     "Summary",
     "Target",

@@ -1,4 +1,4 @@
-"""What a diagnosis says."""
+"""The records of a diagnosis."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from enum import Enum
 from bnlab.records.document import Document
 
 __all__ = [
+    "Advice",
     "Cause",
     "DiagnosisRecord",
     "Finding",
@@ -18,6 +19,7 @@ __all__ = [
     "Outcome",
     "Quantity",
     "Range",
+    "StatisticsVerdict",
     "Status",
     "Summary",
     "Target",
@@ -25,7 +27,7 @@ __all__ = [
 
 
 class Level(str, Enum):
-    """How sure and how bad: an error is certain, a warning names a symptom, info is worth knowing."""
+    """How severe a finding is: an error is certain, a warning names a symptom, info is worth knowing."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -42,7 +44,7 @@ class Level(str, Enum):
 
 
 class Status(str, Enum):
-    """What became of a check: a check without the evidence it needs is skipped, never passed."""
+    """The outcome of a check. A check without the evidence it needs is skipped, never passed."""
 
     FINDINGS = "findings"
     PASSED = "passed"
@@ -69,29 +71,30 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRecord:
-    """One BN layer as it was found.
+    """One BN layer in the state in which it was checked.
 
     Attributes:
-        name: Layer path, as in ``named_modules()``; the full path in the file where it holds several networks.
-        network: The network of the file this layer belongs to; "" where there is only one.
+        name: Layer path, as in ``named_modules()``; the full path in the file if the file holds several networks.
+        network: The network in the file to which this layer belongs; "" if there is only one.
         channels: Number of channels.
         dtype: Stored dtype of the running statistics, such as "float32".
-        affine: Whether the layer has weight or bias.
-        num_batches_tracked: The stored counter, or None where the file has none.
+        affine: Whether the layer has a weight or a bias.
+        num_batches_tracked: The stored counter, or None if the file has none.
         momentum: Weight of the new batch; None for a cumulative average.
         eps: Added to the variance, squared input units.
-        assumed: Which of "momentum" and "eps" the file does not hold, so that torch's default stands there.
-        running_mean: Range over channels, input units; None where no value is finite.
-        running_var: Range over channels, squared input units; None where no value is finite.
-        gain: Range of abs(weight)/sqrt(running_var + eps), 1/input units; None where no value is finite.
-        calls: How often it runs in a forward pass; None where that is not known.
-        inputs: Paths of the convolution or linear layers that feed it, as far as they are known.
-        gap: Mean squared difference between train mode and eval mode in normalised outputs, by cause; the causes add
-            up to "total". None without data.
-        per_channel: A value for each channel, by name, where it was asked for: "running_mean", "running_var", "weight",
-            "bias", and "gap" as above. With data also what the running statistics should be, and by how much they may
-            differ from it by chance (a standard error): "train_data_mean", "train_data_mean_error", "train_data_var",
-            "train_data_var_error"; without training data the same of "data_...".
+        assumed: Which of "momentum" and "eps" are torch's default, because the file does not hold them.
+        running_mean: Range over channels, input units; None if no value is finite.
+        running_var: Range over channels, squared input units; None if no value is finite.
+        gain: Range of abs(weight)/sqrt(running_var + eps), 1/input units; None if no value is finite.
+        calls: How often the layer runs in a forward pass; None if that is not known.
+        inputs: Paths of the convolution or linear layers that feed the layer, as far as they are known.
+        gap: Mean squared difference between the normalised outputs in train mode and in eval mode, by cause; the causes
+            add up to "total". None without data.
+        per_channel: A value for each channel, by name, if the check ran with `per_channel`: "running_mean",
+            "running_var", "weight", "bias", and "gap" as above. With data it also holds what the running statistics
+            should be and their standard error, by which they may differ by chance: "train_data_mean",
+            "train_data_mean_error", "train_data_var", "train_data_var_error". Without training data these names begin
+            with "data_".
     """
 
     name: str
@@ -114,18 +117,18 @@ class LayerRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing a check found, measured against its threshold.
+    """One finding of a check, measured against its threshold.
 
     Attributes:
         code: Code of the check, such as "BN102".
-        level: How severe.
-        layer: Layer path; None where the finding is about the whole network.
-        channels: Indices of the channels concerned; None where it is not about single channels.
-        message: What was found, lower case, without a final stop.
-        why: What it does to a user of the network.
-        measured: What was measured, by name.
-        threshold: What it was compared with, by name.
-        remedies: Names of remedies that help, best first.
+        level: How severe the finding is.
+        layer: Layer path; None if the finding is about the whole network.
+        channels: Indices of the channels concerned; None if the finding is not about single channels.
+        message: The finding, lower case, without a final stop.
+        why: The consequence for a user of the network.
+        measured: The measured quantities, by name.
+        threshold: The quantities they were compared with, by name.
+        remedies: Names of the remedies that help, best first.
     """
 
     code: str
@@ -141,7 +144,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one check, and why it could not judge everything where it could not."""
+    """The outcome of one check and, if the check could not judge everything, the reason."""
 
     code: str
     status: Status
@@ -159,17 +162,84 @@ class Cause:
 
 @dataclass(frozen=True)
 class Numbers:
-    """The metric under four choices of data and statistics, higher is better."""
+    """The metric, or else the loss, under six choices of data and statistics.
+
+    "Recalibrated" statistics are those that recalibration on the training data gives: of the layers that the verdict on
+    the statistics names, or else of every layer.
+
+    Attributes:
+        train_batch: On the training data, with batch statistics.
+        eval_batch: On the data, with batch statistics.
+        eval_running: On the data, with running statistics.
+        eval_recalibrated: On the data, with recalibrated statistics.
+        train_running: On the training data, with running statistics.
+        train_recalibrated: On the training data, with recalibrated statistics.
+        lower_is_better: Whether a lower number is better.
+    """
 
     train_batch: float | None
     eval_batch: float
     eval_running: float
     eval_recalibrated: float
+    train_running: float | None = None
+    train_recalibrated: float | None = None
+    lower_is_better: bool = False
+
+    def is_better(self, number: float, other: float) -> bool:
+        """Return whether a number is better than another one."""
+        return number < other if self.lower_is_better else number > other
+
+
+class Advice(str, Enum):
+    """Whether the weights need the stored running statistics or those of the training data.
+
+    RECALIBRATE: the loss is lower with recalibrated statistics, by more than two standard errors.
+    KEEP: the loss is lower with the stored statistics: the weights were trained with them.
+    NO_DIFFERENCE: the difference is within two standard errors.
+    WORSE_ON_DATA: recalibrated statistics lower the loss on the training data and make the evaluation data worse.
+    UNDECIDED: no labels, loss or metric can decide.
+    """
+
+    RECALIBRATE = "recalibrate"
+    KEEP = "keep"
+    NO_DIFFERENCE = "no difference"
+    WORSE_ON_DATA = "worse on data"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsVerdict:
+    """The verdict on running statistics that are not those of the training data (BN401), and what decided it.
+
+    The losses are means over samples. They are cross-fitted: the statistics come from one half of the batches, and the
+    loss from the other half, both ways.
+
+    Attributes:
+        advice: What to do about them.
+        layers: The layers whose statistics it is about.
+        decided_by: "loss", "cross-entropy" or the name of the metric; None if nothing could decide.
+        data: Name of the data that decided: "train_data", or "data" without training data.
+        running: Loss with the stored running statistics; for a metric where higher is better, minus the metric.
+        recalibrated: The same with recalibrated statistics of `layers`.
+        standard_error: Standard error of the paired difference.
+        data_running: Loss on the evaluation data with the stored running statistics; None if it was not measured.
+        data_recalibrated: The same with recalibrated statistics of `layers`.
+    """
+
+    advice: Advice
+    layers: tuple[str, ...]
+    decided_by: str | None = None
+    data: str = "train_data"
+    running: float | None = None
+    recalibrated: float | None = None
+    standard_error: float | None = None
+    data_running: float | None = None
+    data_recalibrated: float | None = None
 
 
 @dataclass(frozen=True)
 class Target:
-    """What was checked: a "checkpoint" or a "model", and its name."""
+    """The subject of a diagnosis: its kind, "checkpoint" or "model", and its name."""
 
     kind: str
     name: str
@@ -188,9 +258,10 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnosisRecord(Document):
-    """Everything a diagnosis says; the attributes are the keys of its JSON form.
+    """A whole diagnosis. The attributes are the keys of its JSON form.
 
-    `notes` says what was assumed, and what looked like BN but was left alone and why.
+    `notes` lists what was assumed, and what looked like BN but was left alone, with the reason. `statistics` is None
+    where no layer has stale statistics, or where no data was passed.
     """
 
     schema: str = "bnlab.diagnosis/1"
@@ -204,3 +275,4 @@ class DiagnosisRecord(Document):
     numbers: Numbers | None = None
     summary: Summary
     notes: tuple[str, ...] = field(default=())
+    statistics: StatisticsVerdict | None = None

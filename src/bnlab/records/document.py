@@ -1,6 +1,6 @@
-"""The JSON form of records, both ways.
+"""Writes records as JSON and reads them back.
 
-Numbers that JSON cannot hold are written as the strings "nan", "inf" and "-inf".
+Numbers that JSON cannot represent become the strings "nan", "inf" and "-inf".
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ __all__ = ["Document", "from_json", "json_schema", "to_json"]
 _ADDED_LATER = frozenset(
     {
         *("calls", "inputs", "gap", "per_channel"),
+        *("statistics", "train_running", "train_recalibrated", "lower_is_better"),
         *("measurements", "recheck", "planned", "target"),
         *("conclusion_before", "conclusion_after", "numbers_before", "numbers_after", "gaps"),
     }
 )
-"""Keys that a text written before they existed does not have."""
+"""Keys that older JSON texts do not have, because they were added later."""
 
 _FILES = {
     "bnlab.diagnosis/1": "diagnosis-1.json",
@@ -41,7 +42,7 @@ Record = TypeVar("Record")
 
 
 class Document:
-    """A record with a schema of its own: the top of a JSON text."""
+    """A record with a schema of its own, the top level of a JSON text."""
 
     schema: str
 
@@ -51,25 +52,25 @@ class Document:
         return value
 
     def dumps(self, *, indent: int | None = None) -> str:
-        """Return the JSON text; on one line unless `indent` is given."""
+        """Return the JSON text, on one line if `indent` is None."""
         return json.dumps(self.to_json(), indent=indent, allow_nan=False)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read the JSON form back.
+        """Build the record from its JSON form.
 
         Raises:
-            UsageError: If `data` does not say it follows the schema of this record, or breaks it.
+            UsageError: If `data` does not name the schema of this record, or breaks it.
         """
-        found = data.get("schema")
-        if found != cls.schema:
+        schema = data.get("schema")
+        if schema != cls.schema:
             what = cls.schema.removeprefix("bnlab.").partition("/")[0]
-            raise UsageError(f"{what}: schema must be {cls.schema!r}, got {found!r}.")
+            raise UsageError(f"{what}: schema must be {cls.schema!r}, got {schema!r}.")
         return from_json(cls, data)
 
 
 def to_json(value: object) -> Any:
-    """Return the JSON form of a record, or of any value a record may hold."""
+    """Return the JSON form of a record, or of any value that a record may hold."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, float) and not math.isfinite(value):
@@ -84,10 +85,10 @@ def to_json(value: object) -> Any:
 
 
 def from_json(record: type[Record], data: object) -> Record:
-    """Build a record of the given class from its JSON form.
+    """Build a record of the class `record` from its JSON form.
 
     Raises:
-        UsageError: If a key is missing or unknown, or a value is not of the type the record declares.
+        UsageError: If a key is missing or unknown, or a value does not have the type that the record declares.
     """
     value: Record = _decode(record, data, record.__name__)
     return value
@@ -97,13 +98,13 @@ def json_schema(schema: str = "bnlab.diagnosis/1") -> dict[str, Any]:
     """Return a published JSON Schema: that of ``bnlab.diagnosis/1``, ``bnlab.receipt/1`` or ``bnlab.experiment/1``.
 
     Raises:
-        UsageError: If there is no such schema.
+        UsageError: If `schema` is none of these.
     """
     if schema not in _FILES:
         raise UsageError(f"json_schema: schema must be one of {', '.join(_FILES)}, got {schema!r}.")
     text = resources.files("bnlab").joinpath(f"schemas/{_FILES[schema]}").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    json_form: dict[str, Any] = json.loads(text)
+    return json_form
 
 
 @cache

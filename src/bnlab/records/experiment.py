@@ -1,4 +1,4 @@
-"""What an experiment found: its claims with a verdict each, and the numbers and the picture behind them."""
+"""The records of an experiment: its claims, each with a verdict, and the numbers and the picture behind them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class Verdict(str, Enum):
-    """What became of a claim. DEPENDS: it holds under some conditions, or for some seeds, and not for others."""
+    """The verdict on a claim. DEPENDS: the claim holds under some conditions, or for some seeds, and not for others."""
 
     SUPPORTED = "supported"
     REFUTED = "refuted"
@@ -31,20 +31,20 @@ class Verdict(str, Enum):
 
 
 OUTCOMES = {True: "holds", False: "fails", None: "turns with the seed"}
-"""What a claim does under a condition."""
+"""The outcome of a claim under one condition, in words; None: seeds disagree."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One number under one condition, over the seeds.
+    """One number under one condition, measured over the seeds.
 
     Attributes:
-        condition: Such as "batch 8"; "" where there is only one.
+        condition: The condition, such as "batch 8"; "" if there is only one.
         mean: Mean over the seeds.
         low: Lower end of the 95 % interval of the mean, by Student's t.
-        high: Upper end.
-        values: One for each seed.
-        holds: Whether every seed is where the claim expects it; None where some are and some are not.
+        high: Upper end of that interval.
+        values: The number for each seed.
+        holds: True if the claim holds for every seed, False if for none, None if the seeds disagree.
     """
 
     condition: str
@@ -56,7 +56,7 @@ class Estimate:
 
     @property
     def outcome(self) -> str:
-        """What the claim does under the condition, in words."""
+        """The outcome of the claim under the condition, in words."""
         return OUTCOMES[self.holds]
 
 
@@ -65,17 +65,17 @@ class ClaimRecord:
     """One claim and its verdict.
 
     Attributes:
-        key: Short name.
+        key: Short name of the claim.
         text: The claim, a sentence.
-        source: Where it comes from.
-        number: What is measured.
-        unit: Its unit.
+        source: Where the claim comes from.
+        number: The measured number, in words.
+        unit: Unit of the number.
         low: Smallest value that agrees with the claim.
-        high: Largest value that does.
-        tolerance: Why just that far.
-        refuted_if: What would refute it.
-        verdict: What became of it.
-        boundary: Where it turns, if it depends.
+        high: Largest value that agrees with the claim.
+        tolerance: The reason for these limits.
+        refuted_if: What would refute the claim.
+        verdict: The verdict on the claim.
+        boundary: The condition at which the outcome changes, if the verdict is DEPENDS.
         estimates: The number under each condition.
     """
 
@@ -98,9 +98,9 @@ class Column:
     """One column of the table behind the picture: numbers or labels.
 
     Attributes:
-        name: Of the column.
-        numbers: Its values, if they are numbers.
-        labels: Its values, if they are text.
+        name: Name of the column.
+        numbers: The values, if they are numbers.
+        labels: The values, if they are text.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Column:
 
 
 class Mark(str, Enum):
-    """How a row of the table is drawn."""
+    """The mark that draws a row of the table."""
 
     LINE = "line"
     POINT = "point"
@@ -119,12 +119,12 @@ class Mark(str, Enum):
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis.
+    """One axis of a figure.
 
     Attributes:
-        column: What it shows.
-        title: What it says.
-        log: Whether it is logarithmic.
+        column: The column that the axis shows.
+        title: The title of the axis.
+        log: Whether the axis is logarithmic.
     """
 
     column: str
@@ -134,12 +134,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class Rule:
-    """A line at a value of x or y: where a claim turns, or what a paper says.
+    """A line at a value of x or y, such as the limit of a claim or the value in a paper.
 
     Attributes:
         axis: "x" or "y".
-        value: Where.
-        label: What it is.
+        value: Position on that axis.
+        label: What the line stands for.
     """
 
     axis: str
@@ -153,14 +153,14 @@ class Figure:
 
     Attributes:
         title: What the picture shows.
-        mark: How a row is drawn; a line joins the rows of one series in the order of x.
+        mark: The mark that draws a row; a line joins the rows of one series in the order of x.
         x: Horizontal axis.
         y: Vertical axis.
-        series: Column that tells series apart by colour, dash and shape; None for one series.
+        series: Column whose values are drawn as series of different colour, dash and shape; None for one series.
         panel: Column with a panel for each value; None for one panel.
-        value: Of cells: the axis of the colour.
+        value: For cells, the axis of the colour.
         low: Column with the lower end of a band around a line.
-        high: Column with the upper end.
+        high: Column with the upper end of that band.
         rules: Lines that mark boundaries.
     """
 
@@ -178,22 +178,22 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentRecord(Document):
-    """Everything an experiment says; the attributes are the keys of its JSON form.
+    """A whole experiment. The attributes are the keys of its JSON form.
 
     Attributes:
-        name: Of the experiment.
-        title: What it is about, a sentence.
-        source: The article, paper or thread it comes from.
-        profile: "quick", "full", or "custom" where single settings were given.
+        name: Name of the experiment.
+        title: The subject of the experiment, a sentence.
+        source: The paper, page or thread that makes the claims.
+        profile: "quick" or "full"; "custom" if single settings were changed.
         config: The settings, as text.
         key: Hash of the settings, the seeds and the code.
-        seeds: What the runs began with.
-        claims: Each with its verdict.
+        seeds: The random seed of each run.
+        claims: The claims, each with its verdict.
         table: The numbers behind the picture, column by column.
-        figure: How they are drawn.
-        versions: Of what it was run with, by package.
-        seconds: How long it took; not part of what was found.
-        notes: What else is worth knowing.
+        figure: How the table is drawn.
+        versions: Versions of the packages that ran it, by name.
+        seconds: Running time in seconds; not part of the result.
+        notes: Further remarks.
     """
 
     schema: str = "bnlab.experiment/1"

@@ -1,4 +1,4 @@
-"""What an action did to a model."""
+"""The records of an action on a model."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ __all__ = [
 class Safety(str, Enum):
     """What a change may do to the output of a model.
 
-    EXACT: nothing beyond a stated tolerance. STATISTICS: it changes buffers only. BEHAVIOUR: the model computes
-    something else. MANUAL: advice, nothing is applied.
+    EXACT: the output stays the same within a stated tolerance. STATISTICS: the change affects buffers only. BEHAVIOUR:
+    the model computes something else. MANUAL: the remedy is advice, and nothing is applied.
     """
 
     EXACT = "exact"
@@ -43,12 +43,12 @@ REMEDIES: Mapping[str, Safety] = {
     "fold": Safety.EXACT,
     "manual": Safety.MANUAL,
 }
-"""Every remedy a finding may name, and what it may do."""
+"""Every remedy that a finding may name, with its safety."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that became another in one layer: `what` is an attribute, or "class"."""
+    """One change in one layer, with the value before and after. `what` is an attribute, or "class"."""
 
     layer: str
     what: str
@@ -58,7 +58,7 @@ class Change:
 
 @dataclass(frozen=True)
 class LeftAlone:
-    """A layer that was looked at and not changed, and why."""
+    """A layer that the action did not change, and the reason."""
 
     layer: str
     reason: str
@@ -66,7 +66,7 @@ class LeftAlone:
 
 @dataclass(frozen=True)
 class MetricChange:
-    """The metric before and after, higher is better."""
+    """The metric before and after the action; higher is better."""
 
     before: float
     after: float
@@ -74,7 +74,7 @@ class MetricChange:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A number that an action measured to prove itself.
+    """A number that an action measured to prove its result.
 
     Attributes:
         layer: The layer, or the pair "conv1 + bn1"; None for the whole model.
@@ -91,7 +91,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class GapChange:
-    """The gap of a layer between the modes, by cause as in `LayerRecord.gap`; None where it was not measured."""
+    """The gap of a layer between train mode and eval mode, by cause as in `LayerRecord.gap`; None if not measured."""
 
     layer: str
     before: Mapping[str, float] | None
@@ -100,19 +100,19 @@ class GapChange:
 
 @dataclass(frozen=True, kw_only=True)
 class Recheck:
-    """What the checks say after a repair, beside what they said before.
+    """The results of the checks before and after a repair.
 
     Attributes:
-        before: Counts of findings before.
-        after: Counts of findings after.
+        before: Counts of findings before the repair.
+        after: Counts of findings after the repair.
         resolved: "CODE layer" of each finding that is gone.
         remaining: "CODE layer" of each finding that is still there.
         appeared: "CODE layer" of each finding that is new.
-        conclusion_before: The conclusion before, one sentence; "" in an old record.
-        conclusion_after: The conclusion after.
-        numbers_before: The metric under four choices of data and statistics; None without a metric.
-        numbers_after: The same after.
-        gaps: The layers in execution order, with the gap between the modes before and after.
+        conclusion_before: The conclusion before the repair, one sentence; "" in an old record.
+        conclusion_after: The conclusion after the repair.
+        numbers_before: The metric under four choices of data and statistics, before the repair; None without a metric.
+        numbers_after: The same numbers after the repair.
+        gaps: The layers in execution order, with the gap between train mode and eval mode before and after.
     """
 
     before: Summary
@@ -129,20 +129,20 @@ class Recheck:
 
 @dataclass(frozen=True, kw_only=True)
 class Changes(Document):
-    """What an action did to a model; the attributes are the keys of the JSON form.
+    """What an action did to a model. The attributes are the keys of the JSON form.
 
     Attributes:
-        action: What was asked for, such as "convert".
-        safety: What it may do to the output.
-        changes: Everything that is different now, layer after layer.
-        left_alone: Layers that were asked for and not changed.
-        metric: The metric before and after, where one was given.
+        action: The action, such as "convert".
+        safety: What the action may do to the output.
+        changes: All changes, layer by layer.
+        left_alone: Layers that the caller selected and the action did not change.
+        metric: The metric before and after; None without a metric.
         kept: Whether the changes stand; False if they were taken back because the metric got worse.
-        notes: What else is worth knowing.
-        measurements: Numbers that prove the action, or say how far to trust it.
-        recheck: What the checks say after a repair.
-        planned: Whether this is only a plan: nothing was changed.
-        target: What was acted on, where it has a name.
+        notes: Further remarks.
+        measurements: Numbers that prove the action, or show how far to trust it.
+        recheck: The results of the checks before and after a repair.
+        planned: Whether this is only a plan and nothing has been changed.
+        target: The model or file that the action worked on, if it has a name.
     """
 
     schema: str = "bnlab.receipt/1"

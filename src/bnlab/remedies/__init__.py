@@ -1,1 +1,1 @@
-"""What changes a model: one remedy a file. Everything not named in a receipt is kept."""
+"""The remedies, which change a model: one remedy per file. A remedy keeps everything that its receipt does not list."""

@@ -1,4 +1,4 @@
-"""What a conversion leaves on a layer. Pickled models name this module."""
+"""The record that a conversion leaves on a layer. Pickled models refer to this module by name."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["Origin", "origin_of"]
 
 @dataclass(frozen=True)
 class Origin:
-    """What a converted layer was: kept on the layer as `converted_from`, for the way back.
+    """A record of what a converted layer was before. The layer keeps it as `converted_from`, to convert back.
 
     Attributes:
-        kind: Its class, if that is a subclass of a layer of torch.
-        activation: The activation inside it.
+        kind: The class of the layer, if that was a subclass of a layer of torch.
+        activation: The activation that this class applies.
         required_grad: Parameters that required a gradient before the layer was frozen.
     """
 
@@ -25,6 +25,6 @@ class Origin:
 
 
 def origin_of(layer: nn.Module) -> Origin:
-    """Return what conversions remember of a layer; nothing if it was never converted."""
+    """Return the record of earlier conversions of a layer. It is empty if the layer was never converted."""
     origin = vars(layer).get("converted_from")
     return origin if isinstance(origin, Origin) else Origin()

@@ -1,4 +1,4 @@
-"""What stands in for a BN layer that goes into no other layer."""
+"""The module that replaces a BN layer which cannot be folded into another layer."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ __all__ = ["ScaleAndShift"]
 
 
 class ScaleAndShift(nn.Module):
-    """y = scale*x + shift along dimension 1.
+    """Computes y = scale*x + shift along dimension 1.
 
     Args:
         scale: Shape (C,).
         shift: Shape (C,).
-        dtype: Of the input. For half precision the numbers are kept, and used, in float32.
+        dtype: The dtype of the input. For half precision, scale and shift are stored and applied in float32.
     """
 
     scale: Tensor
@@ -29,7 +29,7 @@ class ScaleAndShift(nn.Module):
         self.register_buffer("shift", shift.to(wide))
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return shape and dtype of `input`, which is (N, C, *spatial)."""
+        """Scale and shift `input` of shape (N, C, *spatial). The output has its shape and dtype."""
         return (input * per_channel(self.scale, input) + per_channel(self.shift, input)).to(input.dtype)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""What `freeze` leaves on a layer, and what can be seen of it."""
+"""The record that `freeze` leaves on a layer, and the state of the layer that freezing changes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Switches:
     """Which parts of a layer are frozen.
 
     Attributes:
-        normaliser: It normalises with the running statistics in either mode.
-        buffers: Running statistics and num_batches_tracked do not move.
-        affine: weight and bias require no gradient.
+        normaliser: Whether the layer normalises with the running statistics in either mode.
+        buffers: Whether running statistics and num_batches_tracked stay as they are.
+        affine: Whether weight and bias require no gradient.
 
     Raises:
-        UsageError: If one is no bool, or none is True.
+        UsageError: If one of them is not a bool, or if none is True.
     """
 
     normaliser: bool
@@ -44,7 +44,7 @@ class Switches:
             )
 
     def hold_for(self, layer: _BatchNorm) -> bool:
-        """Whether everything that is to be frozen is."""
+        """Return whether every part of the layer that these switches freeze is frozen already."""
         return not (
             (self.normaliser and not isinstance(layer, FrozenBatchNorm))
             or (self.buffers and moves_statistics(layer))
@@ -54,16 +54,16 @@ class Switches:
 
 @dataclass(frozen=True)
 class FrozenFrom:
-    """What a layer was before the first `freeze`: kept on the layer as `frozen_from`, for the way back.
+    """A record of what a layer was before the first `freeze`. The layer keeps it as `frozen_from`, for `unfreeze`.
 
     Attributes:
-        switches: What was asked for last.
-        kind: Its class, if that was changed.
+        switches: The switches of the last call.
+        kind: The class of the layer, if freezing changed it.
         settings: Attributes that the frozen class does not have.
-        activation: The activation it had once it was frozen.
-        converted_from: What a conversion before had left.
-        restored: Attributes that were changed, with their values before.
-        required_grad: Parameters that required a gradient.
+        activation: The activation of the layer right after it was frozen.
+        converted_from: The record of a conversion before the freeze.
+        restored: Attributes that freezing changed, with the values they had before.
+        required_grad: Names of the parameters that required a gradient.
     """
 
     switches: Switches
@@ -76,7 +76,7 @@ class FrozenFrom:
 
 
 def frozen_from(layer: nn.Module) -> FrozenFrom | None:
-    """Return what `freeze` remembers of a layer; None if it did not freeze it, or if its class is another by now."""
+    """Return the record of `freeze` on a layer. It is None if `freeze` left none, or if the class has changed since."""
     memory = vars(layer).get("frozen_from")
     if not isinstance(memory, FrozenFrom) or (memory.kind is not None and not isinstance(layer, FrozenBatchNorm)):
         return None
@@ -84,17 +84,17 @@ def frozen_from(layer: nn.Module) -> FrozenFrom | None:
 
 
 def keeps_statistics(layer: _BatchNorm) -> bool:
-    """Whether there are running statistics."""
+    """Return whether a layer has running statistics."""
     return layer.running_mean is not None and layer.running_var is not None
 
 
 def moves_statistics(layer: _BatchNorm) -> bool:
-    """Whether train mode moves the running statistics."""
+    """Return whether a layer in train mode updates its running statistics."""
     moves = layer.moves_statistics if isinstance(layer, FrozenBatchNorm) else True
     return moves and layer.track_running_stats and keeps_statistics(layer)
 
 
 def affine_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
-    """Return weight and bias by name, or what they are made of where they are parametrized."""
+    """Return weight and bias by name. For a parametrized layer these are the parameters they are computed from."""
     made_of = tuple(f"parametrizations.{name}." for name in _AFFINE)
     return {name: p for name, p in layer.named_parameters() if name in _AFFINE or name.startswith(made_of)}

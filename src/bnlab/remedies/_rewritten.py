@@ -1,6 +1,7 @@
-"""A module whose forward is generated code: a subclass of its class, so that everything else about it stays.
+"""Modules whose forward is generated code.
 
-Generated classes have no importable name. Copies and pickles therefore carry the code.
+The generated class is a subclass of the original class, so it keeps everything but the forward. It has no importable
+name. Copies and pickles therefore carry the code.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ __all__ = ["Rewritten", "rewritten_class"]
 
 
 class Rewritten:
-    """Mixed into the class of a module whose forward was rewritten."""
+    """A mixin for the class of a module whose forward was rewritten."""
 
     _code: str
     _names: dict[str, Any]
@@ -26,14 +27,14 @@ class Rewritten:
 
 
 def rewritten_class(kind: type[nn.Module], graph: fx.Graph) -> type[nn.Module]:
-    """Return a subclass of `kind` whose forward does what the graph says."""
+    """Return a subclass of `kind` whose forward runs the graph."""
     python = graph.python_code("self")
     names = {name: _portable(value) for name, value in python.globals.items()}
     return _class(kind, python.src, tuple(names.items()))  # type: ignore[arg-type]
 
 
 def _portable(value: object) -> object:
-    """Return something picklable that stands for a value the code refers to."""
+    """Return a picklable stand-in for a value that the generated code refers to."""
     return _Module(value.__name__) if isinstance(value, types.ModuleType) else value
 
 

@@ -1,4 +1,4 @@
-"""Every remedy that repair applies, in the order in which it does: what keeps the output first."""
+"""The remedies that repair applies, in order: those that keep the output come first."""
 
 from __future__ import annotations
 

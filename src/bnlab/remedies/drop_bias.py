@@ -1,4 +1,4 @@
-"""drop-bias: the bias of a convolution or linear layer that BN takes out again, moved into the running mean."""
+"""drop-bias: removes a bias that the next BN layer cancels, and subtracts it from the running mean."""
 
 from __future__ import annotations
 
@@ -27,30 +27,31 @@ __all__ = ["DropBias"]
 
 
 _TOLERANCE = 1e-4
-"""Of the largest output: more than rounding of float32 explains is another network."""
+"""Largest error allowed, relative to the largest output. Rounding in float32 explains no larger one."""
 
 
 class DropBias(Remedy):
-    """Take the bias out of what feeds a BN layer, and out of its running mean: BN(x + b) = BN(x) with mean - b.
+    """Remove the bias of the layer that feeds a BN layer, and subtract it from the running mean.
 
-    The bias ceases to be a parameter; an optimizer that holds it moves it no more, for it gets no gradient.
+    BN(x + b) with running mean m equals BN(x) with running mean m - b. The bias is no longer a parameter of the model.
+    An optimizer that still holds it does not update it, because the bias gets no gradient.
     """
 
     name = "drop-bias"
 
     def plan(self, evidence: DiagnosisRecord, finding: Finding) -> RemedyPlan | Refusal:
-        """Return the layer, and the bias that goes."""
+        """Return a plan with the BN layer and the bias to remove, or the reason why there is none."""
         record = record_of(evidence, finding.layer)
         if record is None or not record.inputs:
-            return Refusal("what feeds it is not known")
+            return Refusal("the layer that feeds it is not known")
         if record.calls != 1:
             return Refusal("it runs more than once")
-        gone = Change(record.inputs[0], "bias", "a parameter", "dropped")
-        moved = Change(record.name, "running_mean", "with the bias", "without")
-        return RemedyPlan(self.name, (record.name,), (gone, moved))
+        dropped_bias = Change(record.inputs[0], "bias", "a parameter", "dropped")
+        shifted_mean = Change(record.name, "running_mean", "with the bias", "without")
+        return RemedyPlan(self.name, (record.name,), (dropped_bias, shifted_mean))
 
     def apply(self, model: nn.Module, layers: Sequence[str], material: Material) -> Receipt:
-        """Drop the biases, of producers that the graph of the first batch shows to feed nothing but one layer."""
+        """Remove the biases of the layers that feed only one BN layer, according to the graph of the first batch."""
         chosen = batch_norm_layers(model, layers)
         example = next(iter(batches_of(material.batches, model)))
         pairs, left_alone = _pairs(model, chosen, example)
@@ -62,9 +63,9 @@ class DropBias(Remedy):
         written = write_statistics(chosen, new)
         for pair in pairs.values():
             pair.producer.bias = None  # type: ignore[assignment]
-        undo = _back(pairs, written.undo)
+        undo = _undo_function(pairs, written.undo)
         try:
-            worst = _proven(before, _outputs(model, example))
+            largest_error = _checked_error(before, _outputs(model, example))
         except BaseException:
             undo()
             raise
@@ -82,14 +83,14 @@ class DropBias(Remedy):
             safety=self.safety,
             changes=tuple(changes),
             left_alone=tuple(left_alone),
-            measurements=(Measurement(None, "largest error", worst, "of the largest output"),),
+            measurements=(Measurement(None, "largest error", largest_error, "of the largest output"),),
         )
         return Receipt(model, record, undo)
 
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """A producer with its bias, and whether the layer behind it has a running mean to take it out of."""
+    """A layer with its bias, and whether the BN layer that it feeds has running statistics."""
 
     name: str
     producer: nn.Module
@@ -103,12 +104,12 @@ def _pairs(
     with untouched(model), torch.no_grad(), usage_error_unless("forward must run on the first batch"):
         graph = execute(model.eval(), example)
         ran = executions(model, graph, chosen)
-    found: dict[str, _Pair] = {}
+    pairs: dict[str, _Pair] = {}
     left_alone = []
     for path, layer in chosen.items():
         producer = ran[path].producer if path in ran and ran[path].calls == 1 else None
         if producer is None or not (producer.feeds_only_this and producer.same_axis and producer.has_bias):
-            left_alone.append(LeftAlone(path, "no bias of its own feeds it alone, once"))
+            left_alone.append(LeftAlone(path, "no layer with a bias feeds this layer alone"))
             continue
         module = model.get_submodule(producer.name)
         bias: object = module.bias
@@ -116,20 +117,22 @@ def _pairs(
         if len(calls) != 1 or "bias" not in module._parameters or not isinstance(bias, Tensor):  # noqa: SLF001
             left_alone.append(LeftAlone(path, f"the bias of {producer.name} is used elsewhere, or computed"))
             continue
-        found[path] = _Pair(producer.name, module, bias, layer.running_mean is not None)
-    return found, left_alone
+        pairs[path] = _Pair(producer.name, module, bias, layer.running_mean is not None)
+    return pairs, left_alone
 
 
 def _outputs(model: nn.Module, example: object) -> dict[str, list[Tensor | None]]:
-    return {what: found for what, found in behaviour_of(model, example).items() if what.startswith("output")}
+    return {what: tensors for what, tensors in behaviour_of(model, example).items() if what.startswith("output")}
 
 
-def _proven(before: dict[str, list[Tensor | None]], after: dict[str, list[Tensor | None]]) -> float:
-    """Return the largest error of the outputs; refuse one that is no rounding."""
-    worst = max(differences(before, after).values(), default=0.0)
-    if not worst <= _TOLERANCE:
-        raise UsageError(f"drop-bias: output must stay within {_TOLERANCE} of its largest value, got {worst:.2g}.")
-    return worst
+def _checked_error(before: dict[str, list[Tensor | None]], after: dict[str, list[Tensor | None]]) -> float:
+    """Return the largest error of the outputs, and raise if it is more than rounding."""
+    largest_error = max(differences(before, after).values(), default=0.0)
+    if not largest_error <= _TOLERANCE:
+        raise UsageError(
+            f"drop-bias: output must stay within {_TOLERANCE} of its largest value, got {largest_error:.2g}."
+        )
+    return largest_error
 
 
 def _without_bias(layer: _BatchNorm, bias: Tensor) -> tuple[Floats, Floats]:
@@ -137,12 +140,12 @@ def _without_bias(layer: _BatchNorm, bias: Tensor) -> tuple[Floats, Floats]:
     return mean - bias.detach().to("cpu", torch.float64).numpy(), var
 
 
-def _back(pairs: dict[str, _Pair], put_statistics_back: Callable[[], None]) -> Callable[[], None]:
+def _undo_function(pairs: dict[str, _Pair], restore_statistics: Callable[[], None]) -> Callable[[], None]:
     def undo() -> None:
         for pair in pairs.values():
             if pair.producer.bias is not None:
-                raise UsageError(f"undo: {pair.name} must have no bias as it was left, got one. Take it out first.")
-        put_statistics_back()
+                raise UsageError(f"undo: {pair.name} must still have no bias, got one. Remove the bias first.")
+        restore_statistics()
         for pair in pairs.values():
             pair.producer.bias = pair.bias
 

@@ -1,4 +1,4 @@
-"""recalibrate: running statistics computed anew from data, under the weights as they are."""
+"""recalibrate: computes the running statistics anew from data, with the current weights."""
 
 from __future__ import annotations
 
@@ -23,42 +23,47 @@ from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.records import Change, Changes, DiagnosisRecord, Finding, LayerRecord, LeftAlone, Measurement, Safety
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan, record_of
-from bnlab.remedies.running_statistics import described, distance_in_std, stored_statistics, write_statistics
+from bnlab.remedies.running_statistics import distance_in_std, statistics_text, stored_statistics, write_statistics
 from bnlab.wording import counted
 
 __all__ = ["Recalibrate", "recalibrate", "recalibrate_with"]
 
-_ENOUGH = 0.03
-"""Standard error that serves: 1,000 independent samples; with as many Wu and Johnson 2021, table 1, lose 0.03 %."""
+_TARGET_STANDARD_ERROR = 0.03
+"""A standard error that is small enough: that of 1,000 independent samples.
 
-_MENDED_SHARE = 0.2
-"""Share of a layer's gap that must lie in its running statistics, for recalibrating to be the answer to it."""
+With 1,000 samples, Wu and Johnson 2021 (arXiv:2105.07576), table 1, lose 0.03 %.
+"""
+
+_MIN_STATISTICS_SHARE = 0.2
+"""Smallest share of a gap that running statistics must cause before recalibration is planned."""
 
 
 class Recalibrate(Remedy):
-    """Recompute the running statistics of the layers that were found, with the others as they are."""
+    """Recompute the running statistics of the layers in a plan. All other layers keep theirs."""
 
     name = "recalibrate"
 
     def plan(self, evidence: DiagnosisRecord, finding: Finding) -> RemedyPlan | Refusal:
         """Return the layers whose statistics are wrong.
 
-        Statistics of 0 and 1 may be meant: a network that is always run in eval mode computes with them. Only a metric
-        can tell.
+        A mean of 0 and a variance of 1 may be intended: a network that always runs in eval mode computes with them.
+        Without a metric, the plan therefore leaves such layers out.
         """
-        named = _mended_layers(evidence) if finding.layer is None else (finding.layer,)
+        named = _layers_with_wrong_statistics(evidence) if finding.layer is None else (finding.layer,)
         records = [record for name in named if (record := record_of(evidence, name)) is not None]
         if finding.code == "BN301" and finding.layer is not None and not any(map(_lies_in_statistics, records)):
-            return Refusal("its gap does not lie in the running statistics")
+            return Refusal("its running statistics do not cause the gap")
         if not records:
-            return Refusal("no layer is known whose running statistics cause it")
+            return Refusal("the diagnosis names no layer whose running statistics cause it")
         if evidence.numbers is None:
             records = [record for record in records if not _is_untouched(record)]
             if not records:
                 return Refusal(
-                    "mean 0 and variance 1 may be meant, as in a network always run in eval mode: give a metric"
+                    "mean 0 and variance 1 may be intended, as in a network that only runs in eval mode: pass a metric"
                 )
-        changes = tuple(Change(record.name, "running statistics", _shown(record), "recomputed") for record in records)
+        changes = tuple(
+            Change(record.name, "running statistics", _statistics_text(record), "recomputed") for record in records
+        )
         return RemedyPlan(self.name, tuple(record.name for record in records), changes)
 
     def apply(self, model: nn.Module, layers: Sequence[str], material: Material) -> Receipt:
@@ -67,17 +72,19 @@ class Recalibrate(Remedy):
         return recalibrate_with(model, material.batches, settings, layers=layers, advance=material.advance)
 
 
-def _mended_layers(evidence: DiagnosisRecord) -> tuple[str, ...]:
-    """Return the layers in which causes act that lie in the running statistics."""
+def _layers_with_wrong_statistics(evidence: DiagnosisRecord) -> tuple[str, ...]:
+    """Return the layers whose running statistics cause more than the smallest share of the gap."""
     acting = [
-        cause.layers for cause in evidence.causes if cause.cause in IN_THE_STATISTICS and cause.share > _MENDED_SHARE
+        cause.layers
+        for cause in evidence.causes
+        if cause.cause in IN_THE_STATISTICS and cause.share > _MIN_STATISTICS_SHARE
     ]
     return tuple(dict.fromkeys(layer for layers in acting for layer in layers))
 
 
 def _lies_in_statistics(record: LayerRecord) -> bool:
     gap = record.gap or {}
-    return sum(gap.get(cause, 0.0) for cause in IN_THE_STATISTICS) > _MENDED_SHARE * gap.get("total", 0.0)
+    return sum(gap.get(cause, 0.0) for cause in IN_THE_STATISTICS) > _MIN_STATISTICS_SHARE * gap.get("total", 0.0)
 
 
 def _is_untouched(record: LayerRecord) -> bool:
@@ -85,7 +92,7 @@ def _is_untouched(record: LayerRecord) -> bool:
     return mean is not None and var is not None and (mean.min, mean.max, var.min, var.max) == (0.0, 0.0, 1.0, 1.0)
 
 
-def _shown(record: LayerRecord) -> str:
+def _statistics_text(record: LayerRecord) -> str:
     mean, var = record.running_mean, record.running_var
     return ", ".join(
         f"{name} not finite" if values is None else f"{name} {values.min:.3g}..{values.max:.3g}"
@@ -106,43 +113,45 @@ def recalibrate(
 ) -> Receipt:
     """Compute the running statistics of a model anew from data, in place.
 
-    The layers that are recalibrated normalise with the statistics of each batch on the way, every other BN with its
-    running statistics, and dropout is off. A forward pass ends where the first had its last BN layer. Nothing but the
-    values of `running_mean` and `running_var` changes; if anything raises, not even they.
+    During recalibration, the selected layers normalise with batch statistics, all other BN layers normalise with their
+    running statistics, and dropout is off. A forward pass stops after the last BN layer that the first pass ran. Only
+    the values of `running_mean` and `running_var` change. If anything raises an error, they keep their old values too.
 
-    Frozen layers stay as they are: those of a frozen class, those whose statistics `freeze` holds, and those in eval
-    mode within a module in train mode. So do layers that never run. A layer that runs more than once per forward gets
-    what all its calls see together.
+    Frozen layers are left alone: those of a frozen class, those whose statistics `freeze` holds, and those in eval
+    mode within a module in train mode. Layers that never run are left alone too. A layer that runs more than once in a
+    forward pass gets the statistics over all its calls.
 
     Args:
         model: Any module, in any mode.
-        batches: An iterable that can be run through again. A batch is a tensor, a tuple or list (input first), a dict
-            (passed as keywords), or whatever `forward` takes. Those in which a layer gets a NaN, an inf, or one value
-            per channel are left out of every layer, and counted. Use shuffled training data with the preprocessing of
-            training, in batches of 100 samples or more.
-        estimator: "population" pools all batches exactly, by the law of total variance with the count of each, and
-            stores M2/(N-1). "within-batch" is the mean of the unbiased batch variances, weighted by count: what the BN
-            paper and torch's buffers estimate; it leaves out how much the batches differ.
-        layerwise: Whether each layer is measured with all earlier ones already final. That is exact for any batch size,
-            where one pass carries the noise of the batches from layer to layer; it takes a pass per layer.
-        max_batches: Stop after that many batches.
-        layers: Paths, or patterns such as "layer4.*"; frozen layers named here are recalibrated too.
-        forward: forward(model, batch), where calling the model on the batch is not enough.
-        tolerance: Stop once the standard error of every layer is below this, in standard deviations of its output;
-            looked at from the eighth batch on.
+        batches: An iterable that can be iterated over more than once. A batch is a tensor, a tuple or list (input
+            first), a dict (passed as keywords), or whatever `forward` takes. A batch in which a layer gets a NaN, an
+            inf, or one value per channel is left out of every layer, and the receipt counts it. Use shuffled training
+            data with the preprocessing of training, in batches of 100 samples or more.
+        estimator: "population" pools all batches exactly: it weights them by count, applies the law of total variance,
+            and stores M2/(N-1). "within-batch" stores the mean of the unbiased batch variances, weighted by count. The
+            BN paper and torch's buffers estimate this one. It ignores the differences between batches.
+        layerwise: Whether each layer is measured after all earlier layers have their final statistics. This is exact
+            for any batch size and takes one pass per layer. A single pass for all layers carries the noise of the batch
+            statistics from layer to layer.
+        max_batches: The number of batches after which to stop.
+        layers: Paths, or patterns such as "layer4.*". Frozen layers that are named here are recalibrated too.
+        forward: A function forward(model, batch), for models that cannot be called on the batch directly.
+        tolerance: The standard error, in standard deviations of the layer output, below which every layer must be to
+            stop early. It is checked from the eighth batch on.
 
     Returns:
-        The receipt: old and new statistics of every layer, how far each moved, and its standard error. `undo()` puts
-        the old statistics back.
+        The receipt, with the old and new statistics of every layer, the distance between them, and the standard error.
+        `undo()` restores the old statistics.
 
     Raises:
         NoBatchNorm: If there is no BN layer.
-        UsageError: If an argument is wrong, no layer keeps running statistics, forward raises, or no batch is usable.
+        UsageError: If an argument is invalid, no layer keeps running statistics, forward raises, or no batch is usable.
 
     Source:
-        Ioffe and Szegedy 2015, Algorithm 2; Wu and Johnson 2021, sections 3 and A.2 (estimators), A.3 (layerwise).
-        Means are within 1e-6 standard deviations and variances within 1e-6 of those of float64, before they are
-        rounded to the dtype of the buffers.
+        Ioffe and Szegedy 2015 (arXiv:1502.03167), Algorithm 2. Wu and Johnson 2021 (arXiv:2105.07576), sections 3 and
+        A.2 for the estimators, and A.3 for `layerwise`.
+        Before rounding to the dtype of the buffers, means differ from those of float64 by at most 1e-6 standard
+        deviations, and variances by at most 1e-6 of their value.
 
     Example:
         >>> import bnlab
@@ -160,7 +169,7 @@ def recalibrate(
 
 @dataclass(frozen=True, kw_only=True)
 class RecalibrationSettings:
-    """How to recalibrate, validated."""
+    """Validated settings of a recalibration."""
 
     estimator: Estimator = "population"
     layerwise: bool = False
@@ -181,7 +190,7 @@ class RecalibrationSettings:
         """Validate the arguments of :func:`recalibrate`.
 
         Raises:
-            UsageError: If one of them is outside what it may be.
+            UsageError: If one of them is invalid.
         """
         if estimator not in get_args(Estimator):
             raise UsageError(f"recalibrate: estimator must be 'population' or 'within-batch', got {estimator!r}.")
@@ -209,7 +218,7 @@ def recalibrate_with(
     advance: Callable[[], None] = lambda: None,
 ) -> Receipt:
     """Recalibrate with validated arguments; `advance` is called after every batch."""
-    real = getattr(model, "_orig_mod", model)  # of a compiled model: one graph hides the layers
+    real = getattr(model, "_orig_mod", model)  # the original of a compiled model, whose single graph hides the layers
     chosen, left_alone = _chosen(real, layers)
     with torch.compiler.set_stance("force_eager"), usage_error_unless("forward must run on every batch"):
         if settings.layerwise:
@@ -224,7 +233,9 @@ def recalibrate_with(
         bnlab=__version__,
         action="recalibrate",
         safety=Safety.STATISTICS,
-        changes=tuple(Change(path, "running statistics", described(*old[path]), described(*new[path])) for path in new),
+        changes=tuple(
+            Change(path, "running statistics", statistics_text(*old[path]), statistics_text(*new[path])) for path in new
+        ),
         left_alone=(*left_alone, *unused),
         notes=tuple(_notes(pooling, written.clipped)),
         measurements=tuple(_measurements(chosen, pooling, old, new)),
@@ -237,20 +248,22 @@ def _is_count(value: object) -> bool:
 
 
 def _chosen(model: nn.Module, named: Iterable[str] | None) -> tuple[dict[str, _BatchNorm], list[LeftAlone]]:
-    """Return the layers to recalibrate, and the others with the reason."""
-    found = batch_norm_layers(model, named)
+    """Return the layers to recalibrate, and the layers left alone with the reasons."""
+    selected = batch_norm_layers(model, named)
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise UsageError("model: it must know its shapes, got a lazy layer. Run one batch first.")
-    without = [path for path, layer in found.items() if layer.running_mean is None or layer.running_var is None]
-    if without and (named is not None or len(without) == len(found)):
+    without_statistics = [
+        path for path, layer in selected.items() if layer.running_mean is None or layer.running_var is None
+    ]
+    if without_statistics and (named is not None or len(without_statistics) == len(selected)):
         raise UsageError(
-            f"{without[0] or 'model'}: layer must keep running statistics to be recalibrated, got "
-            f"track_running_stats=False. Its eval mode uses those of the batch: there is nothing to recalibrate."
+            f"{without_statistics[0] or 'model'}: layer must keep running statistics to be recalibrated, got "
+            f"track_running_stats=False. Leave it out: it normalises with batch statistics in eval mode too."
         )
-    reasons = dict.fromkeys(without, "keeps no running statistics")
+    reasons = dict.fromkeys(without_statistics, "keeps no running statistics")
     if named is None:
-        reasons = {path: why for path in found if (why := why_frozen(model, path))} | reasons
-    chosen = {path: layer for path, layer in found.items() if path not in reasons}
+        reasons = {path: why for path in selected if (why := why_frozen(model, path))} | reasons
+    chosen = {path: layer for path, layer in selected.items() if path not in reasons}
     _require_own_buffers(chosen)
     if not chosen:
         path, reason = next(iter(reasons.items()))
@@ -259,7 +272,7 @@ def _chosen(model: nn.Module, named: Iterable[str] | None) -> tuple[dict[str, _B
 
 
 def _require_own_buffers(chosen: Mapping[str, _BatchNorm]) -> None:
-    """Refuse layers that share a buffer: one cannot hold the statistics of two."""
+    """Raise if two layers share a buffer, because one buffer cannot hold the statistics of both."""
     owner: dict[int, str] = {}
     for path, layer in chosen.items():
         for buffer in (layer.running_mean, layer.running_var):
@@ -267,7 +280,7 @@ def _require_own_buffers(chosen: Mapping[str, _BatchNorm]) -> None:
             if other != path:
                 raise UsageError(
                     f"{path}: layer must have running statistics of its own, got those of {other}. "
-                    f"Give it a copy, or name only one of them in layers=."
+                    f"Give it copies of the buffers, or name only one of the two layers in layers=."
                 )
 
 
@@ -301,19 +314,21 @@ def _layer_by_layer(
     settings: RecalibrationSettings,
     advance: Callable[[], None],
 ) -> Pooling:
-    """Measure each layer with all earlier ones final: Wu and Johnson 2021, appendix A.3."""
-    waiting = list(_pooled(subject, chosen, batches, settings, advance).layers)
+    """Measure each layer after all earlier ones are final, as in Wu and Johnson 2021, appendix A.3."""
+    remaining = list(_pooled(subject, chosen, batches, settings, advance).layers)
     final: dict[_BatchNorm, tuple[Floats, Floats]] = {}
-    found: dict[str, Pooling] = {}
-    while waiting:
-        path = waiting.pop(0)
-        later = [chosen[name] for name in waiting]
-        found[path] = _pooled(subject, {path: chosen[path]}, batches, settings, advance, by_batch=later, imposed=final)
-        pooled = found[path].layers[path]
+    poolings: dict[str, Pooling] = {}
+    while remaining:
+        path = remaining.pop(0)
+        later = [chosen[name] for name in remaining]
+        poolings[path] = _pooled(
+            subject, {path: chosen[path]}, batches, settings, advance, by_batch=later, imposed=final
+        )
+        pooled = poolings[path].layers[path]
         final[chosen[path]] = pooled.mean, pooled.var(settings.estimator)
-    passes = found.values()
+    passes = poolings.values()
     return Pooling(
-        layers={path: pooling.layers[path] for path, pooling in found.items()},
+        layers={path: pooling.layers[path] for path, pooling in poolings.items()},
         batches=max(pooling.batches for pooling in passes),
         samples=max(pooling.samples for pooling in passes),
         not_finite=max(pooling.not_finite for pooling in passes),
@@ -339,11 +354,11 @@ def _notes(pooling: Pooling, clipped: Mapping[str, int]) -> Iterable[str]:
     source = f"from {batches}, {counted(pooling.samples, 'sample', separator=',')}"
     errors = [error for error in pooling.standard_errors.values() if error is not None]
     if errors:
-        needed = math.ceil(pooling.samples * (max(errors) / _ENOUGH) ** 2)
+        needed = math.ceil(pooling.samples * (max(errors) / _TARGET_STANDARD_ERROR) ** 2)
         stopped = ", stopped at the tolerance" if pooling.stopped_early else ""
-        yield f"{source}{stopped}; {needed:,} are enough for a standard error of {_ENOUGH} std"
+        yield f"{source}{stopped}; {needed:,} samples are enough for a standard error of {_TARGET_STANDARD_ERROR} std"
     else:
-        yield f"{source}: one batch does not tell how far to trust them"
+        yield f"{source}: one batch is too few to estimate a standard error"
     if pooling.not_finite:
         left_out = counted(pooling.not_finite, "batch", "batches", separator=",")
         yield f"left out: {left_out} in which a layer gets a NaN or inf"
@@ -352,6 +367,6 @@ def _notes(pooling: Pooling, clipped: Mapping[str, int]) -> Iterable[str]:
         yield f"left out: {left_out} of one value per channel"
     for path, count in clipped.items():
         values = counted(count, "value", separator=",")
-        yield f"{path or 'the model itself'}: {values} beyond the range of the stored dtype"
+        yield f"{path or 'the model itself'}: {values} clipped to the range of the stored dtype"
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        yield "the statistics are those of the batches of this rank alone"
+        yield "the statistics come from the batches of this rank only"

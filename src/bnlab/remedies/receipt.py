@@ -1,4 +1,4 @@
-"""What an action hands back: the model, what changed, and the way back."""
+"""The receipt that every action returns: the model, the changes, and a way to undo them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["Receipt"]
 
 
 class Receipt:
-    """What an action did to a model.
+    """A record of what an action did to a model, with a way to undo it.
 
     Attributes:
         model: The model as it is now.
-        changes: The record of it, with a JSON form (schema ``bnlab.receipt/1``).
+        changes: The record of the changes, with a JSON form (schema ``bnlab.receipt/1``).
     """
 
     def __init__(self, model: nn.Module, changes: Changes, undo: Callable[[], None]) -> None:
@@ -26,10 +26,10 @@ class Receipt:
         self._undo: Callable[[], None] | None = undo
 
     def undo(self) -> nn.Module:
-        """Take the changes back and return the model; a second time nothing happens.
+        """Undo the changes and return the model. A second call does nothing.
 
         Raises:
-            UsageError: If what was changed was changed again since; then nothing happens either.
+            UsageError: If something changed the same parts of the model later. Nothing is undone then.
         """
         if self._undo is not None:
             self._undo()
@@ -37,16 +37,16 @@ class Receipt:
         return self.model
 
     def __str__(self) -> str:
-        """Return the text form, one kind of change a line."""
+        """Return the text form, with one line per kind of change."""
         return render_changes(self.changes)
 
     def __repr__(self) -> str:
-        """Return one line."""
+        """Return a summary in one line."""
         layers = len({change.layer for change in self.changes.changes})
         return f"<Receipt: {self.changes.action}, layers changed: {layers}>"
 
     def _repr_html_(self) -> str:
-        """Return a compact view for a notebook: what changed, and the gap between the modes before and after."""
+        """Return a compact view for a notebook: the changes, and the gap between the modes before and after them."""
         from bnlab.report.html import compact
 
         return compact.receipt(self.changes)

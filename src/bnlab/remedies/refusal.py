@@ -1,4 +1,4 @@
-"""Why a remedy leaves something as it is: one class for every reason, wherever it shows."""
+"""The exception that states why a remedy leaves a layer, a module or a node alone."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ Result = TypeVar("Result")
 
 
 class Refusal(Exception):
-    """Why a remedy does nothing about a layer, a module or a node of a graph: a phrase without a final stop.
+    """The reason why a remedy leaves a layer, a module or a node of a graph alone, as a phrase without a final stop.
 
-    Code that looks for a reason raises it; a plan that goes on with the next layer returns it in place of a result.
+    Code that detects the reason raises a refusal. A plan that continues with the next layer returns it as a result.
     """
 
     @property
     def reason(self) -> str:
-        """The phrase, which goes into a receipt."""
+        """The reason as text, for a receipt."""
         return str(self)
 
 
 def attempted(attempt: Callable[[], Result]) -> Result | Refusal:
-    """Return what an attempt returns, or the refusal it raises."""
+    """Call a function and return its result, or the refusal that it raises."""
     try:
         return attempt()
     except Refusal as refusal:

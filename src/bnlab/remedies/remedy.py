@@ -1,4 +1,4 @@
-"""What every remedy is made of: a plan, which is pure and printable, and the one thing that changes a model."""
+"""The interface of a remedy: `plan` describes a change and has no side effects, and `apply` changes the model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class RemedyPlan:
     """What a remedy would change for one finding.
 
     Attributes:
-        remedy: Name of the remedy.
-        layers: The layers it would change.
-        changes: What would become of them.
+        remedy: The name of the remedy.
+        layers: The layers that the remedy would change.
+        changes: The changes that it would make.
     """
 
     remedy: str
@@ -33,13 +33,13 @@ class RemedyPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What remedies work with.
+    """The data and settings that remedies use.
 
     Attributes:
-        batches: Where statistics are recomputed from.
-        source: What these are called: "train_data", or "data".
-        layerwise: Whether statistics are recomputed layer by layer, as batches that differ from each other need.
-        advance: Called after every batch.
+        batches: The batches from which statistics are recomputed.
+        source: The name of the argument that these batches come from: "train_data" or "data".
+        layerwise: Whether statistics are recomputed layer by layer, which batches that differ from each other need.
+        advance: A function that is called after every batch.
     """
 
     batches: Iterable[Any]
@@ -49,24 +49,24 @@ class Material:
 
 
 class Remedy(ABC):
-    """Something that mends what a check found."""
+    """A change to a model that fixes the cause of a finding."""
 
     name: ClassVar[str]
 
     @property
     def safety(self) -> Safety:
-        """What it may do."""
+        """What the remedy may change."""
         return REMEDIES[self.name]
 
     @abstractmethod
     def plan(self, evidence: DiagnosisRecord, finding: Finding) -> RemedyPlan | Refusal:
-        """Return what is to be done about a finding, or why nothing is."""
+        """Return the plan of a change that fixes a finding, or the reason why there is none."""
 
     @abstractmethod
     def apply(self, model: nn.Module, layers: Sequence[str], material: Material) -> Receipt:
-        """Change the layers of a plan, all of them or none."""
+        """Change the layers of a plan: all of them, or none if an error is raised."""
 
 
 def record_of(evidence: DiagnosisRecord, layer: str | None) -> LayerRecord | None:
-    """Return what a diagnosis knows of a layer."""
+    """Return the record of a layer in a diagnosis."""
     return next((record for record in evidence.layers if record.name == layer), None)

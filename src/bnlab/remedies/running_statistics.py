@@ -1,4 +1,4 @@
-"""New values for running statistics: written in place, all of them or none, with the way back."""
+"""Writes new running statistics into layers in place, and restores the old ones on undo."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.errors import UsageError
 from bnlab.observe.evidence import Floats
 
-__all__ = ["Written", "described", "distance_in_std", "stored_statistics", "write_statistics"]
+__all__ = ["WriteResult", "distance_in_std", "statistics_text", "stored_statistics", "write_statistics"]
 
 
 @dataclass(frozen=True)
-class Written:
-    """What was written.
+class WriteResult:
+    """The result of writing running statistics.
 
     Attributes:
-        undo: Puts the old values back.
-        clipped: Values beyond the range of the stored dtype by layer path, which became its largest finite value.
+        undo: A function that restores the old values.
+        clipped: The number of values per layer path that were clipped to the largest finite value of the stored dtype.
     """
 
     undo: Callable[[], None]
     clipped: Mapping[str, int]
 
 
-def write_statistics(layers: Mapping[str, _BatchNorm], new: Mapping[str, tuple[Floats, Floats]]) -> Written:
-    """Give layers new running statistics, in the buffers they have.
+def write_statistics(layers: Mapping[str, _BatchNorm], new: Mapping[str, tuple[Floats, Floats]]) -> WriteResult:
+    """Write new running statistics into the buffers of layers. If an error is raised, every buffer keeps its values.
 
     Args:
-        layers: By path; each keeps running statistics.
-        new: Mean and variance by path. Shape (C,).
+        layers: The layers by path. Each must keep running statistics.
+        new: The mean and the variance by path, of shape (C,).
     """
     targets = [
         (path, buffer, value)
@@ -50,45 +50,46 @@ def write_statistics(layers: Mapping[str, _BatchNorm], new: Mapping[str, tuple[F
         for (_, buffer, _), old in zip(targets, before, strict=True):
             _copy(buffer, old)
         raise
-    left = {path: [buffer.detach().clone() for buffer in _buffers(layers[path])] for path in new}
+    written = {path: [buffer.detach().clone() for buffer in _buffers(layers[path])] for path in new}
 
     def undo() -> None:
-        for path, values in left.items():
+        for path, values in written.items():
             now = [layers[path].running_mean, layers[path].running_var]
-            if not all(_is(buffer, value) for buffer, value in zip(now, values, strict=True)):
+            if not all(_is_equal(buffer, value) for buffer, value in zip(now, values, strict=True)):
                 raise UsageError(
-                    f"undo: running statistics of {path or 'the model'} must be as they were left, got others. "
-                    f"Undo what was done later first."
+                    f"undo: running statistics of {path or 'the model'} must be unchanged, got other values. "
+                    f"Undo the later changes first."
                 )
         old = iter(before)
         for path in new:
             for buffer in _buffers(layers[path]):
                 _copy(buffer, next(old))
 
-    return Written(undo, {path: count for path, count in clipped.items() if count})
+    return WriteResult(undo, {path: count for path, count in clipped.items() if count})
 
 
 def stored_statistics(layer: _BatchNorm) -> tuple[Floats, Floats]:
-    """Return running mean and variance of a layer that keeps them. Shape (C,), float64, copies."""
+    """Return copies of the running mean and variance of a layer, in float64 and of shape (C,)."""
     mean, var = (buffer.detach().to("cpu", torch.float64).numpy().copy() for buffer in _buffers(layer))
     return mean, var
 
 
-def described(mean: Floats, var: Floats) -> str:
+def statistics_text(mean: Floats, var: Floats) -> str:
     """Return the ranges of statistics as text."""
     return f"mean {_range(mean)}, var {_range(var)}"
 
 
 def distance_in_std(old: tuple[Floats, Floats], new: tuple[Floats, Floats], eps: float) -> float:
-    """Return how far normalised outputs move, in standard deviations: root mean square over channels.
+    """Return how far new statistics move the normalised outputs, in standard deviations.
 
-    Infinite where the old statistics have no root or are not finite.
+    This is a root mean square over channels. It is infinite where the old statistics are not finite, or where the old
+    variance plus eps has no real root.
     """
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         spread = new[1] + eps
         square = (old[0] - new[0]) ** 2 / (old[1] + eps) + (np.sqrt(spread / (old[1] + eps)) - 1) ** 2
-        found = float(np.sqrt(square.mean()))
-    return found if np.isfinite(found) else float("inf")
+        distance = float(np.sqrt(square.mean()))
+    return distance if np.isfinite(distance) else float("inf")
 
 
 def _range(values: Floats) -> str:
@@ -117,5 +118,5 @@ def _copy(buffer: Tensor, value: Tensor) -> None:
     buffer.copy_(value)
 
 
-def _is(buffer: Tensor | None, value: Tensor) -> bool:
+def _is_equal(buffer: Tensor | None, value: Tensor) -> bool:
     return buffer is not None and bool(torch.equal(buffer.detach().cpu(), value.cpu().to(buffer.dtype)))

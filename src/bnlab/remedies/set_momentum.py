@@ -1,4 +1,4 @@
-"""set-momentum: a decay in TensorFlow's sense turned into torch's momentum."""
+"""set-momentum: replaces a decay, as TensorFlow defines it, by the momentum of torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ __all__ = ["SetMomentum"]
 
 
 class SetMomentum(Remedy):
-    """Set momentum to 1 minus what it is. The output stays; from then on the buffers move as they were meant to."""
+    """Set momentum to 1 - momentum.
+
+    The output does not change. Later training steps update the running statistics at the intended rate.
+    """
 
     name = "set-momentum"
 
@@ -27,7 +30,7 @@ class SetMomentum(Remedy):
         """Return the layer with its new momentum."""
         record = record_of(evidence, finding.layer)
         if record is None or record.momentum is None or not 0.5 < record.momentum < 1:
-            return Refusal("momentum is no decay")
+            return Refusal("momentum does not lie between 0.5 and 1")
         before, after = record.momentum, momentum_from_decay(record.momentum)
         return RemedyPlan(self.name, (record.name,), (Change(record.name, "momentum", f"{before:g}", f"{after:g}"),))
 
@@ -48,8 +51,8 @@ class SetMomentum(Remedy):
             for path, (layer, decay) in decays.items():
                 if layer.momentum != momentum_from_decay(decay):
                     raise UsageError(
-                        f"undo: momentum of {path} must be {momentum_from_decay(decay):g} as it was left, "
-                        f"got {layer.momentum}. Undo what was done later first."
+                        f"undo: momentum of {path} must still be {momentum_from_decay(decay):g}, got {layer.momentum}. "
+                        "Undo the later changes first."
                     )
             for layer, decay in decays.values():
                 layer.momentum = decay

@@ -1,6 +1,7 @@
-"""Reading the source of a forward: what cannot be read is not rewritten and not stripped.
+"""Reads the source code of a forward method to decide whether it may be rewritten or replaced.
 
-A run shows one path through a forward. Only the source shows that there is no other.
+A run shows one path through a forward. Only the source code shows that there is no other path. A forward that this
+module cannot read is left alone.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ def _definition(kind: type) -> tuple[ast.FunctionDef, dict[str, Any]]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(forward))).body[0]
     except (OSError, TypeError, SyntaxError, IndexError):
-        raise Refusal("the source of its forward is not there") from None
+        raise Refusal("the source code of its forward is not available") from None
     if not isinstance(tree, ast.FunctionDef) or tree.decorator_list:
         raise Refusal("its forward is decorated")
     return tree, forward.__globals__
 
 
 def require_straight_line(container: nn.Module) -> None:
-    """Refuse a forward that could do anything else for other inputs, modes or settings than it does in one run.
+    """Refuse a forward that could take another path for other inputs, modes or settings.
 
-    Allowed are assignments to local names, arithmetic, calls of submodules, of functions of torch and
-    torch.nn.functional and of methods on what they return, and conditions on how the module is built: whether it has a
-    submodule, or a bool of its own. They are taken as they are.
+    A forward may assign to local names, do arithmetic, and call submodules, functions of torch and
+    torch.nn.functional, and methods of the tensors these return. A condition may only depend on how the module is
+    built: on whether it has a submodule, or on an attribute that is a bool. Its current value counts.
 
     Raises:
-        Refusal: With what was found.
+        Refusal: If the forward does anything else.
     """
     tree, names = _definition(type(container))
     reader = _StraightLine(container, tree.args.args[0].arg, names)
@@ -56,7 +57,7 @@ def require_straight_line(container: nn.Module) -> None:
 
 
 class _StraightLine(ast.NodeVisitor):
-    """Walks through a forward and refuses what it does not know."""
+    """Walks through the syntax tree of a forward and refuses every construct that is not allowed."""
 
     _PLAIN = (
         ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.Constant, ast.Tuple, ast.List, ast.Load, ast.Store,
@@ -71,7 +72,7 @@ class _StraightLine(ast.NodeVisitor):
 
     def generic_visit(self, node: ast.AST) -> None:
         if not isinstance(node, self._PLAIN):
-            raise Refusal(f"its forward has {_called(node)}")
+            raise Refusal(f"its forward has {_construct_name(node)}")
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         for target in targets:
             if target is not None and not _is_local(target):
@@ -80,7 +81,7 @@ class _StraightLine(ast.NodeVisitor):
 
     def visit_Expr(self, node: ast.Expr) -> None:
         if not isinstance(node.value, ast.Constant):
-            raise Refusal(f"its forward does something besides its result: {ast.unparse(node)[:60]}")
+            raise Refusal(f"its forward has an expression statement: {ast.unparse(node)[:60]}")
 
     def visit_If(self, node: ast.If) -> None:
         for statement in node.body if self._holds(node.test) else node.orelse:
@@ -90,7 +91,7 @@ class _StraightLine(ast.NodeVisitor):
         self.visit(node.body if self._holds(node.test) else node.orelse)
 
     def _holds(self, test: ast.expr) -> bool:
-        """Return the truth of a condition on how the module is built; refuse any other."""
+        """Return the truth value of a condition on how the module is built, and refuse any other condition."""
         if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
             return not self._holds(test.operand)
         text = ast.unparse(test)
@@ -107,7 +108,7 @@ class _StraightLine(ast.NodeVisitor):
         raise Refusal(f"its forward depends on {text[:60]}")
 
     def _attribute(self, node: ast.expr) -> object:
-        """Return the value of `self.x`, or a marker for anything else."""
+        """Return the value of `self.x`, or an ellipsis for any other expression."""
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == self._self:
             return getattr(self._container, node.attr, ...)
         return ...
@@ -119,7 +120,7 @@ class _StraightLine(ast.NodeVisitor):
                 raise Refusal(f"its forward reads {ast.unparse(node)}")
             return
         if node.attr in ("dtype", "device", "requires_grad", "is_cuda", "grad_fn", "data", "grad"):
-            raise Refusal(f"its forward looks at {ast.unparse(node)}")
+            raise Refusal(f"its forward reads {ast.unparse(node)}")
         self.visit(node.value)
 
     def visit_Call(self, node: ast.Call) -> None:
@@ -127,10 +128,10 @@ class _StraightLine(ast.NodeVisitor):
         if isinstance(function, ast.Attribute) and self._attribute(function) is not ...:
             if not isinstance(self._attribute(function), nn.Module):
                 raise Refusal(f"its forward calls {ast.unparse(function)}")
-        elif self._is_torchs(function):
-            given = [*node.args, *(keyword.value for keyword in node.keywords)]
-            if not any(isinstance(part, ast.Name) for item in given for part in ast.walk(item)):
-                raise Refusal(f"its forward makes something by {ast.unparse(node)[:60]}")
+        elif self._is_torch_function(function):
+            arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+            if not any(isinstance(part, ast.Name) for item in arguments for part in ast.walk(item)):
+                raise Refusal(f"its forward creates a tensor by {ast.unparse(node)[:60]}")
         elif isinstance(function, ast.Attribute):
             if not hasattr(torch.Tensor, function.attr) or function.attr in ("detach", "item", "register_hook", "data"):
                 raise Refusal(f"its forward calls {ast.unparse(function)[:60]}")
@@ -140,16 +141,16 @@ class _StraightLine(ast.NodeVisitor):
         for part in (*node.args, *node.keywords):
             self.visit(part)
 
-    def _is_torchs(self, function: ast.expr) -> bool:
-        """Whether this is a function of torch or torch.nn.functional, by whatever name it was imported."""
+    def _is_torch_function(self, function: ast.expr) -> bool:
+        """Return whether a function belongs to torch or torch.nn.functional, under any imported name."""
         parts = ast.unparse(function).split(".")
         if not all(part.isidentifier() for part in parts) or parts[0] not in self._names:
             return False
-        found: object = self._names[parts[0]]
+        value: object = self._names[parts[0]]
         for part in parts[1:]:
-            found = getattr(found, part, None)
-        home = getattr(found, "__module__", None)
-        builtin = isinstance(found, types.BuiltinFunctionType) and getattr(torch, found.__name__, None) is found
+            value = getattr(value, part, None)
+        home = getattr(value, "__module__", None)
+        builtin = isinstance(value, types.BuiltinFunctionType) and getattr(torch, value.__name__, None) is value
         return builtin or home in ("torch.nn.functional", "torch.functional", "torch._C._nn")
 
 
@@ -159,7 +160,7 @@ def _is_local(target: ast.expr) -> bool:
     return isinstance(target, ast.Name)
 
 
-def _called(node: ast.AST) -> str:
+def _construct_name(node: ast.AST) -> str:
     names: dict[type[ast.AST], str] = {
         ast.With: "a with statement",
         ast.For: "a loop",
@@ -178,35 +179,35 @@ _STANDARD = frozenset({
 
 
 def require_plain_subclass(kind: type, submodules: Collection[str]) -> None:
-    """Refuse the forward of a BN subclass that could depend on anything but its input, its mode and its BN settings.
+    """Refuse the forward of a BN subclass that could depend on more than its input, its mode and its BN settings.
 
     Raises:
-        Refusal: With what was found.
+        Refusal: If the forward could.
     """
     tree, _ = _definition(kind)
     arguments = tree.args
     if len(arguments.args) != 2 or arguments.vararg or arguments.kwarg or arguments.kwonlyargs or arguments.defaults:
         raise Refusal("a forward with more arguments than the input")
-    owner, given = arguments.args[0].arg, arguments.args[1].arg
-    _PlainSubclass(owner, given, {*_STANDARD, *submodules}).visit(ast.Module(tree.body, []))
+    self_name, input_name = arguments.args[0].arg, arguments.args[1].arg
+    _PlainSubclass(self_name, input_name, {*_STANDARD, *submodules}).visit(ast.Module(tree.body, []))
 
 
 class _PlainSubclass(ast.NodeVisitor):
-    """Walks through the forward of a subclass."""
+    """Walks through the syntax tree of the forward of a subclass."""
 
     _NEVER = (
         ast.With, ast.For, ast.While, ast.Try, ast.Lambda, ast.FunctionDef, ast.Global, ast.Nonlocal, ast.Delete,
         ast.Yield, ast.YieldFrom, ast.Await, ast.NamedExpr, ast.Subscript,
     )  # fmt: skip
 
-    def __init__(self, owner: str, given: str, known: set[str]) -> None:
-        self._owner = owner
-        self._given = given
-        self._known = known
+    def __init__(self, self_name: str, input_name: str, attributes: set[str]) -> None:
+        self._self = self_name
+        self._input_name = input_name
+        self._attributes = attributes
 
     def generic_visit(self, node: ast.AST) -> None:
         if isinstance(node, self._NEVER):
-            raise Refusal(f"a forward with {_called(node)}")
+            raise Refusal(f"a forward with {_construct_name(node)}")
         super().generic_visit(node)
 
     def visit_Assign(self, node: ast.Assign) -> None:
@@ -215,7 +216,7 @@ class _PlainSubclass(ast.NodeVisitor):
         self.visit(node.value)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
-        counter = f"{self._owner}.num_batches_tracked"
+        counter = f"{self._self}.num_batches_tracked"
         if not _is_local(node.target) and ast.unparse(node.target) != counter:
             raise Refusal(f"a forward that sets {ast.unparse(node.target)}")
         self.visit(node.value)
@@ -230,19 +231,19 @@ class _PlainSubclass(ast.NodeVisitor):
 
     def _require_own(self, test: ast.expr) -> None:
         names = {part.id for part in ast.walk(test) if isinstance(part, ast.Name)}
-        if not names <= {self._owner, "bn_training", "None"} or any(isinstance(p, ast.Call) for p in ast.walk(test)):
+        if not names <= {self._self, "bn_training", "None"} or any(isinstance(p, ast.Call) for p in ast.walk(test)):
             raise Refusal(f"a forward that depends on {ast.unparse(test)[:60]}")
 
     def visit_Call(self, node: ast.Call) -> None:
-        if ast.unparse(node.func) in ("torch._assert", f"{self._owner}._check_input_dim"):
-            return  # looks at the shape and raises
+        if ast.unparse(node.func) in ("torch._assert", f"{self._self}._check_input_dim"):
+            return  # only checks the shape
         self.generic_visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        if isinstance(node.value, ast.Name) and node.value.id == self._owner and node.attr not in self._known:
+        if isinstance(node.value, ast.Name) and node.value.id == self._self and node.attr not in self._attributes:
             raise Refusal(f"a forward that reads {ast.unparse(node)}")
-        if isinstance(node.value, ast.Name) and node.value.id == self._given:
-            raise Refusal(f"a forward that looks at {ast.unparse(node)}")
+        if isinstance(node.value, ast.Name) and node.value.id == self._input_name:
+            raise Refusal(f"a forward that reads {ast.unparse(node)}")
         if node.attr in ("is_grad_enabled", "detach", "no_grad", "dtype", "shape", "size", "dim"):
             raise Refusal(f"a forward that uses {node.attr}")
         self.generic_visit(node)

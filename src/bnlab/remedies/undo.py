@@ -1,4 +1,4 @@
-"""The way back from several changes: all of it or none of it."""
+"""Undoes several changes together: all of them or none."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ __all__ = ["UndoStack"]
 
 
 class UndoStack:
-    """Takes changes back in reverse order. As a context manager it does so if the block raises."""
+    """A stack of changes that are undone in reverse order. As a context manager, it undoes them if the block raises."""
 
     def __init__(self) -> None:
         self._steps: list[Callable[[], None]] = []
-        self._touched: list[nn.Module] = []
-        self._left: list[tuple[object, ...]] = []
+        self._modules: list[nn.Module] = []
+        self._fingerprints: list[tuple[object, ...]] = []
 
     def push(self, module: nn.Module, undo: Callable[[], None]) -> None:
-        """Add what takes the last change, one to `module`, back."""
+        """Add the function that undoes the latest change, which was made to `module`."""
         self._steps.append(undo)
-        self._touched.append(module)
+        self._modules.append(module)
 
     def seal(self) -> None:
-        """Note how the changed modules are left, to be sure later that nobody built on them."""
-        self._left = [_fingerprint(module) for module in self._touched]
+        """Record the state of the changed modules, to detect later changes to them."""
+        self._fingerprints = [_fingerprint(module) for module in self._modules]
 
     def take_back(self) -> None:
         """Undo every change.
 
         Raises:
-            UsageError: If a module was changed again since; then nothing is undone.
+            UsageError: If a module was changed after :meth:`seal`. Nothing is undone then.
         """
-        for module, left in zip(self._touched, self._left, strict=True):
-            if _fingerprint(module) != left:
+        for module, fingerprint in zip(self._modules, self._fingerprints, strict=True):
+            if _fingerprint(module) != fingerprint:
                 raise UsageError(
-                    f"undo: every module must be as it was left, got a {type(module).__name__} that was changed since. "
-                    f"Undo what was done later first."
+                    f"undo: every module must be unchanged, got a {type(module).__name__} that was changed later. "
+                    f"Undo the later changes first."
                 )
         self._unwind()
 
@@ -60,5 +60,5 @@ class UndoStack:
 
 def _fingerprint(module: nn.Module) -> tuple[object, ...]:
     own = vars(module)
-    noted = ("activation", "takes_residual", "frozen_from")
-    return type(module), tuple(module._parameters), *(own.get(key) for key in noted)  # noqa: SLF001
+    attributes = ("activation", "takes_residual", "frozen_from")
+    return type(module), tuple(module._parameters), *(own.get(key) for key in attributes)  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""What a model gives on an example: outputs, gradients and buffers, to compare before and after a change."""
+"""Records outputs, gradients and buffers of a model on an example, to compare them before and after a change."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Behaviour = dict[str, list[Tensor | None]]
 
 
 def behaviour_of(model: nn.Module, example: Batch) -> Behaviour:
-    """Run a model on a batch in either mode and return every output, gradient and buffer; the model is untouched.
+    """Run a model on a batch in both modes and return every output, gradient and buffer. The model does not change.
 
-    The gradients are those of a fixed combination of all outputs, for every parameter and floating input.
+    The gradients are those of a fixed linear combination of all outputs, for every parameter and floating-point input.
     """
-    found: Behaviour = {}
+    behaviour: Behaviour = {}
     subject = Subject(model)
     for training in (True, False):
         with subject.untouched(), torch.enable_grad():
@@ -38,14 +38,14 @@ def behaviour_of(model: nn.Module, example: Batch) -> Behaviour:
             if loss.requires_grad and wanted:
                 grads = torch.autograd.grad(loss, wanted, allow_unused=True)
             mode = "train mode" if training else "eval mode"
-            found[f"output in {mode}"] = [output.detach().clone() for output in outputs]
-            found[f"gradients in {mode}"] = [None if grad is None else grad.clone() for grad in grads]
-            found[f"buffers in {mode}"] = [buffer.detach().clone() for buffer in model.buffers()]
-    return found
+            behaviour[f"output in {mode}"] = [output.detach().clone() for output in outputs]
+            behaviour[f"gradients in {mode}"] = [None if grad is None else grad.clone() for grad in grads]
+            behaviour[f"buffers in {mode}"] = [buffer.detach().clone() for buffer in model.buffers()]
+    return behaviour
 
 
 def _copied(item: Any, leaves: list[Tensor]) -> Any:  # noqa: ANN401
-    """Copy a batch; floating tensors become differentiable, and may be changed in place."""
+    """Copy a batch. Floating-point tensors become differentiable, and the model may change them in place."""
     if isinstance(item, Tensor):
         if not item.is_floating_point():
             return item.clone()
@@ -58,13 +58,13 @@ def _copied(item: Any, leaves: list[Tensor]) -> Any:  # noqa: ANN401
 
 
 def _fixed_like(output: Tensor) -> Tensor:
-    """Return weights that no symmetry of the model cancels."""
+    """Return fixed weights for the outputs, which no symmetry of the model cancels."""
     steps = torch.arange(output.numel(), dtype=torch.float64).cos()
     return steps.reshape(output.shape).to(output)
 
 
 def differences(before: Behaviour, after: Behaviour) -> dict[str, float]:
-    """Return the largest difference of each kind, relative to the largest value: 0 where they agree bit by bit."""
+    """Return the largest difference of each kind, relative to the largest value. It is 0 for identical bits."""
     return {
         what: max(starmap(_difference, zip(before[what], after[what], strict=True)), default=0.0) for what in before
     }

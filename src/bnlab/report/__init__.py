@@ -1,1 +1,1 @@
-"""Draws records; knows nothing else, so that a saved JSON can be drawn without torch."""
+"""Draws records. It imports nothing else of bnlab, so a saved JSON file can be drawn without torch."""

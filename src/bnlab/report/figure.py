@@ -1,7 +1,7 @@
-"""The picture of an experiment, drawn from its record: SVG, PNG and interactive HTML from one specification.
+"""Draws the picture of an experiment from its record, as SVG, PNG or interactive HTML from one specification.
 
-Series differ by colour (Okabe and Ito's palette, told apart by the colour-blind), by dash and by shape, so that print
-shows them too.
+Series differ by colour, dash and shape, so they stay distinct in print. The colours are the palette of Okabe and Ito,
+which is safe for colour-blind readers.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from bnlab.report.shortening import plain
 __all__ = ["can_draw", "html", "png", "specification", "svg"]
 
 Json: TypeAlias = Any
-"""JSON has no narrower type."""
+"""A JSON value, which has no narrower type."""
 
 Altair: TypeAlias = Any
-"""The module altair, or something made with it: it has no types to speak of, and is imported when it is used."""
+"""The module altair, or an object of it. altair has no useful types, and is imported only when it is used."""
 
 _PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933"]
 _DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 1], [1, 3], [10, 4], [3, 5]]
 _SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
 _WIDTH, _HEIGHT = 420, 280
 _PANEL_WIDTH, _PANEL_HEIGHT = 210, 160
-_MOST_PANELS_IN_A_ROW = 4
-_MOST_CLAIMS = 5
+_MAX_PANELS_IN_A_ROW = 4
+_MAX_CLAIMS = 5
 _PIXELS = 2.0
 
 
@@ -52,7 +52,7 @@ def svg(record: ExperimentRecord) -> str:
 
 
 def png(record: ExperimentRecord) -> bytes:
-    """Return the picture as PNG, two pixels a point.
+    """Return the picture as PNG, with two pixels per point.
 
     Raises:
         MissingPackage: If altair or vl-convert is not installed.
@@ -62,7 +62,7 @@ def png(record: ExperimentRecord) -> bytes:
 
 
 def html(record: ExperimentRecord) -> str:
-    """Return the picture as a page to point at, which needs no network.
+    """Return the picture as an interactive page, which needs no network.
 
     Raises:
         MissingPackage: If altair or vl-convert is not installed.
@@ -72,7 +72,7 @@ def html(record: ExperimentRecord) -> str:
 
 
 def specification(record: ExperimentRecord) -> dict[str, Any]:
-    """Return the Vega-Lite specification that all of them are made from.
+    """Return the Vega-Lite specification from which every format is made.
 
     Raises:
         MissingPackage: If altair is not installed.
@@ -94,14 +94,14 @@ def specification(record: ExperimentRecord) -> dict[str, Any]:
         drawn = sized.facet(panel, columns=_panels_in_a_row(len(_in_order(columns[figure.panel]))))
     titled = drawn.properties(title=altair.TitleParams(figure.title, subtitle=_verdicts(record), anchor="start"))
     configured = titled.configure_axis(grid=True, gridOpacity=0.4).configure_view(stroke="#888888")
-    found: dict[str, Any] = configured.to_dict(validate=False)
-    return found
+    vega_lite: dict[str, Any] = configured.to_dict(validate=False)
+    return vega_lite
 
 
 def _printable(record: ExperimentRecord) -> ExperimentRecord:
-    """Return the record without control characters: vl-convert puts text into XML, and one of them ends the process."""
-    found: ExperimentRecord = ExperimentRecord.from_json(_plain(record.to_json()))
-    return found
+    """Return the record without control characters, because one of them in its XML makes vl-convert end the process."""
+    printable: ExperimentRecord = ExperimentRecord.from_json(_plain(record.to_json()))
+    return printable
 
 
 def _plain(value: Json) -> Json:
@@ -113,9 +113,9 @@ def _plain(value: Json) -> Json:
 
 
 def _panels_in_a_row(panels: int) -> int:
-    """Return how many panels a row has, so that as few places as possible stay empty."""
-    fewest = min(-panels % columns for columns in (_MOST_PANELS_IN_A_ROW, _MOST_PANELS_IN_A_ROW - 1))
-    return next(n for n in (_MOST_PANELS_IN_A_ROW, _MOST_PANELS_IN_A_ROW - 1) if -panels % n == fewest)
+    """Return the number of panels per row that leaves the fewest places empty."""
+    fewest = min(-panels % columns for columns in (_MAX_PANELS_IN_A_ROW, _MAX_PANELS_IN_A_ROW - 1))
+    return next(n for n in (_MAX_PANELS_IN_A_ROW, _MAX_PANELS_IN_A_ROW - 1) if -panels % n == fewest)
 
 
 def _panel_title(column: str) -> str | None:
@@ -196,7 +196,7 @@ def _rule(altair: Altair, record: ExperimentRecord, rule: Rule) -> Altair:
     channel = altair.X if rule.axis == "x" else altair.Y
     at = {rule.axis: channel(datum=rule.value, scale=_scale_of(altair, axis), title=axis.title)}
     beside = {"y": altair.value(12)} if rule.axis == "x" else {"x": altair.value(4)}
-    once = altair.Chart().transform_aggregate(rows="count()")  # a row for each panel, not one for each of the table
+    once = altair.Chart().transform_aggregate(rows="count()")  # one line per panel, not one per row of the table
     line = once.mark_rule(color="black", strokeDash=[3, 3], strokeWidth=1.5).encode(**at)
     label = once.mark_text(align="left", dx=4, dy=-6, fontSize=10).encode(**at, **beside, text=altair.value(rule.label))
     return line + label
@@ -215,13 +215,13 @@ def _scale(altair: Altair, domain: Sequence[str], values: Sequence[object]) -> A
 
 
 def _in_order(column: Column) -> list[str]:
-    """Return the labels in the order of the table."""
+    """Return the distinct labels in the order of the table."""
     values = column.labels if column.labels is not None else tuple(f"{value:g}" for value in column.numbers or ())
     return list(dict.fromkeys(values))
 
 
 def _rows(table: Sequence[Column]) -> list[dict[str, Any]]:
-    """Return the table row by row; what is not finite is left out of the picture."""
+    """Return the rows of the table. Numbers that are not finite become None, which the picture leaves out."""
     columns = {
         column.name: column.labels if column.labels is not None else [_finite(v) for v in column.numbers or ()]
         for column in table
@@ -234,10 +234,10 @@ def _finite(value: float) -> float | None:
 
 
 def _verdicts(record: ExperimentRecord) -> list[str]:
-    """Say what became of the first claims; the others are in the record."""
+    """Return the verdicts on the first claims; the others are in the record."""
     verdicts = [
         f"{claim.verdict.value}: {claim.text}" + (f" ({claim.boundary})" if claim.boundary else "")
-        for claim in record.claims[:_MOST_CLAIMS]
+        for claim in record.claims[:_MAX_CLAIMS]
     ]
     rest = len(record.claims) - len(verdicts)
     return [*verdicts, f"... and {rest} more claims"] if rest else verdicts
@@ -258,6 +258,6 @@ def _converter() -> ModuleType:
 def _require_packages() -> None:
     if not can_draw():
         raise MissingPackage(
-            "figure: altair and vl-convert must be installed to draw, got neither or one. "
+            "figure: altair and vl-convert must be installed to draw, got one of them or none. "
             "Install them: pip install 'bnlab[report]'."
         )

@@ -1,4 +1,4 @@
-"""Diagnoses as JSON: one indented object, or JSON Lines."""
+"""Writes diagnoses as JSON: one indented object, or JSON Lines."""
 
 from __future__ import annotations
 

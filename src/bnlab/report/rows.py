@@ -1,4 +1,4 @@
-"""What every report shows of a diagnosis: which findings and layers, in which order, and what became of the checks."""
+"""Selects and orders what every report shows of a diagnosis: findings, layers, metric and outcomes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["Outcomes", "by_code", "findings_at_least", "layers_to_show", "metric
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What became of the checks.
+    """The outcomes of the checks, by status.
 
     Attributes:
-        crashed: Those that crashed.
-        skipped: The codes for each reason.
-        passed: The codes.
-        with_findings: The codes.
+        crashed: The outcomes of checks that crashed.
+        skipped: The codes of skipped checks, by reason.
+        passed: The codes of checks that passed.
+        with_findings: The codes of checks with findings.
     """
 
     crashed: tuple[Outcome, ...]
@@ -28,12 +28,12 @@ class Outcomes:
 
 
 def findings_at_least(diagnosis: DiagnosisRecord, level: Level) -> list[Finding]:
-    """Return the findings that are shown: those as severe as the level or more so."""
+    """Return the findings to show: those that are at least as severe as the level."""
     return [finding for finding in diagnosis.findings if finding.level.at_least(level)]
 
 
 def by_code(findings: Iterable[Finding]) -> list[list[Finding]]:
-    """Return the findings of each check, in the order in which the codes come first."""
+    """Return the findings grouped by code, in the order in which each code first appears."""
     groups: dict[str, list[Finding]] = {}
     for finding in findings:
         groups.setdefault(finding.code, []).append(finding)
@@ -41,17 +41,17 @@ def by_code(findings: Iterable[Finding]) -> list[list[Finding]]:
 
 
 def layers_to_show(with_findings: Sequence[bool], limit: int) -> list[int]:
-    """Return the indices of the layers to show, in their order: those with findings first of all.
+    """Return the indices of the layers to show, in ascending order. Layers with findings take precedence.
 
     Args:
-        with_findings: Of each layer, whether something was found in it.
-        limit: How many there is room for.
+        with_findings: For each layer, whether it has findings.
+        limit: Largest number of layers to show.
     """
     return sorted(sorted(range(len(with_findings)), key=lambda index: (not with_findings[index], index))[:limit])
 
 
 def metric_rows(numbers: Numbers | None) -> list[tuple[str, float]]:
-    """Return the metric under each choice of data and statistics that was measured."""
+    """Return the metric for each choice of data and statistics that was measured."""
     if numbers is None:
         return []
     rows = (
@@ -64,7 +64,7 @@ def metric_rows(numbers: Numbers | None) -> list[tuple[str, float]]:
 
 
 def outcomes_of(diagnosis: DiagnosisRecord) -> Outcomes:
-    """Return what became of the checks, those that were skipped for one reason together."""
+    """Return the outcomes by status, with skipped checks grouped by reason."""
     by_status = {status: [o for o in diagnosis.outcomes if o.status is status] for status in Status}
     reasons = dict.fromkeys(outcome.reason or "" for outcome in by_status[Status.SKIPPED])
     return Outcomes(
@@ -78,5 +78,5 @@ def outcomes_of(diagnosis: DiagnosisRecord) -> Outcomes:
 
 
 def root_gap(gap: Mapping[str, float]) -> float:
-    """Return a gap by cause, which is a mean square, in standard deviations."""
+    """Return the root of the total of a gap, in standard deviations. Gaps are stored as mean squares."""
     return float(max(gap.get("total", 0.0), 0.0) ** 0.5)

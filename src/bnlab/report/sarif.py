@@ -1,7 +1,7 @@
-"""Diagnoses as SARIF 2.1.0, which code scanning reads: one run, in which a check is a rule and a finding a result.
+"""Writes diagnoses as SARIF 2.1.0 for code scanning: one run, in which a check is a rule and a finding is a result.
 
-GitHub's limits are kept ("SARIF support for code scanning" in its documentation); what is cut for them is said in a
-notification.
+The log respects GitHub's limits ("SARIF support for code scanning" in the GitHub documentation). A notification reports
+what was cut to meet them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ __all__ = ["RuleText", "Source", "render"]
 
 _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 _ROOT = "%SRCROOT%"
-_MOST_RESULTS = 25_000
-_MOST_TEXT = 1_000
-_MOST_NAME = 300
-_MOST_CHANNELS = 100
+_MAX_RESULTS = 25_000
+_MAX_TEXT = 1_000
+_MAX_NAME = 300
+_MAX_CHANNELS = 100
 _LEVELS = {Level.ERROR: "error", Level.WARNING: "warning", Level.INFO: "note"}
 _GROUPS = {Level.ERROR: "correctness", Level.WARNING: "suspicious", Level.INFO: "note"}
 _SEVERITIES = {Level.ERROR: "error", Level.WARNING: "warning", Level.INFO: "recommendation"}
@@ -40,13 +40,13 @@ Located = tuple[Target, Finding]
 
 @dataclass(frozen=True)
 class RuleText:
-    """What a viewer shows of a check.
+    """The texts of a check that a viewer shows.
 
     Attributes:
-        name: Of the pattern, such as "NegativeRunningVariance".
+        name: Name of the pattern, such as "NegativeRunningVariance".
         short: What the check looks for, one sentence.
         page: The documentation of the check, in Markdown.
-        level: Of its findings; None to take it from them.
+        level: Level of the findings; None takes the level from the findings themselves.
     """
 
     name: str
@@ -57,11 +57,11 @@ class RuleText:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the code of a target that is a model is.
+    """The source of a target that is a model.
 
     Attributes:
-        uri: Path of the file, from the root of the repository where it lies in it.
-        line: Its line, from 1.
+        uri: Path of the file, relative to the root of the repository if the file is inside it.
+        line: Line in the file, counted from 1.
     """
 
     uri: str
@@ -70,7 +70,7 @@ class Source:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a target is, and what tells it apart from the others in every run of the tool."""
+    """The place of a target, and an identity that is stable over runs of the tool."""
 
     uri: str
     line: int
@@ -79,7 +79,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Index:
-    """What results refer to by number."""
+    """The rules, places and artifacts that results refer to by index."""
 
     rules: Mapping[str, int]
     places: Mapping[Target, _Place]
@@ -97,11 +97,11 @@ def render(
     """Return one SARIF log of all diagnoses; the same input gives the same text.
 
     Args:
-        diagnoses: What to draw.
-        rules: What the checks look for, by code; a check without text is described by what it found.
-        sources: Where the code of models is, by the name of the target; a checkpoint is a file itself.
-        level: Findings below it are left out.
-        failures: Why other targets could not be checked, a message each.
+        diagnoses: The diagnoses.
+        rules: The texts of the checks, by code; a check without text is described by its first finding.
+        sources: The source of each model, by the name of the target; a checkpoint is a file itself.
+        level: Findings below this level are left out.
+        failures: One message for each target that could not be checked.
     """
     index = _index(diagnoses, sources or {})
     located = [(diagnosis.target, finding) for diagnosis in diagnoses for finding in diagnosis.findings]
@@ -130,10 +130,10 @@ def render(
 
 
 def _most_severe(wanted: Sequence[Located]) -> Sequence[Located]:
-    """Return the findings there is room for, in their order where there is room for all of them."""
-    if len(wanted) <= _MOST_RESULTS:
+    """Return the most severe findings that fit in a run; all of them, in their order, if they fit."""
+    if len(wanted) <= _MAX_RESULTS:
         return wanted
-    return sorted(wanted, key=lambda located: located[1].level.rank)[:_MOST_RESULTS]
+    return sorted(wanted, key=lambda located: located[1].level.rank)[:_MAX_RESULTS]
 
 
 def _index(diagnoses: Iterable[DiagnosisRecord], sources: Mapping[str, Source]) -> _Index:
@@ -150,7 +150,7 @@ def _index(diagnoses: Iterable[DiagnosisRecord], sources: Mapping[str, Source]) 
 
 
 def _place(target: Target, sources: Mapping[str, Source]) -> _Place:
-    """Return where a target is; a model without source stands under its name, for viewers refuse what is nowhere."""
+    """Return the place of a target. A model without a source gets its name as a path, because viewers require one."""
     source = sources.get(target.name)
     if source is not None:
         return _Place(_uri(source.uri), max(1, source.line), target.name)
@@ -159,7 +159,7 @@ def _place(target: Target, sources: Mapping[str, Source]) -> _Place:
 
 
 def _uri(path: str) -> str:
-    """Return a path as a percent-encoded URI, relative where the path is."""
+    """Return a path as a percent-encoded URI, relative if the path is relative."""
     path = path.replace("\\", "/")
     encoded = quote(posixpath.normpath(path).encode("utf-8", "surrogatepass"), safe="/")
     if re.match(r"[A-Za-z]:/", path):
@@ -180,11 +180,11 @@ def _driver(
 
 
 def _rule(code: str, text: RuleText | None, finding: Finding | None) -> Json:
-    """Return a check as a rule, with what viewers ask for: a short text, a long one, and help."""
+    """Return a check as a rule with the texts that viewers show: a short one, a long one, and help."""
     level = text.level if text is not None else None
     if level is None and finding is not None:
         level = finding.level
-    why = finding.why if finding is not None else "What it looks for is not in the record."
+    why = finding.why if finding is not None else "The record does not hold the description of this check."
     short = text.short if text is not None else f"{why.rstrip('.')}."
     rule: Json = {"id": plain(code)}
     if text is not None:
@@ -202,13 +202,13 @@ def _rule(code: str, text: RuleText | None, finding: Finding | None) -> Json:
 
 
 def _why_it_matters(page: str) -> str:
-    """Return the section of that name in one line, "" where there is none."""
+    """Return the section "Why it matters" of a page on one line; "" if there is none."""
     section = re.search(r"^## Why it matters\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
     return " ".join(section[1].split()) if section else ""
 
 
 def _artifacts(diagnoses: Iterable[DiagnosisRecord], index: _Index) -> Iterable[Json]:
-    """Yield each file once, with what was concluded on the targets in it."""
+    """Yield each file once, with the conclusions on its targets."""
     conclusions: dict[str, list[str]] = {}
     for diagnosis in diagnoses:
         conclusions.setdefault(index.places[diagnosis.target].uri, []).append(f"{diagnosis.conclusion}.")
@@ -230,30 +230,30 @@ def _physical(target: Target, index: _Index) -> Json:
 def _results(located: Iterable[Located], index: _Index) -> Iterable[Json]:
     seen: Counter[str] = Counter()
     for target, finding in located:
-        known = _fingerprint(index.places[target], finding)
-        seen[known] += 1
+        fingerprint = _fingerprint(index.places[target], finding)
+        seen[fingerprint] += 1
         yield {
             "ruleId": plain(finding.code),
             "ruleIndex": index.rules[finding.code],
             "level": _LEVELS[finding.level],
             "message": _message(_sentence(finding)),
             "locations": [_physical(target, index) | _logical(finding)],
-            # GitHub knows an alert by this name; all results are on line 1 of their file, so it must tell them apart.
-            "partialFingerprints": {"primaryLocationLineHash": f"{known}:{seen[known]}"},
+            # GitHub identifies an alert by this hash, and the results of a checkpoint all lie on line 1 of the file.
+            "partialFingerprints": {"primaryLocationLineHash": f"{fingerprint}:{seen[fingerprint]}"},
             "properties": _properties(finding),
         }
 
 
 def _fingerprint(place: _Place, finding: Finding) -> str:
-    """Return what stays the same when the numbers change: the check, the layer and the target."""
-    known = json.dumps([finding.code, finding.layer, place.identity])
-    return hashlib.sha256(known.encode()).hexdigest()[:16]
+    """Return a hash of the check, the layer and the target, which stays the same when the numbers change."""
+    key = json.dumps([finding.code, finding.layer, place.identity])
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def _logical(finding: Finding) -> Json:
     if not finding.layer:
         return {}
-    path = plain(_path(finding.layer, _MOST_TEXT))
+    path = plain(_path(finding.layer, _MAX_TEXT))
     return {
         "logicalLocations": [{"name": path.rpartition(".")[2] or path, "fullyQualifiedName": path, "kind": "member"}]
     }
@@ -266,7 +266,7 @@ def _properties(finding: Finding) -> Json:
         "remedies": list(finding.remedies),
     }
     if finding.channels is not None:
-        properties |= {"channels": list(finding.channels[:_MOST_CHANNELS]), "channelCount": len(finding.channels)}
+        properties |= {"channels": list(finding.channels[:_MAX_CHANNELS]), "channelCount": len(finding.channels)}
     return properties
 
 
@@ -275,21 +275,21 @@ def _sentence(finding: Finding) -> str:
     by_hand = ["by hand"] if "manual" in finding.remedies else []
     remedies = [remedy_phrase(name) for name in finding.remedies if name != "manual"]
     remedy = f" Remedy: {' or '.join(remedies + by_hand)}." if finding.remedies else ""
-    return f"{_path(where, _MOST_NAME)}: {finding.message}.{remedy}"
+    return f"{_path(where, _MAX_NAME)}: {finding.message}.{remedy}"
 
 
 def _is_cut(finding: Finding) -> bool:
-    return len(finding.layer or "") > _MOST_NAME or len(_sentence(finding)) > _MOST_TEXT
+    return len(finding.layer or "") > _MAX_NAME or len(_sentence(finding)) > _MAX_TEXT
 
 
 def _message(text: str) -> Json:
-    """Return text as a message: what would be a link in it stays text."""
-    shown = plain(text[: _MOST_TEXT + 1]).replace("](", "] (")
-    return {"text": shown if len(shown) <= _MOST_TEXT else beginning(shown, _MOST_TEXT - 1)}
+    """Return text as a message; link syntax in the text is disabled."""
+    shown = plain(text[: _MAX_TEXT + 1]).replace("](", "] (")
+    return {"text": shown if len(shown) <= _MAX_TEXT else beginning(shown, _MAX_TEXT - 1)}
 
 
 def _path(name: str, limit: int) -> str:
-    """Return a layer path of `limit` characters: its end tells it apart."""
+    """Return a layer path of at most `limit` characters; a longer path loses its beginning."""
     return name if len(name) <= limit else end(name, limit - 1)
 
 
@@ -306,7 +306,7 @@ def _crashed(diagnoses: Iterable[DiagnosisRecord], index: _Index) -> Iterable[Js
 
 
 def _skipped(diagnoses: Sequence[DiagnosisRecord], index: _Index) -> Iterable[Json]:
-    """Yield each reason once, however many targets it holds for."""
+    """Yield each check and reason once, with the number of targets concerned."""
     counts = Counter(
         (outcome.code, outcome.reason or "no reason given")
         for diagnosis in diagnoses
@@ -317,7 +317,7 @@ def _skipped(diagnoses: Sequence[DiagnosisRecord], index: _Index) -> Iterable[Js
         among = f" in {count} of {len(diagnoses)} targets" if len(diagnoses) > 1 else ""
         yield {
             "level": "note",
-            "message": _message(f"{code} skipped{among}: {reason}"),
+            "message": _message(f"{code} was skipped{among}: {reason}"),
             "associatedRule": {"id": plain(code), "index": index.rules[code]},
         }
 
@@ -328,10 +328,12 @@ def _left_out(
     if len(wanted) < len(located):
         yield {
             "level": "note",
-            "message": _message(f"findings below {level.value} left out: {len(located) - len(wanted)}"),
+            "message": _message(
+                f"findings left out because they are below {level.value}: {len(located) - len(wanted)}"
+            ),
         }
     if len(kept) < len(wanted):
-        text = f"only the {len(kept)} most severe of {len(wanted)} findings are here: a viewer takes no more in one run"
+        text = f"only the {len(kept)} most severe of {len(wanted)} findings are in this run: viewers accept no more"
         yield {"level": "warning", "message": _message(text)}
     cut = sum(_is_cut(finding) for _, finding in kept)
     if cut:

@@ -1,4 +1,4 @@
-"""Untrusted text as a report shows it: without control characters, and no more of it than anyone reads."""
+"""Prepares untrusted text for a report: removes control characters and shortens long text."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import unicodedata
 __all__ = ["ELLIPSIS", "beginning", "end", "plain"]
 
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
-"""Where text was cut."""
+"""The mark that replaces text that was cut."""
 
 
 def plain(text: str, unknown: str = "\N{REPLACEMENT CHARACTER}") -> str:
-    """Return untrusted text without control, format and private characters: no escape reaches the terminal.
+    """Return untrusted text without control, format and private characters, so no escape code reaches the terminal.
 
     Args:
-        text: To show.
-        unknown: In place of such a character.
+        text: The text to show.
+        unknown: Replacement for such a character.
     """
     return "".join(char if _is_shown(char) else unknown for char in text)
 
 
 def beginning(text: str, limit: int, ellipsis: str = ELLIPSIS) -> str:
-    """Return the first `limit` characters of a text, and an ellipsis where there are more."""
+    """Return the first `limit` characters of a text, and an ellipsis if there are more."""
     return text if len(text) <= limit else text[:limit] + ellipsis
 
 
 def end(text: str, limit: int, ellipsis: str = ELLIPSIS) -> str:
-    """Return the last `limit` characters of a text: of a layer path, they tell it apart."""
+    """Return the last `limit` characters of a text, with an ellipsis before them if there are more."""
     return text if len(text) <= limit else ellipsis + text[-limit:]
 
 

@@ -41,9 +41,9 @@ def test_figures_come_from_other_seeds_and_another_architecture():
 
 @pytest.mark.parametrize(
     ("name", "code", "cause"),
-    [("program_two_of_the_article", "BN208", "bessel"), ("reset_buffers", "BN104", "staleness")],
+    [("one_batch_of_two", "BN208", "bessel"), ("reset_buffers", "BN104", "staleness")],
 )
-def test_a_mishap_is_found(name, code, cause):
+def test_the_check_reports_a_mishap_and_its_cause(name, code, cause):
     result = run.run_case(MISHAPS[name], run.setting_of(0))
     assert result.hit
     assert code in result.codes

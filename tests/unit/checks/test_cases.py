@@ -4,7 +4,7 @@ import pytest
 from bnlab.checks.cases import healthy, model_layer, observed
 
 
-def test_a_healthy_layer_holds_what_its_data_shows():
+def test_a_healthy_layer_holds_the_statistics_of_its_data():
     state, seen = healthy(), observed()
     np.testing.assert_array_equal(state.running_mean, seen.within_mean)
     np.testing.assert_array_equal(state.running_var, seen.within_var)

@@ -17,6 +17,6 @@ def test_the_page_of_a_check_with_other_limits_shows_the_defaults():
     assert "`ratio` = 2 " not in AmplifyingChannel().with_limits(ratio=2).page
 
 
-def test_a_limit_that_there_is_not_is_refused():
+def test_an_unknown_limit_is_refused():
     with pytest.raises(TypeError, match="ratio"):
         ZeroVariance().with_limits(ratio=2)

@@ -1,4 +1,4 @@
-"""Effects and their standard errors, against draws of random samples."""
+"""Effects and their standard errors, compared with random samples."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ SAMPLES, CHANNELS, EPS = 400, 4000, 0.0
 
 
 def drawn(seed, mean=0.0, std=1.0):
-    """Return one estimate from samples of a normal distribution for each of many channels."""
+    """Return the estimates of many channels, each from samples of a normal distribution."""
     x = mean + std * np.random.default_rng(seed).standard_normal((SAMPLES, CHANNELS))
     var = x.var(0, ddof=1)
     return Estimate(x.mean(0), var, var / SAMPLES, 2 * var**2 / SAMPLES)
@@ -39,7 +39,7 @@ def test_the_noise_of_the_reference_counts_where_the_estimate_is_exact():
     assert np.std(effect.size) == pytest.approx((effect.size / effect.errors).mean(), rel=0.05)
 
 
-def test_chance_alone_is_beyond_four_standard_errors_in_next_to_no_channel():
+def test_chance_alone_exceeds_four_standard_errors_in_almost_no_channel():
     effect = effect_of(drawn(5), drawn(6), EPS)
     assert effect.beyond(0.0, 4.0).mean() < 0.002
     assert effect.beyond(0.0, 1.0).mean() > 0.3
@@ -60,7 +60,7 @@ def test_equal_constants_have_no_effect_even_without_eps():
 
 
 @pytest.mark.parametrize("estimate", [exact(np.inf), exact(1.0, mean=np.nan), exact(1.0, mean=np.inf), exact(0.0)])
-def test_what_is_not_finite_counts_as_a_large_effect(estimate):
+def test_values_that_are_not_finite_count_as_a_large_effect(estimate):
     reference = Estimate(np.zeros(1), np.ones(1), np.full(1, 0.01), np.full(1, 0.02))
     effect = effect_of(estimate, reference, 0.0)
     assert effect.size == pytest.approx(1e6)

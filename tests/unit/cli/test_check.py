@@ -117,7 +117,7 @@ def test_an_example_shows_the_structure(bnlab_command, code):
     [
         (
             ["healthy.pt", "--data", "digits"],
-            "--data: target must be a model, got healthy.pt. Give its code by --model.",
+            "--data: target must be a model, got healthy.pt. Name its code with --model.",
         ),
         (
             ["mine:build", "--metric", "accuracy"],
@@ -193,7 +193,7 @@ def test_a_line_per_file_and_a_summary(bnlab_command, broken, healthy):
     assert out.splitlines() == [
         "broken.pt: 2 layers, 1 error, 0 warnings, 1 note (BN102)",
         "healthy.pt: 2 layers, 0 errors, 0 warnings, 0 notes",
-        "2 targets: 2 checked with 4 BN layers, 1 errors and 0 warnings; 0 without BN, 0 not readable",
+        "2 targets: 2 checked with 4 BN layers, 1 error and 0 warnings; 0 without BN, 0 not readable",
     ]
 
 
@@ -246,7 +246,7 @@ def test_a_target_that_stands_for_nothing_does_not_stop_the_others(bnlab_command
     assert err.splitlines()[1].startswith("error: sys:exit: ")
 
 
-def test_an_unreadable_folder_is_said(bnlab_command, folder, healthy, monkeypatch):
+def test_an_unreadable_folder_is_reported(bnlab_command, folder, healthy, monkeypatch):
     def walk(top, onerror):
         onerror(PermissionError(13, "Permission denied", "runs/secret"))
         return iter([(top, [], ["healthy.pt"])])
@@ -273,7 +273,7 @@ def test_a_pipe_in_a_folder_does_not_block(bnlab_command, folder, healthy):
     assert bnlab_command("check", ".")[0] == 0
 
 
-def test_a_crashed_check_is_said_for_many_files_too(bnlab_command, healthy, monkeypatch):
+def test_a_crashed_check_is_reported_for_many_files_too(bnlab_command, healthy, monkeypatch):
     from bnlab import checks
 
     monkeypatch.setattr(checks.by_code("BN101"), "inspect", lambda *_: 1 / 0, raising=False)

@@ -11,7 +11,7 @@ from bnlab.records import Level
 
 @pytest.fixture
 def check(tmp_path):
-    """Return a diagnosis by the name of a target: one healthy, one broken, one without BN, one that fails."""
+    """A check that knows four targets by name: one healthy, one broken, one without BN, one that fails."""
     broken = state_dict("bn")
     broken["bn.running_var"][0] = -1
     diagnoses = {
@@ -37,26 +37,26 @@ def writer(format_=CheckFormat.TEXT, output=None, level=Level.WARNING):
 @pytest.mark.parametrize("format_", list(CheckFormat))
 def test_one_diagnosis_and_its_exit_code(check, capsys, format_, target, level, code):
     one = writer(format_, level=level)
-    one.one(check(target))
+    one.write_one(check(target))
     assert one.exit_code == code
     assert capsys.readouterr().out
 
 
 def test_lines_as_they_come_and_a_summary(check, capsys):
     many = writer()
-    many.many(["healthy", "broken", "plain", "odd"], check)
+    many.write_many(["healthy", "broken", "plain", "odd"], check)
     captured = capsys.readouterr()
     *lines, summary = captured.out.splitlines()
     assert len(lines) == 3
     assert lines[2] == "plain: none"
-    assert summary == ("4 targets: 2 checked with 2 BN layers, 1 errors and 0 warnings; 1 without BN, 1 not readable")
+    assert summary == ("4 targets: 2 checked with 2 BN layers, 1 error and 0 warnings; 1 without BN, 1 not readable")
     assert captured.err == "error: odd: unknown\n"
     assert (many.exit_code, many.has_findings, many.has_failed) == (2, True, True)
 
 
 def test_json_lines_hold_diagnoses_alone(check, capsys):
     many = writer(CheckFormat.JSON)
-    many.many(["plain", "healthy", "broken"], check)
+    many.write_many(["plain", "healthy", "broken"], check)
     captured = capsys.readouterr()
     assert len([json.loads(line) for line in captured.out.splitlines()]) == 2
     assert captured.err == "plain: none\n"
@@ -65,14 +65,14 @@ def test_json_lines_hold_diagnoses_alone(check, capsys):
 
 def test_targets_that_all_lack_batch_norm_are_a_failure(check, capsys):
     many = writer()
-    many.many(["plain", "plain"], check)
+    many.write_many(["plain", "plain"], check)
     assert many.exit_code == 2
     assert "at least one must hold batch normalization" in capsys.readouterr().err
 
 
 def test_a_document_of_all_goes_into_the_output(check, tmp_path, capsys):
     many = writer(CheckFormat.SARIF, tmp_path / "a.sarif")
-    many.many(["healthy", "broken", "odd"], check)
+    many.write_many(["healthy", "broken", "odd"], check)
     assert capsys.readouterr().out == ""
     (run,) = json.loads((tmp_path / "a.sarif").read_text())["runs"]
     assert [result["ruleId"] for result in run["results"]] == ["BN102"]

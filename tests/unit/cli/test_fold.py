@@ -1,4 +1,4 @@
-"""`bnlab fold`: a model becomes a .pt2, an ONNX file an ONNX file, and nothing is written that is not proven."""
+"""`bnlab fold` turns a model into a .pt2 file and an ONNX file into an ONNX file, and writes only proven folds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`bnlab lab`: list, run and report."""
+"""The commands `bnlab lab list`, `run` and `report`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import bnlab
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """A train-eval that takes no time, in an empty folder."""
+    """Make the train-eval experiment fast, and change to an empty folder."""
     from bnlab.lab.experiments.train_eval import Config, TrainEval
 
     monkeypatch.chdir(tmp_path)
@@ -120,10 +120,10 @@ def test_report_names_foreign_files_and_passes_over_them(kept, bnlab_command):
     code, out, err = bnlab_command("lab", "report", "--folder", kept)
     assert code == 0
     assert "2 experiments" in out
-    told = sorted(err.splitlines())
-    assert len(told) == 2
-    assert all(line.startswith("passed over: ") for line in told)
-    assert "Update bnlab" in told[0]
+    notices = sorted(err.splitlines())
+    assert len(notices) == 2
+    assert all(line.startswith("passed over: ") for line in notices)
+    assert "Update bnlab" in notices[0]
 
 
 def test_report_draws_the_last_of_records_with_the_same_settings(kept, bnlab_command):

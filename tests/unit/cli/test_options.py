@@ -4,9 +4,9 @@ import pytest
 @pytest.mark.parametrize(
     ("option", "text", "commands"),
     [
-        ("--model", "a checkpoint is loaded into its model", [("check",), ("repair",), ("fold",)]),
-        ("--data", "What the model will see", [("check",), ("repair",)]),
-        ("--train-data", "What it was trained on", [("check",), ("repair",)]),
+        ("--model", "a checkpoint is loaded into it", [("check",), ("repair",), ("fold",)]),
+        ("--data", "Data that the model will see", [("check",), ("repair",)]),
+        ("--train-data", "Data that the model was trained on", [("check",), ("repair",)]),
         ("--metric", "higher is better", [("check",), ("repair",)]),
         ("--example", "to see what the model executes", [("check",), ("fold",)]),
         ("--output", "Write here instead of to stdout", [("check",), ("report",), ("lab", "run"), ("lab", "report")]),

@@ -2,13 +2,13 @@ import os
 
 import pytest
 
-from bnlab.cli.output import check_output, complain, emit, require_pages, write_output
+from bnlab.cli.output import check_output, print_error, require_pages, write_output, write_text
 from bnlab.errors import UnwritableFile, UsageError
 
 
 def test_text_goes_to_stdout_or_into_a_file(tmp_path, capsys):
-    emit("a\n", None)
-    emit("b\n", tmp_path / "b.txt")
+    write_text("a\n", None)
+    write_text("b\n", tmp_path / "b.txt")
     assert capsys.readouterr().out == "a\n"
     assert (tmp_path / "b.txt").read_text() == "b\n"
 
@@ -40,7 +40,7 @@ def test_an_output_that_is_an_input_is_refused_under_any_name(tmp_path):
 
 
 def test_errors_are_one_harmless_line(capsys):
-    complain("two\nlines \x1b[31m")
+    print_error("two\nlines \x1b[31m")
     err = capsys.readouterr().err
     assert err.startswith("error: two")
     assert err.count("\n") == 1

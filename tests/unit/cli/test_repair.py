@@ -1,4 +1,4 @@
-"""`bnlab repair`: what it prints, what it writes, and what it leaves alone."""
+"""What `bnlab repair` prints, what it writes, and what it leaves unchanged."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(specs, bnlab_command, tmp_
     before = sorted(path.name for path in tmp_path.iterdir() if path.is_file())
     code, out, err = bnlab_command("repair", "old.pt", *OPTIONS, "--dry-run")
     assert (code, err) == (1, "")
-    assert "nothing was changed yet" in out
+    assert "nothing has been changed yet" in out
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == before
     code, out, _ = bnlab_command("repair", "old.pt", *OPTIONS, "--dry-run", "--format", "json")
     record = json.loads(out)
@@ -182,7 +182,7 @@ def test_what_is_taken_back_is_not_written(specs, bnlab_command, tmp_path):
     code, out, err = bnlab_command("repair", "old.pt", *options, "--output", "new.pt")
     assert code == 1
     assert "taken back" in out
-    assert err == "not written: new.pt, for nothing was repaired\n"
+    assert err == "new.pt is not written, because nothing was repaired\n"
     assert not (tmp_path / "new.pt").exists()
 
 
@@ -249,7 +249,7 @@ def test_the_new_file_has_ordinary_permissions(specs, bnlab_command, tmp_path):
     assert stat.S_IMODE((tmp_path / "new.pt").stat().st_mode) == stat.S_IMODE((tmp_path / "old.pt").stat().st_mode)
 
 
-def test_what_a_file_cannot_hold_is_said(specs, bnlab_command):
+def test_repair_reports_what_a_state_dict_cannot_hold(specs, bnlab_command):
     Path("repair_frozen.py").write_text(
         "import repair_specs\n\ndef build():\n"
         "    model = repair_specs.ready().train()\n    model[1].requires_grad_(False)\n    return model\n"
@@ -258,7 +258,7 @@ def test_what_a_file_cannot_hold_is_said(specs, bnlab_command):
     code, out, err = bnlab_command("repair", "repair_frozen:build", *options)
     assert code == 0
     assert "FrozenBatchNorm1d" in out
-    assert err == "a state dict does not hold that layers are frozen: call bnlab.freeze where it is loaded\n"
+    assert err == "a state dict does not record that layers are frozen: call bnlab.freeze after loading it\n"
 
 
 def test_repair_prints_a_page(tmp_path, bnlab_command):

@@ -28,25 +28,25 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("", "file must hold a record, got none"),
         ("{", "file must be JSON or JSON Lines"),
         ("[1, 2]", "schema must be one of bnlab.diagnosis/1"),
-        ('{"schema": "bnlab.diagnosis/2"}', "Update bnlab: the file is of another version"),
+        ('{"schema": "bnlab.diagnosis/2"}', "Update bnlab: the file follows another version of the schema"),
         ('{"schema": "other/1"}', "got 'other/1'"),
         ('{"schema": ["x"]}', "schema must be one of"),
         ('{"schema": "bnlab.diagnosis/1"}', "record must follow bnlab.diagnosis/1"),
-        (b"\xff\xfe\x00", "got bytes that are no text"),
+        (b"\xff\xfe\x00", "got bytes that are not UTF-8 text"),
         ("[" * 100_000, "file must be JSON"),
     ],
 )
-def test_a_damaged_or_newer_file_is_one_clear_line(tmp_path, bnlab_command, content, told):
+def test_a_damaged_or_newer_file_is_one_clear_line(tmp_path, bnlab_command, content, message):
     path = tmp_path / "record.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     code, out, err = bnlab_command("report", path, "--format", "html")
     assert (code, out) == (2, "")
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1
 
 

@@ -1,4 +1,4 @@
-"""What TARGET stands for; its specs follow the grammar of every other SPEC."""
+"""TARGET arguments. Their specs follow the same grammar as every other SPEC."""
 
 import sys
 

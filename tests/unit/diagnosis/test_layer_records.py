@@ -9,7 +9,7 @@ def diagnose(*networks, **options):
     return _diagnose(Evidence(tuple(networks)), Target("checkpoint", "x.pt"), Settings.of(**options))
 
 
-def test_layer_records_say_what_a_picture_needs():
+def test_layer_records_hold_what_a_picture_needs():
     layer = healthy("a", running_var=(1, 4, float("inf"), 9), weight=(1, 1, 1, 3), eps=0.0, momentum=None)
     (record,) = diagnose(network(layer)).layers
     assert (record.running_var.min, record.running_var.median, record.running_var.max) == (1, 4, 9)

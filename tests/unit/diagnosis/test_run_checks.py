@@ -21,7 +21,7 @@ def test_what_a_check_lacks_is_skipped_with_a_reason_never_passed():
     assert outcomes(result)["BN112"] == ("skipped", "num_batches_tracked is absent in 2 of 2 layers")
 
 
-def test_what_a_check_lacks_in_part_is_said_too():
+def test_what_a_check_lacks_on_some_layers_is_its_reason_too():
     result = diagnose(network(healthy("a", num_batches_tracked=None), healthy("b")))
     assert outcomes(result)["BN105"] == ("passed", "num_batches_tracked is absent in 1 of 2 layers")
 
@@ -65,8 +65,8 @@ def test_the_most_consequential_finding_comes_first():
         healthy("c", running_var=(-1, -1, 1, 1)),
         healthy("d", running_mean=(float("nan"),) * 4),
     )
-    found = [(finding.code, finding.layer) for finding in diagnose(network(*layers)).findings]
-    assert found == [("BN101", "d"), ("BN102", "c"), ("BN102", "b"), ("BN106", "a"), ("BN108", "a")]
+    codes_and_layers = [(finding.code, finding.layer) for finding in diagnose(network(*layers)).findings]
+    assert codes_and_layers == [("BN101", "d"), ("BN102", "c"), ("BN102", "b"), ("BN106", "a"), ("BN108", "a")]
 
 
 def test_a_check_of_a_model_is_skipped_where_there_is_no_model_or_not_what_it_needs():

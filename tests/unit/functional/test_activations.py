@@ -1,4 +1,4 @@
-"""The table of activations: every row is one function, whichever way it is written."""
+"""The table of activations: function, module and kernel of a row agree."""
 
 from typing import get_args
 

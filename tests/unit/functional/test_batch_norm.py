@@ -20,7 +20,7 @@ seeds = st.integers(0, 1000)
 
 @given(seeds, st.sampled_from([0.25, 3.0, 100.0]))
 def test_the_scale_of_the_weights_before_does_not_matter(seed, a):
-    """BN(aWu) = BN(Wu), its gradient to aW is 1/a of that to W, and <W, dL/dW> = 0 (Ioffe and Szegedy 2015, 3.3)."""
+    """BN(aWu) = BN(Wu), the gradient of aW is 1/a times that of W, and <W, dL/dW> = 0 (Ioffe and Szegedy 2015, 3.3)."""
     generator = torch.Generator().manual_seed(seed)
     u, w = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((20, 6), (3, 6)))
 

@@ -1,4 +1,4 @@
-"""The correction of batch renormalization, against the paper's formula written out."""
+"""The correction of batch renormalization, against the formula of Ioffe 2017, Algorithm 1."""
 
 import numpy as np
 import torch

@@ -14,8 +14,8 @@ from bnlab.functional import (
 
 @given(st.floats(0, 1), st.floats(-1e3, 1e3), st.floats(-1e3, 1e3))
 def test_an_update_is_a_weighted_mean(momentum, old, new):
-    moved = moving_average(*torch.tensor([[old], [new]], dtype=torch.float64), momentum)
-    assert moved.item() == pytest.approx((1 - momentum) * old + momentum * new, rel=1e-9, abs=1e-9)
+    updated = moving_average(*torch.tensor([[old], [new]], dtype=torch.float64), momentum)
+    assert updated.item() == pytest.approx((1 - momentum) * old + momentum * new, rel=1e-9, abs=1e-9)
 
 
 def test_momentum_none_is_the_plain_average():
@@ -26,8 +26,8 @@ def test_momentum_none_is_the_plain_average():
 
 
 def test_a_value_the_buffer_cannot_hold_saturates():
-    moved = moving_average(torch.ones(1), torch.tensor([1e300], dtype=torch.float64), 1.0)
-    assert moved.item() == torch.finfo(torch.float32).max
+    updated = moving_average(torch.ones(1), torch.tensor([1e300], dtype=torch.float64), 1.0)
+    assert updated.item() == torch.finfo(torch.float32).max
 
 
 def test_debiasing_takes_the_initial_values_out():

@@ -1,4 +1,4 @@
-"""Blocks that arrive one by one, against rational arithmetic over all their values."""
+"""Moments of blocks that arrive one by one, against rational arithmetic over all values."""
 
 from fractions import Fraction
 

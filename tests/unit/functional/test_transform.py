@@ -81,7 +81,7 @@ def test_the_norm_identity(seed):
 
 @given(seeds, st.integers(2, 9))
 def test_no_normalised_value_exceeds_the_root_of_m_minus_1(seed, m):
-    """Samuelson's bound."""
+    """Samuelson's bound: no normalised value exceeds sqrt(m - 1) (docs/background.md, "Small counts")."""
     x, *_ = case((m, 3), seed)
     x[0] += 1e6
     y = normalize(x, batch_moments(x).mean, batch_moments(x).var, None, None, 0.0)

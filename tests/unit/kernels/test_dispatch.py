@@ -1,4 +1,4 @@
-"""The printed decision against what a profiler sees running, and its reasons."""
+"""The printed backend against the operators that a profiler sees, and the reasons against other backends."""
 
 import itertools
 
@@ -16,14 +16,14 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 def operators_of(call):
-    """Names of the operators that run."""
+    """Return the names of the operators that run."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         call()
     return {event.name for event in profile.events()}
 
 
 def seen(names):
-    """What ran, from the names of operators alone: the printed name and the way."""
+    """Return the backend and the way that ran, from the names of the operators alone."""
     by_kernel = bool(names & {"bnlab_native::train", "bnlab_native::apply"})
     if "bnlab::batch_norm_activated_train" in names:
         return "native", "compiler operator"
@@ -58,11 +58,11 @@ def test_what_is_printed_is_what_runs(layout, dtype, training):
 
 
 @here
-def test_an_activation_that_no_kernel_knows_is_not_said_to_run_on_the_kernels():
+def test_an_activation_that_no_kernel_knows_runs_on_torch():
     layer, x = bnlab.nn.BatchNorm2d(4, activation="gelu").eval(), torch.randn(2, 4, 5, 5)
     assert "aten::addcmul" in operators_of(lambda: layer(x))
-    assert "backend=torch (eager kernel: it knows no gelu)" in repr(layer)
-    assert "backend=native (eager kernel: it knows no gelu)" in repr(layer.train())
+    assert "backend=torch (eager kernel: it does not support gelu)" in repr(layer)
+    assert "backend=native (eager kernel: it does not support gelu)" in repr(layer.train())
     assert "backend=native)" in repr(bnlab.nn.BatchNorm2d(4).eval())
 
 
@@ -86,7 +86,7 @@ def test_every_layer_prints_what_runs_it(kind, training):
     x = torch.randn(4, 4, 5, 6).to(dtype)
     choice = decided(layer, x)
     names = operators_of(lambda: layer(x))
-    if kind == "moving" and training:  # the operator takes statistics for the buffers, of which the output has none
+    if kind == "moving" and training:  # the operator computes statistics for the buffers, not for the output
         names -= {"bnlab::batch_norm_train", "bnlab_native::train"}
     assert (choice.name, choice.way) == seen(names), str(choice)
     assert printed(layer) == choice.name
@@ -108,7 +108,7 @@ def test_batches_without_two_values_in_eval_mode(shape):
     layer, x = bnlab.nn.BatchNorm1d(4).eval(), torch.randn(shape)
     choice = decided(layer, x)
     assert (choice.name, choice.way) == seen(operators_of(lambda: layer(x)))
-    assert str(choice) == "torch (eager kernel: it wants more than one value per channel)"
+    assert str(choice) == "torch (eager kernel: it needs more than one value per channel)"
 
 
 @here
@@ -116,17 +116,17 @@ def test_batches_without_two_values_in_eval_mode(shape):
     ("change", "reason"),
     [
         (dict, None),
-        (lambda: {"activation": "gelu"}, "it knows no gelu"),
-        (lambda: {"is_dense": False}, "it reads contiguous and channels_last input"),
-        (lambda: {"masked": True}, "it knows no mask"),
-        (lambda: {"count": 1}, "it wants more than one value per channel"),
+        (lambda: {"activation": "gelu"}, "it does not support gelu"),
+        (lambda: {"is_dense": False}, "it reads contiguous and channels_last input only"),
+        (lambda: {"masked": True}, "it does not support masks"),
+        (lambda: {"count": 1}, "it needs more than one value per channel"),
         (lambda: {"residual": "differs"}, "the residual has another shape, dtype or layout"),
         (lambda: {"buffers": "narrow"}, "the running statistics are kept in half precision"),
         (lambda: {"buffers": "withheld"}, "the running statistics are withheld"),
-        (lambda: {"is_special": True}, "the layer has a way of its own to normalise"),
-        (lambda: {"context": "subclass"}, "a subclass of Tensor wants torch's own operators"),
+        (lambda: {"is_special": True}, "the layer normalises or updates in its own way"),
+        (lambda: {"context": "subclass"}, "a subclass of Tensor needs torch's own operators"),
         (lambda: {"context": "tracer"}, "torch.jit traces torch's own operators"),
-        (lambda: {"context": "exporter"}, "an exporter wants operators that every consumer knows"),
+        (lambda: {"context": "exporter"}, "an exporter needs operators that every consumer knows"),
     ],
 )
 def test_the_eager_kernel_is_passed_over_with_a_reason(change, reason):
@@ -145,9 +145,9 @@ def test_a_compiler_gets_one_operator_where_an_activation_follows():
     request = Request("cpu", "float32", False, 2, by_layer=True, context="compiler")
     assert choose(request._replace(activation="relu")).way == "compiler operator"
     assert str(choose(request)) == "native (compiler operator: no activation follows)"
-    assert str(choose(request._replace(activation="gelu"))) == "native (compiler operator: it knows no gelu)"
+    assert str(choose(request._replace(activation="gelu"))) == "native (compiler operator: it does not support gelu)"
     evaluating = choose(request._replace(statistics="running"))
-    assert str(evaluating) == "torch (compiler operator: it is for the statistics of the batch)"
+    assert str(evaluating) == "torch (compiler operator: it supports batch statistics only)"
 
 
 @here
@@ -156,7 +156,7 @@ def test_a_transform_gets_formulas():
     torch.func.vmap(lambda x: ways.append(choose(Request.of(x, None)).way) or x)(torch.randn(2, 4, 3))
     assert ways == ["formulas"]
     choice = choose(Request("cpu", "float32", False, 2, context="transform"))
-    reason = "torch.func and forward mode want formulas"
+    reason = "torch.func and forward mode need formulas"
     assert str(choice) == f"reference (native: {reason}; aten: {reason})"
 
 
@@ -166,8 +166,9 @@ def test_the_choice_says_why():
     assert str(choose(Request.of(x, None))) == ("native" if first is None else f"aten (native: {first})")
     masked, wide = choose(Request.of(x, torch.ones(4, 1, 1, 1))), choose(Request.of(x.double(), None))
     if first is not None:
-        assert masked.passed_over == (("native", first), ("aten", "it knows no mask"))
-    assert str(wide) == "reference (native: it knows no float64; aten: it keeps statistics of float64 in float64)"
+        assert masked.passed_over == (("native", first), ("aten", "it does not support masks"))
+    reasons = "native: it does not support float64; aten: it keeps statistics of float64 in float64"
+    assert str(wide) == f"reference ({reasons})"
     cuda = choose(Request("cuda", "float32", masked=False, count=9))
     assert [name for name, _ in cuda.passed_over] == ["native", "aten"]
     assert "cuda" in cuda.passed_over[1][1]

@@ -27,7 +27,7 @@ def layer_for(shape, **options):
 
 
 def formula(layer, x, residual, *, training):
-    """BN, residual and activation in float64, as a graph of its own."""
+    """Return BN, residual and activation in float64, as a separate graph."""
     weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
     weight, bias = weight.requires_grad_(), bias.requires_grad_()
     dims = [0, *range(2, x.dim())]

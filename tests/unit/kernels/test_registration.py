@@ -1,4 +1,4 @@
-"""Operators are registered once whatever happens to the import: an interrupt, a second import, a reload."""
+"""Operators are registered once, also after an interrupted import, a second import or a reload."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ import bnlab, bnlab.nn, bnlab.kernels
 
 
 def printed_by(code):
-    """Lines that a fresh interpreter prints."""
+    """Return the lines that a new interpreter prints."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

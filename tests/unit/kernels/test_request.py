@@ -1,4 +1,4 @@
-"""What a request says of a batch."""
+"""The fields of a request for a batch."""
 
 import pytest
 import torch

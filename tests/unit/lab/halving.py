@@ -1,4 +1,4 @@
-"""A small experiment, whose verdict a setting decides."""
+"""A small experiment whose verdict depends on a setting."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def test_an_experiment_says_what_it_decides_and_how_it_is_drawn(experiment):
     assert isinstance(experiment.figure(), Figure)
 
 
-def test_an_experiment_is_found_by_its_name_alone():
+def test_by_name_takes_the_whole_name_alone():
     assert by_name("train-eval").name == "train-eval"
     with pytest.raises(
         UsageError, match=r"lab: name must be one of huge-gap, .*, got 'identity'\. Did you mean 'identities'\?"

@@ -104,7 +104,7 @@ def test_many_labels_a_sample():
 
 def test_a_score_that_is_nan_is_wrong():
     scores = SCORES.clone()
-    scores[0, 0] = float("nan")  # argmax takes it for the largest
+    scores[0, 0] = float("nan")  # argmax treats NaN as the largest value
     assert accuracy(nn.Identity(), [(scores, LABELS)]) == 0.4
     assert loss(nn.Identity(), [(scores, LABELS)]) != loss(nn.Identity(), [(scores, LABELS)])
 
@@ -136,15 +136,15 @@ def test_the_mode_is_left_alone_and_no_gradient_is_kept(training):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="one device only")
 def test_batches_are_moved_to_the_model():
     model = nn.Linear(3, 3)
-    expected = [metric(model, [(SCORES, LABELS)]) for metric in (accuracy, loss)]
-    found = [metric(model.cuda(), [(SCORES, LABELS)]) for metric in (accuracy, loss)]
-    assert found == pytest.approx(expected, rel=1e-3)
-    to_host = nn.Sequential(model, Returning(lambda x: x.cpu()))  # scores elsewhere than the model
-    assert accuracy(to_host, [(SCORES, LABELS)]) == found[0]
+    on_cpu = [metric(model, [(SCORES, LABELS)]) for metric in (accuracy, loss)]
+    on_gpu = [metric(model.cuda(), [(SCORES, LABELS)]) for metric in (accuracy, loss)]
+    assert on_gpu == pytest.approx(on_cpu, rel=1e-3)
+    to_host = nn.Sequential(model, Returning(lambda x: x.cpu()))  # the scores and the model are on different devices
+    assert accuracy(to_host, [(SCORES, LABELS)]) == on_gpu[0]
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         ([SCORES], "batches must be (input, label, ...) with a tensor of labels, got a tensor alone as batch 0."),
         ([(SCORES,)], "got a tuple of Tensor as batch 0."),
@@ -168,12 +168,12 @@ def test_batches_are_moved_to_the_model():
     ],
 )
 @pytest.mark.parametrize("metric", [accuracy, loss])
-def test_data_that_does_not_fit(metric, data, said):
+def test_data_that_does_not_fit(metric, data, message):
     with pytest.raises(UsageError) as error:
         metric(nn.Identity(), data)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
-    if not said.startswith(("data:", "one-shot")):
+    if not message.startswith(("data:", "one-shot")):
         assert str(error.value).startswith(f"{metric.__name__}: ")
 
 

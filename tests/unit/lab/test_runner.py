@@ -139,7 +139,7 @@ def test_a_record_depends_on_the_code_of_its_experiment_and_of_the_lab_but_on_no
 
 
 def test_an_experiment_may_be_defined_where_there_is_no_file():
-    """At a prompt and in a notebook a class has no source file."""
+    """At a prompt and in a notebook, a class has no source file."""
     program = (
         "from dataclasses import dataclass\n"
         "from bnlab.lab import Experiment, Observation\n"

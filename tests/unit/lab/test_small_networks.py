@@ -38,7 +38,7 @@ def test_what_is_random_comes_from_the_seed_and_the_caller_keeps_his():
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_the_cnn_has_the_norm_and_the_width_that_are_asked_for():
+def test_the_cnn_has_the_norm_and_the_width_of_its_arguments():
     model = cnn(lambda channels: nn.GroupNorm(2, channels), width=4)
     norms = {name: module.num_channels for name, module in model.named_children() if isinstance(module, nn.GroupNorm)}
     assert norms == {"bn1": 4, "bn2": 8, "bn3": 8}
@@ -103,7 +103,7 @@ def test_a_step_is_taken_on_the_mean_of_the_gradients():
         before.zero_grad()
         cross_entropy(before(part), labels).backward()
         gradients.append(before[1].weight.grad.clone())
-    model[1].weight.grad = torch.full_like(model[1].weight, 1e6)  # what was left there does not count
+    model[1].weight.grad = torch.full_like(model[1].weight, 1e6)  # an old gradient must not count
     take_step(model, batches, torch.optim.SGD(model.parameters(), lr=0.5))
     torch.testing.assert_close(model[1].weight, before[1].weight - 0.5 * (gradients[0] + gradients[1]) / 2)
 
@@ -121,7 +121,7 @@ def test_the_learning_rate_falls_along_a_cosine(monkeypatch):
 
 
 class Answers(nn.Module):
-    """Answers what it is told to."""
+    """A model that returns fixed scores."""
 
     def __init__(self, scores):
         super().__init__()

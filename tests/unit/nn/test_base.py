@@ -1,4 +1,4 @@
-"""What a layer does beyond BN: residual, activation, mask."""
+"""The extensions of a layer: residual, activation and mask."""
 
 import pytest
 import torch
@@ -101,7 +101,7 @@ def test_no_activation_lets_padding_into_a_gradient(activation):
 
 
 def columns(rows):
-    """Vectors that lie in memory with others between their values, as `load_state_dict(assign=True)` may leave them."""
+    """Vectors whose values are not adjacent in memory, as after `load_state_dict(assign=True)`."""
     return (2 * torch.rand(rows, 3)).unbind(1)
 
 

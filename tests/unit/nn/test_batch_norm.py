@@ -1,4 +1,4 @@
-"""BatchNorm1d, BatchNorm2d and BatchNorm3d beside torch's layers."""
+"""BatchNorm1d, BatchNorm2d and BatchNorm3d against torch's layers."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_the_running_statistics_are_exact():
 
 
 def program_1(second, layer, steps=400):
-    """The article's first program: Linear(1, 1), BN, sigmoid; inputs 1 and `second`, targets 0 and 1.
+    """The network of huge-gap (docs/lab.md): Linear(1, 1), BN, sigmoid; inputs 1 and `second`, targets 0 and 1.
 
     The linear layer gets its gradient but is held where it is. That gradient is nothing but rounding, and Adam, which
     divides it by its own size, would walk the weight about at random: to where nothing overflows, and through 0.

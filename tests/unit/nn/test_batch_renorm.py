@@ -177,10 +177,10 @@ def test_made_on_the_meta_device_it_has_its_limits():
 
 @pytest.mark.trains
 def test_small_batches_that_are_not_drawn_at_random():
-    """The paper's claim in small: batches of one class each; BN collapses in eval mode, renormalization does not."""
+    """With batches of one class each, BN fails in eval mode, and renormalization does not (Ioffe 2017, section 4.3)."""
     torch.manual_seed(0)
     centers = torch.tensor([[2.0, 0.0], [-2.0, 0.0]])
-    width = 32  # with 8 channels either may be lucky; with 32 they are 0.97 and 0.50 at every seed
+    width = 32  # with 8 channels the result depends on the seed; with 32 it is 0.97 and 0.50 at every seed
 
     def accuracy(layer):
         model = nn.Sequential(nn.Linear(2, width), layer, nn.ReLU(), nn.Linear(width, 2))

@@ -1,4 +1,4 @@
-"""Calls that are refused, with the path of the layer, and calls that are not."""
+"""Calls that a layer refuses, with its path in the message, and calls that it accepts."""
 
 import pytest
 import torch
@@ -107,7 +107,7 @@ def test_bad_input_is_refused_with_the_path_and_leaves_the_buffers(layer, argume
 def test_a_momentum_set_later_is_refused_too():
     layer = BatchNorm1d(3)
     layer.momentum = 1.1
-    with pytest.raises(UsageError, match=r"BatchNorm1d: momentum must be in \[0, 1\] or None, got 1.1. Give"):
+    with pytest.raises(UsageError, match=r"BatchNorm1d: momentum must be in \[0, 1\] or None, got 1.1. Pass"):
         layer(torch.randn(4, 3))
     assert layer.num_batches_tracked == 0
 

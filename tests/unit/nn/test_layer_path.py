@@ -1,4 +1,4 @@
-"""The name of a layer in the network that runs."""
+"""The path of a layer in the running network."""
 
 import pytest
 import torch

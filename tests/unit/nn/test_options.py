@@ -1,4 +1,4 @@
-"""What a layer cannot be made with."""
+"""The constructor arguments that a layer refuses."""
 
 import math
 
@@ -16,11 +16,11 @@ BatchNorm1d, BatchNorm2d = bnlab.nn.BatchNorm1d, bnlab.nn.BatchNorm2d
     [
         (
             {"momentum": 1.5},
-            "BatchNorm2d: momentum must be in [0, 1] or None, got 1.5. Give the weight of the new batch, 1 - decay.",
+            "BatchNorm2d: momentum must be in [0, 1] or None, got 1.5. Pass the weight of the new batch, 1 - decay.",
         ),
         (
             {"momentum": math.nan},
-            "BatchNorm2d: momentum must be in [0, 1] or None, got nan. Give the weight of the new batch, 1 - decay.",
+            "BatchNorm2d: momentum must be in [0, 1] or None, got nan. Pass the weight of the new batch, 1 - decay.",
         ),
         ({"eps": -1e-5}, "BatchNorm2d: eps must be finite and >= 0, got -1e-05."),
         (

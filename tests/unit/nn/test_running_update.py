@@ -1,4 +1,4 @@
-"""What reaches the running statistics, and how wide they stay."""
+"""The updates of the running statistics, and their dtype."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_a_variance_the_buffer_cannot_hold_saturates_with_a_warning():
     layer = BatchNorm1d(1, momentum=1.0)
     with pytest.warns(
         BnlabWarning,
-        match=r"BatchNorm1d: running_var must be finite in torch.float32, got one that stopped at 3.4e\+38",
+        match=r"BatchNorm1d: running_var must be finite in torch.float32, got a value clamped to 3.4e\+38",
     ):
         y = layer(torch.tensor([[1e30], [3e30]]))
     assert_close(y.flatten(), torch.tensor([-1.0, 1.0]))
@@ -132,11 +132,11 @@ def test_an_assigned_state_dict_is_widened():
 
 
 def test_a_counter_that_is_missing_is_no_reason_to_fail():
-    for momentum, moved in ((0.1, True), (None, False)):
+    for momentum, is_updated in ((0.1, True), (None, False)):
         layer = BatchNorm1d(3, momentum=momentum)
         layer.num_batches_tracked = None
         layer(5 + torch.randn(8, 3))
-        assert bool((layer.running_mean != 0).all()) is moved
+        assert bool((layer.running_mean != 0).all()) is is_updated
 
 
 def test_huge_float64_batches_count():

@@ -1,4 +1,4 @@
-"""Which layers are BN, and which of them are frozen: one answer for check, recalibrate and repair."""
+"""check, recalibrate and repair agree on which layers are BN, and which of them are frozen."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ FROZEN_BY_MODE = "is in eval mode within a module in train mode: frozen"
 
 
 def network():
-    """A head behind a body, whose BN layer has statistics that are far from those of DATA."""
+    """A head behind a body whose BN layer has statistics far from those of DATA."""
     model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
     torch.manual_seed(0)
     for module in model.modules():
@@ -93,7 +93,7 @@ def test_what_is_frozen(build, reason):
     assert why_frozen(build(), "0.1") == reason
 
 
-def test_the_other_layers_of_a_model_with_a_frozen_one_are_not():
+def test_the_other_layers_of_a_model_with_a_frozen_one_are_not_frozen():
     for build, _ in ANSWERS.values():
         model = build()
         if model.training:
@@ -122,7 +122,7 @@ def test_recalibrate_leaves_a_frozen_layer_alone(build):
 
 
 @every_frozen
-def test_check_has_nothing_to_say_about_a_frozen_layer(build):
+def test_check_reports_nothing_about_a_frozen_layer(build):
     diagnosis = bnlab.check(build(), data=DATA, train_data=DATA)
     assert [finding.code for finding in diagnosis.findings if finding.layer == "0.1"] == []
     assert "recalibrat" not in diagnosis.conclusion
@@ -131,8 +131,10 @@ def test_check_has_nothing_to_say_about_a_frozen_layer(build):
 
 @every_frozen
 def test_check_does_not_count_the_values_of_a_frozen_layer(build):
-    found = {(finding.code, finding.layer) for finding in bnlab.check(build(), example=DATA[0][:1, :, :5, :5]).findings}
-    assert ("BN208", "0.1") not in found
+    codes_and_layers = {
+        (finding.code, finding.layer) for finding in bnlab.check(build(), example=DATA[0][:1, :, :5, :5]).findings
+    }
+    assert ("BN208", "0.1") not in codes_and_layers
 
 
 @every_frozen
@@ -145,7 +147,7 @@ def test_repair_leaves_a_frozen_layer_alone(build):
 
 
 def test_the_same_statistics_are_stale_where_nothing_is_frozen():
-    """The tests above must not pass because there is nothing to be found."""
+    """This test shows that the tests above have stale statistics to report."""
     for build in (lambda: network().train(), lambda: network().eval(), parameters_off):
         diagnosis = bnlab.check(build(), data=DATA, train_data=DATA)
         assert ("BN401", "0.1") in {(finding.code, finding.layer) for finding in diagnosis.findings}

@@ -45,8 +45,8 @@ def test_ranges_of_the_largest_numbers():
 
 
 def test_where_leads_back_to_the_layers():
-    found = [(layer.name, part, channels) for layer, part, channels in NETWORK.where(NETWORK.running_var == 1)]
-    assert found == [("a", slice(0, 4), (0,)), ("b", slice(4, 6), (1,))]
+    places = [(layer.name, part, channels) for layer, part, channels in NETWORK.where(NETWORK.running_var == 1)]
+    assert places == [("a", slice(0, 4), (0,)), ("b", slice(4, 6), (1,))]
     assert list(NETWORK.where(NETWORK.running_var > 99)) == []
 
 

@@ -1,4 +1,4 @@
-"""The split of the gap against a recomputation value by value."""
+"""The split of the gap agrees with a recomputation value by value."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_the_square_is_that_of_the_values_and_the_parts_add_up(seed, shift, scal
 
 
 def by_hand(data, links):
-    """Parts <d_k, d_total> of a chain of (mean, var) per batch, value by value."""
+    """Return the parts <d_k, d_total> of a chain of (mean, var) per batch, computed value by value."""
     total = dict.fromkeys(range(len(links) - 1), 0.0)
     count = 0
     for batch in data:
@@ -82,19 +82,19 @@ def test_each_link_is_that_of_the_values():
         ],
     )
     bessel, between, shift, training, staleness = parts
-    found = gap.by_cause
-    assert found["bessel"] == pytest.approx(bessel, rel=1e-8)
-    noise = sum(parts) - sum(value for cause, value in found.items() if cause != "sampling noise")
-    assert found["sampling noise"] == pytest.approx(noise, rel=1e-8)
-    assert abs(found["staleness"]) <= abs(staleness) + 1e-12
-    assert found["staleness"] == pytest.approx(staleness, rel=0.1)
-    assert found["shift"] == pytest.approx(shift, rel=0.3)
-    assert abs(found["heterogeneity"]) < abs(between) + 1e-12
-    assert abs(found.get("training heterogeneity", 0.0)) <= abs(training) + 1e-12
+    by_cause = gap.by_cause
+    assert by_cause["bessel"] == pytest.approx(bessel, rel=1e-8)
+    noise = sum(parts) - sum(value for cause, value in by_cause.items() if cause != "sampling noise")
+    assert by_cause["sampling noise"] == pytest.approx(noise, rel=1e-8)
+    assert abs(by_cause["staleness"]) <= abs(staleness) + 1e-12
+    assert by_cause["staleness"] == pytest.approx(staleness, rel=0.1)
+    assert by_cause["shift"] == pytest.approx(shift, rel=0.3)
+    assert abs(by_cause["heterogeneity"]) < abs(between) + 1e-12
+    assert abs(by_cause.get("training heterogeneity", 0.0)) <= abs(training) + 1e-12
 
 
 def test_the_same_batch_for_ever_is_pure_bessel():
-    """The article's second program: a batch of two, its statistics in the buffers; not momentum."""
+    """Training on one batch of two values for ever leaves a gap that only Bessel's correction causes, not momentum."""
     batch = torch.tensor([[1e5], [2e5]], dtype=torch.float64)
     seen = observed([batch] * 4, channels=1)
     x = batch.numpy()
@@ -114,8 +114,8 @@ def test_every_cause_is_named():
     right = seen.within_mean, seen.within_var
     assert largest(layer_gap(running(right[0] + 1, right[1]), seen)) == "staleness or shift"
     assert largest(layer_gap(running(right[0] + 1, right[1]), seen, observed(batches(9, count=40)))) == "staleness"
-    moved = observed(batches(3, count=40, shift=2.0))
-    assert largest(layer_gap(running(moved.within_mean, moved.within_var), seen, moved)) == "shift"
+    shifted = observed(batches(3, count=40, shift=2.0))
+    assert largest(layer_gap(running(shifted.within_mean, shifted.within_var), seen, shifted)) == "shift"
     dropped = observed(batches(4, count=40, scale=2.0))
     assert largest(layer_gap(running(dropped.within_mean, dropped.within_var), seen, seen, dropped)) == "dropout"
     assert largest(layer_gap(running(*right), seen)) == "sampling noise"
@@ -144,8 +144,8 @@ def test_shares_add_up_and_name_layers():
         "small": layer_gap(running(seen.within_mean + 0.1, seen.within_var), seen),
         "large": layer_gap(running(seen.within_mean + 2, seen.within_var), seen),
     }
-    found = shares(gaps)
-    assert sum(share for share, _ in found.values()) == pytest.approx(1.0)
-    assert next(iter(found)) == "staleness or shift"
-    assert found["staleness or shift"][1] == ("large",)
+    share_by_cause = shares(gaps)
+    assert sum(share for share, _ in share_by_cause.values()) == pytest.approx(1.0)
+    assert next(iter(share_by_cause)) == "staleness or shift"
+    assert share_by_cause["staleness or shift"][1] == ("large",)
     assert shares({}) == {}

@@ -1,4 +1,4 @@
-"""The numbers of a metric under each choice of statistics, their error, and the layers that cost it."""
+"""The metric under each choice of statistics, its error, and the layers that lower it."""
 
 import math
 
@@ -16,7 +16,7 @@ from bnlab.observe.survey import Inputs, survey
 
 
 def network(*stale):
-    """Return two layers that pass the sign of their input on, some with statistics of other data."""
+    """Return a network that keeps the sign of its input, some of whose layers have statistics of other data."""
     model = nn.Sequential(nn.BatchNorm1d(1), nn.BatchNorm1d(1)).eval()
     for index in stale:
         model[index].running_mean.fill_(50.0)
@@ -36,7 +36,7 @@ def agreement(model, data):
 
 
 def evidence(model, data, **options):
-    states = {layer.name: layer for found in read_model(model, Hyperparameters()).networks for layer in found.layers}
+    states = {layer.name: layer for state in read_model(model, Hyperparameters()).networks for layer in state.layers}
     return survey(model, states, Inputs(data=data, metric=agreement, **options))
 
 

@@ -15,10 +15,10 @@ def layers(model, known=None):
 def test_the_numbers_of_every_layer():
     model = small_network()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    found = layers(model)
-    assert [layer.name for layer in found] == ["1", "4"]
-    assert np.array_equal(found[0].running_var, model[1].running_var.double().numpy())
-    assert found[0].num_batches_tracked == 60
+    layer_states = layers(model)
+    assert [layer.name for layer in layer_states] == ["1", "4"]
+    assert np.array_equal(layer_states[0].running_var, model[1].running_var.double().numpy())
+    assert layer_states[0].num_batches_tracked == 60
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 

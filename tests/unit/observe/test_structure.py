@@ -1,4 +1,4 @@
-"""What surrounds a layer is read from what ran."""
+"""The surroundings of a layer are read from the executed calls."""
 
 import torch
 from tests.architectures import build, images
@@ -16,12 +16,12 @@ def seen(model, x):
 
 
 def test_a_resnet():
-    found = seen(build("resnet"), images(4))
-    assert [*found][:3] == ["bn1", "layer1.0.bn1", "layer1.0.bn2"]
-    first = found["bn1"]
+    executed = seen(build("resnet"), images(4))
+    assert [*executed][:3] == ["bn1", "layer1.0.bn1", "layer1.0.bn2"]
+    first = executed["bn1"]
     assert (first.calls, first.samples, first.counts) == (1, 4, (4 * 16 * 16,))
     assert (first.producer.name, first.producer.has_bias, first.producer.feeds_only_this) == ("conv1", False, True)
-    assert found["layer2.0.downsample.1"].producer.name == "layer2.0.downsample.0"
+    assert executed["layer2.0.downsample.1"].producer.name == "layer2.0.downsample.0"
 
 
 class Odd(nn.Module):
@@ -43,19 +43,19 @@ class Odd(nn.Module):
 
 
 def test_producers_dropout_activations_and_calls():
-    found = seen(Odd(), torch.randn(7, 6))
-    assert [*found] == ["bn1", "bn2", "bn3", "sequence"]
-    assert (found["bn1"].dropout, found["bn2"].dropout, found["bn3"].dropout) == (None, "drop", "drop")
-    assert (found["bn1"].activation, found["bn2"].activation) == ("sigmoid", None)
-    assert [found[name].producer.feeds_only_this for name in ("bn1", "bn2", "bn3")] == [True, False, True]
-    assert (found["bn3"].calls, found["bn3"].counts) == (2, (7, 7))
-    assert found["sequence"].producer is None
+    executed = seen(Odd(), torch.randn(7, 6))
+    assert [*executed] == ["bn1", "bn2", "bn3", "sequence"]
+    assert (executed["bn1"].dropout, executed["bn2"].dropout, executed["bn3"].dropout) == (None, "drop", "drop")
+    assert (executed["bn1"].activation, executed["bn2"].activation) == ("sigmoid", None)
+    assert [executed[name].producer.feeds_only_this for name in ("bn1", "bn2", "bn3")] == [True, False, True]
+    assert (executed["bn3"].calls, executed["bn3"].counts) == (2, (7, 7))
+    assert executed["sequence"].producer is None
 
 
 def test_a_linear_layer_before_positions_is_on_another_axis():
     model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(5))
-    (found,) = seen(model, torch.randn(3, 5, 6)).values()
-    assert not found.producer.same_axis
+    (execution,) = seen(model, torch.randn(3, 5, 6)).values()
+    assert not execution.producer.same_axis
 
 
 def test_functional_dropout():

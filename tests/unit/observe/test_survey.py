@@ -1,4 +1,4 @@
-"""What is observed about whole models, and that nothing is left behind."""
+"""Whole models are observed and restored."""
 
 import copy
 import dataclasses
@@ -24,7 +24,7 @@ def settled(name, seed):
 
 
 def trained(name="resnet", *, seed=0):
-    """Return a network of its own whose running statistics are those of `images`; no random number is drawn."""
+    """Return a new network whose running statistics are those of `images`, without drawing random numbers."""
     return copy.deepcopy(settled(name, seed))
 
 
@@ -76,19 +76,19 @@ def test_layers_are_in_execution_order_with_their_inputs():
         ("second", 1, ("b",)),
         ("unused", 0, ()),
     ]
-    assert "never ran on the example: unused" in diagnosis.notes
+    assert "layers that never ran on the example: unused" in diagnosis.notes
     assert {f.layer for f in diagnosis.findings if f.code == "BN201"} == {"first", "second"}
 
 
 def spoiled(model, layer, change):
-    found = model.get_submodule(layer)
+    module = model.get_submodule(layer)
     with torch.no_grad():
-        change(found)
+        change(module)
     return model
 
 
 def test_one_corrupted_layer_is_that_layer():
-    """Captured under running statistics every layer behind it would be named too."""
+    """If the layers before a layer used running statistics, every layer behind the bad one would be named too."""
     model = spoiled(trained(), "layer1.0.bn1", lambda bn: bn.running_mean.add_(2 * bn.running_var.sqrt()))
     diagnosis = bnlab.check(model, data=data(), train_data=data(seed=2), metric=accuracy)
     assert {layer for code, layer in warned(diagnosis) if code in ("BN301", "BN401")} == {"layer1.0.bn1"}
@@ -115,10 +115,10 @@ def test_a_sorted_loader_allows_no_conclusion():
 
 @pytest.mark.parametrize("name", ["resnet", "densenet", "cnn3d"])
 def test_the_gap_of_every_layer_is_that_of_its_values(name):
-    """Recomputed value by value in float64, with every layer before it on batch statistics."""
+    """The gap is recomputed value by value in float64, with every earlier layer on batch statistics."""
     model = trained(name).double()
     evaluation = [(x.double(), label) for x, label in data(4, shift=0.5)]
-    found = {layer.name: layer.gap["total"] for layer in bnlab.check(model, data=evaluation).layers}
+    gaps = {layer.name: layer.gap["total"] for layer in bnlab.check(model, data=evaluation).layers}
     layers = {path: m for path, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
     inputs = {path: [] for path in layers}
     by_batch = copy.deepcopy(model)
@@ -136,7 +136,7 @@ def test_the_gap_of_every_layer_is_that_of_its_values(name):
             batch = (values - values.mean(0)) / (values.var(0, correction=0) + layer.eps).sqrt()
             running = (values - layer.running_mean) / (layer.running_var + layer.eps).sqrt()
             squares.append((running - batch).square())
-        assert found[path] == pytest.approx(float(torch.cat(squares).mean()), rel=1e-9)
+        assert gaps[path] == pytest.approx(float(torch.cat(squares).mean()), rel=1e-9)
 
 
 def test_the_four_numbers_are_those_measured_by_hand():
@@ -215,7 +215,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), CALLS)
-def test_what_goes_wrong_ends_in_a_line_and_an_untouched_model(arguments, message):
+def test_an_error_is_one_line_and_leaves_the_model_untouched(arguments, message):
     model = trained().train()
     state = copy.deepcopy(model.state_dict())
     attributes = [dict(vars(m)) for m in model.modules()]
@@ -228,7 +228,7 @@ def test_what_goes_wrong_ends_in_a_line_and_an_untouched_model(arguments, messag
         assert not module._forward_pre_hooks
 
 
-def test_compiled_models_are_looked_at_in_eager_mode():
+def test_compiled_models_are_observed_in_eager_mode():
     model = trained()
     evaluation = data(3)
     expected = bnlab.check(model, data=evaluation)
@@ -290,8 +290,8 @@ def test_a_layer_that_runs_more_often_on_later_batches_is_counted_whole():
 
     batches = [torch.randn(8, steps, 4) for steps in (2, 6, 6)]
     model = Steps()
-    found = [bnlab.check(model, data=order).layers[0].gap["total"] for order in (batches, batches[::-1])]
-    assert found[0] == pytest.approx(found[1])
+    gaps = [bnlab.check(model, data=order).layers[0].gap["total"] for order in (batches, batches[::-1])]
+    assert gaps[0] == pytest.approx(gaps[1])
 
 
 def test_nested_inputs_are_shuffled_as_they_are():
@@ -367,7 +367,7 @@ def test_models_without_bn():
 
 
 class FrozenLike(nn.Module):
-    """As in detectron2 and torchvision: buffers only."""
+    """A frozen BN layer with buffers only, as in detectron2 and torchvision."""
 
     def __init__(self, channels):
         super().__init__()
@@ -402,7 +402,7 @@ def test_a_layer_without_running_statistics_is_that():
     assert diagnosis.layers[0].dtype == "none"
 
 
-def test_the_optimizer_and_the_loss_are_looked_at():
+def test_the_optimizer_and_the_loss_are_used():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(784, 10)).eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1e-4)
 
@@ -415,7 +415,7 @@ def test_the_optimizer_and_the_loss_are_looked_at():
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_the_json_form_holds_what_was_seen_and_prints():
+def test_the_json_form_holds_the_observations_and_prints():
     model = spoiled(trained(), "bn1", lambda bn: bn.running_mean.add_(5))
     diagnosis = bnlab.check(model, data=data(), metric=accuracy)
     record = diagnosis.to_json()

@@ -47,15 +47,18 @@ def test_the_running_mean_loses_what_the_bias_gave_it():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda model: nn.Sequential(nn.ReLU(), model[1]), "no bias of its own feeds it alone, once"),
-        (lambda model: nn.Sequential(nn.Conv2d(3, 4, 3, bias=False).double(), model[1]), "no bias of its own feeds it"),
+        (lambda model: nn.Sequential(nn.ReLU(), model[1]), "no layer with a bias feeds this layer alone"),
+        (
+            lambda model: nn.Sequential(nn.Conv2d(3, 4, 3, bias=False).double(), model[1]),
+            "no layer with a bias feeds this layer alone",
+        ),
     ],
     ids=["no producer", "no bias"],
 )
 def test_a_layer_without_a_bias_of_its_own_is_left_alone(change, reason):
     model = change(network())
-    given = X.double() if isinstance(model[0], nn.Conv2d) else torch.randn(6, 4, 5, 5, dtype=torch.float64)
-    receipt = DropBias().apply(model, ["1"], Material(batches=[given]))
+    batch = X.double() if isinstance(model[0], nn.Conv2d) else torch.randn(6, 4, 5, 5, dtype=torch.float64)
+    receipt = DropBias().apply(model, ["1"], Material(batches=[batch]))
     assert not receipt.changes.changes
     assert receipt.changes.left_alone[0].reason.startswith(reason)
 
@@ -64,7 +67,7 @@ def test_undo_is_refused_where_there_is_a_bias_again():
     model = network()
     receipt = drop(model)
     model[0].bias = nn.Parameter(torch.zeros(4).double())
-    with pytest.raises(UsageError, match="undo: 0 must have no bias as it was left, got one"):
+    with pytest.raises(UsageError, match="undo: 0 must still have no bias, got one"):
         receipt.undo()
 
 

@@ -27,14 +27,14 @@ def batch_norms(model):
 def captured(model, batches):
     """Return the inputs of every layer, all batches in a row, with every BN on batch statistics and dropout off."""
     model = copy.deepcopy(model).eval()
-    found = {}
+    inputs = {}
     for name, layer in batch_norms(model).items():
         layer.train()
-        layer.register_forward_pre_hook(lambda _, x, name=name: found.setdefault(name, []).append(x[0].double()))
+        layer.register_forward_pre_hook(lambda _, x, name=name: inputs.setdefault(name, []).append(x[0].double()))
     with torch.no_grad():
         for batch in batches:
             model(batch)
-    return found
+    return inputs
 
 
 def rows(x):
@@ -43,15 +43,15 @@ def rows(x):
 
 def truth(model, batches, estimator="population"):
     """Return mean and variance of every layer, from all values at once."""
-    found = {}
+    statistics = {}
     for name, inputs in captured(model, batches).items():
         everything = torch.cat([rows(x) for x in inputs], 1)
         var = everything.var(1)
         if estimator == "within-batch":
             counts = torch.tensor([rows(x).size(1) for x in inputs], dtype=torch.float64)
             var = sum(n * rows(x).var(1) for n, x in zip(counts, inputs, strict=True)) / counts.sum()
-        found[name] = everything.mean(1), var
-    return found
+        statistics[name] = everything.mean(1), var
+    return statistics
 
 
 def errors(model, expected):
@@ -164,7 +164,7 @@ def test_channels_last_images_are_measured_exactly_where_the_kernel_of_torch_is_
 
 
 @given(st.lists(st.integers(2, 9), min_size=1, max_size=5), st.permutations(range(5)))
-def test_how_samples_are_dealt_into_batches_does_not_matter(sizes, order):
+def test_how_samples_are_split_into_batches_does_not_matter(sizes, order):
     x = torch.randn(sum(sizes), 3, 4, generator=torch.Generator().manual_seed(len(sizes))) * 3 + 2
     parts = list(torch.split(x, sizes))
     model = nn.BatchNorm1d(3)
@@ -251,7 +251,7 @@ def test_a_batch_that_turns_bad_halfway_reaches_no_layer():
     model, batches = network(), images(4, 4)
     expected = truth(model, batches)
     calls = itertools.count()
-    model[2].register_forward_hook(lambda *given: given[2] / 0 if next(calls) == 1 else None)
+    model[2].register_forward_hook(lambda *arguments: arguments[2] / 0 if next(calls) == 1 else None)
     bnlab.recalibrate(model, [batches[0], torch.randn(4, 3, 12, 12), batches[1]])
     assert_right(model, expected)
 
@@ -474,7 +474,7 @@ def test_a_frozen_class_is_recalibrated_only_by_name():
     assert_close(model[1].running_var, everything.var(1).float())
 
 
-def test_a_layer_that_never_runs_is_left_alone_and_said():
+def test_a_layer_that_never_runs_is_left_alone_and_reported():
     model = network()
     model.add_module("spare", nn.Identity())
     model.spare.bn = nn.BatchNorm2d(7)
@@ -519,10 +519,10 @@ def test_other_classes_get_the_same_statistics(kind):
         kind(channels, ghost_size=2) if "Ghost" in kind.__name__ else kind(channels) for channels in (6, 4)
     )
     bnlab.recalibrate(model, batches)
-    found = [buffer for layer in (model[1], model[5]) for buffer in (layer.running_mean, layer.running_var)]
+    buffers = [buffer for layer in (model[1], model[5]) for buffer in (layer.running_mean, layer.running_var)]
     if kind is bnlab.nn.GhostBatchNorm2d:  # what comes behind it is normalised part by part
-        found, expected = found[:2], expected[:2]
-    for left, right in zip(found, expected, strict=True):
+        buffers, expected = buffers[:2], expected[:2]
+    for left, right in zip(buffers, expected, strict=True):
         assert_close(left, right, rtol=1e-5, atol=1e-6)
 
 
@@ -574,16 +574,16 @@ def test_undo_refuses_what_was_moved_since():
     receipt = bnlab.recalibrate(model, images(4, 4))
     model(images(4)[0])
     before = snapshot(model)
-    with pytest.raises(UsageError, match="running statistics of 1 must be as they were left"):
+    with pytest.raises(UsageError, match="running statistics of 1 must be unchanged"):
         receipt.undo()
     assert_as_before(model, before)
 
 
-def test_half_precision_buffers_are_clipped_and_said():
+def test_half_precision_buffers_are_clipped_and_noted():
     model = nn.BatchNorm2d(3).half()
     receipt = bnlab.recalibrate(model, [1000 * torch.randn(4, 3, 8, 8).half() for _ in range(2)])
     assert (model.running_var == torch.finfo(torch.float16).max).all()
-    assert "the model itself: 3 values beyond the range of the stored dtype" in receipt.changes.notes
+    assert "the model itself: 3 values clipped to the range of the stored dtype" in receipt.changes.notes
 
 
 def test_broken_statistics_are_mended_and_infinitely_far():
@@ -591,8 +591,8 @@ def test_broken_statistics_are_mended_and_infinitely_far():
     model[1].running_var[2], model[5].running_mean[0] = -1e-3, math.nan
     receipt = bnlab.recalibrate(model, images(4, 4))
     assert torch.isfinite(model(images(4)[0])).all()
-    moved = {m.layer: m.value for m in receipt.changes.measurements if m.what == "moved by"}
-    assert moved == {"1": math.inf, "5": math.inf}
+    distances = {m.layer: m.value for m in receipt.changes.measurements if m.what == "moved by"}
+    assert distances == {"1": math.inf, "5": math.inf}
     assert "1 not finite" in receipt.changes.changes[1].before
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from bnlab.errors import UsageError
-from bnlab.remedies.running_statistics import described, distance_in_std, stored_statistics, write_statistics
+from bnlab.remedies.running_statistics import distance_in_std, statistics_text, stored_statistics, write_statistics
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_where_one_cannot_be_written_none_is(layers):
 def test_what_was_changed_later_is_not_overwritten_by_undo(layers):
     written = write_statistics(layers, {"a": values([1, 2], [3, 4])})
     layers["a"].running_mean += 1
-    with pytest.raises(UsageError, match="undo: running statistics of a must be as they were left, got others"):
+    with pytest.raises(UsageError, match="undo: running statistics of a must be unchanged, got other values"):
         written.undo()
 
 
@@ -60,4 +60,4 @@ def test_how_far_outputs_move_is_the_root_mean_square_over_the_new_data():
 
 
 def test_ranges_as_text():
-    assert described(*values([0, 1.5], [1, np.nan])) == "mean 0..1.5, var 1 not finite"
+    assert statistics_text(*values([0, 1.5], [1, np.nan])) == "mean 0..1.5, var 1 not finite"

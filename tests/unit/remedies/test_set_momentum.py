@@ -28,7 +28,7 @@ def test_undo_is_refused_where_it_was_changed_since():
     network = model(0.99)
     receipt = SetMomentum().apply(network, ["0"], Material(batches=[]))
     network[0].momentum = 0.5
-    with pytest.raises(UsageError, match=r"undo: momentum of 0 must be 0\.01 as it was left, got 0\.5"):
+    with pytest.raises(UsageError, match=r"undo: momentum of 0 must still be 0\.01, got 0\.5"):
         receipt.undo()
 
 
@@ -40,4 +40,4 @@ def test_what_is_no_decay_has_no_plan(momentum):
     elsewhere = type(finding)(**{**vars(finding), "layer": "0"})
     refusal = SetMomentum().plan(diagnosis, elsewhere)
     assert isinstance(refusal, Refusal)
-    assert refusal.reason == "momentum is no decay"
+    assert refusal.reason == "momentum does not lie between 0.5 and 1"

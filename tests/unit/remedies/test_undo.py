@@ -38,6 +38,6 @@ def test_what_was_built_upon_is_not_taken_back(later):
         undo.push(layer, lambda: order.append("back"))
         undo.seal()
     vars(layer).update(later)
-    with pytest.raises(UsageError, match="every module must be as it was left, got a BatchNorm1d that was changed"):
+    with pytest.raises(UsageError, match="every module must be unchanged, got a BatchNorm1d that was changed"):
         undo.take_back()
     assert order == []

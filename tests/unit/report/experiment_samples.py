@@ -33,7 +33,7 @@ def estimate(condition: str = "batch 2", mean: float = 0.5, holds: bool | None =
 
 
 def claim(**changes: object) -> ClaimRecord:
-    found = ClaimRecord(
+    record = ClaimRecord(
         key="bessel",
         text="the ratio is a half",
         source="a paper",
@@ -47,11 +47,11 @@ def claim(**changes: object) -> ClaimRecord:
         boundary="holds up to batch 2, fails from batch 4",
         estimates=(estimate(), estimate("batch 4", 0.9, holds=False)),
     )
-    return dataclasses.replace(found, **changes)
+    return dataclasses.replace(record, **changes)
 
 
 def experiment(**changes: object) -> ExperimentRecord:
-    found = ExperimentRecord(
+    record = ExperimentRecord(
         bnlab="0.1.0",
         name="halving",
         title="A number is halved",
@@ -71,4 +71,4 @@ def experiment(**changes: object) -> ExperimentRecord:
         seconds=3.2,
         notes=("a note",),
     )
-    return dataclasses.replace(found, **changes)
+    return dataclasses.replace(record, **changes)

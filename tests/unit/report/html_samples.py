@@ -1,4 +1,4 @@
-"""Records for the tests of pages, healthy and hostile, small and large, and a reader of what was made of them."""
+"""Records for the tests of pages (healthy and hostile, small and large), and a parser for the pages."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HOSTILE = (
 
 
 def harmless(text: str) -> str:
-    """Return a text as long as an attack, so that a page of it is laid out alike."""
+    """Return a harmless text as long as an attack, so that the page has the same layout."""
     return "x" * len(text)
 
 
@@ -48,7 +48,7 @@ _VOID = frozenset({"meta", "input", "br"})
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: its elements, whether they are balanced, and the text it shows."""
+    """A page as a browser would see it: its elements, whether they are balanced, and the text that it shows."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -102,16 +102,16 @@ def gap(staleness: float = 0.25, **others: float) -> dict[str, float]:
 def channels(count: int, *, observed: str | None = "train_data") -> dict[str, tuple[float, ...]]:
     wave = tuple(round(math.sin(i), 6) for i in range(count))
     spread = tuple(1.0 + 0.1 * i / count for i in range(count))
-    found = {"running_mean": wave, "running_var": spread, "weight": wave, "bias": wave}
+    values = {"running_mean": wave, "running_var": spread, "weight": wave, "bias": wave}
     if observed is not None:
-        found |= {
+        values |= {
             "gap": tuple(float(i) for i in range(count)),
             f"{observed}_mean": wave,
             f"{observed}_mean_error": (0.0123456,) * count,
             f"{observed}_var": spread,
             f"{observed}_var_error": (0.0123456,) * count,
         }
-    return found
+    return values
 
 
 def layer(name: str = "layer1.0.bn1", count: int = 4, **changes: object) -> LayerRecord:
@@ -151,7 +151,7 @@ def finding(layer_: str | None = "layer1.0.bn1", code: str = "BN401", **changes:
 
 def diagnosis(layers=None, findings=(), **changes: object) -> DiagnosisRecord:
     layers = (layer(), layer("layer1.0.bn2")) if layers is None else tuple(layers)
-    counts = {level: sum(found.level is level for found in findings) for level in Level}
+    counts = {level: sum(one.level is level for one in findings) for level in Level}
     values = {
         "bnlab": "0.1.0",
         "target": Target("checkpoint", "runs/my model.pt"),
@@ -165,7 +165,7 @@ def diagnosis(layers=None, findings=(), **changes: object) -> DiagnosisRecord:
         "conclusion": "layer1.0.bn1 has stale statistics",
         "summary": Summary(
             len(layers),
-            sum(found.channels for found in layers),
+            sum(one.channels for one in layers),
             counts[Level.ERROR],
             counts[Level.WARNING],
             counts[Level.INFO],
@@ -175,7 +175,7 @@ def diagnosis(layers=None, findings=(), **changes: object) -> DiagnosisRecord:
 
 
 def complete() -> DiagnosisRecord:
-    """Return a diagnosis that has everything a diagnosis can have."""
+    """Return a diagnosis in which no field is empty."""
     layers = [
         layer(name, gap=gap(0.3 / (i + 1), sampling_noise=0.01, heterogeneity=-0.001), per_channel=channels(4))
         for i, name in enumerate(("stem.bn", "layer1.0.bn1", "layer1.0.bn2", "head.bn"))
@@ -196,11 +196,11 @@ def complete() -> DiagnosisRecord:
 
 
 def hostile(text: str) -> DiagnosisRecord:
-    """Return a diagnosis of which every text is an attack."""
+    """Return a diagnosis in which every text is an attack."""
     named = layer(
         text, dtype=text, network=text, inputs=(text,), gap={text: 0.5, "total": 0.5}, per_channel=channels(4)
     )
-    found = finding(
+    attack = finding(
         text,
         text,
         message=text,
@@ -211,7 +211,7 @@ def hostile(text: str) -> DiagnosisRecord:
     )
     return diagnosis(
         [named, layer(f"{text}.second", gap=gap())],
-        [found],
+        [attack],
         bnlab=text,
         target=Target("checkpoint", text),
         outcomes=(Outcome(text, Status.CRASHED, text), Outcome(text, Status.SKIPPED, text)),
@@ -222,7 +222,7 @@ def hostile(text: str) -> DiagnosisRecord:
 
 
 def large(count: int, width: int) -> DiagnosisRecord:
-    """Return a large network, half of its layers with findings."""
+    """Return the diagnosis of a large network in which half of the layers have findings."""
     layers = [
         layer(
             f"stages.{i // 100}.blocks.{i % 100}.norm",
@@ -233,9 +233,9 @@ def large(count: int, width: int) -> DiagnosisRecord:
         for i in range(count)
     ]
     findings = [
-        finding(found.name, code, channels=tuple(range(0, width, 3)))
+        finding(one.name, code, channels=tuple(range(0, width, 3)))
         for code in ("BN301", "BN401")
-        for found in layers[::2]
+        for one in layers[::2]
     ]
     return diagnosis(layers, findings)
 

@@ -30,10 +30,10 @@ def test_findings_are_grouped_by_code_in_the_order_of_the_first():
 
 
 @pytest.mark.parametrize(
-    ("most", "shown"), [(0, []), (1, [2]), (2, [2, 4]), (3, [0, 2, 4]), (5, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])]
+    ("limit", "shown"), [(0, []), (1, [2]), (2, [2, 4]), (3, [0, 2, 4]), (5, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])]
 )
-def test_layers_with_findings_are_shown_first_of_all(most, shown):
-    assert rows.layers_to_show([False, False, True, False, True], most) == shown
+def test_layers_with_findings_are_shown_first_of_all(limit, shown):
+    assert rows.layers_to_show([False, False, True, False, True], limit) == shown
 
 
 def test_a_metric_that_was_not_measured_has_no_row():
@@ -47,7 +47,7 @@ def test_a_metric_that_was_not_measured_has_no_row():
     assert rows.metric_rows(Numbers(0.0, 0.5, 0.25, 0.75))[0] == ("training data, batch statistics", 0.0)
 
 
-def test_outcomes_are_told_apart_and_skipped_ones_grouped_by_reason():
+def test_outcomes_are_grouped_by_status_and_skipped_ones_by_reason():
     outcomes = rows.outcomes_of(
         diagnosis(
             outcomes=(

@@ -111,7 +111,7 @@ def test_a_rule_says_what_a_viewer_shows():
         assert len(described["shortDescription"]["text"]) <= len(described["fullDescription"]["text"]) <= 1000
 
 
-def test_without_the_texts_of_the_checks_a_rule_says_what_was_found():
+def test_without_the_texts_of_the_checks_a_rule_is_described_by_its_finding():
     rule = run_of(record(finding()))["tool"]["driver"]["rules"][0]
     assert rule["shortDescription"]["text"] == rule["help"]["text"] == "eval mode divides by the root of it."
     assert rule["defaultConfiguration"]["level"] == "error"
@@ -132,7 +132,7 @@ def test_no_findings_and_no_targets():
 def test_findings_below_the_level_are_left_out_and_counted():
     run = run_of(diagnose(*ALL_LEVELS), rules=RULES, level=Level.ERROR)
     assert [result["ruleId"] for result in run["results"]] == ["BN102"]
-    assert ("note", "findings below error left out: 2") in notes_of(run)
+    assert ("note", "findings left out because they are below error: 2") in notes_of(run)
 
 
 def test_a_crashed_check_is_an_error_of_the_run_and_a_skipped_one_a_note():
@@ -150,7 +150,7 @@ def test_a_crashed_check_is_an_error_of_the_run_and_a_skipped_one_a_note():
     assert crashed["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "model.pt"
     assert skipped["level"] == "note"
     assert skipped["message"]["text"] == (
-        "BN105 skipped in 2 of 2 targets: num_batches_tracked is absent in 1 of 1 layers"
+        "BN105 was skipped in 2 of 2 targets: num_batches_tracked is absent in 1 of 1 layers"
     )
 
 
@@ -237,8 +237,8 @@ def fingerprints(*diagnoses):
 
 def test_fingerprints_tell_findings_apart_and_stay_when_numbers_change():
     other = Target("checkpoint", "other.pt")
-    found = (finding("a"), finding("b"), finding("a", code="BN113"), finding(None), finding(None))
-    first = fingerprints(record(*found), record(finding("a"), target=other))
+    findings = (finding("a"), finding("b"), finding("a", code="BN113"), finding(None), finding(None))
+    first = fingerprints(record(*findings), record(finding("a"), target=other))
     assert len(set(first)) == 6
     assert fingerprints(record(finding("a", value=-2.0, channels=(1, 2)))) == first[:1]
     assert fingerprints(record(finding("a"), target=Target("checkpoint", "./model.pt"))) == first[:1]
@@ -252,13 +252,13 @@ def test_several_targets_are_one_run():
 
 
 def test_more_results_than_a_viewer_takes_leave_the_least_severe_out(monkeypatch):
-    assert sarif._MOST_RESULTS == 25_000
-    monkeypatch.setattr(sarif, "_MOST_RESULTS", 3)
+    assert sarif._MAX_RESULTS == 25_000
+    monkeypatch.setattr(sarif, "_MAX_RESULTS", 3)
     notes = (finding(str(i), code="BN108", level=Level.INFO) for i in range(3))
     run = run_of(record(*notes, finding("worst")))
     assert [result["level"] for result in run["results"]] == ["error", "note", "note"]
-    told = "only the 3 most severe of 4 findings are here: a viewer takes no more in one run"
-    assert ("warning", told) in notes_of(run)
+    notice = "only the 3 most severe of 4 findings are in this run: viewers accept no more"
+    assert ("warning", notice) in notes_of(run)
 
 
 def test_the_command_line_writes_the_log(bnlab_command, tmp_path, monkeypatch):

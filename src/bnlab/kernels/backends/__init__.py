@@ -1,1 +1,1 @@
-"""What runs an operator where there is no kernel of bnlab's own: torch's kernels, or formulas."""
+"""The backends for operators that bnlab's own kernels cannot run: torch's kernels, or formulas."""

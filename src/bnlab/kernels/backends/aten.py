@@ -1,7 +1,7 @@
-"""torch's own CPU kernels on input that is shifted to a mean near 0 and laid out in planes.
+"""torch's own CPU kernels, called on input that is shifted to a mean near 0 and laid out in planes.
 
-As torch calls them they miss the numeric policy: they fold the mean into y = a*x + b, which cancels where it is large,
-and add up thousands of values in one float32 where the channels lie last, as they do for torch in every (N, C) too.
+As torch calls them, these kernels are not accurate enough. They fold the mean into y = a*x + b, which cancels where the
+mean is large. In channels_last, and in every input of shape (N, C), they add up thousands of values in one float32.
 Neither happens with a small mean in contiguous planes.
 """
 
@@ -17,23 +17,23 @@ from bnlab.kernels.request import Request
 __all__ = ["backward", "forward", "refuse"]
 
 _SAMPLE = 1024
-"""Values per channel whose mean is subtracted: few enough that torch never splits the sum between threads."""
+"""Values per channel in the sample mean that is subtracted. torch never splits a sum of so few between threads."""
 
 _FAR = 2.0
-"""Standard deviations the sample's mean may be off before the input is shifted again."""
+"""Largest error of the sample mean, in standard deviations, before the input is shifted again."""
 
 _SMALLEST_VARIANCE = 1e-30
-"""Squares of smaller deviations are denormal in float32."""
+"""The squares of smaller deviations are denormal in float32."""
 
 
 def refuse(request: Request) -> str | None:
-    """Return why torch's kernels cannot be used for a request, or None."""
+    """Return the reason against torch's kernels for a request, or None."""
     if request.context == "transform":
-        return "torch.func and forward mode want formulas"
+        return "torch.func and forward mode need formulas"
     if request.device != "cpu":
         return f"its accuracy on {request.device} has not been measured"
     if request.masked:
-        return "it knows no mask"
+        return "it does not support masks"
     if request.dtype not in ("float32", "float16", "bfloat16"):
         return f"it keeps statistics of {request.dtype} in {request.dtype}"
     if request.count < 2:
@@ -46,8 +46,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y and the biased batch statistics in float64.
 
-    A batch whose variance float32 cannot hold, because it overflows or vanishes or the input is not finite, goes to
-    the reference, in which the square of any float32 is finite.
+    The reference backend takes over if float32 cannot hold the variance: if the variance overflows or vanishes, or the
+    input is not finite. There the square of any float32 is finite.
     """
     pivot = _sample_mean(x)
     shifted = _planes(x.to(torch.float32) - per_channel(pivot, x))
@@ -93,7 +93,7 @@ def backward(
 
 
 def _sample_mean(x: Tensor) -> Tensor:
-    """Return the mean of the first values of each channel, float32: near the mean unless the batch is sorted."""
+    """Return the float32 mean of the first values of each channel, which is near the mean of an unsorted batch."""
     first, room = x, _SAMPLE
     for dim in range(x.dim() - 1, -1, -1):
         if dim != 1:
@@ -103,10 +103,10 @@ def _sample_mean(x: Tensor) -> Tensor:
 
 
 def _planes(x: Tensor) -> Tensor:
-    """Return the values as contiguous planes of many positions, in which torch never takes the channels for last.
+    """Return the values as contiguous planes of many positions, which torch never treats as channels_last.
 
-    With one channel, or one position per sample, contiguous and channels_last are the same strides: there the planes
-    are (N, C, L), or (1, C, N).
+    With one channel, or one position per sample, contiguous and channels_last have the same strides. The planes are
+    then (N, C, L), or (1, C, N).
     """
     if x.dim() > 2 and x.size(1) > 1 and x[0, 0].numel() > 1:
         return x.contiguous()
@@ -115,7 +115,7 @@ def _planes(x: Tensor) -> Tensor:
 
 
 def _like(planes: Tensor, x: Tensor) -> Tensor:
-    """Return planes in the shape of `x`; a view of them would not do as the output of an operator."""
+    """Return planes in the shape of `x`. The result is no view, because an operator must not return one."""
     if planes.shape == x.shape:
         return planes
     if planes.shape != (x.size(0), x.size(1), x[0, 0].numel()):
@@ -124,5 +124,5 @@ def _like(planes: Tensor, x: Tensor) -> Tensor:
 
 
 def _varies(planes: Tensor) -> bool:
-    """Whether a channel of zero float32 variance is not constant, so that squares must have vanished."""
+    """Whether a channel with a float32 variance of 0 is not constant: its squares have then vanished."""
     return bool((planes != planes[:1, :, :1]).any())

@@ -1,4 +1,4 @@
-"""The formulas of `functional`, for every device, dtype and layout."""
+"""The formulas of `bnlab.functional`, for every device, dtype and layout."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from bnlab.kernels.request import Request
 __all__ = ["backward", "forward", "refuse"]
 
 
-def refuse(request: Request) -> str | None:  # noqa: ARG001 - it takes everything
-    """Never refuse."""
+def refuse(request: Request) -> str | None:  # noqa: ARG001 - it accepts every request
+    """Return None: this backend accepts every request."""
     return None
 
 

@@ -1,6 +1,6 @@
-"""The operators of torch.library, of which compilers and exporters see one node each.
+"""The operators of torch.library. Compilers and exporters see each of them as one node.
 
-They are registered when this package is imported, as often as it is: what an interrupted import left is replaced.
+Every import of this package registers them again and replaces what an interrupted import left behind.
 """
 
 from bnlab.kernels.compiled import activated_train as _activated

@@ -1,7 +1,8 @@
-"""BN with what follows it as one operator of torch.library, for compilers: what `eager` is in eager mode.
+"""BN with a residual and an activation as one operator of torch.library, for compilers.
 
-A compiler that is given BN and a ReLU keeps a mask of bool for the ReLU's gradient, which it writes one byte after the
-other; the operator computes the mask again, or keeps one bit an element where a residual was added.
+It is the counterpart of `bnlab.kernels.eager`. For BN and a ReLU as separate operators, a compiler keeps a mask of bool
+for the gradient of the ReLU and writes it byte by byte. This operator computes the mask again, or keeps one bit per
+element where a residual was added.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def batch_norm_activated_train(
         weight: Shape (C,) or None.
         bias: Shape (C,) or None.
         eps: Added to the variance.
-        activation: One that the kernels know.
+        activation: An activation that the kernels support.
 
     Returns:
         y: Shape, dtype and layout of `x`; differentiable to any order.
@@ -76,10 +77,11 @@ def batch_norm_activated_train(
 
 
 def _room(x: Tensor, added: bool) -> int:
-    """Return the size of the bits: at least what the kernels write, by a formula that holds for symbolic sizes too.
+    """Return the size of the bits in bytes. It is at least what the kernels write, also for symbolic sizes.
 
-    At most 1.5 times the channels (a group of small planes that is not full), each with its bits in whole 16, or rows
-    of at least 256 elements with the channels last, the last of which is not full.
+    The kernels write at most 1.5 times the channels (if a group of small planes is not full), each with its bits
+    rounded up to a multiple of 16. In channels_last they write rows of at least 256 elements, and the last row may not
+    be full.
     """
     if not added:
         return 0

@@ -1,6 +1,6 @@
-"""`bnlab::batch_norm_train`: BN by the statistics of the batch, as one operator on whichever backend is right.
+"""`bnlab::batch_norm_train`: BN with batch statistics as one operator, which chooses its backend.
 
-It is functional: it changes nothing, and running statistics are updated outside.
+The operator is functional: it changes none of its arguments, and its caller updates the running statistics.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _autograd(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     x, weight, bias, mask, mean, var = ctx.saved_tensors
     if torch.is_grad_enabled():
-        # A second derivative is wanted: the statistics depend on x, so they are part of what is differentiated.
+        # The caller wants a second derivative. The statistics depend on x, so autograd must differentiate them too.
         dx, dweight, dbias = batch_norm_backward(grad, x, weight, ctx.eps, mask=mask)
     else:
         dx, dweight, dbias = torch.ops.bnlab.batch_norm_train_backward(grad, x, weight, mask, mean, var, ctx.eps)

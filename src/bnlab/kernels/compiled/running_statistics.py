@@ -1,7 +1,7 @@
-"""Operators that read the running statistics before a forward pass moves them.
+"""Operators that read the running statistics before a forward pass updates them.
 
-A compiler would compute ordinary operations again in the backward pass, from values that have moved on meanwhile; an
-operator it does not know is computed once.
+A compiler would compute ordinary operations again in the backward pass, from running statistics that have changed since
+the forward pass. It computes a custom operator once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def register(library: Library) -> None:
 def renorm_correction(
     mean: Tensor, var: Tensor, running_mean: Tensor, running_var: Tensor, limits: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Return r and d as `functional.renorm_correction`, without gradient."""
+    """Return r and d as `functional.renorm_correction` does, without gradient."""
     with torch.no_grad():
         if is_transformed():
             return renorm.renorm_correction(mean, var, running_mean, running_var, limits, eps)
@@ -42,7 +42,7 @@ def renorm_correction(
 
 
 def copied(x: Tensor) -> Tensor:
-    """Return a copy that a compiler makes once, in the forward pass."""
+    """Return a copy, which a compiler makes once, in the forward pass."""
     result: Tensor = torch.ops.bnlab.copied(x)
     return result
 

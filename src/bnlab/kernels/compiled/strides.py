@@ -1,4 +1,4 @@
-"""What a kernel returns must have the strides that its fake promised."""
+"""A kernel must return tensors with the strides that its fake kernel promises."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["with_strides_of"]
 
 
 def with_strides_of(x: Tensor, values: Tensor) -> Tensor:
-    """Give values the strides that the fake kernel promises, and a storage of their own."""
+    """Return values with the strides that the fake kernel promises, in a storage of their own."""
     promised = torch.empty_like(x)
     ready = values.stride() == promised.stride() and not values._is_view()  # noqa: SLF001 - autograd asks the same
     return values if ready else promised.copy_(values)

@@ -1,4 +1,4 @@
-"""C++ kernels that run on torch's own threads; what they compute is described in `src/abi.h`."""
+"""C++ kernels that run on torch's own threads. `src/abi.h` describes what they compute."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from bnlab.kernels.request import Request, is_channels_last
 __all__ = ["DTYPES", "backward", "dense", "forward", "refuse", "same_layout", "statistics", "unavailable"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""What the kernels read and write; sums and statistics are wider."""
+"""The dtypes that the kernels read and write. Sums and statistics are wider."""
 
 _NAMES = tuple(str(dtype).removeprefix("torch.") for dtype in DTYPES)
 
 
 def refuse(request: Request) -> str | None:
-    """Return why the kernels cannot be used for a request, or None."""
+    """Return the reason against the kernels for a request, or None."""
     if request.device != "cpu":
-        return "it runs on the CPU"
+        return "it runs on the CPU only"
     if request.dtype not in _NAMES:
-        return f"it knows no {request.dtype}"
+        return f"it does not support {request.dtype}"
     if request.context == "transform":
-        return "torch.func and forward mode want formulas"
+        return "torch.func and forward mode need formulas"
     return unavailable()
 
 
 def dense(x: Tensor) -> Tensor:
-    """Return `x` in one of the layouts the kernels read: planes, or the channels last."""
+    """Return `x` in one of the layouts that the kernels read: contiguous or channels_last."""
     if x.is_contiguous() or is_channels_last(x):
         return x
     return x.contiguous()

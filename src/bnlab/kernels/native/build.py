@@ -1,8 +1,8 @@
 """Compiles the kernels: ``python -m bnlab.kernels.native.build``, with ``--all`` for every set of instructions.
 
-Each set of instructions is a build of the same source; the processor picks one when the library is loaded. The library
-is bound to no version of Python and to torch from 2.10 on, which need not be there to compile it: this file imports
-nothing but the standard library, so that the hook that builds a wheel can load it on its own.
+Each set of instructions is a build of the same source. The library picks the best one for the processor when it is
+loaded. It works with any version of Python and with torch from 2.10 on, and compiling it does not need torch. This file
+imports the standard library only, because the hook that builds a wheel loads it on its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SETS = {
 """Compiler flags of every set of instructions, the best first."""
 
 PARTS = ("backward.cpp", "forward.cpp", "statistics.cpp")
-"""What is compiled for every set, what takes longest first."""
+"""The files that are compiled for every set. Those that take longest come first."""
 
 _FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 _NEEDED_MACROS = {
@@ -51,38 +51,38 @@ class _Job:
 
 
 def compiler() -> str | None:
-    """Return the C++ compiler: $CXX, or else the first of g++ and clang++ that is there; None if there is none."""
+    """Return the first C++ compiler of $CXX, g++ and clang++ that is installed, or None."""
     names = (os.environ.get("CXX"), "g++", "clang++")
     return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 def machine_set(cxx: str) -> str:
-    """Return the best set of instructions that this processor and its compiler have."""
+    """Return the best set of instructions that this processor and the compiler support."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return "baseline"
-    asked = [cxx, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
-    answer = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+    list_macros = [cxx, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+    answer = subprocess.run(list_macros, capture_output=True, text=True, check=False).stdout
     macros = {line.split()[1] for line in answer.splitlines() if line.startswith("#define ")}
     return next((name for name, needed in _NEEDED_MACROS.items() if needed <= macros), "baseline")
 
 
 def wanted_sets(cxx: str, *, every: bool) -> tuple[str, ...]:
-    """Return the sets to compile: every one that this kind of processor may have, or the one of this machine."""
+    """Return the sets to compile: every set for this kind of processor, or the set of this machine."""
     if not every:
         return (machine_set(cxx),)
     return tuple(SETS) if platform.machine() in ("x86_64", "AMD64") else ("baseline",)
 
 
 def build(output: Path, *, every: bool, report: Report) -> tuple[str, ...]:
-    """Compile and link the library, which is there whole or not at all, and return the sets that are in it.
+    """Compile and link the library, and return the sets of instructions in it. A failed build leaves no partial file.
 
     Args:
-        output: Where the library goes.
-        every: Whether to compile all sets of instructions, for other machines; otherwise that of this one.
-        report: Is called with a line about each file that is compiled.
+        output: The path of the library.
+        every: Whether to compile all sets of instructions, for other machines, or only that of this machine.
+        report: A function that is called with a line about each compiled file.
 
     Raises:
-        RuntimeError: If there is no compiler, or it refuses.
+        RuntimeError: If there is no compiler, or if it fails.
     """
     cxx = compiler()
     if cxx is None:
@@ -107,7 +107,7 @@ def _jobs(folder: Path, sets: Iterable[str]) -> list[_Job]:
 
 
 def _compiled(cxx: str, jobs: Sequence[_Job], title: str, report: Report) -> list[Path]:
-    """Compile side by side; return the objects in the order in which they are to be linked."""
+    """Compile in parallel. Return the objects in the order in which they must be linked."""
     report(f"{title}: {len(jobs)} files")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         running = [
@@ -125,18 +125,19 @@ def _compiled(cxx: str, jobs: Sequence[_Job], title: str, report: Report) -> lis
 
 
 def _plainest_first(objects: Sequence[Path]) -> list[Path]:
-    """Order objects so that a function of the standard library that several have is taken from the plainest.
+    """Return the objects with the plainest set of instructions first.
 
-    The linker keeps the first copy. One that was compiled for AVX-512 must not be what the other builds call.
+    Several objects contain the same functions of the standard library, and the linker keeps the first copy. The other
+    builds must not call a copy that was compiled for AVX-512.
     """
     ranks = {name: rank for rank, name in enumerate(SETS, start=1)}
     return sorted(objects, key=lambda path: -ranks.get(path.name.partition("-")[0], len(ranks) + 1))
 
 
 def _torch_library(cxx: str, folder: Path) -> list[str]:
-    """Return what links against torch, which need not be installed: a library of its name without content stands in.
+    """Return the flags that link against torch. An empty library of the same name stands in for torch's.
 
-    At run time torch has loaded its own library by then, and the loader goes by the name.
+    torch need not be installed. At run time torch has already loaded its own library, and the loader matches the name.
     """
     if sys.platform == "darwin":
         return ["-undefined", "dynamic_lookup"]
@@ -149,13 +150,15 @@ def _torch_library(cxx: str, folder: Path) -> list[str]:
 def _run(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"{command[0]} refused: {done.stderr.strip() or done.returncode}")
+        raise RuntimeError(f"{command[0]} failed: {done.stderr.strip() or done.returncode}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build, or say on stderr why not: bnlab then runs on torch's kernels, more slowly."""
+    """Build the library, or report on stderr why that fails. bnlab then runs on torch's slower kernels."""
     parser = argparse.ArgumentParser(prog="python -m bnlab.kernels.native.build", description="Compile the kernels.")
-    parser.add_argument("--all", action="store_true", help="every set of instructions, not that of this machine alone")
+    parser.add_argument(
+        "--all", action="store_true", help="compile every set of instructions, not only that of this machine"
+    )
     options = parser.parse_args(arguments)
     from bnlab.kernels.native.library import LIBRARY  # the package needs torch, and compiling does not
 

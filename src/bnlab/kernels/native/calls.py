@@ -1,4 +1,4 @@
-"""The operators of the compiled library, with names for what they take and return."""
+"""The operators of the compiled library, with named arguments and results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bnlab.kernels.native.library import unavailable
 __all__ = ["SATURATED", "Form", "Running", "apply", "backward", "form_of", "kernel_of", "statistics", "train"]
 
 SATURATED = 2
-"""Status of a call of `train`: the running variance has come to the end of the range of its dtype."""
+"""The status of a call of `train` that clamped the running variance to the range of its dtype."""
 
 _KERNELS: dict[str | None, tuple[int, float]] = {None: (0, 0.0)} | {
     name: (form.kernel, form.slope) for name, form in ACTIVATIONS.items() if form.kernel is not None
@@ -23,7 +23,7 @@ _KERNELS: dict[str | None, tuple[int, float]] = {None: (0, 0.0)} | {
 
 
 class Running(NamedTuple):
-    """Buffers that an update moves in place; all None where there is none to move.
+    """The buffers that an update changes in place, or None for each if there is nothing to update.
 
     `mean` and `var` are float32 or float64 of shape (C,), the counters int64 of shape ().
     """
@@ -35,13 +35,13 @@ class Running(NamedTuple):
 
 
 class Form(NamedTuple):
-    """How an output is made of its input, as far as its gradient depends on it.
+    """How a layer computes its output, as far as the gradient depends on it.
 
     Attributes:
-        by_batch: Whether the statistics of the batch normalise, through which a gradient flows.
+        by_batch: Whether the layer normalises with batch statistics, through which a gradient flows.
         eps: Added to the variance.
         activation: Number of the activation in the kernels; 0 for none.
-        slope: Its slope below 0.
+        slope: The slope of the activation below 0.
         added: Whether a residual is added.
     """
 
@@ -53,7 +53,7 @@ class Form(NamedTuple):
 
     @property
     def has_bits(self) -> bool:
-        """Whether the gradient needs the sign of every output: the input alone does not say it."""
+        """Whether the gradient needs the sign of every output, because the input alone does not determine it."""
         return self.added and self.activation != 0
 
 
@@ -66,7 +66,7 @@ class _Operators(NamedTuple):
 
 @cache
 def _operators() -> _Operators:
-    """Load the library and look its operators up, once."""
+    """Load the library and look up its operators, once."""
     reason = unavailable()
     if reason is not None:
         raise AssertionError(f"the native kernels are not there: {reason}")
@@ -83,7 +83,7 @@ def kernel_of(activation: str | None) -> tuple[int, float]:
 
 @lru_cache(maxsize=256)
 def form_of(by_batch: bool, eps: float, activation: str | None, added: bool) -> Form:
-    """Return the form for an activation that the kernels know, or None; arguments as the attributes of a form."""
+    """Return the form for an activation that the kernels support, or None. For arguments see :class:`Form`."""
     return Form(by_batch, eps, *kernel_of(activation), added)
 
 
@@ -100,25 +100,25 @@ def train(
     want_bits: bool = False,
     room: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Normalise by the batch, add, activate and move the running statistics.
+    """Normalise with batch statistics, add the residual, activate, and update the running statistics.
 
     Args:
         x: Shape (N, C, *spatial), dense, of one of `native.DTYPES`.
         residual: Shape, dtype and strides of `x`, or None.
         weight: Shape (C,) or None.
         bias: Shape (C,) or None.
-        form: Says the activation and eps.
-        running: What to move.
-        momentum: Weight of the new batch; below 0 for 1/batches.
-        skip_nonfinite: Whether a batch with an inf or NaN leaves the running statistics and their counter alone.
-        want_bits: Whether the sign of every output is kept where a residual is added, as the gradient needs it.
-        room: Bytes that the bits take at least; the rest of them is 0.
+        form: The form, of which `train` reads the activation and eps.
+        running: The buffers to update.
+        momentum: Weight of the new batch; a value below 0 stands for 1/batches.
+        skip_nonfinite: Whether a batch with an inf or NaN leaves the running statistics and their counter unchanged.
+        want_bits: Whether to keep the sign of every output where a residual is added. The gradient needs it.
+        room: The smallest size of the bits in bytes. Unused bytes are 0.
 
     Returns:
         y: Shape, dtype and strides of `x`.
         moments: Mean and biased variance, shape (2, C), float64.
         bits: uint8, empty where none are wanted.
-        status: `SATURATED`, or 0, or that the batch was skipped.
+        status: `SATURATED`, 0, or the status of a skipped batch.
     """
     _, eps, activation, slope, _ = form
     result: tuple[Tensor, Tensor, Tensor, int] = _operators().train(
@@ -138,7 +138,7 @@ def apply(
     *,
     want_bits: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise with fixed statistics of shape (C,), add and activate; the rest as for :func:`train`."""
+    """Normalise with fixed statistics of shape (C,), add and activate. For other arguments see :func:`train`."""
     result: tuple[Tensor, Tensor, Tensor] = _operators().apply(
         x, residual, mean, var, weight, bias, form.eps, form.activation, form.slope, want_bits
     )
@@ -158,19 +158,19 @@ def backward(
     want_dx: bool = True,
     want_dresidual: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, residual, weight and bias; those of the first two are empty where not wanted.
+    """Return the gradients of x, residual, weight and bias. The first two are empty if the caller does not want them.
 
     Args:
         dy: Gradient of the output; shape, dtype and strides of `x`.
         x: Input of the forward pass.
-        moments: As `train` or `apply` returned them.
+        moments: The moments that `train` or `apply` returned.
         weight: Shape (C,) or None.
         bias: Shape (C,) or None.
-        form: Of the forward pass.
+        form: The form of the forward pass.
         weights: Weight of every position, shape (N, positions), float32, or None.
-        bits: As `train` or `apply` returned them; None where there are none.
+        bits: The bits that `train` or `apply` returned, or None.
         want_dx: Whether the gradient of `x` is wanted.
-        want_dresidual: Whether that of the residual is.
+        want_dresidual: Whether the gradient of the residual is wanted.
     """
     by_batch, eps, activation, slope, _ = form
     result: tuple[Tensor, Tensor, Tensor, Tensor] = _operators().backward(
@@ -180,6 +180,6 @@ def backward(
 
 
 def statistics(x: Tensor, weights: Tensor | None) -> tuple[Tensor, float]:
-    """Return mean and biased variance, shape (2, C), float64, and the sum of the weights of shape (N, positions)."""
+    """Return mean and biased variance, shape (2, C), float64, and the sum of the weights, shape (N, positions)."""
     result: tuple[Tensor, float] = _operators().statistics(x, weights)
     return result

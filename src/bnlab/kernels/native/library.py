@@ -1,4 +1,4 @@
-"""The compiled library: where it lies, and why it cannot be used where it cannot."""
+"""The compiled library: its path, and the reason if it cannot be used."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from bnlab.kernels.registration import fresh_library
 __all__ = ["LIBRARY", "OPERATORS", "instruction_set", "unavailable"]
 
 LIBRARY = Path(__file__).with_name("libbnlab_native.so")
-"""What `python -m bnlab.kernels.native.build` makes."""
+"""The file that `python -m bnlab.kernels.native.build` makes."""
 
 OPERATORS = ("train", "apply", "backward", "statistics")
-"""Its operators, in the namespace `bnlab_native`; the functions around them differentiate, they do not."""
+"""The operators of the library, in the namespace `bnlab_native`. Their callers define the derivatives."""
 
 _COMPILE = "python -m bnlab.kernels.native.build"
 
@@ -27,9 +27,9 @@ _LOADING = threading.Lock()
 
 
 def unavailable() -> str | None:
-    """Load the library the first time it is needed; return why it cannot be used, or None.
+    """Load the library on the first call. Return the reason if it cannot be used, or None.
 
-    `BNLAB_CPU` and `BNLAB_ISA` are read then, and not again.
+    Only the first call reads `BNLAB_CPU` and `BNLAB_ISA`.
     """
     with _LOADING:
         return _load()
@@ -38,7 +38,7 @@ def unavailable() -> str | None:
 @cache
 def _load() -> str | None:
     if os.environ.get("BNLAB_CPU", "auto") == "torch":
-        return "BNLAB_CPU asks for torch"
+        return "BNLAB_CPU is set to torch"
     if not LIBRARY.exists():
         return f"it is not compiled: {_COMPILE}"
     try:
@@ -46,9 +46,9 @@ def _load() -> str | None:
     except OSError as error:
         return f"it does not load: {' '.join(str(error).split())}"
     if not instruction_set():
-        asked = os.environ.get("BNLAB_ISA")
-        whom = f"BNLAB_ISA={asked}" if asked else "this processor"
-        return f"it is not compiled for {whom}: {_COMPILE} --all"
+        chosen_set = os.environ.get("BNLAB_ISA")
+        target = f"BNLAB_ISA={chosen_set}" if chosen_set else "this processor"
+        return f"it is not compiled for {target}: {_COMPILE} --all"
     registered = fresh_library("bnlab_native")
     for name in OPERATORS:
         registered.impl(name, torch.library.fallthrough_kernel, "AutogradCPU")  # type: ignore[no-untyped-call]
@@ -56,7 +56,7 @@ def _load() -> str | None:
 
 
 def instruction_set() -> str:
-    """Return "avx512", "avx2" or "baseline": the build that runs; "" if none that is compiled does."""
+    """Return the build that runs: "avx512", "avx2" or "baseline", or "" if none of the compiled builds can run."""
     ask = ctypes.CDLL(str(LIBRARY)).bnlab_instruction_set
     ask.restype = ctypes.c_char_p
     answer: bytes = ask()

@@ -1,4 +1,4 @@
-"""Standard image data sets from local files, as batches: nothing is downloaded, nothing is unpickled."""
+"""Standard image data sets from local files, as batches. Nothing is downloaded or unpickled."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _READERS: dict[str, Callable[[str, Path | None], Images]] = {
 }
 
 NAMES = tuple(_READERS)
-"""Every data set there is."""
+"""The names of all data sets."""
 
 SPLITS = ("train", "test")
-"""What a data set is divided into."""
+"""The splits of every data set."""
 
 
 def is_data_set(spec: str) -> bool:
@@ -33,17 +33,17 @@ def is_data_set(spec: str) -> bool:
 
 
 def read(spec: str, *, folder: Path | None = None) -> Images:
-    """Read a data set, in the order in which it is stored.
+    """Read a data set in the order of its files.
 
     Args:
-        spec: `digits`, `mnist` or `cifar10`, which stand for the test split, or one of these with `:train` or `:test`.
-        folder: Is searched in the place of `$BNLAB_DATA`.
+        spec: `digits`, `mnist` or `cifar10`, the test split, or one of these names with `:train` or `:test`.
+        folder: The folder to search, instead of `$BNLAB_DATA`.
 
     Raises:
         UsageError: If there is no such data set or split.
-        UnreadableFile: If its files are not found; the message says where they were looked for.
+        UnreadableFile: If its files are missing. The message lists the folders that were searched.
         DamagedFile: If a file breaks its format.
-        MissingPackage: If a package is needed to read it and is not installed.
+        MissingPackage: If the data set needs a package that is not installed.
     """
     if not is_data_set(spec):
         raise UsageError(f"datasets: spec must be {', '.join(NAMES)}, alone or with :train or :test, got {spec!r}.")
@@ -52,16 +52,16 @@ def read(spec: str, *, folder: Path | None = None) -> Images:
 
 
 def load(spec: str, *, batch_size: int = 128, folder: Path | None = None) -> list[tuple[Tensor, Tensor]]:
-    """Read a data set, shuffled with seed 0: the same batches in the same order every time.
+    """Read a data set, shuffled with seed 0. Every call returns the same batches in the same order.
 
     Args:
-        spec: `digits`, `mnist` or `cifar10`, which stand for the test split, or one of these with `:train` or `:test`.
+        spec: `digits`, `mnist` or `cifar10`, the test split, or one of these names with `:train` or `:test`.
         batch_size: Images per batch, at least 1; the last batch may have fewer.
-        folder: Is searched in the place of `$BNLAB_DATA`.
+        folder: The folder to search, instead of `$BNLAB_DATA`.
 
     Returns:
-        Batches (images, labels): images float32 in [0, 1], not normalised further, of shape (N, 1, 8, 8) for digits,
-        (N, 1, 28, 28) for mnist and (N, 3, 32, 32), RGB, for cifar10; labels int64 in 0..9 of shape (N,).
+        Batches (images, labels). Images are float32 in [0, 1], without other normalisation, of shape (N, 1, 8, 8) for
+        digits, (N, 1, 28, 28) for mnist and (N, 3, 32, 32), RGB, for cifar10. Labels are int64 in 0..9 of shape (N,).
 
     Raises:
         UsageError: If there is no such data set or split, or the batch size is below 1.
@@ -79,15 +79,15 @@ def load(spec: str, *, batch_size: int = 128, folder: Path | None = None) -> lis
 
 
 def first_present(*names: str, folder: Path | None = None) -> str:
-    """Return the first of these data sets whose files are found; the last one if none are.
+    """Return the first of these data sets whose files are present, or the last one if none is.
 
     Args:
-        names: Of data sets, in the order of preference.
-        folder: Is searched in the place of `$BNLAB_DATA`.
+        names: The names of data sets, in the order of preference.
+        folder: The folder to search, instead of `$BNLAB_DATA`.
 
     Raises:
-        DamagedFile: If a file that is found breaks its format.
-        MissingPackage: If a package is needed to read it and is not installed.
+        DamagedFile: If a file breaks its format.
+        MissingPackage: If a data set needs a package that is not installed.
 
     Example:
         >>> from bnlab.lab import datasets
@@ -104,10 +104,10 @@ def first_present(*names: str, folder: Path | None = None) -> str:
 
 
 def chosen(name: str, *allowed: str, folder: Path | None = None) -> str:
-    """Return the name of a data set; for "auto" the first of those allowed whose files are found.
+    """Return the name of a data set. For "auto", return the first allowed one whose files are present.
 
     Raises:
-        UsageError: If it is none of those allowed.
+        UsageError: If the name is not allowed.
     """
     if name == "auto":
         return first_present(*allowed, folder=folder)

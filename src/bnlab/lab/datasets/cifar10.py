@@ -1,10 +1,10 @@
-"""CIFAR-10 from the files it is distributed in, which are read as data, and from two npz forms.
+"""CIFAR-10 from the files of its distribution, which are read as data, and from two npz formats.
 
-The forms, the first that a folder holds wins; images as they were made come before images that were compressed with
-loss, which are another distribution:
+The reader takes the first of these formats in a folder. Original images come before images with lossy compression,
+which have a different distribution:
 
 - the Python version, ``data_batch_1`` .. ``data_batch_5`` and ``test_batch``: pickles, of which no code is run;
-- the binary version, the same names with ``.bin``;
+- the binary version: the same names with ``.bin``;
 - ``cifar10_lossless_train4000.npz``: arrays `image` (N, 32, 32, 3) and `label`, the first 4,000 training images only;
 - ``cifar10_jpeg.npz``: arrays `jpeg` (the bytes of all files), `offset`, `label` and `is_test`. It needs Pillow.
 """
@@ -42,7 +42,7 @@ _LOSSLESS = "cifar10_lossless_train4000.npz"
 _JPEG = "cifar10_jpeg.npz"
 _SHAPE = (3, 32, 32)
 _PIXELS = 3 * 32 * 32
-_MOST_BYTES = 1 << 28
+_MAX_BYTES = 1 << 28
 
 Part = tuple[NDArray[np.uint8], torch.Tensor]
 
@@ -50,22 +50,22 @@ Part = tuple[NDArray[np.uint8], torch.Tensor]
 def read(split: str, folder: Path | None = None) -> Images:
     """Return the images of "train" or "test", of shape (N, 3, 32, 32), RGB.
 
-    There are 50,000 and 10,000 of them, but for "train" 4,000 where only the npz files are present.
+    There are 50,000 images in "train" and 10,000 in "test". If only the npz files are present, "train" has 4,000.
 
     Args:
         split: "train" or "test".
-        folder: Is searched in the place of ``$BNLAB_DATA``.
+        folder: The folder to search, instead of ``$BNLAB_DATA``.
 
     Raises:
-        UnreadableFile: If the files are not found, or cannot be opened.
-        DamagedFile: If one of them breaks its format.
+        UnreadableFile: If the files are missing or cannot be opened.
+        DamagedFile: If a file breaks its format.
         MissingPackage: If the images are JPEG files and Pillow is not installed.
     """
     for place in _SEARCH.folders(folder):
         for suffix, parse in (("", _parse_python), (".bin", _parse_binary)):
             paths = [place / f"{name}{suffix}" for name in _PARTS[split]]
             if all(is_file(path) for path in paths):
-                return _joined([parse(path, read_bytes(path, max_bytes=_MOST_BYTES)) for path in paths])
+                return _joined([parse(path, read_bytes(path, max_bytes=_MAX_BYTES)) for path in paths])
         if split == "train" and is_file(place / _LOSSLESS):
             return _joined([_read_lossless(place / _LOSSLESS)])
         if is_file(place / _JPEG):
@@ -80,7 +80,7 @@ def _joined(parts: list[Part]) -> Images:
 
 
 def _parse_binary(path: Path, content: bytes) -> Part:
-    """Parse records of a label and three planes of 32x32 bytes."""
+    """Parse records of one label and three planes of 32x32 bytes."""
     if not content or len(content) % (1 + _PIXELS):
         raise DamagedFile(f"{path}: file must hold records of {1 + _PIXELS} bytes, got {len(content)} bytes.")
     records = np.frombuffer(content, np.uint8).reshape(-1, 1 + _PIXELS)
@@ -88,7 +88,7 @@ def _parse_binary(path: Path, content: bytes) -> Part:
 
 
 def _parse_python(path: Path, content: bytes) -> Part:
-    """Parse a pickled dict of `data`, uint8 (N, 3072), and `labels`, as Python 2 or 3 writes it."""
+    """Parse a pickled dict of `data`, uint8 (N, 3072), and `labels`, written by Python 2 or 3."""
     try:
         tree = read_pickle(io.BytesIO(content), _build, _build)
     except (ValueError, OverflowError) as err:
@@ -104,10 +104,10 @@ def _parse_python(path: Path, content: bytes) -> Part:
 
 
 def _build(kind: object, arguments: tuple[object, ...] = ()) -> object:
-    """Stand in for a call that the pickle asks for."""
+    """Return a value in the place of a call in the pickle."""
     match kind, arguments:
         case Global("_codecs", "encode"), (str(text), *_):
-            return text.encode("latin-1")  # how protocol 2 writes bytes
+            return text.encode("latin-1")  # protocol 2 writes bytes in this form
         case Global(), _:
             return Stranger(kind, arguments)
         case _:
@@ -119,7 +119,7 @@ def _text(key: object) -> object:
 
 
 def _array(value: object) -> NDArray[Any] | None:
-    """Return a pickled array; Python 2 has no bytes, so its values may come as text."""
+    """Return a pickled array. Its values may be text, because Python 2 has no bytes."""
     if not isinstance(value, Stranger):
         return None
     state = value.state
@@ -145,7 +145,9 @@ def _read_jpeg(path: Path, split: str) -> Part:
     whole = jpeg.dtype == np.uint8 and jpeg.ndim == 1 and np.issubdtype(offset.dtype, np.integer) and offset.ndim == 1
     ordered = whole and offset.size and offset[0] >= 0 and offset[-1] <= jpeg.size and bool((np.diff(offset) > 0).all())
     if not ordered or is_test.dtype != np.bool_ or is_test.shape != (offset.size - 1,):
-        raise DamagedFile(f"{path}: offset and is_test must say where each image lies and belongs, got something else.")
+        raise DamagedFile(
+            f"{path}: offset and is_test must hold the place and the split of each image, got something else."
+        )
     labels = checked_labels(path, label, len(is_test))
     chosen = np.flatnonzero(is_test == (split == "test"))
     if not chosen.size:
@@ -156,18 +158,18 @@ def _read_jpeg(path: Path, split: str) -> Part:
 
 def _arrays(path: Path, *names: str) -> list[NDArray[Any]]:
     try:
-        # opened here: np.load leaves open what it cannot read
+        # The file is opened here because np.load does not close a file that it cannot read.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return [archive[name] for name in names]
     except OSError as err:
         raise unreadable(path, err) from None
-    except Exception as err:  # numpy evaluates the header, which may go wrong in as many ways as there are errors
+    except Exception as err:  # numpy evaluates the header, which may raise any error
         text = " ".join(str(err).split())
         raise DamagedFile(f"{path}: file must be a whole npz archive of {', '.join(names)}, got: {text}.") from None
 
 
 def _decoder(path: Path) -> Callable[[bytes], NDArray[np.uint8]]:
-    """Return what turns the bytes of a JPEG file into an array (32, 32, 3)."""
+    """Return a function that turns the bytes of a JPEG file into an array (32, 32, 3)."""
     try:
         pillow = importlib.import_module("PIL.Image")
     except ImportError:

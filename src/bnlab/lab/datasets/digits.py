@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn carries: 1797 images of 8x8 pixels, 0..16."""
+"""The handwritten digits of scikit-learn: 1797 images of 8x8 pixels, 0..16."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["read", "read_all"]
 
 
 def read(split: str) -> Images:
-    """Return the first quarter of the shuffled images (seed 0) as "test", the others as "train".
+    """Return the first quarter of the shuffled images (seed 0) as "test", or the others as "train".
 
-    It is the split of `bnlab.lab.stuck_statistics` at its default seed.
+    This is the split of `bnlab.lab.stuck_statistics` at its default seed.
 
     Raises:
         MissingPackage: If scikit-learn is not installed.

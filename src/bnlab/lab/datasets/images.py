@@ -1,4 +1,4 @@
-"""Labelled images as they are stored, and as batches."""
+"""Labelled images, stored and as batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Images:
     Attributes:
         pixels: uint8 of shape (N, channels, height, width).
         labels: int64 of shape (N,), 0..9.
-        white: The pixel value that stands for 1.
+        white: The pixel value that becomes 1.
     """
 
     pixels: Tensor
@@ -33,7 +33,7 @@ class Images:
     white: int
 
     def batch(self, indices: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Return these images, float32 in [0, 1], and their labels; all of them in their order if none are named."""
+        """Return images, float32 in [0, 1], and their labels. The default is all images in their order."""
         return self.pixels[indices].to(torch.float32) / self.white, self.labels[indices]
 
     def batches(self, size: int, *, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -46,7 +46,7 @@ def checked_labels(path: Path, labels: NDArray[Any], images: int) -> Tensor:
     """Return the labels as int64.
 
     Raises:
-        DamagedFile: If there is not one per image, or one names no class.
+        DamagedFile: If the number of labels differs from the number of images, or if a label is not a class.
     """
     if labels.shape != (images,) or not images:
         raise DamagedFile(f"{path}: file must hold a label for each of {images} images, got {labels.size}.")

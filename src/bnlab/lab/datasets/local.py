@@ -1,4 +1,4 @@
-"""Where the files of a data set are looked for, and how their bytes are read."""
+"""The search for the files of a data set, and reading their bytes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _VARIABLE = "BNLAB_DATA"
 
 @dataclass(frozen=True)
 class Search:
-    """The folders in which a data set is looked for.
+    """The folders that are searched for a data set.
 
     Attributes:
-        name: Of the data set.
-        inner: Folders below the folder that is named and ``./data`` that are searched besides these themselves.
-        advice: What to do where nothing is found, a sentence.
+        name: The name of the data set.
+        inner: Folders below the first folder and ``./data`` that are searched in addition to these two.
+        advice: What to do if the files are missing, a sentence.
     """
 
     name: str
@@ -29,17 +29,17 @@ class Search:
     advice: str
 
     def folders(self, folder: Path | None) -> list[Path]:
-        """Return every folder, in the order of the search, whether it exists or not.
+        """Return every folder in the order of the search, whether it exists or not.
 
         Args:
-            folder: Is searched first; ``$BNLAB_DATA`` if it is None.
+            folder: The first folder; None stands for ``$BNLAB_DATA``.
         """
         first = folder or os.environ.get(_VARIABLE)
         tops = ([Path(first)] if first else []) + [Path("data")]
         return [top / inner for top in tops for inner in ("", *self.inner)] + [self._cache()]
 
     def missing_files(self, wanted: str, folder: Path | None) -> UnreadableFile:
-        """Return the error that says where was looked for what, and what to do."""
+        """Return the error that lists the missing files, the folders that were searched, and the advice."""
         return UnreadableFile(
             f"{self.name}: {wanted} must be in a folder that is searched, got none in "
             f"{_first(folder)} and {Path('data').absolute()} "
@@ -51,7 +51,7 @@ class Search:
 
 
 def _first(folder: Path | None) -> str:
-    """Return what an error calls the folder that is searched first."""
+    """Return the name of the first folder in an error."""
     if folder is not None:
         return f"{folder}"
     variable = os.environ.get(_VARIABLE)
@@ -59,15 +59,15 @@ def _first(folder: Path | None) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; a folder that may not be entered holds none."""
-    return os.path.isfile(path)  # noqa: PTH113 - that of pathlib raises where it is forbidden
+    """Whether there is such a file. A folder without permission counts as empty."""
+    return os.path.isfile(path)  # noqa: PTH113 - pathlib raises a PermissionError
 
 
 def read_bytes(path: Path, *, max_bytes: int) -> bytes:
     """Read a whole file.
 
     Raises:
-        UnreadableFile: If the operating system does not hand it over.
+        UnreadableFile: If the operating system cannot read it.
         DamagedFile: If it has more than `max_bytes` bytes.
     """
     try:
@@ -80,5 +80,5 @@ def read_bytes(path: Path, *, max_bytes: int) -> bytes:
 
 
 def unreadable(path: Path, err: OSError) -> UnreadableFile:
-    """Return the error that stands for one of the operating system."""
+    """Return the error of bnlab for an error of the operating system."""
     return UnreadableFile(f"{path}: file must be readable, got: {(err.strerror or str(err)).lower()}.")

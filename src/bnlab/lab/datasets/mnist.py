@@ -1,4 +1,4 @@
-"""MNIST from its idx files, as they are distributed: gzipped or not."""
+"""MNIST from its idx files, gzipped or not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SEARCH = Search(
 _PREFIX = {"train": "train", "test": "t10k"}
 _SIDE = 28
 _IMAGES, _LABELS = 2051, 2049
-_MOST = 1_000_000  # of images: a header may claim any number, and memory is asked for before the bytes are there
+_MAX_IMAGES = 1_000_000  # a header may claim any number, and memory is allocated before the bytes are read
 
 
 def read(split: str, folder: Path | None = None) -> Images:
@@ -34,11 +34,11 @@ def read(split: str, folder: Path | None = None) -> Images:
 
     Args:
         split: "train" or "test".
-        folder: Is searched in the place of ``$BNLAB_DATA``.
+        folder: The folder to search, instead of ``$BNLAB_DATA``.
 
     Raises:
-        UnreadableFile: If the files are not found, or cannot be opened.
-        DamagedFile: If one of them is no whole idx file of 28x28 images, or of their labels.
+        UnreadableFile: If the files are missing or cannot be opened.
+        DamagedFile: If a file is not a complete idx file of 28x28 images or of their labels.
     """
     images, labels = (f"{_PREFIX[split]}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1"))
     for place in _SEARCH.folders(folder):
@@ -58,7 +58,7 @@ def _stored(path: Path) -> Path | None:
 
 
 def _read_idx(path: Path, magic: int, item: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Read an idx file of unsigned bytes whose items have a given shape."""
+    """Read an idx file of unsigned bytes whose items have the shape `item`."""
     try:
         with path.open("rb") as file:
             if path.suffix != ".gz":
@@ -79,13 +79,13 @@ def _parse_idx(path: Path, stream: BinaryIO, magic: int, item: tuple[int, ...]) 
     number, count, *sizes = header.unpack(head)
     if number != magic:
         raise DamagedFile(f"{path}: file must begin with the idx number {magic}, got {number}.")
-    if tuple(sizes) != item or not 0 < count <= _MOST:
+    if tuple(sizes) != item or not 0 < count <= _MAX_IMAGES:
         shape = "x".join(map(str, ("N", *item)))
         raise DamagedFile(
-            f"{path}: shape must be {shape} with N from 1 to {_MOST}, got {'x'.join(map(str, (count, *sizes)))}."
+            f"{path}: shape must be {shape} with N from 1 to {_MAX_IMAGES}, got {'x'.join(map(str, (count, *sizes)))}."
         )
     expected = int(np.prod((count, *item)))
-    content = stream.read(expected + 1)  # one more: reaches the checksum of gzip, and finds what is too much
+    content = stream.read(expected + 1)  # one byte more reaches the checksum of gzip and detects extra bytes
     if len(content) != expected:
         got = "more" if len(content) > expected else len(content)
         raise DamagedFile(f"{path}: file must hold {expected} bytes after its header, got {got}.")

@@ -1,1 +1,1 @@
-"""The experiments, one a module."""
+"""The experiments, each in a module of its own."""

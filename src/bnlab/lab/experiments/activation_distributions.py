@@ -1,4 +1,4 @@
-"""activation-distributions: Figure 1 of the paper, and whether a steady distribution is why BN helps."""
+"""activation-distributions: Figure 1 of Ioffe and Szegedy 2015, and whether steady distributions explain BN's gain."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PERCENTILES = (15, 50, 85)
 _WIDTH = 100
 _HIDDEN = 3
 _SATURATED = 4.0  # the derivative of the sigmoid is 0.018 there, a fourteenth of its largest
-_LEAST_GAIN = 0.02
+_MIN_GAIN = 0.02
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,18 @@ class Config:
     """Settings of activation-distributions. The paper states neither the learning rate nor the initial weights.
 
     Attributes:
-        data: "mnist" or "digits", made binary as in the paper; "auto" for the first that is present.
-        images: Training images, at most.
-        probe: Test images, at most: for the accuracy and for the percentiles.
-        steps: Of plain stochastic gradient descent.
+        data: "mnist" or "digits", made binary as in the paper; "auto" stands for the first that is present.
+        images: The largest number of training images.
+        probe: The largest number of test images, which give the accuracy and the percentiles.
+        steps: The steps of plain stochastic gradient descent.
         batch: Images per step.
-        rates: Learning rates; each is a condition.
-        init: Standard deviation of the initial weights; biases begin at 0.
-        logged: How often the distribution is looked at, evenly over the steps.
+        rates: The learning rates; each is a condition.
+        init: The standard deviation of the initial weights; biases begin at 0.
+        logged: How often the distribution is measured, evenly over the steps.
         early: The step that counts as early in training.
-        noise_mean: The noise after BN: largest mean of a unit, drawn anew at each step.
-        noise_scale: Largest factor of a unit, drawn anew at each step; the smallest is 1.
-        noise_spread: How far mean and factor of one example are from those of the unit.
+        noise_mean: The largest mean of the noise after BN for one unit, drawn again at each step.
+        noise_scale: The largest factor of the noise for one unit, drawn again at each step; the smallest is 1.
+        noise_spread: How far the mean and the factor of one example are from those of the unit.
     """
 
     data: str = "auto"
@@ -62,10 +62,10 @@ class Config:
 
 
 class ActivationDistributions(Experiment[Config]):
-    """BN keeps the input of a sigmoid steady during training; whether that is why it trains faster."""
+    """BN keeps the input of a sigmoid steady during training, which need not be the reason why BN helps."""
 
     name = "activation-distributions"
-    source = "article, A4 and A5; Ioffe and Szegedy 2015, section 4.1 and Figure 1; Santurkar et al. 2018"
+    source = "Ioffe and Szegedy 2015 (arXiv 1502.03167), section 4.1; Santurkar et al. 2018 (arXiv 1805.11604)"
     quick = Config()
     full = Config(
         images=60_000, probe=10_000, steps=50_000, rates=(0.01, 0.03, 0.1, 0.5, 1.0, 2.0), logged=100, early=1000
@@ -74,67 +74,67 @@ class ActivationDistributions(Experiment[Config]):
         Claim(
             key="steady",
             text="BN keeps the distribution of the inputs of an activation steady while earlier layers change",
-            source="article, A4; Ioffe and Szegedy 2015, Figure 1b and 1c",
-            number="largest minus smallest median of the input of a typical sigmoid, last hidden layer: BN over no BN",
+            source="Ioffe and Szegedy 2015, Figure 1b and 1c",
+            number="largest minus smallest median input of a typical last-layer sigmoid, with BN over without BN",
             unit="ratio",
             low=0.0,
             high=0.9,
-            tolerance="a tenth below equal; the width of the distribution may grow, as gamma does in the paper",
+            tolerance="the limit is a tenth below equal; the width of the distribution may grow, as in the paper",
             refuted_if="the median moved as far with BN as without",
         ),
         Claim(
             key="early",
-            text="early in training the network with BN is far ahead",
-            source="Ioffe and Szegedy 2015, Figure 1a: 0.95 against 0.71 at its first point",
-            number="test accuracy with BN minus that without, at the early step",
+            text="early in training the network with BN has a far higher accuracy",
+            source="Ioffe and Szegedy 2015, Figure 1a: accuracy 0.95 against 0.71 at the first point",
+            number="test accuracy with BN minus test accuracy without BN, at the early step",
             unit="points",
             low=10.0,
             high=math.inf,
-            tolerance="the paper shows 24 points; at which step and learning rate it does not say",
-            refuted_if="the accuracies were within ten points of each other",
+            tolerance="the paper shows 24 points, and states neither the step nor the learning rate",
+            refuted_if="the two accuracies were within ten points of each other",
         ),
         Claim(
             key="end",
             text="at the end the network without BN has nearly caught up",
             source="Ioffe and Szegedy 2015, Figure 1a: less than a point apart after 50,000 steps",
-            number="test accuracy with BN minus that without, after the last step",
+            number="test accuracy with BN minus test accuracy without BN, after the last step",
             unit="points",
             low=-2.0,
             high=2.0,
-            tolerance="a point as in the paper, and a point for the sampling error of a thousand test images",
+            tolerance="one point is the gap of the paper, and one point is the sampling error of 1000 test images",
             refuted_if="the gap stayed wider at every learning rate",
         ),
         Claim(
             key="saturation",
             text="BN keeps sigmoids out of saturation",
-            source="article, A5; Ioffe and Szegedy 2015, section 2",
-            number="share of hidden inputs beyond 4 in absolute value, after the last step: no BN minus BN",
+            source="Ioffe and Szegedy 2015, section 2",
+            number="share of hidden inputs above 4 in absolute value after the last step, without BN minus with BN",
             unit="share",
             low=1e-3,
             high=1.0,
-            tolerance="a thousandth of the inputs; below that neither network is saturated",
-            refuted_if="as many were saturated with BN, or more",
+            tolerance="below a thousandth of the inputs, neither network is saturated",
+            refuted_if="as many inputs were saturated with BN as without, or more",
         ),
         Claim(
             key="shift-back",
-            text="noise after BN brings the shift back (or the next claim would test nothing)",
+            text="noise after BN brings the shift back, without which the next claim would test nothing",
             source="Santurkar et al. 2018, section 2.2",
-            number="path of the median: BN and noise over BN",
+            number="path of the median, with BN and noise over with BN alone",
             unit="ratio",
             low=1.5,
             high=math.inf,
-            tolerance="half as much again is more than seeds differ by",
+            tolerance="a ratio of 1.5 is larger than the difference between seeds",
             refuted_if="the median moved no further with the noise",
         ),
         Claim(
             key="mechanism",
-            text="BN helps because it reduces the shift: with the shift back, its gain is lost",
+            text="BN helps because it reduces the shift: its gain is lost when noise brings the shift back",
             source="Ioffe and Szegedy 2015, section 1; disputed by Santurkar et al. 2018",
-            number="share of BN's early gain in accuracy that the noise takes away; 0 where BN gains under 2 points",
+            number="share of BN's early gain in accuracy that the noise removes; 0 where BN gains less than 2 points",
             unit="share",
             low=0.5,
             high=math.inf,
-            tolerance="at least half of the gain, if the shift is the main reason",
+            tolerance="if the shift is the main reason, at least half of the gain is lost",
             refuted_if="the network with noise kept most of the gain",
         ),
     )
@@ -169,16 +169,16 @@ class ActivationDistributions(Experiment[Config]):
             table=table,
             notes=(
                 f"data: {data}, {len(train[1])} training and {len(test[1])} test images, binary",
-                f"learning rate and initial weights (normal, {config.init:g}) are ours: the paper states neither",
-                "the inputs are those that training sees: normalised by statistics of the batch, here the test images",
-                "the accuracy is by the running statistics, without noise",
-                "the typical sigmoid is that with the median path, drawn so that its largest excursion is positive",
-                "the kind of noise is Santurkar's, its constants are quoted from memory",
+                f"the paper states neither learning rate nor initial weights; these have a std of {config.init:g}",
+                "the inputs are normalised by batch statistics as in training; the batch is the test images",
+                "the accuracy is measured with the running statistics, without noise",
+                "the typical sigmoid has the median path; its sign is chosen to make the largest excursion positive",
+                "the kind of noise is that of Santurkar et al. 2018, section 2.2; its constants were not checked",
             ),
         )
 
     def figure(self) -> Figure:
-        """Draw three percentiles over the steps, a panel for each network and learning rate."""
+        """Draw three percentiles over the steps, with a panel for each network and learning rate."""
         return Figure(
             title="Input of a typical sigmoid of the last hidden layer during training: 15th, 50th and 85th percentile",
             mark=Mark.LINE,
@@ -193,13 +193,14 @@ class ActivationDistributions(Experiment[Config]):
 
 @dataclass(frozen=True)
 class _Course:
-    """What was seen of one training.
+    """The measurements of one training run.
 
     Attributes:
-        steps: When it was looked at.
-        accuracy: On the test images, then.
-        percentiles: Of the inputs of each unit of the last hidden layer, of shape (looks, percentiles, units).
-        saturated: Share of all hidden inputs in saturation, at the end.
+        steps: The steps of the measurements.
+        accuracy: The accuracy on the test images at each of them.
+        percentiles: The percentiles of the inputs of each unit of the last hidden layer. Shape (measurements,
+            percentiles, units).
+        saturated: The share of all hidden inputs in saturation, at the end.
     """
 
     steps: tuple[int, ...]
@@ -209,12 +210,12 @@ class _Course:
 
     @property
     def paths(self) -> Tensor:
-        """How far the median of each unit moved: largest minus smallest."""
+        """The path of the median of each unit: its largest minus its smallest value."""
         median = self.percentiles[:, _PERCENTILES.index(50)]
         return median.amax(0) - median.amin(0)
 
     def early(self, step: int) -> float:
-        """Return the accuracy at the first look from a step on."""
+        """Return the accuracy of the first measurement from a step on."""
         later = [value for at, value in zip(self.steps, self.accuracy, strict=True) if at >= step]
         return later[0] if later else self.accuracy[-1]
 
@@ -226,7 +227,7 @@ class _Course:
 
 
 class _Noise(nn.Module):
-    """Noise with a mean and a scale of its own for each unit and step, as Santurkar et al. put it after BN."""
+    """Noise with its own mean and scale for each unit and step, which Santurkar et al. 2018 put after BN."""
 
     def __init__(self, config: Config, seed: int) -> None:
         super().__init__()
@@ -245,7 +246,7 @@ class _Noise(nn.Module):
 
 
 def _build(config: Config, network: str, inputs: int, seed: int) -> nn.Sequential:
-    """Return a network; the initial weights are the same for every kind."""
+    """Return a network. The initial weights are the same for every kind."""
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []
     for width in (inputs, *[_WIDTH] * (_HIDDEN - 1)):
@@ -283,7 +284,7 @@ def _train(config: Config, network: str, rate: float, seed: int, train: Batch, t
 
 
 def _hidden_inputs(model: nn.Sequential, x: Tensor) -> Iterator[Tensor]:
-    """Yield the inputs of the sigmoids, layer by layer, normalised as in training; no running statistics move."""
+    """Yield the inputs of the sigmoids, layer by layer, normalised as in training, without a statistics update."""
     with torch.no_grad(), impose_batch_statistics(model):
         for layer in model:
             if isinstance(layer, nn.Sigmoid):
@@ -302,17 +303,17 @@ def _numbers(config: Config, plain: _Course, normalised: _Course, noisy: _Course
         "end": 100 * (normalised.accuracy[-1] - plain.accuracy[-1]),
         "saturation": plain.saturated - normalised.saturated,
         "shift-back": _ratio(float(noisy.paths.median()), path["bn"]),
-        "mechanism": lost / gain if gain >= _LEAST_GAIN else 0.0,
+        "mechanism": lost / gain if gain >= _MIN_GAIN else 0.0,
     }
 
 
 def _ratio(path: float, other: float) -> float:
-    """Return how far one median moved over how far another did; 1 if neither did."""
+    """Return the path of one median over the path of another; 1 if neither median moved."""
     return path / other if other else (math.inf if path else 1.0)
 
 
 def _append(table: dict[str, list[float | str]], network: str, course: _Course) -> None:
-    """Add the rows of one training."""
+    """Add the rows of one training run."""
     typical = course.typical()
     for column, percentile in enumerate(_PERCENTILES):
         for look, step in enumerate(course.steps):

@@ -1,4 +1,4 @@
-"""bias: whether a bias in front of BN does anything."""
+"""bias: whether a bias before BN has any effect."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Config:
     """Settings of bias.
 
     Attributes:
-        samples: Of the data set, one batch.
-        features: Inputs of the linear layer.
-        offset: Of the target, in standard deviations of the rest of it.
-        steps: Of Adam.
-        learning_rate: Of Adam.
+        samples: The size of the data set, which is one batch.
+        features: The inputs of the linear layer.
+        offset: The offset of the target, in standard deviations of the rest of the target.
+        steps: The steps of Adam.
+        learning_rate: The learning rate of Adam.
     """
 
     samples: int = 512
@@ -44,34 +44,34 @@ class Config:
 
 
 class Bias(Experiment[Config]):
-    """Whether a bias in front of BN does anything."""
+    """A bias before BN has an effect only on frozen statistics and without affine parameters."""
 
     name = "bias"
-    source = "article, A6; Ioffe and Szegedy 2015, section 3.2"
+    source = "Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3.2"
     quick = Config()
     full = Config(samples=8192, features=64, steps=5000)
     claims = (
         Claim(
             key="matters",
-            text="it is a mistake to think that the bias in front of BN is useless",
-            source="article, A6",
-            number="loss without the bias less loss with it, over offset squared",
+            text="the bias before BN matters",
+            source="a common objection to Ioffe and Szegedy 2015, section 3.2",
+            number="loss without the bias minus loss with it, over offset squared",
             unit="fraction",
             low=0.1,
             high=2.0,
-            tolerance="a bias that fits the offset saves all of it, 1; one that does nothing saves 0",
-            refuted_if="it saved nothing in any case",
+            tolerance="a bias that fits the offset saves 1, the whole offset; a bias without effect saves 0",
+            refuted_if="the bias saved nothing in any case",
         ),
         Claim(
             key="gradient",
-            text="in train mode the bias in front of BN gets no gradient",
+            text="in train mode the bias before BN gets no gradient",
             source="Ioffe and Szegedy 2015, section 3.2",
             number="gradient of the bias over that of the weight, float64",
             unit="fraction",
             low=0.0,
             high=1e-12,
-            tolerance="exact is 0; float64 rounds to 1e-16",
-            refuted_if="BN did not take the mean away, or its gradient did not go through the mean",
+            tolerance="the exact value is 0, and float64 rounds to 1e-16",
+            refuted_if="BN did not subtract the mean, or its gradient did not flow through the mean",
         ),
         Claim(
             key="eval-gradient",
@@ -81,40 +81,40 @@ class Bias(Experiment[Config]):
             unit="fraction",
             low=1e-2,
             high=1e3,
-            tolerance="that of the weight is of the same order; 0 would be 1e-16",
-            refuted_if="eval mode took the mean of the batch away",
+            tolerance="the gradient of the weight has the same order of magnitude; a gradient of 0 would give 1e-16",
+            refuted_if="eval mode subtracted the mean of the batch",
         ),
         Claim(
             key="fits-train",
             text="in train mode the network fits an offset of the target",
-            source="article, A6",
+            source="bnlab",
             number="loss in train mode over offset squared, after training in train mode",
             unit="fraction",
             low=0.0,
             high=0.01,
-            tolerance="without a shift all of it is left, 1; a fit leaves 1e-6",
+            tolerance="without a shift the whole offset is left, which is 1; a fit leaves 1e-6",
             refuted_if="BN lost the shift in every case",
         ),
         Claim(
             key="fits-eval",
             text="in eval mode the network fits an offset of the target",
-            source="article, A6",
+            source="bnlab",
             number="loss in eval mode over offset squared, after training in train mode",
             unit="fraction",
             low=0.0,
             high=0.01,
-            tolerance="as in train mode; the variance stored is m/(m-1) of the one used, which adds 1e-7",
-            refuted_if="eval mode could fit wx only, not wx + b",
+            tolerance="as in train mode; the stored variance is m/(m-1) times the used one, which adds 1e-7",
+            refuted_if="eval mode could fit wx but not wx + b",
         ),
         Claim(
             key="absorbed",
-            text="the running mean absorbs the bias: in eval mode the output is the same with and without it",
+            text="the running mean absorbs the bias: in eval mode the output is the same with and without the bias",
             source="bnlab",
             number="largest difference of the outputs in eval mode, in standard deviations, float64",
             unit="fraction",
             low=0.0,
             high=1e-6,
-            tolerance="both networks start from the same weights; rounding grows a little over the steps",
+            tolerance="both networks start from the same weights, and rounding errors grow a little over the steps",
             refuted_if="eval mode saw a bias that train mode does not see",
         ),
     )
@@ -157,15 +157,15 @@ class Bias(Experiment[Config]):
                 "mode": [mode for _, mode in rows],
                 "loss": [loss[row] for row in rows],
             },
-            notes=("Trained on frozen statistics: one batch sets the buffers, then training goes on in eval mode.",),
+            notes=("Frozen statistics: one batch sets the buffers, and training then continues in eval mode.",),
         )
 
     def figure(self) -> Figure:
-        """Draw the loss of each case, a colour per mode."""
+        """Draw the loss of each case, with one colour per mode."""
         return Figure(
             title="Loss on a target with an offset, over offset squared",
             mark=Mark.BAR,
-            x=Axis("case", "in front of BN, and BN's own"),
+            x=Axis("case", "the layer before BN, and BN's parameters"),
             y=Axis("loss", "loss / offset squared"),
             series="mode",
             rules=(Rule("y", 1.0, "the whole offset is lost"),),
@@ -173,7 +173,7 @@ class Bias(Experiment[Config]):
 
 
 def _outputs(parts: tuple[bool, bool], start: Tensor, x: Tensor, target: Tensor, config: Config) -> dict[str, Tensor]:
-    """Train one case on batch statistics and on frozen ones; return the outputs in each mode."""
+    """Train one case on batch statistics and on frozen ones. Return the outputs in each mode."""
     net = _fit(_network(nn.BatchNorm1d, parts, start), x, target, config, frozen=False)
     frozen = _fit(_network(nn.BatchNorm1d, parts, start), x, target, config, frozen=True)
     with torch.no_grad():
@@ -181,7 +181,7 @@ def _outputs(parts: tuple[bool, bool], start: Tensor, x: Tensor, target: Tensor,
 
 
 def _network(layer_class: Callable[..., nn.Module], parts: tuple[bool, bool], start: Tensor) -> nn.Sequential:
-    """Return linear -> BN; the same start gives the same weight with and without the bias, which starts at 5."""
+    """Return linear -> BN. The weight depends on `start` alone, and the bias starts near 5."""
     biased, affine = parts
     linear = nn.Linear(len(start) - 1, 1, bias=biased, dtype=start.dtype)
     with torch.no_grad():
@@ -192,7 +192,7 @@ def _network(layer_class: Callable[..., nn.Module], parts: tuple[bool, bool], st
 
 
 def _fit(net: nn.Sequential, x: Tensor, target: Tensor, config: Config, *, frozen: bool) -> nn.Sequential:
-    """Train on one batch; with frozen statistics, those of the batch before the first step."""
+    """Train on one batch. Frozen statistics are those of the batch before the first step."""
     if frozen:
         setattr(net[1], "momentum", 1.0)  # noqa: B010
         net(x)
@@ -209,14 +209,14 @@ def _fit(net: nn.Sequential, x: Tensor, target: Tensor, config: Config, *, froze
 
 def _gradients(x: Tensor, target: Tensor, start: Tensor, *, training: bool) -> dict[str, float]:
     """Return the gradient of the bias over that of the weight before training."""
-    found = {}
+    ratios = {}
     for name, layer_class in (("torch", nn.BatchNorm1d), ("bnlab", bnlab.nn.BatchNorm1d)):
         for affine in (True, False):
             net = _network(layer_class, (True, affine), start).train(training)
             mse_loss(net(x), target).backward()  # type: ignore[no-untyped-call]
             weight, bias = (torch.linalg.vector_norm(_gradient(net, key)) for key in ("0.weight", "0.bias"))
-            found[f"{name}, {'affine' if affine else 'no affine'}"] = float(bias / weight)
-    return found
+            ratios[f"{name}, {'affine' if affine else 'no affine'}"] = float(bias / weight)
+    return ratios
 
 
 def _gradient(net: nn.Module, name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""dropout-before-bn: how far dropout shifts the variance that BN stores, what it costs, and the cure."""
+"""dropout-before-bn: how far dropout shifts the variance that BN stores, what that costs, and the cure."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Config:
     """Settings of dropout-before-bn.
 
     Attributes:
-        kept: Shares that dropout keeps; a CNN that keeps all is trained in any case.
-        squared_means: Of the inputs of the linear layer: mean^2 over variance.
-        samples: Inputs the linear layer gets.
-        width: Channels of the first convolution.
-        epochs: Passes over the training data.
-        learning_rate: At the start; it falls to 0.
+        kept: The shares that dropout keeps. A CNN that keeps everything is trained in any case.
+        squared_means: mean^2 over variance of the inputs of the linear layer.
+        samples: The number of inputs of the linear layer.
+        width: The channels of the first convolution.
+        epochs: The passes over the training data.
+        learning_rate: The learning rate at the start; it falls to 0.
     """
 
     kept: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.5)
@@ -41,72 +41,72 @@ class Config:
 
 
 class DropoutBeforeBn(Experiment[Config]):
-    """Dropout before BN makes the running variance larger than that of eval mode; recalibrating mends it."""
+    """Dropout before BN makes the running variance larger than the variance in eval mode. Recalibration repairs it."""
 
     name = "dropout-before-bn"
-    source = "Li, Chen, Hu and Yang 2019"
+    source = "Li, Chen, Hu and Yang 2019 (arXiv 1801.05134)"
     quick = Config()
     full = Config(kept=(1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3), samples=1_000_000, width=32, epochs=60)
     claims = (
         Claim(
             key="formula",
-            text="behind a linear layer the variance in eval mode over the running one is 1 / ((1 + c)/p - c)",
-            source="Li et al. 2019, in our derivation; c = mean^2 / variance of independent inputs, p the share kept",
-            number="measured ratio over that of the formula",
+            text="after a linear layer the variance in eval mode over the running variance is 1 / ((1 + c)/p - c)",
+            source="derived after Li et al. 2019; c is mean^2 / variance of independent inputs, p the share kept",
+            number="measured ratio over the ratio of the formula",
             unit="ratio",
             low=0.97,
             high=1.03,
-            tolerance="the variances of 100,000 samples are good to half a percent in each channel",
-            refuted_if="another ratio came out for any p or c",
+            tolerance="the variances of 100,000 samples have an error of half a percent in each channel",
+            refuted_if="the ratio were different for any p or c",
         ),
         Claim(
             key="shift",
-            text="in a trained network the running variance is larger than that of eval mode",
+            text="in a trained network the running variance is larger than the variance in eval mode",
             source="Li et al. 2019",
-            number="variance in eval mode over the running one, mean of the layer that is furthest off",
+            number="variance in eval mode over the running variance, mean over channels of the most shifted layer",
             unit="ratio",
             low=0.0,
             high=0.95,
-            tolerance="without dropout it is within 0.02 of 1",
-            refuted_if="correlated inputs averaged the effect away",
+            tolerance="without dropout the ratio is within 0.02 of 1",
+            refuted_if="correlated inputs cancelled the effect",
         ),
         Claim(
             key="cost",
             text="the shift costs accuracy",
             source="Li et al. 2019, figure 1: 68.6 % with half dropped before BN, 77.4 % without dropout",
-            number="accuracy with statistics recomputed without dropout over that with the running ones",
+            number="accuracy with statistics recomputed without dropout, minus accuracy with the running statistics",
             unit="points",
             low=1.0,
             high=math.inf,
             tolerance="1 point is 4 of 449 test images",
-            refuted_if="the network were as good with the shifted statistics",
+            refuted_if="the network had the same accuracy with the shifted statistics",
         ),
         Claim(
             key="mended",
-            text="recalibrating with dropout off brings the variance of every layer right",
-            source="Li et al. 2019, who recompute the statistics so",
-            number="variance in eval mode over the recalibrated one, mean of the layer that is furthest off",
+            text="recalibration with dropout off corrects the variance of every layer",
+            source="Li et al. 2019, who recompute the statistics without dropout",
+            number="variance in eval mode over the recalibrated one, mean over channels of the most shifted layer",
             unit="ratio",
             low=0.98,
             high=1.02,
-            tolerance="the last images, which do not fill a batch, are left out of the recalibration",
-            refuted_if="a shift stayed",
+            tolerance="the recalibration leaves out the last images, which do not fill a batch",
+            refuted_if="a shift remained",
         ),
         Claim(
             key="returns",
-            text="recalibrated, the network is as good as one trained without dropout",
-            source="a reading of Li et al. 2019: that the shift is all that is wrong",
-            number="accuracy recalibrated over that of a network trained without dropout",
+            text="after recalibration the network is as good as a network trained without dropout",
+            source="a reading of Li et al. 2019: the shift is the only harm of dropout",
+            number="accuracy after recalibration, minus accuracy of a network trained without dropout",
             unit="points",
             low=-1.5,
             high=math.inf,
-            tolerance="1.5 points are 7 of 449 test images, as much as two seeds differ by",
+            tolerance="1.5 points are 7 of 449 test images, the difference between two seeds",
             refuted_if="dropout cost accuracy by itself",
         ),
     )
 
     def run(self, config: Config, seed: int, tick: Tick) -> Observation:
-        """Measure the ratio behind a linear layer, then in a CNN, before and after recalibrating."""
+        """Measure the ratio after a linear layer, then in a CNN before and after recalibration."""
         table: dict[str, list[float | str]] = {"kept": [], "what": [], "ratio": []}
         values: dict[str, dict[str, float]] = {claim.key: {} for claim in self.claims}
         for squared_mean in config.squared_means:
@@ -159,17 +159,17 @@ class DropoutBeforeBn(Experiment[Config]):
 
 
 def expected_ratio(kept: float, squared_mean: float) -> float:
-    """Return v / ((m^2 + v)/p - m^2): the variance in eval mode over that behind dropout.
+    """Return v / ((m^2 + v)/p - m^2), the variance in eval mode over the variance after dropout.
 
     Args:
-        kept: p.
+        kept: p, the share that dropout keeps.
         squared_mean: m^2 / v of the inputs, which are independent.
     """
     return 1 / ((1 + squared_mean) / kept - squared_mean)
 
 
 def _trained(config: Config, kept: float, data: Batch, seed: int) -> nn.Module:
-    """Return a CNN that keeps this share, trained."""
+    """Return a trained CNN whose dropout keeps this share."""
     generator = torch.Generator().manual_seed(seed)
     with seeded(seed):
         model = cnn(width=config.width, drop=1 - kept)
@@ -179,7 +179,7 @@ def _trained(config: Config, kept: float, data: Batch, seed: int) -> nn.Module:
 
 
 def _linear_ratio(kept: float, squared_mean: float, samples: int) -> float:
-    """Return the mean over 32 channels of the ratio behind dropout and a linear layer of 64 normal inputs."""
+    """Return the ratio after dropout and a linear layer of 64 normal inputs, as a mean over 32 channels."""
     front = nn.Sequential(nn.Dropout(1 - kept), nn.Linear(64, 32, bias=False))
     norm = nn.BatchNorm1d(32, momentum=None)
     x = math.sqrt(squared_mean) + torch.randn(samples, 64)
@@ -192,7 +192,7 @@ def _linear_ratio(kept: float, squared_mean: float, samples: int) -> float:
 
 @torch.no_grad()
 def _ratios(model: nn.Module, images: Tensor) -> list[float]:
-    """Return for every BN the variance it gets in eval mode over the running one, geometric mean over channels."""
+    """Return the variance in eval mode over the running variance for every BN layer, as geometric means."""
     other = copy.deepcopy(model).eval()
     seen: dict[nn.BatchNorm2d, Tensor] = {}
     layers = [layer for layer in other.modules() if isinstance(layer, nn.BatchNorm2d)]

@@ -1,4 +1,4 @@
-"""grouped-batches: batches of few classes, which a network learns to recognise by their statistics, and three cures."""
+"""grouped-batches: networks learn to recognise batches of few classes by their statistics. Three cures are tested."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from bnlab.records import Axis, Figure, Mark
 __all__ = ["Config", "GroupedBatches"]
 
 _SAME, _ANEW = "always the same classes", "classes drawn anew"
-_LEAST_LOSS = 0.02
+_MIN_LOSS = 0.02
 
 _CURE = {
     "unit": "share",
     "low": 0.8,
     "high": math.inf,
-    "tolerance": "a fifth of the loss is about what two seeds differ by; where less than 0.02 is lost, 0.02 counts",
-    "refuted_if": "less than most of the loss came back",
+    "tolerance": "two seeds differ by about a fifth of the loss; a loss below 0.02 counts as 0.02",
+    "refuted_if": "the cure recovered less than four fifths of the loss",
 }
-_RECOVERED = "accuracy in eval mode, from that of grouped batches to what these have with batch statistics"
+_RECOVERED = "accuracy in eval mode; 0 is that of grouped batches, 1 is theirs with batch statistics"
 
 _RUNNING, _RECALIBRATED = "eval mode", "eval mode, recalibrated"
 _LIKE, _RANDOM = "batches like these", "batches at random"
@@ -40,11 +40,11 @@ class Config:
     """Settings of grouped-batches.
 
     Attributes:
-        classes: Of each batch: a divisor of 10.
-        images: Of each class in a batch.
-        epochs: Passes over the training data.
-        width: Channels of each of the three dense layers.
-        learning_rate: At the start; it falls to 0.
+        classes: The classes of each batch, a divisor of 10.
+        images: The images of each class in a batch.
+        epochs: The passes over the training data.
+        width: The channels of each of the three dense layers.
+        learning_rate: The learning rate at the start; it falls to 0.
     """
 
     classes: int = 2
@@ -60,10 +60,10 @@ class Config:
 
 
 class GroupedBatches(Experiment[Config]):
-    """A network trained on batches of few classes fails in eval mode; shuffling, ghost batches or renorm prevent it."""
+    """A network trained on batches of few classes fails in eval mode. Shuffling, ghost batches and renorm help."""
 
     name = "grouped-batches"
-    source = "Ioffe 2017, section 4.3; Wu and Johnson 2021, figure 8"
+    source = "Ioffe 2017 (arXiv 1702.03275), section 4.3; Wu and Johnson 2021 (arXiv 2105.07576), figure 8"
     quick = Config()
     full = Config(epochs=120, width=256)
     claims = (
@@ -71,49 +71,49 @@ class GroupedBatches(Experiment[Config]):
             key="collapse",
             text="trained on batches of few classes, a network fails with population statistics",
             source="Wu and Johnson 2021, figure 8: 28 points; Ioffe 2017, section 4.3: 9.5 points",
-            number="accuracy with the statistics of batches like those of training over that in eval mode",
+            number="accuracy with the statistics of batches like those of training, minus accuracy in eval mode",
             unit="fraction",
             low=0.05,
             high=math.inf,
-            tolerance="half of what Ioffe reports",
+            tolerance="half of the loss that Ioffe 2017 reports",
             refuted_if="eval mode were as good as batches like those of training",
         ),
         Claim(
             key="not-the-buffers",
-            text="recomputing the statistics does not help: the weights have learned from the batch",
+            text="recomputing the statistics does not help: the weights have learned to use the batch",
             source="Wu and Johnson 2021, figure 8, whose population statistics are exact",
-            number=f"share recovered by exact statistics, layer by layer, of shuffled data: {_RECOVERED}",
+            number=f"share recovered by exact statistics of shuffled data, layer by layer ({_RECOVERED})",
             unit="share",
             low=-math.inf,
             high=0.5,
-            tolerance="the moving average of the batch variances leaves out how much batches differ, a smaller part",
-            refuted_if="exact statistics brought most of it back",
+            tolerance="the moving average leaves out the variance between batches, a smaller part of the loss",
+            refuted_if="exact statistics recovered most of the loss",
         ),
         Claim(
             key="ghost",
-            text="ghost batches that hold every class cure it",
+            text="ghost batches that hold every class prevent the failure",
             source="Ioffe 2017, section 4.3: 77.4 of 78.3 %; Wu and Johnson 2021, figure 8",
-            number=f"share recovered: {_RECOVERED}",
+            number=f"share recovered ({_RECOVERED})",
             **_CURE,  # type: ignore[arg-type]
         ),
         Claim(
             key="renorm",
-            text="batch renormalization on the same batches cures it",
+            text="batch renormalization on the same batches prevents the failure",
             source="Ioffe 2017, section 4.3: 78.5 %, as good as on batches drawn at random",
-            number=f"share recovered: {_RECOVERED}",
+            number=f"share recovered ({_RECOVERED})",
             **_CURE,  # type: ignore[arg-type]
         ),
         Claim(
             key="shuffle",
-            text="shuffling cures it",
+            text="shuffling prevents the failure",
             source="Wu and Johnson 2021, figure 8",
-            number=f"share recovered: {_RECOVERED}",
+            number=f"share recovered ({_RECOVERED})",
             **_CURE,  # type: ignore[arg-type]
         ),
     )
 
     def run(self, config: Config, seed: int, tick: Tick) -> Observation:
-        """Train on the same images, in steps that hold every class alike; only what is normalised together differs."""
+        """Train on the same images, in steps that hold all classes equally. Only the normalised batches differ."""
         data = _Data(*(datasets.read(f"digits:{split}").batch() for split in ("train", "test")))
         schemes = (("grouped", False), ("grouped", True), ("ghost", False), ("renorm", False), ("shuffle", False))
         accuracies: dict[str, dict[str, float]] = {}
@@ -122,7 +122,7 @@ class GroupedBatches(Experiment[Config]):
             accuracies[name] = _accuracies(scheme, config, seed, data, anew=anew)
             tick((index + 1) / len(schemes))
         same = accuracies[_SAME]
-        lost = max(same[_LIKE] - same[_RUNNING], _LEAST_LOSS)
+        lost = max(same[_LIKE] - same[_RUNNING], _MIN_LOSS)
         rows = [(name, *row) for name, by_statistics in accuracies.items() for row in by_statistics.items()]
         return Observation(
             values={
@@ -139,14 +139,14 @@ class GroupedBatches(Experiment[Config]):
                 "accuracy": [row[2] for row in rows],
             },
             notes=(
-                "each step is the mean gradient of batches that together hold all ten classes alike",
-                f"the cures are measured on {_SAME} in each batch",
-                "network and classes were chosen because they collapse: in single trials a small CNN hardly did",
+                "each step is the mean gradient of batches that together hold all ten classes equally",
+                f"the cures are measured with {_SAME} in each batch",
+                "network and classes were chosen because they fail: in single trials a small CNN hardly failed",
             ),
         )
 
     def figure(self) -> Figure:
-        """Draw the accuracy, a bar for each kind of statistics, a panel for each way of training."""
+        """Draw the accuracy, with a bar for each kind of statistics and a panel for each way of training."""
         return Figure(
             title="Accuracy after training on batches of few classes, and with each cure",
             mark=Mark.BAR,
@@ -163,7 +163,7 @@ class _Data:
 
 
 def _accuracies(scheme: str, config: Config, seed: int, data: _Data, *, anew: bool) -> dict[str, float]:
-    """Train by one scheme; return the accuracy with each kind of statistics."""
+    """Train by one scheme. Return the accuracy with each kind of statistics."""
     generator = torch.Generator().manual_seed(seed)
     with seeded(seed):
         model = dense(_norm(scheme, config.together), width=config.width)
@@ -194,13 +194,13 @@ def _norm(scheme: str, together: int) -> Callable[[int], nn.Module]:
 
 
 def _schedule(model: nn.Module, steps: int) -> Callable[[int], None]:
-    """Return what is called before each step: BN for a tenth of the training, full limits from a third on."""
+    """Return a callback for each step: plain BN for a tenth of the training, full limits from a third on."""
     schedule = RenormSchedule(warmup=steps // 10, r_end=steps // 3, d_end=steps // 3)
     return lambda step: schedule.apply(model, step)
 
 
 def _groups(data: Batch, config: Config, generator: torch.Generator, *, anew: bool) -> list[list[Batch]]:
-    """Return steps of batches of a few classes each; together they hold every class alike."""
+    """Return steps of batches with a few classes each. A step holds all classes equally."""
     members = [(data[1] == label).nonzero().flatten() for label in range(10)]
     members = [part[torch.randperm(len(part), generator=generator)] for part in members]
     steps = []
@@ -215,7 +215,7 @@ def _groups(data: Batch, config: Config, generator: torch.Generator, *, anew: bo
 
 
 def _arranged(scheme: str, groups: list[Batch], together: int, generator: torch.Generator) -> list[Batch]:
-    """Return the images of a step in the batches of a scheme."""
+    """Return the images of a step, split into the batches of a scheme."""
     if scheme in ("grouped", "renorm"):
         return groups
     images, labels = (torch.cat(parts) for parts in zip(*groups, strict=True))
@@ -225,5 +225,5 @@ def _arranged(scheme: str, groups: list[Batch], together: int, generator: torch.
 
 
 def _interleaved(values: Tensor, parts: int) -> Tensor:
-    """Deal values that are in the order of their class out to so many parts, one after the other."""
+    """Distribute values that are sorted by class over `parts` parts, and return the parts one after the other."""
     return torch.cat([values[part::parts] for part in range(parts)])

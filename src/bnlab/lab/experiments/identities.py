@@ -25,11 +25,11 @@ class Config:
     """Settings of identities.
 
     Attributes:
-        values: Per channel.
-        channels: Of BN.
-        inputs: Of the weight in front.
-        factor: That the weight is multiplied by.
-        deviations: Standard deviations of the input for what holds only where eps is negligible.
+        values: The number of values per channel.
+        channels: The number of channels of BN.
+        inputs: The number of inputs of the linear layer in front.
+        factor: The factor that scales the weight of this layer.
+        deviations: The standard deviations of the input at which the effect of eps is measured.
     """
 
     values: int = 64
@@ -48,7 +48,7 @@ def _equation(key: str, text: str, source: str, refuted_if: str) -> Claim:
         unit="fraction",
         low=0.0,
         high=_EXACT,
-        tolerance="float64 rounds to 1e-16, times the terms of a sum and the condition of the variance",
+        tolerance="float64 rounds to 1e-16, times the terms of a sum and the condition number of the variance",
         refuted_if=refuted_if,
     )
 
@@ -57,26 +57,26 @@ class Identities(Experiment[Config]):
     """The equations that the forward and backward pass of BN must satisfy."""
 
     name = "identities"
-    source = "Ioffe and Szegedy 2015, section 3; Ioffe 2017; Santurkar et al. 2018, theorem 4.1"
+    source = "Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3; Santurkar et al. 2018 (arXiv 1805.11604)"
     quick = Config()
     full = Config(values=4096, channels=256, inputs=128)
     claims = (
         _equation("sum", "the gradient of the input sums to 0 over a channel", _IOFFE, "the mean were held constant"),
         _equation(
             "orthogonal",
-            "the gradient of the input is orthogonal to the input, for eps to 0",
+            "the gradient of the input is orthogonal to the input, in the limit of eps = 0",
             "Ioffe 2017, section 3",
             "the variance were held constant",
         ),
         Claim(
             key="eps",
-            text="with eps 1e-5 it still is",
+            text="the gradient of the input is also orthogonal to the input with eps 1e-5",
             source="bnlab",
-            number="largest inner product over the size of its terms, either layer, by standard deviation of the input",
+            number="largest inner product over the size of its terms, both layers, by standard deviation of the input",
             unit="fraction",
             low=0.0,
             high=1e-3,
-            tolerance="what is left is at most eps over the variance",
+            tolerance="the remaining inner product is at most eps over the variance",
             refuted_if="eps made a difference at every size of the input",
         ),
         _equation(
@@ -89,7 +89,7 @@ class Identities(Experiment[Config]):
         _equation("dbeta", "the gradient of beta is sum(dy)", _IOFFE, "autograd gave another gradient"),
         _equation(
             "scale",
-            "BN((aW)u) = BN(Wu), for eps to 0",
+            "BN((aW)u) = BN(Wu), in the limit of eps = 0",
             "Ioffe and Szegedy 2015, section 3.3",
             "the scale of the weight reached the output",
         ),
@@ -101,14 +101,14 @@ class Identities(Experiment[Config]):
         ),
         _equation(
             "scale-weight",
-            "the gradient of aW is 1/a of that of W",
+            "the gradient of aW is 1/a times that of W",
             "Ioffe and Szegedy 2015, section 3.3",
             "larger weights did not get smaller gradients",
         ),
         _equation(
             "euler",
-            "<W, dW> = 0 for every output channel, for eps to 0",
-            "Euler's theorem, from the scale invariance",
+            "<W, dW> = 0 for every output channel, in the limit of eps = 0",
+            "Euler's theorem on homogeneous functions, by the scale invariance",
             "the gradient changed the length of the weight",
         ),
         _equation(
@@ -120,7 +120,7 @@ class Identities(Experiment[Config]):
     )
 
     def run(self, config: Config, seed: int, tick: Tick) -> Observation:
-        """Evaluate both sides of each equation for torch's and bnlab's layer, with random inputs in float64."""
+        """Evaluate both sides of each equation for torch's layer and bnlab's layer, with random inputs in float64."""
         errors: dict[str, dict[str, float]] = {}
         layers = {"torch": nn.BatchNorm1d, "bnlab": bnlab.nn.BatchNorm1d}
         for index, (name, layer_class) in enumerate(layers.items()):
@@ -143,11 +143,11 @@ class Identities(Experiment[Config]):
                 "layer": [name for _ in exact for name in layers],
                 "error": [max(errors[key][name], _FLOOR) for key in exact for name in layers],
             },
-            notes=("All in float64; the seeds differ in the inputs, weights and gradients.",),
+            notes=("All values are float64. The seeds differ in the inputs, weights and gradients.",),
         )
 
     def figure(self) -> Figure:
-        """Draw the error of each equation, a shape per layer."""
+        """Draw the error of each equation, with a shape per layer."""
         return Figure(
             title="Relative error of the equations of BN in float64",
             mark=Mark.POINT,
@@ -163,14 +163,14 @@ class _Pass:
     """One forward and backward pass through a BN layer.
 
     Attributes:
-        x: Input.
-        dy: Gradient of the output.
-        dx: Gradient of the input.
-        xhat: Normalised input, by the definition.
-        gamma: Weight of the layer.
-        inv_std: 1 / sqrt(var + eps), by the definition.
-        dgamma: Gradient of gamma.
-        dbeta: Gradient of beta.
+        x: The input.
+        dy: The gradient of the output.
+        dx: The gradient of the input.
+        xhat: The normalised input, by its definition.
+        gamma: The weight of the layer.
+        inv_std: 1 / sqrt(var + eps), by its definition.
+        dgamma: The gradient of gamma.
+        dbeta: The gradient of beta.
     """
 
     x: Tensor
@@ -226,12 +226,12 @@ def _scaling(layer_class: Callable[..., nn.Module], config: Config, generator: t
     u = _random((config.values, config.inputs), generator).requires_grad_()
     dy = _random((config.values, config.channels), generator)
     weight = _random((config.channels, config.inputs), generator)
-    found = []
+    passes = []
     for factor in (1.0, config.factor):
         scaled = (factor * weight).requires_grad_()
         y = layer(u @ scaled.T)
-        found.append((y.detach(), *torch.autograd.grad(y, (u, scaled), dy)))
-    (y, du, dw), (y_scaled, du_scaled, dw_scaled) = found
+        passes.append((y.detach(), *torch.autograd.grad(y, (u, scaled), dy)))
+    (y, du, dw), (y_scaled, du_scaled, dw_scaled) = passes
     return {
         "scale": _error(y_scaled, y),
         "scale-input": _error(du_scaled, du),

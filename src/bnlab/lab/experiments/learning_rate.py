@@ -1,4 +1,4 @@
-"""learning-rate: how much higher a learning rate BN stands, and whether it lets a deep sigmoid network learn at all."""
+"""learning-rate: how much BN raises the largest usable learning rate, and whether deep sigmoid networks need BN."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ["Config", "LearningRate"]
 
 _NETWORKS = ("no BN", "BN")
 _TIMES = (1, 5, 30)
-_LEARNED = 0.9  # of the loss at the start
-_LAST = 20  # steps over which the loss at the end is a mean
+_LEARNED = 0.9  # a network learns if its last loss is below this share of its first loss
+_LAST = 20  # number of steps whose mean is the last loss
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ class Config:
     """Settings of learning-rate.
 
     Attributes:
-        data: "digits" or "mnist"; "auto" for digits, which are small.
-        images: Training images, at most.
-        probe: Test images, at most.
-        depth: Hidden layers of the rectified network.
-        width: Units of each hidden layer.
-        batch: Images per step.
-        steps: Of plain stochastic gradient descent, at every learning rate.
-        rates: Learning rates of the rectified network, each the same factor above the one before.
-        depths: Hidden layers of the sigmoid networks; each is a condition.
-        sigmoid_steps: Steps of a sigmoid network.
-        sigmoid_rates: Its learning rates; the best counts.
+        data: "digits" or "mnist"; "auto" stands for digits, which are small.
+        images: The largest number of training images.
+        probe: The largest number of test images.
+        depth: The hidden layers of the ReLU network.
+        width: The units of each hidden layer.
+        batch: The images per step.
+        steps: The steps of plain stochastic gradient descent at every learning rate.
+        rates: The learning rates of the ReLU network, in a geometric series.
+        depths: The hidden layers of the sigmoid networks; each is a condition.
+        sigmoid_steps: The steps of a sigmoid network.
+        sigmoid_rates: The learning rates of a sigmoid network, of which the best counts.
     """
 
     data: str = "auto"
@@ -58,10 +58,10 @@ class Config:
 
 
 class LearningRate(Experiment[Config]):
-    """BN stands higher learning rates, and a deep sigmoid network learns with it."""
+    """BN tolerates higher learning rates, and a deep sigmoid network learns with BN."""
 
     name = "learning-rate"
-    source = "Ioffe and Szegedy 2015, sections 3.3 and 4.2; Bjorck et al. 2018"
+    source = "Ioffe and Szegedy 2015 (arXiv 1502.03167), sections 3.3 and 4.2; Bjorck et al. 2018 (arXiv 1806.02375)"
     quick = Config()
     full = Config(
         data="mnist",
@@ -77,35 +77,35 @@ class LearningRate(Experiment[Config]):
     claims = (
         Claim(
             key="higher",
-            text="BN stands a higher learning rate",
+            text="BN tolerates a higher learning rate",
             source="Ioffe and Szegedy 2015, section 3.3",
-            number="largest learning rate at which the loss falls: BN over no BN",
+            number="largest learning rate at which the loss falls, with BN over without BN",
             unit="ratio",
             low=2.0,
             high=math.inf,
-            tolerance="falls: the last 20 losses are below 0.9 of the first on average; 2 is a step of the grid",
+            tolerance="it falls if the mean of the last 20 losses is below 0.9 of the first; the grid has steps of 2",
             refuted_if="both networks stopped learning at the same rate",
         ),
         Claim(
             key="bn-times",
-            text="with BN the learning rate may be 5 and 30 times as high",
+            text="with BN the network learns at 5 and 30 times the learning rate",
             source="Ioffe and Szegedy 2015, section 4.2.2: BN-x5 and BN-x30",
             number="test accuracy with BN at a multiple of the rate that is best without BN",
             unit="share",
             low=0.8,
             high=1.0,
-            tolerance="chance is 0.1; a network that learns these images is above 0.9",
-            refuted_if="no multiple of the rate could be learned with",
+            tolerance="chance is 0.1, and a network that learns these images is above 0.9",
+            refuted_if="the network learned at no multiple of the rate",
         ),
         Claim(
             key="plain-times",
-            text="without BN a rate 5 times as high ends the training",
+            text="without BN the network does not learn at 5 times the learning rate",
             source="Ioffe and Szegedy 2015, section 4.2.2: the parameters reached machine infinity",
-            number="test accuracy without BN at a multiple of its best rate; outputs that overflow are misses",
+            number="test accuracy without BN at a multiple of its best rate; outputs that overflow count as misses",
             unit="share",
             low=0.0,
             high=0.3,
-            tolerance="chance is 0.1, with room for a network that learned one class more",
+            tolerance="chance is 0.1, and the limit leaves room for a network that learned one class more",
             refuted_if="the network without BN learned at the higher rates as well",
         ),
         Claim(
@@ -116,8 +116,8 @@ class LearningRate(Experiment[Config]):
             unit="share",
             low=0.0,
             high=0.2,
-            tolerance="chance is 0.1, and the best of a few looks at it is above",
-            refuted_if="it learned at every depth",
+            tolerance="chance is 0.1, and the best of several measurements is higher",
+            refuted_if="the network learned at every depth",
         ),
         Claim(
             key="sigmoid-learns",
@@ -127,8 +127,8 @@ class LearningRate(Experiment[Config]):
             unit="share",
             low=0.8,
             high=1.0,
-            tolerance="well above chance, 0.1, and below what a shallow network reaches, 0.95",
-            refuted_if="it stayed near chance at every depth",
+            tolerance="the limit is well above chance, 0.1, and below the accuracy of a shallow network, 0.95",
+            refuted_if="the network stayed near chance at every depth",
         ),
     )
 
@@ -156,12 +156,12 @@ class LearningRate(Experiment[Config]):
         reached: dict[str, dict[str, float]] = {network: {} for network in _NETWORKS}
         for index, depth in enumerate(config.depths):
             for network in _NETWORKS:
-                found = bench.sweep(f"sigmoid, {depth} layers", network, config.sigmoid_rates)
-                reached[network][f"{depth} layers"] = max(trained.accuracy for trained in found.values())
+                trainings = bench.sweep(f"sigmoid, {depth} layers", network, config.sigmoid_rates)
+                reached[network][f"{depth} layers"] = max(training.accuracy for training in trainings.values())
             tick(0.4 + 0.6 * (index + 1) / len(config.depths))
         return Observation(
             values={
-                "higher": {"": _largest(normalised) / _largest(plain) if _largest(plain) else math.inf},
+                "higher": {"": _largest_rate(normalised) / _largest_rate(plain) if _largest_rate(plain) else math.inf},
                 "bn-times": times["BN"],
                 "plain-times": {factor: reach for factor, reach in times["no BN"].items() if factor != "x1"},
                 "sigmoid-chance": reached["no BN"],
@@ -170,12 +170,12 @@ class LearningRate(Experiment[Config]):
             table=bench.table,
             notes=(
                 f"data: {data}, {len(train[1])} training and {len(test[1])} test images; PyTorch's own initial weights",
-                "the rate that multiples refer to is, for each seed, the one with the lowest loss without BN",
+                "multiples refer to the learning rate with the lowest loss without BN, for each seed",
             ),
         )
 
     def figure(self) -> Figure:
-        """Draw the accuracy over the learning rate, a line with and one without BN, a panel per kind of network."""
+        """Draw the accuracy over the learning rate, with lines for BN and no BN and a panel per kind of network."""
         return Figure(
             title="Test accuracy after the same number of steps, by learning rate",
             mark=Mark.LINE,
@@ -190,13 +190,13 @@ class LearningRate(Experiment[Config]):
 
 
 @dataclass(frozen=True)
-class _Trained:
-    """What came of one training.
+class _Training:
+    """The outcome of one training run.
 
     Attributes:
-        first: Loss of the first batch.
-        loss: Mean of the last losses; inf if one was not finite.
-        accuracy: On the test images.
+        first: The loss of the first batch.
+        loss: The mean of the last losses; inf if one of them was not finite.
+        accuracy: The accuracy on the test images.
     """
 
     first: float
@@ -208,24 +208,24 @@ class _Bench:
     """Trains networks of all kinds on the same data.
 
     Attributes:
-        table: A row for each training of a sweep.
+        table: The rows of the figure, one for each training run of a sweep.
     """
 
     def __init__(self, config: Config, seed: int, train: Batch, test: Batch) -> None:
         self._config, self._seed, self._train, self._test = config, seed, train, test
         self.table: dict[str, list[float | str]] = {"kind": [], "network": [], "rate": [], "accuracy": []}
 
-    def sweep(self, kind: str, network: str, rates: Sequence[float]) -> dict[float, _Trained]:
-        """Train at each learning rate, and enter it in the table."""
-        found = {rate: self.train(kind, network, rate) for rate in rates}
-        for rate, trained in found.items():
-            row: list[float | str] = [kind, network, rate, trained.accuracy]
+    def sweep(self, kind: str, network: str, rates: Sequence[float]) -> dict[float, _Training]:
+        """Train at each learning rate, and add each run to the table."""
+        trainings = {rate: self.train(kind, network, rate) for rate in rates}
+        for rate, training in trainings.items():
+            row: list[float | str] = [kind, network, rate, training.accuracy]
             for column, value in zip(self.table.values(), row, strict=True):
                 column.append(value)
-        return found
+        return trainings
 
-    def train(self, kind: str, network: str, rate: float) -> _Trained:
-        """Train one network; the initial weights and the batches are the same at every rate."""
+    def train(self, kind: str, network: str, rate: float) -> _Training:
+        """Train one network. The initial weights and the batches are the same at every rate."""
         sigmoid, config = kind.startswith("sigmoid"), self._config
         depth = int(kind.split()[1])
         model = _build(
@@ -234,7 +234,7 @@ class _Bench:
         losses = self._losses(model, rate, config.sigmoid_steps if sigmoid else config.steps)
         last = losses[-_LAST:]
         loss = math.fsum(last) / len(last) if all(map(math.isfinite, last)) else math.inf
-        return _Trained(losses[0], loss, accuracy(model, self._test))
+        return _Training(losses[0], loss, accuracy(model, self._test))
 
     def _losses(self, model: nn.Module, rate: float, steps: int) -> list[float]:
         """Return the loss of each step, up to the first that is not finite."""
@@ -255,7 +255,7 @@ class _Bench:
 def _build(
     inputs: int, depth: int, width: int, activation: Callable[[], nn.Module], network: str, seed: int
 ) -> nn.Sequential:
-    """Return a network; the initial weights are the same with and without BN."""
+    """Return a network. The initial weights are the same with and without BN."""
     with seeded(seed):
         layers: list[nn.Module] = []
         for size in (inputs, *[width] * (depth - 1)):
@@ -266,9 +266,9 @@ def _build(
         return nn.Sequential(*layers, nn.Linear(width, 10))
 
 
-def _largest(trained: dict[float, _Trained]) -> float:
+def _largest_rate(trainings: dict[float, _Training]) -> float:
     """Return the largest learning rate at which the loss falls; 0 if there is none."""
-    return max((rate for rate, found in trained.items() if found.loss < _LEARNED * found.first), default=0.0)
+    return max((rate for rate, training in trainings.items() if training.loss < _LEARNED * training.first), default=0.0)
 
 
 def _flat(data: Batch) -> Batch:

@@ -1,4 +1,4 @@
-"""momentum: what the running statistics do with it, and whether 0 is what the paper does."""
+"""momentum: its effect on the running statistics, and whether momentum 0 is the method of Ioffe and Szegedy 2015."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import bnlab.nn
 from bnlab.lab.experiment import Claim, Experiment, Observation, Tick
 from bnlab.records import Axis, Figure, Mark, Rule
 
-__all__ = ["Config", "Momentum", "program_3"]
+__all__ = ["Config", "Momentum", "two_updates"]
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
-_PROGRAM_3 = {
+_TWO_UPDATES = {
     "eval before, 1e5": 99999.5,
     "eval before, 2e5": 199999.0,
     "train, 1e5": -1.0,
@@ -29,7 +29,7 @@ _PROGRAM_3 = {
     "eval after 2, 1e5": 2.3198,
     "eval after 2, 2e5": 5.5642,
 }
-"""What the article's program 3 prints."""
+"""The numbers for a layer without affine parameters, inputs 1e5 and 2e5, momentum 0.1 and two updates."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Config:
     """Settings of momentum.
 
     Attributes:
-        momenta: Weights of the new batch; None for a cumulative average.
-        batch: Values per channel and update.
-        updates: For the formula.
-        replicas: Channels that noise is measured over, each a run of its own.
-        drift: Of the mean of the input, per update.
-        horizon: Updates for the decay; momenta that take longer to forget are left out of it.
+        momenta: The weights of the new batch; None stands for a cumulative average.
+        batch: The number of values per channel and update.
+        updates: The number of updates in the test of the formula.
+        replicas: The number of independent channels over which the noise is measured.
+        drift: The drift of the mean of the input per update.
+        horizon: The number of updates in the test of the decay, which leaves out momenta that forget more slowly.
     """
 
     momenta: tuple[float | None, ...] = (0.0, 0.001, 0.01, 0.1, 0.5, 1.0, None)
@@ -54,40 +54,40 @@ class Config:
 
 
 class Momentum(Experiment[Config]):
-    """What momentum does to the running statistics, and whether 0 is what the paper does."""
+    """Momentum sets how fast the running statistics follow the batches, and momentum 0 stops them."""
 
     name = "momentum"
-    source = "article, A7 and program 3; Ioffe and Szegedy 2015, Algorithm 2"
+    source = "torch.nn.BatchNorm1d documentation; Ioffe and Szegedy 2015 (arXiv 1502.03167), Algorithm 2"
     quick = Config()
     full = Config(updates=1000, replicas=20000)
     claims = (
         Claim(
             key="formula",
             text="the running value is (1 - momentum) * old + momentum * new; with None every batch weighs the same",
-            source="article, A7",
+            source="torch.nn.BatchNorm1d documentation",
             number="largest relative error of the buffers against the formula, with unbiased batch variances, float64",
             unit="fraction",
             low=0.0,
             high=1e-10,
             tolerance="float64 rounds to 1e-16 per update",
-            refuted_if="a buffer were another combination of the batches",
+            refuted_if="a buffer were a different combination of the batches",
         ),
         Claim(
-            key="program-3",
-            text="eval mode uses the running statistics and train mode the batch: the numbers of program 3",
-            source="article, A7 and program 3",
-            number="measured over printed",
+            key="two-updates",
+            text="eval mode uses the running statistics and train mode the batch: ten numbers for inputs 1e5 and 2e5",
+            source="torch.nn.BatchNorm1d documentation",
+            number="measured number over calculated number",
             unit="ratio",
             low=1 - 2e-5,
             high=1 + 2e-5,
-            tolerance="the article prints five digits",
-            refuted_if="one of the ten numbers were another",
+            tolerance="the calculated numbers have five digits",
+            refuted_if="one of the ten numbers were different",
         ),
         Claim(
             key="zero",
-            text="momentum 0 is what the paper does",
-            source="article, A7",
-            number="running mean over that of the population, which the paper's Algorithm 2 uses",
+            text="momentum 0 is the method of the paper",
+            source="a common misreading of Ioffe and Szegedy 2015, Algorithm 2",
+            number="running mean over the population mean, which Algorithm 2 of the paper uses",
             unit="ratio",
             low=0.9,
             high=1.1,
@@ -96,63 +96,63 @@ class Momentum(Experiment[Config]):
         ),
         Claim(
             key="identity",
-            text="with momentum 0 eval mode normalises nothing: it is the identity",
+            text="with momentum 0 eval mode does not normalise: it is the identity",
             source="bnlab",
             number="eval output times sqrt(1 + eps) over input, after all updates",
             unit="ratio",
             low=1 - 1e-10,
             high=1 + 1e-10,
-            tolerance="float64",
-            refuted_if="the buffers moved",
+            tolerance="float64 rounds to 1e-16 per update",
+            refuted_if="the buffers changed",
         ),
         Claim(
             key="paper",
-            text="what the paper does is an equal weight for every batch: momentum None",
+            text="the method of the paper gives every batch the same weight: momentum None",
             source="Ioffe and Szegedy 2015, Algorithm 2, steps 8 to 10",
             number="largest relative error of the buffers against the mean of the batch means and m/(m-1) variances",
             unit="fraction",
             low=0.0,
             high=1e-10,
-            tolerance="float64",
-            refuted_if="the buffers were another average",
+            tolerance="float64 rounds to 1e-16 per update",
+            refuted_if="the buffers were a different average",
         ),
         Claim(
             key="forgets",
-            text="a batch is forgotten to 1 % after ln(0.01) / ln(1 - momentum) updates",
-            source="papers, formula 5.3",
+            text="1 % of a batch's weight is left after ln(0.01) / ln(1 - momentum) updates",
+            source="the update formula in the torch.nn.BatchNorm1d documentation",
             number="updates until 1 % is left, over the formula rounded up",
             unit="ratio",
             low=1 - 1e-3,
             high=1 + 1e-3,
-            tolerance="one update of the several thousand at momentum 0.001; deterministic",
+            tolerance="the limit is above one update of the several thousand at momentum 0.001; there is no randomness",
             refuted_if="the decay were not geometric",
         ),
         Claim(
             key="noise",
-            text="the variance of the running mean is momentum / (2 - momentum) of that of a batch mean",
-            source="papers, formula 5.3",
-            number="variance over independent channels, over the formula (None: 1 / updates)",
+            text="the variance of the running mean is momentum / (2 - momentum) times that of a batch mean",
+            source="the update formula in the torch.nn.BatchNorm1d documentation",
+            number="variance over independent channels, over the value of the formula (None: 1 / updates)",
             unit="ratio",
             low=0.85,
             high=1.15,
             tolerance="2000 channels have a standard error of 0.032",
-            refuted_if="noise were averaged over more batches or fewer",
+            refuted_if="the noise were averaged over more or fewer batches",
         ),
         Claim(
             key="lag",
-            text="under a drift d per update the running mean is late by d * (1 - momentum) / momentum",
-            source="papers, formula 5.3",
-            number="mean lag over the formula",
+            text="under a drift d per update the running mean lags by d * (1 - momentum) / momentum",
+            source="the update formula in the torch.nn.BatchNorm1d documentation",
+            number="mean lag over the value of the formula",
             unit="ratio",
             low=0.97,
             high=1.03,
-            tolerance="noise leaves 0.005 at momentum 0.5, less below; the start leaves 0.001",
-            refuted_if="the average age of a batch were another",
+            tolerance="noise causes 0.005 at momentum 0.5 and less below; the initial values cause 0.001",
+            refuted_if="the average age of a batch were different",
         ),
     )
 
     def run(self, config: Config, seed: int, tick: Tick) -> Observation:
-        """Feed noise, drift and a step to layers with each momentum; repeat program 3."""
+        """Feed noise, drift and a step to layers with each momentum. Measure the ten numbers of two updates."""
         generator = torch.Generator().manual_seed(seed)
         batches = 3 + 2 * torch.randn(
             config.updates, max(config.batch, 200), 4, generator=generator, dtype=torch.float64
@@ -179,10 +179,10 @@ class Momentum(Experiment[Config]):
         return Observation(
             values={
                 "formula": formula,
-                "program-3": {
-                    f"{name}: {key}": value / _PROGRAM_3[key]
+                "two-updates": {
+                    f"{name}: {key}": value / _TWO_UPDATES[key]
                     for name, layer_class in _layer_classes().items()
-                    for key, value in program_3(layer_class).items()
+                    for key, value in two_updates(layer_class).items()
                 },
                 "zero": {"": float((_buffers(frozen)[0] / means).mean())},
                 "identity": {"": float(identity.flatten()[(identity - 1).abs().argmax()])},
@@ -192,11 +192,11 @@ class Momentum(Experiment[Config]):
                 "lag": lag,
             },
             table=table,
-            notes=("Program 3 and the decay are deterministic; the seeds differ in the noise.",),
+            notes=("The ten numbers and the decay are deterministic. The seeds differ in the noise.",),
         )
 
     def figure(self) -> Figure:
-        """Draw how the running mean follows a step, a line per momentum."""
+        """Draw how the running mean follows a step, with a line per momentum."""
         return Figure(
             title="Running mean after the mean of the input stepped from 0 to 1",
             mark=Mark.LINE,
@@ -212,7 +212,7 @@ def _layer_classes() -> dict[str, type[nn.Module]]:
 
 
 def _formula(config: Config, batches: Tensor) -> dict[str, float]:
-    """Return how far the buffers of each layer are from the recursion, by layer and momentum."""
+    """Return the error of the buffers against the update formula, by layer and momentum."""
     errors = {}
     for name, layer_class in _layer_classes().items():
         for momentum in config.momenta:
@@ -221,8 +221,8 @@ def _formula(config: Config, batches: Tensor) -> dict[str, float]:
     return errors
 
 
-def program_3(layer_class: type[nn.Module] = nn.BatchNorm1d) -> dict[str, float]:
-    """Return what the article's program 3 prints: a layer without affine, two inputs, two updates."""
+def two_updates(layer_class: type[nn.Module] = nn.BatchNorm1d) -> dict[str, float]:
+    """Return ten numbers of a layer without affine parameters for the inputs 1e5 and 2e5, over two updates."""
     layer = layer_class(1, momentum=0.1, affine=False)
     x = torch.tensor([[1e5], [2e5]])
     numbers = [*layer.eval()(x).flatten().tolist(), *layer.train()(x).flatten().tolist()]
@@ -230,7 +230,7 @@ def program_3(layer_class: type[nn.Module] = nn.BatchNorm1d) -> dict[str, float]
     layer(x)
     numbers += [float(buffer) for buffer in _buffers(layer)]
     numbers += layer.eval()(x).flatten().tolist()
-    return dict(zip(_PROGRAM_3, numbers, strict=True))
+    return dict(zip(_TWO_UPDATES, numbers, strict=True))
 
 
 def _buffers(layer: nn.Module) -> tuple[Tensor, Tensor]:
@@ -246,7 +246,7 @@ def _fed(layer: Layer, batches: Tensor) -> Layer:
 
 
 def _recursion(batches: Tensor, momentum: float | None) -> tuple[Tensor, Tensor]:
-    """Return both running statistics by the formula."""
+    """Return both running statistics by the update formula."""
     mean, var = torch.zeros_like(batches[0, 0]), torch.ones_like(batches[0, 0])
     for index, batch in enumerate(batches):
         new = 1 / (index + 1) if momentum is None else momentum
@@ -257,14 +257,14 @@ def _recursion(batches: Tensor, momentum: float | None) -> tuple[Tensor, Tensor]
 
 
 def _error(layer: nn.Module, mean: Tensor, var: Tensor) -> float:
-    """Return the largest relative error of both buffers; that of the mean in units of the standard deviation."""
+    """Return the largest error of both buffers: of the mean in standard deviations, of the variance relative."""
     have_mean, have_var = _buffers(layer)
     return max(float(((have_mean - mean) / var.sqrt()).abs().max()), float((have_var / var - 1).abs().max()))
 
 
 @torch.no_grad()
 def _step(momentum: float | None, horizon: int, table: dict[str, list[float | str]]) -> int:
-    """Show batches of mean 1 to a new layer; return the updates until 1 % of its start is left, or 0."""
+    """Show batches of mean 1 to a new layer. Return the updates until 1 % of its start is left, or 0."""
     layer = nn.BatchNorm1d(1, momentum=momentum, dtype=torch.float64)
     x = torch.tensor([[0.5], [1.5]], dtype=torch.float64)
     drawn = {round(10 ** (step / 8)) for step in range(1 + math.floor(8 * math.log10(horizon)))}
@@ -283,7 +283,7 @@ def _step(momentum: float | None, horizon: int, table: dict[str, list[float | st
 
 @torch.no_grad()
 def _noise_and_lag(config: Config, momentum: float | None, generator: torch.Generator) -> tuple[float, float]:
-    """Feed noise around a drifting mean; return the variance over the formula, and the mean lag."""
+    """Feed noise around a drifting mean. Return the variance over the formula, and the mean lag."""
     updates = 100 if momentum is None else max(5, math.ceil(7 / momentum))
     layer = nn.BatchNorm1d(config.replicas, momentum=momentum, affine=False)
     centre = 0.0

@@ -1,4 +1,4 @@
-"""steps-to-accuracy: the paper's "14 times fewer training steps", on a small network, with what the rate alone does."""
+"""steps-to-accuracy: the "14 times fewer training steps" of Ioffe and Szegedy 2015, on a small network."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Config:
     """Settings of steps-to-accuracy.
 
     Attributes:
-        data: "cifar10" or "digits"; "auto" for the first that is present.
-        images: Images of the training split, at most; the last of them are held out.
-        held_out: How many of these are held out, at most a fifth.
-        channels: Of each convolution; each halves the image.
-        batch: Images per step.
-        steps: Of plain stochastic gradient descent.
-        every: Steps from one look at the accuracy to the next.
-        rates: Learning rates of the baseline without BN; each is a condition, with its multiples for the others.
+        data: "cifar10" or "digits"; "auto" stands for the first that is present.
+        images: The largest number of images of the training split, of which the last are held out.
+        held_out: The number of images that are held out, at most a fifth.
+        channels: The channels of each convolution. Each convolution halves the image.
+        batch: The images per step.
+        steps: The steps of plain stochastic gradient descent.
+        every: The steps between two measurements of the accuracy.
+        rates: The learning rates of the baseline without BN. Each is a condition, and the other settings use multiples.
     """
 
     data: str = "auto"
@@ -49,10 +49,10 @@ class Config:
 
 
 class StepsToAccuracy(Experiment[Config]):
-    """How many steps BN saves on the way to the accuracy that a network without it reaches."""
+    """BN saves steps on the way to the accuracy of a network without BN."""
 
     name = "steps-to-accuracy"
-    source = "Ioffe and Szegedy 2015, section 4.2.2 and Figure 3"
+    source = "Ioffe and Szegedy 2015 (arXiv 1502.03167), section 4.2.2 and Figure 3"
     quick = Config()
     full = Config(
         images=50_000, held_out=5000, channels=(32, 64, 64), steps=20_000, every=50, rates=(0.005, 0.02, 0.05, 0.1)
@@ -60,20 +60,20 @@ class StepsToAccuracy(Experiment[Config]):
     claims = (
         Claim(
             key="fewer",
-            text="with BN, and nothing else changed, the same accuracy takes fewer steps",
+            text="BN alone reaches the same accuracy in fewer steps",
             source="Ioffe and Szegedy 2015, Figure 3: 31.0e6 steps against 13.3e6, a ratio of 2.3",
-            number="steps to the best accuracy of the network without BN: no BN over BN; 0 if BN never reaches it",
+            number="steps to the best accuracy without BN, no BN over BN; 0 if BN never reaches it",
             unit="ratio",
             low=1.1,
             high=math.inf,
-            tolerance="a tenth, about what one look at the accuracy is apart from the next",
+            tolerance="a tenth is about the distance between two measurements of the accuracy",
             refuted_if="BN needed as many steps or more",
         ),
         Claim(
             key="higher-rate",
-            text="with a higher learning rate BN needs fewer steps still",
+            text="BN needs still fewer steps with a higher learning rate",
             source="Ioffe and Szegedy 2015, Figure 3: 13.3e6 steps against 2.1e6 (x5) and 2.7e6 (x30)",
-            number="steps to that accuracy: BN over BN at a multiple of the rate; 0 if that never reaches it",
+            number="steps to that accuracy, BN over BN at a multiple of the rate; 0 if the latter never reaches it",
             unit="ratio",
             low=1.1,
             high=math.inf,
@@ -82,20 +82,20 @@ class StepsToAccuracy(Experiment[Config]):
         ),
         Claim(
             key="fourteen",
-            text="14 times fewer steps",
+            text="BN with a higher learning rate needs 14 times fewer steps",
             source="Ioffe and Szegedy 2015, abstract; Figure 3: 31.0e6 over 2.1e6 is 14.8",
-            number="steps to that accuracy: no BN over the faster of BN x5 and BN x30; 0 if neither reaches it",
+            number="steps to that accuracy, no BN over the faster of BN x5 and BN x30; 0 if neither reaches it",
             unit="ratio",
             low=7.0,
             high=28.0,
-            tolerance="of the order: from half of 14 to twice 14, since network and images are others",
-            refuted_if="the ratio were of another order at every base rate",
+            tolerance="the limits are half of 14 and twice 14, because the network and the images are different",
+            refuted_if="the ratio were outside these limits at every base rate",
         ),
         Claim(
             key="not-the-rate",
             text="the higher learning rate alone, without BN, saves nothing",
             source="Ioffe and Szegedy 2015, section 4.2.2: at x5 Inception reached machine infinity",
-            number="steps to that accuracy: no BN over no BN x5; 0 if that never reaches it",
+            number="steps to that accuracy, no BN over no BN x5; 0 if the latter never reaches it",
             unit="ratio",
             low=0.0,
             high=1.1,
@@ -109,7 +109,7 @@ class StepsToAccuracy(Experiment[Config]):
         return dataclasses.replace(config, data=datasets.chosen(config.data, "cifar10", "digits", folder=self.data_dir))
 
     def run(self, config: Config, seed: int, tick: Tick) -> Observation:
-        """Train each setting from the same weights on the same batches."""
+        """Train each setting from the same initial weights on the same batches."""
         data = self.resolve(config).data
         images, labels = datasets.load(f"{data}:train", batch_size=config.images, folder=self.data_dir)[0]
         images = (images - 0.5) / 0.25
@@ -139,14 +139,14 @@ class StepsToAccuracy(Experiment[Config]):
             values=values,
             table=table,
             notes=(
-                f"data: {data}, {len(train[1])} images to train on and {len(test[1])} held out, of the training split",
-                f"the accuracy to reach is the best that the network without BN shows in {config.steps} steps",
-                "a low base rate leaves more to gain: compare the base rates",
+                f"data: {data}, {len(train[1])} images to train on and {len(test[1])} held out from the training split",
+                f"the accuracy to reach is the best of the network without BN in {config.steps} steps",
+                "a low base rate leaves more room for a gain: compare the base rates",
             ),
         )
 
     def figure(self) -> Figure:
-        """Draw the accuracy over the steps, a line per setting, a panel per base rate."""
+        """Draw the accuracy over the steps, with a line per setting and a panel per base rate."""
         return Figure(
             title="Held-out accuracy during training; x5 and x30 are multiples of the base learning rate",
             mark=Mark.LINE,
@@ -160,7 +160,7 @@ class StepsToAccuracy(Experiment[Config]):
 
 
 def _build(config: Config, network: str, shape: Sequence[int], seed: int) -> nn.Sequential:
-    """Return a small convolutional network; the initial weights are the same with and without BN."""
+    """Return a small convolutional network. The initial weights are the same with and without BN."""
     with seeded(seed):
         layers: list[nn.Module] = []
         inputs, side = shape[0], shape[-1]
@@ -174,7 +174,7 @@ def _build(config: Config, network: str, shape: Sequence[int], seed: int) -> nn.
 
 
 def _train(config: Config, network: str, rate: float, seed: int, train: Batch, test: Batch) -> list[float]:
-    """Return the held-out accuracy at each look."""
+    """Return the held-out accuracy at each measurement."""
     model = _build(config, network, train[0].shape[1:], seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     batches = minibatches(train, config.batch, torch.Generator().manual_seed(seed))
@@ -187,7 +187,7 @@ def _train(config: Config, network: str, rate: float, seed: int, train: Batch, t
 
 
 def _first(curve: Sequence[float], target: float, looks: Sequence[float]) -> float:
-    """Return the step of the first look at which the target is reached; inf if there is none."""
+    """Return the step of the first measurement that reaches the target; inf if there is none."""
     return next((step for step, value in zip(looks, curve, strict=True) if value >= target), math.inf)
 
 

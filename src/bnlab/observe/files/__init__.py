@@ -1,1 +1,1 @@
-"""Reads BN state from files: one format a module. Files are data, nothing in them is run."""
+"""Reads BN state from files, with one module per format. A file is data: nothing in it is run."""

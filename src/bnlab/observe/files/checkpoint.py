@@ -1,6 +1,6 @@
-"""Opens checkpoint files: what they hold as data, and the BN evidence in it, without model code.
+"""Opens checkpoint files as data and reads the BN evidence in them, without model code.
 
-The format is told from the bytes, not from the name: ``.pt`` may be a zip archive, a legacy pickle, or safetensors.
+The bytes of a file decide its format, not its name: ``.pt`` may be a zip archive, a legacy pickle, or safetensors.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LFS_POINTER = b"version https://git-lfs"
 _TAR_MAGIC = slice(257, 262)
 _HEAD_BYTES = 512
 
-# What parsers raise on bytes that break their format. A bug of ours may hide behind it, but not a traceback.
+# Parsers raise these on bytes that break their format. They may hide a bug in bnlab, but the user sees one line.
 _PARSER_ERRORS = (
     *(
         ValueError,
@@ -58,7 +58,7 @@ _PARSER_ERRORS = (
 
 
 class FileFormat(Enum):
-    """A format of files that hold tensors."""
+    """A file format for tensors."""
 
     ZIP = "torch.save"
     LEGACY = "torch.save before 1.6"
@@ -74,12 +74,12 @@ _READERS: Mapping[FileFormat, Callable[[Content], Any]] = {
 
 @dataclass(frozen=True)
 class StoredFile:
-    """What a file of tensors holds, as data.
+    """The contents of a file of tensors, as data.
 
     Attributes:
-        format: Told from its bytes.
+        format: The format, which its bytes decide.
         tree: Nested containers down to tensors that are not read yet.
-        metadata: The strings that safetensors carry beside the tensors.
+        metadata: The strings that a safetensors file holds beside the tensors; None for other formats.
     """
 
     format: FileFormat
@@ -88,7 +88,7 @@ class StoredFile:
 
 
 def looks_like_checkpoint(path: Path) -> bool:
-    """Whether the first bytes of a file are those of a format that `read_checkpoint` knows."""
+    """Return whether the first bytes of a file are those of a format that `read_checkpoint` reads."""
     try:
         head = open_content(path)[:_HEAD_BYTES]
     except BnlabError:
@@ -97,17 +97,18 @@ def looks_like_checkpoint(path: Path) -> bool:
 
 
 def read_checkpoint(path: Path, hyperparameters: Hyperparameters) -> Evidence:
-    """Read the BN state of a file; only the bytes of BN layers are touched.
+    """Read the BN state of a file. Of the tensors, only those of BN layers are read.
 
     Args:
         path: A file written by ``torch.save`` (either format), safetensors, or an ONNX model.
-        hyperparameters: Momentum and eps, which only ONNX holds.
+        hyperparameters: Momentum and eps, which only ONNX files hold.
 
     Returns:
-        The evidence; without networks if the file holds no BN.
+        The evidence, without networks if the file holds no BN layer.
 
     Raises:
-        UnreadableFile, NotACheckpoint, DamagedFile, PickledModule, MissingPackage: Each with the path and the way out.
+        UnreadableFile, NotACheckpoint, DamagedFile, PickledModule, MissingPackage: If the file cannot be read. The
+            message holds the path and says what to do.
     """
     with named_errors(path):
         content = open_content(path)
@@ -121,7 +122,8 @@ def read_stored(path: Path) -> StoredFile:
     """Read a file of tensors down to the tensors, which stay unread.
 
     Raises:
-        UnreadableFile, NotACheckpoint, DamagedFile: Each with the path and the way out.
+        UnreadableFile, NotACheckpoint, DamagedFile: If the file cannot be read. The message holds the path and says
+            what to do.
     """
     with named_errors(path):
         return _stored(path, open_content(path))
@@ -129,7 +131,7 @@ def read_stored(path: Path) -> StoredFile:
 
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Put the path before every error of the block; what a parser raises becomes a DamagedFile."""
+    """Put the path before the message of every error in the block, and turn errors of parsers into DamagedFile."""
     try:
         yield
     except BnlabError as err:
@@ -152,7 +154,7 @@ def _stored(path: Path, content: Content) -> StoredFile:
 
 
 def _format_of(path: Path, head: bytes) -> FileFormat | None:
-    """Return the format of a file of tensors, or None if it is none."""
+    """Return the format of a file of tensors, or None for any other file."""
     if head.startswith(_ZIP):
         return FileFormat.ZIP
     if is_legacy(head):

@@ -1,4 +1,4 @@
-"""The containers that a file holds: dicts, lists and foreign objects, each with the way to it."""
+"""Walks the containers in a file: dicts, lists and foreign objects, each with the path to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bnlab.observe.files.tensors import StoredTensor
 __all__ = ["Container", "containers", "keys_of", "kind_of", "refusal_of_module", "tensors_in"]
 
 Path: TypeAlias = "tuple[Path, Any] | None"
-"""The way to a container, as a linked list: a file may nest them deeper than a tuple could be copied each time."""
+"""The path to a container as a linked list, because copying a tuple at each level of a deep file would be slow."""
 
 _CONTAINERS = (dict, list, tuple, Stranger)
 
@@ -24,9 +24,9 @@ class Container:
     """A container of a file.
 
     Attributes:
-        path: The way to it.
-        children: What lies in it; nothing, if it is a pickled module.
-        module: The class of a pickled module, else None.
+        path: The path to the container.
+        children: The contents of the container; empty for a pickled module.
+        module: The class of a pickled module; None for any other container.
     """
 
     path: Path
@@ -35,7 +35,7 @@ class Container:
 
 
 def containers(tree: object) -> Iterator[Container]:
-    """Yield every container, each object once, in file order; a pickled module is not looked into."""
+    """Yield every container, each object once, in file order, without the contents of pickled modules."""
     seen: set[int] = set()
     pending: list[tuple[Path, object]] = [(None, tree)]
     while pending:
@@ -62,18 +62,18 @@ def keys_of(path: Path) -> tuple[Any, ...]:
 
 
 def tensors_in(mapping: Mapping[Any, Any]) -> dict[str, StoredTensor]:
-    """Return the tensors and arrays that lie in a mapping under a name, in file order."""
+    """Return the tensors and arrays whose keys in a mapping are strings, in file order."""
     values = {key: as_stored_tensor(value) or value for key, value in mapping.items() if isinstance(key, str)}
     return {key: value for key, value in values.items() if isinstance(value, StoredTensor)}
 
 
 def kind_of(value: object) -> str:
-    """Return the class of a value, as the user would write it."""
+    """Return the name of the class of a value, as a user would write it."""
     return value.kind.path if isinstance(value, Stranger) else type(value).__name__
 
 
 def refusal_of_module(kind: str) -> PickledModule:
-    """Return the error for a file that holds a pickled module of some class and no state dict."""
+    """Return the error for a file that holds a pickled module of the class `kind` and no state dict."""
     return PickledModule(
         f"file must hold tensors only, got a pickled module ({kind}), which could be read only by running code. "
         "Give package.module:callable that builds the model, "
@@ -95,12 +95,12 @@ def _children(node: object) -> Mapping[Any, Any]:
 
 
 def _states(node: Stranger) -> list[dict[Any, Any]]:
-    """Return the attributes of a foreign object: a dict, or a pair of one and the slots."""
+    """Return the attributes of a foreign object, whose state is a dict, or a pair of a dict and the slots."""
     parts = node.state if isinstance(node.state, (tuple, list)) else [node.state]
     return [part for part in parts if isinstance(part, dict)]
 
 
 def _is_module(node: Stranger) -> bool:
-    """Whether this would have become an nn.Module: one with its attributes, or one that builds itself from them."""
+    """Return whether unpickling would make an nn.Module, from its attributes or by a call that receives them."""
     attributes = [*_states(node), *(part for part in node.arguments if isinstance(part, dict))]
     return any({"_parameters", "_modules"} <= part.keys() for part in attributes)

@@ -1,4 +1,4 @@
-"""The bytes of a file, mapped into memory: a page is read only when it is touched."""
+"""Maps the bytes of a file into memory. The system reads a page only when it is accessed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Content", "open_content"]
 
 
 class Content(mmap.mmap):
-    """A mapped file that zipfile accepts: before Python 3.13 a map does not say that it is seekable."""
+    """A mapped file that zipfile accepts: before Python 3.13, mmap has no `seekable` method."""
 
     def seekable(self) -> bool:
-        """A map can always be read in any order."""
+        """Return True: a mapped file can be read in any order."""
         return True
 
 
@@ -24,11 +24,11 @@ def open_content(path: Path) -> Content:
     """Map a file for reading.
 
     Raises:
-        UnreadableFile: If it is missing, a folder, a device, or not permitted.
-        NotACheckpoint: If it is empty.
+        UnreadableFile: If the file is missing, is a folder or device, or must not be read.
+        NotACheckpoint: If the file is empty.
     """
     try:
-        # O_NONBLOCK: opening a pipe nobody writes to would wait for ever
+        # O_NONBLOCK: opening a pipe without a writer would wait for ever
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as err:
         reason = getattr(err, "strerror", None) or str(err)
@@ -43,5 +43,5 @@ def open_content(path: Path) -> Content:
     finally:
         os.close(descriptor)
     if hasattr(mmap, "MADV_RANDOM"):
-        content.madvise(mmap.MADV_RANDOM)  # BN tensors lie far apart: reading ahead would bring in their neighbours
+        content.madvise(mmap.MADV_RANDOM)  # BN tensors lie far apart, so reading ahead would read other tensors
     return content

@@ -1,4 +1,4 @@
-"""A checkpoint file and the model it belongs to: loaded as data, never as code, and written again."""
+"""Loads a checkpoint file into its model, as data and never as code, and writes the file again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckpointFile", "load_into", "state_dict_file"]
 
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 _SAFETENSORS = ".safetensors"
 
 
@@ -31,19 +31,19 @@ def load_into(model: nn.Module, path: Path) -> CheckpointFile:
     """Load a state dict into a model, strictly.
 
     Args:
-        model: Changed only if everything fits.
-        path: A file of torch.save or safetensors. The state dict may lie in containers of other things, under any key,
-            and wrappers may have put a prefix before all its names (`wrapper_prefix`).
+        model: The model, which changes only if every tensor fits.
+        path: A file of torch.save or safetensors. The state dict may lie inside other containers, under any key, and
+            wrappers may have put a prefix before all its names (`wrapper_prefix`).
 
     Returns:
         The file, which can be written again with other numbers.
 
     Raises:
-        UnreadableFile: If the file is not there or cannot be read.
-        NotACheckpoint: If it holds no tensors.
-        DamagedFile: If it is cut off or otherwise damaged.
-        PickledModule: If it holds a pickled module and no state dict.
-        UsageError: If no state dict in it fits the model.
+        UnreadableFile: If the file does not exist or cannot be read.
+        NotACheckpoint: If the file is not in a format for tensors.
+        DamagedFile: If the file is truncated or otherwise damaged.
+        PickledModule: If the file holds a pickled module and no state dict.
+        UsageError: If no state dict in the file fits the model.
     """
     wanted = model.state_dict()
     stored = read_stored(path)
@@ -51,7 +51,7 @@ def load_into(model: nn.Module, path: Path) -> CheckpointFile:
         state = _best_state_dict(stored.tree, wanted)
         unfit = state.unfit(wanted)
         if unfit:
-            raise UsageError(f"state dict must fit the model, got {listed(unfit, _MOST_NAMED)}.")
+            raise UsageError(f"state dict must fit the model, got {listed(unfit, _MAX_NAMED)}.")
         values = {name: _as_tensor(tensor) for name, tensor in state.tensors.items()}
     model.load_state_dict(values, strict=False)
     return CheckpointFile(path, stored, state)
@@ -59,12 +59,12 @@ def load_into(model: nn.Module, path: Path) -> CheckpointFile:
 
 @dataclass(frozen=True)
 class _StateDict:
-    """A state dict within a file, by the names of a model.
+    """A state dict inside a file, with the names of a model.
 
     Attributes:
-        container: As it lies in the file.
-        prefix: What stands before each name there.
-        tensors: Its tensors by their names in the model.
+        container: The container of the file that holds the state dict.
+        prefix: The prefix of every name in the file.
+        tensors: The tensors of the state dict, by their names in the model.
     """
 
     container: Container
@@ -76,7 +76,7 @@ class _StateDict:
         return sum(name in wanted and tensor.shape == wanted[name].shape for name, tensor in self.tensors.items())
 
     def unfit(self, wanted: Mapping[str, Tensor]) -> list[str]:
-        """Describe what is missing here, too much, or of another kind; the counters of BN layers may be missing."""
+        """Describe the tensors that are missing, unexpected or of another kind. BN counters may be missing."""
         missing = [name for name in wanted if name not in self.tensors and not name.endswith("num_batches_tracked")]
         kinds = {name: kind_of(value) for name, value in self.container.children.items()}
         both = [(name, has, tuple(wanted[name].shape)) for name, has in self.tensors.items() if name in wanted]
@@ -90,7 +90,7 @@ class _StateDict:
 
 
 def _best_state_dict(tree: object, wanted: Mapping[str, Tensor]) -> _StateDict:
-    """Return the first of the state dicts in a file that fit a model best."""
+    """Return the state dict in a file that fits a model best; the first one of several equally good ones."""
     modules: list[str] = []
     states: list[_StateDict] = []
     for container in containers(tree):
@@ -108,7 +108,7 @@ def _best_state_dict(tree: object, wanted: Mapping[str, Tensor]) -> _StateDict:
 
 
 def _as_tensor(stored: StoredTensor) -> Tensor:
-    """Read a tensor bit by bit; numpy lacks some dtypes, of which it has the bits."""
+    """Return a tensor with the stored bits. Where numpy lacks the dtype, the bits are read as integers."""
     tensor = torch.from_numpy(stored.bits())
     dtype: torch.dtype = getattr(torch, stored.dtype)
     return tensor if tensor.dtype == dtype else tensor.view(dtype)
@@ -126,27 +126,28 @@ class CheckpointFile:
         """Refuse a file that cannot be written again whole, before any work is done.
 
         Args:
-            suffix: Of the path it will be written to.
+            suffix: Suffix of the path of the new file.
 
         Raises:
-            UsageError: If it holds objects of foreign classes, and the new file would hold more than the state dict.
+            UsageError: If the file holds objects of foreign classes, and the new file would hold more than the state
+                dict.
         """
         if suffix != _SAFETENSORS:
             _ = self._content
 
     def rewritten(self, changed: Mapping[str, Tensor], dropped: Collection[str], *, suffix: str) -> bytes:
-        """Return the file with other numbers; every tensor that is not named is kept bit by bit.
+        """Return the file with other numbers. Every tensor that is not named keeps all its bits.
 
-        The format and nesting are those of the file. Under the suffix ".safetensors", which holds nothing but tensors,
-        it is the state dict alone. Tensors are stored for the CPU.
+        The new file has the format and nesting of the original. With the suffix ".safetensors", a format for tensors
+        alone, it holds just the state dict. Tensors are stored as CPU tensors.
 
         Args:
-            changed: New values by the name in the model; each gets the dtype it has in the file.
-            dropped: Names in the model of tensors to leave out.
-            suffix: Of the path it will be written to.
+            changed: New values by their names in the model. Each is cast to its dtype in the file.
+            dropped: Names in the model of the tensors to leave out.
+            suffix: Suffix of the path of the new file.
 
         Raises:
-            UsageError: If the file cannot be written again, see `require_rewritable`.
+            UsageError: If the file cannot be written again (see `require_rewritable`).
         """
         if suffix == _SAFETENSORS:
             state = self._tensors_of_file()
@@ -169,16 +170,16 @@ class CheckpointFile:
                 mapping[key] = changed[name].detach().cpu().to(mapping[key].dtype)
 
     def _tensors_of_file(self) -> dict[str, Tensor]:
-        """Return the state dict by the names it has in the file."""
+        """Return the tensors of the state dict by their names in the file."""
         with named_errors(self._path):
             return {self._state.prefix + name: _as_tensor(stored) for name, stored in self._state.tensors.items()}
 
     @cached_property
     def _content(self) -> tuple[object, MutableMapping[str, Tensor]]:
-        """What torch.save is to write again, and the state dict within it.
+        """The contents that torch.save writes again, and the state dict inside them.
 
-        What the data reader keeps as an inert record cannot be written again, so torch loads the file here, as it does
-        with weights_only=True. Its tensors share their storages as those of the file do.
+        The data reader keeps foreign objects as inert records, which cannot be written again. Therefore torch loads the
+        file here, with weights_only=True. The loaded tensors share their storages as those of the file do.
         """
         if self._stored.format is FileFormat.SAFETENSORS:
             state = self._tensors_of_file()
@@ -193,23 +194,23 @@ class CheckpointFile:
             ) from error
 
     def _state_dict_within(self, content: object) -> MutableMapping[str, Tensor]:
-        """Return what lies where the data reader met the state dict; LookupError if it is not the same."""
+        """Return the mapping at the path of the state dict; raise LookupError if it lacks one of the tensors."""
         mapping: Any = content
         for key in keys_of(self._state.container.path):
             mapping = mapping[key]
         keys = {self._state.prefix + name for name in self._state.tensors}
         if not isinstance(mapping, MutableMapping) or not keys <= mapping.keys():
-            raise LookupError("torch.load gives another state dict than the data reader")
+            raise LookupError("torch.load returned another state dict than the data reader")
         return mapping
 
 
 def state_dict_file(state: Mapping[str, Tensor], suffix: str, metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return a state dict as a file: safetensors under that suffix, else one of torch.save.
+    """Return the bytes of a file with a state dict, in the format of safetensors or of torch.save.
 
     Args:
-        state: Tensors by name; safetensors get them contiguous and for the CPU.
-        suffix: Of the path it will be written to.
-        metadata: What safetensors carry beside the tensors.
+        state: Tensors by name. A safetensors file stores contiguous copies on the CPU.
+        suffix: Suffix of the path of the file. ".safetensors" selects safetensors, any other suffix torch.save.
+        metadata: Strings to store beside the tensors in a safetensors file.
     """
     if suffix == _SAFETENSORS:
         from safetensors.torch import save

@@ -1,4 +1,4 @@
-"""Numpy arrays inside a pickle, rebuilt from the inert record of how numpy would have made them."""
+"""Rebuilds numpy arrays inside a pickle from the inert record of the call with which numpy would make them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _DTYPES = {
 
 
 def as_stored_tensor(value: object) -> StoredTensor | None:
-    """Return the array that a Stranger stands for, or None if it is none of a dtype BN state can have.
+    """Return the array that a Stranger represents, or None if it is not an array of a dtype that BN state can have.
 
-    A state dict of numpy arrays is as good as one of tensors: converters from other frameworks write them.
+    Converters from other frameworks write state dicts of numpy arrays, so arrays count as tensors.
     """
     if not (isinstance(value, Stranger) and value.kind.path in _RECONSTRUCT):
         return None

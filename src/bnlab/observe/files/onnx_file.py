@@ -1,4 +1,4 @@
-"""Reads the BatchNormalization nodes of an ONNX file; the model is parsed, never run."""
+"""Reads the BatchNormalization nodes of an ONNX file. The model is parsed but never run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from bnlab.conventions import from_float32, momentum_from_decay
 from bnlab.errors import DamagedFile, MissingPackage, NotACheckpoint
 from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, NetworkState, distinct
-from bnlab.observe.files.tensors import MOST_CHANNELS, coarser, widen
+from bnlab.observe.files.tensors import MAX_CHANNELS, coarser, widen
 
 if TYPE_CHECKING:
     from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
@@ -29,14 +29,15 @@ _SEPARATORS = "._/"
 
 
 def looks_like_onnx(head: bytes) -> bool:
-    """Whether a file that begins with these bytes may be an ONNX model: field 1, its version, comes first."""
+    """Return whether a file that begins with these bytes may be an ONNX model: field 1, its version, comes first."""
     return head[:1] == b"\x08"
 
 
 def read_onnx(path: Path, hyperparameters: Hyperparameters) -> Evidence:
-    """Return the BN layers of an ONNX model, with momentum and eps from the nodes unless stated otherwise.
+    """Return the BN layers of an ONNX model, with momentum and eps from the nodes unless the caller states them.
 
-    Parameters may be initializers, also in an external file, or come from Constant, ConstantOfShape or Identity nodes.
+    Parameters may be initializers, including those in an external file, or the outputs of Constant, ConstantOfShape or
+    Identity nodes.
 
     Raises:
         MissingPackage: If the onnx package is not installed.
@@ -72,9 +73,9 @@ def read_onnx(path: Path, hyperparameters: Hyperparameters) -> Evidence:
 
 
 def _scopes(model: ModelProto, folder: Path) -> Iterator[tuple[GraphProto | FunctionProto, Constants]]:
-    """Yield the graph, its functions and every subgraph of a node with the constants seen there, outer ones first.
+    """Yield the graph, the functions and every subgraph of a node, outer ones first, each with its constants.
 
-    A subgraph sees the names around it, a function only its own.
+    A subgraph can use the names of the graph around it; a function can use only its own names.
     """
     pending = [(scope, Constants(scope, folder)) for scope in (model.graph, *model.functions)]
     while pending:
@@ -85,21 +86,21 @@ def _scopes(model: ModelProto, folder: Path) -> Iterator[tuple[GraphProto | Func
 
 
 def subgraphs(node: NodeProto) -> list[GraphProto]:
-    """Return the graphs a node holds, such as the branches of an If."""
-    found: list[GraphProto] = []
+    """Return the graphs that a node holds, such as the branches of an If node."""
+    graphs: list[GraphProto] = []
     for attribute in node.attribute:
-        found += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
-    return found
+        graphs += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+    return graphs
 
 
 class Constants:
-    """The tensors of a graph or function that are known without running it, by name.
+    """The tensors of a graph or function whose values are known without running it, by name.
 
     Args:
         scope: A graph or function.
-        folder: Where external data lies.
+        folder: The folder of external data.
         around: The constants of the graph around a subgraph.
-        limit: The largest number of values worth reading; a tensor with more is read as one of shape (0,).
+        limit: The largest number of values to read. A tensor with more values is read as one of shape (0,).
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Constants:
         folder: Path,
         around: Constants | None = None,
         *,
-        limit: int = MOST_CHANNELS,
+        limit: int = MAX_CHANNELS,
     ) -> None:
         self._folder = folder
         self._limit = limit
@@ -119,7 +120,7 @@ class Constants:
         self.nodes.update((node.output[0], node) for node in scope.node if node.op_type in known and node.output)
 
     def find(self, name: str) -> tuple[str, np.ndarray[Any, Any]] | None:
-        """Return stored dtype and values of a tensor, or None where it is computed or fed at run time."""
+        """Return stored dtype and values of a tensor, or None if the tensor is computed or fed at run time."""
         name = self.root(name)
         if name in self.tensors:
             return self._read(self.tensors[name])
@@ -129,7 +130,7 @@ class Constants:
         return self._constant(node) if node.op_type == "Constant" else self._constant_of_shape(node)
 
     def root(self, name: str) -> str:
-        """Return the name a tensor has before the Identity nodes it went through."""
+        """Return the name of a tensor before the Identity nodes that rename it."""
         seen: set[str] = set()
         while name in self.nodes and self.nodes[name].op_type == "Identity" and name not in seen:
             seen.add(name)
@@ -179,23 +180,23 @@ class Constants:
 
 
 def _layer(node: NodeProto, constants: Constants, known: Hyperparameters) -> LayerState | str:
-    """Return the layer, or why it cannot be read from the file."""
+    """Return the layer, or the reason why it cannot be read from the file."""
     if len(node.input) < 5:
         return f"has {len(node.input)} inputs, a BatchNormalization node has 5"
-    found = {}
+    parameters = {}
     for key, name in zip(_PARAMETERS, node.input[1:5], strict=True):
         constant = constants.find(name)
         if constant is None:
             return f"{key} ({name!r}) is computed or fed when the model runs"
-        found[key] = constant
-    shapes = {values.shape for _, values in found.values()}
+        parameters[key] = constant
+    shapes = {values.shape for _, values in parameters.values()}
     shape = min(shapes, key=len)
     if len(shapes) > 1 or len(shape) != 1 or shape == (0,):
-        return f"parameters have the shapes {sorted(shapes)}, those of a BN layer are all (C,)"
-    unreadable = [dtype for dtype, _ in found.values() if dtype not in _DTYPES.values()]
+        return f"parameters have the shapes {sorted(shapes)}, not all the (C,) of a BN layer"
+    unreadable = [dtype for dtype, _ in parameters.values() if dtype not in _DTYPES.values()]
     if unreadable:
         return f"parameters have the dtype {unreadable[0]}"
-    values = {key: widen(array) for key, (_, array) in found.items()}
+    values = {key: widen(array) for key, (_, array) in parameters.items()}
     return LayerState(
         name=layer_name(node),
         running_mean=values["running_mean"],
@@ -203,14 +204,14 @@ def _layer(node: NodeProto, constants: Constants, known: Hyperparameters) -> Lay
         weight=values["weight"],
         bias=values["bias"],
         num_batches_tracked=None,
-        dtype=coarser(found["running_mean"][0], found["running_var"][0]),
-        affine_dtype=found["weight"][0],
+        dtype=coarser(parameters["running_mean"][0], parameters["running_var"][0]),
+        affine_dtype=parameters["weight"][0],
         hyperparameters=_hyperparameters(node, known),
     )
 
 
 def _hyperparameters(node: NodeProto, known: Hyperparameters) -> Hyperparameters:
-    """Return momentum and eps of the node; what the caller stated wins."""
+    """Return momentum and eps of the node, unless the caller states them."""
     stored = {attribute.name: attribute.f for attribute in node.attribute}
     decay, eps = stored.get("momentum", _DEFAULT_MOMENTUM), stored.get("epsilon", _DEFAULT_EPSILON)
     stated: dict[str, float | None] = {}
@@ -222,7 +223,7 @@ def _hyperparameters(node: NodeProto, known: Hyperparameters) -> Hyperparameters
 
 
 def layer_name(node: NodeProto) -> str:
-    """Return the best name of a layer: that of its parameters, then of its node, then of its output.
+    """Return the best name of a layer: that of its parameters, else of its node, else of its output.
 
     Exporters keep torch's ``layer1.bn1.running_mean``; converters from other frameworks share a prefix such as
     ``conv1/bn_`` among the four parameters.

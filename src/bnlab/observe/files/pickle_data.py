@@ -1,10 +1,10 @@
-"""Reads a pickle as data: nothing is imported, nothing is called.
+"""Reads a pickle as data, without importing or calling anything.
 
-``torch.load(weights_only=True)`` refuses a checkpoint as soon as an ``argparse.Namespace`` lies beside the tensors,
-needs the whole of a legacy file in memory, and knows protocol 2 only. This reader replays the opcodes on plain
-containers instead. A name the pickle wants to import becomes a :class:`Global`, and whatever would have been built by
-calling it becomes a :class:`Stranger`: an inert record of the request. The few globals that stand for plain data or
-for tensors are interpreted by the caller's `build`.
+``torch.load(weights_only=True)`` refuses a checkpoint with an ``argparse.Namespace`` beside the tensors, needs a whole
+legacy file in memory, and supports protocol 2 only. This reader replays the opcodes on plain containers instead. Where
+the pickle would import a name, the reader makes a :class:`Global`. Where the pickle would call that name, the reader
+makes a :class:`Stranger`, an inert record of the call. The `build` function of the caller interprets the few globals
+that stand for plain data or tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, TypeAlias
 __all__ = ["Data", "Global", "Stranger", "read_pickle"]
 
 Data: TypeAlias = Any
-"""What a pickle stands for: plain containers, numbers, strings, Globals, Strangers, and what `build` made."""
+"""A value in a pickle: a plain container, number, string, Global or Stranger, or a value that `build` returned."""
 
 Build = Callable[["Global", tuple[Data, ...]], Data]
 PersistentLoad = Callable[[Data], Data]
@@ -28,25 +28,25 @@ _PLAIN_KEYS = (str, int, float, bytes, type(None))
 
 @dataclass(frozen=True)
 class Global:
-    """A name that the pickle asked to import, and that was not imported."""
+    """A name that the pickle would import. It is not imported."""
 
     module: str
     name: str
 
     @property
     def path(self) -> str:
-        """Dotted path, as the user would write it."""
+        """Dotted path, as a user would write it."""
         return f"{self.module}.{self.name}"
 
 
 @dataclass(eq=False)
 class Stranger:
-    """An object of a foreign class, kept as the data that would have made it.
+    """An object of a foreign class, kept as the data from which unpickling would make it.
 
     Attributes:
-        kind: The class or function asked for.
-        arguments: What it would have been called with.
-        state: What would have been handed to ``__setstate__``, if anything.
+        kind: The class or function that unpickling would call.
+        arguments: The arguments of that call.
+        state: The argument of ``__setstate__``, or None.
         items: Keys and values of a foreign mapping.
         elements: Elements of a foreign sequence.
     """
@@ -59,28 +59,28 @@ class Stranger:
 
 
 def read_pickle(stream: BinaryIO, build: Build, persistent_load: PersistentLoad) -> Data:
-    """Read one pickle from where `stream` stands, and leave the stream right behind it.
+    """Read one pickle from the current position of `stream`, and leave the stream right behind it.
 
     Args:
-        stream: Binary stream; read forward only.
-        build: Called for every global with arguments; returns plain data for those it knows, else a Stranger.
+        stream: Binary stream, which is read forward only.
+        build: Called for every global with arguments. It returns data for the globals it knows, else a Stranger.
         persistent_load: Called with every persistent id.
 
     Returns:
-        Dicts, lists, tuples, strings, numbers, bytes, Globals, Strangers and what `build` and `persistent_load` made.
+        Plain containers, strings, numbers, bytes, Globals, Strangers, and values from `build` and `persistent_load`.
 
     Raises:
-        ValueError: If the bytes are no complete pickle.
+        ValueError: If the bytes are not a complete pickle.
     """
     machine = _Machine(build, persistent_load)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # an odd escape in a string of protocol 0
+            warnings.simplefilter("ignore", DeprecationWarning)  # an unusual escape in a string of protocol 0
             for opcode, argument, _ in pickletools.genops(stream):
                 machine.step(opcode.name, argument)
         return machine.stack[-1]
     except (IndexError, KeyError, TypeError, AttributeError) as err:
-        raise ValueError(f"pickle breaks its own rules ({type(err).__name__})") from err
+        raise ValueError(f"its pickle is malformed ({type(err).__name__})") from err
 
 
 _MARK = object()
@@ -132,9 +132,9 @@ class _Machine:
     def pop_many(self, count: int) -> list[Data]:
         if len(self.stack) < count:
             raise IndexError
-        taken = self.stack[-count:]
+        popped = self.stack[-count:]
         del self.stack[-count:]
-        return taken
+        return popped
 
     def pop_to_mark(self) -> list[Data]:
         at = len(self.stack) - 1
@@ -142,9 +142,9 @@ class _Machine:
             at -= 1
             if at < 0:
                 raise IndexError
-        taken = self.stack[at + 1 :]
+        popped = self.stack[at + 1 :]
         del self.stack[at:]
-        return taken
+        return popped
 
     def call(self, kind: Data, arguments: Data) -> Data:
         if not isinstance(arguments, tuple):
@@ -167,7 +167,7 @@ def _set_items(target: Data, values: list[Data]) -> None:
     if not isinstance(mapping, dict):
         raise TypeError
     for key, value in _pairs(values):
-        # Other keys name no layer, and hashing them would recurse as deeply as the stream likes.
+        # Other keys name no layer, and hashing them could recurse to any depth that the stream chooses.
         mapping[key if isinstance(key, _PLAIN_KEYS) else f"?{len(mapping)}"] = value
 
 

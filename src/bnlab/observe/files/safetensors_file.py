@@ -1,7 +1,7 @@
 """Reads a safetensors file: an 8-byte length, a JSON header, and the bytes of the tensors.
 
-The header is parsed here, not by the safetensors package, because its numpy reader has no bfloat16 and its torch
-reader needs torch; the format is small and frozen.
+This module parses the header itself instead of using the safetensors package, whose numpy reader has no bfloat16 and
+whose torch reader needs torch. The format is small and frozen.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ _DTYPES = {
 
 
 def looks_like_safetensors(head: bytes) -> bool:
-    """Whether a file that begins with these bytes may be a safetensors file."""
+    """Return whether a file that begins with these bytes may be a safetensors file."""
     return len(head) > _LENGTH.size and _LENGTH.unpack_from(head)[0] <= _LARGEST_HEADER and head[8:9] == b"{"
 
 
 def read_safetensors(content: Content) -> dict[str, StoredTensor]:
-    """Return every tensor of the file by name; none is read yet.
+    """Return every tensor of the file by name. The values are not read yet.
 
     Raises:
-        ValueError, TypeError: If the header is no header, or promises tensors that the file does not hold.
+        ValueError, TypeError: If the header is invalid, or describes tensors that the file does not hold.
     """
     header, start = _header(content)
     data = memoryview(content)[start:]
@@ -61,17 +61,17 @@ def read_safetensors(content: Content) -> dict[str, StoredTensor]:
 
 
 def read_metadata(content: Content) -> dict[str, str] | None:
-    """Return the strings that lie beside the tensors, or None.
+    """Return the strings that the file holds beside the tensors, or None.
 
     Raises:
-        ValueError, TypeError: If the header is no header.
+        ValueError, TypeError: If the header is invalid.
     """
     metadata = _header(content)[0].get(_METADATA)
     return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else None
 
 
 def _header(content: Content) -> tuple[dict[str, Any], int]:
-    """Return the header, and where the bytes of the tensors begin."""
+    """Return the header, and the position at which the bytes of the tensors begin."""
     if len(content) < _LENGTH.size:
         raise ValueError("its header is cut off")
     (length,) = _LENGTH.unpack_from(content)
@@ -88,7 +88,7 @@ def _tensor(name: str, entry: Mapping[str, Any], data: memoryview) -> StoredTens
     try:
         kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
-        raise ValueError(f"its header describes {name!r} wrongly") from None
+        raise ValueError(f"its header has an invalid entry for {name!r}") from None
     dtype = _DTYPES.get(kind, str(kind))
     whole = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)) and begin <= end <= len(data)
     size = item_bytes(dtype)

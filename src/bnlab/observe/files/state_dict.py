@@ -1,7 +1,7 @@
 """Finds BN layers among the tensors of a checkpoint by the names and shapes of their state.
 
-A BN layer is a ``running_mean`` and a ``running_var`` of one shape (C,), with a ``weight``, ``bias`` and
-``num_batches_tracked`` of the right shape where they exist. What has such a name and another shape is left alone.
+A BN layer has a ``running_mean`` and a ``running_var`` of one shape (C,). Its ``weight``, ``bias`` and
+``num_batches_tracked``, where they exist, have matching shapes. Tensors with these names and other shapes are not read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bnlab.conventions import wrapper_prefix
 from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, NetworkState, distinct
 from bnlab.observe.files.containers import containers, keys_of, kind_of, refusal_of_module, tensors_in
 from bnlab.observe.files.numpy_data import as_stored_tensor
-from bnlab.observe.files.tensors import FLOATING, INTEGER, MOST_CHANNELS, StoredTensor, coarser, widen
+from bnlab.observe.files.tensors import FLOATING, INTEGER, MAX_CHANNELS, StoredTensor, coarser, widen
 
 __all__ = ["find_batch_norm"]
 
@@ -24,15 +24,15 @@ _AVERAGED = frozenset({"ema", "swa", "teacher", "averaged", "average", "avg", "s
 
 @dataclass
 class _Network:
-    """The BN layers that lie in one container, and the names of all tensors beside them."""
+    """The BN layers in one container, and the names of all tensors beside them."""
 
     layers: list[LayerState] = field(default_factory=list)
     tensor_names: set[str] = field(default_factory=set)
 
 
 @dataclass
-class _Found:
-    """What a walk through the tree has met so far."""
+class _Contents:
+    """The networks and other entries that the walk through the tree has collected so far."""
 
     networks: dict[tuple[str, ...], _Network] = field(default_factory=dict)
     left_alone: list[tuple[str, str]] = field(default_factory=list)
@@ -43,33 +43,33 @@ def find_batch_norm(tree: object, hyperparameters: Hyperparameters) -> Evidence:
     """Return the BN layers in nested dicts, lists and foreign containers of unread tensors.
 
     Args:
-        tree: What a checkpoint holds, down to :class:`StoredTensor`.
+        tree: The contents of a checkpoint, down to :class:`StoredTensor`.
         hyperparameters: Momentum and eps, which a state dict does not hold.
 
     Returns:
-        One network per container that holds BN layers. Layer names are relative to it, without the prefixes of
-        wrappers, when it is the only one; otherwise they are full paths in the file.
+        One network per container that holds BN layers. The layer names of a single network are relative to its
+        container and lack the prefixes of wrappers. The layer names of several networks are full paths in the file.
 
     Raises:
-        PickledModule: If there is no state to read beside a pickled ``nn.Module``.
+        PickledModule: If the file holds a pickled ``nn.Module`` and no state to read.
         ValueError: If a tensor cannot be read.
     """
-    found = _Found()
+    contents = _Contents()
     for container in containers(tree):
         prefixes = _prefixes(container.children)
         if not prefixes and container.module is None:
             continue
         path = tuple(map(str, keys_of(container.path)))
         if container.module is not None:
-            found.pickled_modules.append((_dotted(path), container.module))
+            contents.pickled_modules.append((_dotted(path), container.module))
         else:
-            _collect(path, container.children, prefixes, hyperparameters, found)
-    if not found.networks and found.pickled_modules:
-        raise refusal_of_module(found.pickled_modules[0][1])
+            _collect(path, container.children, prefixes, hyperparameters, contents)
+    if not contents.networks and contents.pickled_modules:
+        raise refusal_of_module(contents.pickled_modules[0][1])
     pickled = [
-        (name, f"is a pickled module ({kind}), which is never unpickled") for name, kind in found.pickled_modules
+        (name, f"is a pickled module ({kind}), which is never unpickled") for name, kind in contents.pickled_modules
     ]
-    return Evidence(distinct(_networks(found.networks)), tuple(found.left_alone + pickled))
+    return Evidence(distinct(_networks(contents.networks)), tuple(contents.left_alone + pickled))
 
 
 def _dotted(keys: tuple[str, ...]) -> str:
@@ -77,7 +77,7 @@ def _dotted(keys: tuple[str, ...]) -> str:
 
 
 def _prefixes(mapping: Mapping[Any, Any]) -> list[str]:
-    """Return what stands before ``running_mean`` or ``running_var``, in file order."""
+    """Return the prefixes before ``running_mean`` or ``running_var`` among the keys, in file order."""
     ends = ("running_mean", "running_var")
     starts = (key.removesuffix(end) for key in mapping if isinstance(key, str) for end in ends if key.endswith(end))
     return list(dict.fromkeys(start for start in starts if not start or start.endswith(".")))
@@ -88,33 +88,33 @@ def _collect(
     mapping: Mapping[Any, Any],
     prefixes: list[str],
     hyperparameters: Hyperparameters,
-    found: _Found,
+    contents: _Contents,
 ) -> None:
-    """Add the BN layers that lie directly in one mapping."""
+    """Add the BN layers whose tensors are direct entries of one mapping."""
     for prefix in prefixes:
         own = {key: mapping[prefix + key] for key in _OWN_KEYS if mapping.get(prefix + key) is not None}
         own = {key: as_stored_tensor(value) or value for key, value in own.items()}
         reason = _not_batch_norm(own) or _something_beside(prefix, own, mapping)
         if reason is not None:
-            found.left_alone.append((_dotted((*path, *([prefix[:-1]] if prefix else []))), reason))
+            contents.left_alone.append((_dotted((*path, *([prefix[:-1]] if prefix else []))), reason))
             continue
         if prefix or not path:
-            _add(found, path, _layer(prefix[:-1], own, hyperparameters))
+            _add(contents, path, _layer(prefix[:-1], own, hyperparameters))
         else:
             # A mapping that is itself one layer, as in {"bn1": {"running_mean": ...}}, belongs to the network around.
-            _add(found, path[:-1], _layer(path[-1], own, hyperparameters)).tensor_names.add(f"{path[-1]}.")
-    if path in found.networks:
-        found.networks[path].tensor_names.update(tensors_in(mapping))
+            _add(contents, path[:-1], _layer(path[-1], own, hyperparameters)).tensor_names.add(f"{path[-1]}.")
+    if path in contents.networks:
+        contents.networks[path].tensor_names.update(tensors_in(mapping))
 
 
-def _add(found: _Found, path: tuple[str, ...], layer: LayerState) -> _Network:
-    network = found.networks.setdefault(path, _Network())
+def _add(contents: _Contents, path: tuple[str, ...], layer: LayerState) -> _Network:
+    network = contents.networks.setdefault(path, _Network())
     network.layers.append(layer)
     return network
 
 
 def _not_batch_norm(own: Mapping[str, Any]) -> str | None:
-    """Return why this is no BN layer although it is named like one, or why it cannot be read, or None."""
+    """Return why tensors with the names of a BN layer are not one, or why they cannot be read; None if they can."""
     for key in ("running_mean", "running_var"):
         if key not in own:
             return f"has no {key}"
@@ -122,8 +122,8 @@ def _not_batch_norm(own: Mapping[str, Any]) -> str | None:
         if key in own and not isinstance(own[key], StoredTensor):
             return f"{key} is stored as {kind_of(own[key])}, not as an ordinary tensor"
     mean: StoredTensor = own["running_mean"]
-    if len(mean.shape) != 1 or not 0 < mean.numel <= MOST_CHANNELS:
-        return f"running_mean has the shape {mean.shape}, that of a BN layer is (C,)"
+    if len(mean.shape) != 1 or not 0 < mean.numel <= MAX_CHANNELS:
+        return f"running_mean has the shape {mean.shape}, not the (C,) of a BN layer"
     if mean.dtype not in FLOATING:
         return f"running_mean has the dtype {mean.dtype}"
     for key in ("running_var", "weight", "bias"):
@@ -133,7 +133,7 @@ def _not_batch_norm(own: Mapping[str, Any]) -> str | None:
 
 
 def _something_beside(prefix: str, own: Mapping[str, Any], mapping: Mapping[Any, Any]) -> str | None:
-    """Return what no BN layer has beside its statistics, for statistics that nothing else marks as a BN layer's."""
+    """Return a reason if statistics without weight or counter have another tensor beside them, as no BN layer has."""
     if own.keys() & {"weight", "num_batches_tracked"}:
         return None
     tensors = (key for key, value in mapping.items() if isinstance(key, str) and isinstance(value, StoredTensor))
@@ -162,7 +162,7 @@ def _layer(name: str, own: Mapping[str, Any], hyperparameters: Hyperparameters) 
 
 
 def _counter(stored: object) -> int | None:
-    """Return the counter from a number, or from a tensor of one; averaged weights may have made it a float."""
+    """Return the counter from a number or a tensor with one value; averaging weights may have made it a float."""
     if isinstance(stored, StoredTensor) and stored.numel == 1 and stored.dtype in FLOATING | INTEGER:
         stored = stored.read().reshape(()).item()
     if isinstance(stored, float) and stored.is_integer():
@@ -170,11 +170,11 @@ def _counter(stored: object) -> int | None:
     return stored if isinstance(stored, int) and not isinstance(stored, bool) and abs(stored) < 2**63 else None
 
 
-def _networks(found: Mapping[tuple[str, ...], _Network]) -> list[NetworkState]:
-    """Name the networks and their layers: relative names for a single network, full paths for several."""
-    parts = [(path, name, part) for path, whole in found.items() for name, part in _split_averaged(whole).items()]
+def _networks(networks: Mapping[tuple[str, ...], _Network]) -> list[NetworkState]:
+    """Return the networks with their names: relative layer names for a single network, full paths for several."""
+    parts = [(path, name, part) for path, whole in networks.items() for name, part in _split_averaged(whole).items()]
     if len(parts) == 1:
-        return [NetworkState("", _without_wrappers(next(iter(found.values()))))]
+        return [NetworkState("", _without_wrappers(next(iter(networks.values()))))]
     return [
         NetworkState(
             _dotted((*path, *([name] if name else []))),
@@ -187,7 +187,8 @@ def _networks(found: Mapping[tuple[str, ...], _Network]) -> list[NetworkState]:
 def _split_averaged(network: _Network) -> dict[str, list[LayerState]]:
     """Split a flat state dict that holds a network and its average, as in ``model.bn1`` beside ``ema.bn1``.
 
-    The copies must match layer by layer, and one must be called an average: blocks of one network may match as well.
+    The copies must match layer by layer, and one must have the name of an average. Matching layers alone are not
+    sufficient, because the blocks of one network may match as well.
     """
     groups: dict[str, list[LayerState]] = {}
     signatures: dict[str, list[tuple[str, int]]] = {}

@@ -1,4 +1,4 @@
-"""Tensors as they lie in a file: dtype and shape now, values only when asked for."""
+"""Represents the tensors in a file: dtype and shape are known at once, and values are read on request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 __all__ = [
     "FLOATING",
     "INTEGER",
-    "MOST_CHANNELS",
+    "MAX_CHANNELS",
     "StoredTensor",
     "as_numbers",
     "coarser",
@@ -46,12 +46,12 @@ _CODES_OF_BITS = {
     "float8_e5m2fnuz": "u1",
     "float8_e8m0fnu": "u1",
 }
-"""Dtypes that numpy does not have: their bits are read as integers."""
+"""Dtypes that numpy lacks. Their bits are read as integers."""
 _BY_PRECISION = ("float64", "float32", "float16", "bfloat16")
 FLOATING = frozenset(_BY_PRECISION)
 INTEGER = frozenset({"int64", "int32", "int16", "int8", "uint8"})
-MOST_CHANNELS = 1 << 20
-"""More channels than any layer has: an expanded tensor of a few bytes may claim any number."""
+MAX_CHANNELS = 1 << 20
+"""Limit above which a tensor is not read. No layer has so many channels, but a tensor of a few bytes may claim them."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class StoredTensor:
     """A tensor of a file that has not been read yet.
 
     Attributes:
-        dtype: Name as torch spells it, such as "bfloat16"; one that `item_bytes` does not know cannot be read.
-        shape: As stored.
-        bits: Returns the values as they are stored; those of a dtype that numpy does not have as integers of its size.
-            Raises ValueError where the file does not hold what it promises.
+        dtype: The torch name of the dtype, such as "bfloat16". A dtype unknown to `item_bytes` cannot be read.
+        shape: The stored shape.
+        bits: Returns the stored values; those of a dtype that numpy lacks are returned as integers of the same size.
+            Raises ValueError if the file does not hold the bytes that its header describes.
     """
 
     dtype: str
@@ -73,7 +73,8 @@ class StoredTensor:
         """Return the values, widened without loss to a numpy dtype.
 
         Raises:
-            ValueError: If the file does not hold what it promises, or no numpy dtype holds the values.
+            ValueError: If the file does not hold the bytes that its header describes, or if no numpy dtype can hold the
+                values.
         """
         return as_numbers(self.bits(), self.dtype)
 
@@ -84,7 +85,7 @@ class StoredTensor:
 
 
 def item_bytes(dtype: str) -> int | None:
-    """Size of one value of a dtype in bytes, or None for a dtype that cannot be read."""
+    """Return the size of one value of a dtype in bytes, or None for a dtype that cannot be read."""
     code = _code(dtype)
     return None if code is None else np.dtype(code).itemsize
 
@@ -94,10 +95,10 @@ def _code(dtype: str) -> str | None:
 
 
 def as_numbers(bits: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Return what the stored values mean: bfloat16 comes back as float32, exactly.
+    """Return the stored values as numbers; bfloat16 is converted to float32 exactly.
 
     Raises:
-        ValueError: If numpy has no dtype for them.
+        ValueError: If numpy has no dtype for the values.
     """
     if dtype == "bfloat16":
         return (bits.astype(np.uint32) << 16).view(np.float32)  # its bits are the upper half of a float32
@@ -126,15 +127,15 @@ def strided(
         buffer: The bytes of the storage.
         dtype: Name of the stored dtype.
         shape: Shape of the tensor.
-        strides: Steps in values, one per dimension; contiguous if not given.
-        offset: Where the tensor begins, in values.
+        strides: Steps in values, one per dimension; None for a contiguous tensor.
+        offset: Position of the first value, in values.
         big_endian: Byte order of the storage.
 
     Returns:
-        The values in native byte order; those of a dtype that numpy does not have as integers of its size.
+        The values in native byte order; those of a dtype that numpy lacks are integers of the same size.
 
     Raises:
-        ValueError: If the dtype cannot be read or the tensor reaches outside its storage.
+        ValueError: If the dtype cannot be read, or if the tensor extends beyond its storage.
     """
     code = _code(dtype)
     if code is None:
@@ -155,7 +156,7 @@ def strided(
 
 
 def _end(shape: Sequence[int], steps: Sequence[int], offset: int) -> int:
-    """Return where a tensor ends in its storage, in values."""
+    """Return the position behind the last value of a tensor in its storage, in values."""
     if len(steps) != len(shape) or offset < 0 or min((*shape, *steps), default=0) < 0:
         raise ValueError("tensor has an impossible shape, stride or offset")
     if 0 in shape:
@@ -164,7 +165,7 @@ def _end(shape: Sequence[int], steps: Sequence[int], offset: int) -> int:
 
 
 def widen(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Convert to float64, which holds every stored dtype exactly; a signalling NaN becomes a quiet one in silence."""
+    """Convert to float64, which holds every stored dtype exactly, without a warning for signalling NaNs."""
     with np.errstate(invalid="ignore"):
         return values.astype(np.float64)
 

@@ -1,8 +1,8 @@
-"""Reads what ``torch.save`` wrote, in both formats, without torch.
+"""Reads the files of ``torch.save`` in both formats, without torch.
 
-Zip (torch >= 1.6): an archive with ``data.pkl`` and one uncompressed record per storage. Legacy: five pickles in a row
-and then the storages one after another. Either way the pickle is read as data (``pickle_data``), and a storage is
-touched only when one of its tensors is read.
+A zip file (torch >= 1.6) is an archive with ``data.pkl`` and one uncompressed record per storage. A legacy file holds
+five pickles in a row, and then the storages one after another. In both formats the pickle is read as data
+(``pickle_data``), and a storage is read only when one of its tensors is read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["is_legacy", "read_legacy", "read_zip"]
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _HARMLESS_BYTES = 1 << 20
-_LARGEST_RATIO = 100  # of unpacked to packed: a bomb reaches 1000, pickles and weights stay below 20
+_LARGEST_RATIO = 100  # unpacked size over packed size: a zip bomb reaches 1000, pickles and weights stay below 20
 _LOCAL_HEADER = struct.Struct("<26xHH")
 
 _STORAGE_DTYPES = {
@@ -63,8 +63,8 @@ class _Storage:
 
 
 def is_legacy(head: bytes) -> bool:
-    """Whether a file that begins with these bytes was written by the legacy ``torch.save``."""
-    # LONG1 of 10 bytes, behind the opcodes for the protocol and from protocol 4 on for a frame
+    """Return whether a file that begins with these bytes was written by the legacy ``torch.save``."""
+    # LONG1 with 10 bytes, behind the opcode of the protocol and, from protocol 4 on, that of a frame
     return head.startswith(b"\x80") and b"\x8a\x0a" + _LEGACY_MAGIC.to_bytes(10, "little") in head[:23]
 
 
@@ -72,8 +72,8 @@ def read_zip(content: Content) -> Data:
     """Read a zip checkpoint down to its tensors, which stay unread.
 
     Raises:
-        NotACheckpoint: If the archive is something else that happens to be a zip file.
-        ValueError: If it is damaged.
+        NotACheckpoint: If ``torch.save`` did not write the archive.
+        ValueError: If the archive is damaged.
     """
     try:
         archive = zipfile.ZipFile(_as_file(content))
@@ -104,7 +104,7 @@ def read_legacy(content: Content) -> Data:
     """Read a legacy checkpoint down to its tensors, which stay unread.
 
     Raises:
-        ValueError: If it is damaged.
+        ValueError: If the file is damaged.
     """
     places: dict[str, tuple[int, int]] = {}
     dtypes: dict[str, str] = {}
@@ -139,12 +139,12 @@ def read_legacy(content: Content) -> Data:
 
 
 def _as_file(content: Content) -> BinaryIO:
-    """A map reads like a file, which its type does not say."""
+    """Return a mapped file with the type of a binary file, whose reading methods it has."""
     return cast("BinaryIO", content)
 
 
 def _root(records: dict[str, zipfile.ZipInfo]) -> str:
-    """Return the folder of ``data.pkl``, which torch names after the file."""
+    """Return the folder of ``data.pkl`` in the archive, which torch names after the file."""
     roots = [name.removesuffix("data.pkl") for name in records if name == "data.pkl" or name.endswith("/data.pkl")]
     if not roots:
         raise NotACheckpoint("file must be a checkpoint, got a zip archive that torch.save did not write.")
@@ -163,7 +163,7 @@ def _read_record(archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo], 
 
 
 def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """Read a record that may be compressed, but not one made to fill the memory."""
+    """Read a record that may be compressed, and refuse a record that would unpack to an implausible size."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{info.filename} is compressed in a way torch never does")
     if info.file_size > _HARMLESS_BYTES + _LARGEST_RATIO * info.compress_size:
@@ -172,7 +172,7 @@ def _unpack(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
 
 
 def _storage_item_bytes(dtype: str) -> int:
-    """Return the size of one value of a storage, also of those whose values are never read."""
+    """Return the size of one value of a storage in bytes, also for dtypes whose values are never read."""
     size = item_bytes(dtype) or _OTHER_STORAGE_BYTES.get(dtype)
     if size is None:
         raise ValueError(f"storages of type {dtype} are unknown")
@@ -184,7 +184,7 @@ def _refuse(*_: Data) -> Data:
 
 
 def _persistent_load(identifier: Data) -> _Storage:
-    """Turn ('storage', type, key, device, numel[, view]) into a reference; the device does not matter here."""
+    """Turn ('storage', type, key, device, numel[, view]) into a reference to a storage, without its device."""
     if not (isinstance(identifier, tuple) and len(identifier) >= 3 and identifier[0] == "storage"):
         raise ValueError("persistent id is not that of a storage")
     kind, key = identifier[1], identifier[2]
@@ -197,10 +197,10 @@ def _persistent_load(identifier: Data) -> _Storage:
 
 @dataclass(frozen=True)
 class _Builder:
-    """Makes what stands for a call in a torch pickle: tensors and plain containers, else a Stranger.
+    """Replaces the calls in a torch pickle by tensors and plain containers where it knows them, else by Strangers.
 
-    The last argument of a tensor says of views such as a conjugate that the stored values are not its own: such a
-    tensor stays a Stranger.
+    The last argument of a tensor marks views such as a conjugate, whose values differ from the stored ones. Such a
+    tensor becomes a Stranger.
     """
 
     locate: Locate
@@ -217,7 +217,7 @@ class _Builder:
             case "torch._tensor", "_rebuild_from_type_v2":
                 return self.build(arguments[0], arguments[2])
             case "_codecs", "encode" if isinstance(arguments[0], str):
-                return arguments[0].encode("latin-1")  # how protocol 2 writes bytes
+                return arguments[0].encode("latin-1")  # protocol 2 writes bytes in this form
             case "collections" | "builtins" | "__builtin__", name if name in _EMPTY_DICTS:
                 return _dict(arguments)
             case _:
@@ -236,6 +236,6 @@ class _Builder:
 
 
 def _dict(arguments: tuple[Data, ...]) -> dict[Data, Data]:
-    """Return the dict that OrderedDict([[key, value], ...]) stands for: how Python 2 pickled one."""
+    """Return the dict of a call OrderedDict([[key, value], ...]), which is how Python 2 pickled one."""
     pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
     return {pair[0]: pair[1] for pair in pairs if isinstance(pair[0], str)}

@@ -1,1 +1,1 @@
-"""Passes of batches through a model, which is untouched afterwards."""
+"""Passes of batches through a model, which restore the model afterwards."""

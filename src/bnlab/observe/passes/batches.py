@@ -1,4 +1,4 @@
-"""The forms that batches and data may have, and how a model is called on one."""
+"""Defines the forms of batches and data sets, and how a model is called on a batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bnlab.errors import BnlabError, BnlabWarning, UsageError
 
 __all__ = [
-    "MOST_KEPT",
+    "MAX_KEPT",
     "Batch",
     "Forward",
     "KeptBatches",
@@ -32,25 +32,25 @@ __all__ = [
 ]
 
 Batch: TypeAlias = Any
-"""A tensor, a tuple or list (input first), a dict, or whatever a model takes."""
+"""A tensor, a tuple or list (input first), a dict, or any other value that the model accepts."""
 
 Forward = Callable[[nn.Module, Batch], Any]
 """Calls a model on one batch."""
 
 MaxBatches: TypeAlias = int | Literal["auto"] | None
-"""How many batches of a data set are used: at most so many, all of them, or at most `MOST_KEPT`."""
+"""How many batches of a data set are used: at most this number, all of them (None), or at most `MAX_KEPT` ("auto")."""
 
-MOST_KEPT = 64
-"""Batches that are held in memory at most, so that what needs several passes reads the data once."""
+MAX_KEPT = 64
+"""Largest number of batches held in memory. Measurements that need several passes then read the data once."""
 
-_MOST_DEALT = 12
-"""Batches that are held at once to deal their samples out again."""
+_MAX_SHUFFLED = 12
+"""Largest number of batches whose samples are shuffled together."""
 
 
 def run_batch(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - a batch may be anything
     """Call a model on one batch: a tensor, a tuple or list (input first), or a dict (passed as keywords)."""
-    found = _input(batch)
-    return model(**found) if isinstance(found, Mapping) else model(found)
+    model_input = _input(batch)
+    return model(**model_input) if isinstance(model_input, Mapping) else model(model_input)
 
 
 def _input(batch: Batch) -> Batch:
@@ -58,19 +58,19 @@ def _input(batch: Batch) -> Batch:
 
 
 def samples_in(batch: Batch) -> int:
-    """Return the number of samples in a batch: the first dimension of its first tensor; 0 if it has none."""
+    """Return the number of samples in a batch: the first dimension of its first tensor, or 0 without a tensor."""
     sizes = [tensor.size(0) for tensor in tensors_in(_input(batch)) if tensor.dim()]
     return sizes[0] if sizes else 0
 
 
 def first_samples(batch: Batch, count: int) -> Batch:
-    """Return the first samples of a batch: every tensor whose first dimension is the number of samples is cut."""
+    """Return the first samples of a batch; every tensor whose first dimension is the number of samples is cut."""
     size = samples_in(batch)
     return map_tensors(batch, lambda tensor: tensor[:count] if tensor.dim() and tensor.size(0) == size else tensor)
 
 
 class _Without:
-    """Data without some of its batches, which can be run through again."""
+    """A data set without some of its batches, which can be iterated more than once."""
 
     def __init__(self, data: Iterable[Batch], left_out: Collection[int]) -> None:
         self._data, self._left_out = data, left_out
@@ -79,21 +79,21 @@ class _Without:
         return (batch for index, batch in enumerate(self._data) if index not in self._left_out)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the data has
-        """Return what the data itself offers."""
-        if name.startswith("_"):  # also of an object that is being copied, which has no data yet
+        """Return the attribute of the data itself."""
+        if name.startswith("_"):  # an object that is being copied has no data yet
             raise AttributeError(f"{name!r} is not known of data without some batches")
         return getattr(self._data, name)
 
 
 class KeptBatches(Sequence[Batch]):
-    """Batches of a data set that are held in memory, so that the data are read once.
+    """Batches of a data set that are held in memory, which avoids reading the data more than once.
 
     Args:
-        batches: What is held, by its place in the data.
-        data: What they come from. Where all of it is held, attributes that a list has not, such as the `dataset` of a
-            loader, are those of it.
-        total: How many batches the data has; None where that is not known.
-        uses_all: Whether every batch of the data is to be used, where it can be run through once more.
+        batches: The batches that are held, by their places in the data.
+        data: The data set from which the batches come. Where every batch is held, attributes that a list lacks, such as
+            the `dataset` of a loader, are those of the data set.
+        total: Number of batches in the data; None where it is not known.
+        uses_all: Whether every batch is to be used, which takes another pass over the data where some are not held.
         left_out: Places in the data of batches that are not to be used.
     """
 
@@ -117,12 +117,12 @@ class KeptBatches(Sequence[Batch]):
         return len(self._held)
 
     def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - an int or a slice, as of a list
-        """Return a copy of a batch that is held, which the caller may change; a list of them for a slice."""
+        """Return a copy of a held batch, which the caller may change; a list of copies for a slice."""
         held = self._held[index]
         return [_copied(batch) for batch in held] if isinstance(index, slice) else _copied(held)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the data has
-        """Return what the data itself offers, where all of it is held: a part has another size than its `dataset`."""
+        """Return the attribute of the data itself if every batch is held: the `dataset` of a part has another size."""
         if name.startswith("_") or not self.is_whole:
             raise AttributeError(f"{name!r} is not known of a part of the data")
         return getattr(self._data, name)
@@ -134,12 +134,12 @@ class KeptBatches(Sequence[Batch]):
 
     @property
     def source(self) -> Iterable[Batch]:
-        """The data they come from, without the batches that are left out."""
+        """The original data, without the batches that are left out."""
         return _Without(self._data, self._left_out) if self._left_out else self._data
 
     @property
     def everything(self) -> Iterable[Batch]:
-        """Every batch that is to be used: the data itself where that is more than what is held."""
+        """Every batch in use: the data itself if it has more batches than are held, otherwise the held batches."""
         if self._is_whole or not self._uses_all:
             return self
         return self.source
@@ -166,24 +166,24 @@ class KeptBatches(Sequence[Batch]):
 
 
 def keep(name: str, data: Iterable[Batch], max_batches: MaxBatches) -> KeptBatches:
-    """Read a data set once, and hold the batches that are wanted, or up to `MOST_KEPT` of them.
+    """Read a data set once, and hold the batches in use, or up to `MAX_KEPT` of them.
 
-    Where there are more batches than are wanted, those are spread evenly over data that knows its length, and are the
-    first of data that does not.
+    Where the data have more batches than are held, the held ones are spread evenly over data with a length, and are the
+    first batches of data without one.
 
     Args:
-        name: What errors call the data.
-        data: Batches; what is kept already is returned as it is.
-        max_batches: How many to use and hold; None for all, of which `MOST_KEPT` are held; "auto" for all, or for
-            `MOST_KEPT` where there are more.
+        name: Name of the data in error messages.
+        data: Batches. A :class:`KeptBatches` is returned unchanged.
+        max_batches: Number of batches to use and hold. None uses all and holds up to `MAX_KEPT`. "auto" uses and holds
+            all, or `MAX_KEPT` if there are more.
 
     Raises:
-        UsageError: If there is no batch, or reading them raises.
+        UsageError: If there is no batch, or if reading the batches raises.
     """
     if isinstance(data, KeptBatches):
         return data
     total = _length(data)
-    max_kept = MOST_KEPT if max_batches is None or max_batches == "auto" else max_batches
+    max_kept = MAX_KEPT if max_batches is None or max_batches == "auto" else max_batches
     wanted = None if total is None or total <= max_kept else {step * total // max_kept for step in range(max_kept)}
     try:
         kept, count, has_ended = _picked(data, max_kept, wanted)
@@ -193,15 +193,15 @@ def keep(name: str, data: Iterable[Batch], max_batches: MaxBatches) -> KeptBatch
         text = " ".join(str(error).split())
         raise UsageError(f"{name}: it must yield batches, got {type(error).__name__}: {text[:300]}") from error
     if has_ended:
-        total = count  # which a length may have promised otherwise
+        total = count  # len(data) may be wrong
     elif wanted is None:
         total = None
     if not kept:
         raise UsageError(f"{name}: it must hold at least one batch, got none.")
     if total is None and max_batches == "auto":
         warnings.warn(
-            f"{name}: it must know its length for {max_kept} of its batches to be spread over it, got none: the first "
-            f"{max_kept} are used. Give max_batches=None to use all, or a number.",
+            f"{name}: it must have a length for {max_kept} batches to be spread over it, got none: the first "
+            f"{max_kept} are used. Pass max_batches=None to use all of them, or a number.",
             BnlabWarning,
             stacklevel=2,
         )
@@ -211,8 +211,8 @@ def keep(name: str, data: Iterable[Batch], max_batches: MaxBatches) -> KeptBatch
 def _picked(data: Iterable[Batch], max_kept: int, wanted: Collection[int] | None) -> tuple[dict[int, Batch], int, bool]:
     """Read the wanted batches, or the first ones; return them, how many were read, and whether the data ended.
 
-    Batches are copied: a loader may fill the same memory again. Where data promise more batches than they have, and
-    there are few, all are kept.
+    Batches are copied, because a loader may reuse the memory. Where data have fewer batches than their length states,
+    and no more than `max_kept`, all of them are kept.
     """
     first: dict[int, Batch] = {}
     spread: dict[int, Batch] = {}
@@ -232,7 +232,7 @@ def _picked(data: Iterable[Batch], max_kept: int, wanted: Collection[int] | None
 
 
 def _copied(item: Batch) -> Batch:
-    """Return a batch in containers and tensors of its own, of the same types."""
+    """Return a copy of a batch, with new containers and tensors of the same types."""
     return map_tensors(item, torch.clone, _of_same_type)
 
 
@@ -249,15 +249,15 @@ def _of_same_type(item: Mapping[Any, Any], parts: dict[Any, Any]) -> Mapping[Any
 def _length(data: Iterable[Batch]) -> int | None:
     try:
         return len(data)  # type: ignore[arg-type]
-    except Exception:  # a loader of a stream has __len__, which raises
+    except Exception:  # the __len__ of a loader of a stream raises
         return None
 
 
 def require_max_batches(value: MaxBatches) -> MaxBatches:
-    """Return how many batches to use, if it is "auto", None or a number of at least 1.
+    """Return `value` if it is "auto", None or a number of at least 1.
 
     Raises:
-        UsageError: If it is something else.
+        UsageError: If the value is anything else.
     """
     is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if not (is_count or value is None or value == "auto"):
@@ -266,12 +266,12 @@ def require_max_batches(value: MaxBatches) -> MaxBatches:
 
 
 def shuffled_batches(data: Sequence[Batch]) -> list[Batch]:
-    """Return some batches of a data set, spread over it, with their samples dealt among them at random.
+    """Return some batches of a data set, spread over it, with their samples shuffled among them at random.
 
     Returns:
-        Up to `_MOST_DEALT` batches; none if they cannot be mixed, for their tensors have other shapes.
+        Up to `_MAX_SHUFFLED` batches; an empty list if the shapes of their tensors do not allow shuffling.
     """
-    kept = list(data[:: max(1, -(-len(data) // _MOST_DEALT))])
+    kept = list(data[:: max(1, -(-len(data) // _MAX_SHUFFLED))])
     sizes = [samples_in(batch) for batch in kept]
     total = sum(sizes)
     if len(kept) < 2 or min(sizes) < 1:
@@ -294,10 +294,10 @@ def _with_tensors(item: Any, tensors: list[Tensor]) -> Any:  # noqa: ANN401
 
 
 def require_data(name: str, data: object) -> None:
-    """Refuse what cannot be run through twice.
+    """Refuse data that cannot be iterated twice.
 
     Raises:
-        UsageError: If `data` is a one-shot iterator, a single tensor, or no iterable at all.
+        UsageError: If `data` is a one-shot iterator, a single tensor, or not iterable at all.
     """
     if isinstance(data, Tensor):
         raise UsageError(f"{name}: it must be an iterable of batches, got one tensor. Wrap it: [tensor].")
@@ -311,7 +311,7 @@ def require_data(name: str, data: object) -> None:
 
 
 def batches_of(data: Iterable[Any], like: nn.Module) -> Iterator[Any]:
-    """Yield every batch on the device of a model."""
+    """Yield every batch on the device of the model `like`."""
     device = next((tensor.device for tensor in (*like.parameters(), *like.buffers())), None)
     for batch in data:
         yield batch if device is None else map_tensors(batch, lambda tensor: tensor.to(device))
@@ -326,8 +326,8 @@ def map_tensors(
 
     Args:
         item: A batch.
-        function: What becomes of a tensor.
-        rebuilt: Returns the mapping that stands for one, from it and its new parts; without it they are dicts.
+        function: Maps a tensor to its replacement.
+        rebuilt: Returns the replacement of a mapping from that mapping and its new parts; by default, a plain dict.
     """
     if isinstance(item, Tensor):
         return function(item)

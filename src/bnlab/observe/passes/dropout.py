@@ -1,4 +1,4 @@
-"""What drops values at random in train mode: one definition for structure, passes and the gap."""
+"""Defines which modules and functions drop values at random in train mode, for structure, passes and the gap."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["drop_rate", "dropping_call", "dropping_paths", "drops"]
 
 
 class _Arguments(NamedTuple):
-    """Where a function takes the rate, and whether it drops at all: the places of the arguments, and their defaults."""
+    """The positions and defaults of the arguments of a function that set the drop rate and switch dropping on."""
 
     rate: int
     default_rate: float = 0.5
@@ -38,22 +38,22 @@ _FUNCTIONS: dict[Callable[..., Any], _Arguments] = {
     torch.feature_alpha_dropout: _Arguments(1),
     F.scaled_dot_product_attention: _Arguments(4, 0.0, None, rate_name="dropout_p"),
 }
-"""The functions of torch that drop values. Attention and recurrent modules are known by their class."""
+"""The functions of torch that drop values. Attention and recurrent modules are recognised by their class."""
 
 
 def drop_rate(module: nn.Module | None) -> float:
-    """Return the share of values that the class of a module drops in train mode; 0 where it drops none."""
+    """Return the share of values that a module drops in train mode, judged by its class; 0 if it drops none."""
     if isinstance(module, _DropoutNd):
         return float(module.p)
     if isinstance(module, nn.MultiheadAttention):
         return float(module.dropout)
     if isinstance(module, nn.RNNBase):
-        return float(module.dropout) if module.num_layers > 1 else 0.0  # between layers, so one layer drops nothing
+        return float(module.dropout) if module.num_layers > 1 else 0.0  # acts between layers: one layer drops nothing
     return 0.0
 
 
 def drops(module: nn.Module) -> bool:
-    """Whether the class of a module drops values, or whole paths, at random in train mode."""
+    """Return whether a module, judged by its class, drops values or whole paths at random in train mode."""
     name = type(module).__name__.lower()
     return drop_rate(module) > 0 or "droppath" in name or "stochasticdepth" in name
 
@@ -63,22 +63,23 @@ def dropping_call(modules: Mapping[str, nn.Module], call: Call) -> str | None:
 
     Args:
         modules: Every module of the model by path.
-        call: Of a graph; the functional forms count with either value of `training`.
+        call: A call of a graph. A functional form counts whatever its `training` argument is.
     """
     path = _path(call)
     return path if drop_rate(modules.get(path)) > 0 or _rate(call) > 0 else None
 
 
 def dropping_paths(model: nn.Module, eval_graph: ExecutedGraph, train_graph: ExecutedGraph | None) -> frozenset[str]:
-    """Return the paths of the modules to switch to train mode for dropout to be on.
+    """Return the paths of the modules that must be in train mode to switch dropout on.
 
-    They are those whose class drops, and those whose own forward calls a functional form by its mode. One that drops
-    in eval mode too makes no difference between the modes.
+    These are the modules whose class drops values, and the modules whose own forward calls a functional form that
+    depends on their mode. A module that also drops values in eval mode is left out: it causes no difference between the
+    modes.
 
     Args:
         model: The model.
-        eval_graph: What ran in eval mode.
-        train_graph: What ran in train mode; None where that is not known.
+        eval_graph: The calls of a pass in eval mode.
+        train_graph: The calls of a pass in train mode; None if they are not known.
     """
     by_class = {name for name, module in model.named_modules() if drops(module)}
     always = {_path(call) for call in eval_graph.calls if _rate(call) > 0 and _is_on(call)}

@@ -1,4 +1,4 @@
-"""What a forward pass really does: which function takes which tensor, by tensor identity during one run."""
+"""Records what a forward pass does: which function takes which tensor, by tensor identity during one run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Value:
     """A tensor between two calls.
 
     Attributes:
-        id: Number of the value; a tensor changed in place becomes a new one.
+        id: Number of the value. A tensor that is changed in place becomes a new value.
         shape: Its shape.
         dtype: Its dtype.
     """
@@ -44,11 +44,11 @@ class Call:
 
     Attributes:
         function: The function; None for a BN layer.
-        arguments: Positional arguments, with values in the place of tensors.
+        arguments: Positional arguments, with values in place of tensors.
         keywords: Keyword arguments, likewise.
-        modules: Paths of the modules that were running, outermost first; ends with the BN layer itself.
-        inputs: Every value that goes in.
-        outputs: Every value that comes out.
+        modules: Paths of the modules that were running, outermost first; the last one is the BN layer for a BN layer.
+        inputs: Every value that the call takes.
+        outputs: Every value that the call returns.
     """
 
     function: Callable[..., Any] | None
@@ -64,11 +64,11 @@ class ExecutedGraph:
     """The calls of one forward pass in order.
 
     Attributes:
-        calls: Functions outside BN layers, and BN layers.
-        kept: Numbers of the values that outlive the pass: outputs of the model, and what a module holds on to.
-        exposed: Numbers of the values that a hook saw go into or come out of a module, or that something still holds
-            after the pass: a list of the caller's, an object in the output.
-        tensors: Numbers of the parameters and buffers as they were before the pass, by every path they have.
+        calls: The functions that ran outside BN layers, and the BN layers.
+        kept: Numbers of the values that outlive the pass: outputs of the model, and tensors that a module keeps.
+        exposed: Numbers of the values that a hook of a module received, or to which another object still refers after
+            the pass, such as a list of the caller or an object in the output.
+        tensors: Numbers of the parameters and buffers before the pass, by each of their paths.
     """
 
     calls: tuple[Call, ...]
@@ -89,11 +89,11 @@ class ExecutedGraph:
         return {value.id: call for call in self.calls for value in call.outputs}
 
     def consumers(self, value: int) -> Sequence[Call]:
-        """Return the calls that take the value of this number and give tensors; looking at a shape is none."""
+        """Return the calls that take the value of this number and return tensors; reading its shape does not count."""
         return self._consumers.get(value, [])
 
     def producer(self, value: int) -> Call | None:
-        """Return the call the value of this number came from; None for inputs and parameters."""
+        """Return the call that returned the value of this number; None for inputs and parameters."""
         return self._producers.get(value)
 
     def of_layer(self, path: str) -> list[Call]:
@@ -102,15 +102,17 @@ class ExecutedGraph:
 
 
 def execute(model: nn.Module, example: Batch, layers: Collection[nn.Module] | None = None) -> ExecutedGraph:
-    """Run a model on one batch and return what happened. The caller puts modes and buffers back.
+    """Run a model on one batch and return the calls. The caller restores modes and buffers.
 
     Args:
         model: Any module.
         example: A batch.
-        layers: The BN layers, whose insides are not looked at; every layer of torch and bnlab if None.
+        layers: The BN layers, whose internal calls are not recorded; None for every BN layer of torch and bnlab.
     """
-    found = [module for module in model.modules() if isinstance(module, _BatchNorm)] if layers is None else layers
-    recorder = _Recorder({module: name for name, module in model.named_modules()}, frozenset(found))
+    batch_norm_layers = (
+        [module for module in model.modules() if isinstance(module, _BatchNorm)] if layers is None else layers
+    )
+    recorder = _Recorder({module: name for name, module in model.named_modules()}, frozenset(batch_norm_layers))
     own = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     tensors = {name: recorder.value(tensor).id for name, tensor in own if not is_lazy(tensor)}
     with recorder.watching_modules(), recorder:
@@ -126,7 +128,7 @@ def _attributes(module: nn.Module) -> list[object]:
 
 
 class _Recorder(TorchFunctionMode):
-    """Writes down every function that takes or gives tensors while it is active."""
+    """Records every function that takes or returns tensors while it is active."""
 
     def __init__(self, names: dict[nn.Module, str], layers: frozenset[nn.Module]) -> None:
         super().__init__()
@@ -137,10 +139,10 @@ class _Recorder(TorchFunctionMode):
         self._running: list[nn.Module] = []
         self._layers_running = 0
         self._values: dict[int, Value] = {}
-        self._alive: list[Tensor] = []  # an id means something only as long as its tensor lives
+        self._alive: list[Tensor] = []  # an id is valid only while its tensor is alive
 
     def value(self, tensor: Tensor) -> Value:
-        """Return the value a tensor is at the moment."""
+        """Return the current value of a tensor."""
         return self._values[id(tensor)] if id(tensor) in self._values else self._new_value(tensor)
 
     def _new_value(self, tensor: Tensor) -> Value:
@@ -166,17 +168,17 @@ class _Recorder(TorchFunctionMode):
         inputs: list[Value],
         result: object,
     ) -> None:
-        given = [arguments[0]] if function is Tensor.__setitem__ else tensors_in(result)
-        if not given:
+        output_tensors = [arguments[0]] if function is Tensor.__setitem__ else tensors_in(result)
+        if not output_tensors:
             return
         known = {id(tensor): value for tensor, value in zip(tensors_in([arguments, keywords]), inputs, strict=True)}
         place = _replacing(known)
         modules = tuple(self._names[module] for module in self._running if module in self._names)
-        outputs = tuple(self._new_value(tensor) for tensor in given)
+        outputs = tuple(self._new_value(tensor) for tensor in output_tensors)
         self.calls.append(Call(function, place(arguments), place(keywords), modules, tuple(inputs), outputs))
 
     def held(self) -> set[int]:
-        """Return the values that something else than this recorder refers to."""
+        """Return the numbers of the values to which any object other than this recorder refers."""
         times = Counter(map(id, self._alive))
         probe = torch.empty(0)
         usual = _references([probe])[0] - 1
@@ -185,13 +187,13 @@ class _Recorder(TorchFunctionMode):
         return {number for number, tensor in enumerate(self._alive, start=1) if id(tensor) in held}
 
     def _note_hooked(self, module: nn.Module, *seen: object) -> None:
-        """Note what hooks of a module see of what goes in and comes out."""
+        """Record the inputs and outputs that the hooks of a module receive."""
         if not self._layers_running and (module._forward_hooks or module._forward_pre_hooks):  # noqa: SLF001
             self.hooked |= {self.value(tensor).id for tensor in tensors_in(seen)}
 
     @contextmanager
     def watching_modules(self) -> Iterator[None]:
-        """Follow which modules run; a BN layer is one call, whatever happens inside."""
+        """Track which modules run. A BN layer counts as one call, whatever happens inside it."""
         inputs: list[tuple[tuple[Any, ...], list[Value]]] = []
 
         def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -211,9 +213,9 @@ class _Recorder(TorchFunctionMode):
             if module in self._layers:
                 self._layers_running -= 1
                 if not self._layers_running:
-                    taken, values = inputs.pop()  # what goes in by name is seen only here
+                    positional, values = inputs.pop()  # only this hook receives keyword arguments
                     values += [self.value(tensor) for tensor in tensors_in(keywords)]
-                    self._record(None, taken, keywords, values, output)
+                    self._record(None, positional, keywords, values, output)
             else:
                 self._note_hooked(module, arguments, keywords, output)
             self._running.pop()

@@ -1,4 +1,4 @@
-"""Evidence on every layer over a data set, in one streaming pass with every BN on batch statistics."""
+"""Collects evidence on every layer over a data set, in one streaming pass with every BN layer on batch statistics."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from bnlab.observe.passes.subject import Subject
 __all__ = ["observe"]
 
 _FAR = 50.0
-"""abs(mean)/std above which a layer's own statistics are compared with exact ones."""
+"""abs(mean)/std above which the statistics that a layer computes itself are compared with exact ones."""
 
 _LARGE = 1e30
 """Variance above which the sums of torch's kernels may overflow."""
 
 _SAMPLE_SHARE = 8
-"""One in this many samples of a batch, and at least 4, serve for the standard errors."""
+"""One in this many samples of a batch, and at least 4 samples, are used for the standard errors."""
 
 
 def observe(
@@ -44,18 +44,18 @@ def observe(
     skipped: set[int] | None = None,
     not_finite: set[int] | None = None,
 ) -> dict[str, Observed]:
-    """Return what every layer gets over a data set, with every BN on batch statistics and the rest in eval mode.
+    """Return the inputs of every layer over a data set, with every BN on batch statistics and the rest in eval mode.
 
     Args:
-        subject: The model; untouched afterwards.
+        subject: The model, which is restored afterwards.
         layers: The BN layers to observe, by path.
         data: Batches.
         dropping: Paths of the modules that drop values; every other dropout is off.
         forward: Calls the model on a batch.
         advance: Called after every batch.
-        skipped: Gets the indices of batches that leave one value per channel in a layer, which has no statistics. They
-            are left out from that layer on.
-        not_finite: Gets the indices of batches in which a layer gets a NaN or inf. They are left out of that layer.
+        skipped: Receives the indices of batches that leave one value per channel in a layer. Such a batch has no
+            statistics, and it is left out of that layer and of those behind it.
+        not_finite: Receives the indices of batches in which a layer gets a NaN or inf. They are left out of that layer.
 
     Returns:
         One entry for each layer that ran on at least one finite batch.
@@ -111,7 +111,7 @@ class _Meter:
         return int(self.batch_means.count)
 
     def take(self, call: LayerCall) -> None:
-        """Take in one call, and how far the layer's own statistics are off where they may be."""
+        """Add one call. Where the statistics of the layer itself may be inexact, record their error too."""
         if call.x.dim() < 2 or call.x.size(1) != self.channels:
             return
         if not call.is_finite:
@@ -127,7 +127,7 @@ class _Meter:
         self.smallest = call.count if self.batches == 1 else min(self.smallest, call.count)
 
     def _compare(self, mean: Floats, var: Floats, own_mean: Floats, own_var: Floats) -> None:
-        """Note how far the layer's own statistics are off, in standard deviations."""
+        """Record the error of the statistics that the layer computed itself, in standard deviations."""
         if not np.isfinite(own_mean.sum() + own_var.sum()):
             self.overflowed += 1
             return
@@ -146,7 +146,7 @@ class _Meter:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def _sample(self, x: Tensor, mean: Floats) -> None:
-        """Take in the means and mean squared deviations of some samples, for honest standard errors."""
+        """Add the means and mean squared deviations of some samples, which give realistic standard errors."""
         few = x[: max(4, x.size(0) // _SAMPLE_SHARE)] if x.dim() > 2 else x
         center = torch.from_numpy(mean).to(few.device)
         if few.dim() == 2:
@@ -160,7 +160,7 @@ class _Meter:
         self.image_squares.add_rows(squares.cpu().numpy())
 
     def result(self) -> Observed:
-        """Return what was merged."""
+        """Return the merged statistics."""
         return Observed(
             batches=self.batches,
             images=self.images,
@@ -183,7 +183,7 @@ class _Meter:
 
 
 def _image_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance of every channel of every sample, float64 of shape (N, C)."""
+    """Return the mean and the biased variance of every channel of every sample, in float64, of shape (N, C)."""
     planes = x.reshape(1, x.size(0) * x.size(1), -1)
     if x.device.type == "cpu" and x.dtype in native.DTYPES and native.unavailable() is None:
         mean, var, _ = native.statistics(planes)

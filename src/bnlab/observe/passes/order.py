@@ -1,4 +1,4 @@
-"""The order in which layers run, and ways to leave a forward pass early."""
+"""Tracks the order in which layers run, and leaves a forward pass early."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["AllSeen", "ExecutionOrder", "OneValue", "input_of"]
 
 
 class AllSeen(BaseException):
-    """Raised to leave a forward pass after the last BN layer; no `except Exception` of a model may catch it."""
+    """Raised to leave a forward pass after the last BN layer. An `except Exception` in a model does not catch it."""
 
 
 class OneValue(BaseException):
-    """Raised to leave a forward pass at a layer that has one value per channel."""
+    """Raised to leave a forward pass at a layer whose input has one value per channel."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -26,15 +26,15 @@ class OneValue(BaseException):
 
 @dataclass
 class ExecutionOrder:
-    """The order of the layers, and how many calls the first batch made, so that later ones may stop after the last.
+    """The order of the layers, and the number of calls in the first batch, after which later batches may stop.
 
-    If the first batch left a layer out, or ran one twice, every batch runs to its end: others may differ.
+    If the first batch skips a layer or runs one twice, every batch runs to its end, because other batches may differ.
 
     Attributes:
         layers: Number of layers that are watched.
-        calls: Calls in this batch so far.
-        seen: Paths of the layers, in the order in which they ran first.
-        expected: Calls after which a batch may stop; 0 for never, None before that is known.
+        calls: Number of calls in this batch so far.
+        seen: Paths of the layers, in the order of their first calls.
+        expected: Number of calls after which a batch may stop; 0 for never, None until it is known.
     """
 
     layers: int
@@ -47,14 +47,14 @@ class ExecutionOrder:
         if self.expected is None and self.calls:
             self.expected = self.calls if len(self.seen) == self.calls == self.layers else 0
         elif self.expected is not None and self.calls != self.expected:
-            self.expected = 0  # the batches differ: run each to its end
+            self.expected = 0  # the batches differ, so each runs to its end
         self.calls = 0
 
     def count(self, path: str) -> None:
-        """Note a call.
+        """Count a call of a layer.
 
         Raises:
-            AllSeen: If it is the last one of the batch.
+            AllSeen: If the call is the last one of the batch.
         """
         self.calls += 1
         self.seen[path] = None
@@ -63,6 +63,6 @@ class ExecutionOrder:
 
 
 def input_of(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
-    """Return the input of a call: the first tensor."""
+    """Return the first tensor among the arguments of a call, which is its input."""
     first = arguments[0] if arguments else None
     return first if isinstance(first, Tensor) else tensors_in([arguments, keywords])[0]

@@ -1,6 +1,6 @@
-"""The statistics of what BN layers get over a data set, pooled exactly: one pass, O(channels) memory.
+"""Pools the statistics of the inputs of BN layers over a data set exactly, in one pass and O(channels) memory.
 
-The layers that are pooled normalise with the statistics of each batch, every other BN with its running statistics, and
+The pooled layers normalise with the statistics of each batch. Every other BN layer uses its running statistics, and
 dropout is off.
 """
 
@@ -29,15 +29,15 @@ from bnlab.observe.passes.subject import Subject
 __all__ = ["Estimator", "Pooled", "Pooling", "pool"]
 
 Estimator = Literal["population", "within-batch"]
-"""Whether the variance is that of the population, or the mean of the unbiased variances of the batches."""
+"""Selects the variance: that of the population, or the mean of the unbiased variances of the batches."""
 
-_FEWEST_TO_STOP = 8
-"""Batches before which the spread of the batch statistics says too little to stop."""
+_MIN_BATCHES_TO_STOP = 8
+"""Number of batches below which the spread of the batch statistics is too uncertain to stop the pass."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pooled:
-    """What one layer got over all batches; arrays have the shape (C,), float64.
+    """The statistics of the input of one layer over all batches; arrays have the shape (C,), float64.
 
     Attributes:
         batches: Calls that were pooled.
@@ -58,14 +58,15 @@ class Pooled:
     batch_var_var: Floats
 
     def var(self, estimator: Estimator) -> Floats:
-        """Return the variance that an estimator stands for."""
+        """Return the variance that the estimator selects."""
         return self.population_var if estimator == "population" else self.within_var
 
     @property
     def standard_error(self) -> float | None:
         """Root mean square over channels of the error of the normalised output, in standard deviations.
 
-        From the spread of the batch statistics: SE(mean)^2/var + SE(var)^2/(4 var^2). None for fewer than two batches.
+        The squared error of a channel is SE(mean)^2/var + SE(var)^2/(4 var^2), where the standard errors come from the
+        spread of the batch statistics. The value is None for fewer than two batches.
         """
         if self.batches < 2:
             return None
@@ -76,12 +77,13 @@ class Pooled:
 
 @dataclass(frozen=True, kw_only=True)
 class Pooling:
-    """What a pass over a data set gave.
+    """The result of a pooling pass over a data set.
 
     Attributes:
-        layers: What each layer got, in the order in which they ran; a layer that never ran has no entry.
+        layers: The pooled statistics of each layer, in the order in which the layers ran. A layer that never ran has no
+            entry.
         batches: Batches that were pooled.
-        samples: Samples in them.
+        samples: Samples in the pooled batches.
         not_finite: Batches that were left out because a layer got a NaN or inf.
         one_value: Batches that were left out because a layer got one value per channel.
         stopped_early: Whether the tolerance was reached before the data ended.
@@ -96,7 +98,7 @@ class Pooling:
 
     @cached_property
     def standard_errors(self) -> Mapping[str, float | None]:
-        """The standard error of each layer; None where it is not known."""
+        """The standard error of each layer; None for a layer with fewer than two batches."""
         return {path: pooled.standard_error for path, pooled in self.layers.items()}
 
 
@@ -112,23 +114,24 @@ def pool(
     tolerance: float | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Pooling:
-    """Return the statistics of what layers get over a data set.
+    """Return the pooled statistics of the inputs of layers over a data set.
 
     A batch in which a layer gets a NaN, an inf or one value per channel is left out of every layer.
 
     Args:
-        subject: The model; untouched afterwards.
-        layers: The layers to pool, by path; they normalise with the statistics of each batch.
+        subject: The model, which is restored afterwards.
+        layers: The layers to pool, by path. They normalise with the statistics of each batch.
         data: Batches.
-        by_batch: Other layers that are to normalise with the statistics of each batch.
-        imposed: Mean and variance that further layers normalise with instead of their running statistics.
+        by_batch: Other layers that also normalise with the statistics of each batch.
+        imposed: Mean and variance with which further layers normalise instead of their running statistics.
         forward: Calls the model on a batch.
-        max_batches: Where to stop.
-        tolerance: Standard error, in standard deviations, at which to stop; checked from the eighth batch on.
+        max_batches: Number of batches after which the pass stops; None for no limit.
+        tolerance: Standard error, in standard deviations, at which the pass stops. It is checked from the eighth batch
+            on.
         advance: Called after every batch.
 
     Raises:
-        UsageError: If there is no batch, or none that could be used.
+        UsageError: If there is no batch, or if every batch is left out.
 
     Source:
         Wu and Johnson 2021, appendix A.2; merged as in Chan, Golub and LeVeque 1983.
@@ -160,7 +163,7 @@ def _run_batches(
     tolerance: float | None,
     advance: Callable[[], None],
 ) -> bool:
-    """Run through the data; return whether the tolerance ended it."""
+    """Run the batches; return whether the tolerance was reached before the data ended."""
     if max_batches == 0:
         return False
     for index, batch in enumerate(batches, start=1):
@@ -187,7 +190,7 @@ def _nothing_usable(meters: _Meters) -> str:
 
 @dataclass
 class _Meters:
-    """The meters of a pass; a batch reaches them whole or not at all."""
+    """The meters of a pass. They take in all calls of a batch or none of them."""
 
     layers: Mapping[str, _Meter]
     staged: list[tuple[str, int, Floats, Floats]] = field(default_factory=list)
@@ -203,10 +206,11 @@ class _Meters:
         self.is_finite = True
 
     def stage(self, call: LayerCall) -> None:
-        """Note a call of the batch.
+        """Hold a call until the batch ends.
 
         Raises:
-            AllSeen: If it is not finite: the batch is left out, and what lies behind may not take a NaN.
+            AllSeen: If the call is not finite. The batch is then left out, and the modules behind the layer, which may
+                not accept a NaN, do not run.
         """
         self.is_finite = call.is_finite
         if not self.is_finite:
@@ -214,7 +218,7 @@ class _Meters:
         self.staged.append((call.path, call.count, call.mean, call.var))
 
     def end(self, samples: int, *, one_value: bool) -> None:
-        """Take in the calls of the batch, or none of them."""
+        """Merge the calls of the batch if the batch can be used, and count the batch."""
         if not self.is_finite:
             self.not_finite += 1
         elif one_value:
@@ -226,8 +230,8 @@ class _Meters:
             self.samples += samples
 
     def have_converged(self, tolerance: float) -> bool:
-        """Whether every layer that ran is known to within a standard error."""
-        if self.batches < _FEWEST_TO_STOP:
+        """Return whether the standard error of every layer that ran is at most the tolerance."""
+        if self.batches < _MIN_BATCHES_TO_STOP:
             return False
         errors = [meter.result().standard_error for meter in self.layers.values() if meter.batches]
         return all(error is not None and error <= tolerance for error in errors)
@@ -247,14 +251,14 @@ class _Meter:
         return int(self._means.count)
 
     def add(self, count: int, mean: Floats, var: Floats) -> None:
-        """Merge the statistics of one call: values per channel, mean and unbiased variance."""
+        """Merge the statistics of one call: number of values per channel, mean and unbiased variance."""
         self._values.add(count, mean, var * (count - 1))
         self._within.add(count, var)
         self._means.add(1, mean)
         self._vars.add(1, var)
 
     def result(self) -> Pooled:
-        """Return what was merged."""
+        """Return the merged statistics."""
         return Pooled(
             batches=self.batches,
             count=int(self._values.count),

@@ -1,4 +1,4 @@
-"""Which statistics a model normalises with, for the length of a `with` block."""
+"""Replaces the statistics with which a model normalises, for the duration of a `with` block."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ __all__ = ["impose_batch_statistics", "impose_statistics", "population_statistic
 def population_statistics(
     modules: Mapping[str, nn.Module], layers: Iterable[ModelLayer]
 ) -> dict[_BatchNorm, tuple[Floats, Floats]]:
-    """Return the population mean and variance of every layer that was observed and keeps running statistics.
+    """Return the population mean and variance of every observed layer that keeps running statistics.
 
-    They are those of the training data where there is some, by the law of total variance with the exact count of each
-    batch, and unbiased. Shape (C,), float64.
+    They come from the training data if it was observed, and from the other data otherwise. The variance follows the law
+    of total variance with the exact count of each batch, and is unbiased. Shape (C,), float64.
 
     Args:
         modules: The layers by path.
-        layers: What was observed of them.
+        layers: The evidence on each layer.
     """
-    found: dict[_BatchNorm, tuple[Floats, Floats]] = {}
+    statistics: dict[_BatchNorm, tuple[Floats, Floats]] = {}
     for layer in layers:
         module, seen = modules[layer.name], layer.train_data or layer.data
         if isinstance(module, _BatchNorm) and seen is not None and layer.state is not None:
-            found[module] = (seen.mean, seen.var)
-    return found
+            statistics[module] = (seen.mean, seen.var)
+    return statistics
 
 
 @contextmanager
 def impose_batch_statistics(model: nn.Module) -> Iterator[None]:
     """Make every BN layer normalise with the statistics of its batch, in either mode.
 
-    The running statistics are withheld and put back, the same tensors, when the block ends, however it ends. The mode
-    of the model is not touched, so a metric that calls ``model.eval()`` changes nothing, and dropout stays as it is.
+    The layers have no running statistics inside the block. They get the same tensors back when the block ends, also
+    when it raises. The block does not change the mode of the model: a metric that calls ``model.eval()`` still
+    measures batch statistics, and dropout stays as it is.
     """
     with _replaced({module: None for module in model.modules() if isinstance(module, _BatchNorm)}):
         yield
@@ -48,11 +49,13 @@ def impose_batch_statistics(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def impose_statistics(statistics: Mapping[_BatchNorm, tuple[Floats, Floats]]) -> Iterator[None]:
-    """Make BN layers normalise with given means and variances in eval mode.
+    """Make BN layers in eval mode normalise with the means and variances in `statistics`.
+
+    The layers get the tensors of their running statistics back when the block ends.
 
     Args:
-        statistics: Mean, input units, and variance, squared input units, of each layer; both of shape (C,). They get
-            the dtype of the buffers. The running statistics are put back, the same tensors, when the block ends.
+        statistics: Mean, in input units, and variance, in squared input units, of each layer; both of shape (C,). They
+            are cast to the dtype of the buffers.
     """
     with _replaced({layer: _tensors(layer, *values) for layer, values in statistics.items()}):
         yield

@@ -1,6 +1,7 @@
-"""Buffers in which a layer leaves the statistics of each batch, for as long as it is watched.
+"""Provides buffers in which a layer leaves the statistics of each batch while it is watched.
 
-On the CPU a layer of torch runs on bnlab's kernels meanwhile, and leaves exact statistics; elsewhere it leaves its own.
+On the CPU a layer of torch runs on the kernels of bnlab during that time, and leaves exact statistics. On other devices
+it leaves the statistics that it computes itself.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from bnlab.observe.evidence import Floats
 __all__ = ["ExactScratch", "Scratch", "scratch_of"]
 
 _UNWRITTEN = -1.0
-"""A variance no layer leaves behind."""
+"""A variance that no layer can compute, which marks the buffer as unwritten."""
 
 
 class Scratch:
-    """Buffers in which a layer leaves the statistics of a batch. The layer is put back by `untouched`.
+    """Buffers in which a layer leaves the statistics of a batch. `Subject.untouched` restores the layer.
 
     Attributes:
-        mean: Of the last batch. Shape (C,).
-        var: Unbiased, of the last batch. Shape (C,).
+        mean: Mean of the last batch. Shape (C,).
+        var: Unbiased variance of the last batch. Shape (C,).
     """
 
     def __init__(self, layer: _BatchNorm) -> None:
@@ -45,20 +46,20 @@ class Scratch:
         layer.momentum, layer.track_running_stats, layer.training = 1.0, True, True
 
     def clear(self) -> None:
-        """Forget the last batch."""
+        """Mark the buffers as unwritten."""
         self.mean.zero_()
         self.var.fill_(_UNWRITTEN)
 
     def read(self) -> tuple[Floats, Floats] | None:
-        """Return mean and unbiased variance of the batch in float64; None if the layer did not leave them."""
+        """Return mean and unbiased variance of the batch in float64; None if the layer did not write them."""
         mean, var = (tensor.cpu().numpy().astype(np.float64) for tensor in (self.mean, self.var))
         return None if (var == _UNWRITTEN).all() else (mean, var)
 
 
 class ExactScratch(Scratch):
-    """Scratch buffers of a layer of torch on the CPU, whose statistics are right in every layout and dtype.
+    """Scratch buffers of a layer of torch on the CPU, with exact statistics in every layout and dtype.
 
-    Its forward is replaced; `untouched` puts it back.
+    The class replaces the forward of the layer, and `Subject.untouched` restores it.
     """
 
     def __init__(self, layer: _BatchNorm) -> None:
@@ -68,7 +69,7 @@ class ExactScratch(Scratch):
         layer.forward = self._forward  # type: ignore[method-assign]
 
     def _forward(self, input: Tensor) -> Tensor:
-        """Return the transform with the statistics of the batch, and keep them."""
+        """Return the output with batch statistics, and store these statistics."""
         layer = self._layer
         layer._check_input_dim(input)  # type: ignore[no-untyped-call] # noqa: SLF001 - torch's forward begins so
         arguments = (input, layer.weight, layer.bias, None, layer.eps)
@@ -79,7 +80,7 @@ class ExactScratch(Scratch):
         return y
 
     def of_torch(self, x: Tensor) -> tuple[Floats, Floats]:
-        """Return mean and unbiased variance as torch's own kernel takes them, which may be off."""
+        """Return mean and unbiased variance as the kernel of torch computes them, which may be inexact."""
         mean, var = (torch.zeros(x.size(1), dtype=self._own_dtype) for _ in range(2))
         F.batch_norm(x, mean, var, self._layer.weight, self._layer.bias, True, 1.0, self._layer.eps)
         return mean.numpy().astype(np.float64), var.numpy().astype(np.float64)
@@ -91,14 +92,14 @@ class ExactScratch(Scratch):
 
 
 def scratch_of(layer: nn.Module) -> Scratch | None:
-    """Return what a layer leaves its statistics in; None if it leaves none."""
+    """Give a layer scratch buffers and return them; return None for a layer that would not write its statistics."""
     if _runs_on_kernels(layer):
         return ExactScratch(layer)
     return Scratch(layer) if _leaves_statistics(layer) else None
 
 
 def _leaves_statistics(layer: nn.Module) -> TypeGuard[_BatchNorm]:
-    """Whether a layer with `Scratch` buffers leaves the statistics of each batch there: exactly if it is bnlab's."""
+    """Return whether a layer writes the statistics of each batch to `Scratch` buffers; those of bnlab are exact."""
     if isinstance(layer, BatchNormBase):
         return type(layer) in (ours.BatchNorm1d, ours.BatchNorm2d, ours.BatchNorm3d)
     plain = isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))

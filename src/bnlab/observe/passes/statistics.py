@@ -1,9 +1,9 @@
-"""What BN layers get, batch by batch: the one engine behind the evidence of a diagnosis and behind recalibration.
+"""Measures the inputs of BN layers batch by batch, for the evidence of a diagnosis and for recalibration.
 
-The statistics of a batch fall out of the BN operator itself: a layer is given scratch buffers and leaves them there. On
-the CPU a layer of torch runs on bnlab's kernels meanwhile, which leave exact ones. Only where those a layer leaves are
-not right to the rounding of their dtype (another class, half precision, a mean far from the spread, values that are not
-finite) are they computed again in float64.
+The BN operator itself computes the statistics of a batch: a layer has scratch buffers, to which it writes them. On the
+CPU a layer of torch runs on the kernels of bnlab during that time, whose statistics are exact. This module computes the
+statistics again in float64 only where those of the layer may be wrong by more than the rounding of their dtype: for a
+layer of another class, half precision, a mean far from the spread, or values that are not finite.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from bnlab.observe.passes.subject import Subject
 __all__ = ["LayerCall", "Run", "measuring"]
 
 _FAR = 16.0
-"""abs(mean)/std above which a mean rounded to float32 is off by more than 1e-6 standard deviations."""
+"""abs(mean)/std above which rounding to float32 changes a mean by more than 1e-6 standard deviations."""
 
 _AGREEING = 0.02
-"""Difference in standard deviations that the kernels of torch explain: beyond it a layer has changed its input."""
+"""Difference in standard deviations that the kernels of torch explain. A larger one shows a changed input."""
 
 _BLOCK = 1 << 21
-"""Values that are widened to float64 at once."""
+"""Number of values that are widened to float64 at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +47,14 @@ class LayerCall:
     """One call of a layer.
 
     Attributes:
-        path: Of the layer.
-        x: Its input: of shape (N, C, *spatial), unless the layer moves the channels to their place itself.
+        path: Path of the layer.
+        x: Its input, of shape (N, C, *spatial), unless the forward of the layer moves the channels to that position.
         count: Values per channel.
-        mean: Of the batch. Shape (C,), float64; not finite if the input is not.
-        var: Unbiased, of the batch. Shape (C,), float64.
-        own: Returns mean and unbiased variance as the layer's own operator takes them, which may be off; None where
-            that is not known.
-        own_failed: Whether those are known not to be finite.
+        mean: Mean of the batch. Shape (C,), float64; not finite if the input is not finite.
+        var: Unbiased variance of the batch. Shape (C,), float64.
+        own: Returns mean and unbiased variance as the operator of the layer computes them, which may be inexact; None
+            where they are not known.
+        own_failed: Whether the statistics that `own` returns are known not to be finite.
     """
 
     path: str
@@ -67,15 +67,15 @@ class LayerCall:
 
     @property
     def is_finite(self) -> bool:
-        """Whether neither NaN nor inf came in."""
+        """Whether the statistics, and so the input, hold neither NaN nor inf."""
         return bool(np.isfinite(self.mean.sum() + self.var.sum()))
 
 
 class Run:
-    """A pass that is going on.
+    """A pass in progress.
 
     Attributes:
-        order: The order of the layers.
+        order: The order in which the layers run.
     """
 
     def __init__(self, model: nn.Module, layers: int, forward: Forward) -> None:
@@ -83,7 +83,7 @@ class Run:
         self.order = ExecutionOrder(layers)
 
     def one_batch(self, batch: Batch) -> str | None:
-        """Run one batch; return the path of a layer at which it ended, as one value per channel has no statistics."""
+        """Run one batch; return the path of the layer at which it ended because of one value per channel, or None."""
         self.order.begin()
         try:
             self._forward(self._model, batch)
@@ -104,18 +104,19 @@ def measuring(
     dropping: Collection[str] = (),
     forward: Forward = run_batch,
 ) -> Iterator[Run]:
-    """Watch what layers get; the model is in eval mode meanwhile, and put back when the block ends.
+    """Watch the inputs of layers. The model is in eval mode inside the block, and is restored when the block ends.
 
     Args:
         subject: The model.
-        layers: The layers to watch, by path; they normalise with the statistics of each batch.
-        take: Called with every call of such a layer.
-        by_batch: Other layers that are to normalise with the statistics of each batch; the rest uses running ones.
-        dropping: Paths of the modules that drop values; every other dropout is off.
+        layers: The layers to watch, by path. They normalise with the statistics of each batch.
+        take: Function that receives every call of a watched layer.
+        by_batch: Other layers that also normalise with the statistics of each batch. All remaining layers use running
+            statistics.
+        dropping: Paths of the modules that drop values. Every other dropout is off.
         forward: Calls the model on a batch.
 
     Yields:
-        What runs one batch after the other.
+        The pass, which runs one batch after the other.
     """
     run = Run(subject.model, len(layers), forward)
     with subject.untouched(), torch.no_grad():
@@ -143,7 +144,7 @@ def _hooked() -> Iterator[list[RemovableHandle]]:
 
 
 def _kept_in_mode(module: nn.Module, training: bool) -> list[RemovableHandle]:
-    """Keep dropout on or off, also where a forward calls train() or eval() on its way."""
+    """Keep dropout on or off, even if a forward calls train() or eval() during the pass."""
 
     def switch(module: nn.Module, _: object) -> None:
         module.training = training
@@ -168,7 +169,7 @@ def _watched(
         if input_of(arguments, keywords).numel() == channels:
             raise OneValue(path)
         if scratch is not None:
-            layer.training = True  # a forward may have called eval() on its way here
+            layer.training = True  # a forward may have called eval() before this layer
             scratch.clear()
 
     def after(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], __: object) -> None:
@@ -185,11 +186,11 @@ def _watched(
 
 
 def _call(path: str, layer: nn.Module, x: Tensor, scratch: Scratch | None) -> LayerCall | None:
-    """Return the statistics of a call, computed again where those the layer left may be off; None if there are none."""
+    """Return a call with its statistics, computed again where those of the layer may be inexact; None without any."""
     channels = channels_of(layer)
     count = x.numel() // channels
     left = None if scratch is None else scratch.read()
-    if x.dim() < 2 or x.size(1) != channels:  # a forward of its own may move the channels to their place
+    if x.dim() < 2 or x.size(1) != channels:  # a custom forward may move the channels to position 1
         return None if left is None else LayerCall(path, x, count, *left, own=None)
     if left is None:
         return LayerCall(path, x, count, *_computed(x), own=None)
@@ -201,23 +202,23 @@ def _call(path: str, layer: nn.Module, x: Tensor, scratch: Scratch | None) -> La
     own = (left[0].copy(), left[1].copy())
     failed = not np.isfinite(own[0].sum() + own[1].sum())
     eps = float(getattr(layer, "eps", 0.0))
-    if type(layer).forward is not _BatchNorm.forward:  # it may do something to its input before BN sees it
+    if type(layer).forward is not _BatchNorm.forward:  # a custom forward may change its input before BN
         return LayerCall(path, x, count, *_agreeing(_computed(x), left, eps), lambda: own, failed)
     return LayerCall(path, x, count, *(_trusted(x, left, eps) or _computed(x)), lambda: own, failed)
 
 
 def _trusted(x: Tensor, left: tuple[Floats, Floats], eps: float) -> tuple[Floats, Floats] | None:
-    """Return what torch's kernel left as far as it can be trusted, with the channels computed again where it cannot.
+    """Return the statistics of the kernel of torch, with unreliable channels computed again; None if all may be wrong.
 
-    torch sums in double precision along contiguous images, and in single precision, the faster the less exact, along
-    channels-last ones, of which (N, C) is one.
+    torch sums in double precision along contiguous images. Along channels-last images, and along inputs of shape
+    (N, C), torch sums in single precision, which is less exact.
     """
     images = x.is_contiguous() and x.numel() > x.size(0) * x.size(1)
     if x.device.type == "cpu" and not images:
         return None
     mean, var = left
     with np.errstate(invalid="ignore", over="ignore"):
-        near = mean**2 <= _FAR**2 * (var + eps)  # not where either is NaN or inf
+        near = mean**2 <= _FAR**2 * (var + eps)  # False where either is NaN or inf
         near &= np.isfinite(var)
     if not near.all():
         far = np.flatnonzero(~near)
@@ -226,7 +227,7 @@ def _trusted(x: Tensor, left: tuple[Floats, Floats], eps: float) -> tuple[Floats
 
 
 def _agreeing(computed: tuple[Floats, Floats], left: tuple[Floats, Floats], eps: float) -> tuple[Floats, Floats]:
-    """Return what was computed from the input of a layer if that is what its BN saw, else what the BN left."""
+    """Return the computed statistics if they agree with those that BN left in the layer, else those of the layer."""
     spread = np.sqrt(left[1] + eps)
     with np.errstate(invalid="ignore", over="ignore"):
         mean_agrees = np.abs(computed[0] - left[0]) <= _AGREEING * spread
@@ -235,7 +236,7 @@ def _agreeing(computed: tuple[Floats, Floats], left: tuple[Floats, Floats], eps:
 
 
 def _computed(x: Tensor) -> tuple[Floats, Floats]:
-    """Return mean and unbiased variance in float64, a block of samples at a time."""
+    """Compute mean and unbiased variance in float64, one block of samples at a time."""
     rows = max(1, _BLOCK // max(1, x.numel() // max(1, x.size(0))))
     moments = reduce(merge, (batch_moments(block) for block in torch.split(x, rows)))
     mean, var = (values.cpu().numpy().astype(np.float64) for values in (moments.mean, moments.unbiased_var))

@@ -1,4 +1,4 @@
-"""Running a model without leaving a trace in it."""
+"""Runs a model and restores it completely afterwards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Subject", "random_numbers_kept", "untouched", "usage_error_unless"]
 
 
 class Subject:
-    """A model that is observed: a snapshot of it, taken once, and the way back to it, any number of times.
+    """A model under observation, with a snapshot that is taken once and can be restored any number of times.
 
     Args:
         model: Any module.
@@ -31,13 +31,13 @@ class Subject:
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """Put the model and every random number generator back when the block ends, however it ends.
+        """Restore the model and every random number generator when the block ends, also when it raises.
 
-        The model is put back as it was when the snapshot was taken. Modes, submodules, hooks, requires_grad and
-        gradients are those of then; buffers get their values back, and are the same tensors; what is random behind the
-        block goes on as if it had not been there. Other attributes are put back by reference: a list that forward
-        appended to keeps what it got. So are parameters: one that forward gives other values gets its own back, unless
-        it was changed in place.
+        The model returns to the state of the snapshot: its modes, submodules, hooks, requires_grad flags and gradients.
+        Buffers are the same tensors as before and get their values back. Random numbers continue as if the block had
+        not run. Other attributes are restored by reference, so a list to which forward appends keeps the new items.
+        Parameters are restored by reference too: a parameter whose `data` forward replaces gets its own data back, but
+        changes in place remain.
         """
         with random_numbers_kept({buffer.device for buffer, _ in self._buffers}):
             try:
@@ -46,7 +46,7 @@ class Subject:
                 self._restore()
 
     def _restore(self) -> None:
-        with torch.no_grad(), ExitStack() as restoring:  # what cannot be put back keeps nothing else from it
+        with torch.no_grad(), ExitStack() as restoring:  # one failure does not stop the other restorations
             for buffer, value in self._buffers:
                 restoring.callback(_restore_buffer, buffer, value)
             for state in reversed(self._states):
@@ -55,9 +55,9 @@ class Subject:
 
 @contextmanager
 def random_numbers_kept(devices: Collection[torch.device] = ()) -> Iterator[None]:
-    """Let what is random behind the block go on as if the block had not been there, also on some devices."""
+    """Restore the random number generators when the block ends, also those of the CUDA devices in `devices`."""
     indices = sorted({device.index or 0 for device in devices if device.type == "cuda"})
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that models draw from
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - models draw from the global one
     with torch.random.fork_rng(devices=indices):
         try:
             yield
@@ -68,7 +68,7 @@ def random_numbers_kept(devices: Collection[torch.device] = ()) -> Iterator[None
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put a model back when the block ends: a :class:`Subject` for one block."""
+    """Restore a model when the block ends, with a :class:`Subject` for this block alone."""
     with Subject(model).untouched():
         yield
 
@@ -83,7 +83,7 @@ def _has_values(tensor: Tensor) -> bool:
 
 
 class _ModuleState:
-    """The attributes of a module, and what its dicts hold."""
+    """The attributes of a module, and the contents of its dicts."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -92,14 +92,14 @@ class _ModuleState:
         self._contents = [(held, dict(held)) for held in _containers(module)]
 
     def restore(self) -> None:
-        """Put them back."""
+        """Restore the attributes and the dicts."""
         for name in _attributes(self._module).keys() - self._attributes.keys():
             del vars(self._module)[name]
         vars(self._module).update(self._attributes)
         for held, content in self._contents:
             held.clear()
             held.update(content)
-        if self._module.training != self._training:  # of a ScriptModule it is no attribute
+        if self._module.training != self._training:  # `training` of a ScriptModule is not in vars()
             self._module.training = self._training
 
 
@@ -112,7 +112,7 @@ class _ParameterState:
         self._requires_grad = parameter.requires_grad
 
     def restore(self) -> None:
-        """Put them back."""
+        """Restore the values, requires_grad and the gradient."""
         if self._parameter.data_ptr() != self._data.data_ptr():
             self._parameter.data = self._data
         if self._parameter.requires_grad != self._requires_grad:
@@ -135,7 +135,7 @@ def _attributes(module: nn.Module) -> dict[str, object]:
 
 @contextmanager
 def usage_error_unless(rule: str) -> Iterator[None]:
-    """Turn whatever a model raises into one line."""
+    """Turn any exception that a model raises into a UsageError of one line."""
     try:
         yield
     except BnlabError:

@@ -1,1 +1,1 @@
-"""Turning BN layers into those of another class, and back."""
+"""Converts BN layers to another class, and back."""

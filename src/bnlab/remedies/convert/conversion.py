@@ -1,4 +1,4 @@
-"""One layer on its way into another class."""
+"""The conversion of one layer to another class."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _OFF = "-"
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is to be done to one layer.
+    """A plan to convert one layer.
 
     Attributes:
         layer: The layer.
-        path: Its path.
-        source: Its family.
-        target: What it becomes.
+        path: The path of the layer.
+        source: The family of the layer before the conversion.
+        target: The target of the conversion.
         template: A fresh layer of the new class.
-        plain: A fresh layer of the old one.
-        kind: The new class: that of the template, or the subclass the layer once had.
-        settings: Attributes to set afterwards.
-        origin: What is to be remembered.
-        keeps_grad: Whether requires_grad is left to the caller.
+        plain: A fresh layer of the old class.
+        kind: The new class: that of the template, or the subclass that the layer had before an earlier conversion.
+        settings: Attributes to set after the change of class.
+        origin: The record to leave on the layer.
+        keeps_grad: Whether the caller handles requires_grad.
     """
 
     layer: _BatchNorm
@@ -52,27 +52,29 @@ class Conversion:
 
     @property
     def keeps_output(self) -> bool:
-        """Whether the layer computes afterwards what it computed before."""
+        """Whether the converted layer computes the same output."""
         return self.source.is_plain and self.target.family.is_plain and not self.target.options
 
     def changes(self) -> list[Change]:
-        """Return what will be different."""
+        """Return the changes that the conversion makes."""
         before = type(self.layer)
-        found = [] if before is self.kind else [Change(self.path, "class", class_name(before), class_name(self.kind))]
+        changes = [] if before is self.kind else [Change(self.path, "class", class_name(before), class_name(self.kind))]
         for key, value in self.settings.items():
             old = getattr(self.layer, key, _OFF)
-            found += [] if old == value else [Change(self.path, key, str(old), str(value))]
+            changes += [] if old == value else [Change(self.path, key, str(old), str(value))]
         dropped = {"nonfinite": "skip", "process_group": None} if not self.target.family.is_ours else {}
         for key, usual in dropped.items():
             if key not in vars(self.template) and getattr(self.layer, key, usual) != usual:
-                found.append(Change(self.path, key, str(getattr(self.layer, key)), _OFF))
+                changes.append(Change(self.path, key, str(getattr(self.layer, key)), _OFF))
         if not self.target.family.keeps_statistics and self.layer.running_mean is not None:
-            found.append(Change(self.path, "running statistics", "kept", "dropped"))
+            changes.append(Change(self.path, "running statistics", "kept", "dropped"))
         frozen = self._frozen_parameters()
-        return found + [Change(self.path, f"{name}.requires_grad", str(not on), str(on)) for name, on in frozen.items()]
+        return changes + [
+            Change(self.path, f"{name}.requires_grad", str(not on), str(on)) for name, on in frozen.items()
+        ]
 
     def _frozen_parameters(self) -> dict[str, bool]:
-        """Return the parameters whose requires_grad changes, with its new value."""
+        """Return the new value of requires_grad by name of each parameter for which it changes."""
         parameters = dict(self.layer.named_parameters(recurse=False))
         if self.keeps_grad:
             return {}
@@ -85,34 +87,34 @@ class Conversion:
         return {}
 
     def apply(self) -> Callable[[], None]:
-        """Convert the layer and return what takes it back."""
+        """Convert the layer and return a function that undoes the conversion."""
         switched = self._frozen_parameters()
-        own = () if self.target.family.keeps_statistics else ("track_running_stats",)
-        turn_back = change_class(
+        overridden = () if self.target.family.keeps_statistics else ("track_running_stats",)
+        restore_class = change_class(
             self.layer,
             self.template,
             plain=self.plain,
             kind=self.kind,
-            overridden=own,
+            overridden=overridden,
             keeps_buffers=self.target.family.keeps_statistics,
             finish=self._finish,
         )
         self._switch(switched)
 
         def undo() -> None:
-            turn_back()
+            restore_class()
             self._switch({name: not on for name, on in switched.items()})
 
         return undo
 
     def _ends_freeze(self) -> bool:
-        """Whether what `freeze` did is gone with the class, or with the running statistics."""
+        """Return whether the conversion ends a freeze: it changes the class, or drops the running statistics."""
         memory = vars(self.layer).get("frozen_from")
         by_class = isinstance(memory, FrozenFrom) and memory.kind is not None and not self.target.family.freezes
         return by_class or not self.target.family.keeps_statistics
 
     def _finish(self) -> None:
-        """Set what a fresh layer does not have."""
+        """Set the attributes that a fresh layer does not have."""
         if self._ends_freeze():
             vars(self.layer).pop("frozen_from", None)
         for key, value in self.settings.items():

@@ -1,4 +1,4 @@
-"""convert: between the BN layers of torch and bnlab, and to GroupNorm and InstanceNorm."""
+"""convert: converts between the BN layers of torch and bnlab, and from these to GroupNorm and InstanceNorm."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ def convert(
     fuse: bool = False,
     example: Batch = None,
 ) -> Receipt:
-    """Turn the BN layers of a model into another variant, in place, and keep everything else.
+    """Convert the BN layers of a model to another class in place, and keep everything else.
 
-    Weights, buffers, eps, momentum, dtype, device, mode, requires_grad, hooks, names, and the objects themselves are
-    kept. Exceptions: GroupNorm and InstanceNorm drop the running statistics, and a frozen layer requires no gradient
-    until it is converted on.
+    Each layer keeps its weights, buffers, eps, momentum, dtype, device, mode, requires_grad, hooks, and name, and stays
+    the same object. There are two exceptions: GroupNorm and InstanceNorm drop the running statistics, and a frozen
+    layer requires no gradient until it is converted again.
 
     Args:
         model: Any module with BN layers: those of torch.nn, SyncBatchNorm included, and of bnlab.nn.
         to: A BN layer class of bnlab.nn or torch.nn, torch.nn.GroupNorm or InstanceNorm, or a `functools.partial` of
-            one with arguments of its own. BatchNorm2d stands for 1d and 3d too: each layer keeps its rank.
+            one of these with other arguments. BatchNorm2d stands for 1d and 3d too: each layer keeps its rank.
         layers: Paths, or patterns such as "layer4.*"; every BN layer if None.
-        fuse: Whether the layers of bnlab also take in the activation or residual addition that follows each of them
-            where the model runs `example`. A module whose forward is rewritten for it becomes a subclass of its class.
-        example: A batch to run the model on; needed to fuse, and to know the rank of a SyncBatchNorm if `to` has none.
+        fuse: Whether each layer of bnlab also takes in the activation or residual addition that follows it when the
+            model runs `example`. A module whose forward must be rewritten for this gets a subclass of its class.
+        example: A batch to run the model on. It is needed to fuse, and to convert a SyncBatchNorm if `to` has no rank.
 
     Returns:
-        The receipt; its `undo()` turns every layer back, and keeps what was trained meanwhile.
+        The receipt. Its `undo()` converts every layer back and keeps what training has changed since.
 
     Raises:
         NoBatchNorm: If there is no BN layer.
-        UsageError: If an argument is wrong; if a layer does more than BN and one of the activations bnlab knows,
-            which converting it would lose; or if the fused model does not give the output and gradients it gave before.
-            The model is then as it was.
+        UsageError: If an argument is invalid; if a layer does more than BN and one of the activations that bnlab knows,
+            because conversion would lose the rest; or if fusing changes the output or the gradients. The model does not
+            change then.
 
     Example:
         >>> import bnlab
@@ -71,7 +71,7 @@ def convert(
         <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
     """
     target = ConversionTarget.of(to)
-    found = batch_norm_layers(model, layers)
+    selected = batch_norm_layers(model, layers)
     if hasattr(model, "_orig_mod"):
         raise UsageError("convert: the model must not be compiled yet, got a compiled one. Compile it afterwards.")
     if example is not None and any(is_lazy(parameter) for parameter in model.parameters()):
@@ -79,15 +79,15 @@ def convert(
     if fuse and (example is None or not target.family.is_ours):
         got = "no example" if example is None else f"{to!r}"
         raise UsageError(f"convert: fuse must come with an example and a layer class of bnlab.nn, got {got}.")
-    ranks = {} if example is None else _executed_ranks(model, found, example)
-    steps = plan_all(found, lambda path, layer: plan_conversion(path, layer, target, ranks.get(path))).values()
+    ranks = {} if example is None else _executed_ranks(model, selected, example)
+    steps = plan_all(selected, lambda path, layer: plan_conversion(path, layer, target, ranks.get(path))).values()
     changes = [change for step in steps for change in step.changes()]
     left_alone = []
     with UndoStack() as undo:
         for step in steps:
             undo.push(step.layer, step.apply())
         if fuse:
-            fused = fuse_followers(model, example, found, undo)
+            fused = fuse_followers(model, example, selected, undo)
             changes += fused.changes
             left_alone += fused.left_alone
         undo.seal()
@@ -101,12 +101,15 @@ def convert(
     return Receipt(model, record, undo.take_back)
 
 
-def _executed_ranks(model: nn.Module, found: Mapping[str, _BatchNorm], example: object) -> dict[str, int]:
-    """Return the number of spatial dimensions that layers of any rank get; (N, C) counts as one."""
-    families = {path: family_of(type(layer)) for path, layer in found.items()}
+def _executed_ranks(model: nn.Module, layers: Mapping[str, _BatchNorm], example: object) -> dict[str, int]:
+    """Return the number of spatial dimensions of the input of each layer, if some class has no rank.
+
+    An input of shape (N, C) counts as one dimension.
+    """
+    families = {path: family_of(type(layer)) for path, layer in layers.items()}
     if all(family is None or family[0].has_ranks for family in families.values()):
         return {}
     with untouched(model), torch.no_grad(), usage_error_unless("forward must run on the example"):
         graph = execute(model.eval(), example)
-    calls = {path: graph.of_layer(path) for path in found}
+    calls = {path: graph.of_layer(path) for path in layers}
     return {path: max(1, len(ran[0].inputs[0].shape) - 2) for path, ran in calls.items() if ran}

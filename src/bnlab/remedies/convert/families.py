@@ -1,4 +1,4 @@
-"""Which layer classes are variants of one another."""
+"""Groups layer classes into families that differ only by the number of spatial dimensions."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class Family:
     """Classes that differ only by the number of spatial dimensions.
 
     Attributes:
-        classes: The class for each of them; 1 stands for (N, C) too.
-        is_plain: Whether they compute plain BN, in either mode.
-        keeps_statistics: Whether they have the state of a BN layer; GroupNorm and InstanceNorm have not.
+        classes: The class per number of spatial dimensions. The class for 1 takes (N, C) too.
+        is_plain: Whether the classes compute plain BN in either mode.
+        keeps_statistics: Whether the classes have the running statistics of a BN layer. GroupNorm and InstanceNorm do
+            not have them.
     """
 
     classes: Mapping[int, type[nn.Module]]
@@ -32,45 +33,45 @@ class Family:
 
     @property
     def has_ranks(self) -> bool:
-        """Whether there is a class of its own per rank."""
+        """Whether each rank has its own class."""
         return len(set(self.classes.values())) > 1
 
     @property
     def is_ours(self) -> bool:
-        """Whether its layers are bnlab's, with an activation, a residual and a mask."""
+        """Whether the classes are those of bnlab, which take an activation, a residual and a mask."""
         return issubclass(self.classes[1], BatchNormBase)
 
     @property
     def freezes(self) -> bool:
-        """Whether its layers normalise with running statistics in either mode."""
+        """Whether the classes normalise with running statistics in either mode."""
         return issubclass(self.classes[1], FrozenBatchNorm)
 
     def rank_of(self, kind: type) -> int | None:
-        """Return the number of spatial dimensions a class is for; None if for any."""
+        """Return the number of spatial dimensions of a class, or None if the class accepts any."""
         return next((rank for rank in RANKS if self.has_ranks and issubclass(kind, self.classes[rank])), None)
 
 
-def _of(module: object, name: str, *, is_plain: bool = False, keeps_statistics: bool = True) -> Family:
+def _family(module: object, name: str, *, is_plain: bool = False, keeps_statistics: bool = True) -> Family:
     classes = {rank: getattr(module, f"{name}{rank}d") for rank in RANKS}
     return Family(classes, is_plain, keeps_statistics)
 
 
-FROZEN = _of(ours, "FrozenBatchNorm")
+FROZEN = _family(ours, "FrozenBatchNorm")
 GROUP = Family(dict.fromkeys(RANKS, nn.GroupNorm), keeps_statistics=False)
 FAMILIES = (
-    _of(ours, "BatchNorm", is_plain=True),
+    _family(ours, "BatchNorm", is_plain=True),
     FROZEN,
-    _of(ours, "GhostBatchNorm"),
-    _of(ours, "BatchRenorm"),
-    _of(nn, "BatchNorm", is_plain=True),
+    _family(ours, "GhostBatchNorm"),
+    _family(ours, "BatchRenorm"),
+    _family(nn, "BatchNorm", is_plain=True),
     Family(dict.fromkeys(RANKS, nn.SyncBatchNorm), is_plain=True),
     GROUP,
-    _of(nn, "InstanceNorm", keeps_statistics=False),
+    _family(nn, "InstanceNorm", keeps_statistics=False),
 )
 
 
 def family_of(kind: type) -> tuple[Family, type[nn.Module]] | None:
-    """Return the family of a class, and the member of it that the class is or derives from."""
+    """Return the family of a class, and the class of the family that it is or derives from; None if there is none."""
     for base in kind.__mro__:
         for family in FAMILIES:
             if base in family.classes.values():
@@ -79,7 +80,7 @@ def family_of(kind: type) -> tuple[Family, type[nn.Module]] | None:
 
 
 def class_name(kind: type) -> str:
-    """Return the name under which users know a class."""
+    """Return the name of a class as users write it."""
     for package in ("torch.nn", "bnlab.nn"):
         if kind.__module__.startswith(package):
             return f"{package}.{kind.__name__}"

@@ -1,4 +1,4 @@
-"""What follows a BN layer in the executed graph: an activation, the addition of a residual, or both."""
+"""Identifies what follows a BN layer in the executed graph: an activation, the addition of a residual, or both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from bnlab.functional.activations import ACTIVATIONS, Activation
 from bnlab.observe.passes.executed_graph import Call, ExecutedGraph
 from bnlab.remedies.refusal import Refusal
 
-__all__ = ["Followers", "activation_of", "activation_of_module", "followers", "has_hooks", "is_addition", "takes_place"]
+__all__ = [
+    "Followers",
+    "activation_of",
+    "activation_of_module",
+    "changes_in_place",
+    "followers",
+    "has_hooks",
+    "is_addition",
+]
 
 _ARGUMENTS: dict[Activation, dict[str, object]] = {
     "relu": {"inplace": None},
@@ -28,10 +36,10 @@ _ARGUMENTS: dict[Activation, dict[str, object]] = {
     "sigmoid": {},
     "tanh": {},
 }
-"""The arguments behind the input, in order, with the default, which is what bnlab computes; None where any will do."""
+"""The arguments after the input, in order, with the value that bnlab computes; None where any value is fine."""
 
 _HARDTANH_IS_RELU6 = {"min_val": 0.0, "max_val": 6.0}
-"""torch.nn.ReLU6 is a Hardtanh with these arguments."""
+"""The arguments with which a Hardtanh is a ReLU6."""
 
 _FUNCTIONS: dict[Callable[..., Any], Activation] = {
     F.relu: "relu",
@@ -76,12 +84,12 @@ _ADDITIONS = (
 
 @dataclass(frozen=True)
 class Followers:
-    """What a BN layer can take in.
+    """The operations after a BN layer that can be fused into the layer.
 
     Attributes:
-        activation: Name of the activation, or None.
-        residual: Whether a residual is added first.
-        last: The last call that is taken in.
+        activation: The name of the activation, or None.
+        residual: Whether a residual is added before the activation.
+        last: The last call of these operations.
     """
 
     activation: Activation | None
@@ -92,21 +100,21 @@ class Followers:
 def activation_of(
     function: Callable[..., Any] | None, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
 ) -> Activation | None:
-    """Return which activation of bnlab a call is, with the same parameters, or None."""
+    """Return the activation of bnlab that a call computes with the same parameters, or None if there is none."""
     if function is F.hardtanh:
-        given = {**dict(zip((*_HARDTANH_IS_RELU6, "inplace"), arguments[1:], strict=False)), **keywords}
-        return "relu6" if {**given, "inplace": None} == {**_HARDTANH_IS_RELU6, "inplace": None} else None
+        by_name = {**dict(zip((*_HARDTANH_IS_RELU6, "inplace"), arguments[1:], strict=False)), **keywords}
+        return "relu6" if {**by_name, "inplace": None} == {**_HARDTANH_IS_RELU6, "inplace": None} else None
     name = _FUNCTIONS.get(function) if function is not None else None
     if name is None or not arguments:
         return None
     usual = _ARGUMENTS[name]
-    given = {**dict(zip(usual, arguments[1:], strict=False)), **keywords}
-    same = all(key in usual and (usual[key] is None or usual[key] == value) for key, value in given.items())
+    by_name = {**dict(zip(usual, arguments[1:], strict=False)), **keywords}
+    same = all(key in usual and (usual[key] is None or usual[key] == value) for key, value in by_name.items())
     return name if same and len(arguments) <= len(usual) + 1 else None
 
 
 def activation_of_module(module: nn.Module) -> Activation | None:
-    """Return which activation of bnlab a module is, with the same parameters, or None."""
+    """Return the activation of bnlab that a module computes with the same parameters, or None if there is none."""
     name = _MODULES.get(type(module))
     if name is None:
         return None
@@ -115,26 +123,26 @@ def activation_of_module(module: nn.Module) -> Activation | None:
 
 
 def is_addition(function: Callable[..., Any] | None, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> bool:
-    """Whether a call adds two things and does nothing else."""
+    """Return whether a call adds two operands and does nothing else."""
     return function in _ADDITIONS and len(arguments) == 2 and keywords.get("alpha", 1) == 1 and not keywords.get("out")
 
 
-def takes_place(function: Callable[..., Any] | None) -> bool:
-    """Whether an addition changes its first argument in place."""
+def changes_in_place(function: Callable[..., Any] | None) -> bool:
+    """Return whether an addition changes its first argument in place."""
     return function in (operator.iadd, Tensor.add_, Tensor.__iadd__)
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a hook looks at what goes into a module or comes out of it."""
+    """Return whether a module has forward or backward hooks."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, kind) for kind in kinds)
 
 
 def followers(graph: ExecutedGraph, path: str) -> Followers:
-    """Return what follows the BN layer at `path` and can be taken in.
+    """Return the operations after the BN layer at `path` that can be fused into it.
 
     Raises:
-        Refusal: If nothing can.
+        Refusal: If there are none.
     """
     calls = graph.of_layer(path)
     if len(calls) != 1:
@@ -150,14 +158,14 @@ def followers(graph: ExecutedGraph, path: str) -> Followers:
     if activation is not None:
         return Followers(activation, residual=False, last=following)
     if not is_addition(following.function, following.arguments, following.keywords):
-        raise Refusal("no activation and no addition follows")
-    if takes_place(following.function) and following.inputs[0] != output:
+        raise Refusal("neither an activation nor an addition follows it")
+    if changes_in_place(following.function) and following.inputs[0] != output:
         raise Refusal("it is added to another tensor in place")
     if len(following.inputs) != 2 or following.inputs[0] == following.inputs[1]:
-        raise Refusal("what is added to it is no other tensor")
+        raise Refusal("the addition does not add another tensor")
     first, second = following.inputs
     if (first.shape, first.dtype) != (second.shape, second.dtype):
-        raise Refusal("what is added to it has another shape or dtype")
+        raise Refusal("the tensor that is added to it has another shape or dtype")
     behind = _only_consumer(graph, following.outputs[0].id)
     activation = None if behind is None else activation_of(behind.function, behind.arguments, behind.keywords)
     last = following if activation is None or behind is None else behind

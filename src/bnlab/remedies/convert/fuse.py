@@ -1,4 +1,4 @@
-"""Taking the activation or residual addition that follows a BN layer into the layer."""
+"""Fuses the activation or residual addition that follows a BN layer into the layer."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from bnlab.remedies.witness import behaviour_of, differences
 __all__ = ["Fused", "fuse_followers"]
 
 _TOLERANCE = 1e3
-"""Largest difference of a gradient, in eps of the dtype: terms of a sum may come in another order."""
+"""Largest difference allowed, in eps of the dtype. A fused layer may add the terms of a gradient in another order."""
 
 
 @dataclass
 class Fused:
-    """What was taken in, and what was not."""
+    """The changes that fusing made, and the layers that it left alone."""
 
     changes: list[Change] = field(default_factory=list)
     left_alone: list[LeftAlone] = field(default_factory=list)
@@ -45,19 +45,19 @@ def fuse_followers(
     layers: Mapping[str, _BatchNorm],
     undo: UndoStack,
 ) -> Fused:
-    """Fuse layers of bnlab with what follows them where the model runs the example.
+    """Fuse layers of bnlab with the activation or addition that follows them when the model runs the example.
 
-    In a Sequential an activation module behind a layer becomes an Identity; elsewhere the activation or addition is
-    taken out of the forward of the module it runs in.
+    In a Sequential, the activation module after a layer becomes an Identity. Elsewhere, the forward of the module that
+    runs the activation or addition is rewritten without it.
 
     Args:
-        model: Changed in place.
-        example: A batch that the model takes in either mode.
-        layers: The layers to fuse, of bnlab, by path.
-        undo: Gets what takes each change back.
+        model: The model, which is changed in place.
+        example: A batch that the model accepts in either mode.
+        layers: The layers to fuse by path.
+        undo: The stack to which the undo function of each change is added.
 
     Raises:
-        UsageError: If output, gradients or buffers are not those of the model before.
+        UsageError: If the fused model gives other outputs, gradients or buffers than before.
     """
     with usage_error_unless("forward must run on the example in either mode"):
         before = behaviour_of(model, example)
@@ -65,16 +65,16 @@ def fuse_followers(
         raise UsageError("convert: the model must return tensors to prove that fusing changed nothing, got none.")
     graphs = _executed(model, example)
     fused = Fused()
-    wanted: dict[str, Followers] = {}
+    to_fuse: dict[str, Followers] = {}
     for path, layer in layers.items():
-        behind = attempted(partial(_followers, layer, path, graphs))
-        if isinstance(behind, Refusal):
-            fused.left_alone.append(LeftAlone(path, behind.reason))
+        following = attempted(partial(_followers, layer, path, graphs))
+        if isinstance(following, Refusal):
+            fused.left_alone.append(LeftAlone(path, following.reason))
         else:
-            wanted[path] = behind
-    _settle_shared_additions(wanted, fused)
-    _replace_activation_modules(model, wanted, graphs, fused, undo)
-    _rewrite_containers(model, wanted, graphs[0], fused, undo)
+            to_fuse[path] = following
+    _settle_shared_additions(to_fuse, fused)
+    _replace_activation_modules(model, to_fuse, graphs, fused, undo)
+    _rewrite_containers(model, to_fuse, graphs[0], fused, undo)
     _prove(before, behaviour_of(model, example))
     return fused
 
@@ -89,42 +89,42 @@ def _executed(model: nn.Module, example: Batch) -> tuple[ExecutedGraph, Executed
 
 def _followers(layer: _BatchNorm, path: str, graphs: tuple[ExecutedGraph, ExecutedGraph]) -> Followers:
     if not isinstance(layer, BatchNormBase):
-        raise Refusal("it is no layer of bnlab")
+        raise Refusal("it is not a layer of bnlab")
     if layer.activation is not None:
         raise Refusal("it has an activation already")
     if has_hooks(layer):
-        raise Refusal("a hook looks at its output")
+        raise Refusal("a hook reads its output")
     in_train, in_eval = (followers(graph, path) for graph in graphs)
     if (in_train.activation, in_train.residual) != (in_eval.activation, in_eval.residual):
-        raise Refusal("what follows it differs between train mode and eval mode")
+        raise Refusal("different operations follow it in train mode and in eval mode")
     return in_train
 
 
-def _settle_shared_additions(wanted: dict[str, Followers], fused: Fused) -> None:
-    """Where two BN layers are added to each other one takes the sum in: that of the forward in which they are added."""
+def _settle_shared_additions(to_fuse: dict[str, Followers], fused: Fused) -> None:
+    """Choose one layer where two BN layers are added to each other: the one nearest to the top of the module tree."""
     by_sum: dict[int, list[str]] = {}
-    for path, found in wanted.items():
-        if found.residual:
-            by_sum.setdefault(id(found.last), []).append(path)
+    for path, following in to_fuse.items():
+        if following.residual:
+            by_sum.setdefault(id(following.last), []).append(path)
     for paths in by_sum.values():
         paths.sort(key=lambda path: path.count("."))
         for path in paths[1:]:
-            del wanted[path]
-            fused.left_alone.append(LeftAlone(path, f"what it is added to is taken in by {paths[0]}"))
+            del to_fuse[path]
+            fused.left_alone.append(LeftAlone(path, f"{paths[0]} takes in the addition"))
 
 
 def _replace_activation_modules(
     model: nn.Module,
-    wanted: dict[str, Followers],
+    to_fuse: dict[str, Followers],
     graphs: tuple[ExecutedGraph, ExecutedGraph],
     fused: Fused,
     undo: UndoStack,
 ) -> None:
-    """Make an Identity of every activation module that stands behind its layer in a Sequential and nowhere else."""
+    """Replace activation modules by an Identity if they follow their layer in a Sequential and run nowhere else."""
     by_module: dict[str, list[str]] = {}
-    for path, found in wanted.items():
-        if not found.residual and activation_of_module(_innermost(model, found.last)) is not None:
-            by_module.setdefault(found.last.modules[-1], []).append(path)
+    for path, following in to_fuse.items():
+        if not following.residual and activation_of_module(_innermost(model, following.last)) is not None:
+            by_module.setdefault(following.last.modules[-1], []).append(path)
     for name, paths in by_module.items():
         module = model.get_submodule(name)
         calls = [sum(call.modules[-1:] == (name,) for call in graph.calls) for graph in graphs]
@@ -137,11 +137,11 @@ def _replace_activation_modules(
         fused.changes.append(Change(name, "class", class_name(type(module)), class_name(nn.Identity)))
         undo.push(module, change_class(module, nn.Identity(), plain=type(module)()))
         for path in paths:
-            _activate(model.get_submodule(path), path, wanted.pop(path).activation, fused, undo)
+            _activate(model.get_submodule(path), path, to_fuse.pop(path).activation, fused, undo)
 
 
 def _side_by_side(model: nn.Module, layer: str, activation: str) -> bool:
-    """Whether a Sequential runs one right behind the other, and the model knows either by one name only."""
+    """Return whether the activation directly follows the layer in a Sequential, and each has only one path."""
     parent, _, last = layer.rpartition(".")
     sequence = model.get_submodule(parent)
     if not isinstance(sequence, nn.Sequential) or type(sequence).forward is not nn.Sequential.forward:
@@ -153,21 +153,22 @@ def _side_by_side(model: nn.Module, layer: str, activation: str) -> bool:
 
 
 def _rewrite_containers(
-    model: nn.Module, wanted: dict[str, Followers], graph: ExecutedGraph, fused: Fused, undo: UndoStack
+    model: nn.Module, to_fuse: dict[str, Followers], graph: ExecutedGraph, fused: Fused, undo: UndoStack
 ) -> None:
-    """Rewrite the forward of every module in which a layer and what follows it run."""
+    """Rewrite the forward of every module that runs both a layer and the operation that follows it."""
     by_container: dict[str, list[str]] = {}
-    for path, found in wanted.items():
+    for path, following in to_fuse.items():
         caller = graph.of_layer(path)[0].modules[-2] if path else ""
-        if _container(model, found.last) != caller:
-            fused.left_alone.append(LeftAlone(path, "what follows it runs in another module"))
+        if _container(model, following.last) != caller:
+            fused.left_alone.append(LeftAlone(path, "the operation that follows it runs in another module"))
         elif isinstance(model.get_submodule(caller), nn.Sequential) or not path:
-            fused.left_alone.append(LeftAlone(path, "the activation module behind it is used elsewhere too, or hooked"))
+            reason = "the activation module that follows it is used elsewhere too, or has hooks"
+            fused.left_alone.append(LeftAlone(path, reason))
         else:
             by_container.setdefault(caller, []).append(path)
     for name, paths in by_container.items():
         container = model.get_submodule(name)
-        inside = {path.removeprefix(f"{name}."): wanted[path].residual for path in paths}
+        inside = {path.removeprefix(f"{name}."): to_fuse[path].residual for path in paths}
         rewritten = attempted(partial(_rewritten_graph, container, inside))
         if isinstance(rewritten, Refusal):
             fused.left_alone += [LeftAlone(path, rewritten.reason) for path in paths]
@@ -203,7 +204,7 @@ def _innermost(model: nn.Module, call: Call) -> nn.Module:
 
 
 def _container(model: nn.Module, call: Call) -> str:
-    """Return the path of the module whose forward made a call, directly or by an activation module."""
+    """Return the path of the module whose forward made a call, either directly or through an activation module."""
     inside = activation_of_module(_innermost(model, call)) is not None and len(call.modules) > 1
     return call.modules[-2] if inside else call.modules[-1]
 

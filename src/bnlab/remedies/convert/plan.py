@@ -1,4 +1,4 @@
-"""Plans how layers change their class, before the first of them is touched: for convert, freeze and unfreeze."""
+"""Plans the class changes of convert, freeze and unfreeze, before any layer is changed."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ _FROZEN_OF_ANY_RANK = Family(dict.fromkeys(RANKS, FrozenBatchNorm))
 def plan_all(
     layers: Mapping[str, _BatchNorm], plan_one: Callable[[str, _BatchNorm], Conversion | None]
 ) -> dict[str, Conversion]:
-    """Plan every layer, by path; those that stay as they are have no plan.
+    """Return the plans of all layers by path. A layer that stays as it is has no plan.
 
     Args:
         layers: The layers by path.
-        plan_one: Returns the plan of a layer, None if it stays as it is, or raises a UsageError.
+        plan_one: A function that returns the plan of a layer, or None if the layer stays as it is. It may raise a
+            UsageError.
 
     Raises:
-        UsageError: If one layer or more must be refused: the message of the first, and the paths of the others.
+        UsageError: If at least one layer must be refused. It has the message of the first such layer and the paths of
+            the others.
     """
     steps: dict[str, Conversion] = {}
     refusals: list[str] = []
@@ -63,16 +65,16 @@ def _plan_or_message(
 def plan_conversion(
     path: str, layer: _BatchNorm, target: ConversionTarget, executed_rank: int | None
 ) -> Conversion | None:
-    """Return how a layer becomes what is asked for; None if it is that already.
+    """Return the plan that converts a layer to a target, or None if the layer is of that family already.
 
     Args:
-        path: Layer path.
+        path: The path of the layer.
         layer: A BN layer.
-        target: What it is to become.
-        executed_rank: Number of spatial dimensions of the input it was seen to get, if it was.
+        target: The target of the conversion.
+        executed_rank: The number of spatial dimensions of its input in a run of the model; None if it did not run.
 
     Raises:
-        UsageError: If the layer cannot become that without losing something.
+        UsageError: If the conversion would lose something that the layer does.
     """
     source, base = _family(path, layer)
     if source is target.family and not target.options:
@@ -82,10 +84,10 @@ def plan_conversion(
         _refuse(path, "have a known rank", class_name(base), "Pass example=, a batch to run the model on.")
     rank = rank or 1
     activation = _activation(path, layer, base, rank)
-    origin = _remembered(layer, base, activation, becomes_frozen=target.family.freezes and not source.freezes)
+    origin = _new_origin(layer, base, activation, becomes_frozen=target.family.freezes and not source.freezes)
     if target.family.freezes and layer.running_mean is None:
         _refuse(path, "keep running statistics to be frozen", "track_running_stats=False")
-    kind = _kind(
+    kind = _new_class(
         path,
         target.family.classes[rank],
         activation,
@@ -96,7 +98,7 @@ def plan_conversion(
     try:
         template = target.fresh(layer, rank)
     except (ValueError, TypeError) as error:
-        _refuse(path, f"be able to become {class_name(kind)}", f"the refusal '{error}'")
+        _refuse(path, f"fit the arguments of {class_name(kind)}", f"the error '{error}'")
     settings = {key: value for key, value in target.options.items() if key != "num_groups"}
     if target.family.is_ours and activation is not None and settings.setdefault("activation", activation) != activation:
         _refuse(path, f"have no activation to get {settings['activation']!r}", repr(activation))
@@ -105,10 +107,10 @@ def plan_conversion(
 
 
 def plan_freeze(path: str, layer: _BatchNorm) -> Conversion:
-    """Return how a layer that is not frozen becomes a frozen one, but for requires_grad.
+    """Return the plan that gives a layer a frozen class. It leaves requires_grad to the caller.
 
     Raises:
-        UsageError: If the layer cannot become that without losing something.
+        UsageError: If the frozen class would lose something that the layer does.
     """
     source, _ = _family(path, layer)
     step = plan_conversion(
@@ -119,22 +121,23 @@ def plan_freeze(path: str, layer: _BatchNorm) -> Conversion:
 
 
 def plan_thaw(path: str, layer: _BatchNorm, memory: FrozenFrom) -> Conversion:
-    """Return how a frozen layer becomes what it was, but for requires_grad.
+    """Return the plan that gives a frozen layer its old class back. It leaves requires_grad to the caller.
 
     Raises:
-        UsageError: If that would lose an activation or residual it has got since.
+        UsageError: If that would lose an activation or residual that was fused into the layer after the freeze.
     """
     source, _ = _family(path, layer)
-    found = None if memory.kind is None else family_of(memory.kind)
-    if memory.kind is None or found is None:
+    family_and_base = None if memory.kind is None else family_of(memory.kind)
+    if memory.kind is None or family_and_base is None:
         raise AssertionError("only a layer of a known family changes its class")
-    family, base = found
+    family, base = family_and_base
     settings = dict(memory.settings)
     if family.is_ours and memory.kind is base:
         settings.pop("activation", None)
     elif getattr(layer, "activation", None) != memory.activation or "takes_residual" in vars(layer):
-        got = "an activation or residual that was taken in since"
-        _refuse(path, f"be as it was frozen to become {class_name(memory.kind)}", got, "Undo the fusing first.")
+        got = "an activation or residual that was fused in later"
+        rule = f"be unchanged since it was frozen to become {class_name(memory.kind)}"
+        _refuse(path, rule, got, "Undo the fusing first.")
     rank = family.rank_of(base) or 1
     template, plain = base(layer.num_features), source.classes[rank](layer.num_features)
     origin = memory.converted_from if isinstance(memory.converted_from, Origin) else Origin()
@@ -143,24 +146,24 @@ def plan_thaw(path: str, layer: _BatchNorm, memory: FrozenFrom) -> Conversion:
 
 
 def require_built(path: str, layer: _BatchNorm) -> None:
-    """Refuse a lazy layer that has not run."""
+    """Raise a UsageError for a lazy layer that has not run yet."""
     if any(is_lazy(parameter) for parameter in layer.parameters(recurse=False)) or hasattr(layer, "cls_to_become"):
         _refuse(path, "know its number of channels", "a lazy layer", "Run one batch first.")
 
 
 def _family(path: str, layer: _BatchNorm) -> tuple[Family, type[nn.Module]]:
     require_built(path, layer)
-    found = family_of(type(layer))
-    if found is None and isinstance(layer, FrozenBatchNorm):
-        found = _FROZEN_OF_ANY_RANK, FrozenBatchNorm
-    if found is None:
+    family_and_base = family_of(type(layer))
+    if family_and_base is None and isinstance(layer, FrozenBatchNorm):
+        family_and_base = _FROZEN_OF_ANY_RANK, FrozenBatchNorm
+    if family_and_base is None:
         _refuse(path, "derive from a BN layer of torch.nn or bnlab.nn", class_name(type(layer)))
     if not {"weight", "bias"} <= layer._parameters.keys():  # noqa: SLF001
         _refuse(path, "have weight and bias as plain parameters", "a parametrization", "Remove it first.")
-    return found
+    return family_and_base
 
 
-def _remembered(layer: _BatchNorm, base: type, activation: str | None, *, becomes_frozen: bool) -> Origin:
+def _new_origin(layer: _BatchNorm, base: type, activation: str | None, *, becomes_frozen: bool) -> Origin:
     origin = origin_of(layer)
     if type(layer) is not base:
         origin = Origin(type(layer), activation, origin.required_grad)
@@ -171,7 +174,7 @@ def _remembered(layer: _BatchNorm, base: type, activation: str | None, *, become
 
 
 def _activation(path: str, layer: _BatchNorm, base: type[nn.Module], rank: int) -> str | None:
-    """Return the activation a layer applies, or refuse a layer that does anything else beyond BN."""
+    """Return the activation that a layer applies, and raise if the layer does anything else beyond BN."""
     patched = [key for key, value in vars(layer).items() if callable(value) and callable(getattr(base, key, None))]
     if type(layer) is base and not patched:
         return getattr(layer, "activation", None)
@@ -186,10 +189,10 @@ def _activation(path: str, layer: _BatchNorm, base: type[nn.Module], rank: int) 
         _refuse(path, "do nothing beyond BN and an activation", f"{name} with {reason}", way_out)
 
 
-def _kind(
+def _new_class(
     path: str, kind: type[nn.Module], activation: str | None, origin: Origin, *, is_ours: bool, takes_residual: bool
 ) -> type[nn.Module]:
-    """Return the class to take: the one the layer had before it was converted to bnlab, if it is on its way back."""
+    """Return the new class: the one from before a conversion to bnlab if the layer is converted back to it."""
     if is_ours:
         return kind
     comes_back = origin.kind is not None and issubclass(origin.kind, kind) and origin.activation == activation

@@ -1,4 +1,4 @@
-"""Rewriting the forward of a module so that its BN layers take in what follows them."""
+"""Rewrites the forward of a module to fuse its BN layers with the operations that follow them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from torch import Tensor, fx, nn
 from typing_extensions import override
 
 from bnlab.remedies._rewritten import Rewritten
-from bnlab.remedies.convert.followers import activation_of, activation_of_module, has_hooks, is_addition, takes_place
+from bnlab.remedies.convert.followers import (
+    activation_of,
+    activation_of_module,
+    changes_in_place,
+    has_hooks,
+    is_addition,
+)
 from bnlab.remedies.refusal import Refusal
 from bnlab.remedies.source import require_straight_line
 
@@ -17,11 +23,11 @@ __all__ = ["fused_graph", "traced"]
 
 
 _OF_THE_CLASS = ("__getstate__", "__reduce__", "__reduce_ex__", "__call__", "__getattribute__", "__init_subclass__")
-"""What a generated subclass would bypass."""
+"""Methods that a generated subclass would bypass."""
 
 
 class _Tracer(fx.Tracer):
-    """Traces the forward of one module; whatever it calls stays a call."""
+    """Traces the forward of one module and does not enter its submodules."""
 
     proxy_buffer_attributes = True
 
@@ -31,10 +37,10 @@ class _Tracer(fx.Tracer):
 
 
 def traced(container: nn.Module) -> fx.Graph:
-    """Return the graph of a module's forward, if its source shows that there is no other.
+    """Return the graph of a module's forward.
 
     Raises:
-        Refusal: If it does not.
+        Refusal: If the source code does not show that every run has this graph, or if tracing fails.
     """
     kind = type(container)
     if issubclass(kind, Rewritten):
@@ -55,18 +61,18 @@ def traced(container: nn.Module) -> fx.Graph:
 
 
 def fused_graph(container: nn.Module, graph: fx.Graph, layers: Mapping[str, bool]) -> dict[str, str | None]:
-    """Change a graph so that BN layers take in what follows them.
+    """Change a graph in place to fuse BN layers with the operations that follow them.
 
     Args:
-        container: The module the graph is of.
-        graph: Changed in place.
-        layers: Name of each layer in the container, and whether a residual is taken in.
+        container: The module whose forward the graph represents.
+        graph: The graph, which is changed in place.
+        layers: Whether to fuse a residual addition, by the name of each layer in the container.
 
     Returns:
-        Name of each layer and the activation it takes in.
+        The activation that was fused into each layer, by name of the layer; None where there is none.
 
     Raises:
-        Refusal: If the graph does not show what was executed.
+        Refusal: If the graph does not show the operations that were executed.
     """
     return {name: _fuse(container, graph, name, residual=residual) for name, residual in layers.items()}
 
@@ -80,7 +86,7 @@ def _fuse(container: nn.Module, graph: fx.Graph, name: str, *, residual: bool) -
         last = _only_user(call)
         if not is_addition(_function(last), last.args, last.kwargs):
             raise Refusal("its forward does not show the addition")
-        if takes_place(_function(last)) and last.args[0] is not call:
+        if changes_in_place(_function(last)) and last.args[0] is not call:
             raise Refusal("it is added to another tensor in place")
         other = last.args[1] if last.args[0] is call else last.args[0]
         with graph.inserting_before(last):

@@ -1,4 +1,4 @@
-"""What a subclass of a BN layer does beyond BN."""
+"""Identifies what a subclass of a BN layer does beyond BN."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _HARMLESS = frozenset({"extra_repr", "__init__", "__repr__", "__str__", "__const
 
 
 def own_behaviour(kind: type, base: type) -> str | None:
-    """Return a method or attribute, other than `forward`, that a subclass defines and a conversion would lose.
+    """Return the name of an attribute of a subclass, other than `forward`, that a conversion would lose.
 
-    One with the value that it has in the base is none: a base may note things on each of its subclasses.
+    Attributes with the value of the base class do not count, because a base class may set some on each subclass.
     """
     for cls in kind.__mro__:
         if cls not in base.__mro__:
@@ -36,18 +36,18 @@ def own_behaviour(kind: type, base: type) -> str | None:
 
 
 def activation_inside(layer: _BatchNorm, base: type[nn.Module], spatial: int) -> Activation | None:
-    """Return the activation that the forward of a subclass applies to BN; None if it is BN alone.
+    """Return the activation that the forward of a subclass applies after BN, or None if it computes BN alone.
 
-    A copy of the layer runs on a small batch in either mode, and so does BN followed by each activation: the same
-    operators must run in the same order, with the same bits as the result and in the buffers.
+    A copy of the layer runs on a small batch in both modes, and BN followed by each activation runs on it too. For the
+    activation of the layer, the same operators run in the same order and give the same bits in output and buffers.
 
-    The run shows one path; that there is no other is read from the source.
+    Such a run shows one path through the forward. The source code shows that there is no other path.
 
     Returns:
         The name of the activation, or None.
 
     Raises:
-        Refusal: If the subclass does something else.
+        Refusal: If the subclass computes something else.
     """
     if type(layer).forward is base.forward:
         return None
@@ -100,7 +100,7 @@ def _recorded(call: Callable[[Tensor], Any], x: Tensor) -> tuple[list[str], Any]
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down which operators run, in place or not."""
+    """Records the names of the operators that run. In-place operators have the name of the normal ones."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

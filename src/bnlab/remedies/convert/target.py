@@ -1,4 +1,4 @@
-"""What a conversion is asked to make of layers."""
+"""The target of a conversion."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _USUAL_GROUPS = 32
 
 @dataclass(frozen=True)
 class ConversionTarget:
-    """A family of layer classes, with arguments of their own.
+    """A family of layer classes, with arguments for the new layers.
 
     Attributes:
         family: The family.
-        rank: Number of spatial dimensions of the class that was named; None if it is for any.
-        arguments: Positional arguments: the number of groups of a GroupNorm.
+        rank: The number of spatial dimensions of the class that the user passed; None if it accepts any.
+        arguments: Positional arguments, such as the number of groups of a GroupNorm.
         options: Keyword arguments.
     """
 
@@ -38,26 +38,26 @@ class ConversionTarget:
 
     @classmethod
     def of(cls, to: object) -> ConversionTarget:
-        """Read a class, or a partial of one.
+        """Create a target from a class, or from a `functools.partial` of one.
 
         Raises:
-            UsageError: If it is neither, or sets what a layer keeps.
+            UsageError: If `to` is neither of these, or sets an argument that each layer keeps.
         """
         kind = to.func if isinstance(to, functools.partial) else to
         arguments, options = (to.args, to.keywords) if isinstance(to, functools.partial) else ((), {})
-        found = family_of(kind) if isinstance(kind, type) else None
-        if found is None or found[1] is not kind:
+        family_and_class = family_of(kind) if isinstance(kind, type) else None
+        if family_and_class is None or family_and_class[1] is not kind:
             raise UsageError(
                 f"convert: to must be a BN layer class of bnlab.nn or torch.nn, GroupNorm or InstanceNorm, got {to!r}."
             )
-        family = found[0]
+        family = family_and_class[0]
         fixed = [key for key in _KEPT if key in options] or [repr(value) for value in arguments]
         if fixed and not (family is GROUP and len(arguments) == len(fixed) == 1):
-            raise UsageError(f"convert: to must not say what every layer keeps, got {fixed[0]}. Leave it out.")
-        return cls(family, family.rank_of(found[1]), arguments, options)
+            raise UsageError(f"convert: to must not set what every layer keeps, got {fixed[0]}. Leave it out.")
+        return cls(family, family.rank_of(family_and_class[1]), arguments, options)
 
     def fresh(self, layer: _BatchNorm, rank: int) -> nn.Module:
-        """Return a new layer with the settings of `layer`; what it may raise is up to its class."""
+        """Return a new layer with the settings of `layer`. Its class may raise any error."""
         kind: Callable[..., nn.Module] = self.family.classes[rank]
         options = dict(self.options)
         if self.family is GROUP:
@@ -73,7 +73,7 @@ class ConversionTarget:
 
 
 def _groups(channels: int) -> int:
-    """Return 32, as in Wu and He 2018, or the next smaller number that divides the channels."""
+    """Return 32, as in Wu and He 2018 (arXiv:1803.08494), or the largest smaller number that divides the channels."""
     return max(groups for groups in range(1, min(_USUAL_GROUPS, channels) + 1) if channels % groups == 0)
 
 

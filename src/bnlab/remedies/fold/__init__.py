@@ -1,1 +1,1 @@
-"""Folding BN into the layers around it, with proof."""
+"""Folds BN into the layers around it, and checks that the output stays the same."""

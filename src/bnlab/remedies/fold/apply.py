@@ -1,4 +1,4 @@
-"""Carrying a plan out in a copy of the model."""
+"""Applies a fold plan to a copy of the model."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from bnlab.remedies.fold.hosts import is_transposed
 from bnlab.remedies.fold.layer import Folding
 from bnlab.remedies.fold.plan import Group
 
-__all__ = ["copied", "fold_group", "stand_in"]
+__all__ = ["copied", "fold_group", "replace_in_place"]
 
 
 def copied(model: nn.Module) -> nn.Module:
     """Return a deep copy of a model.
 
-    Tensors with a history, such as a pruned weight, cannot be copied with it: the copy gets their values.
+    Tensors with an autograd history, such as a pruned weight, cannot be deep-copied. The copy gets their values.
     """
-    held = [value for module in model.modules() for value in tensors_in(_attributes(module))]
-    memo: dict[int, object] = {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
+    tensors = [value for module in model.modules() for value in tensors_in(_attributes(module))]
+    memo: dict[int, object] = {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf}
     return copy.deepcopy(model, memo)
 
 
@@ -34,15 +34,17 @@ def _attributes(module: nn.Module) -> list[object]:
 
 
 def fold_group(model: nn.Module, group: Group, foldings: Mapping[str, Folding]) -> Callable[[], None] | None:
-    """Give the linear layer of a group the weight and bias with its BN layers in them.
+    """Fold the BN layers of a group into the weight and bias of its linear layer.
 
-    All of it in float64, rounded once. The tensors are new ones: others that share the old keep them.
+    The computation is in float64 and is rounded once. The layer gets new parameters. A layer that shares the old ones
+    keeps them.
 
     Returns:
-        What takes that back; None, with nothing done, if the result is not finite in the dtype of the weight.
+        A function that undoes the fold. If the result is not finite in the dtype of the weight, nothing is changed and
+        None is returned.
     """
     host = model.get_submodule(group.host)
-    old_weight, old_bias = _own(host)
+    old_weight, old_bias = _weight_and_bias(host)
     weight, bias = _folded(host, group, foldings)
     new_weight = torch.empty_like(old_weight.detach()).copy_(weight)  # keeps the strides
     new_bias = bias.to(new_weight.dtype if old_bias is None else old_bias.dtype)
@@ -60,34 +62,34 @@ def fold_group(model: nn.Module, group: Group, foldings: Mapping[str, Folding]) 
 
 
 def _folded(host: nn.Module, group: Group, foldings: Mapping[str, Folding]) -> tuple[Tensor, Tensor]:
-    """Return weight and bias in float64."""
+    """Return the folded weight and bias in float64."""
     groups = getattr(host, "groups", 1)
-    weight, bias = (None if tensor is None else widened(tensor.detach()) for tensor in _own(host))
+    weight, bias = (None if tensor is None else widened(tensor.detach()) for tensor in _weight_and_bias(host))
     assert weight is not None
     for path in group.before:
-        found = foldings[path]
-        weight, bias = fold_into_consumer(found.scale, found.shift, weight, bias, groups=groups)
+        folding = foldings[path]
+        weight, bias = fold_into_consumer(folding.scale, folding.shift, weight, bias, groups=groups)
     for path in group.after:
-        found = foldings[path]
+        folding = foldings[path]
         weight, bias = fold_into_producer(
-            found.scale, found.shift, weight, bias, transposed=is_transposed(host), groups=groups
+            folding.scale, folding.shift, weight, bias, transposed=is_transposed(host), groups=groups
         )
     assert bias is not None  # a group has at least one BN layer
     return weight, bias
 
 
-def _own(host: nn.Module) -> tuple[nn.Parameter, nn.Parameter | None]:
-    weight, bias = host._parameters["weight"], host._parameters["bias"]  # noqa: SLF001 - the plan looked: they are there
+def _weight_and_bias(host: nn.Module) -> tuple[nn.Parameter, nn.Parameter | None]:
+    weight, bias = host._parameters["weight"], host._parameters["bias"]  # noqa: SLF001 - the plan checked that they exist
     assert weight is not None
     return weight, bias
 
 
-def stand_in(layer: nn.Module, replacement: nn.Module | None) -> None:
-    """Turn a BN layer into another module, the same object: every list and name that holds it then holds that.
+def replace_in_place(layer: nn.Module, replacement: nn.Module | None) -> None:
+    """Turn a BN layer into another module in place, so every list and every name that refers to it stays valid.
 
     Args:
-        layer: Of the copy.
-        replacement: Its attributes are taken over; an Identity if None.
+        layer: A BN layer of the copied model.
+        replacement: The module whose class and attributes the layer gets; an Identity if None.
     """
     new = (nn.Identity() if replacement is None else copy.copy(replacement)).eval()
     vars(layer).clear()

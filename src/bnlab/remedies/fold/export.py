@@ -1,4 +1,4 @@
-"""A folded model as a file of torch.export, read back and compared before anyone gets it."""
+"""Exports a folded model with torch.export, reads the file back, and compares it with the model."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ __all__ = ["exported"]
 
 
 def exported(model: nn.Module, example: Batch) -> tuple[bytes, str]:
-    """Return a model as the content of a `.pt2` file, and what is worth knowing about it.
+    """Return the content of a `.pt2` file for a model, and a note on the batch sizes that it accepts.
 
-    The batch dimension is dynamic where torch.export allows it, else that of the example. The content is loaded again
-    and must give the output of the model: on the example, and on a batch of another size if that is dynamic.
+    The batch dimension is dynamic if torch.export allows it. Otherwise it is that of the example. The file is loaded
+    again, and must give the output of the model on the example, and on a batch of another size if that is allowed.
 
     Args:
-        model: In eval mode, as `fold` gives it; stays as it is.
+        model: The model in eval mode, as `fold` returns it. It does not change.
         example: A batch: a tensor, a tuple or list (input first), or a dict (passed as keywords).
 
     Raises:
-        UsageError: If torch cannot export the model, or the file computes something else.
+        UsageError: If torch cannot export the model, or if the file gives another output.
     """
-    given = example[0] if isinstance(example, (tuple, list)) and example else example
-    samples = samples_in(given)
-    dynamic, why = _dynamic(model, _resized(given, samples, max(2, samples)), max(2, samples))
+    inputs = example[0] if isinstance(example, (tuple, list)) and example else example
+    samples = samples_in(inputs)
+    dynamic, reason = _dynamic(model, _resized(inputs, samples, max(2, samples)), max(2, samples))
     if dynamic is not None and samples:
-        others = [given, _resized(given, samples, max(2, samples) + 1)]
+        others = [inputs, _resized(inputs, samples, max(2, samples) + 1)]
         try:
             return _proven(dynamic, model, others), "the batch may have any size"
         except UsageError as error:
-            why = str(error)
+            reason = str(error)
     with usage_error_unless("torch.export must take it"), _quiet(), seeded(Subject(model)):
-        static = torch.export.export(model, *_arguments(given))
-    return _proven(static, model, [given]), f"the batch must have {samples} samples, for {why}"
+        static = torch.export.export(model, *_arguments(inputs))
+    return _proven(static, model, [inputs]), f"the batch must have {samples} samples, because {reason}"
 
 
 def _dynamic(model: nn.Module, batch: Batch, samples: int) -> tuple[torch.export.ExportedProgram | None, str]:
-    """Export with a dynamic batch dimension; torch takes a size of 1 for a constant, so that there are at least 2."""
+    """Export with a dynamic batch dimension. There are at least 2 samples, because torch treats 1 as a constant."""
     size = torch.export.Dim("batch")
 
-    def dimensions(tensor: Tensor) -> Any:  # noqa: ANN401 - torch's own form
+    def dimensions(tensor: Tensor) -> Any:  # noqa: ANN401 - torch defines the type
         return {0: size} if tensor.dim() and tensor.size(0) == samples else None
 
     shapes = map_tensors(batch, dimensions)
@@ -62,29 +62,29 @@ def _dynamic(model: nn.Module, batch: Batch, samples: int) -> tuple[torch.export
             return torch.export.export(model, positional, keywords, dynamic_shapes=named), ""
     except Exception as error:
         text = " ".join(str(error).split())
-        return None, f"torch.export says: {type(error).__name__}: {text[:150]}"
+        return None, f"torch.export raises {type(error).__name__}: {text[:150]}"
 
 
-def _arguments(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:  # noqa: ANN401
-    return ((), dict(given)) if isinstance(given, Mapping) else ((given,), {})
+def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:  # noqa: ANN401
+    return ((), dict(batch)) if isinstance(batch, Mapping) else ((batch,), {})
 
 
-def _resized(given: Any, samples: int, wanted: int) -> Any:  # noqa: ANN401
-    """Repeat the samples of a batch until there are as many as wanted."""
+def _resized(batch: Any, samples: int, size: int) -> Any:  # noqa: ANN401
+    """Repeat the samples of a batch up to a new batch size."""
 
     def resize(tensor: Tensor) -> Tensor:
         if not tensor.dim() or tensor.size(0) != samples or samples == 0:
             return tensor
-        return tensor[torch.arange(wanted, device=tensor.device) % samples]
+        return tensor[torch.arange(size, device=tensor.device) % samples]
 
-    return map_tensors(given, resize)
+    return map_tensors(batch, resize)
 
 
 def _proven(program: torch.export.ExportedProgram, model: nn.Module, batches: list[Any]) -> bytes:
-    """Write a program, read it back and compare it with the model.
+    """Write a program, read it back, compare it with the model, and return the content of the file.
 
     Raises:
-        UsageError: If they do not agree.
+        UsageError: If the program and the model give different outputs.
     """
     file = io.BytesIO()
     with usage_error_unless("torch.export must write it and read it back"), _quiet():
@@ -108,7 +108,7 @@ def _proven(program: torch.export.ExportedProgram, model: nn.Module, batches: li
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what torch says about its own insides from the user."""
+    """Suppress warnings and log messages of torch about its own internals."""
     logger = logging.getLogger("torch")
     level = logger.level
     with warnings.catch_warnings():

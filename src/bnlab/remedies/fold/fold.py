@@ -1,4 +1,4 @@
-"""fold: BN into the convolutions and linear layers around it, proven to change nothing."""
+"""fold: folds BN into the convolutions and linear layers around it, and checks that the output stays the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
 from bnlab.remedies._fold_affine import ScaleAndShift
 from bnlab.remedies.convert.families import class_name
-from bnlab.remedies.fold.apply import copied, fold_group, stand_in
+from bnlab.remedies.fold.apply import copied, fold_group, replace_in_place
 from bnlab.remedies.fold.plan import FoldPlan, plan_of
 from bnlab.remedies.fold.proof import Pair, errors_of_models, errors_of_pairs, seeded, tolerance_of
 from bnlab.remedies.receipt import Receipt
@@ -28,36 +28,38 @@ __all__ = ["fold"]
 
 _UNIT = "of the largest output"
 _WHAT = "largest error"
-_ONE_PATH = "read from one run: other paths through forward are seen only where the random inputs take them"
+_ONE_PATH = "planned from one run: other paths through forward are checked only if the random inputs take them"
 
 
 def fold(model: nn.Module, example: Batch, *, tolerance: float | None = None) -> Receipt:
-    """Return a copy of a model with its BN in the layers around it, for eval mode, and proof that it computes the same.
+    """Return a copy of a model for eval mode with its BN folded into the layers around it, and measure the error.
 
-    Each BN layer goes into the convolution or linear layer that feeds it, else into the one it feeds if no zeros are
-    padded in between, else it becomes a scale and shift of its own. Which layers belong together is read from a run in
-    eval mode. Where a name was there is a module still: an Identity, or the activation that the layer applied.
+    Each BN layer is folded into the convolution or linear layer that feeds it. If that is impossible, it is folded into
+    the convolution or linear layer that it feeds, unless that layer pads with zeros. Otherwise it becomes a separate
+    scale and shift. A run in eval mode shows which layers feed which. Every BN layer leaves a module under its name: an
+    Identity, or the activation that the layer applied.
 
-    Then every pair is compared with the original on the input it really gets, and the whole model on the example and on
-    random inputs like it. A run shows one path through a forward; the others are not looked at.
+    Then `fold` compares every folded pair with the original on the input that the pair gets in the model, and compares
+    the whole model on the example and on random inputs like it. A run shows one path through a forward. Other paths are
+    not checked.
 
     Args:
-        model: Any module, in any mode. It stays as it is, bit by bit.
-        example: A batch it takes in eval mode: a tensor, a tuple or list (input first), or a dict (passed as keywords).
-        tolerance: Largest error, relative to the largest output; 1e-9 in float64, 1e-4 in float32, 1e-2 in float16 and
-            5e-2 in bfloat16 if None. A pair above it stays apart.
+        model: Any module, in any mode. The call does not change a single bit of it.
+        example: A batch for eval mode: a tensor, a tuple or list (input first), or a dict (passed as keywords).
+        tolerance: The largest error allowed, relative to the largest output. If None, it is 1e-9 in float64, 1e-4 in
+            float32, 1e-2 in float16, and 5e-2 in bfloat16. A pair with a larger error is not folded.
 
     Returns:
-        The receipt: `model` is the folded copy, in eval mode; `undo()` gives the original. It lists every layer that
-        was left alone or could only become a scale and shift, with the reason.
+        The receipt. Its `model` is the folded copy in eval mode, and its `undo()` returns the original. It lists every
+        layer that was left alone or could only become a scale and shift, with the reason.
 
     Raises:
         NoBatchNorm: If there is no BN layer.
-        UsageError: If the model cannot be run or copied, is compiled, scripted or lazy, returns no tensor, or if the
-            folded model as a whole does not stay within the tolerance.
+        UsageError: If the model cannot be run or copied, if it is compiled, scripted or lazy, if it returns no tensor,
+            or if the error of the whole folded model exceeds the tolerance.
 
     Source:
-        Jacob et al. 2018, "Quantization and training of neural networks", section 3.2, for BN behind a convolution.
+        Jacob et al. 2018 (arXiv:1712.05877), section 3.2, for BN after a convolution.
 
     Example:
         >>> import bnlab
@@ -79,13 +81,13 @@ def fold(model: nn.Module, example: Batch, *, tolerance: float | None = None) ->
     with seeded(Subject(model)), usage_error_unless("forward must run on the example"):
         graph = execute(model, map_tensors(batch, torch.clone), layers.values())
     plan = plan_of(model, graph, layers)
-    with usage_error_unless("it must be one that can be copied"):
+    with usage_error_unless("copy.deepcopy must accept it"):
         folded = copied(model).eval()
         undo = _install(plan, folded)
     measured = _prove_pairs(model, folded, batch, plan, undo, tolerance)
     changes = _changes(plan, layers)
     for path in plan.foldings:
-        stand_in(folded.get_submodule(path), _replacement(plan, path))
+        replace_in_place(folded.get_submodule(path), _replacement(plan, path))
     on_example, on_others = errors_of_models(model, folded, batch, tolerance)
     measured.append(Measurement(None, f"{_WHAT} on the example", on_example, _UNIT))
     if on_others:
@@ -104,7 +106,7 @@ def fold(model: nn.Module, example: Batch, *, tolerance: float | None = None) ->
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the BN layers; refuse what cannot be folded at all."""
+    """Return the BN layers by path, and raise if the model cannot be folded at all."""
     if not isinstance(model, nn.Module):
         raise UsageError(f"model: it must be a torch.nn.Module, got {type(model).__name__}.")
     for name, module in model.named_modules():
@@ -120,10 +122,12 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
         raise UsageError("fold: the model must know its shapes, got a lazy layer. Run one batch first.")
     if any(tensor.is_meta for tensor in tensors):
         raise UsageError("fold: the model must have values, got tensors on the meta device. Load a state dict.")
-    found = any_batch_norm(model)
-    if not found:
+    batch_norms = any_batch_norm(model)
+    if not batch_norms:
         raise NoBatchNorm("model: it must contain a BN layer, got none.")
-    return {path: layer for path, layer in found.items() if not any(_is_inside(path, other) for other in found)}
+    return {
+        path: layer for path, layer in batch_norms.items() if not any(_is_inside(path, other) for other in batch_norms)
+    }
 
 
 def _is_inside(path: str, other: str) -> bool:
@@ -131,13 +135,13 @@ def _is_inside(path: str, other: str) -> bool:
 
 
 def _install(plan: FoldPlan, folded: nn.Module) -> dict[str, Callable[[], None]]:
-    """Put new weights into the copy; a group that cannot have them is left alone. Return how to take each back."""
+    """Put folded weights into the copy, drop groups that cannot have them, and return an undo function per group."""
     undo: dict[str, Callable[[], None]] = {}
     for host, group in list(plan.groups.items()):
         take_back = fold_group(folded, group, plan.foldings)
         if take_back is None:
             dtype = str(next(folded.get_submodule(host).parameters()).dtype).removeprefix("torch.")
-            _drop(plan, host, f"the weight of {host} with it in it is not finite in {dtype}")
+            _drop(plan, host, f"when it is folded, the weight of {host} is not finite in {dtype}")
         else:
             undo[host] = take_back
     return undo
@@ -157,7 +161,7 @@ def _prove_pairs(
     undo: Mapping[str, Callable[[], None]],
     tolerance: float | None,
 ) -> list[Measurement]:
-    """Compare every group and every scale and shift with the original; those that are too far off are left alone."""
+    """Compare every group and every scale and shift with the original, and drop those whose error is too large."""
     pairs: dict[str, Pair] = {}
     for host, group in plan.groups.items():
         steps: list[nn.Module | None] = [folded.get_submodule(host), plan.foldings[group.layers[-1]].activation]
@@ -175,7 +179,7 @@ def _prove_pairs(
         if error <= allowed:
             measured.append(Measurement(label, _WHAT, error, _UNIT))
             continue
-        reason = f"with it folded, {label} differs by {error:.1e} of the largest output, above {allowed:.0e}"
+        reason = f"when it is folded, {label} differs by {error:.1e} of the largest output, above {allowed:.0e}"
         if name in plan.groups:
             undo[name]()
             _drop(plan, name, reason)
@@ -191,12 +195,12 @@ def _chain(steps: list[nn.Module | None]) -> Callable[[Tensor], Tensor]:
 
 
 def _replacement(plan: FoldPlan, path: str) -> nn.Module | None:
-    """Return what stands in the place of a layer; None for an Identity."""
-    found = plan.foldings[path]
+    """Return the module that replaces a layer, or None for an Identity."""
+    folding = plan.foldings[path]
     if path not in plan.affine:
-        return found.activation
-    affine = ScaleAndShift(found.scale, found.shift, plan.dtypes[path])
-    return affine if found.activation is None else nn.Sequential(affine, found.activation)
+        return folding.activation
+    affine = ScaleAndShift(folding.scale, folding.shift, plan.dtypes[path])
+    return affine if folding.activation is None else nn.Sequential(affine, folding.activation)
 
 
 def _changes(plan: FoldPlan, layers: Mapping[str, nn.Module]) -> list[Change]:

@@ -1,4 +1,4 @@
-"""What a BN layer does in eval mode, as numbers: y = activation(scale*x + shift), or why it is not that."""
+"""Expresses a BN layer in eval mode as y = activation(scale*x + shift), or states why this is impossible."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from bnlab.remedies.refusal import Refusal
 
 __all__ = ["Folding", "folding_of"]
 
-_USUAL_EPS = 1e-5
-"""What frozen layers of detection libraries use where they have no attribute for it."""
+_DEFAULT_EPS = 1e-5
+"""The eps of frozen layers in detection libraries that have no attribute for it."""
 
-_CLOSE = 1e-9
-"""Largest error of the formula against the layer itself in float64: an eps that is off by 1 % shows."""
+_MAX_ERROR = 1e-9
+"""Largest relative error of the formula against the layer in float64. An eps that is wrong by 1 % exceeds it."""
 
 
 @dataclass(frozen=True)
 class Folding:
-    """A BN layer with fixed statistics.
+    """A BN layer with fixed statistics, as a scale and a shift.
 
     Attributes:
         scale: Shape (C,), float64.
         shift: Shape (C,), float64.
-        activation: What the layer applies last; None if it is BN alone.
+        activation: The activation that the layer applies after BN, or None.
     """
 
     scale: Tensor
@@ -39,25 +39,25 @@ class Folding:
 
 
 def folding_of(layer: nn.Module, spatial: int) -> Folding:
-    """Return the numbers of a layer from `any_batch_norm`.
+    """Return the scale, the shift and the activation of a layer from `any_batch_norm`.
 
-    They come from its attributes, and a copy of the layer in float64 has to agree with them on inputs from far left to
-    far right of its statistics: a class may use abs(weight), an eps of its own, or an activation.
+    They are computed from the attributes of the layer. A class may use abs(weight), another eps, or an activation, so a
+    copy of the layer in float64 must give the same output, on inputs up to 1e4 standard deviations from its mean.
 
     Args:
-        layer: Stays as it is.
-        spatial: Number of spatial dimensions it was called with.
+        layer: The layer. It does not change.
+        spatial: The number of spatial dimensions of its input.
 
     Raises:
-        Refusal: If it has none, or they are not what it computes with.
+        Refusal: If the layer has no such attributes, or computes its output from other numbers.
     """
     mean, var, weight, bias = (_attribute(layer, name) for name in ("running_mean", "running_var", "weight", "bias"))
     if mean is None or var is None:
         raise Refusal("it has no running statistics: its output in eval mode depends on the batch")
-    _require_sound(mean, var, weight, bias)
-    eps: object = getattr(layer, "eps", _USUAL_EPS)
+    _require_valid(mean, var, weight, bias)
+    eps: object = getattr(layer, "eps", _DEFAULT_EPS)
     if not isinstance(eps, (int, float)):
-        raise Refusal(f"its eps is no number, but a {type(eps).__name__}")
+        raise Refusal(f"its eps is not a number, but a {type(eps).__name__}")
     if bool((widened(var) + eps <= 0).any()):
         raise Refusal("running_var + eps is 0: its scale is infinite")
     scale, shift = scale_and_shift(mean, var, weight, bias, eps)
@@ -69,22 +69,22 @@ def _attribute(layer: nn.Module, name: str) -> Tensor | None:
     return value.detach() if isinstance(value, Tensor) else None
 
 
-def _require_sound(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+def _require_valid(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
     named = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias}
     for name, tensor in named.items():
         if tensor is not None and tensor.shape != mean.shape:
             raise Refusal(f"its {name} has shape {tuple(tensor.shape)}, not {tuple(mean.shape)}")
-        wrong = 0 if tensor is None else int((~tensor.isfinite()).sum())
-        if wrong:
+        not_finite = 0 if tensor is None else int((~tensor.isfinite()).sum())
+        if not_finite:
             advice = ": recalibrate it first" if name.startswith("running") else ""
-            raise Refusal(f"{name} is not finite in {wrong} of {mean.numel()} channels{advice}")
+            raise Refusal(f"{name} is not finite in {not_finite} of {mean.numel()} channels{advice}")
     negative = int((var < 0).sum())
     if negative:
         raise Refusal(f"running_var is negative in {negative} of {var.numel()} channels: recalibrate it first")
 
 
 def _probe(mean: Tensor, var: Tensor, spatial: int) -> Tensor:
-    """Return inputs up to 1e4 standard deviations off, shape (K, C, *[2]*spatial), float64, on the CPU."""
+    """Return inputs up to 1e4 standard deviations from the mean. Shape (K, C, *[2]*spatial), float64, on the CPU."""
     near = torch.linspace(-6, 6, 25, dtype=torch.float64)
     far = near.new_tensor([-1e4, -1e2, -20, 20, 1e2, 1e4])
     steps = torch.cat([near, far])[torch.randperm(31, generator=torch.Generator().manual_seed(0))]
@@ -93,9 +93,9 @@ def _probe(mean: Tensor, var: Tensor, spatial: int) -> Tensor:
 
 
 def _activation(layer: nn.Module, x: Tensor, scale: Tensor, shift: Tensor) -> nn.Module | None:
-    """Return the activation that makes the formula agree with the layer; None if it does without."""
+    """Return the activation with which the formula agrees with the layer, or None if it agrees without one."""
     a, b = (per_channel(values.cpu().double(), x) for values in (scale, shift))
-    bound = _CLOSE * (a.abs() * x.abs() + b.abs() + torch.finfo(torch.float64).tiny)
+    bound = _MAX_ERROR * (a.abs() * x.abs() + b.abs() + torch.finfo(torch.float64).tiny)
     try:
         wide = copy.deepcopy(layer).cpu().double().eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -108,11 +108,14 @@ def _activation(layer: nn.Module, x: Tensor, scale: Tensor, shift: Tensor) -> nn
         expected = _applied(function, a * x + b)
         if expected is not None and bool(((y - expected).abs() <= bound).all()):
             return kept
-    raise Refusal(f"its output in eval mode is not scale*x + shift of its running statistics (eps {_shown_eps(layer)})")
+    raise Refusal(f"its output in eval mode is not scale*x + shift of its running statistics (eps {_eps_text(layer)})")
 
 
 def _candidates(layer: nn.Module, wide: nn.Module) -> Iterator[tuple[nn.Module | None, nn.Module]]:
-    """Yield nothing, then the layer's own submodules, then what bnlab's layers can apply: for keeps, and in float64."""
+    """Yield each candidate for the activation, as the module to keep and in float64.
+
+    The candidates are no activation, the submodules of the layer, and the activations of bnlab.
+    """
     yield None, nn.Identity()
     for own, own_wide in zip(layer.modules(), wide.modules(), strict=True):
         if own is not layer:
@@ -130,5 +133,5 @@ def _applied(function: nn.Module, x: Tensor) -> Tensor | None:
     return y if isinstance(y, Tensor) and y.shape == x.shape else None
 
 
-def _shown_eps(layer: nn.Module) -> str:
-    return f"{getattr(layer, 'eps', _USUAL_EPS):g}"
+def _eps_text(layer: nn.Module) -> str:
+    return f"{getattr(layer, 'eps', _DEFAULT_EPS):g}"

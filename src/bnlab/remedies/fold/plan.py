@@ -1,4 +1,4 @@
-"""Which BN layer of a model goes where, read from one run."""
+"""Plans into which layer each BN layer of a model is folded, from one run of the model."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["FoldPlan", "Group", "plan_of"]
 
 @dataclass
 class Group:
-    """A linear layer and the BN layers that go into it.
+    """A linear layer and the BN layers that are folded into it.
 
     Attributes:
-        host: Path of the convolution or linear layer.
-        before: Paths of the BN layers that feed it.
-        after: Paths of those it feeds, in order; only the last may have an activation.
+        host: The path of the convolution or linear layer.
+        before: The paths of the BN layers that feed the host.
+        after: The paths of the BN layers that the host feeds, in order. Only the last may have an activation.
     """
 
     host: str
@@ -34,7 +34,7 @@ class Group:
 
     @property
     def path(self) -> list[str]:
-        """The paths of all of them, in the order in which they run."""
+        """The paths of the host and the BN layers, in the order in which they run."""
         return [*self.before, self.host, *self.after]
 
     @property
@@ -45,14 +45,14 @@ class Group:
 
 @dataclass
 class FoldPlan:
-    """What is to become of each BN layer.
+    """The plan for each BN layer of a model.
 
     Attributes:
-        foldings: The numbers of every layer that can be replaced.
-        dtypes: Of the inputs of these layers.
-        groups: By path of the linear layer.
-        affine: Why a layer becomes a scale and shift of its own, by path.
-        left_alone: Why a layer stays, by path.
+        foldings: The scale, shift and activation of each layer that can be replaced, by path.
+        dtypes: The input dtype of each of these layers, by path.
+        groups: The groups by path of the linear layer.
+        affine: The reasons why layers become a separate scale and shift, by path.
+        left_alone: The reasons why layers stay as they are, by path.
     """
 
     foldings: dict[str, Folding] = field(default_factory=dict)
@@ -63,15 +63,15 @@ class FoldPlan:
 
 
 def plan_of(model: nn.Module, graph: ExecutedGraph, layers: Mapping[str, nn.Module]) -> FoldPlan:
-    """Decide for every BN layer whether it goes into what feeds it, into what it feeds, or becomes a scale and shift.
+    """Decide for every BN layer whether to fold it into the layer before it, the layer after it, or a scale and shift.
 
     Args:
         model: The model that ran, in eval mode.
-        graph: What happened.
+        graph: The graph of the run.
         layers: The BN layers by path.
     """
     plan, hosts = FoldPlan(), Hosts(model, graph)
-    passed_on: dict[int, Value] = {}
+    linear_outputs: dict[int, Value] = {}
     ran = dict.fromkeys(call.modules[-1] for call in graph.calls if call.function is None)
     for path in [*(name for name in ran if name in layers), *(name for name in layers if name not in ran)]:
         calls = graph.of_layer(path)
@@ -80,55 +80,55 @@ def plan_of(model: nn.Module, graph: ExecutedGraph, layers: Mapping[str, nn.Modu
             plan.left_alone[path] = folding.reason
             continue
         plan.foldings[path], plan.dtypes[path] = folding, calls[0].inputs[0].dtype
-        _place(plan, hosts, path, calls, passed_on)
+        _place(plan, hosts, path, calls, linear_outputs)
     return plan
 
 
-def _place(plan: FoldPlan, hosts: Hosts, path: str, calls: list[Call], passed_on: dict[int, Value]) -> None:
-    """Put a layer in its place.
+def _place(plan: FoldPlan, hosts: Hosts, path: str, calls: list[Call], linear_outputs: dict[int, Value]) -> None:
+    """Add a layer to the plan.
 
     Args:
-        plan: Gets the layer.
+        plan: The plan to which the layer is added.
         hosts: The linear layers.
-        path: Of the layer.
-        calls: Of the layer.
-        passed_on: For the output of a layer without activation that was folded already: the value that the linear
-            layer gives, from which its number differs only by that layer. Gets this one.
+        path: The path of the layer.
+        calls: The calls of the layer.
+        linear_outputs: The output of the linear layer, by the id of the output of each BN layer without activation that
+            was folded into that linear layer. The output of this layer is added if it is folded so.
     """
     if len(calls) > 1:
         plan.affine[path] = f"it runs {len(calls)} times in one forward pass"
         return
     (call,) = calls
-    given, output = call.inputs[0], call.outputs[0]
-    feeding = hosts.feeding(passed_on.get(given.id, given))
-    if isinstance(feeding, str) and hosts.used_elsewhere(given, call):
-        feeding = Refusal(f"the output of {feeding} is used elsewhere too")
-    if isinstance(feeding, str):
-        plan.groups.setdefault(feeding, Group(feeding)).after.append(path)
+    source, output = call.inputs[0], call.outputs[0]
+    producer = hosts.producer(linear_outputs.get(source.id, source))
+    if isinstance(producer, str) and hosts.used_elsewhere(source, call):
+        producer = Refusal(f"the output of {producer} is used elsewhere too")
+    if isinstance(producer, str):
+        plan.groups.setdefault(producer, Group(producer)).after.append(path)
         if plan.foldings[path].activation is None:
-            passed_on[output.id] = passed_on.get(given.id, given)
+            linear_outputs[output.id] = linear_outputs.get(source.id, source)
         return
     has_activation = plan.foldings[path].activation is not None
-    fed = Refusal("it has an activation") if has_activation else hosts.fed(output, call)
-    if isinstance(fed, str):
-        plan.groups.setdefault(fed, Group(fed)).before.append(path)
+    consumer = Refusal("it has an activation") if has_activation else hosts.consumer(output, call)
+    if isinstance(consumer, str):
+        plan.groups.setdefault(consumer, Group(consumer)).before.append(path)
     else:
-        plan.affine[path] = f"{feeding.reason}; {fed.reason}"
+        plan.affine[path] = f"{producer.reason}; {consumer.reason}"
 
 
 def _folding(layer: nn.Module, path: str, graph: ExecutedGraph) -> Folding:
-    """Return y = activation(scale*x + shift) for a layer that nothing but its output is used of."""
+    """Return the scale, shift and activation of a layer of which only the output is used."""
     calls = graph.of_layer(path)
     if not calls:
         raise Refusal("it did not run on the example")
     if has_hooks(layer):
-        raise Refusal("hooks look at it")
+        raise Refusal("it has hooks")
     for call in calls:
         if len(call.inputs) != 1 or len(call.outputs) != 1:
             raise Refusal("it is called with more than its input, such as a residual or a mask")
-        given, output = call.inputs[0], call.outputs[0]
-        if given.shape != output.shape or given.dtype != output.dtype or len(given.shape) < 2:
-            raise Refusal(f"it makes {tuple(output.shape)}, {output.dtype} of {tuple(given.shape)}, {given.dtype}")
+        source, output = call.inputs[0], call.outputs[0]
+        if source.shape != output.shape or source.dtype != output.dtype or len(source.shape) < 2:
+            raise Refusal(f"it turns {tuple(source.shape)}, {source.dtype} into {tuple(output.shape)}, {output.dtype}")
     for name, number in graph.tensors.items():
         own = name.startswith(f"{path}.") or not path
         if own and (graph.consumers(number) or number in graph.kept):

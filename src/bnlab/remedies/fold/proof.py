@@ -1,4 +1,4 @@
-"""How far a folded layer, and a folded model, is from the original: measured, pair by pair and as a whole."""
+"""Measures the errors of folded layers pair by pair, and the error of the whole folded model."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from bnlab.remedies.witness import differences
 __all__ = ["errors_of_models", "errors_of_pairs", "relative_error", "seeded", "tolerance_of", "variants"]
 
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest error that is rounding, relative to the largest output."""
+"""Largest error that rounding explains, relative to the largest output."""
 
 _SEED = 0x5EED
-"""What a model draws in eval mode, the original and the folded one draw alike."""
+"""The seed for models that draw random numbers in eval mode. The original and the folded model draw the same ones."""
 
 Pair = tuple[str, str, Callable[[Tensor], Tensor]]
-"""Path of the first layer, path of the last, and what stands for all from one to the other."""
+"""The path of the first layer, the path of the last, and the function that replaces all layers from first to last."""
 
 
 def tolerance_of(dtypes: Iterable[torch.dtype]) -> float:
-    """Return the tolerance for the coarsest of some dtypes."""
+    """Return the tolerance for the least precise of some dtypes."""
     return max((_TOLERANCES.get(dtype, 0.0) for dtype in dtypes), default=0.0) or _TOLERANCES[torch.float32]
 
 
 def relative_error(expected: Tensor, got: Tensor) -> float:
-    """Return the largest difference over the largest absolute value; NaN equals NaN."""
+    """Return the largest difference, relative to the largest absolute value. NaN equals NaN."""
     if expected.shape == got.shape and expected.numel() == 0:
         return 0.0
     if expected.is_complex() and got.is_complex():
@@ -45,34 +45,34 @@ def relative_error(expected: Tensor, got: Tensor) -> float:
 
 @contextmanager
 def seeded(subject: Subject) -> Iterator[None]:
-    """Run a model in eval mode without gradients, with the same random numbers every time, and leave no trace in it."""
+    """Put a model in eval mode without gradients, with the same random numbers each time, and restore it afterwards."""
     with subject.untouched(), torch.no_grad():
         torch.manual_seed(_SEED)
         random.seed(_SEED)
-        np.random.seed(_SEED)  # noqa: NPY002 - the global one is what models draw from
+        np.random.seed(_SEED)  # noqa: NPY002 - models draw from the global generator
         subject.model.eval()
         yield
 
 
 def errors_of_pairs(model: nn.Module, example: Batch, pairs: dict[str, Pair]) -> dict[str, float]:
-    """Run the original once and compare each of its pairs with what is to stand for it, on the input it really gets.
+    """Run the original once and compare each pair with its replacement on the input that the pair gets.
 
-    One pair's tensors are held at a time, or as many as run inside each other.
+    Only the input of the pair that runs is held in memory, or several where pairs are nested.
 
     Args:
-        model: The original.
+        model: The original model.
         example: A batch.
-        pairs: By a name of the caller's.
+        pairs: The pairs, by any names.
 
     Returns:
-        The largest error of each pair, relative to its largest output; inf for one that did not run.
+        The largest error of each pair, relative to its largest output; inf for a pair that did not run.
     """
     waiting: dict[str, Tensor] = {}
     errors: dict[str, float] = {}
 
     def enter(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            waiting[name] = tensors_in([arguments, keywords])[0].clone()  # some layers change it in place
+            waiting[name] = tensors_in([arguments, keywords])[0].clone()  # some layers change their input in place
 
         return hook
 
@@ -87,7 +87,7 @@ def errors_of_pairs(model: nn.Module, example: Batch, pairs: dict[str, Pair]) ->
         for name, (first, last, folded) in pairs.items():
             model.get_submodule(first).register_forward_pre_hook(enter(name), with_kwargs=True)
             model.get_submodule(last).register_forward_hook(leave(name, folded))
-        run_batch(model, map_tensors(example, torch.clone))  # untouched() takes the hooks off again
+        run_batch(model, map_tensors(example, torch.clone))  # untouched() removes the hooks
     return {name: errors.get(name, float("inf")) for name in pairs}
 
 
@@ -97,15 +97,15 @@ def errors_of_models(
     example: Batch,
     tolerance: float | None,
 ) -> tuple[float, list[float]]:
-    """Return the largest errors of the folded model on the example, and on each random input that the original takes.
+    """Return the errors of the folded model on the example, and on each random input on which the original runs.
 
     Raises:
-        UsageError: If one is above the tolerance, or there is no output to compare, or none that is finite.
+        UsageError: If an error exceeds the tolerance, or if there is no output, or no finite output, to compare.
     """
     original, copy = Subject(model), Subject(folded)
     expected = _outputs(original, example)
-    shown = [tensor for tensor in expected if tensor.numel()]
-    if shown and not any(bool(tensor.isfinite().any()) for tensor in shown):
+    non_empty = [tensor for tensor in expected if tensor.numel()]
+    if non_empty and not any(bool(tensor.isfinite().any()) for tensor in non_empty):
         raise UsageError(
             "fold: the model must give a finite output on the example to prove that folding changed nothing, got NaN "
             "or inf only. Look for them in the example, and in the model with bnlab check."
@@ -116,7 +116,7 @@ def errors_of_models(
         try:
             expected = _outputs(original, other)
         except Exception:
-            continue  # not every model takes any numbers
+            continue  # some models accept only certain values
         others.append(_error(copy, other, expected, model, tolerance))
     return on_example, others
 
@@ -147,7 +147,10 @@ def _error(
 
 
 def _largest_error(before: list[Tensor], after: list[Tensor]) -> float:
-    """Return the largest relative error of any floating tensor; of integers, which may tie, only if there is none."""
+    """Return the largest relative error of the floating-point outputs.
+
+    Integer outputs count only if there are no others, because ties may change them.
+    """
     if [(t.shape, t.dtype) for t in before] != [(t.shape, t.dtype) for t in after]:
         return float("inf")
     pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.numel()]
@@ -158,10 +161,10 @@ def _largest_error(before: list[Tensor], after: list[Tensor]) -> float:
 
 
 def variants(example: Batch, count: int = 2) -> Iterator[Batch]:
-    """Yield other inputs of the same form: normals with the mean and deviation of each floating tensor.
+    """Yield other inputs of the same form: normal values with the mean and deviation of each floating-point tensor.
 
-    Integers, which may be indices, are dealt out anew along the batch. A constant tensor, such as a mask, stays as it
-    is, unless every floating tensor is one.
+    Integers may be indices, so they are only shuffled along the batch. A constant tensor, such as a mask, stays as it
+    is, unless all floating-point tensors are constant.
     """
     floating = [tensor for tensor in tensors_in(example) if tensor.is_floating_point() and tensor.numel()]
     constant = all(bool((tensor == tensor.flatten()[0]).all()) for tensor in floating)

@@ -1,1 +1,1 @@
-"""Folding BN in ONNX files, with proof."""
+"""Folds BN in ONNX files, and checks that the output stays the same."""

@@ -1,4 +1,4 @@
-"""Folds the BN of an ONNX model into the layers around it, and proves that nothing else changed."""
+"""Folds the BN of an ONNX model into the layers around it, and checks that the output stays the same."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
 __all__ = ["FoldedOnnx", "fold_onnx"]
 
 _TOLERANCES = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-9}
-_MOST_DIFFERING = 1e-3
-_MOST_BYTES = (1 << 31) - 1
-_MOST_NAMES = 8
+_MAX_SHARE_OF_DIFFERENT_VALUES = 1e-3
+_MAX_BYTES = (1 << 31) - 1
+_MAX_NAMES = 8
 _WHAT = "largest error"
 _UNIT = "of the largest output"
 
 
 @dataclass(frozen=True)
 class FoldedOnnx:
-    """A folded model that is still to be written.
+    """A folded model, before it is written to a file.
 
     Attributes:
-        content: The bytes of the model, with the weights in them.
-        changes: The record of it.
+        content: The bytes of the model with its weights.
+        changes: The record of the changes.
     """
 
     content: bytes
@@ -64,25 +64,25 @@ def fold_onnx(
     example: Mapping[str, NDArray[Any]] | NDArray[Any] | None = None,
     tolerance: float | None = None,
 ) -> FoldedOnnx:
-    """Fold every BatchNormalization node of an ONNX model that can be folded; the file is not changed.
+    """Fold every BatchNormalization node of an ONNX model that can be folded. The file does not change.
 
-    A node goes into the Conv, ConvTranspose, Gemm or MatMul that feeds nothing else, else into the Conv without
-    padding or Gemm that alone uses it, else it becomes Mul and Add. Each fold and the whole model are then held
-    against the original: both are run, on the example and on random inputs.
+    A node is folded into the Conv, ConvTranspose, Gemm or MatMul that feeds only this node. If there is none, it is
+    folded into the Gemm, or the Conv without padding, that alone uses its output. Otherwise it becomes Mul and Add.
+    Each fold and the whole model are then compared with the original on the example and on random inputs.
 
     Args:
-        path: The model.
-        example: Its inputs by name, or the only one; needed where a dimension other than the first is unknown.
-        tolerance: The largest error allowed, relative to the largest value of the output. Default by dtype of the
-            weights: 1e-2 for float16, 1e-4 for float32, 1e-9 for float64.
+        path: The path of the model.
+        example: The inputs by name, or the only input. It is needed if a dimension other than the first is unknown.
+        tolerance: The largest error allowed, relative to the largest value of the output. If None, it depends on the
+            dtype of the weights: 1e-2 for float16, 1e-4 for float32, and 1e-9 for float64.
 
     Returns:
-        The bytes of the folded model and the record.
+        The bytes of the folded model and the record of the changes.
 
     Raises:
         NoBatchNorm: If there is no BatchNormalization node.
-        UsageError: If an argument is wrong, the model is too large for one file, or the folded model does not give
-            the outputs of the original.
+        UsageError: If an argument is invalid, the model is too large for one file, or the folded model gives other
+            outputs than the original.
         UnreadableFile, NotACheckpoint, DamagedFile: If the file cannot be read.
         MissingPackage: If the onnx package is not installed.
     """
@@ -94,10 +94,10 @@ def fold_onnx(
     except BnlabError:
         raise
     except Exception as err:
-        fault = _fault(path, err)
-        if fault is None:
+        defect = _defect(path, err)
+        if defect is None:
             raise
-        raise DamagedFile(f"{path}: file must be a valid ONNX model, got a damaged one: {fault}.") from err
+        raise DamagedFile(f"{path}: file must be a valid ONNX model, got a damaged one: {defect}.") from err
 
 
 def _folded(
@@ -111,11 +111,11 @@ def _folded(
     if not nodes:
         raise NoBatchNorm(f"{path}: model must hold a BatchNormalization node, got none.")
     checked = None if example is None else checked_example(model, example, str(path))
-    folding = _Folding(Proof(model, checked, _around(nodes)), tolerance)
+    folding = _Folding(Proof(model, checked, _tensors_around(nodes)), tolerance)
     folding.notes += _notes_on_inputs(model)
     for (scope, node), name in zip(nodes, _distinct(layer_name(node) for _, node in nodes), strict=True):
-        folding.try_one(scope, node, name)
-    for scope in reversed(scopes):  # what a subgraph became is copied with the node that holds it
+        folding.fold_one(scope, node, name)
+    for scope in reversed(scopes):  # a node is copied together with its subgraphs, so inner scopes come first
         scope.commit()
     folding.prove(model, path)
     return FoldedOnnx(_serialized(model, path), folding.record())
@@ -123,7 +123,7 @@ def _folded(
 
 @dataclass
 class _Folding:
-    """What was done so far, and how good it is."""
+    """The folds of a model so far, with their errors."""
 
     proof: Proof
     tolerance: float | None
@@ -132,12 +132,12 @@ class _Folding:
     notes: list[str] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
     results: dict[str, str] = field(default_factory=dict)
-    instead: dict[str, list[str]] = field(default_factory=dict)
+    affine_reasons: dict[str, list[str]] = field(default_factory=dict)
     measurements: list[Measurement] = field(default_factory=list)
-    loosest: float = 0.0
+    largest_limit: float = 0.0
 
-    def try_one(self, scope: Scope, node: NodeProto, name: str) -> None:
-        """Fold a BN if that is possible and proves right; else write down why not."""
+    def fold_one(self, scope: Scope, node: NodeProto, name: str) -> None:
+        """Fold a BN if this is possible and its error is small enough. Otherwise record the reason."""
         try:
             bn = BatchNormNode.read(node, name, scope)
             fold, reasons = plan(bn, scope)
@@ -145,19 +145,19 @@ class _Folding:
         except Refusal as refusal:
             self.left_alone.append(LeftAlone(name, refusal.reason))
             return
-        scope.swap(fold.before, fold.after, fold.at, fold.values)
-        self.changes.append(Change(name, "batch norm", "BatchNormalization", fold.became))
+        scope.replace(fold.before, fold.after, fold.at, fold.values)
+        self.changes.append(Change(name, "batch norm", "BatchNormalization", fold.outcome))
         self.errors[name] = error
         if scope.is_main:
             self.results[name] = fold.result
         if fold.at is node:
-            self.instead.setdefault("; ".join(reasons), []).append(name)
+            self.affine_reasons.setdefault("; ".join(reasons), []).append(name)
 
     def prove(self, model: ModelProto, path: Path) -> None:
-        """Hold the folded model against the original.
+        """Compare the folded model with the original.
 
         Raises:
-            UsageError: If it does not give the same.
+            UsageError: If the outputs differ too much.
         """
         if not self.changes or not self.proof.covers_the_model:
             self._measure({}, None)
@@ -169,7 +169,7 @@ class _Folding:
         self._measure(inside, max(outputs.values(), default=None))
         for name, error in outputs.items():
             is_floating = self.proof.is_floating(name)
-            limit = self.loosest if is_floating else _MOST_DIFFERING
+            limit = self.largest_limit if is_floating else _MAX_SHARE_OF_DIFFERENT_VALUES
             if not error <= limit:
                 what = f"an error of {error:.2g} {_UNIT}" if is_floating else f"{error:.2g} of the values other"
                 raise UsageError(
@@ -178,9 +178,9 @@ class _Folding:
                 )
 
     def record(self) -> Changes:
-        """Return the record of everything."""
-        instead = [
-            f"{listed(names, _MOST_NAMES)} became Mul and Add: {reason}" for reason, names in self.instead.items()
+        """Return the record of all changes."""
+        affine_reasons = [
+            f"{listed(names, _MAX_NAMES)} became Mul and Add: {reason}" for reason, names in self.affine_reasons.items()
         ]
         return Changes(
             bnlab=__version__,
@@ -188,7 +188,7 @@ class _Folding:
             safety=Safety.EXACT,
             changes=tuple(self.changes),
             left_alone=tuple(self.left_alone),
-            notes=(*self.notes, *self.proof.notes, *instead),
+            notes=(*self.notes, *self.proof.notes, *affine_reasons),
             measurements=tuple(self.measurements),
         )
 
@@ -196,7 +196,7 @@ class _Folding:
         """Return the error of a fold.
 
         Raises:
-            Refusal: If it is too large, or cannot be measured.
+            Refusal: If the error is too large, or cannot be measured.
         """
         dtypes = {str(values.dtype) for values in fold.values.values()}
         limit = self.tolerance or max(_TOLERANCES[dtype] for dtype in dtypes)
@@ -206,19 +206,20 @@ class _Folding:
             for name in node.input
             if name and name != fold.source and (values := scope.constant(name)) is not None
         }
+        condition = f"it became {fold.outcome}" if fold.at is bn.node else f"it were {fold.outcome}"
         try:
             error = self.proof.of_fold(fold, bn, scope, constants)
         except EvaluationError as err:
-            raise Refusal(f"{fold.became} could not be checked: {err}") from err
+            raise Refusal(f"if {condition}, the error could not be measured: {err}") from err
         if math.isnan(error):
-            raise Refusal(f"{fold.became}, the values would not all be finite")
+            raise Refusal(f"if {condition}, some values would not be finite")
         if error > limit:
-            raise Refusal(f"{fold.became}, the error would be {error:.2g} {_UNIT}, above {limit:g}")
-        self.loosest = max(self.loosest, limit)
+            raise Refusal(f"if {condition}, the error would be {error:.2g} {_UNIT}, above {limit:g}")
+        self.largest_limit = max(self.largest_limit, limit)
         return error
 
     def _measure(self, inside: Mapping[str, float], whole: float | None) -> None:
-        """Keep the errors: of each BN in the whole model where that ran and still has its output, else by itself."""
+        """Record the error of each BN: in the whole model if that still has its output, otherwise of the fold alone."""
         for name, alone in self.errors.items():
             error = inside.get(self.results.get(name, ""), alone)
             self.measurements.append(Measurement(name, _WHAT, error, _UNIT))
@@ -237,8 +238,8 @@ def _load(path: Path) -> ModelProto:
             "Install it: pip install 'bnlab[onnx]'."
         ) from None
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise NotACheckpoint(f"{path}: file must be an ONNX model, got one that is too large for that.")
+        if path.stat().st_size > _MAX_BYTES:
+            raise NotACheckpoint(f"{path}: file must be an ONNX model, got a file larger than 2 GB.")
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except OSError as err:
         reason = (err.strerror or str(err)).lower()
@@ -254,7 +255,7 @@ def _load(path: Path) -> ModelProto:
 
 
 def _embed(model: ModelProto, path: Path) -> None:
-    """Take the weights that lie in external files into the model, so that it can be written anywhere."""
+    """Load weights from external files into the model, so the folded model needs no other file."""
     import onnx.helper
     from onnx.checker import ValidationError
     from onnx.external_data_helper import load_external_data_for_tensor
@@ -263,7 +264,7 @@ def _embed(model: ModelProto, path: Path) -> None:
     for tensor in _external(model):
         size = math.prod(tensor.dims) * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
         total += size
-        if total > _MOST_BYTES:
+        if total > _MAX_BYTES:
             raise UsageError(
                 f"{path}: model must be smaller than 2 GB with its external data, got more. "
                 "Fold the model in torch before it is exported."
@@ -295,8 +296,8 @@ def _external(model: ModelProto) -> Iterator[TensorProto]:
         yield from (tensor for tensor in tensors if tensor.external_data)
 
 
-def _fault(path: Path, err: Exception) -> str | None:
-    """Return what is wrong with a model on which something failed; None where it is valid: the fault is ours."""
+def _defect(path: Path, err: Exception) -> str | None:
+    """Return what is wrong with a model that caused an error, or None if it is valid and the error is a bug."""
     import onnx.checker
 
     if isinstance(err, UnicodeDecodeError):
@@ -309,21 +310,21 @@ def _fault(path: Path, err: Exception) -> str | None:
 
 
 def _with_types(model: ModelProto) -> ModelProto:
-    """Return the model with the types of its tensors, as far as shape inference finds them."""
+    """Return the model with the tensor types that shape inference can determine."""
     from onnx import shape_inference
 
     try:
         return shape_inference.infer_shapes(model)
-    except Exception:  # a model need not be valid in every corner for its BN to be folded
+    except Exception:  # BN can be folded in a model that is invalid elsewhere
         return model
 
 
-def _around(nodes: list[tuple[Scope, NodeProto]]) -> set[str]:
-    """Return the names of the tensors that folds begin or end with."""
+def _tensors_around(nodes: list[tuple[Scope, NodeProto]]) -> set[str]:
+    """Return the names of the tensors at which folds can begin or end."""
     names: set[str] = set()
     for scope, bn in nodes:
-        before = [node for name in bn.input[:1] if (node := scope.maker(name)) is not None]
-        behind = [node for name in bn.output[:1] for node in scope.users(name)]
+        before = [node for name in bn.input[:1] if (node := scope.producer(name)) is not None]
+        behind = [node for name in bn.output[:1] for node in scope.consumers(name)]
         for node in (bn, *before, *behind):
             names.update((*node.input[:1], *node.output[:1]))
     return names
@@ -337,7 +338,7 @@ def _notes_on_inputs(model: ModelProto) -> list[str]:
 
 
 def _distinct(names: Iterator[str]) -> Iterator[str]:
-    """Tell layers of the same name apart."""
+    """Number the layers that have the same name."""
     seen: dict[str, int] = {}
     for name in names:
         seen[name] = seen.get(name, 0) + 1
@@ -345,7 +346,7 @@ def _distinct(names: Iterator[str]) -> Iterator[str]:
 
 
 def _serialized(model: ModelProto, path: Path) -> bytes:
-    if model.ByteSize() > _MOST_BYTES:
+    if model.ByteSize() > _MAX_BYTES:
         raise UsageError(
             f"{path}: model must be smaller than 2 GB when folded, got more. "
             "Fold the model in torch before it is exported."

@@ -1,4 +1,4 @@
-"""What an ONNX model is run on: an example, and random inputs of the shapes it states."""
+"""Provides the inputs on which an ONNX model is run: an example, and random inputs of the shapes that it declares."""
 
 from __future__ import annotations
 
@@ -20,46 +20,47 @@ _Feed = dict[str, NDArray[Any]]
 
 
 def checked_example(model: ModelProto, example: Mapping[str, NDArray[Any]] | NDArray[Any], where: str) -> _Feed:
-    """Return the example by the names of the inputs, in their dtypes.
+    """Return the arrays of an example by input name, in the dtypes of the model.
 
     Raises:
-        UsageError: If it has other names, shapes or dtypes than the model.
+        UsageError: If the example has other names, shapes or dtypes than the inputs of the model.
     """
     inputs = {value.name: value for value in _fed_inputs(model)}
     if not isinstance(example, Mapping):
         if len(inputs) != 1:
-            raise UsageError(f"{where}: example must be a mapping with the inputs {_list(inputs)}, got one array.")
+            raise UsageError(f"{where}: example must be a mapping with the inputs {_quoted(inputs)}, got one array.")
         example = {next(iter(inputs)): example}
     if set(example) != set(inputs):
-        raise UsageError(f"{where}: example must have the inputs {_list(inputs)}, got {_list(example)}.")
+        raise UsageError(f"{where}: example must have the inputs {_quoted(inputs)}, got {_quoted(example)}.")
     return {name: _fitting(np.asarray(example[name]), value, where) for name, value in inputs.items()}
 
 
 def random_inputs(model: ModelProto, like: Mapping[str, NDArray[Any]] | None, batch: int) -> _Feed | str:
-    """Return random inputs, or why there can be none.
+    """Return random inputs, or the reason why there are none.
 
-    Floating inputs are standard normal. Others, which may be indices, are those of the example, else 0 and 1.
+    Floating-point inputs are standard normal. Other inputs may be indices, so they are taken from the example, or are 0
+    and 1 at random if there is none.
 
     Args:
         model: The model.
-        like: An example, for shapes the model does not state.
-        batch: Size of the first dimension where it is not stated.
+        like: An example, for shapes that the model does not declare.
+        batch: The size of the first dimension if the model does not declare it.
     """
     random = np.random.default_rng(_SEED)
     feed: _Feed = {}
     for value in _fed_inputs(model):
         dtype = _dtype(value)
-        sides = list(like[value.name].shape) if like is not None else _sides(value)
-        if dtype is None or dtype.kind not in "fiub" or sides is None:
-            return f"input {value.name!r} is of a type or rank that cannot be made up"
-        sides = [batch, *sides[1:]] if sides and sides[0] is None else sides
-        known = [side for side in sides if side is not None]
-        if len(known) < len(sides):
+        dimensions = list(like[value.name].shape) if like is not None else _dimensions(value)
+        if dtype is None or dtype.kind not in "fiub" or dimensions is None:
+            return f"input {value.name!r} has a type or rank for which no random values exist"
+        dimensions = [batch, *dimensions[1:]] if dimensions and dimensions[0] is None else dimensions
+        shape = [side for side in dimensions if side is not None]
+        if len(shape) < len(dimensions):
             return f"input {value.name!r} has unknown dimensions"
         if dtype.kind == "f":
-            feed[value.name] = random.standard_normal(known).astype(dtype)
+            feed[value.name] = random.standard_normal(shape).astype(dtype)
         else:
-            feed[value.name] = random.integers(0, 2, known).astype(dtype) if like is None else like[value.name]
+            feed[value.name] = random.integers(0, 2, shape).astype(dtype) if like is None else like[value.name]
     return feed
 
 
@@ -69,13 +70,14 @@ def _fed_inputs(model: ModelProto) -> list[ValueInfoProto]:
 
 
 def _fitting(array: NDArray[Any], value: ValueInfoProto, where: str) -> NDArray[Any]:
-    dtype, sides = _dtype(value), _sides(value)
+    dtype, dimensions = _dtype(value), _dimensions(value)
     if dtype is not None and array.dtype != dtype and not (array.dtype.kind == "f" and dtype.kind == "f"):
         raise UsageError(f"{where}: example must hold {value.name!r} as {dtype}, got {array.dtype}.")
-    if sides is not None and (
-        len(sides) != array.ndim or any(side not in (None, n) for side, n in zip(sides, array.shape, strict=True))
+    if dimensions is not None and (
+        len(dimensions) != array.ndim
+        or any(side not in (None, n) for side, n in zip(dimensions, array.shape, strict=True))
     ):
-        stated = tuple("?" if side is None else side for side in sides)
+        stated = tuple("?" if side is None else side for side in dimensions)
         raise UsageError(f"{where}: example must hold {value.name!r} with shape {_shape(stated)}, got {array.shape}.")
     return array if dtype is None else array.astype(dtype)
 
@@ -86,11 +88,11 @@ def _dtype(value: ValueInfoProto) -> np.dtype[Any] | None:
     kind = value.type.tensor_type.elem_type
     try:
         return np.dtype(helper.tensor_dtype_to_np_dtype(kind)) if kind else None
-    except KeyError:  # a data type nobody knows
+    except KeyError:  # an unknown data type
         return None
 
 
-def _sides(value: ValueInfoProto) -> list[int | None] | None:
+def _dimensions(value: ValueInfoProto) -> list[int | None] | None:
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return None
@@ -99,9 +101,9 @@ def _sides(value: ValueInfoProto) -> list[int | None] | None:
     ]
 
 
-def _shape(sides: Sequence[object]) -> str:
-    return f"({', '.join(map(str, sides))})"
+def _shape(dimensions: Sequence[object]) -> str:
+    return f"({', '.join(map(str, dimensions))})"
 
 
-def _list(names: Mapping[str, object]) -> str:
+def _quoted(names: Mapping[str, object]) -> str:
     return ", ".join(map(repr, names)) or "none"

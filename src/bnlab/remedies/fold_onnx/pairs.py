@@ -1,4 +1,4 @@
-"""What a BatchNormalization node can become: part of the node before it, of the node behind it, or Mul and Add."""
+"""Folds a BatchNormalization node into the node before it or the node after it, or replaces it by Mul and Add."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _FIRST_OPSET = {"broadcasting": 7, "always per channel": 9, "mode is an attribut
 
 @dataclass(frozen=True)
 class BatchNormNode:
-    """A BatchNormalization node with fixed statistics, as y = scale x + shift.
+    """A BatchNormalization node with fixed statistics, as y = scale*x + shift.
 
     Attributes:
         node: The node.
-        name: Its name in receipts.
+        name: The name of the node in receipts.
         scale: Shape (C,), float64.
         shift: Shape (C,), float64.
         mean: Running mean, shape (C,), float64.
         var: Running variance, shape (C,), float64.
-        dtype: That of the parameters.
+        dtype: The dtype of the parameters.
     """
 
     node: NodeProto
@@ -56,21 +56,21 @@ class BatchNormNode:
         """Read a node.
 
         Raises:
-            Refusal: If it normalises by batch statistics, or its parameters are not known or make no sense.
+            Refusal: If the node normalises with batch statistics, or if its parameters are unknown or invalid.
         """
         _refuse_other_modes(node, scope)
-        found = {}
+        parameters = {}
         for key, tensor in zip(_PARAMETERS, node.input[1:5], strict=True):
             values = scope.constant(tensor)
             if values is None:
                 raise Refusal(f"its {key} {scope.why_no_constant(tensor)}")
             if values.dtype not in DTYPES:
-                raise Refusal(f"its {key} is of dtype {values.dtype}, not float16, float32 or float64")
-            found[key] = values
-        shapes = {values.shape for values in found.values()}
-        if len(shapes) != 1 or found["weight"].ndim != 1 or not found["weight"].size:
+                raise Refusal(f"its {key} has dtype {values.dtype}, not float16, float32 or float64")
+            parameters[key] = values
+        shapes = {values.shape for values in parameters.values()}
+        if len(shapes) != 1 or parameters["weight"].ndim != 1 or not parameters["weight"].size:
             raise Refusal(f"its parameters have the shapes {sorted(shapes)}, not all (C,)")
-        weight, bias, mean, var = (widen(found[key]) for key in _PARAMETERS)
+        weight, bias, mean, var = (widen(parameters[key]) for key in _PARAMETERS)
         eps = _attribute(node, "epsilon", _DEFAULT_EPSILON)
         tensors = [torch.from_numpy(values) for values in (mean, var, weight, bias)]
         with np.errstate(all="ignore"):
@@ -78,36 +78,36 @@ class BatchNormNode:
         broken = int((~(scale.isfinite() & shift.isfinite())).sum())
         if broken:
             raise Refusal(f"its scale or shift is not finite in {broken} of {len(scale)} channels")
-        return cls(node, name, scale.numpy(), shift.numpy(), mean, var, found["weight"].dtype)
+        return cls(node, name, scale.numpy(), shift.numpy(), mean, var, parameters["weight"].dtype)
 
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scale and shift for the functions of bnlab.functional."""
+        """Scale and shift as tensors, for bnlab.functional."""
         return torch.from_numpy(self.scale), torch.from_numpy(self.shift)
 
     @property
     def source(self) -> str:
-        """Name of its input."""
+        """The name of the input."""
         return str(self.node.input[0])
 
     @property
     def result(self) -> str:
-        """Name of its output."""
+        """The name of the output."""
         return str(self.node.output[0])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """Nodes that can be replaced by others that compute the same.
+    """Nodes, and other nodes that compute the same and can replace them.
 
     Attributes:
-        before: The nodes as they are, in order.
-        after: The nodes in their place.
-        at: The one of `before` in whose place they come.
-        values: Constants of `after` that are new, by name.
-        source: Name of the tensor both begin with.
-        result: Name of the tensor both end with.
-        became: What the receipt says.
+        before: The nodes to replace, in order.
+        after: The nodes that replace them.
+        at: The node of `before` in whose place the new nodes are inserted.
+        values: The new constants of `after`, by name.
+        source: The name of the input tensor, which both have in common.
+        result: The name of the output tensor, which both have in common.
+        outcome: The text for the receipt.
     """
 
     before: tuple[NodeProto, ...]
@@ -116,17 +116,17 @@ class Fold:
     values: Mapping[str, NDArray[Any]]
     source: str
     result: str
-    became: str
+    outcome: str
 
 
 Attempt = Callable[[BatchNormNode, Scope], Fold]
 
 
 def plan(bn: BatchNormNode, scope: Scope) -> tuple[Fold, tuple[str, ...]]:
-    """Return what a BN can become, and why it cannot become what would be better.
+    """Return the best possible fold of a BN, and the reasons why better folds are impossible.
 
     Raises:
-        Refusal: If nothing is possible, with all the reasons.
+        Refusal: If no fold is possible. It has all the reasons.
     """
     reasons: list[str] = []
     attempts: tuple[Attempt, ...] = (_into_producer, _into_consumer, _into_affine)
@@ -158,7 +158,7 @@ def _refuse_linked(node: NodeProto) -> None:
 
 
 def _into_producer(bn: BatchNormNode, scope: Scope) -> Fold:
-    """Fold into the linear node whose only use is to feed the BN."""
+    """Return the fold into the linear node that feeds only the BN."""
     linear = _linear_before(bn, scope)
     weight = _Weight.of(linear, scope)
     groups = _groups(linear, weight)
@@ -180,25 +180,28 @@ def _into_producer(bn: BatchNormNode, scope: Scope) -> Fold:
         values=values,
         source=str(linear.input[0]),
         result=bn.result,
-        became=f"folded into {_name_and_kind(linear)}" + (", now a Gemm" if node.op_type != linear.op_type else ""),
+        outcome=f"folded into {_name_and_kind(linear)}" + (", now a Gemm" if node.op_type != linear.op_type else ""),
     )
 
 
 def _linear_before(bn: BatchNormNode, scope: Scope) -> NodeProto:
-    linear = scope.maker(bn.source)
+    linear = scope.producer(bn.source)
     if linear is None:
         raise Refusal("nothing in its graph feeds it")
     if not is_standard(linear, *_LINEAR):
         raise Refusal(f"{linear.op_type} feeds it")
     if bn.source in scope.outputs:
         raise Refusal(f"the output of the {linear.op_type} that feeds it is an output of the graph")
-    if len(scope.users(bn.source)) != 1:
-        raise Refusal(f"the {linear.op_type} that feeds it feeds something else, too")
+    if len(scope.consumers(bn.source)) != 1:
+        raise Refusal(f"the {linear.op_type} that feeds it feeds another node too")
     return linear
 
 
 def _into_consumer(bn: BatchNormNode, scope: Scope) -> Fold:
-    """Fold into the Conv or Gemm that alone uses what the BN makes, where it adds no padding: BN maps 0 elsewhere."""
+    """Return the fold into the Conv or Gemm that alone uses the output of the BN.
+
+    The Conv must not pad, because BN does not map zeros to zeros.
+    """
     linear = _linear_behind(bn, scope)
     weight = _Weight.of(linear, scope)
     groups = _groups(linear, weight)
@@ -215,17 +218,17 @@ def _into_consumer(bn: BatchNormNode, scope: Scope) -> Fold:
         values=values,
         source=bn.source,
         result=str(linear.output[0]),
-        became=f"folded into {_name_and_kind(linear)} behind it",
+        outcome=f"folded into {_name_and_kind(linear)} behind it",
     )
 
 
 def _linear_behind(bn: BatchNormNode, scope: Scope) -> NodeProto:
-    users = scope.users(bn.result)
+    consumers = scope.consumers(bn.result)
     if bn.result in scope.outputs:
         raise Refusal("its output is an output of the graph")
-    if len(users) != 1:
-        raise Refusal(f"its output is used {len(users)} times")
-    (linear,) = users
+    if len(consumers) != 1:
+        raise Refusal(f"its output is used {len(consumers)} times")
+    (linear,) = consumers
     if not is_standard(linear, "Conv", "Gemm") or linear.input[0] != bn.result:
         raise Refusal(f"{linear.op_type} is behind it")
     if not scope.owns(bn.source):
@@ -239,7 +242,7 @@ def _linear_behind(bn: BatchNormNode, scope: Scope) -> NodeProto:
 
 
 def _into_affine(bn: BatchNormNode, scope: Scope) -> Fold:
-    """Replace by a multiplication and an addition per channel."""
+    """Return the replacement by a multiplication and an addition per channel."""
     from onnx import helper
 
     if scope.opset < _FIRST_OPSET["broadcasting"]:
@@ -261,12 +264,12 @@ def _into_affine(bn: BatchNormNode, scope: Scope) -> Fold:
         values={scale: _rounded(bn.scale, dtype).reshape(shape), shift: _rounded(bn.shift, dtype).reshape(shape)},
         source=bn.source,
         result=bn.result,
-        became="Mul and Add",
+        outcome="Mul and Add",
     )
 
 
 def _input_dtype(bn: BatchNormNode, scope: Scope) -> np.dtype[Any]:
-    """Return the dtype of the input of a BN: until opset 15 the scale has the same."""
+    """Return the dtype of the input of a BN. Before opset 15, the scale has the same dtype."""
     from onnx import helper
 
     if scope.opset < _FIRST_OPSET["parameters of own dtype"]:
@@ -280,11 +283,11 @@ def _input_dtype(bn: BatchNormNode, scope: Scope) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class _Weight:
-    """The weight of a linear node: as stored, and as (out, in/groups, *kernel) with alpha in it, in float64."""
+    """The weight of a linear node, as stored and in float64 as (out, in/groups, *kernel), multiplied by alpha."""
 
     name: str
     dtype: np.dtype[Any]
-    turned: bool
+    is_transposed: bool
     plain: NDArray[np.float64]
 
     @classmethod
@@ -301,16 +304,16 @@ class _Weight:
         _refuse_linked(linear)
         if is_matrix and scope.opset < _FIRST_OPSET["broadcasting"]:
             raise Refusal(f"the bias of Gemm does not broadcast in opset {scope.opset}")
-        turned = is_matrix and not _attribute(linear, "transB", 0)
+        is_transposed = is_matrix and not _attribute(linear, "transB", 0)
         wide = widen(stored) * _attribute(linear, "alpha", 1.0)
-        return cls(str(name), stored.dtype, turned, wide.T if turned else wide)
+        return cls(str(name), stored.dtype, is_transposed, wide.T if is_transposed else wide)
 
     @property
     def tensor(self) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(self.plain))
 
     def stored(self, folded: torch.Tensor) -> NDArray[Any]:
-        return _rounded(folded.numpy().T if self.turned else folded.numpy(), self.dtype)
+        return _rounded(folded.numpy().T if self.is_transposed else folded.numpy(), self.dtype)
 
 
 def _groups(linear: NodeProto, weight: _Weight) -> int:
@@ -321,7 +324,7 @@ def _groups(linear: NodeProto, weight: _Weight) -> int:
 
 
 def _bias(linear: NodeProto, channels: int, scope: Scope) -> torch.Tensor | None:
-    """Return the bias of a linear node with so many output channels, with beta in it."""
+    """Return the bias of a linear node with that many output channels, multiplied by beta, or None if it has none."""
     if len(linear.input) < 3 or not linear.input[2]:
         return None
     stored = scope.constant(linear.input[2])
@@ -336,15 +339,15 @@ def _bias(linear: NodeProto, channels: int, scope: Scope) -> torch.Tensor | None
 def _rebuilt(
     linear: NodeProto, weight: _Weight, bn: BatchNormNode, scope: Scope, folded: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[NodeProto, dict[str, NDArray[Any]]]:
-    """Return the linear node with its new weight and bias, under names that nothing else uses."""
+    """Return the linear node with its folded weight and bias, under names that nothing else uses."""
     from onnx import NodeProto
 
     node = NodeProto()
     node.CopyFrom(linear)
     if linear.op_type == "MatMul":
-        node.op_type = "Gemm"  # it has a bias
+        node.op_type = "Gemm"  # only a Gemm has a bias
     for index in reversed([i for i, attribute in enumerate(node.attribute) if attribute.name in ("alpha", "beta")]):
-        del node.attribute[index]  # they are in the weight and the bias now
+        del node.attribute[index]  # the weight and the bias contain them now
     old_bias = linear.input[2] if len(linear.input) > 2 else ""
     names = [
         old if scope.is_own_initializer(old) else scope.unique(f"{bn.name}.folded_{part}")
@@ -356,7 +359,7 @@ def _rebuilt(
 
 
 def _rounded(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Round once to the dtype of the file; what overflows is found when the fold is checked."""
+    """Round once to the dtype of the file. The check of the fold detects an overflow."""
     with np.errstate(over="ignore"):
         return values.astype(dtype)
 
@@ -370,7 +373,7 @@ def _attribute(node: NodeProto, name: str, default: Value) -> Value:
 
 
 def _name_and_kind(linear: NodeProto) -> str:
-    """Name a linear node by its weight where an exporter kept torch's names, else by itself."""
+    """Return the type of a linear node with its name in torch if the weight has that name, else with its own name."""
     weight = str(linear.input[1])
     own = weight.removesuffix(".weight") if weight.endswith(".weight") else linear.name or linear.output[0]
     return f"{linear.op_type} {own}"

@@ -1,4 +1,4 @@
-"""Whether a folded ONNX model gives what the original gives: both are run and compared."""
+"""Runs a folded ONNX model and the original, and measures how much their outputs differ."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _SEED = 0
 
 
 class Proof:
-    """The original model, run once per input, as what every fold and the folded model are held against.
+    """The results of the original model, with which every fold and the folded model are compared.
 
     Attributes:
-        notes: What could not be done, and why.
+        notes: The checks that were not possible, with the reasons.
     """
 
     def __init__(self, model: ModelProto, example: Mapping[str, NDArray[Any]] | None, keep: Iterable[str]) -> None:
@@ -44,7 +44,7 @@ class Proof:
         if seconds > _SLOW_SECONDS:
             self.notes.append(f"not run on random inputs: the example alone took {seconds:.0f} s")
         else:
-            self._run_original(model, _random(model, example, self.notes))
+            self._run_original(model, _random_candidates(model, example, self.notes))
         if not self._runs:
             self.notes.append("the whole model was not run: every fold was checked by itself, on made-up inputs")
 
@@ -58,28 +58,28 @@ class Proof:
 
         Args:
             fold: The fold.
-            bn: The BN it folds.
-            scope: Where it is.
-            constants: What `fold.before` needs.
+            bn: The BN that it folds.
+            scope: The scope of the nodes.
+            constants: The constants that `fold.before` needs.
 
         Raises:
             EvaluationError: If the nodes cannot be run.
         """
         pairs = [(run[fold.source], run[fold.result]) for _, run in self._runs if {fold.source, fold.result} <= {*run}]
         if not pairs or not scope.is_main:
-            made_up = _made_up(fold, bn, scope, constants)
-            pairs = [(made_up, run_nodes(fold.before, scope.opset, constants, fold.source, made_up))]
+            random_input = _random_input(fold, bn, scope, constants)
+            pairs = [(random_input, run_nodes(fold.before, scope.opset, constants, fold.source, random_input))]
         errors = []
         for source, expected in pairs:
-            found = run_nodes(fold.after, scope.opset, fold.values, fold.source, source)
-            is_finite = np.isfinite(expected).all() and np.isfinite(found).all()
-            errors.append(difference(expected, found) if is_finite else math.nan)
+            actual = run_nodes(fold.after, scope.opset, fold.values, fold.source, source)
+            is_finite = np.isfinite(expected).all() and np.isfinite(actual).all()
+            errors.append(difference(expected, actual) if is_finite else math.nan)
         return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
 
     def of_model(self, folded: ModelProto, results: Iterable[str]) -> tuple[dict[str, float], dict[str, float]]:
-        """Return the largest errors of the outputs of the folded model, and of the tensors named.
+        """Return the largest errors of the outputs of the folded model, and of the tensors in `results`.
 
-        For an output that is not floating the error is the share of values that differ.
+        For an output that is not floating-point, the error is the share of values that differ.
 
         Raises:
             EvaluationError: If the folded model cannot be run.
@@ -87,36 +87,39 @@ class Proof:
         outputs: dict[str, float] = {}
         inside: dict[str, float] = {}
         for feed, expected in self._runs:
-            found = run_model(folded, feed)
+            actual = run_model(folded, feed)
             for name in self._outputs:
                 if name in expected:
-                    outputs[name] = max(outputs.get(name, 0.0), _output_error(expected[name], found[name]))
+                    outputs[name] = max(outputs.get(name, 0.0), _output_error(expected[name], actual[name]))
             for name in results:
-                if name in expected and name in found:
-                    inside[name] = max(inside.get(name, 0.0), difference(expected[name], found[name]))
+                if name in expected and name in actual:
+                    inside[name] = max(inside.get(name, 0.0), difference(expected[name], actual[name]))
         return outputs, inside
 
     def is_floating(self, output: str) -> bool:
-        """Whether an output is floating, so that it may differ by rounding."""
+        """Return whether an output is floating-point, so rounding may change it."""
         return all(run[output].dtype.kind == "f" for _, run in self._runs if output in run)
 
     def _run_original(self, model: ModelProto, candidates: list[Values]) -> None:
-        """Run the model on the first of these inputs on which it runs."""
+        """Run the model on the first of several inputs that it accepts."""
         reason = ""
         for feed in candidates:
             try:
-                found = run_model(model, feed)
+                tensors = run_model(model, feed)
             except EvaluationError as err:
                 reason = str(err)
                 continue
-            self._runs.append((feed, {name: value for name, value in found.items() if name in self._keep}))
+            self._runs.append((feed, {name: value for name, value in tensors.items() if name in self._keep}))
             return
         if candidates:
             self.notes.append(f"the reference evaluator of onnx does not run the model: {reason}")
 
 
-def _random(model: ModelProto, example: Mapping[str, NDArray[Any]] | None, notes: list[str]) -> list[Values]:
-    """Return random inputs with 2 samples where the model leaves that open, and with 1 in case it does not mean it."""
+def _random_candidates(model: ModelProto, example: Mapping[str, NDArray[Any]] | None, notes: list[str]) -> list[Values]:
+    """Return random inputs with 2 samples and with 1 if the model allows both.
+
+    Some models declare a free batch dimension, but run only on a batch of 1.
+    """
     candidates: list[Values] = []
     for batch in (2, 1):
         feed = random_inputs(model, example, batch)
@@ -128,14 +131,14 @@ def _random(model: ModelProto, example: Mapping[str, NDArray[Any]] | None, notes
     return candidates
 
 
-def _output_error(expected: NDArray[Any], found: NDArray[Any]) -> float:
-    if expected.dtype.kind == "f" or expected.shape != found.shape:
-        return difference(expected, found)
-    return float(np.mean(expected != found)) if expected.size else 0.0
+def _output_error(expected: NDArray[Any], actual: NDArray[Any]) -> float:
+    if expected.dtype.kind == "f" or expected.shape != actual.shape:
+        return difference(expected, actual)
+    return float(np.mean(expected != actual)) if expected.size else 0.0
 
 
-def _made_up(fold: Fold, bn: BatchNormNode, scope: Scope, constants: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-    """Return an input for the nodes of a fold: normal values, with the BN's own statistics where they go into it."""
+def _random_input(fold: Fold, bn: BatchNormNode, scope: Scope, constants: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """Return random normal inputs for the nodes of a fold, with the statistics of the BN if they feed it directly."""
     random = np.random.default_rng(_SEED)
     linear = next((node for node in fold.before if node is not bn.node), None)
     if linear is None:
@@ -152,11 +155,11 @@ def _made_up(fold: Fold, bn: BatchNormNode, scope: Scope, constants: Mapping[str
 
 
 def _input_shape(linear: NodeProto, weight: tuple[int, ...]) -> tuple[int, ...]:
-    """Return a small shape that the node takes, with room for its kernel."""
+    """Return a small input shape for the node, at least as large as its kernel."""
     attributes = {attribute.name: attribute for attribute in linear.attribute}
     if len(weight) == 2:
-        turned = "transB" in attributes and attributes["transB"].i
-        inner = weight[1] if turned else weight[0]
+        is_transposed = "transB" in attributes and attributes["transB"].i
+        inner = weight[1] if is_transposed else weight[0]
         return (inner, 2) if "transA" in attributes and attributes["transA"].i else (2, inner)
     groups = attributes["group"].i if "group" in attributes else 1
     dilations = attributes["dilations"].ints if "dilations" in attributes else [1] * (len(weight) - 2)

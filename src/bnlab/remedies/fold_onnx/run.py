@@ -1,4 +1,4 @@
-"""Runs ONNX models with the reference evaluator of the onnx package: slow, and by the letter of the standard."""
+"""Runs ONNX models with the reference evaluator of the onnx package, which is slow and follows the standard exactly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Values = dict[str, NDArray[Any]]
 
 
 class EvaluationError(Exception):
-    """Why the evaluator cannot run a model, in one line."""
+    """The evaluator cannot run a model. The message states the reason in one line."""
 
 
 def run_model(model: ModelProto, feed: Mapping[str, NDArray[Any]]) -> Values:
@@ -31,7 +31,7 @@ def run_model(model: ModelProto, feed: Mapping[str, NDArray[Any]]) -> Values:
     """
     from onnx.reference import ReferenceEvaluator
 
-    with _reasoned():
+    with _evaluation_errors():
         evaluator = ReferenceEvaluator(model, new_ops=list(_own_operators()))
         results = evaluator.run(None, dict(feed), intermediate=True)
     return {name: value for name, value in results.items() if isinstance(value, np.ndarray)}
@@ -40,10 +40,10 @@ def run_model(model: ModelProto, feed: Mapping[str, NDArray[Any]]) -> Values:
 def run_nodes(
     nodes: Sequence[NodeProto], opset: int, constants: Mapping[str, NDArray[Any]], source: str, value: NDArray[Any]
 ) -> NDArray[Any]:
-    """Return the last output of a few nodes in a row as a model of their own.
+    """Run a chain of nodes as a model, and return the output of the last one.
 
     Raises:
-        EvaluationError: As :func:`run_model`.
+        EvaluationError: As for :func:`run_model`.
     """
     from onnx import helper, numpy_helper
 
@@ -57,14 +57,14 @@ def run_nodes(
     return run_model(model, {source: value})[result]
 
 
-def difference(expected: NDArray[Any], found: NDArray[Any]) -> float:
-    """Return the largest absolute difference, relative to the largest absolute value expected.
+def difference(expected: NDArray[Any], actual: NDArray[Any]) -> float:
+    """Return the largest absolute difference, relative to the largest absolute expected value.
 
-    Values that are not finite must be the same, else the difference is inf.
+    If values that are not finite differ, the result is inf.
     """
-    if expected.shape != found.shape:
+    if expected.shape != actual.shape:
         return float("inf")
-    wide, other = expected.astype(np.float64), found.astype(np.float64)
+    wide, other = expected.astype(np.float64), actual.astype(np.float64)
     finite = np.isfinite(wide)
     if not np.array_equal(wide[~finite], other[~finite], equal_nan=True) or not np.isfinite(other[finite]).all():
         return float("inf")
@@ -74,8 +74,8 @@ def difference(expected: NDArray[Any], found: NDArray[Any]) -> float:
 
 
 @contextmanager
-def _reasoned() -> Iterator[None]:
-    """Turn whatever the evaluator raises, which is any exception, into one line."""
+def _evaluation_errors() -> Iterator[None]:
+    """Turn any exception of the evaluator into an EvaluationError with one line."""
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
@@ -87,10 +87,10 @@ def _reasoned() -> Iterator[None]:
 
 @functools.cache
 def _own_operators() -> tuple[type, ...]:
-    """Return operators that stand in for those the evaluator has wrong or very slow.
+    """Return replacements for operators that are wrong or very slow in the evaluator.
 
-    Of onnx 1.17 to 1.23: BatchNormalization of opset 7 to 13 uses the batch although it has one output, which means
-    inference; ConvTranspose slices the weight of a group wrongly; AveragePool takes a Python step per output value.
+    In onnx 1.17 to 1.23, BatchNormalization of opset 7 to 13 uses batch statistics even with one output, which means
+    inference. ConvTranspose slices the weight of a group wrongly. AveragePool takes a Python step per output value.
     """
     from onnx.reference.ops.op_average_pool import AveragePool_19
     from onnx.reference.ops.op_batch_normalization import BatchNormalization_14
@@ -137,7 +137,7 @@ def _average_pool(
     pads: Sequence[int] | None = None,
     strides: Sequence[int] | None = None,
 ) -> NDArray[Any] | None:
-    """Average over windows, or return None where they are laid out in a way this does not know."""
+    """Average over windows, or return None for arguments that this function does not support."""
     if (auto_pad or "NOTSET") != "NOTSET" or ceil_mode or any(step != 1 for step in dilations or ()):
         return None
     rank = len(kernel_shape)

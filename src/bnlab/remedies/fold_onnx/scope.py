@@ -1,4 +1,4 @@
-"""The graph, a subgraph or a function of an ONNX model, as nodes that can be exchanged."""
+"""Represents the graph, a subgraph or a function of an ONNX model, and replaces nodes in it."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ if TYPE_CHECKING:
 __all__ = ["Scope", "all_scopes", "is_standard", "overridable", "version_of"]
 
 _FIRST_IR_WITHOUT_LISTED_INITIALIZERS = 4
-_MOST_VALUES = 1 << 28
+_MAX_VALUES = 1 << 28
 
 
 def is_standard(node: NodeProto, *kinds: str) -> bool:
-    """Whether a node is one of these operators of ONNX itself, not of another domain."""
+    """Return whether a node is one of these operators in the standard domain of ONNX."""
     return node.op_type in kinds and node.domain in ("", "ai.onnx")
 
 
 def version_of(opsets: Iterable[OperatorSetIdProto]) -> int:
-    """Return the version of ONNX's own operators among the opset imports; 1 where there is none."""
+    """Return the version of the standard operators in the opset imports, or 1 if it is missing."""
     return max((int(opset.version) for opset in opsets if opset.domain in ("", "ai.onnx")), default=1)
 
 
 def overridable(model: ModelProto) -> set[str]:
-    """Return the initializers a caller may replace when the model runs, so that they are no constants.
+    """Return the initializers that a caller may replace when the model runs, so they are not constants.
 
-    Before IR version 4 every initializer had to be a graph input as well, and exporters went on to write all of them
-    so: that says nothing. Where only some of them are graph inputs, these were made so on purpose.
+    Before IR version 4, every initializer had to be a graph input as well, and some exporters still write all of them
+    that way. If all initializers are graph inputs, they therefore count as constants. If only some of them are, the
+    author intended that.
     """
     listed = {value.name for value in model.graph.input}
     initializers = {tensor.name for tensor in model.graph.initializer}
@@ -47,34 +48,34 @@ def overridable(model: ModelProto) -> set[str]:
 
 
 def all_scopes(model: ModelProto, types: ModelProto, path: Path) -> list[Scope]:
-    """Return the graph, the functions and the subgraphs in them, each before those it holds.
+    """Return the graph, the functions and their subgraphs. Each scope comes before the scopes inside it.
 
     Args:
-        model: The model; its scopes are changed by :meth:`Scope.commit`, inner ones first.
-        types: The same model with the types that shape inference found.
-        path: Where it was read from.
+        model: The model. :meth:`Scope.commit` changes it and must be called on inner scopes first.
+        types: The same model with the types from shape inference.
+        path: The path of the file of the model.
     """
-    taken = {name for scope, _ in _protos(model) for name in _names(scope)}
+    used_names = {name for scope, _ in _protos(model) for name in _names(scope)}
     needs_listing = model.ir_version < _FIRST_IR_WITHOUT_LISTED_INITIALIZERS
-    found = []
+    scopes = []
     for (proto, opset), (typed, _) in zip(_protos(model), _protos(types), strict=True):
         is_main = proto is model.graph
-        scope = Scope(proto, opset, path, taken, overridable(model) if is_main else set(), _types(typed))
+        scope = Scope(proto, opset, path, used_names, overridable(model) if is_main else set(), _types(typed))
         scope.is_main, scope.lists_initializers = is_main, is_main and needs_listing
-        found.append(scope)
-    return found
+        scopes.append(scope)
+    return scopes
 
 
 class Scope:
-    """One graph, subgraph or function, changed in memory until :meth:`commit`.
+    """One graph, subgraph or function. Changes to it reach the model with :meth:`commit`.
 
     Attributes:
         proto: The GraphProto or FunctionProto.
-        opset: Version of ONNX's own operators in it.
-        nodes: Its nodes, in order.
-        outputs: Names of its outputs.
-        types: Types of tensors by name, as far as they are known.
-        is_main: Whether it is the outer graph.
+        opset: The version of the standard operators.
+        nodes: The nodes, in order.
+        outputs: The names of the outputs.
+        types: The known types of tensors by name.
+        is_main: Whether this is the main graph of the model.
         lists_initializers: Whether an initializer must be a graph input too.
     """
 
@@ -83,8 +84,8 @@ class Scope:
         proto: GraphProto | FunctionProto,
         opset: int,
         path: Path,
-        taken: set[str],
-        fed: AbstractSet[str],
+        used_names: set[str],
+        replaceable: AbstractSet[str],
         types: Mapping[str, TypeProto],
     ) -> None:
         self.proto = proto
@@ -96,99 +97,99 @@ class Scope:
         self.is_main = False
         self.lists_initializers = False
         self._inputs = {getattr(value, "name", value) for value in proto.input}
-        self._constants = Constants(proto, path.parent, limit=_MOST_VALUES)
+        self._constants = Constants(proto, path.parent, limit=_MAX_VALUES)
         self._path = path
-        self._taken = taken
-        self._fed = fed
-        self._makers: dict[str, NodeProto] = {}
-        self._users: dict[str, list[NodeProto]] = {}
-        self._unneeded: list[str] = []
-        self._vanished: set[str] = set()
-        self._new: dict[str, NDArray[Any]] = {}
+        self._used_names = used_names
+        self._replaceable = replaceable
+        self._producers: dict[str, NodeProto] = {}
+        self._consumers: dict[str, list[NodeProto]] = {}
+        self._maybe_unused: list[str] = []
+        self._removed_outputs: set[str] = set()
+        self._new_initializers: dict[str, NDArray[Any]] = {}
         self._changed = False
         for node in self.nodes:
             self._register(node)
 
-    def maker(self, name: str) -> NodeProto | None:
-        """Return the node of this scope that makes a tensor."""
-        return self._makers.get(name)
+    def producer(self, name: str) -> NodeProto | None:
+        """Return the node of this scope that computes a tensor, or None if there is none."""
+        return self._producers.get(name)
 
-    def users(self, name: str) -> Sequence[NodeProto]:
-        """Return the nodes that use a tensor, themselves or in a subgraph, as often as they use it."""
-        return self._users.get(name, ())
+    def consumers(self, name: str) -> Sequence[NodeProto]:
+        """Return the nodes that use a tensor, directly or in a subgraph. A node appears once per use."""
+        return self._consumers.get(name, ())
 
     def owns(self, name: str) -> bool:
-        """Whether a tensor is made in or handed to this very scope, not taken from one around it."""
-        return name in self._makers or name in self._inputs or name in self._constants.tensors
+        """Return whether a tensor is computed in this scope or passed to it, and does not come from an outer scope."""
+        return name in self._producers or name in self._inputs or name in self._constants.tensors
 
     def rank(self, name: str) -> int | None:
-        """Return the number of dimensions of a tensor, where it is known."""
+        """Return the number of dimensions of a tensor, or None if it is unknown."""
         tensor = self.types[name].tensor_type if name in self.types else None
         return len(tensor.shape.dim) if tensor is not None and tensor.HasField("shape") else None
 
     def element_type(self, name: str) -> int | None:
-        """Return the ONNX data type of a tensor, where it is known."""
+        """Return the ONNX data type of a tensor, or None if it is unknown."""
         return self.types[name].tensor_type.elem_type or None if name in self.types else None
 
     def constant(self, name: str) -> NDArray[Any] | None:
-        """Return the values of a tensor that never change, or None where they are computed, fed or from outside.
+        """Return the values of a constant tensor, or None if it is computed, passed in, or from an outer scope.
 
         Raises:
-            DamagedFile: If the tensor does not hold as many values as it says.
+            DamagedFile: If the tensor does not have the values that it declares.
         """
-        if self._constants.root(name) in self._fed:
+        if self._constants.root(name) in self._replaceable:
             return None
         try:
-            found = self._constants.find(name)
-        except (ValueError, TypeError, KeyError):  # KeyError: a data type nobody knows
+            dtype_and_values = self._constants.find(name)
+        except (ValueError, TypeError, KeyError):  # KeyError: an unknown data type
             raise DamagedFile(f"{self._path}: tensor {name!r} must hold the values it promises, got others.") from None
-        return None if found is None else found[1]
+        return None if dtype_and_values is None else dtype_and_values[1]
 
     def why_no_constant(self, name: str) -> str:
-        """Say why :meth:`constant` returns None."""
-        if self._constants.root(name) in self._fed:
+        """Return the reason why :meth:`constant` returns None."""
+        if self._constants.root(name) in self._replaceable:
             return f"{name!r} is a graph input with a default, which a caller may replace"
         if not self.owns(name):
             return f"{name!r} lies outside the subgraph"
         return f"{name!r} is computed or fed when the model runs"
 
     def is_own_initializer(self, name: str) -> bool:
-        """Whether a tensor is an initializer that one node alone uses, so that it can be overwritten."""
-        return name in self._constants.tensors and len(self.users(name)) == 1 and name not in self.outputs
+        """Return whether a tensor is an initializer that only one node uses, so it can be overwritten."""
+        return name in self._constants.tensors and len(self.consumers(name)) == 1 and name not in self.outputs
 
     def unique(self, name: str) -> str:
-        """Return a name that nothing in the model has yet, as close to `name` as possible."""
+        """Return a name that is not used in the model yet: `name`, or `name` with a number."""
         candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-        free = next(candidate for candidate in candidates if candidate not in self._taken)
-        self._taken.add(free)
+        free = next(candidate for candidate in candidates if candidate not in self._used_names)
+        self._used_names.add(free)
         return free
 
-    def swap(
-        self, gone: Sequence[NodeProto], new: Sequence[NodeProto], at: NodeProto, values: Mapping[str, NDArray[Any]]
+    def replace(
+        self, removed: Sequence[NodeProto], new: Sequence[NodeProto], at: NodeProto, values: Mapping[str, NDArray[Any]]
     ) -> None:
-        """Put nodes and the constants they need in the place of others.
+        """Replace nodes by other nodes and the constants that these need.
 
         Args:
-            gone: Nodes that go.
-            new: Nodes that come, in order.
-            at: The one of `gone` in whose place they come.
-            values: Their constants by name; an initializer that is there already is overwritten.
+            removed: The nodes to remove.
+            new: The nodes to insert, in order.
+            at: The node of `removed` in whose place they are inserted.
+            values: The constants of `new` by name. An existing initializer of that name is overwritten.
         """
-        for node in gone:
+        for node in removed:
             self._unregister(node)
-        coming = [*(node for name, value in values.items() if (node := self._store(name, value)) is not None), *new]
-        for node in coming:
+        added = [*(node for name, value in values.items() if (node := self._store(name, value)) is not None), *new]
+        for node in added:
             self._register(node)
         kept: list[NodeProto] = []
         for node in self.nodes:
-            kept += coming if node is at else []
-            if not any(node is other for other in gone):
+            kept += added if node is at else []
+            if not any(node is other for other in removed):
                 kept.append(node)
         self.nodes = kept
         self._changed = True
 
     def commit(self) -> None:
-        """Write everything into the model, without what the changes made superfluous."""
+        """Write the changes into the model, and remove the constants that are no longer used."""
         if not self._changed:
             return
         dropped = self._sweep()
@@ -198,11 +199,13 @@ class Scope:
             return
         for field in (self.proto.initializer, self.proto.input):
             _remove(field, dropped)
-        _remove(self.proto.value_info, {name for name in self._vanished if name not in self._makers} | dropped)
+        _remove(
+            self.proto.value_info, {name for name in self._removed_outputs if name not in self._producers} | dropped
+        )
         self._add_initializers()
 
     def _store(self, name: str, value: NDArray[Any]) -> NodeProto | None:
-        """Keep a constant; return the node that holds it where it is not an initializer."""
+        """Store a constant. In a function, return the Constant node that holds it; elsewhere it is an initializer."""
         from onnx import helper, numpy_helper
 
         tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
@@ -210,51 +213,51 @@ class Scope:
             node = helper.make_node("Constant", [], [name], value=tensor)
             self._constants.nodes[name] = node
             return node
-        if name in self._constants.tensors and name not in self._new:
+        if name in self._constants.tensors and name not in self._new_initializers:
             self._constants.tensors[name].CopyFrom(tensor)
         else:
             self._constants.tensors[name] = tensor
-            self._new[name] = value
+            self._new_initializers[name] = value
         return None
 
     def _add_initializers(self) -> None:
         from onnx import helper
 
-        for name, value in self._new.items():
-            if self.users(name):
+        for name, value in self._new_initializers.items():
+            if self.consumers(name):
                 self.proto.initializer.append(self._constants.tensors[name])
                 if self.lists_initializers:
                     kind = helper.np_dtype_to_tensor_dtype(value.dtype)
                     self.proto.input.append(helper.make_tensor_value_info(name, kind, value.shape))
 
     def _sweep(self) -> set[str]:
-        """Take out the constants that nothing uses any more since a node went; return the names of initializers."""
+        """Remove constants that are unused since a node was removed, and return the names of such initializers."""
         dropped = set()
-        while self._unneeded:
-            name = self._unneeded.pop()
-            if not name or self.users(name) or name in self.outputs:
+        while self._maybe_unused:
+            name = self._maybe_unused.pop()
+            if not name or self.consumers(name) or name in self.outputs:
                 continue
             if name in self._constants.tensors:
                 dropped.add(name)
-            elif name in self._constants.nodes and name in self._makers:
-                node = self._makers[name]
+            elif name in self._constants.nodes and name in self._producers:
+                node = self._producers[name]
                 self._unregister(node)
                 self.nodes = [other for other in self.nodes if other is not node]
         return dropped
 
     def _register(self, node: NodeProto) -> None:
         for name in node.output:
-            self._makers[name] = node
+            self._producers[name] = node
         for name in _used(node):
-            self._users.setdefault(name, []).append(node)
+            self._consumers.setdefault(name, []).append(node)
 
     def _unregister(self, node: NodeProto) -> None:
         for name in node.output:
-            self._makers.pop(name, None)
-            self._vanished.add(name)
+            self._producers.pop(name, None)
+            self._removed_outputs.add(name)
         for name in _used(node):
-            self._users[name] = [other for other in self._users[name] if other is not node]
-            self._unneeded.append(name)
+            self._consumers[name] = [other for other in self._consumers[name] if other is not node]
+            self._maybe_unused.append(name)
 
 
 def _protos(model: ModelProto) -> Iterator[tuple[Any, int]]:
@@ -267,7 +270,7 @@ def _protos(model: ModelProto) -> Iterator[tuple[Any, int]]:
 
 
 def _used(node: NodeProto) -> list[str]:
-    """Return the names a node uses, those in its subgraphs included: a name there may come from here."""
+    """Return the names that a node uses, including those in its subgraphs, which may refer to this scope."""
     used = [name for name in node.input if name]
     for graph in subgraphs(node):
         used += [output.name for output in graph.output]

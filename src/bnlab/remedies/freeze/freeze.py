@@ -1,4 +1,4 @@
-"""freeze and unfreeze: the statistics BN normalises with, the running ones, and weight and bias, each by itself."""
+"""freeze and unfreeze: fix the normalising statistics, the running statistics, and weight and bias, separately."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ from bnlab.remedies.undo import UndoStack
 
 __all__ = ["Freeze", "freeze", "unfreeze"]
 
-_WITHOUT = "it keeps no running statistics"
-_ALREADY = "it is so already"
-_NOT_OURS = "it was not frozen by freeze, but is of a frozen class: convert it"
+_NO_STATISTICS = "it keeps no running statistics"
+_ALREADY = "it is in this state already"
+_NOT_OURS = "its class is a frozen one, but freeze did not set it: use convert"
 _NOT_FROZEN = "it is not frozen by freeze"
 _OWN_SETTINGS = ("process_group", "ghost_size", "r_max", "d_max")
-"""Attributes that some BN layers have and a frozen one has not."""
+"""Attributes that some BN layers have and frozen layers lack."""
 
-_UNTRIED = "has a forward of its own that could not be tried: see that it obeys track_running_stats"
+_UNTRIED = "has a forward of its own, which failed in a test run: check that it obeys track_running_stats"
 
 
 class Freeze(Remedy):
-    """Freeze the layers that were found: normaliser, buffers and affine."""
+    """Freeze the normaliser, the buffers and the affine parameters of the layers in a plan."""
 
     name = "freeze"
 
     def plan(self, evidence: DiagnosisRecord, finding: Finding) -> RemedyPlan | Refusal:
-        """Return the layer, if it has statistics to be frozen with."""
+        """Return a plan for the layer, if it has finite running statistics."""
         record = record_of(evidence, finding.layer)
         if record is None or record.running_mean is None or record.running_var is None:
             return Refusal("it has no finite running statistics to be frozen with")
@@ -71,35 +71,37 @@ def freeze(
     buffers: bool = True,
     affine: bool = True,
 ) -> Receipt:
-    """Freeze the BN layers of a model, in place, so that it lasts: no `.train()` of a parent undoes it.
+    """Freeze the BN layers of a model in place. A later `.train()` of the model does not undo it.
 
-    A call says how all three switches shall be for the layers it names, whatever an earlier call said: True is frozen,
-    False is as before the first `freeze`. Layers, parameters and buffers stay the same objects, and the state dict has
-    the same keys and values. What is frozen is remembered on the layer as `frozen_from`, so that copies and pickles
-    can be unfrozen too. In eval mode the output is what it was, up to the rounding of the layers of torch.
+    Each call sets all three switches for the layers that it names, whatever earlier calls set. True means frozen, and
+    False means as before the first `freeze`. Layers, parameters and buffers stay the same objects, and the state dict
+    has the same keys and values. Each layer records its earlier state as `frozen_from`, so copies and pickles can be
+    unfrozen too. The output in eval mode stays the same, up to the rounding of the layers of torch.
 
     Args:
         model: Any module with BN layers: those of torch.nn, SyncBatchNorm included, and of bnlab.nn.
         layers: Paths, or patterns such as "layer4.*"; every BN layer if None.
-        normaliser: Whether to normalise with the running statistics in either mode: the layer becomes a frozen one of
+        normaliser: Whether to normalise with the running statistics in either mode. The layer gets a frozen class of
             bnlab.nn.
-        buffers: Whether running statistics and num_batches_tracked stay as they are. Without `normaliser` train mode
-            goes on normalising with the batch; with `normaliser` alone a batch is normalised first and counted then.
-        affine: Whether weight and bias require no gradient. The gradient they have is dropped, or an optimizer would
-            still decay them.
+        buffers: Whether running statistics and num_batches_tracked stay as they are. Without `normaliser`, train mode
+            still normalises with batch statistics. With `normaliser` alone, a layer first normalises a batch, then
+            updates its running statistics with it.
+        affine: Whether weight and bias require no gradient. Their current gradient is dropped, because an optimizer
+            would still apply weight decay to parameters with a gradient.
 
     Returns:
-        The receipt; its `undo()` takes this call back, and :func:`unfreeze` every call.
+        The receipt. Its `undo()` undoes this call, and :func:`unfreeze` undoes all calls.
 
     Raises:
         NoBatchNorm: If there is no BN layer.
-        UsageError: If an argument is wrong or all three switches are False; if a layer that is named, or every layer,
-            keeps no running statistics where the normaliser or buffers are to be frozen; if a layer does more than BN
-            and one of the activations bnlab knows, which freezing the normaliser would lose; or if its own forward
-            moves the running statistics in spite of `track_running_stats=False`. The model is then as it was.
+        UsageError: If an argument is invalid, or all three switches are False; if the normaliser or the buffers are to
+            be frozen, but a named layer, or every layer, keeps no running statistics; if a layer does more than BN and
+            one of the activations that bnlab knows, because freezing the normaliser would lose the rest; or if the
+            forward of a layer updates the running statistics despite `track_running_stats=False`. The model does not
+            change then.
 
     Source:
-        Wu and Johnson 2021, figure 6, and appendix A.10: that "freeze" alone is ambiguous.
+        Wu and Johnson 2021 (arXiv:2105.07576), figure 6 and appendix A.10, where "freeze" alone is called ambiguous.
 
     Example:
         >>> import bnlab
@@ -114,23 +116,25 @@ def freeze(
         <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
     """
     switches = Switches(normaliser, buffers, affine)
-    found = batch_norm_layers(model, layers)
-    without = [path for path, layer in found.items() if not (keeps_statistics(layer) or _needs_none(switches))]
-    if without and (layers is not None or len(without) == len(found)):
-        _refuse_without(without)
-    left_alone = [LeftAlone(path, _WITHOUT) for path in without]
-    chosen = {path: layer for path, layer in found.items() if path not in without}
-    todo = {path: layer for path, layer in chosen.items() if not _is_so(layer, switches)}
+    selected = batch_norm_layers(model, layers)
+    without_statistics = [
+        path for path, layer in selected.items() if not (keeps_statistics(layer) or _needs_no_statistics(switches))
+    ]
+    if without_statistics and (layers is not None or len(without_statistics) == len(selected)):
+        _refuse_without_statistics(without_statistics)
+    left_alone = [LeftAlone(path, _NO_STATISTICS) for path in without_statistics]
+    chosen = {path: layer for path, layer in selected.items() if path not in without_statistics}
+    todo = {path: layer for path, layer in chosen.items() if not _is_up_to_date(layer, switches)}
     notes = _refuse_or_note(todo, switches)
     changing = {path: layer for path, layer in todo.items() if _changes_class(layer, switches)}
     steps = plan_all(changing, plan_freeze)
 
-    def change(path: str, layer: _BatchNorm, undo: UndoStack) -> None:
+    def change_layer(path: str, layer: _BatchNorm, undo: UndoStack) -> None:
         if frozen_from(layer) is not None:
             _thaw(path, layer, undo)
         _freeze(path, layer, switches, steps.get(path), undo)
 
-    receipt = _changed(model, "freeze", chosen, todo, change, left_alone, notes)
+    receipt = _changed(model, "freeze", chosen, todo, change_layer, left_alone, notes)
     if switches.affine:
         for layer in todo.values():
             for parameter in affine_parameters(layer).values():
@@ -139,29 +143,29 @@ def freeze(
 
 
 def unfreeze(model: nn.Module, *, layers: Iterable[str] | None = None) -> Receipt:
-    """Give the BN layers of a model back what they were before the first :func:`freeze`.
+    """Undo every :func:`freeze` of the BN layers of a model.
 
-    Class, momentum, process group, `track_running_stats` and requires_grad are as before; weights, buffers, counters,
-    mode, and settings that were changed meanwhile stay as they are now. It works on copies and reloaded models too. A
-    layer that was not frozen by `freeze` is left alone, with the reason.
+    Class, momentum, process group, `track_running_stats` and requires_grad are restored. Weights, buffers, counters,
+    mode, and settings that were changed after the freeze stay as they are. `unfreeze` works on copies and reloaded
+    models too. It leaves layers alone that `freeze` did not freeze, and the receipt lists them with the reason.
 
     Args:
         model: Any module with BN layers.
         layers: Paths, or patterns such as "layer4.*"; every BN layer if None.
 
     Returns:
-        The receipt; its `undo()` freezes the layers again.
+        The receipt. Its `undo()` freezes the layers again.
 
     Raises:
         NoBatchNorm: If there is no BN layer.
-        UsageError: If an argument is wrong, or if a layer has taken in an activation or residual since that its class
-            has no place for. The model is then as it was.
+        UsageError: If an argument is invalid, or if an activation or residual was fused into a layer after the freeze
+            and its old class cannot hold it. The model does not change then.
     """
-    found = batch_norm_layers(model, layers)
-    todo = {path: layer for path, layer in found.items() if frozen_from(layer) is not None}
+    selected = batch_norm_layers(model, layers)
+    todo = {path: layer for path, layer in selected.items() if frozen_from(layer) is not None}
     left_alone = [
         LeftAlone(path, _NOT_OURS if isinstance(layer, FrozenBatchNorm) else _NOT_FROZEN)
-        for path, layer in found.items()
+        for path, layer in selected.items()
         if path not in todo
     ]
     return _changed(model, "unfreeze", todo, todo, _thaw, left_alone, ())
@@ -172,36 +176,36 @@ def _changed(
     action: str,
     chosen: Mapping[str, _BatchNorm],
     todo: Mapping[str, _BatchNorm],
-    change: Callable[[str, _BatchNorm, UndoStack], None],
+    change_layer: Callable[[str, _BatchNorm, UndoStack], None],
     left_alone: Iterable[LeftAlone],
     notes: Iterable[str],
 ) -> Receipt:
-    """Change layers, all or none, and report what is to be seen of it."""
-    before = {path: _facts(layer) for path, layer in chosen.items()}
+    """Change layers, all or none, and return the receipt."""
+    before = {path: _state(layer) for path, layer in chosen.items()}
     with UndoStack() as undo:
         for path, layer in todo.items():
-            change(path, layer, undo)
+            change_layer(path, layer, undo)
         undo.seal()
     changes = [
         Change(path, what, old, new)
         for path, layer in chosen.items()
-        for (what, old), new in zip(before[path].items(), _facts(layer).values(), strict=True)
+        for (what, old), new in zip(before[path].items(), _state(layer).values(), strict=True)
         if old != new
     ]
-    changed = {found.layer for found in changes}
+    changed_paths = {change.layer for change in changes}
     record = Changes(
         bnlab=__version__,
         action=action,
         safety=Safety.BEHAVIOUR if changes else Safety.EXACT,
         changes=tuple(changes),
-        left_alone=(*left_alone, *(LeftAlone(path, _ALREADY) for path in chosen if path not in changed)),
+        left_alone=(*left_alone, *(LeftAlone(path, _ALREADY) for path in chosen if path not in changed_paths)),
         notes=tuple(notes),
     )
     return Receipt(model, record, undo.take_back)
 
 
-def _facts(layer: _BatchNorm) -> dict[str, str]:
-    """Return what freezing changes of a layer, as it is now."""
+def _state(layer: _BatchNorm) -> dict[str, str]:
+    """Return the current state of everything that freezing can change on a layer, as text."""
     required = [name for name, parameter in affine_parameters(layer).items() if parameter.requires_grad]
     by_batch = "batch statistics in train mode" if keeps_statistics(layer) else "batch statistics"
     return {
@@ -216,11 +220,11 @@ def _changes_class(layer: _BatchNorm, switches: Switches) -> bool:
     return switches.normaliser and not isinstance(layer, FrozenBatchNorm)
 
 
-def _needs_none(switches: Switches) -> bool:
+def _needs_no_statistics(switches: Switches) -> bool:
     return not (switches.normaliser or switches.buffers)
 
 
-def _refuse_without(paths: list[str]) -> NoReturn:
+def _refuse_without_statistics(paths: list[str]) -> NoReturn:
     others = f" Refused too: {', '.join(paths[1:])}." if paths[1:] else ""
     raise UsageError(
         f"{paths[0] or 'model'}: layer must keep running statistics to freeze the normaliser or buffers, got none. "
@@ -228,13 +232,13 @@ def _refuse_without(paths: list[str]) -> NoReturn:
     )
 
 
-def _is_so(layer: _BatchNorm, switches: Switches) -> bool:
+def _is_up_to_date(layer: _BatchNorm, switches: Switches) -> bool:
     memory = frozen_from(layer)
     return (memory is None or memory.switches == switches) and switches.hold_for(layer)
 
 
 def _freeze(path: str, layer: _BatchNorm, switches: Switches, step: Conversion | None, undo: UndoStack) -> None:
-    """Freeze a layer that is not frozen by `freeze`."""
+    """Freeze a layer that `freeze` has not frozen yet."""
     kind, settings, origin = None, {}, vars(layer).get("converted_from")
     if _changes_class(layer, switches):
         kind = type(layer)
@@ -264,10 +268,10 @@ def _freeze(path: str, layer: _BatchNorm, switches: Switches, step: Conversion |
 
 
 def _thaw(path: str, layer: _BatchNorm, undo: UndoStack) -> None:
-    """Give a layer that `freeze` froze back what it was."""
+    """Restore a layer that `freeze` froze."""
     memory = frozen_from(layer)
     if memory is None:
-        raise AssertionError("only what was frozen is thawed")
+        raise AssertionError("a layer must be frozen by freeze to be thawed")
     parameters = affine_parameters(layer)
     off = [name for name in memory.required_grad if name in parameters and not parameters[name].requires_grad]
     undo.push(layer, _require_grad(layer, off, on=True))
@@ -281,7 +285,7 @@ def _thaw(path: str, layer: _BatchNorm, undo: UndoStack) -> None:
 
 
 def _set(layer: nn.Module, key: str, value: object) -> Callable[[], None]:
-    """Set an attribute, or remove it if the value is None, and return what takes that back."""
+    """Set an attribute, or remove it if the value is None, and return a function that undoes this."""
     own = vars(layer)
     had, before = key in own, own.get(key)
 
@@ -296,7 +300,7 @@ def _set(layer: nn.Module, key: str, value: object) -> Callable[[], None]:
 
 
 def _require_grad(layer: nn.Module, names: Iterable[str], *, on: bool) -> Callable[[], None]:
-    """Switch requires_grad of parameters and return what takes that back."""
+    """Set requires_grad of parameters and return a function that undoes this."""
     chosen = [affine_parameters(layer)[name] for name in names]
     for parameter in chosen:
         parameter.requires_grad_(on)
@@ -309,7 +313,7 @@ def _require_grad(layer: nn.Module, names: Iterable[str], *, on: bool) -> Callab
 
 
 def _refuse_or_note(todo: Mapping[str, _BatchNorm], switches: Switches) -> list[str]:
-    """Refuse layers that cannot be frozen though they keep their class; return notes on those that may not obey."""
+    """Raise for layers that cannot be frozen in their class, and return notes on layers where this is unknown."""
     notes = []
     for path, layer in todo.items():
         require_built(path, layer)
@@ -321,18 +325,18 @@ def _refuse_or_note(todo: Mapping[str, _BatchNorm], switches: Switches) -> list[
         elif not obeys:
             raise UsageError(
                 f"{path or 'model'}: layer must keep its running statistics with track_running_stats=False, got "
-                f"{class_name(type(layer))}, whose forward moves them. Leave the layer out with layers=."
+                f"{class_name(type(layer))}, whose forward updates them. Leave the layer out with layers=."
             )
     return notes
 
 
 def _obeys(layer: _BatchNorm) -> bool | None:
-    """Whether train mode leaves the running statistics alone with track_running_stats=False; None if unknown.
+    """Return whether train mode keeps the running statistics with track_running_stats=False; None if this is unknown.
 
-    The layers of torch and bnlab do. The forward of a subclass is tried on a copy.
+    The layers of torch and bnlab keep them. For a subclass with another forward, a copy of the layer is run.
     """
-    found = family_of(type(layer))
-    base = _BatchNorm if found is None else found[1]
+    family_and_base = family_of(type(layer))
+    base = _BatchNorm if family_and_base is None else family_and_base[1]
     if "forward" in vars(layer):
         return None
     if type(layer).forward is base.forward:
@@ -344,7 +348,7 @@ def _obeys(layer: _BatchNorm) -> bool | None:
 
 
 def _state_after(layer: _BatchNorm, rank: int) -> bool | None:
-    """Whether a batch with so many spatial dimensions leaves the state of a copy as it was; None if it takes none."""
+    """Return whether a batch of this rank leaves the state of a copy unchanged; None if the copy rejects the batch."""
     try:
         copied = copy.deepcopy(layer).cpu().double().train()
         copied.track_running_stats = False

@@ -1,1 +1,1 @@
-"""Pages to look at: one self-contained file each, which opens without a network."""
+"""Renders records as HTML pages. Each page is one self-contained file that opens without a network."""

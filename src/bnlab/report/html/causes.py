@@ -1,4 +1,4 @@
-"""The causes of the gap as they are drawn: the colour of each, and what part of a gap it has."""
+"""Prepares the causes of the gap for drawing: their colours, and their parts of a gap."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bnlab.records import Cause
 from bnlab.report.rows import root_gap
 
-__all__ = ["COLOURS", "Part", "Slice", "colour", "drawn", "is_finite", "ordered", "parts", "shares", "slices"]
+__all__ = ["COLOURS", "Part", "Slice", "colour", "is_finite", "ordered", "parts", "shares", "slices", "visible"]
 
 COLOURS: Mapping[str, str] = {
     "staleness": "#D55E00",
@@ -22,20 +22,20 @@ COLOURS: Mapping[str, str] = {
     "sampling noise": "#56B4E9",
     "bessel": "#009E73",
 }
-"""Okabe and Ito's palette, which nobody confuses; staleness is one cause with or without training data. In the order
-in which they are stacked."""
+"""The colour of each cause, in stacking order. The palette of Okabe and Ito is safe for colour-blind readers. Staleness
+has one colour, with or without training data."""
 
 _OTHER = "#8C8C8C"
 _TOTAL = "total"
 _SMALLEST = 0.01
 _LIGHT_ON = ("#0072B2",)
 _LETTER, _PADDING = 1.45, 4.0
-"""In % of a bar that is 600 pixels wide."""
+"""Width of a letter, and of the padding, in % of a bar that is 600 pixels wide."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A cause of a gap with the part it has of what is drawn, in [0, 1]."""
+    """A cause of a gap and its fraction of the drawn stack, in [0, 1]."""
 
     cause: str
     fraction: float
@@ -52,9 +52,9 @@ class Slice:
 
     Attributes:
         cause: The cause.
-        start: Where it begins, in % of the bar.
-        width: How wide it is, in % of the bar.
-        percent: Its share, as it is written into the bar where that is wide enough.
+        start: Left edge, in % of the bar.
+        width: Width, in % of the bar.
+        percent: The share as text, written on the slice if the slice is wide enough.
     """
 
     cause: str
@@ -69,12 +69,12 @@ class Slice:
 
     @property
     def is_labelled(self) -> bool:
-        """Whether there is room for its name and share."""
+        """Whether the slice has room for its name and share."""
         return self.width >= _LETTER * len(f"{self.cause} {self.percent}") + _PADDING
 
     @property
     def ink(self) -> str:
-        """The colour of what is written into it."""
+        """The colour of the text on the slice."""
         return "#fff" if self.colour in _LIGHT_ON else "#000"
 
 
@@ -89,29 +89,31 @@ def is_finite(gap: Mapping[str, float]) -> bool:
 
 
 def ordered(causes: Iterable[str]) -> list[str]:
-    """Return causes as they are stacked, each once; those that are not known come last."""
-    found = dict.fromkeys(causes)
-    return [cause for cause in COLOURS if cause in found] + [cause for cause in found if cause not in COLOURS]
+    """Return the distinct causes in stacking order; unknown causes come last."""
+    distinct = dict.fromkeys(causes)
+    return [cause for cause in COLOURS if cause in distinct] + [cause for cause in distinct if cause not in COLOURS]
 
 
 def parts(gap: Mapping[str, float]) -> list[Part]:
-    """Return what a gap is stacked of: the positive causes, in proportion."""
+    """Return the parts that are stacked for a gap: its positive causes, in proportion."""
     positive = {cause: gap[cause] for cause in ordered(gap) if cause != _TOTAL and 0 < gap[cause] < math.inf}
     whole = sum(positive.values())
     return [Part(cause, square / whole) for cause, square in positive.items() if square / whole > 0]
 
 
 def shares(gap: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Return each cause with its share of the total, largest first, negative ones included."""
+    """Return each cause with its share of the total, largest first; shares may be negative."""
     total = gap.get(_TOTAL, 0.0)
     if not 0 < total < math.inf:
         return []
-    found = [(cause, square / total) for cause, square in gap.items() if cause != _TOTAL and math.isfinite(square)]
-    return sorted(found, key=lambda item: -abs(item[1]))
+    shares_by_cause = [
+        (cause, square / total) for cause, square in gap.items() if cause != _TOTAL and math.isfinite(square)
+    ]
+    return sorted(shares_by_cause, key=lambda item: -abs(item[1]))
 
 
-def drawn(gaps: Sequence[Mapping[str, float]]) -> list[str]:
-    """Return the causes that can be seen in some stack when all are drawn on one scale, for a legend."""
+def visible(gaps: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return the causes that are visible in at least one stack when all stacks share one scale, for the legend."""
     largest = max((root_gap(gap) for gap in gaps if is_finite(gap)), default=0.0)
     return ordered(
         part.cause
@@ -123,12 +125,14 @@ def drawn(gaps: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def slices(causes: Sequence[Cause]) -> list[Slice]:
-    """Return the positive shares side by side, in proportion."""
+    """Return the slices of the bar: the positive shares side by side, in proportion."""
     positive = {cause.cause: cause.share for cause in causes if 0 < cause.share < math.inf}
     whole = sum(positive.values())
-    found, start = [], 0.0
+    slices_of_bar, start = [], 0.0
     for cause in ordered(positive):
         width = positive[cause] / whole
-        found.append(Slice(cause, round(100 * start, 2), round(100 * width, 2), f"{100 * positive[cause]:.0f} %"))
+        slices_of_bar.append(
+            Slice(cause, round(100 * start, 2), round(100 * width, 2), f"{100 * positive[cause]:.0f} %")
+        )
         start += width
-    return found
+    return slices_of_bar

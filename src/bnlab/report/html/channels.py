@@ -1,4 +1,4 @@
-"""Which channels of a layer are drawn: a page has room for some of each layer, not for all of a large network."""
+"""Selects the channels of a layer to draw, because a page has no room for all channels of a large network."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Collection, Mapping, Sequence
 
 from bnlab.records import LayerRecord
 
-__all__ = ["chosen", "room"]
+__all__ = ["channels_per_layer", "channels_to_draw"]
 
-_MOST = 16_000
-"""Of all layers together: about 1 MB; 16 a layer in a network of 1,000 layers."""
+_MAX_CHANNELS = 16_000
+"""Channels of all layers together. They take about 1 MB: 16 per layer in a network of 1,000 layers."""
 
 
-def room(layers: Sequence[LayerRecord]) -> int:
-    """Return how many channels of each layer a page has room for: what small layers leave, large ones have."""
-    left = _MOST
+def channels_per_layer(layers: Sequence[LayerRecord]) -> int:
+    """Return the limit of channels per layer. Large layers share the room that small layers do not need."""
+    left = _MAX_CHANNELS
     counts = sorted(layer.channels for layer in layers)
     for place, count in enumerate(counts):
         share = left // (len(counts) - place)
@@ -25,11 +25,11 @@ def room(layers: Sequence[LayerRecord]) -> int:
     return counts[-1] if counts else 0
 
 
-def chosen(layer: LayerRecord, named: Collection[int], limit: int) -> list[int]:
+def channels_to_draw(layer: LayerRecord, named: Collection[int], limit: int) -> list[int]:
     """Return the channels to draw, in ascending order.
 
-    Those that findings name, up to half of them; then those furthest from what was observed, up to three quarters; then
-    evenly spaced ones, which show what is usual.
+    Channels that findings name fill up to half of the limit. The channels furthest from the observed statistics fill up
+    to three quarters. Evenly spaced channels, which show typical values, fill the rest.
     """
     values = layer.per_channel or {}
     count = max(map(len, values.values()), default=0)
@@ -44,7 +44,7 @@ def chosen(layer: LayerRecord, named: Collection[int], limit: int) -> list[int]:
 
 
 def _furthest(values: Mapping[str, Sequence[float]], count: int) -> list[int]:
-    """Return channels by how far they are from what was observed; by their weight where nothing was observed."""
+    """Return the channels by distance from the observed statistics, or by weight if nothing was observed."""
     distance = values.get("gap") or values.get("weight") or ()
 
     def key(channel: int) -> float:

@@ -1,4 +1,4 @@
-"""What a notebook shows of a diagnosis and of a receipt: the top of their pages, without scripts, in any theme."""
+"""Renders a diagnosis or a receipt for a notebook: the top of its page, without scripts, in any theme."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from bnlab.report.text.receipt import render_changes
 
 __all__ = ["diagnosis", "receipt"]
 
-_MOST_GROUPS = 5
-_MOST_KINDS = 8
+_MAX_GROUPS = 5
+_MAX_KINDS = 8
 
 
 def diagnosis(record: DiagnosisRecord) -> str:
-    """Return a fragment: conclusion, numbers, causes, the network, the worst findings; text without jinja2."""
+    """Return an HTML fragment: conclusion, numbers, causes, network and worst findings; text if jinja2 is missing."""
     groups = _findings.groups(record, record.findings)
     try:
         return page(
@@ -32,8 +32,8 @@ def diagnosis(record: DiagnosisRecord) -> str:
             cards=metric_rows(record.numbers),
             slices=_causes.slices(record.causes),
             network=of_diagnosis.network_of(record),
-            groups=groups[:_MOST_GROUPS],
-            hidden=len(groups[_MOST_GROUPS:]),
+            groups=groups[:_MAX_GROUPS],
+            hidden=len(groups[_MAX_GROUPS:]),
             words=LEVEL_WORDS,
         )
     except MissingPackage:
@@ -41,8 +41,8 @@ def diagnosis(record: DiagnosisRecord) -> str:
 
 
 def receipt(changes: Changes) -> str:
-    """Return a fragment: what was done, the numbers and the network before and after; text without jinja2."""
-    told = render_changes(changes, encoding="utf-8")
+    """Return an HTML fragment: the action, numbers and network before and after; text if jinja2 is missing."""
+    text_report = render_changes(changes, encoding="utf-8")
     try:
         return page(
             "receipt-compact.html.j2",
@@ -50,7 +50,7 @@ def receipt(changes: Changes) -> str:
             sentence=of_receipt.sentence(changes),
             pairs=of_receipt.number_pairs(changes),
             network=of_receipt.network_of(changes.recheck),
-            lines=[line.strip() for line in told.splitlines()[1 : _MOST_KINDS + 1]],
+            lines=[line.strip() for line in text_report.splitlines()[1 : _MAX_KINDS + 1]],
         )
     except MissingPackage:
-        return f"<pre>{html.escape(told)}</pre>"
+        return f"<pre>{html.escape(text_report)}</pre>"

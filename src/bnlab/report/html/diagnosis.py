@@ -1,4 +1,4 @@
-"""A diagnosis as a page: the conclusion, the network, what was found, and every layer."""
+"""Renders a diagnosis as a page: the conclusion, the network, the findings and every layer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from bnlab.report.html import findings as _findings
 from bnlab.report.html import layer_data as _layer_data
 from bnlab.report.html import layer_table as _layer_table
 from bnlab.report.html import network as _network
-from bnlab.report.html.columns import Shown
+from bnlab.report.html.columns import DrawnLayer
 from bnlab.report.html.environment import page
-from bnlab.report.html.markers import Marked, by_layer
+from bnlab.report.html.markers import LayerFindings, by_layer
 from bnlab.report.html.network import Network
 from bnlab.report.phrases import LEVEL_WORDS
 from bnlab.report.rows import findings_at_least, metric_rows, outcomes_of
@@ -22,13 +22,13 @@ from bnlab.report.rows import findings_at_least, metric_rows, outcomes_of
 __all__ = ["network_of", "render", "render_many"]
 
 
-_MOST_ROWS = 2_000
-"""Of findings, over all targets of a page."""
+_MAX_ROWS = 2_000
+"""Rows of findings, over all targets of a page."""
 
 
 @dataclass(frozen=True)
 class _TargetSection:
-    """A diagnosis among many: its findings by code, and how many of each level."""
+    """A diagnosis among many, with its findings by code and the number of hidden findings."""
 
     record: DiagnosisRecord
     groups: list[_findings.Group]
@@ -40,8 +40,8 @@ def render(record: DiagnosisRecord, *, level: Level = Level.INFO) -> str:
     """Return one self-contained page.
 
     Args:
-        record: What to draw.
-        level: Findings below it are counted only.
+        record: The diagnosis.
+        level: Findings below this level are only counted.
 
     Raises:
         MissingPackage: If jinja2 is not installed.
@@ -65,36 +65,36 @@ def render(record: DiagnosisRecord, *, level: Level = Level.INFO) -> str:
 
 
 def render_many(records: Sequence[DiagnosisRecord], *, level: Level = Level.INFO) -> str:
-    """Return one self-contained page of several targets: a table of them, then the findings of each.
+    """Return one self-contained page for several targets: a table of the targets, then the findings of each.
 
     Args:
-        records: In the order in which they are shown.
-        level: Findings below it are counted only.
+        records: The diagnoses, in the order in which they are shown.
+        level: Findings below this level are only counted.
 
     Raises:
         MissingPackage: If jinja2 is not installed.
     """
     return page(
         "diagnoses.html.j2",
-        targets=[_target(record, level, _MOST_ROWS // max(1, len(records))) for record in records],
+        targets=[_target(record, level, _MAX_ROWS // max(1, len(records))) for record in records],
         totals=_totals(records),
         words=LEVEL_WORDS,
     )
 
 
-def network_of(record: DiagnosisRecord, marked: Sequence[Marked] | None = None) -> Network | None:
-    """Return the network of a diagnosis as it is drawn; None where there is nothing to draw.
+def network_of(record: DiagnosisRecord, marked: Sequence[LayerFindings] | None = None) -> Network | None:
+    """Return the drawing of the network of a diagnosis; None if there is nothing to draw.
 
     Args:
         record: The diagnosis.
-        marked: The findings of each layer that are marked; all of them if not given.
+        marked: The findings to mark, for each layer; None marks all of them.
     """
     if marked is None:
         marked = by_layer(record.findings, [layer.name for layer in record.layers])
     return _network.draw(
         [
-            Shown(layer.name, (layer.gap,), layer.running_var, found)
-            for layer, found in zip(record.layers, marked, strict=True)
+            DrawnLayer(layer.name, (layer.gap,), layer.running_var, layer_findings)
+            for layer, layer_findings in zip(record.layers, marked, strict=True)
         ]
     )
 
@@ -106,9 +106,9 @@ def _target(record: DiagnosisRecord, level: Level, room: int) -> _TargetSection:
 
 
 def _totals(records: Sequence[DiagnosisRecord]) -> Counter[str]:
-    """Return the counts of all targets together."""
+    """Return the counts summed over all targets."""
     totals: Counter[str] = Counter(targets=len(records))
     for record in records:
-        found = record.summary
-        totals.update(layers=found.layers, errors=found.errors, warnings=found.warnings, infos=found.infos)
+        summary = record.summary
+        totals.update(layers=summary.layers, errors=summary.errors, warnings=summary.warnings, infos=summary.infos)
     return totals

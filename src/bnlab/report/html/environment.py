@@ -1,4 +1,4 @@
-"""Where pages are made: templates in which whatever comes from a record is text, never markup."""
+"""Renders the templates. Everything that comes from a record is text in them, never markup."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _PACKAGE = "bnlab.report.html"
 def page(template: str, **values: object) -> str:
     """Return a template filled with values.
 
-    Every text is escaped, stripped of control characters and cut where nobody reads on, unless it is `Markup`.
+    Every text that is not `Markup` is escaped, stripped of control characters and shortened if it is very long.
 
     Args:
         template: Name of a file in `templates` or `assets`.
-        values: What the template names; a name it uses and that is not given is an error.
+        values: The variables of the template; a missing variable is an error.
 
     Raises:
         MissingPackage: If jinja2 is not installed.
     """
     try:
-        import jinja2  # noqa: F401 - asked for at every call: the environment below outlives the answer
+        import jinja2  # noqa: F401 - checked at every call, because the environment below is cached
     except ImportError:
         raise MissingPackage("html: jinja2 must be installed. Install it: pip install 'bnlab[report]'.") from None
     return _environment().get_template(template).render(values)
@@ -64,29 +64,29 @@ def _environment() -> Environment:
 
 
 def _presentable(value: object) -> object:
-    """Return what is written for a value: text that is not markup becomes presentable."""
+    """Return the value as the page shows it: text that is not markup becomes presentable."""
     if isinstance(value, str) and not hasattr(value, "__html__"):
         return _text.presentable(value)
     return value
 
 
 def _lines(text: str) -> str:
-    """Return text whose line breaks stay: each line is presentable by itself."""
+    """Return text that keeps its line breaks; each line is made presentable."""
     from markupsafe import Markup
 
     return Markup("\n").join(map(_text.presentable, text.split("\n")))
 
 
 def _script_json(value: object) -> str:
-    """Return JSON for a script element, which has no other way of escaping."""
+    """Return JSON for a script element, in which HTML escapes do not work."""
     from markupsafe import Markup
 
-    return Markup(_text.json_for_script(value))  # no character of it is markup
+    return Markup(_text.json_for_script(value))  # it contains no markup characters
 
 
 @cache
 def _asset(name: str) -> str:
-    """Return a style sheet or script of ours as it is: it is no template, so braces mean nothing in it."""
+    """Return a style sheet or script of this package unchanged; it is not a template, so its braces stay."""
     from markupsafe import Markup
 
     return Markup(resources.files(_PACKAGE).joinpath("assets", name).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How names and numbers are written on a page."""
+"""Formats names and numbers for a page."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["channels", "counted", "json_for_script", "layer_name", "number", "pr
 
 _LONGEST_TEXT = 2000
 _LONGEST_NAME = 200
-_MOST_CHANNELS = 6
+_MAX_CHANNELS = 6
 _ESCAPES = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}"}
 
 
 def presentable(text: str) -> str:
-    """Return untrusted text without control characters, and no more of it than anyone reads."""
+    """Return untrusted text without control characters, shortened if it is very long."""
     short = beginning(text, _LONGEST_TEXT)
     return short if short.isprintable() else plain(short)
 
 
 def layer_name(name: str | None) -> str:
-    """Return a layer path for a page; a very long one loses its beginning."""
+    """Return a layer path for a page; a very long path loses its beginning."""
     if name is None:
         return "the network"
     return presentable(end(name, _LONGEST_NAME)) or "(the module itself)"
@@ -40,20 +40,20 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a count with its noun, as "1 layer" or "2,048 channels"."""
+    """Return a count with its noun, such as "1 layer" or "2,048 channels"."""
     return wording.counted(count, noun, separator=",")
 
 
 def channels(indices: Sequence[int] | None, width: int) -> str:
-    """Return which of the channels of a layer are meant, the first few by their index; "" for no single ones."""
+    """Return the number of channels and the first few indices; "" if `indices` is None."""
     if indices is None:
         return ""
     if len(indices) == width:
         return f"all {width:,}"
-    first = wording.abridged([str(index) for index in indices], _MOST_CHANNELS)
+    first = wording.abridged([str(index) for index in indices], _MAX_CHANNELS)
     return f"{len(indices):,} of {width:,}: {first}" if width else first
 
 
 def json_for_script(value: object) -> str:
-    """Return JSON that can stand in a script element: no character of it ends the element or begins markup."""
+    """Return JSON for a script element; no character in it can end the element or begin markup."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).translate(_ESCAPES)

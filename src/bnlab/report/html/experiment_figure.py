@@ -1,4 +1,4 @@
-"""The figure of an experiment on a page: as a picture, as a specification to point at, and as numbers."""
+"""Prepares the figure of an experiment for a page: as a picture, as an interactive specification, and as numbers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 from bnlab.records import Column, ExperimentRecord
 from bnlab.report import figure
 
-__all__ = ["MOST_ROWS", "bundle", "numbers", "specification", "still"]
+__all__ = ["MAX_ROWS", "bundle", "numbers", "specification", "still"]
 
-MOST_ROWS = 50
-"""Of the table behind the figure, as it is shown on a page."""
+MAX_ROWS = 50
+"""Number of rows that a page shows of the table behind the figure."""
 
 _TAG = re.compile(r"<[^>]*>")
 _NAMES = re.compile(r'( id="|="url\(#|href="#)')
@@ -22,11 +22,11 @@ _SPOKEN = re.compile(r' (?:role|aria-[a-z]+)="[^"]*"')
 
 
 def still(record: ExperimentRecord, prefix: str) -> str | None:
-    """Return the figure as SVG that fits where it stands; None if the record does not fit together.
+    """Return the figure as SVG that shrinks to its container; None if the record is inconsistent.
 
-    Its ids begin with the prefix: Vega numbers clip paths and gradients anew in each picture, and of equal ids on a
-    page the first is used by all. Vega also describes every point to a screen reader, which is half of the text: the
-    page has the numbers as a table.
+    All ids get the prefix, because Vega numbers clip paths and gradients anew in each picture, and every picture on a
+    page would use the first of equal ids. The descriptions of single points for screen readers are removed, because
+    they are half of the text and the page shows the numbers as a table.
 
     Raises:
         MissingPackage: If altair or vl-convert is not installed.
@@ -50,7 +50,7 @@ def specification(record: ExperimentRecord) -> dict[str, Any]:
 
 @cache
 def bundle() -> str:
-    """Return vega-embed with all it needs, as a script without a network request."""
+    """Return vega-embed with its dependencies, as a script that needs no network."""
     import vl_convert
 
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
@@ -59,7 +59,7 @@ def bundle() -> str:
 
 def numbers(record: ExperimentRecord) -> list[tuple[float | str, ...]]:
     """Return the first rows of the table behind the figure."""
-    return list(islice(zip_longest(*map(_values, record.table), fillvalue=""), MOST_ROWS))
+    return list(islice(zip_longest(*map(_values, record.table), fillvalue=""), MAX_ROWS))
 
 
 def _values(column: Column) -> tuple[float | str, ...]:
@@ -67,5 +67,5 @@ def _values(column: Column) -> tuple[float | str, ...]:
 
 
 def _drawable(record: ExperimentRecord) -> ExperimentRecord:
-    """Return the record without verdicts, which on a page stand beside the figure."""
+    """Return the record without claims, because a page shows the verdicts beside the figure."""
     return dataclasses.replace(record, claims=())

@@ -1,4 +1,4 @@
-"""Experiments as a page: every claim with its verdict, then each experiment with its figure and its numbers."""
+"""Renders experiments as a page: every claim with its verdict, then each experiment with its figure and numbers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from bnlab.report.text import experiment as text
 
 __all__ = ["compact", "render"]
 
-_MOST_ESTIMATES = 9
+_MAX_ESTIMATES = 9
 
 
 @dataclass(frozen=True)
 class _Claim:
-    """A claim as the page shows it: under its own id, beside what it must be and where its estimates lie."""
+    """A claim as the page shows it, with its id, its limits in words and the plot of its estimates."""
 
     record: ClaimRecord
     id: str
@@ -41,13 +41,13 @@ class _Claim:
 
     @property
     def folded(self) -> bool:
-        """Whether the estimates are too many to be shown at once."""
-        return len(self.record.estimates) > _MOST_ESTIMATES
+        """Whether the claim has too many estimates to show them all at once."""
+        return len(self.record.estimates) > _MAX_ESTIMATES
 
 
 @dataclass(frozen=True)
 class _Experiment:
-    """An experiment as the page shows it: under its own id, with its figure where that could be drawn."""
+    """An experiment as the page shows it, with its id and, if it can be drawn, its figure."""
 
     record: ExperimentRecord
     id: str
@@ -70,19 +70,21 @@ class _Experiment:
 
     @property
     def rows(self) -> int:
-        """How many rows the table behind the figure has."""
+        """Number of rows of the table behind the figure."""
         return max((len(column.labels or column.numbers or ()) for column in self.record.table), default=0)
 
 
 def render(records: Sequence[ExperimentRecord], *, interactive: bool = False) -> str:
-    """Return one self-contained page of all records.
+    """Return one self-contained page with all records.
+
+    Without altair or vl-convert, tables of numbers replace the figures.
 
     Args:
-        records: In the order in which they are shown.
-        interactive: Whether figures show values where one points at them; adds about 1 MB to the page.
+        records: The experiments, in the order in which they are shown.
+        interactive: Whether figures show values under the pointer. This adds about 1 MB to the page.
 
     Raises:
-        MissingPackage: If jinja2 is not installed. Without altair or vl-convert numbers stand for the figures.
+        MissingPackage: If jinja2 is not installed.
     """
     experiments = [
         _Experiment.of(record, f"experiment-{i}", interactive=interactive) for i, record in enumerate(records, start=1)
@@ -100,7 +102,7 @@ def render(records: Sequence[ExperimentRecord], *, interactive: bool = False) ->
 
 
 def compact(record: ExperimentRecord) -> str:
-    """Return a fragment for a notebook: title, claims with verdicts, figure; the report as text without jinja2."""
+    """Return an HTML fragment for a notebook: title, claims with verdicts, figure; text if jinja2 is missing."""
     try:
         return page(
             "experiment-compact.html.j2",
@@ -109,12 +111,12 @@ def compact(record: ExperimentRecord) -> str:
             still=pictures.still(record, _unlike_others(record)) if figure.can_draw() else None,
         )
     except MissingPackage:
-        told = text.render(record, encoding="utf-8")
-        return f"<pre>{html.escape(told)}</pre>"
+        text_report = text.render(record, encoding="utf-8")
+        return f"<pre>{html.escape(text_report)}</pre>"
 
 
 def _unlike_others(record: ExperimentRecord) -> str:
-    """Return an id that no other record has: a notebook shows many on one page."""
+    """Return an id that no other record has, because a notebook shows many records on one page."""
     key = record.key.encode(errors="backslashreplace")
     return f"bnlab-{hashlib.sha256(key).hexdigest()[:12]}"
 
@@ -124,20 +126,20 @@ def _sentence(records: Sequence[ExperimentRecord]) -> str:
 
 
 def _verdicts(records: Sequence[ExperimentRecord]) -> str:
-    """Say how many claims there are and what became of them."""
+    """Return the number of claims and of each verdict, in words."""
     counts = Counter(claim.verdict for record in records for claim in record.claims)
     words = {
         Verdict.SUPPORTED: "supported",
         Verdict.REFUTED: "refuted",
         Verdict.DEPENDS: "depends" if counts[Verdict.DEPENDS] == 1 else "depend",
     }
-    told = ", ".join(f"{counts[verdict]} {word}" for verdict, word in words.items() if counts[verdict])
+    outcomes = ", ".join(f"{counts[verdict]} {word}" for verdict, word in words.items() if counts[verdict])
     claims = counted(counts.total(), "claim")
-    return f"{claims}: {told}" if told else claims
+    return f"{claims}: {outcomes}" if outcomes else claims
 
 
 def _interval(estimate: Estimate) -> str:
-    """Return the interval: by its ends where four digits tell them apart, else as what is on either side."""
+    """Return the interval: its two ends or, if four digits do not distinguish them, its half width."""
     if estimate.low == estimate.high:
         return ""
     low, high = f"{estimate.low:.4g}", f"{estimate.high:.4g}"
@@ -145,7 +147,7 @@ def _interval(estimate: Estimate) -> str:
 
 
 def _counts(claim: ClaimRecord) -> str:
-    """Say of how many estimates the claim holds and of how many it does not."""
+    """Return under how many conditions the claim has each outcome, in words."""
     counts = Counter(estimate.outcome for estimate in claim.estimates)
-    told = [f"{outcome} under {counts[outcome]}" for outcome in OUTCOMES.values() if counts[outcome]]
-    return f"{counted(len(claim.estimates), 'condition')}: {', '.join(told)}"
+    outcomes = [f"{outcome} under {counts[outcome]}" for outcome in OUTCOMES.values() if counts[outcome]]
+    return f"{counted(len(claim.estimates), 'condition')}: {', '.join(outcomes)}"

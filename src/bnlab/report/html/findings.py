@@ -1,4 +1,4 @@
-"""The findings of a diagnosis by check: the evidence as rows, why it matters, and what helps."""
+"""Groups the findings of a diagnosis by check: the evidence as rows, the consequence and the remedies."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from bnlab.records import DiagnosisRecord, Finding, Level, Quantity
 from bnlab.report.html.escaping import channels, counted, number
-from bnlab.report.html.remedies import Case, Way, way
+from bnlab.report.html.remedies import Case, RemedySteps, steps_for
 from bnlab.report.rows import by_code
 
 __all__ = ["Group", "Row", "groups"]
 
-_MOST_ROWS = 200
+_MAX_ROWS = 200
 _FEWEST_ROWS = 3
-_MOST_REMEDIES = 4
+_MAX_REMEDIES = 4
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class Row:
     """One finding.
 
     Attributes:
-        layer: Layer path; None where it is about the whole network.
-        index: Of the layer; None where the page has none of that name.
-        channels: Which channels.
-        measured: What was measured, one quantity a line.
-        threshold: What it was compared with.
-        value: The first number that was measured, to sort by; None without one.
-        message: What was found.
+        layer: Layer path; None if the finding is about the whole network.
+        index: Index of the layer; None if the page has no layer of that name.
+        channels: The channels concerned, in words.
+        measured: The measured quantities, one per line.
+        threshold: The quantities they were compared with, one per line.
+        value: The first measured number, to sort by; None without one.
+        message: The message of the finding.
     """
 
     layer: str | None
@@ -42,16 +42,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """What one check found.
+    """The findings of one check.
 
     Attributes:
         code: Code of the check.
-        level: How severe.
-        where: In how many layers.
-        why: What it does to a user of the network.
+        level: How severe the findings are.
+        where: The number of layers concerned, in words.
+        why: The consequence for a user of the network.
         rows: The findings that are shown.
-        hidden: How many are not.
-        ways: What helps, best first.
+        hidden: The number of findings that are not shown.
+        remedies: The remedies, best first.
     """
 
     code: str
@@ -60,19 +60,19 @@ class Group:
     why: str
     rows: tuple[Row, ...]
     hidden: int
-    ways: tuple[Way, ...]
+    remedies: tuple[RemedySteps, ...]
 
 
 def groups(record: DiagnosisRecord, shown: Sequence[Finding], *, room: int = 600) -> list[Group]:
-    """Return the findings that are shown by code, in the order in which the codes come first.
+    """Return the shown findings grouped by code, in the order in which each code first appears.
 
     Args:
         record: The diagnosis.
-        shown: Its findings that are shown.
-        room: How many rows the page has room for: each code gets an equal part, and a few rows in any case.
+        shown: The findings to show.
+        room: Number of rows that fit on the page. Each code gets an equal part, and at least a few rows.
     """
     alike = by_code(shown)
-    limit = min(_MOST_ROWS, max(_FEWEST_ROWS, room // max(1, len(alike))))
+    limit = min(_MAX_ROWS, max(_FEWEST_ROWS, room // max(1, len(alike))))
     places = {layer.name: place for place, layer in enumerate(record.layers)}
     return [_group(record, findings, places, limit) for findings in alike]
 
@@ -81,7 +81,7 @@ def _group(record: DiagnosisRecord, findings: Sequence[Finding], places: Mapping
     first = findings[0]
     layers = list(dict.fromkeys(finding.layer for finding in findings if finding.layer is not None))
     case = Case(first.code, first.level, record.target, layers, is_everywhere=set(layers) >= set(places))
-    names = dict.fromkeys([*first.remedies[:_MOST_REMEDIES], "manual"])
+    names = dict.fromkeys([*first.remedies[:_MAX_REMEDIES], "manual"])
     return Group(
         code=first.code,
         level=first.level,
@@ -89,7 +89,7 @@ def _group(record: DiagnosisRecord, findings: Sequence[Finding], places: Mapping
         why=first.why,
         rows=tuple(_row(finding, record, places) for finding in findings[:limit]),
         hidden=max(0, len(findings) - limit),
-        ways=tuple(way(name, case) for name in names),
+        remedies=tuple(steps_for(name, case) for name in names),
     )
 
 
@@ -108,5 +108,5 @@ def _row(finding: Finding, record: DiagnosisRecord, places: Mapping[str, int]) -
 
 
 def _quantities(quantities: Mapping[str, Quantity]) -> str:
-    """Return quantities line by line."""
+    """Return the quantities, one per line."""
     return "\n".join(f"{name} {number(quantity.value)} {quantity.unit}" for name, quantity in quantities.items())

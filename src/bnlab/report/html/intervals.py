@@ -1,4 +1,4 @@
-"""Where the estimates of a claim lie: a scale they share, with what agrees with the claim as a band."""
+"""Places the estimates of a claim on a common scale, with the values that agree with the claim as a band."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _NARROWEST_BAND = 1.0
 
 @dataclass(frozen=True)
 class Row:
-    """Where one estimate is drawn.
+    """The positions of one estimate.
 
     Attributes:
         estimate: The estimate.
-        at: Where its mean is; None where it is not a number.
-        start: Where its interval begins.
-        end: Where it ends.
+        at: Position of the mean; None if the mean is NaN.
+        start: Position of the lower end of the interval.
+        end: Position of the upper end of the interval.
     """
 
     estimate: Estimate
@@ -36,11 +36,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Plot:
-    """Where the estimates of one claim are drawn.
+    """The positions of the estimates of one claim.
 
     Attributes:
-        rows: One for each estimate.
-        band: Begin and width of what agrees with the claim.
+        rows: The positions of each estimate.
+        band: Left edge and width of the band of values that agree with the claim.
         first: The number at the left end.
         last: The number at the right end.
         log: Whether the scale is logarithmic.
@@ -60,7 +60,7 @@ class _Scale:
     log: bool
 
     def at(self, value: float) -> float:
-        """Return the position of a value; what lies outside is put at the end it is beyond."""
+        """Return the position of a value; a value beyond an end is placed at that end."""
         if not value > self.first:
             return _LEFT
         if value >= self.last:
@@ -70,7 +70,7 @@ class _Scale:
 
 
 def plot(claim: ClaimRecord) -> Plot | None:
-    """Return where the estimates lie; None if there are fewer than two to compare."""
+    """Return the positions of the estimates; None if there are fewer than two."""
     if len(claim.estimates) < 2:
         return None
     scale = _scale(claim)
@@ -90,7 +90,7 @@ def plot(claim: ClaimRecord) -> Plot | None:
 
 
 def _scale(claim: ClaimRecord) -> _Scale:
-    """Return a scale for means, intervals and limits: logarithmic where they differ by orders and none is negative."""
+    """Return a scale for means, intervals and limits; logarithmic if they span a wide range and none is negative."""
     means = [estimate.mean for estimate in claim.estimates]
     upper = _finite([*means, *(estimate.high for estimate in claim.estimates), claim.low, claim.high])
     positive = [value for value in upper if value > 0]
@@ -105,5 +105,5 @@ def _finite(values: Iterable[float] | Sequence[float]) -> list[float]:
 
 
 def _half(value: float) -> float:
-    """Return half of a value: the distance of two halves cannot overflow."""
+    """Return half of a value, because the difference of two halves cannot overflow."""
     return value / 2

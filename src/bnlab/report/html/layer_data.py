@@ -1,4 +1,4 @@
-"""What the page holds of each layer for its layer view, as JSON that a script draws from."""
+"""Prepares the JSON from which a script draws the view of one layer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bnlab.records import DiagnosisRecord, LayerRecord, Range
 from bnlab.report.html import causes as _causes
 from bnlab.report.html import channels as _channels
 from bnlab.report.html.escaping import counted, layer_name, number, presentable
-from bnlab.report.html.markers import Marked
+from bnlab.report.html.markers import LayerFindings
 from bnlab.report.rows import root_gap
 from bnlab.wording import listed
 
@@ -32,17 +32,17 @@ FACTS = (
     "gap between the modes",
     "by cause",
 )
-"""What is said of each layer, in order."""
+"""The names of the facts about a layer, in order."""
 
 _NO_CHANNELS = (
-    "The record holds no value for each channel. Make one that does: bnlab check TARGET --per-channel --format json, "
-    "or bnlab.check(target, per_channel=True)."
+    "The record holds no values of single channels. Write one that does: bnlab check TARGET --per-channel "
+    "--format json, or bnlab.check(target, per_channel=True)."
 )
 _NO_DATA = (
-    "Nothing to compare the running statistics with: no data was given. Give some: bnlab check TARGET --model "
-    "PACKAGE.MODULE:CALLABLE --data PACKAGE.MODULE:DATA --format html."
+    "The running statistics are not compared with data, because the check ran without data. Add data: bnlab check "
+    "TARGET --model PACKAGE.MODULE:CALLABLE --data PACKAGE.MODULE:DATA --format html."
 )
-_UNSEEN = "Nothing to compare the running statistics with: the data showed nothing of this layer."
+_UNSEEN = "The running statistics are not compared with data, because no statistics of this layer were measured."
 _SERIES = {
     "running_mean": 4,
     "running_var": 4,
@@ -52,28 +52,30 @@ _SERIES = {
     "var": 4,
     "var_error": 2,
 }
-"""What is drawn of each channel, in order, and in how many digits; the last four are what was observed."""
+"""The series of a layer, in order, with their significant digits. The last four are measured on data."""
 
 _OF_THE_LAYER = 3
-_MOST_FINDINGS = 8
-_MOST_INPUTS = 8
+_MAX_FINDINGS = 8
+_MAX_INPUTS = 8
 _LONGEST_MESSAGE = 300
-_MOST_TEXT = 150_000
+_MAX_TEXT = 150_000
 
 
-def layer_data(record: DiagnosisRecord, marked: Sequence[Marked]) -> dict[str, Any]:
+def layer_data(record: DiagnosisRecord, marked: Sequence[LayerFindings]) -> dict[str, Any]:
     """Return the data of the layer view.
 
     Args:
         record: The diagnosis.
-        marked: The findings of each of its layers that are shown.
+        marked: The findings to show, for each layer.
     """
-    writer = _Writer(_channels.room(record.layers), _source(record.layers))
+    writer = _Writer(_channels.channels_per_layer(record.layers), _source(record.layers))
     return {
         "facts": FACTS,
         "series": list(_SERIES),
         "source": writer.source,
-        "layers": [writer.layer(layer, found) for layer, found in zip(record.layers, marked, strict=True)],
+        "layers": [
+            writer.layer(layer, layer_findings) for layer, layer_findings in zip(record.layers, marked, strict=True)
+        ],
         "without": {"channels": _NO_CHANNELS, "data": _UNSEEN if _has_data(record) else _NO_DATA},
     }
 
@@ -83,7 +85,7 @@ def _has_data(record: DiagnosisRecord) -> bool:
 
 
 def between(range_: Range | None) -> str:
-    """Return a range over channels in words."""
+    """Return a range over channels as text."""
     if range_ is None:
         return "not finite"
     if range_.min == range_.max:
@@ -92,57 +94,57 @@ def between(range_: Range | None) -> str:
 
 
 def _source(layers: Iterable[LayerRecord]) -> str | None:
-    """Return what the running statistics are compared with: one data set for all layers."""
+    """Return the data set that the running statistics of all layers are compared with; None without data."""
     names = {name for layer in layers for name in layer.per_channel or ()}
     return next((source for source in ("train_data", "data") if f"{source}_mean" in names), None)
 
 
 class _Writer:
-    """Writes layers until the page has enough messages: then codes alone must do.
+    """Writes layers. Once the messages of findings fill the page, it writes only their codes.
 
     Attributes:
-        source: What was observed, the beginning of a name in `LayerRecord.per_channel`; None where nothing was.
+        source: The data set that was observed, a prefix of names in `LayerRecord.per_channel`; None without data.
     """
 
     def __init__(self, limit: int, source: str | None) -> None:
-        self._limit, self._left, self.source = limit, _MOST_TEXT, source
+        self._limit, self._left, self.source = limit, _MAX_TEXT, source
 
-    def layer(self, layer: LayerRecord, marked: Marked) -> dict[str, Any]:
-        """Return what the page holds of one layer."""
-        found: dict[str, Any] = {
+    def layer(self, layer: LayerRecord, marked: LayerFindings) -> dict[str, Any]:
+        """Return the JSON of one layer."""
+        layer_json: dict[str, Any] = {
             "name": layer_name(layer.name),
             "facts": _facts(layer),
             "findings": self._findings(marked),
         }
         if layer.per_channel:
-            drawn = _channels.chosen(layer, marked.channels(), self._limit)
-            found["values"] = self._values(layer.per_channel, drawn)
+            drawn = _channels.channels_to_draw(layer, marked.channels(), self._limit)
+            layer_json["values"] = self._values(layer.per_channel, drawn)
             if len(drawn) < layer.channels:
-                found["channels"], found["count"] = drawn, layer.channels
-        return found
+                layer_json["channels"], layer_json["count"] = drawn, layer.channels
+        return layer_json
 
-    def _findings(self, marked: Marked) -> list[list[str]]:
-        found = []
-        for finding in marked.findings[:_MOST_FINDINGS]:
+    def _findings(self, marked: LayerFindings) -> list[list[str]]:
+        rows = []
+        for finding in marked.findings[:_MAX_FINDINGS]:
             message = presentable(finding.message[:_LONGEST_MESSAGE])
             self._left -= len(message)
-            found.append([finding.level.value, finding.code, message if self._left >= 0 else ""])
-        rest = len(marked.findings) - len(found)
+            rows.append([finding.level.value, finding.code, message if self._left >= 0 else ""])
+        rest = len(marked.findings) - len(rows)
         if rest:
-            found.append(["", "", f"and {counted(rest, 'more finding')}"])
-        return found
+            rows.append(["", "", f"and {counted(rest, 'more finding')}"])
+        return rows
 
     def _values(self, per_channel: Mapping[str, Sequence[float]], drawn: Sequence[int]) -> list[Any]:
-        """Return the values of the channels that are drawn, in the order of `_SERIES`; 0 for a series that is not."""
-        found: list[Any] = []
+        """Return the values of the drawn channels, in the order of `_SERIES`; 0 stands for a missing series."""
+        series: list[Any] = []
         for place, (name, digits) in enumerate(_SERIES.items()):
             values = per_channel.get(name if place < _OF_THE_LAYER else f"{self.source}_{name}")
-            found.append(0 if values is None else _rounded(values, drawn, digits))
-        return found
+            series.append(0 if values is None else _rounded(values, drawn, digits))
+        return series
 
 
 def _facts(layer: LayerRecord) -> list[str]:
-    """Return what is said of a layer, "" for what is not known, in the order of `FACTS`."""
+    """Return the facts about a layer in the order of `FACTS`; "" for a fact that is not known."""
     momentum = "None (cumulative)" if layer.momentum is None else f"{layer.momentum:g}"
     return [
         f"{layer.channels:,}",
@@ -152,7 +154,7 @@ def _facts(layer: LayerRecord) -> list[str]:
         f"{layer.eps:g}" + _assumed(layer, "eps"),
         "" if layer.affine else "none",
         "" if layer.calls is None else str(layer.calls),
-        listed([layer_name(path) for path in layer.inputs], _MOST_INPUTS),
+        listed([layer_name(path) for path in layer.inputs], _MAX_INPUTS),
         presentable(layer.network),
         between(layer.running_mean),
         between(layer.running_var),
@@ -173,7 +175,7 @@ def _shares(gap: Mapping[str, float]) -> Iterable[str]:
 
 
 def _rounded(values: Sequence[float], drawn: Sequence[int], digits: int) -> list[float | int | None]:
-    """Return the values of the channels that are drawn; None for what is missing or not finite."""
+    """Return the values of the drawn channels; None for a value that is missing or not finite."""
     return [_short(values[channel], digits) if channel < len(values) else None for channel in drawn]
 
 

@@ -1,4 +1,4 @@
-"""All layers as rows of a table."""
+"""Prepares the table of all layers."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from bnlab.records import LayerRecord, Range
 from bnlab.report.html.escaping import number
 from bnlab.report.html.layer_data import between
-from bnlab.report.html.markers import Marked
+from bnlab.report.html.markers import LayerFindings
 from bnlab.report.rows import layers_to_show, root_gap
 
 __all__ = ["Cell", "LayerRow", "headers", "rows"]
 
-_MOST_ROWS = 2_000
+_MAX_ROWS = 2_000
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is written, and the number to sort by where that is another."""
+    """The text of a cell, and the number to sort by if it differs from the text."""
 
     text: str
     value: float | None = None
@@ -26,7 +26,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """A layer: its index in the record, its path, what is said of it, and the codes of what was found."""
+    """A layer: its index in the record, its path, its cells, and the codes of its findings."""
 
     index: int
     name: str
@@ -35,17 +35,17 @@ class LayerRow:
 
 
 def headers(layers: Sequence[LayerRecord]) -> list[str]:
-    """Return what stands over the cells; the gap only where one was measured."""
+    """Return the column headers; the gap has a column only if it was measured."""
     names = ["channels", "dtype", "batches", "momentum", "eps", "running_mean", "running_var", "gain"]
     return names + (["gap, std"] if _has_gaps(layers) else [])
 
 
-def rows(layers: Sequence[LayerRecord], marked: Sequence[Marked]) -> list[LayerRow]:
-    """Return the rows in execution order: all of them if they are few, else those with findings first of all."""
+def rows(layers: Sequence[LayerRecord], marked: Sequence[LayerFindings]) -> list[LayerRow]:
+    """Return the rows in execution order. If there are too many, layers with findings take precedence."""
     has_gaps = _has_gaps(layers)
     return [
         LayerRow(index, layers[index].name, _cells(layers[index], has_gaps=has_gaps), " ".join(marked[index].codes))
-        for index in layers_to_show([bool(mark.findings) for mark in marked], _MOST_ROWS)
+        for index in layers_to_show([bool(mark.findings) for mark in marked], _MAX_ROWS)
     ]
 
 
@@ -70,7 +70,7 @@ def _cells(layer: LayerRecord, *, has_gaps: bool) -> tuple[Cell, ...]:
 
 
 def _range(range_: Range | None) -> Cell:
-    """Return a range. The page sorts one by its upper end, unless the lower end is further from 0."""
+    """Return the cell of a range. The page sorts it by the upper end, or by the lower end if that is further from 0."""
     if range_ is None:
         return Cell("not finite")
     return Cell(between(range_), -range_.min if -range_.min > range_.max else None)

@@ -1,4 +1,4 @@
-"""What the checks found in each layer, as far as it is shown."""
+"""Assigns the shown findings to their layers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from bnlab.records import Finding, Level
 from bnlab.report.phrases import LEVEL_WORDS
 
-__all__ = ["Marked", "by_layer"]
+__all__ = ["LayerFindings", "by_layer"]
 
 
 @dataclass(frozen=True)
-class Marked:
+class LayerFindings:
     """The findings of one layer, most consequential first."""
 
     findings: tuple[Finding, ...] = ()
@@ -24,29 +24,29 @@ class Marked:
 
     @property
     def severity(self) -> int:
-        """Larger the more severe; 0 without a finding."""
+        """A number that grows with the most severe level; 0 without a finding."""
         return 0 if self.level is None else len(Level) - self.level.rank
 
     @property
     def codes(self) -> list[str]:
-        """The codes, each once."""
+        """The distinct codes."""
         return list(dict.fromkeys(finding.code for finding in self.findings))
 
     @property
     def codes_with_levels(self) -> str:
-        """The codes with their levels, as "BN401 warning, BN112 note"."""
+        """The codes with their levels, such as "BN401 warning, BN112 note"."""
         levels = {finding.code: finding.level for finding in reversed(self.findings)}
         return ", ".join(f"{code} {LEVEL_WORDS[levels[code]]}" for code in self.codes)
 
     def channels(self) -> set[int]:
-        """Return the channels that are named."""
+        """Return the channels that the findings name."""
         return {channel for finding in self.findings for channel in finding.channels or ()}
 
 
-def by_layer(findings: Iterable[Finding], names: Sequence[str]) -> list[Marked]:
-    """Return the findings of each of the layers, in their order."""
-    found: dict[str, list[Finding]] = {}
+def by_layer(findings: Iterable[Finding], names: Sequence[str]) -> list[LayerFindings]:
+    """Return the findings of each layer, in the order of `names`."""
+    by_name: dict[str, list[Finding]] = {}
     for finding in findings:
         if finding.layer is not None:
-            found.setdefault(finding.layer, []).append(finding)
-    return [Marked(tuple(found.get(name, ()))) for name in names]
+            by_name.setdefault(finding.layer, []).append(finding)
+    return [LayerFindings(tuple(by_name.get(name, ()))) for name in names]

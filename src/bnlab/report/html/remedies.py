@@ -1,4 +1,4 @@
-"""What helps against a finding, as a command to run and a line of Python to write."""
+"""Writes the remedies of a finding as a command to run and a line of Python."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from bnlab.records import REMEDIES, Level, Safety, Target
 from bnlab.report.phrases import SAFETY_PHRASES
 
-__all__ = ["Case", "Way", "way"]
+__all__ = ["Case", "RemedySteps", "steps_for"]
 
-_MOST_LAYERS = 6
+_MAX_LAYERS = 6
 _MODEL = "PACKAGE.MODULE:CALLABLE"
 _DATA = ("--data", "PACKAGE.MODULE:DATA", "--train-data", "PACKAGE.MODULE:TRAIN_DATA", "--metric", "accuracy")
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a remedy is wanted for.
+    """The findings that a remedy is for.
 
     Attributes:
         code: Code of the check.
-        level: Its level.
-        target: What was checked.
+        level: Level of the findings.
+        target: The target of the diagnosis.
         layers: The layers concerned.
-        is_everywhere: Whether these are all BN layers of the target.
+        is_everywhere: Whether `layers` holds all BN layers of the target.
     """
 
     code: str
@@ -36,27 +36,27 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Way:
+class RemedySteps:
     """A remedy and how to apply it.
 
     Attributes:
         name: Name of the remedy.
-        does: What it may do, in two words.
-        command: For the command line; None where there is no way by it.
-        python: For a model in memory; None where there is no way by it.
+        safety_phrase: What the remedy may do, in two words.
+        command: The command line; None if no command applies the remedy.
+        python: The Python call for a model in memory; None if no call applies the remedy.
     """
 
     name: str
-    does: str
+    safety_phrase: str
     command: str | None
     python: str | None
 
 
-def way(name: str, case: Case) -> Way:
-    """Return how a remedy is applied; one that is not known is advice, as `manual` is."""
-    commands = _WAYS.get(name, _manual)
+def steps_for(name: str, case: Case) -> RemedySteps:
+    """Return how to apply a remedy. An unknown remedy is treated as advice, like `manual`."""
+    commands = _STEPS.get(name, _manual)
     command, python = commands(case)
-    return Way(name, SAFETY_PHRASES[REMEDIES.get(name, Safety.MANUAL)], command, python)
+    return RemedySteps(name, SAFETY_PHRASES[REMEDIES.get(name, Safety.MANUAL)], command, python)
 
 
 def _recalibrate(case: Case) -> tuple[str | None, str | None]:
@@ -75,8 +75,8 @@ def _by_repair(case: Case, safety: Safety) -> tuple[str | None, str | None]:
     options = [f'safety="{safety.value}"']
     if case.level is Level.INFO:
         options.append('level="info"')
-    given = "data=data, train_data=train_data, metric=metric"
-    return _repair_command(case, "--safety", safety.value), f"bnlab.repair(model, {given}, {', '.join(options)})"
+    arguments = "data=data, train_data=train_data, metric=metric"
+    return _repair_command(case, "--safety", safety.value), f"bnlab.repair(model, {arguments}, {', '.join(options)})"
 
 
 def _freeze(case: Case) -> tuple[str | None, str | None]:
@@ -98,7 +98,7 @@ def _manual(case: Case) -> tuple[str | None, str | None]:
     return _joined("bnlab", "explain", case.code), None
 
 
-_WAYS: dict[str, Callable[[Case], tuple[str | None, str | None]]] = {
+_STEPS: dict[str, Callable[[Case], tuple[str | None, str | None]]] = {
     "recalibrate": _recalibrate,
     "set-momentum": _set_momentum,
     "drop-bias": _drop_bias,
@@ -108,7 +108,7 @@ _WAYS: dict[str, Callable[[Case], tuple[str | None, str | None]]] = {
 
 
 def _repair_command(case: Case, *options: str) -> str | None:
-    """Return a `bnlab repair`; None for a model that no command can load, or that has no code."""
+    """Return a `bnlab repair` command; None for an ONNX file, or a model that exists only in memory."""
     model = _model(case.target)
     if model is None or case.target.name.lower().endswith(".onnx"):
         return None
@@ -118,17 +118,17 @@ def _repair_command(case: Case, *options: str) -> str | None:
 
 
 def _model(target: Target) -> tuple[str, ...] | None:
-    """Return how a command names a model; None for one that lives in memory only."""
+    """Return the arguments that name a model in a command; None for a model that exists only in memory."""
     if target.kind == "checkpoint":
         return (target.name, "--model", _MODEL)
     return (target.name,) if ":" in target.name else None
 
 
 def _layers(case: Case) -> str:
-    """Return the argument for the layers: none if it is all of them, by their finding if they are many."""
+    """Return the `layers` argument: none for all layers, an expression over the findings for many layers."""
     if case.is_everywhere or not case.layers:
         return ""
-    if len(case.layers) > _MOST_LAYERS:
+    if len(case.layers) > _MAX_LAYERS:
         return f", layers=[f.layer for f in diagnosis.findings if f.code == {case.code!r}]"
     return f", layers={list(case.layers)!r}"
 

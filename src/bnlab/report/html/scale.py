@@ -1,4 +1,4 @@
-"""Axes of a drawing: where a value lies, and which values are written beside the axis."""
+"""Axes of a drawing: the position of a value, and the values of the ticks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 __all__ = ["Linear", "Log", "Tick"]
 
-_MOST_TICKS = 5
-_MOST_DECADES = 6
+_MAX_TICKS = 5
+_MAX_DECADES = 6
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A value beside an axis, and how far up it is, in [0, 1]."""
+    """A tick: its position as a fraction of the axis, in [0, 1], and its label."""
 
     at: float
     label: str
@@ -28,17 +28,17 @@ class Linear:
 
     @classmethod
     def over(cls, values: Iterable[float]) -> Linear:
-        """Return an axis on which the largest of the values is near the end."""
+        """Return an axis that ends a little above the largest value."""
         largest = max((value for value in values if math.isfinite(value)), default=0.0)
         return cls(largest * 1.05 if 0 < largest < 1e300 else max(largest, 1.0))
 
     def at(self, value: float) -> float:
-        """Return how far up a value is, in [0, 1]."""
+        """Return the position of a value as a fraction of the axis, in [0, 1]."""
         return min(max(value / self.last, 0.0), 1.0)
 
     def ticks(self) -> list[Tick]:
         """Return round values, 0 first."""
-        rough = self.last / _MOST_TICKS
+        rough = self.last / _MAX_TICKS
         power = 10.0 ** math.floor(math.log10(rough)) if rough > 1e-300 else 0.0
         step = next((power * digit for digit in (1, 2, 5, 10) if power * digit >= rough), 0.0)
         if step <= 0:
@@ -48,20 +48,20 @@ class Linear:
 
 @dataclass(frozen=True)
 class Log:
-    """A logarithmic axis over whole decades, `first` to `last` being exponents."""
+    """A logarithmic axis over whole decades, from 10^first to 10^last."""
 
     first: int
     last: int
 
     @classmethod
     def over(cls, values: Iterable[float]) -> Log:
-        """Return an axis over the positive ones of the values."""
+        """Return an axis over the positive values."""
         exponents = [math.log10(value) for value in values if 0 < value < math.inf]
         first = math.floor(min(exponents, default=0.0))
         return cls(first, max(math.ceil(max(exponents, default=1.0)), first + 1))
 
     def at(self, value: float) -> float:
-        """Return how far up a value is, in [0, 1]; what is not positive lies at the foot."""
+        """Return the position of a value as a fraction of the axis, in [0, 1]; 0 for a value that is not positive."""
         if not value > 0:
             return 0.0
         if value == math.inf:
@@ -69,8 +69,8 @@ class Log:
         return min(max((math.log10(value) - self.first) / (self.last - self.first), 0.0), 1.0)
 
     def ticks(self) -> list[Tick]:
-        """Return powers of ten."""
-        stride = math.ceil((self.last - self.first) / _MOST_DECADES)
+        """Return ticks at powers of ten."""
+        stride = math.ceil((self.last - self.first) / _MAX_DECADES)
         span = self.last - self.first
         return [
             Tick((exponent - self.first) / span, _power(exponent))

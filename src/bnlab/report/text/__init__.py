@@ -1,1 +1,1 @@
-"""Records as text, for terminals and pipes."""
+"""Renders records as text for terminals and pipes."""

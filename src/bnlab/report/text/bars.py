@@ -1,4 +1,4 @@
-"""Bars and marks, in the characters that an output can show: blocks where it has them, else ASCII."""
+"""Bars and marks in the characters that an output can show: block elements if possible, else ASCII."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["ASCII", "UNICODE", "Marks"]
 
 @dataclass(frozen=True)
 class Marks:
-    """The characters of a report that are no plain text.
+    """The special characters of a report.
 
     Attributes:
-        encoding: Of the output.
-        ellipsis: Where text was cut.
-        unknown: In place of a control character.
+        encoding: Encoding of the output.
+        ellipsis: Replacement for text that was cut.
+        unknown: Replacement for a control character.
         full: One cell of a bar.
-        parts: The last cell of a bar, from the smallest part up; one entry if a bar has whole cells only.
-        negative: One cell of a bar of a value below zero.
+        parts: Partial last cells of a bar, smallest first; one entry if a bar has whole cells only.
+        negative: One cell of the bar of a negative value.
     """
 
     encoding: str
@@ -32,7 +32,7 @@ class Marks:
 
     @staticmethod
     def of(encoding: str) -> Marks:
-        """Return the marks for an output: blocks if all of them can be encoded."""
+        """Return the marks for an encoding: block elements if it can encode all of them, else ASCII."""
         unicode = UNICODE
         marks = unicode.ellipsis + unicode.unknown + unicode.full + unicode.parts + unicode.negative
         try:
@@ -42,20 +42,20 @@ class Marks:
         return unicode
 
     def plain(self, text: str) -> str:
-        """Return untrusted text without control characters, as the output can show it."""
+        """Return untrusted text without control characters, in characters that the output can show."""
         return self.encodable(plain(text, self.unknown))
 
     def encodable(self, text: str) -> str:
-        r"""Return text in which what the output cannot show is written as \xe9, \u5c42 or \U0001f600."""
+        r"""Return text in which characters that the output cannot show are escaped as \xe9, \u5c42 or \U0001f600."""
         try:
             return text.encode(self.encoding, "backslashreplace").decode(self.encoding)
         except LookupError:
             return text.encode("ascii", "backslashreplace").decode("ascii")
 
     def bar(self, value: float, *, largest: float, cells: int) -> str:
-        """Return a bar that is `cells` long for the largest value; what is not 0 is never empty.
+        """Return a bar that is `cells` long for the largest value. A value other than 0 has at least a partial cell.
 
-        A value that is not finite has no length, so no bar.
+        A value that is not finite has no bar.
         """
         if not (math.isfinite(value) and math.isfinite(largest)) or value == 0 or largest <= 0:
             return ""

@@ -1,7 +1,7 @@
-"""A diagnosis as text: the conclusion, the findings grouped by code, then the layers.
+"""Renders a diagnosis as text: the conclusion, the findings grouped by code, then the layers.
 
 Everything that comes from a record (layer names above all) is untrusted: it is stripped of control characters and never
-parsed as markup. What a report looks like depends on the output: how wide it is, and which characters it can show.
+parsed as markup. The layout depends on the width of the output and on the characters that it can show.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from bnlab.wording import abridged, and_more, counted
 __all__ = ["render", "renderable", "summary_line"]
 
 _STYLES = {Level.ERROR: "bold red", Level.WARNING: "bold yellow", Level.INFO: "bold blue"}
-_MOST_FINDINGS = 10
-_MOST_NOTES = 12
-_MOST_CAUSE_LAYERS = 2
+_MAX_FINDINGS = 10
+_MAX_NOTES = 12
+_MAX_CAUSE_LAYERS = 2
 _SMALLEST_SHARE = 0.01
 _WIDEST_CHANNELS = 16
 
@@ -37,16 +37,16 @@ def render(
     """Return the report as plain text.
 
     Args:
-        diagnosis: What to draw.
-        level: Findings below it are counted only.
-        width: Columns no line is wider than.
-        encoding: What the text is for; None for standard output.
+        diagnosis: The diagnosis.
+        level: Findings below this level are only counted.
+        width: Largest width of a line, in columns.
+        encoding: Encoding that the text must fit; None for the encoding of standard output.
     """
     return write(renderable(diagnosis, level=level), width=width, encoding=encoding)
 
 
 def renderable(diagnosis: DiagnosisRecord, *, level: Level = Level.INFO) -> RenderableType:
-    """Return the report for a rich console; findings below `level` are counted only."""
+    """Return the report for a rich console; findings below `level` are only counted."""
     return Report(lambda sheet: _parts(diagnosis, level, sheet))
 
 
@@ -86,7 +86,7 @@ def _head(diagnosis: DiagnosisRecord, sheet: Sheet) -> Text:
 
 
 def _numbers(diagnosis: DiagnosisRecord) -> Iterable[RenderableType]:
-    """Yield the metric under four choices of data and statistics."""
+    """Yield the metric for each choice of data and statistics."""
     rows = metric_rows(diagnosis.numbers)
     if not rows:
         return
@@ -99,17 +99,17 @@ def _numbers(diagnosis: DiagnosisRecord) -> Iterable[RenderableType]:
 
 def _causes(diagnosis: DiagnosisRecord, sheet: Sheet) -> Iterable[RenderableType]:
     """Yield the gap between train mode and eval mode, split by cause; a share may be negative."""
-    told = [cause for cause in diagnosis.causes if abs(cause.share) >= _SMALLEST_SHARE]
+    shown_causes = [cause for cause in diagnosis.causes if abs(cause.share) >= _SMALLEST_SHARE]
     gaps = [gap for gap in map(layers.gap_of, diagnosis.layers) if gap is not None]
-    if not (told and gaps):
+    if not (shown_causes and gaps):
         return
     yield Text(f" gap between the modes, up to {max(gaps):.2g} std", style="dim")
     table = _table("cause")
     table.add_column("share", justify="right", overflow="fold")
     table.add_column(overflow="crop")
     table.add_column("layers", overflow="fold")
-    largest = max(1.0, *(abs(cause.share) for cause in told))
-    for cause in told:
+    largest = max(1.0, *(abs(cause.share) for cause in shown_causes))
+    for cause in shown_causes:
         bar = sheet.marks.bar(cause.share, largest=largest, cells=max(8, sheet.width // 5))
         share = Text(f"{100 * cause.share:.0f} %")
         table.add_row(Text(sheet.plain(cause.cause)), share, Text(bar, style="yellow"), _cause_layers(cause, sheet))
@@ -117,7 +117,7 @@ def _causes(diagnosis: DiagnosisRecord, sheet: Sheet) -> Iterable[RenderableType
 
 
 def _cause_layers(cause: Cause, sheet: Sheet) -> Text:
-    limit = _MOST_CAUSE_LAYERS * (2 if sheet.wide else 1)
+    limit = _MAX_CAUSE_LAYERS * (2 if sheet.wide else 1)
     names = ", ".join(sheet.layer_name(name).plain for name in cause.layers[:limit])
     return Text(names + and_more(len(cause.layers) - limit))
 
@@ -131,31 +131,31 @@ def _group(findings: Sequence[Finding], diagnosis: DiagnosisRecord, sheet: Sheet
         for finding in findings:
             yield Padding(Text(sheet.plain(finding.message)), (0, 0, 0, 2))
     else:
-        yield Padding(_findings_table(findings[:_MOST_FINDINGS], diagnosis, sheet), (0, 0, 0, 1))
-    if len(findings) > _MOST_FINDINGS:
-        yield Text(f"  ... and {counted(len(findings) - _MOST_FINDINGS, 'more layer')}: --format json has them all")
+        yield Padding(_findings_table(findings[:_MAX_FINDINGS], diagnosis, sheet), (0, 0, 0, 1))
+    if len(findings) > _MAX_FINDINGS:
+        yield Text(f"  ... and {counted(len(findings) - _MAX_FINDINGS, 'more layer')}: --format json has them all")
     remedies = sheet.plain(", ".join(map(remedy_phrase, first.remedies)))
     yield Padding(Text(f"remedy: {remedies}; bnlab explain {code}", style="dim"), (0, 0, 0, 2))
 
 
 def _findings_table(findings: Sequence[Finding], diagnosis: DiagnosisRecord, sheet: Sheet) -> Table:
-    """Return a row a layer: the message where there is room for it, else the numbers of it."""
+    """Return a table with one row per finding: the message if there is room for it, else its numbers."""
     channels = {layer.name: layer.channels for layer in diagnosis.layers}
-    table = _table("layer", "channels", *(("found",) if sheet.wide else ("measured", "threshold")))
+    table = _table("layer", "channels", *(("finding",) if sheet.wide else ("measured", "threshold")))
     table.columns[0].no_wrap, table.columns[0].overflow = True, "crop"
     for finding in findings:
-        found = [sheet.plain(finding.message)]
+        cells = [sheet.plain(finding.message)]
         if not sheet.wide:
-            found = [_quantities(quantities, sheet) for quantities in (finding.measured, finding.threshold)]
+            cells = [_quantities(quantities, sheet) for quantities in (finding.measured, finding.threshold)]
         width = channels.get(finding.layer or "", 0)
         table.add_row(
-            sheet.layer_name(finding.layer or ""), _channels(finding.channels, width, sheet), *map(Text, found)
+            sheet.layer_name(finding.layer or ""), _channels(finding.channels, width, sheet), *map(Text, cells)
         )
     return table
 
 
 def _table(*headers: str) -> Table:
-    """Return a table whose cells wrap: rich would cut them with a character that not every output can show."""
+    """Return a table whose cells wrap, because rich cuts text with a character that not every output can show."""
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for header in headers:
         table.add_column(header, overflow="fold")
@@ -163,10 +163,10 @@ def _table(*headers: str) -> Table:
 
 
 def _tail(diagnosis: DiagnosisRecord, sheet: Sheet, *, hidden: int) -> Iterable[RenderableType]:
-    for note in diagnosis.notes[:_MOST_NOTES]:
+    for note in diagnosis.notes[:_MAX_NOTES]:
         yield Text(sheet.plain(note), style="dim")
-    if len(diagnosis.notes) > _MOST_NOTES:
-        yield Text(f"... and {counted(len(diagnosis.notes) - _MOST_NOTES, 'more note')}: --format json has them all")
+    if len(diagnosis.notes) > _MAX_NOTES:
+        yield Text(f"... and {counted(len(diagnosis.notes) - _MAX_NOTES, 'more note')}: --format json has them all")
     outcomes = outcomes_of(diagnosis)
     for outcome in outcomes.crashed:
         yield Text(sheet.plain(f"{outcome.code} crashed: {outcome.reason or ''}"), style="bold red")
@@ -188,8 +188,8 @@ def _channels(channels: Sequence[int] | None, width: int, sheet: Sheet) -> str:
     if len(channels) == width:
         return f"all {width}"
     limit = 8 if sheet.wide else 4
-    told = f"{len(channels)} of {width}: {abridged(list(map(str, channels)), limit)}"
-    return told if len(told) <= _WIDEST_CHANNELS * (2 if sheet.wide else 1) else f"{len(channels)} of {width}"
+    indices = f"{len(channels)} of {width}: {abridged(list(map(str, channels)), limit)}"
+    return indices if len(indices) <= _WIDEST_CHANNELS * (2 if sheet.wide else 1) else f"{len(channels)} of {width}"
 
 
 def _quantities(quantities: Mapping[str, Quantity], sheet: Sheet) -> str:

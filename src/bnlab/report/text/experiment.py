@@ -1,4 +1,4 @@
-"""What an experiment found, as text: each claim with its verdict and the numbers that decide it."""
+"""Renders an experiment as text: each claim with its verdict and the numbers that decide it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from bnlab.report.text.sheet import Report, Sheet, write
 __all__ = ["render", "renderable"]
 
 _STYLES = {Verdict.SUPPORTED: "bold green", Verdict.REFUTED: "bold red", Verdict.DEPENDS: "bold yellow"}
-_MOST_ESTIMATES = 9
+_MAX_ESTIMATES = 9
 
 
 def render(record: ExperimentRecord, *, width: int = 100, encoding: str | None = None) -> str:
     """Return the report as plain text.
 
     Args:
-        record: What to draw.
-        width: Columns no line is wider than.
-        encoding: What the text is for; None for standard output.
+        record: The experiment.
+        width: Largest width of a line, in columns.
+        encoding: Encoding that the text must fit; None for the encoding of standard output.
     """
     return write(renderable(record), width=width, encoding=encoding)
 
@@ -58,13 +58,13 @@ def _claim(claim: ClaimRecord, sheet: Sheet) -> Iterable[RenderableType]:
 
 
 def _shown(estimates: Sequence[Estimate]) -> Sequence[Estimate]:
-    """Return the estimates to show: all if they are few, else the ends and those on either side of a turn."""
-    if len(estimates) <= _MOST_ESTIMATES:
+    """Return the estimates to show: all if they are few, else the ends and both sides of each change of outcome."""
+    if len(estimates) <= _MAX_ESTIMATES:
         return estimates
     last = len(estimates) - 1
     turns = {i for i in range(last) if estimates[i].holds is not estimates[i + 1].holds}
     wanted = {0, last} | turns | {i + 1 for i in turns}
-    return [estimates[i] for i in sorted(wanted)][:_MOST_ESTIMATES]
+    return [estimates[i] for i in sorted(wanted)][:_MAX_ESTIMATES]
 
 
 def _estimate(estimate: Estimate) -> str:

@@ -1,4 +1,4 @@
-"""The layers of a diagnosis as a table: what the file holds of each, its gap between the modes, and its findings."""
+"""Renders the layers of a diagnosis as a table: their stored state, their gap between the modes, and their findings."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from bnlab.wording import counted
 
 __all__ = ["draw", "gap_of"]
 
-_MOST_LAYERS = 25
-_MOST_CODES = 2
+_MAX_LAYERS = 25
+_MAX_CODES = 2
 _NARROWEST_NAME = 20
 
 
 @dataclass(frozen=True)
 class _Column:
-    """A column beside the names of the layers."""
+    """A column of the table, next to the names of the layers."""
 
     header: str
     cells: Sequence[str]
@@ -37,12 +37,12 @@ class _Column:
 
 
 def draw(diagnosis: DiagnosisRecord, sheet: Sheet) -> Iterable[RenderableType]:
-    """Yield the layers: all of them if they are few, else those with findings first."""
+    """Yield the table of the layers. If there are too many, layers with findings take precedence."""
     codes: dict[str, list[str]] = {}
     for finding in diagnosis.findings:
         if finding.layer is not None:
             codes.setdefault(finding.layer, []).append(sheet.plain(finding.code))
-    shown = layers_to_show([layer.name in codes for layer in diagnosis.layers], _MOST_LAYERS)
+    shown = layers_to_show([layer.name in codes for layer in diagnosis.layers], _MAX_LAYERS)
     layers = [diagnosis.layers[index] for index in shown]
     columns = _measured_columns(layers, diagnosis, sheet)
     columns.append(_Column("findings", [_codes(codes.get(layer.name, []), sheet) for layer in layers], style="yellow"))
@@ -84,7 +84,7 @@ def _measured_columns(layers: Sequence[LayerRecord], diagnosis: DiagnosisRecord,
 
 
 def _fitting(columns: Sequence[_Column], layers: Sequence[LayerRecord], sheet: Sheet) -> tuple[list[_Column], int]:
-    """Return the columns that leave the names room to be told apart, and that room."""
+    """Return the columns that leave enough room for the names, and that room."""
     longest = max((cell_len(layer.name) for layer in layers), default=0)
     needed = min(longest, _NARROWEST_NAME, sheet.widest_name)
     kept = list(columns)
@@ -106,7 +106,7 @@ def _between(layer: LayerRecord) -> str:
 
 
 def gap_of(layer: LayerRecord) -> float | None:
-    """Return the gap of a layer between the modes in standard deviations, None where it was not measured."""
+    """Return the gap of a layer between the modes in standard deviations; None if it was not measured."""
     return None if layer.gap is None else root_gap(layer.gap)
 
 
@@ -116,5 +116,5 @@ def _main_cause(layer: LayerRecord) -> str:
 
 
 def _codes(codes: Sequence[str], sheet: Sheet) -> str:
-    limit = _MOST_CODES * (2 if sheet.wide else 1)
+    limit = _MAX_CODES * (2 if sheet.wide else 1)
     return " ".join(codes) if len(codes) <= limit else f"{codes[0]} +{len(codes) - 1}"

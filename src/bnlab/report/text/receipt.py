@@ -1,4 +1,4 @@
-"""What an action did, as text: what it was, then every kind of change with the layers it concerns."""
+"""Renders a receipt as text: a summary, then every kind of change with the layers concerned."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from bnlab.wording import counted, listed
 
 __all__ = ["render_changes", "renderable"]
 
-_MOST_LAYERS = 8
-_MOST_KINDS = 16
+_MAX_LAYERS = 8
+_MAX_KINDS = 16
 
 
 def render_changes(changes: Changes, *, width: int | None = None, encoding: str | None = None) -> str:
     """Return the receipt as plain text.
 
     Args:
-        changes: What to draw.
-        width: Columns no line is wider than; None for one kind of change a line, however long.
-        encoding: What the text is for; None for standard output.
+        changes: The receipt.
+        width: Largest width of a line, in columns; None for one line per kind of change, however long.
+        encoding: Encoding that the text must fit; None for the encoding of standard output.
     """
     if width is not None:
         return write(renderable(changes), width=width, encoding=encoding)
-    wanted = encoding or getattr(sys.stdout, "encoding", None) or "utf-8"
-    head, *lines = _lines(changes, Marks.of(wanted))
+    output_encoding = encoding or getattr(sys.stdout, "encoding", None) or "utf-8"
+    head, *lines = _lines(changes, Marks.of(output_encoding))
     return "\n".join([head, *(f"  {line}" for line in lines)])
 
 
@@ -48,7 +48,7 @@ def _parts(lines: Iterable[str]) -> Iterable[RenderableType]:
 
 
 def _lines(changes: Changes, marks: Marks) -> Iterable[str]:
-    """Yield one line a kind of change, the first of them the whole in one."""
+    """Yield a summary line, then one line per kind of change."""
     yield marks.plain(_head(changes))
     kinds: dict[str, list[str]] = {}
     for change in changes.changes:
@@ -71,36 +71,37 @@ def _head(changes: Changes) -> str:
     count = len({change.layer for change in changes.changes})
     layers = counted(count, "layer")
     if changes.planned:
-        return f"{changes.action}: {layers} to change, {SAFETY_PHRASES[changes.safety]}; nothing was changed yet"
+        return f"{changes.action}: {layers} to change, {SAFETY_PHRASES[changes.safety]}; nothing has been changed yet"
     if not changes.kept:
         return f"{changes.action}: {layers} changed and taken back: the model is as it was"
     return f"{changes.action}: {layers} changed, {SAFETY_PHRASES[changes.safety]}"
 
 
 def _kinds(kinds: Mapping[str, Sequence[str]], marks: Marks) -> Iterable[str]:
-    shown = list(kinds.items())[:_MOST_KINDS]
+    shown = list(kinds.items())[:_MAX_KINDS]
     yield from (f"{marks.plain(kind)} ({_names(names, marks)})" for kind, names in shown)
     if len(kinds) > len(shown):
-        yield f"... and {len(kinds) - len(shown)} more, all of them in the JSON form"
+        yield f"... and {len(kinds) - len(shown)} more; the JSON form lists all of them"
 
 
 def _measurements(measurements: Sequence[Measurement], marks: Marks) -> Iterable[str]:
-    """Yield a line for each thing that was measured: on the whole model, and the largest on a layer."""
+    """Yield a line per measured quantity: its values for the whole model, and the largest value of a layer."""
     for what in dict.fromkeys(measurement.what for measurement in measurements):
-        found = [measurement for measurement in measurements if measurement.what == what]
-        worst = max((m for m in found if m.layer is not None), key=lambda m: m.value, default=None)
-        told = [f"{m.value:.2g} {m.unit}" for m in found if m.layer is None]
+        of_quantity = [measurement for measurement in measurements if measurement.what == what]
+        worst = max((m for m in of_quantity if m.layer is not None), key=lambda m: m.value, default=None)
+        values = [f"{m.value:.2g} {m.unit}" for m in of_quantity if m.layer is None]
         if worst is not None:
-            told.append(f"at most {worst.value:.2g} {worst.unit} ({worst.layer or 'the model itself'})")
-        yield marks.plain(f"{what}: {', '.join(told)}")
+            values.append(f"at most {worst.value:.2g} {worst.unit} ({worst.layer or 'the model itself'})")
+        yield marks.plain(f"{what}: {', '.join(values)}")
 
 
 def _recheck(recheck: Recheck, marks: Marks) -> Iterable[str]:
-    """Yield what the checks say now, and how far the modes are apart now."""
+    """Yield the counts of findings and the largest gap between the modes, before and after."""
     before, after = recheck.before, recheck.after
-    text = f"checks: {before.errors} errors and {before.warnings} warnings -> {after.errors} and {after.warnings}"
+    counts = f"{counted(before.errors, 'error')} and {counted(before.warnings, 'warning')}"
+    text = f"checks: {counts} -> {after.errors} and {after.warnings}"
     if recheck.appeared:
-        text += f"; new: {', '.join(marks.plain(item) for item in recheck.appeared[:_MOST_LAYERS])}"
+        text += f"; new: {', '.join(marks.plain(item) for item in recheck.appeared[:_MAX_LAYERS])}"
     yield text
     measured = [gap for gap in recheck.gaps if gap.before is not None and gap.after is not None]
     if measured:
@@ -110,11 +111,11 @@ def _recheck(recheck: Recheck, marks: Marks) -> Iterable[str]:
 
 
 def _largest(gaps: Mapping[str, Mapping[str, float]]) -> str:
-    """Return the largest gap and the layer that has it."""
+    """Return the largest gap and its layer, in words."""
     layer = max(gaps, key=lambda name: root_gap(gaps[name]))
     return f"up to {root_gap(gaps[layer]):.2g} std ({layer or 'the model itself'})"
 
 
 def _names(names: Iterable[str], marks: Marks) -> str:
     distinct = list(dict.fromkeys(marks.plain(name) or "the model itself" for name in names))
-    return listed(distinct, _MOST_LAYERS)
+    return listed(distinct, _MAX_LAYERS)

@@ -1,4 +1,4 @@
-"""What a report is written on: how wide it is, and which characters it can show."""
+"""The sheet that a report is written on: its width, and the characters that it can show."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _LONGEST_TEXT = 2000
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a report is written on.
+    """The sheet that a report is written on.
 
     Attributes:
-        width: Columns of the terminal.
-        marks: The characters it can show.
+        width: Width of the output, in columns.
+        marks: The special characters that the output can show.
     """
 
     width: int
@@ -37,28 +37,28 @@ class Sheet:
 
     @property
     def wide(self) -> bool:
-        """Whether there is room for whole messages beside layer names."""
+        """Whether the sheet has room for whole messages beside layer names."""
         return self.width >= _WIDE
 
     @property
     def widest_name(self) -> int:
-        """Most columns of a layer name: about a third of the sheet."""
+        """Largest width of a layer name, about a third of the sheet."""
         extra = max(0, self.width - _COMMON_WIDTH) // 3
         return min(_WIDEST_NAME, self.width * _WIDEST_NAME // _COMMON_WIDTH) + extra
 
     def plain(self, text: str) -> str:
-        """Return untrusted text as the sheet can show it, and no more of it than anyone reads."""
+        """Return untrusted text in characters that the sheet can show, shortened if it is very long."""
         return self.marks.plain(beginning(text, _LONGEST_TEXT, self.marks.ellipsis))
 
     def layer_name(self, name: str, room: int | None = None) -> Text:
         """Return a layer path that fits its column.
 
-        Parts without a digit shrink to their first letter, the first ones first: the digits tell the layers apart. What
-        is still too long loses its beginning.
+        Parts without a digit shrink to their first letter, from the front, because the digits distinguish the layers. A
+        path that is still too long loses its beginning.
 
         Args:
             name: Layer path.
-            room: Columns there are; as many as a name has at most if None.
+            room: Width of the column; None for the largest width of a name.
         """
         widest = self.widest_name if room is None else min(room, self.widest_name)
         short = self.plain(name[-_LONGEST_NAME:]) or "(the module itself)"
@@ -74,7 +74,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Report:
-    """A report for a rich console, laid out when the width and the characters of the output are known."""
+    """A report for a rich console, which is laid out when the width and encoding of the output are known."""
 
     draw: Callable[[Sheet], Iterable[RenderableType]]
 
@@ -84,22 +84,22 @@ class Report:
 
 
 def write(report: RenderableType, *, width: int, encoding: str | None = None) -> str:
-    """Return a report as plain text, line by line without spaces at the end.
+    """Return a report as plain text, without spaces at the ends of lines.
 
     Args:
-        report: For a rich console.
-        width: Columns no line is wider than.
-        encoding: What the text is for; None for standard output.
+        report: A report for a rich console.
+        width: Largest width of a line, in columns.
+        encoding: Encoding that the text must fit; None for the encoding of standard output.
     """
-    wanted = encoding or getattr(sys.stdout, "encoding", None) or "utf-8"
-    file = io.TextIOWrapper(io.BytesIO(), encoding=wanted, write_through=True)
+    output_encoding = encoding or getattr(sys.stdout, "encoding", None) or "utf-8"
+    file = io.TextIOWrapper(io.BytesIO(), encoding=output_encoding, write_through=True)
     Console(file=file, width=width, color_system=None, legacy_windows=False).print(report)
-    text = file.buffer.getvalue().decode(wanted)
+    text = file.buffer.getvalue().decode(output_encoding)
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
 def _initialled(parts: list[str], widest: int) -> str:
-    """Return a path whose first parts are initials, as many as it takes to fit."""
+    """Return a path in which just enough leading parts are shortened to initials to fit."""
     for index, part in enumerate(parts[:-1]):
         if cell_len(".".join(parts)) <= widest:
             break

@@ -1,4 +1,4 @@
-"""What torch's kernels are not trusted with."""
+"""The requests for which torch's kernels are not accurate enough."""
 
 import pytest
 
@@ -14,10 +14,10 @@ PLAIN = Request("cpu", "float32", masked=False, count=2)
         ({}, None),
         ({"dtype": "bfloat16"}, None),
         ({"device": "cuda"}, "its accuracy on cuda has not been measured"),
-        ({"masked": True}, "it knows no mask"),
+        ({"masked": True}, "it does not support masks"),
         ({"dtype": "float64"}, "it keeps statistics of float64 in float64"),
         ({"count": 1}, "there is nothing to reduce"),
-        ({"context": "transform"}, "torch.func and forward mode want formulas"),
+        ({"context": "transform"}, "torch.func and forward mode need formulas"),
     ],
 )
 def test_it_refuses_with_a_reason(change, reason):

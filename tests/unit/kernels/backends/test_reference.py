@@ -1,4 +1,4 @@
-"""The backend of last resort."""
+"""The reference backend, which accepts every request."""
 
 import itertools
 

@@ -27,7 +27,7 @@ def arguments(shape, layout, *, added, dtype=torch.float32):
 
 
 def operators_of(function, *inputs):
-    """The operators that a compiler is given for a function and its gradient."""
+    """Return the operators that a compiler sees for a function and its gradient."""
     seen = []
 
     def note(graph, _):
@@ -75,12 +75,12 @@ def test_a_compiled_layer_gives_the_bits_of_the_layer(shape, added, dtype):
     compiled = copy.deepcopy(eager)
     function = torch.compile(compiled, fullgraph=True, backend="aot_eager")
     x, residual, grad = arguments(shape, "contiguous", added=added, dtype=dtype)
-    found = []
+    tensors_of_both = []
     for layer, call in ((eager, eager), (compiled, function)):
         wanted = [x, *([residual] if added else []), layer.weight, layer.bias]
         y = call(x, residual)
-        found.append([y, *torch.autograd.grad(y, wanted, grad), *layer.buffers()])
-    for ours, theirs in zip(*found, strict=True):
+        tensors_of_both.append([y, *torch.autograd.grad(y, wanted, grad), *layer.buffers()])
+    for ours, theirs in zip(*tensors_of_both, strict=True):
         assert_close(theirs, ours, rtol=1e-6, atol=1e-6)
 
 
@@ -99,7 +99,7 @@ def test_a_residual_that_is_broadcast_is_left_to_the_compiler():
     assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(x, residual), expected)
 
 
-def test_an_exporter_is_given_operators_that_every_consumer_knows():
+def test_an_exporter_sees_operators_that_every_consumer_knows():
     layer = layer_for((4, 3, 6, 6))
     program = torch.export.export(layer, (torch.randn(4, 3, 6, 6),))
     assert any("relu" in str(node.target) for node in program.graph.nodes)
@@ -111,11 +111,11 @@ def test_a_second_derivative():
     wide, wide_weight = x.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
     mean, var = wide.mean((0, 2), keepdim=True), wide.var((0, 2), keepdim=True, unbiased=False)
     expected = ((wide - mean) / (var + 1e-5).sqrt() * wide_weight[:, None]).relu()
-    found = []
+    gradients_of_both = []
     for output, inputs in ((y, (x, weight)), (expected, (wide, wide_weight))):
         (first,) = torch.autograd.grad(output.square().sum(), inputs[0], create_graph=True)
-        found.append(torch.autograd.grad(first.square().sum(), inputs))
-    for ours, theirs in zip(*found, strict=True):
+        gradients_of_both.append(torch.autograd.grad(first.square().sum(), inputs))
+    for ours, theirs in zip(*gradients_of_both, strict=True):
         assert_close(ours, theirs.float(), rtol=1e-3, atol=1e-3)
 
 

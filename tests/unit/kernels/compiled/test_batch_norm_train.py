@@ -202,7 +202,7 @@ def test_activation_checkpointing_counts_a_batch_once(use_reentrant):
 
 
 def saved_bytes(function, *arguments):
-    """Bytes of the tensors kept for backward, other than the arguments themselves."""
+    """Return the bytes of the tensors that are kept for the backward pass, without the arguments themselves."""
     known = {argument.data_ptr() for argument in arguments}
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
@@ -228,6 +228,6 @@ def test_train_mode_saves_the_input_and_statistics_only():
 def test_onnx_export_of_eval_mode_is_a_batch_normalization_node(tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
-    model = nn.Sequential(BatchNorm2d(3), nn.ReLU()).eval()  # behind a convolution it would be folded
+    model = nn.Sequential(BatchNorm2d(3), nn.ReLU()).eval()  # after a convolution, the exporter would fold the layer
     torch.onnx.export(model, (torch.randn(2, 3, 5, 5),), tmp_path / "m.onnx", dynamo=True, verbose=False)
     assert "BatchNormalization" in [node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node]

@@ -1,4 +1,4 @@
-"""Operators that read the running statistics before they move."""
+"""Operators that read the running statistics before their update."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What an operator returns has the strides that its fake promises."""
+"""The results of an operator have the strides that its fake kernel promises."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The build of the kernels, with compilers that are small scripts: what they are asked, and what a refusal leaves."""
+"""The build of the kernels with scripts in the place of a compiler: their arguments, and the state after a failure."""
 
 import os
 import platform
@@ -23,7 +23,7 @@ x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="
 
 @pytest.fixture
 def compiler(tmp_path, monkeypatch):
-    """Install a script as the compiler, which notes its arguments, creates its output and runs more lines."""
+    """Install a script as the compiler. It records its arguments, creates its output and runs `lines`."""
     calls = tmp_path / "calls"
 
     def install(*lines: str) -> Path:
@@ -98,7 +98,7 @@ def test_a_compiler_that_refuses_leaves_the_library_that_was_there(compiler, tmp
     compiler('case "$*" in *forward.cpp*) echo "no such flag" >&2; exit 1;; esac')
     output = tmp_path / "library.so"
     output.write_text("the library that was there")
-    with pytest.raises(RuntimeError, match=r"refused: no such flag"):
+    with pytest.raises(RuntimeError, match=r"failed: no such flag"):
         build.build(output, every=False, report=str)
     assert output.read_text() == "the library that was there"
     assert not list(tmp_path.glob(".build-*"))

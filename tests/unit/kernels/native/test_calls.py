@@ -28,8 +28,8 @@ def test_the_gradient_over_that_of_the_output_is_the_same(shape, layout, value):
     _, moments, _, _ = operators.train(x, None, weight, None, None, None, None, None, 0.1, EPS, 1, 0.0, True, False)
     how = (x, None, moments, weight, None, None, True, EPS, 1, 0.0)
     dx, _, *expected = operators.backward(dy, *how, True, False)
-    _, *found = operators.backward_(dy, *how, False)
-    assert_close([dy, *found], [dx, *expected], rtol=0, atol=0, equal_nan=True)
+    _, *gradients = operators.backward_(dy, *how, False)
+    assert_close([dy, *gradients], [dx, *expected], rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_named_arguments_arrive_where_the_operators_want_them():

@@ -1,4 +1,4 @@
-"""When the compiled library is loaded, and why it is not."""
+"""When the compiled library is loaded, and the reasons if it is not."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from bnlab.kernels.native import build, library
 
 
 def printed_by(code, **environment):
-    """Lines that a fresh interpreter prints, with BNLAB_CPU only where it is passed on."""
+    """Return the lines that a new interpreter prints, with BNLAB_CPU only if it is passed."""
     around = {name: value for name, value in os.environ.items() if name != "BNLAB_CPU"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**around, **environment}
@@ -41,7 +41,7 @@ def test_the_variable_is_obeyed_until_the_library_is_needed():
         "import os, bnlab.nn, bnlab.functional, bnlab.kernels; os.environ['BNLAB_CPU'] = 'torch';"
         "print(bnlab.nn.BatchNorm2d(3))"
     )
-    assert "backend=aten (native: BNLAB_CPU asks for torch)" in printed_by(code)[0]
+    assert "backend=aten (native: BNLAB_CPU is set to torch)" in printed_by(code)[0]
 
 
 def test_importing_loads_no_library():
@@ -59,12 +59,12 @@ def test_without_the_library_the_layers_give_the_same():
         "layer = bnlab.nn.BatchNorm2d(3, activation='relu'); print(layer); print(layer(x).double().sum().item())"
     )
     with_it, without_it = (printed_by(code, BNLAB_CPU=wanted) for wanted in ("auto", "torch"))
-    assert "backend=aten (native: BNLAB_CPU asks for torch)" in without_it[0]
+    assert "backend=aten (native: BNLAB_CPU is set to torch)" in without_it[0]
     assert float(with_it[1]) == pytest.approx(float(without_it[1]), rel=1e-6)
 
 
 def test_asking_again_registers_again():
-    """A reload, or an import after one that was interrupted, must find nothing in its way."""
+    """A reload, and an import after an interrupted one, must succeed."""
     if library.unavailable() is not None:
         pytest.skip(f"native: {library.unavailable()}")
     assert library._load.__wrapped__() is None

@@ -1,4 +1,4 @@
-"""Files of data sets as they are distributed, made small, and what is read from them."""
+"""Small files in the formats of the data sets, and helpers that compare what is read from them."""
 
 import gzip
 import pickle
@@ -38,7 +38,7 @@ def cifar_binary():
 
 
 def python2_pickle(pixels, labels):
-    """Write what cPickle of Python 2 wrote: text is bytes, numpy is named as it was."""
+    """Return a pickle as cPickle of Python 2 wrote it: text is bytes, and numpy has its old module names."""
 
     def text(value):
         return b"U" + bytes([len(value)]) + value
@@ -66,7 +66,7 @@ def python3_pickle(protocol):
 
 
 def restored(batches):
-    """Return images and labels of all batches, in the order of the labels."""
+    """Return the images and labels of all batches, sorted by label."""
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     order = labels.argsort()
     return images[order], labels[order]
@@ -74,11 +74,11 @@ def restored(batches):
 
 def same(batches, pixels, labels):
     """Whether batches hold these images and labels, each image beside its own label."""
-    images, found = restored(batches)
+    images, restored_labels = restored(batches)
     order = np.argsort(labels)
     assert images.dtype == torch.float32
-    assert found.dtype == torch.int64
-    assert found.tolist() == labels[order].tolist()
+    assert restored_labels.dtype == torch.int64
+    assert restored_labels.tolist() == labels[order].tolist()
     return torch.equal(images, torch.from_numpy(pixels[order]).float() / 255)
 
 

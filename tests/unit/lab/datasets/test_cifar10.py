@@ -83,7 +83,7 @@ WHOLE = {"data": cifar_pixels(), "labels": LABELS.tolist()}
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "whole pickle"),
         (b"\x1f\x8b not a pickle", "whole pickle"),
@@ -108,11 +108,11 @@ WHOLE = {"data": cifar_pixels(), "labels": LABELS.tolist()}
         ),
     ],
 )
-def test_a_python_version_that_is_damaged(folder, content, said):
+def test_a_python_version_that_is_damaged(folder, content, message):
     (folder / "test_batch").write_bytes(content)
     with pytest.raises(DamagedFile) as error:
         datasets.load("cifar10")
-    one_line(error, folder / "test_batch", said)
+    one_line(error, folder / "test_batch", message)
 
 
 @pytest.mark.parametrize("content", [b"", cifar_binary()[:-1], b"\x0a" + cifar_binary()[1:]])
@@ -258,10 +258,10 @@ def test_jpeg_files_without_pillow(folder, monkeypatch):
 
 
 def test_the_real_cifar10_training_images(data):
-    found = cifar10.read("train")
-    assert tuple(found.pixels.shape) == (4000, 3, 32, 32)
-    assert found.labels[:3].tolist() == [6, 9, 9]
-    mean = (found.pixels.to(torch.float32) / 255).mean((0, 2, 3))
+    images = cifar10.read("train")
+    assert tuple(images.pixels.shape) == (4000, 3, 32, 32)
+    assert images.labels[:3].tolist() == [6, 9, 9]
+    mean = (images.pixels.to(torch.float32) / 255).mean((0, 2, 3))
     torch.testing.assert_close(mean, torch.tensor([0.4914, 0.4822, 0.4465]), atol=0.01, rtol=0)
 
 
@@ -271,5 +271,5 @@ def test_the_real_cifar10_test_images_are_jpeg_files(data):
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     assert tuple(images.shape) == (10000, 3, 32, 32)
     assert labels.bincount().tolist() == [1000] * 10
-    assert len(set(batches[0][1].tolist())) == 10  # the file is sorted by class, the batches are not
+    assert len(set(batches[0][1].tolist())) == 10  # the file is sorted by class, and the batches are not
     torch.testing.assert_close(images.mean((0, 2, 3)), torch.tensor([0.4942, 0.4851, 0.4504]), atol=0.01, rtol=0)

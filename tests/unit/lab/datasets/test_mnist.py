@@ -37,7 +37,7 @@ IMAGES = idx(mnist_images(), 2051)
 
 
 @pytest.mark.parametrize(
-    ("images", "labels", "said"),
+    ("images", "labels", "message"),
     [
         (b"", None, "file must begin with 16 bytes of idx header, got 0."),
         (IMAGES[:10], None, "file must begin with 16 bytes of idx header, got 10."),
@@ -53,11 +53,11 @@ IMAGES = idx(mnist_images(), 2051)
     ],
 )
 @pytest.mark.parametrize("zipped", [False, True])
-def test_mnist_that_is_damaged(folder, images, labels, said, zipped):
+def test_mnist_that_is_damaged(folder, images, labels, message, zipped):
     write_mnist(folder, images=images, labels=labels, zipped=zipped)
     with pytest.raises(DamagedFile) as error:
         datasets.load("mnist")
-    one_line(error, folder, said)
+    one_line(error, folder, message)
 
 
 def damaged_gzip(kind):
@@ -89,7 +89,7 @@ def test_a_gzip_file_that_is_damaged(folder, kind):
 def test_the_real_mnist(data):
     test, train = mnist.read("test"), mnist.read("train")
     assert (tuple(test.pixels.shape), tuple(train.pixels.shape)) == ((10000, 1, 28, 28), (60000, 1, 28, 28))
-    # what is known of the two splits: count of each digit, mean and standard deviation of the training pixels
+    # known facts about the two splits: the count of each digit, and the mean and std of the training pixels
     assert test.labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     pixels = train.pixels.to(torch.float32) / 255
     assert float(pixels.mean()) == pytest.approx(0.1307, abs=1e-4)

@@ -1,4 +1,4 @@
-"""Each claim's number must move to the other side when BN, or the noise, is not what it should be."""
+"""The number of each claim must leave its interval if BN or the noise is wrong."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def observe(config=TINY, seed=0):
 
 
 def outcomes(observation):
-    """For each claim whether its number is where it is expected."""
+    """Return whether the number of each claim is in its interval."""
     return {
         key: claim.low <= next(iter(observation.values[key].values())) <= claim.high for key, claim in CLAIMS.items()
     }
@@ -69,7 +69,7 @@ def test_a_bn_that_does_nothing_is_neither_steadier_nor_ahead(monkeypatch):
 
 
 def test_a_bn_that_blocks_the_signal_is_behind(monkeypatch):
-    """From weights this large the network without BN learns, whatever is rounded: the gap is 70 points, not 2."""
+    """With initial weights this large the network without BN learns on every machine: the gap is 70 points, not 2."""
     config = dataclasses.replace(TINY, init=0.4, steps=120)
     monkeypatch.setattr(module, "BatchNorm1d", Broken)
     seen = observe(config)
@@ -102,7 +102,7 @@ def test_the_record_is_whole_and_says_which_data_was_used():
     assert ExperimentRecord.from_json(json.loads(record.dumps())).dumps() == record.dumps()
 
 
-def test_auto_falls_back_to_digits_where_no_files_are_found(monkeypatch, tmp_path):
+def test_auto_falls_back_to_digits_without_files(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("BNLAB_DATA", str(tmp_path))

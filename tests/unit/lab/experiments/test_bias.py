@@ -23,25 +23,25 @@ RIGHT = {
 
 
 def of_one_seed():
-    """A planted layer has to turn the verdict at one seed; three would train as long again twice."""
+    """Return the claims of one seed. A planted layer must flip them at one seed; three seeds would take longer."""
     observation = Bias().run(SMALL, 0, lambda _: None)
     return {claim.key: judge(claim, [observation.values[claim.key]]) for claim in Bias.claims}
 
 
 def test_verdicts_and_where_they_turn():
-    found = {claim.key: claim for claim in run(Bias(), **SETTINGS).claims}
-    assert {key: claim.verdict.value for key, claim in found.items()} == RIGHT
-    holds = {estimate.condition for estimate in found["matters"].estimates if estimate.holds}
+    claims = {claim.key: claim for claim in run(Bias(), **SETTINGS).claims}
+    assert {key: claim.verdict.value for key, claim in claims.items()} == RIGHT
+    holds = {estimate.condition for estimate in claims["matters"].estimates if estimate.holds}
     assert holds == {"no affine, trained on frozen statistics"}
     for key in ("fits-train", "fits-eval"):
         assert (
-            found[key].boundary == "holds: bias, affine; no bias, affine | fails: bias, no affine; no bias, no affine"
+            claims[key].boundary == "holds: bias, affine; no bias, affine | fails: bias, no affine; no bias, no affine"
         )
-        assert found[key].estimates[-1].mean == pytest.approx(1.0, abs=0.02)
+        assert claims[key].estimates[-1].mean == pytest.approx(1.0, abs=0.02)
 
 
 class Detached(nn.BatchNorm1d):
-    """Holds the statistics of the batch constant in the backward pass."""
+    """BN that treats the batch statistics as constants in the backward pass."""
 
     def forward(self, x):
         if not self.training:
@@ -52,7 +52,7 @@ class Detached(nn.BatchNorm1d):
 
 
 class KeepsMean(nn.BatchNorm1d):
-    """Divides by the deviation but does not take the mean away."""
+    """BN that divides by the standard deviation but does not subtract the mean."""
 
     def forward(self, x):
         mean = x.mean(0) if self.training else self.running_mean
@@ -60,14 +60,14 @@ class KeepsMean(nn.BatchNorm1d):
 
 
 class BatchInEval(nn.BatchNorm1d):
-    """Normalises by the batch in eval mode too."""
+    """BN that also normalises by the batch in eval mode."""
 
     def forward(self, x):
         return nn.functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
 
 
 class NoShift(nn.BatchNorm1d):
-    """Has lost beta."""
+    """BN without its beta."""
 
     def forward(self, x):
         y = super().forward(x)
@@ -75,7 +75,7 @@ class NoShift(nn.BatchNorm1d):
 
 
 class ForgetsMean(nn.BatchNorm1d):
-    """Never moves the running mean."""
+    """BN that never updates the running mean."""
 
     def forward(self, x):
         y = super().forward(x)
@@ -96,14 +96,14 @@ class ForgetsMean(nn.BatchNorm1d):
 )
 def test_a_wrong_layer_turns_the_verdict(monkeypatch, layer, caught):
     monkeypatch.setattr("bnlab.lab.experiments.bias.nn.BatchNorm1d", layer)
-    found = of_one_seed()
-    changed = {key for key, claim in found.items() if claim.verdict.value != RIGHT[key]}
-    moved = (
+    claims = of_one_seed()
+    changed = {key for key, claim in claims.items() if claim.verdict.value != RIGHT[key]}
+    turned_elsewhere = (
         {"matters"}
-        if {e.condition for e in found["matters"].estimates if e.holds} != {"no affine, trained on frozen statistics"}
+        if {e.condition for e in claims["matters"].estimates if e.holds} != {"no affine, trained on frozen statistics"}
         else set()
     )
-    assert caught <= changed | moved
+    assert caught <= changed | turned_elsewhere
 
 
 def test_the_same_seed_gives_the_same_observation():

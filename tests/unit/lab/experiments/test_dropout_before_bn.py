@@ -52,7 +52,7 @@ def test_dropout_shifts_and_recalibrating_mends(seen):
 
 def test_without_dropout_there_is_no_shift(monkeypatch):
     monkeypatch.setattr(nn, "Dropout", lambda share: nn.Identity())
-    without = observed(dataclasses.replace(TINY, epochs=6))  # settled: after 3 the buffers still lag behind the weights
+    without = observed(dataclasses.replace(TINY, epochs=6))  # after 3 epochs the buffers still lag
     assert verdict(without, "formula") is Verdict.REFUTED
     assert verdict(without, "shift") is Verdict.REFUTED
 

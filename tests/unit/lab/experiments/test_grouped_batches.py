@@ -37,7 +37,7 @@ def test_a_seed_decides_everything_and_the_global_one_is_kept(seen):
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_it_is_the_same_company_that_collapses_and_each_cure_mends_it(seen):
+def test_batches_of_the_same_classes_collapse_and_the_cures_help(seen):
     assert verdict(seen, "collapse") is Verdict.DEPENDS
     assert seen.values["collapse"][ALWAYS] > 0.05 > 0 > seen.values["collapse"][ANEW]
     for cure in ("ghost", "shuffle"):
@@ -55,8 +55,8 @@ def test_a_layer_that_takes_the_whole_step_together_does_not_collapse(seen, monk
     assert observed().values["collapse"][ALWAYS] < seen.values["collapse"][ALWAYS] / 2
 
 
-def test_cures_that_do_nothing_are_found_out(seen, monkeypatch):
-    """Each plant reaches one scheme: what is dealt, the layer, the order, the statistics of the copies."""
+def test_a_cure_that_does_nothing_is_refuted(seen, monkeypatch):
+    """Each planted fault reaches one scheme: the split of the images, the layer, the order, the recalibration."""
     assert verdict(seen, "not-the-buffers") is Verdict.SUPPORTED
     mended, real = [], grouped_batches.accuracy
     monkeypatch.setattr(grouped_batches, "_interleaved", lambda values, parts: values)
@@ -73,7 +73,7 @@ def test_cures_that_do_nothing_are_found_out(seen, monkeypatch):
         assert verdict(without, key) is Verdict.REFUTED, key
 
 
-def test_images_are_dealt_so_that_each_part_holds_every_class():
+def test_interleaving_gives_every_class_to_each_part():
     labels = torch.arange(10).repeat_interleave(16)
     for part in grouped_batches._interleaved(labels, 5).split(32):
         assert set(part.tolist()) == set(range(10))

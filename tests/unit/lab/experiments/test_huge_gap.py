@@ -11,9 +11,9 @@ from bnlab.lab.verdict import judge
 
 pytestmark = pytest.mark.trains
 
-# Of two inputs BN leaves no gradient to the layer in front but rounding, by which Adam walks its weight about. At 3e19
-# a weight that has grown overflows, and from 1e18 to 1e22 one may pass 0 in the last steps: there the layer in front is
-# held, in a test of its own.
+# With two inputs, the layer in front gets no gradient except rounding errors, and Adam moves its weight by these. At
+# 3e19 the output overflows if the weight has grown, and from 1e18 to 1e22 the weight may pass 0 in the last steps. A
+# separate test covers these inputs and holds the layer in front fixed.
 SMALL = Config(
     apart=(2.0, 1e2, 2e3, 2e5, 2e13, 1e25, 1e38), small=(1e-30, 1e-6, 1e-4, 1.0), close=(1.0, 1e6, 1e7), steps=160
 )
@@ -26,7 +26,7 @@ def numbers(config, seed=0):
 
 
 def verdicts():
-    """Of one seed: a planted layer has to turn the verdict there; three seeds would train as long again twice."""
+    """Return the verdicts of one seed. A planted layer must flip them at one seed; three seeds would take longer."""
     observation = numbers(SMALL)
     return {claim.key: judge(claim, [observation.values[claim.key]]) for claim in HugeGap.claims}
 
@@ -36,7 +36,7 @@ def right():
     return verdicts()
 
 
-def test_the_facts_of_the_article():
+def test_the_verdicts_and_their_boundaries():
     claims = {claim.key: claim for claim in run(HugeGap(), **SETTINGS).claims}
     assert {key: claim.verdict.value for key, claim in claims.items()} == {
         "no-help": "depends",
@@ -75,7 +75,7 @@ def test_with_the_layer_in_front_held_torchs_layer_learns_up_to_3e19_and_ours_fu
     assert (ours < 0.05).all()
 
 
-def test_the_losses_of_the_article():
+def test_the_losses_after_400_steps():
     x = torch.tensor([[1.0], [2e13]], dtype=torch.float64)
     outcome = train(x, "torch, train mode", torch.float32, Config(), 0, learns="affine")
     assert float(outcome.first[0]) == pytest.approx(0.145, abs=1e-3)
@@ -123,10 +123,10 @@ def test_a_layer_without_overflow_refutes_the_overflow(monkeypatch):
             return bnlab.functional.batch_norm(x, None, None, self.weight, self.bias, True, eps=self.eps)
 
     monkeypatch.setattr("bnlab.lab.experiments.huge_gap.nn.BatchNorm1d", Exact)
-    found = verdicts()
-    assert found["overflow"].verdict.value == "refuted"
-    assert found["no-help"].verdict.value == "refuted"
-    assert found["close"].verdict.value == "refuted"
+    claims = verdicts()
+    assert claims["overflow"].verdict.value == "refuted"
+    assert claims["no-help"].verdict.value == "refuted"
+    assert claims["close"].verdict.value == "refuted"
 
 
 def test_an_overflowing_layer_in_the_place_of_ours_is_caught(monkeypatch):
@@ -135,9 +135,9 @@ def test_an_overflowing_layer_in_the_place_of_ours_is_caught(monkeypatch):
             super().__init__(channels, eps=eps, dtype=dtype)
 
     monkeypatch.setattr("bnlab.nn.BatchNorm1d", Narrow)
-    found = verdicts()
-    assert found["bnlab"].verdict.value == "refuted"
-    assert found["close-bnlab"].verdict.value == "depends"
+    claims = verdicts()
+    assert claims["bnlab"].verdict.value == "refuted"
+    assert claims["close-bnlab"].verdict.value == "depends"
 
 
 def test_statistics_held_constant_are_caught(monkeypatch):
@@ -149,12 +149,12 @@ def test_statistics_held_constant_are_caught(monkeypatch):
             return (x - mean) * (var + self.eps).rsqrt() * self.weight + self.bias
 
     monkeypatch.setattr("bnlab.lab.experiments.huge_gap.nn.BatchNorm1d", Constant)
-    found = verdicts()
-    assert found["gradient"].verdict.value != "supported"
+    claims = verdicts()
+    assert claims["gradient"].verdict.value != "supported"
 
 
 class Nothing(nn.Module):
-    """Weight and bias, and no normalisation."""
+    """A layer with weight and bias, but without normalisation."""
 
     def __init__(self, channels, *, eps, dtype):
         super().__init__()
@@ -165,21 +165,21 @@ class Nothing(nn.Module):
 
 
 class Shut(Nothing):
-    """A layer through which nothing passes."""
+    """A layer whose output is 0."""
 
     def forward(self, x):
         return super().forward(x) * 0
 
 
 class AlwaysByBatch(nn.BatchNorm1d):
-    """BN that normalises by the batch in eval mode too."""
+    """BN that also normalises by the batch in eval mode."""
 
     def forward(self, x):
         return nn.functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
 
 
 class BatchNormInstead(nn.Module):
-    """BN in the place of none; gamma does not learn, but has the sign that is needed."""
+    """BN in the place of the identity. gamma does not learn, but has the right sign."""
 
     def forward(self, x):
         gamma = 4.0 * (x[1] - x[0]).sign().detach()
@@ -197,7 +197,7 @@ class BatchNormInstead(nn.Module):
 )
 def test_planted_layers_flip_the_verdicts(monkeypatch, right, name, planted, flipped):
     monkeypatch.setattr(f"bnlab.lab.experiments.huge_gap.nn.{name}", planted)
-    found = verdicts()
-    planted_verdicts = {key: (found[key].verdict.value, found[key].boundary) for key in flipped}
+    claims = verdicts()
+    planted_verdicts = {key: (claims[key].verdict.value, claims[key].boundary) for key in flipped}
     right_verdicts = {key: (right[key].verdict.value, right[key].boundary) for key in flipped}
     assert all(planted_verdicts[key] != right_verdicts[key] for key in flipped), planted_verdicts

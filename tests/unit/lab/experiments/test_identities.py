@@ -20,9 +20,9 @@ def caught():
 
 
 def test_all_hold_and_eps_turns_one():
-    found = claims()
-    assert {key: found[key].verdict.value for key in EXACT} == dict.fromkeys(EXACT, "supported")
-    assert found["eps"].boundary == "fails up to 0.01, holds from 0.1"
+    by_key = claims()
+    assert {key: by_key[key].verdict.value for key in EXACT} == dict.fromkeys(EXACT, "supported")
+    assert by_key["eps"].boundary == "fails up to 0.01, holds from 0.1"
 
 
 def test_the_same_seed_gives_the_same_observation():
@@ -94,6 +94,6 @@ class GammaDetached(nn.BatchNorm1d):
 )
 def test_a_wrong_layer_is_caught(monkeypatch, layer, expected):
     monkeypatch.setattr("bnlab.lab.experiments.identities.nn.BatchNorm1d", layer)
-    found = caught()
-    assert expected <= found
-    assert layer is not Right or not found
+    changed = caught()
+    assert expected <= changed
+    assert layer is not Right or not changed

@@ -1,4 +1,4 @@
-"""Each claim's number must move to the other side when BN is missing, or is where it should not be."""
+"""The number of each claim must leave its interval if BN is missing, or present where it should not be."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from bnlab.records import ExperimentRecord
 
 pytestmark = pytest.mark.trains
 
-# Without BN 0.5 is far better than 0.125, and at 2 and 2.5 nothing is learned: no loss is near what decides.
+# Without BN a rate of 0.5 is far better than 0.125, and at 2 and 2.5 nothing is learned: no loss is near a limit.
 TINY = Config(
     data="digits",
     probe=200,
@@ -42,7 +42,7 @@ def observe(seed=0):
 
 
 def outcomes(observation):
-    """For each claim, under each condition, whether its number is where it is expected."""
+    """Return whether the number of each claim is in its interval, by condition."""
     return {
         (key, condition): CLAIMS[key].low <= value <= CLAIMS[key].high
         for key, values in observation.values.items()
@@ -61,19 +61,19 @@ def test_the_same_seed_gives_the_same_observation(right):
 
 
 def test_with_bn_the_claims_hold_but_for_thirty_times_the_rate(right):
-    found = outcomes(right)
-    assert not found.pop(("bn-times", "x30"))
-    assert all(found.values()), found
+    holds = outcomes(right)
+    assert not holds.pop(("bn-times", "x30"))
+    assert all(holds.values()), holds
 
 
 def test_a_bn_that_does_nothing_stands_no_higher_rate(monkeypatch):
     monkeypatch.setattr(module, "BatchNorm1d", nn.Identity)
     seen = observe()
-    found = outcomes(seen)
+    holds = outcomes(seen)
     assert seen.values["higher"] == {"": 1.0}
-    assert not found["higher", ""]
-    assert not found["bn-times", "x5"]
-    assert not found["sigmoid-learns", "3 layers"]
+    assert not holds["higher", ""]
+    assert not holds["bn-times", "x5"]
+    assert not holds["sigmoid-learns", "3 layers"]
 
 
 def test_a_bn_that_overflows_learns_at_no_rate(monkeypatch):
@@ -86,10 +86,10 @@ def test_a_bn_that_overflows_learns_at_no_rate(monkeypatch):
 def test_bn_where_there_should_be_none_learns_where_it_should_not(monkeypatch):
     build = module._build
     monkeypatch.setattr(module, "_build", lambda *args: build(*args[:4], "BN", args[5]))
-    found = outcomes(observe())
-    assert not found["higher", ""]
-    assert not found["plain-times", "x5"]
-    assert not found["sigmoid-chance", "3 layers"]
+    holds = outcomes(observe())
+    assert not holds["higher", ""]
+    assert not holds["plain-times", "x5"]
+    assert not holds["sigmoid-chance", "3 layers"]
 
 
 def test_initial_weights_are_the_same_with_and_without_bn():

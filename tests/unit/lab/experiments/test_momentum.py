@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from bnlab.lab import run
-from bnlab.lab.experiments.momentum import Config, Momentum, program_3
+from bnlab.lab.experiments.momentum import Config, Momentum, two_updates
 
 pytestmark = pytest.mark.trains
 
@@ -12,7 +12,7 @@ SMALL = Config(momenta=(0.0, 0.1, 0.5, 1.0, None), horizon=60)
 SETTINGS = {field.name: getattr(SMALL, field.name) for field in dataclasses.fields(SMALL)}
 RIGHT = {
     "formula": "supported",
-    "program-3": "supported",
+    "two-updates": "supported",
     "zero": "refuted",
     "identity": "supported",
     "paper": "supported",
@@ -27,7 +27,7 @@ def verdicts():
 
 
 def wrong(update):
-    """Return a layer that moves its buffers as `update(layer, mean, unbiased var, biased var)` says."""
+    """Return a layer class that updates its buffers by `update(layer, mean, unbiased var, biased var)`."""
 
     class Wrong(nn.BatchNorm1d):
         def forward(self, x):
@@ -81,10 +81,10 @@ def test_a_right_layer_written_out_gives_the_same_verdicts(monkeypatch):
 @pytest.mark.parametrize(
     ("update", "caught"),
     [
-        (reversed_momentum, {"formula", "program-3", "zero", "identity", "paper", "forgets", "noise", "lag"}),
-        (biased_variance, {"formula", "program-3", "paper"}),
-        (batch_replaces, {"formula", "program-3", "zero", "identity", "paper", "forgets", "noise", "lag"}),
-        (linear_forgetting, {"formula", "program-3", "zero", "identity", "forgets"}),
+        (reversed_momentum, {"formula", "two-updates", "zero", "identity", "paper", "forgets", "noise", "lag"}),
+        (biased_variance, {"formula", "two-updates", "paper"}),
+        (batch_replaces, {"formula", "two-updates", "zero", "identity", "paper", "forgets", "noise", "lag"}),
+        (linear_forgetting, {"formula", "two-updates", "zero", "identity", "forgets"}),
     ],
 )
 def test_a_wrong_layer_turns_the_verdict(monkeypatch, update, caught):
@@ -92,8 +92,8 @@ def test_a_wrong_layer_turns_the_verdict(monkeypatch, update, caught):
     assert {key for key, verdict in verdicts().items() if verdict != RIGHT[key]} == caught
 
 
-def test_the_numbers_of_program_3():
-    assert list(program_3().values()) == pytest.approx(
+def test_the_numbers_of_two_updates():
+    assert list(two_updates().values()) == pytest.approx(
         [99999.5, 199999.0, -1.0, 1.0, 15000.0, 5.0e8, 28500.0, 9.5e8, 2.3198, 5.5642], rel=2e-5
     )
 

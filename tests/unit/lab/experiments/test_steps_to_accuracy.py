@@ -1,4 +1,4 @@
-"""Each claim's number must move to the other side when BN is missing, or is where it should not be."""
+"""The number of each claim must leave its interval if BN is missing, or present where it should not be."""
 
 import dataclasses
 import json
@@ -34,11 +34,11 @@ def observe(config=TINY, seed=0):
 
 
 def outcomes(values):
-    """For each claim, under each condition, whether its number is where it is expected."""
+    """Return whether the number of each claim is in its interval, by condition."""
     return {
         (key, condition): CLAIMS[key].low <= value <= CLAIMS[key].high
-        for key, found in values.items()
-        for condition, value in found.items()
+        for key, by_condition in values.items()
+        for condition, value in by_condition.items()
     }
 
 
@@ -53,13 +53,13 @@ def test_the_same_seed_gives_the_same_observation(right):
 
 
 def test_with_bn_fewer_steps_are_needed(right):
-    found = outcomes(right.values)
-    assert found["fewer", "rate 0.02"]
-    assert found["higher-rate", "rate 0.02 x5"]
+    holds = outcomes(right.values)
+    assert holds["fewer", "rate 0.02"]
+    assert holds["higher-rate", "rate 0.02 x5"]
 
 
 def test_a_bn_that_does_nothing_saves_nothing(monkeypatch):
-    """At this rate a higher one gains 3 times at most; at 0.02 it is 7 times by itself, which is no mistake."""
+    """At this base rate a higher rate gains a factor of 3 at most. At 0.02 it rightly gains a factor of 7 by itself."""
     monkeypatch.setattr(module, "BatchNorm2d", nn.Identity)
     seen = observe(dataclasses.replace(TINY, rates=(0.1,)))
     assert seen.values["fewer"] == {"rate 0.1": 1.0}
@@ -78,11 +78,11 @@ def test_a_bn_that_overflows_never_gets_there(monkeypatch):
 
 
 def test_the_numbers_of_the_paper_support_every_claim_but_x30():
-    found = module._numbers(PAPER, "rate")
-    assert found["fewer"]["rate"] == pytest.approx(2.33, abs=0.01)
-    assert found["fourteen"]["rate"] == pytest.approx(14.76, abs=0.01)
-    assert found["not-the-rate"]["rate"] == 0.0
-    assert all(outcomes(found).values())
+    values = module._numbers(PAPER, "rate")
+    assert values["fewer"]["rate"] == pytest.approx(2.33, abs=0.01)
+    assert values["fourteen"]["rate"] == pytest.approx(14.76, abs=0.01)
+    assert values["not-the-rate"]["rate"] == 0.0
+    assert all(outcomes(values).values())
 
 
 @pytest.mark.parametrize(

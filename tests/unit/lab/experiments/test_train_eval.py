@@ -4,7 +4,7 @@ import bnlab
 
 
 class StoringBiased(nn.BatchNorm1d):
-    """BN that stores what it normalises with: the biased variance."""
+    """BN that stores the biased variance, with which it normalises."""
 
     def forward(self, input):
         before = self.running_var.clone()
@@ -17,7 +17,7 @@ class StoringBiased(nn.BatchNorm1d):
 
 
 class Unbiased(nn.BatchNorm1d):
-    """BN whose momentum leaves a trace for ever: it forgets nothing beyond a tenth."""
+    """BN whose momentum has a lasting effect: a tenth of the old value is never forgotten."""
 
     def forward(self, input):
         output = super().forward(input)

@@ -24,7 +24,7 @@ def read(path):
 
 @pytest.mark.parametrize("suffix", ["", ".pt", ".pth", ".bin", ".tar", ".ckpt", ".th", ".anything"])
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_the_format_is_told_from_the_bytes(tmp_path, kind, suffix):
+def test_the_bytes_decide_the_format(tmp_path, kind, suffix):
     path, state = tmp_path / f"model{suffix}", small_network().state_dict()
     if kind == "safetensors":
         save_file(state, path)
@@ -139,7 +139,7 @@ def test_permission_denied(tmp_path):
     assert error(path, UnreadableFile) == "file must be readable, got: permission denied."
 
 
-def test_permission_denied_as_the_system_says_it(tmp_path, monkeypatch):
+def test_permission_denied_with_the_message_of_the_system(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
@@ -186,9 +186,9 @@ def test_a_compression_torch_never_uses(tmp_path):
 
 def test_a_tensor_that_claims_more_channels_than_it_has_bytes(tmp_path):
     huge = {"bn.running_mean": torch.zeros(1).expand(10**8), "bn.running_var": torch.ones(1).expand(10**8)}
-    found = read(save(huge, tmp_path / "model.pt"))
-    assert found.networks == ()
-    assert found.left_alone == (("bn", "running_mean has the shape (100000000,), that of a BN layer is (C,)"),)
+    evidence = read(save(huge, tmp_path / "model.pt"))
+    assert evidence.networks == ()
+    assert evidence.left_alone == (("bn", "running_mean has the shape (100000000,), not the (C,) of a BN layer"),)
 
 
 def test_onnx_under_another_name(tmp_path):
@@ -230,7 +230,7 @@ def test_a_malicious_checkpoint_runs_nothing(tmp_path):
 
 
 def test_a_parser_that_breaks_in_an_unforeseen_way_is_still_an_error_for_the_user(tmp_path):
-    # a state dict whose shape is a string: no writer makes it
+    # a state dict with a shape that is a string, which no writer produces
     path = save({"bn.running_mean": torch.ones(3)}, tmp_path / "a.pt")
     with zipfile.ZipFile(path) as archive:
         pickled = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))

@@ -36,8 +36,8 @@ def test_an_object_that_lies_in_two_places_or_in_itself_is_met_once():
 
 def test_a_pickled_module_is_named_and_not_looked_into():
     module = Stranger(Global("nets", "Net"), state={"_parameters": {}, "_modules": {"bn": {"x": TENSOR}}})
-    root, found = containers({"model": module})
-    assert (root.module, found.module, found.children, keys_of(found.path)) == (None, "nets.Net", {}, ("model",))
+    root, pickled = containers({"model": module})
+    assert (root.module, pickled.module, pickled.children, keys_of(pickled.path)) == (None, "nets.Net", {}, ("model",))
 
 
 @pytest.mark.parametrize(

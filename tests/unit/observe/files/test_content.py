@@ -15,7 +15,7 @@ def test_the_bytes_of_a_file(tmp_path):
     assert len(content) == 10
 
 
-def test_zipfile_reads_from_it(tmp_path):
+def test_zipfile_reads_from_content(tmp_path):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("name", b"inside")
@@ -25,14 +25,14 @@ def test_zipfile_reads_from_it(tmp_path):
         assert archive.read("name") == b"inside"
 
 
-def test_it_cannot_be_written_to(tmp_path):
+def test_content_cannot_be_written_to(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"0123")
     with pytest.raises(TypeError):
         open_content(path)[0] = 1
 
 
-def test_what_is_no_file_of_bytes(tmp_path):
+def test_empty_missing_and_special_files(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     with pytest.raises(NotACheckpoint, match="empty file"):
         open_content(tmp_path / "empty")

@@ -1,4 +1,4 @@
-"""A file is loaded into a model by the reader of `bnlab check`, and written again with every other bit kept."""
+"""The reader of `bnlab check` loads a file into a model; writing the file again keeps all other bits."""
 
 import argparse
 import collections
@@ -22,7 +22,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 def write(state, folder, kind):
-    """Write a state dict in one of the formats; where it can, beside things that torch.load refuses."""
+    """Write a state dict in one of the formats, with objects beside it that torch.load refuses if the format allows."""
     if kind == "safetensors":
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "a.safetensors")
         return folder / "a.safetensors"
@@ -249,7 +249,7 @@ def test_a_file_with_foreign_objects_is_not_written_again_without_them(tmp_path,
     file.require_rewritable(".safetensors")
 
 
-def test_the_format_is_told_from_the_bytes_not_from_the_name(tmp_path):
+def test_the_bytes_and_not_the_name_decide_the_format(tmp_path):
     state = small_network().state_dict()
     save_file(state, tmp_path / "a.pt", {"author": "someone"})
     model = fresh()

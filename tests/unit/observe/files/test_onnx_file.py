@@ -54,7 +54,7 @@ def test_the_defaults_of_the_operator_are_known_too(tmp_path):
     assert layer.hyperparameters == Hyperparameters(0.1, 1e-5, assumed=())
 
 
-def test_what_the_caller_states_wins(tmp_path):
+def test_values_that_the_caller_states_win(tmp_path):
     path = write(tmp_path / "m.onnx", [batch_norm(momentum=0.99)], initializers())
     known = Hyperparameters().stating(momentum=0.3)
     assert only_layer(read(path, known)).hyperparameters == Hyperparameters(0.3, 1e-5, assumed=())
@@ -151,7 +151,7 @@ def test_parameters_of_the_wrong_rank_are_left_alone(tmp_path):
     values = VALUES | {"running_mean": np.ones((3, 1), dtype=np.float32)}
     evidence = read(write(tmp_path / "m.onnx", [batch_norm()], initializers(values=values)))
     assert evidence.networks == ()
-    assert "those of a BN layer are all (C,)" in evidence.left_alone[0][1]
+    assert "not all the (C,) of a BN layer" in evidence.left_alone[0][1]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_parameters_of_the_wrong_rank_are_left_alone(tmp_path):
         (["onnx::BN_10", "onnx::BN_11", "onnx::BN_12", "onnx::BN_13"], "", "y"),
     ],
 )
-def test_a_layer_has_the_best_name_there_is(tmp_path, inputs, node, expected):
+def test_a_layer_gets_the_best_name(tmp_path, inputs, node, expected):
     tensors = [numpy_helper.from_array(VALUES[key], name) for key, name in zip(KEYS, inputs, strict=True)]
     made = helper.make_node("BatchNormalization", ["x", *inputs], ["y"], node)
     assert only_layer(read(write(tmp_path / "m.onnx", [made], tensors))).name == expected

@@ -36,7 +36,7 @@ def test_plain_data_reads_as_pickle_reads_it(value, protocol):
 
 
 @given(nested(scalars), st.integers(0, 2))
-def test_old_protocols_too_which_have_no_bytes(value, protocol):
+def test_old_protocols_without_bytes_are_read(value, protocol):
     assert read(pickle.dumps(value, protocol=protocol)) == value
 
 
@@ -48,7 +48,7 @@ def test_pickles_in_a_row_are_read_one_by_one():
 
 
 class Bomb:
-    """Unpickled the ordinary way, it leaves a file behind."""
+    """Creates a file when it is unpickled in the ordinary way."""
 
     def __init__(self, path):
         self.path = path

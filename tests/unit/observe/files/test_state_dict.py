@@ -12,7 +12,7 @@ from bnlab.observe.files.tensors import StoredTensor
 
 
 def stored(value):
-    """Turn the torch tensors of a tree into unread ones."""
+    """Replace the torch tensors of a tree by unread tensors."""
     if isinstance(value, torch.Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         return StoredTensor(dtype, tuple(value.shape), (value.float() if value.is_floating_point() else value).numpy)
@@ -70,8 +70,8 @@ def test_a_list_of_state_dicts():
 
 def test_the_same_state_dict_under_two_names_is_one_network():
     state = stored(state_dict("bn1"))
-    found = find_batch_norm({"model": state, "state_dict": state}, Hyperparameters())
-    assert [layer.name for network in found.networks for layer in network.layers] == ["bn1"]
+    evidence = find_batch_norm({"model": state, "state_dict": state}, Hyperparameters())
+    assert [layer.name for network in evidence.networks for layer in network.layers] == ["bn1"]
 
 
 @pytest.mark.parametrize("average", ["ema", "model_ema", "teacher", "swa_model"])
@@ -137,9 +137,9 @@ def test_no_counter_and_no_affine():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"running_mean": torch.ones(2, 2)}, "running_mean has the shape (2, 2), that of a BN layer is (C,)"),
-        ({"running_mean": torch.tensor(1.0)}, "running_mean has the shape (), that of a BN layer is (C,)"),
-        ({"running_mean": torch.ones(0)}, "running_mean has the shape (0,), that of a BN layer is (C,)"),
+        ({"running_mean": torch.ones(2, 2)}, "running_mean has the shape (2, 2), not the (C,) of a BN layer"),
+        ({"running_mean": torch.tensor(1.0)}, "running_mean has the shape (), not the (C,) of a BN layer"),
+        ({"running_mean": torch.ones(0)}, "running_mean has the shape (0,), not the (C,) of a BN layer"),
         ({"running_mean": torch.ones(4, dtype=torch.int64)}, "running_mean has the dtype int64"),
         ({"running_var": None}, "has no running_var"),
         ({"running_mean": None}, "has no running_mean"),
@@ -157,9 +157,9 @@ def test_no_counter_and_no_affine():
 def test_what_looks_like_batch_norm_and_is_not_is_left_alone(changes, reason):
     state = {key: value for key, value in (layer_state() | changes).items() if value is not None}
     tree = {f"odd.{key}": value for key, value in state.items()} | state_dict("bn")
-    found = find({"model": tree})
-    assert found.left_alone == (("model.odd", reason),)
-    assert [layer.name for layer in found.networks[0].layers] == ["bn"]
+    evidence = find({"model": tree})
+    assert evidence.left_alone == (("model.odd", reason),)
+    assert [layer.name for layer in evidence.networks[0].layers] == ["bn"]
 
 
 def module(kind="models.yolo.Model"):
@@ -178,8 +178,8 @@ def test_a_pickled_module_is_refused_with_the_way_out():
 
 
 def test_a_pickled_module_beside_a_state_dict_is_left_alone():
-    found = find({"state_dict": state_dict("bn"), "criterion": module("loss.Loss")})
-    assert found.left_alone == (("criterion", "is a pickled module (loss.Loss), which is never unpickled"),)
+    evidence = find({"state_dict": state_dict("bn"), "criterion": module("loss.Loss")})
+    assert evidence.left_alone == (("criterion", "is a pickled module (loss.Loss), which is never unpickled"),)
 
 
 def test_a_graph_module_is_a_pickled_module():
@@ -200,18 +200,18 @@ def test_a_graph_module_is_a_pickled_module():
     ids=["namedtuple", "slots", "dataclass"],
 )
 def test_foreign_records_are_looked_into(around):
-    found = find_batch_norm(around(stored(state_dict("bn1"))), Hyperparameters())
-    assert [layer.name for layer in found.networks[0].layers] == ["bn1"]
+    evidence = find_batch_norm(around(stored(state_dict("bn1"))), Hyperparameters())
+    assert [layer.name for layer in evidence.networks[0].layers] == ["bn1"]
 
 
 def test_parameters_that_are_no_ordinary_tensors_are_never_taken_as_absent():
     sparse = Stranger(Global("torch._utils", "_rebuild_sparse_tensor"))
-    found = find(
+    evidence = find(
         {"bn.weight": sparse} | {f"bn.{key}": value for key, value in layer_state().items() if key != "weight"}
     )
-    assert found.networks == ()
+    assert evidence.networks == ()
     reason = "weight is stored as torch._utils._rebuild_sparse_tensor, not as an ordinary tensor"
-    assert found.left_alone == (("bn", reason),)
+    assert evidence.left_alone == (("bn", reason),)
 
 
 def test_the_coarser_dtype_of_the_two_statistics_counts():
@@ -225,9 +225,9 @@ def test_an_average_under_a_wrapper():
     assert names(tree) == {"student": ["module.student.bn"], "teacher": ["module.teacher.bn"]}
 
 
-def test_layers_of_one_name_are_told_apart():
-    found = find({1: state_dict("bn"), "1": state_dict("bn")})
-    assert [layer.name for network in found.networks for layer in network.layers] == ["bn", "bn#2"]
+def test_layers_of_one_name_are_numbered():
+    evidence = find({1: state_dict("bn"), "1": state_dict("bn")})
+    assert [layer.name for network in evidence.networks for layer in network.layers] == ["bn", "bn#2"]
 
 
 def test_no_batch_norm_at_all():

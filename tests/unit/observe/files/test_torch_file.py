@@ -89,7 +89,7 @@ def test_strangers_beside_the_tensors_stay_inert(tmp_path, legacy):
 
 def test_only_the_tensor_that_is_read_is_touched(tmp_path):
     path = save({"a": torch.ones(1000), "b": torch.ones(1000)}, tmp_path / "a.pt")
-    # A record of the wrong length would be noticed by whoever reads it.
+    # A reader would notice a record of the wrong length.
     rewrite_zip(path, lambda name, data: data[:10] if name.endswith("data/1") else data)
     tree = read(path)
     assert_same(tree["a"], torch.ones(1000))

@@ -1,4 +1,4 @@
-"""The forms of batches, and batches that are held."""
+"""The forms of batches, and batches that are held in memory."""
 
 import dataclasses
 from typing import NamedTuple
@@ -36,7 +36,7 @@ def test_batches_of_every_form():
 
 
 class Loader:
-    """Batches with a length and an attribute, as a loader has them."""
+    """Batches with a length and an attribute, like those of a loader."""
 
     dataset = "the data"
 
@@ -69,7 +69,7 @@ def test_what_is_held_is_spread_evenly(count):
 @pytest.mark.parametrize(
     ("max_batches", "held", "used"), [("auto", 64, 64), (None, 64, 100), (10, 10, 10), (90, 90, 90)]
 )
-def test_how_many_are_held_and_used(max_batches, held, used):
+def test_the_number_of_batches_held_and_used(max_batches, held, used):
     kept = keep("data", Loader(100), max_batches)
     assert len(kept) == held
     assert len(values(kept.everything)) == used
@@ -94,7 +94,7 @@ class Pair(NamedTuple):
 
 
 class Described(dict):
-    """A dict of another class, as tokenizers give them."""
+    """A mapping of another class, such as tokenizers return."""
 
     name = "described"
 
@@ -157,7 +157,7 @@ def test_what_cannot_be_run_through_twice_is_refused(data):
         require_data("data", data)
 
 
-def test_samples_are_dealt_among_batches_and_none_is_lost():
+def test_samples_are_shuffled_among_batches_and_none_is_lost():
     data = [(torch.arange(10.0)[:, None] + 10 * index, "label") for index in range(5)]
     mixed = shuffled_batches(data)
     assert sorted(torch.cat([x for (x,) in mixed]).flatten().tolist()) == list(range(50))

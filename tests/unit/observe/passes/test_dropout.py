@@ -1,4 +1,4 @@
-"""Dropout has one definition: whatever form it has, structure names it, the pass switches it on, the gap is its own."""
+"""One definition of dropout covers every form: structure names it, the pass switches it on, the gap attributes it."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from bnlab.observe.passes.subject import Subject
 
 
 class Functional(nn.Module):
-    """F.dropout by the mode of the module, in front of BN."""
+    """F.dropout before BN, which follows the mode of the module."""
 
     def __init__(self):
         super().__init__()
@@ -33,7 +33,7 @@ class Keyword(Functional):
 
 
 class OnlyInTraining(Functional):
-    """Not called at all in eval mode."""
+    """Dropout that is not called in eval mode."""
 
     def drop(self, x):
         return F.dropout(x, 0.5) if self.training else x
@@ -54,7 +54,7 @@ class Module(Functional):
 
 
 class Always(Functional):
-    """Drops in eval mode too, as in Monte Carlo dropout: no difference between the modes."""
+    """Dropout that also acts in eval mode, as Monte Carlo dropout does, and so causes no gap between the modes."""
 
     def drop(self, x):
         return F.dropout(x, 0.5, True)
@@ -88,10 +88,10 @@ INSIDE = {Attention: "attention", Recurrent: "recurrent"}
 
 
 def trained(kind, seed=0):
-    """Return a network whose running statistics are those that training leaves, and its data."""
+    """Return a network with the running statistics that training leaves, and its data."""
     torch.manual_seed(seed)
     model, data = kind(), [(2 * torch.randn(64, 6),) for _ in range(6)]
-    for _ in range(30):  # a recurrent layer gives small values: what is left of the initial variance of 1 must vanish
+    for _ in range(30):  # a recurrent layer returns small values, so the initial variance of 1 must decay
         for (x,) in data:
             model(x)
     return model, data

@@ -1,4 +1,4 @@
-"""The executed graph is what ran."""
+"""The executed graph holds the calls that ran."""
 
 import dataclasses
 

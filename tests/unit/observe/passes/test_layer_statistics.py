@@ -1,4 +1,4 @@
-"""The statistics of real batches against float64 recomputation."""
+"""Statistics of real batches are compared with a recomputation in float64."""
 
 import copy
 
@@ -18,7 +18,7 @@ from bnlab.observe.passes.subject import Subject
 
 
 def inputs_of(model, layers, data):
-    """Every input of every layer, batch by batch, with every BN on batch statistics, float64."""
+    """Return every input of every layer, batch by batch, in float64, with every BN layer on batch statistics."""
     seen = {name: [] for name in layers}
     handles = [
         layer.register_forward_pre_hook(lambda module, x, name=name: seen[name].append(x[0].double()))
@@ -42,10 +42,10 @@ def test_statistics_are_those_of_float64(name):
     model = build(name).double()
     data = [images(size).double() for size in (8, 8, 5)]
     layers = any_batch_norm(model)
-    found = observe(Subject(model), layers, data)
-    assert found.keys() == layers.keys()
+    observed = observe(Subject(model), layers, data)
+    assert observed.keys() == layers.keys()
     for path, inputs in inputs_of(model, layers, data).items():
-        seen, values = found[path], [per_channel(x) for x in inputs]
+        seen, values = observed[path], [per_channel(x) for x in inputs]
         whole = np.concatenate(values)
         assert (seen.batches, seen.images, seen.count) == (3, 21, len(whole))
         assert seen.smallest_count == min(map(len, values))
@@ -60,7 +60,7 @@ def test_statistics_are_those_of_float64(name):
 
 
 def test_a_wrong_answer_is_caught():
-    """Averaging variances of unequal batches is not the law of total variance."""
+    """The average of the variances of unequal batches is not the total variance."""
     model = nn.Sequential(nn.BatchNorm1d(2)).double()
     data = [torch.randn(4, 2).double(), 10 + torch.randn(40, 2).double()]
     seen = observe(Subject(model), any_batch_norm(model), data)["0"]
@@ -70,7 +70,7 @@ def test_a_wrong_answer_is_caught():
 
 
 def test_sample_means_give_honest_standard_errors():
-    """Positions of one image are not independent: the naive error would be seven times too small."""
+    """The positions of one image are not independent: the naive error would be seven times too small."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm2d(1))
     data = [torch.randn(64, 1, 1, 1) * 0.7 + 0.5 * torch.randn(64, 1, 7, 7) for _ in range(30)]
@@ -179,19 +179,19 @@ def test_one_value_per_channel_everywhere_is_refused_with_the_layer():
     assert model[1].momentum == 0.1
 
 
-def test_a_last_batch_of_one_sample_is_left_out_and_said():
+def test_a_last_batch_of_one_sample_is_left_out_and_noted():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
     data = [torch.randn(n, 2) for n in (8, 8, 1)]
     skipped = set()
     assert observe(Subject(model), any_batch_norm(model), data, skipped=skipped)["1"].batches == 2
     assert skipped == {2}
     diagnosis = bnlab.check(model, data=data, metric=lambda model, batches: sum(float(model(x).sum()) for x in batches))
-    assert "data: 1 batch of one value per channel left out: no batch statistics" in diagnosis.notes
+    assert "data: 1 batch was left out: one value per channel has no variance" in diagnosis.notes
     assert diagnosis.numbers is not None
 
 
-@pytest.mark.parametrize(("spoiled", "note"), [((), None), ((1,), "1 batch"), ((0, 1, 2), "3 batches")])
-def test_batches_with_nan_are_left_out_and_said(spoiled, note):
+@pytest.mark.parametrize(("spoiled", "note"), [((), None), ((1,), "1 batch was"), ((0, 1, 2), "3 batches were")])
+def test_batches_with_nan_are_left_out_and_noted(spoiled, note):
     model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
     data = [torch.randn(8, 2) for _ in range(3)]
     for index in spoiled:
@@ -201,5 +201,5 @@ def test_batches_with_nan_are_left_out_and_said(spoiled, note):
     assert not_finite == set(spoiled)
     notes = bnlab.check(model, data=data).notes
     assert [each for each in notes if "NaN" in each] == (
-        [] if note is None else [f"data: {note} left out where a layer gets a NaN or inf"]
+        [] if note is None else [f"data: {note} left out of every layer that gets a NaN or inf"]
     )

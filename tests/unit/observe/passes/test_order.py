@@ -1,4 +1,4 @@
-"""A pass stops behind the last layer, as long as all batches are alike."""
+"""A pass stops behind the last layer as long as all batches run the same layers."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from bnlab.observe.passes.order import AllSeen, ExecutionOrder, input_of
 
 
 def batch(order, *paths):
-    """Run layers; return whether the pass was left behind the last."""
+    """Run layers; return whether the pass stopped behind the last one."""
     order.begin()
     try:
         for path in paths:

@@ -1,4 +1,4 @@
-"""Pooled statistics are those of all values together, whole batches or none."""
+"""Pooled statistics are those of all values together, and each batch counts wholly or not at all."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_imposed_statistics_are_what_other_layers_normalise_with(model):
     assert torch.equal(first.running_mean, torch.zeros(3))
 
 
-def test_it_stops_at_the_tolerance_or_the_number_of_batches(model):
+def test_pooling_stops_at_the_tolerance_or_the_number_of_batches(model):
     data = [torch.randn(64, 3) for _ in range(30)]
     layers = any_batch_norm(model)
     assert pool(Subject(model), layers, data, max_batches=3).batches == 3

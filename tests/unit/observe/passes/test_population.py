@@ -1,4 +1,4 @@
-"""Statistics that are imposed hold for the block, whatever the model does, and are gone behind it."""
+"""Imposed statistics hold inside the block, whatever the model does, and are gone after it."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_batch_statistics_hold_in_eval_mode_too(model):
     assert all(value is buffers[name] for name, value in model[0].named_buffers())
 
 
-def test_given_statistics_are_those_that_eval_mode_uses(model):
+def test_eval_mode_uses_the_imposed_statistics(model):
     x = torch.randn(4, 3)
     mean, var = torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor([4.0, 9.0, 16.0]).double()
     with impose_statistics({model[0]: (mean.numpy(), var.numpy())}):
@@ -32,7 +32,7 @@ def test_given_statistics_are_those_that_eval_mode_uses(model):
     assert torch.equal(model[0].running_mean, torch.zeros(3))
 
 
-def test_they_are_put_back_when_the_block_raises(model):
+def test_running_statistics_are_restored_when_the_block_raises(model):
     mean = model[0].running_mean
     with pytest.raises(RuntimeError), impose_batch_statistics(model):
         raise RuntimeError

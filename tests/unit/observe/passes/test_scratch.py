@@ -1,4 +1,4 @@
-"""A layer with scratch buffers leaves the statistics of its last batch, and nothing else."""
+"""A layer writes the statistics of its last batch, and nothing else, to its scratch buffers."""
 
 import numpy as np
 import pytest
@@ -37,5 +37,5 @@ def test_statistics_of_the_last_batch_are_exact(kind, layout):
     "layer",
     [Other(), nn.BatchNorm2d(3).half(), bnlab.nn.GhostBatchNorm2d(4, ghost_size=2), bnlab.nn.FrozenBatchNorm2d(3)],
 )
-def test_layers_that_leave_none(layer):
+def test_layers_that_write_no_statistics_get_no_scratch(layer):
     assert scratch_of(layer) is None

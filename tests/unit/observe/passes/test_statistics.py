@@ -1,4 +1,4 @@
-"""One engine takes statistics: what it hands on is exact, whatever the layer, and both users of it agree."""
+"""The measured statistics are exact for every kind of layer, and diagnosis and recalibration agree on them."""
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ from bnlab.observe.passes.subject import Subject
 
 
 class Shifting(nn.BatchNorm1d):
-    """Changes its input before BN sees it."""
+    """A BN layer that changes its input before BN."""
 
     def forward(self, input):
         return super().forward(input + 10)
 
 
 class Own(nn.Module):
-    """BN of another class."""
+    """A BN layer of another class."""
 
     def __init__(self, channels):
         super().__init__()
@@ -58,9 +58,7 @@ def test_every_call_is_exact(layer, offset, mean):
     (call,), ends = calls_of(nn.Sequential(layer), [x])
     values = x.double().numpy() + offset
     std = values.std(0)
-    tolerance = (
-        (1e-2 if mean else 1e-5) if offset else 1e-6
-    )  # torch's own kernel is all there is to see of what BN was given
+    tolerance = (1e-2 if mean else 1e-5) if offset else 1e-6  # an offset hides the input of BN
     assert (abs(call.mean - values.mean(0)) <= tolerance * std).all()
     assert (abs(call.var / values.var(0, ddof=1) - 1) <= 100 * tolerance).all()
     assert (call.path, call.count, ends) == ("0", 200, [None])
@@ -84,7 +82,7 @@ def test_both_users_agree_on_every_moment():
         assert (seen[path].batches, seen[path].count) == (pooled[path].batches, pooled[path].count)
 
 
-def test_values_that_are_not_finite_and_single_values_are_told_apart():
+def test_values_that_are_not_finite_differ_from_single_values():
     model = nn.Sequential(nn.BatchNorm1d(2))
     calls, ends = calls_of(model, [torch.randn(4, 2), torch.full((4, 2), float("nan")), torch.randn(1, 2)])
     assert [call.is_finite for call in calls] == [True, False]
@@ -108,7 +106,7 @@ def test_dropout_stays_off_or_on_though_a_forward_changes_the_mode():
 
 
 def test_statistics_of_a_layer_that_are_not_finite_are_counted(monkeypatch):
-    """As on an accelerator, where torch's own kernel runs: it overflows, and the exact statistics do not."""
+    """The kernel of torch, which runs on an accelerator, overflows where the exact statistics do not."""
     monkeypatch.setattr("bnlab.observe.passes.scratch._runs_on_kernels", lambda layer: False)
     model = nn.Sequential(nn.BatchNorm1d(2))
     x = torch.randn(8, 2) * 1e25

@@ -1,4 +1,4 @@
-"""A model that is observed keeps no trace of it."""
+"""Observation leaves no trace in a model."""
 
 import random
 
@@ -12,7 +12,7 @@ from bnlab.errors import UsageError
 from bnlab.observe.passes.subject import Subject, untouched, usage_error_unless
 
 
-def test_untouched_puts_everything_back():
+def test_untouched_restores_everything():
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout())
     model[0].eval()
     model.calls = 0
@@ -41,7 +41,7 @@ def test_untouched_puts_everything_back():
     assert (torch.rand(1), random.random(), np.random.rand()) == expected
 
 
-def test_buffers_that_are_not_a_number_are_put_back_too():
+def test_buffers_with_nan_are_restored_too():
     model = nn.BatchNorm1d(2)
     model.running_mean.fill_(float("nan"))
     with untouched(model):

@@ -32,15 +32,15 @@ def assert_same(before, after):
 
 def outputs(model, x):
     """Output, gradients and buffers of a copy, in either mode."""
-    found = []
+    results = []
     for training in (True, False):
         copied = copy.deepcopy(model).train(training)
         leaf = x.clone().requires_grad_()
         torch.manual_seed(0)
         y = copied(leaf)
         y.cos().sum().backward()
-        found.append((y, leaf.grad, [p.grad for p in copied.parameters()], copied.state_dict()))
-    return found
+        results.append((y, leaf.grad, [p.grad for p in copied.parameters()], copied.state_dict()))
+    return results
 
 
 class Scaled(nn.BatchNorm2d):

@@ -58,5 +58,5 @@ def test_undo_of_a_parametrized_layer_is_refused():
     model = nn.Sequential(nn.BatchNorm2d(3))
     receipt = bnlab.convert(model, bnlab.nn.BatchNorm2d)
     parametrizations.weight_norm(model[0], "weight", dim=0)
-    with pytest.raises(UsageError, match="undo: every module must be as it was left"):
+    with pytest.raises(UsageError, match="undo: every module must be unchanged"):
         receipt.undo()

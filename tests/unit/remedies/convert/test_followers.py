@@ -33,8 +33,8 @@ def behind(function):
     ],
 )
 def test_what_follows(function, expected):
-    found = behind(function)
-    assert (found.activation, found.residual) == expected
+    following = behind(function)
+    assert (following.activation, following.residual) == expected
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,9 @@ def test_what_follows(function, expected):
     [
         (lambda bn, x: bn(bn(x)).relu(), "it ran 2 times in one forward pass"),
         (lambda bn, x: bn(x), "its output is used more than once, or returned"),
-        (lambda bn, x: bn(x).exp(), "no activation and no addition follows"),
-        (lambda bn, x: bn(x) + x[:1], "what is added to it has another shape or dtype"),
-        (lambda bn, x: bn(x) + 1, "what is added to it is no other tensor"),
+        (lambda bn, x: bn(x).exp(), "neither an activation nor an addition follows it"),
+        (lambda bn, x: bn(x) + x[:1], "the tensor that is added to it has another shape or dtype"),
+        (lambda bn, x: bn(x) + 1, "the addition does not add another tensor"),
     ],
 )
 def test_why_nothing_can_be_taken_in(function, reason):

@@ -74,15 +74,15 @@ def test_what_a_resnet_takes_in():
 def losses(model, steps=12):
     torch.manual_seed(1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    found = []
+    losses_by_step = []
     for _ in range(steps):
         x, labels = images(16).double(), torch.randint(10, (16,))
         loss = F.cross_entropy(model(x), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        found.append(loss.item())
-    return found
+        losses_by_step.append(loss.item())
+    return losses_by_step
 
 
 @pytest.mark.trains
@@ -343,23 +343,23 @@ LEFT_ALONE = {
     Returned: "its output is used more than once, or returned",
     InANamespace: "its forward calls types.SimpleNamespace",
     KeptByTheModule: "its output is used more than once, or returned",
-    NothingKnown: "no activation and no addition follows",
-    OtherSlope: "no activation and no addition follows",
-    Broadcast: "what is added to it has another shape or dtype",
-    AddedToItself: "what is added to it is no other tensor",
-    Scaled: "no activation and no addition follows",
-    Constant: "what is added to it is no other tensor",
+    NothingKnown: "neither an activation nor an addition follows it",
+    OtherSlope: "neither an activation nor an addition follows it",
+    Broadcast: "the tensor that is added to it has another shape or dtype",
+    AddedToItself: "the addition does not add another tensor",
+    Scaled: "neither an activation nor an addition follows it",
+    Constant: "the addition does not add another tensor",
     Twice: "it ran 2 times in one forward pass",
     IntoAnother: "it is added to another tensor in place",
-    Masked: "no activation and no addition follows",
-    ByMode: "what follows it differs between train mode and eval mode",
+    Masked: "neither an activation nor an addition follows it",
+    ByMode: "different operations follow it in train mode and in eval mode",
     DropoutByMode: "its forward reads self.training",
     Context: "its forward has a with statement",
     ContextInAMethod: "its forward calls self.behind",
     Decorated: "its forward is wrapped",
     Random: "its forward calls random.uniform",
     Counting: "its forward sets self.calls",
-    Logging: "its forward does something besides its result: self.log.append(y.mean())",
+    Logging: "its forward has an expression statement: self.log.append(y.mean())",
     ByValue: "its forward depends on x.sum() < 1000000000.0",
     ByGrad: "its forward depends on torch.is_grad_enabled()",
     BySetting: "its forward reads self.scale",
@@ -367,7 +367,7 @@ LEFT_ALONE = {
     Before: "its forward has optional arguments",
     CustomGradient: "its forward calls Clip.apply",
     Checkpointed: "its forward calls checkpoint",
-    Hooked: "a hook looks at its output",
+    Hooked: "a hook reads its output",
     HookedActivation: "its forward does not show the activation",
     OwnState: "its class or instance has a __getstate__ of its own",
 }
@@ -487,7 +487,7 @@ def test_undo_out_of_order_is_refused():
     before = snapshot(model)
     first = bnlab.convert(model, BatchNorm2d)
     second = fuse(model, x)
-    with pytest.raises(UsageError, match=r"^undo: every module must be as it was left, got a BatchNorm2d that was"):
+    with pytest.raises(UsageError, match=r"^undo: every module must be unchanged, got a BatchNorm2d that was"):
         first.undo()
     second.undo()
     first.undo()

@@ -123,7 +123,7 @@ def overridden():
 NO_MORE = "do nothing beyond BN and an activation, got test_convert"
 OTHERS = [
     (WithArgument(3), f"{NO_MORE}.WithArgument with a forward with more arguments than the input."),
-    (Detached(3), f"{NO_MORE}.Detached with a forward that looks at input.detach."),
+    (Detached(3), f"{NO_MORE}.Detached with a forward that reads input.detach."),
     (WithoutGrad(3), f"{NO_MORE}.WithoutGrad with a forward with a with statement."),
     (InFloat(3), f"{NO_MORE}.InFloat with a forward that depends on input.dtype == torch.float16."),
     (BySize(3), f"{NO_MORE}.BySize with a forward that depends on input.dim() == 2."),
@@ -143,7 +143,10 @@ OTHERS = [
         parametrizations.weight_norm(nn.BatchNorm2d(3), "weight", dim=0),
         "have weight and bias as plain parameters, got a parametrization. Remove it first.",
     ),
-    (nn.BatchNorm2d(3, momentum=1.5), "be able to become bnlab.nn.BatchNorm2d, got the refusal 'BatchNorm2d: momentum"),
+    (
+        nn.BatchNorm2d(3, momentum=1.5),
+        "fit the arguments of bnlab.nn.BatchNorm2d, got the error 'BatchNorm2d: momentum",
+    ),
 ]
 
 

@@ -37,16 +37,16 @@ def test_options_reach_every_layer_and_change_it_later():
         ({"to": "bnlab"}, "convert: to must be a BN layer class of bnlab.nn or torch.nn, GroupNorm or InstanceNorm"),
         (
             {"to": functools.partial(bnlab.nn.BatchNorm2d, eps=1e-3)},
-            "convert: to must not say what every layer keeps, got eps. Leave it out.",
+            "convert: to must not set what every layer keeps, got eps. Leave it out.",
         ),
         (
             {"to": functools.partial(bnlab.nn.BatchNorm2d, 64)},
-            "convert: to must not say what every layer keeps, got 64. Leave it out.",
+            "convert: to must not set what every layer keeps, got 64. Leave it out.",
         ),
         (
             {"to": functools.partial(nn.GroupNorm, 5)},
             (
-                "0: layer must be able to become torch.nn.GroupNorm, got the refusal "
+                "0: layer must fit the arguments of torch.nn.GroupNorm, got the error "
                 "'num_channels (4) must be divisible by num_groups (5)'."
             ),
         ),

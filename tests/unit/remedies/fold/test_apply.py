@@ -63,7 +63,7 @@ def test_a_variance_of_zero_in_half_precision():
     with torch.no_grad():
         model[0].weight[2] = 1.0
     receipt = fold(model, 0 * images(2).half())
-    assert reasons(receipt) == {"1": "the weight of 0 with it in it is not finite in float16"}
+    assert reasons(receipt) == {"1": "when it is folded, the weight of 0 is not finite in float16"}
     assert type(receipt.model[1]) is nn.BatchNorm2d
     assert torch.equal(receipt.model[0].weight, model[0].weight)
     model[1].eps = 0.0

@@ -33,7 +33,7 @@ def test_a_file_for_one_size_only_says_so():
     batch = {"image": images(2), "scale": torch.tensor(2.0)}
     model = fold(trained(Fixed()), batch).model
     data, note = exported(model, batch)
-    assert note.startswith("the batch must have 2 samples, for torch.export says: ")
+    assert note.startswith("the batch must have 2 samples, because torch.export raises ")
     assert_close(loaded(data)(**batch), model(**batch))
 
 

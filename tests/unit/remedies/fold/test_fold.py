@@ -68,9 +68,9 @@ def test_names_stay_and_the_receipt_says_what_became_of_them():
         "  batch norm: tests.architectures.BatchNormAct2d -> folded into conv1 (bn1)\n"
         "  batch norm: tests.architectures.BatchNormReLU -> folded into conv2 (bn2)\n"
         "  batch norm: tests.architectures.BatchNormAct2d -> scale and shift (bn3)\n"
-        "  left alone: not folded: it is fed by the BN layer bn2, no convolution or linear layer; it has an activation "
-        "(bn3)\n"
-        "  read from one run: other paths through forward are seen only where the random inputs take them"
+        "  left alone: not folded: it is fed by the BN layer bn2, which is not a convolution or linear layer; "
+        "it has an activation (bn3)\n"
+        "  planned from one run: other paths through forward are checked only if the random inputs take them"
     )
     record = receipt.changes
     assert (record.action, record.safety.value) == ("fold", "exact")
@@ -184,9 +184,7 @@ class NoCopy(Pair):
 
 def test_what_cannot_be_folded_at_all():
     x, model = images(2), of(nn.BatchNorm2d(4))
-    with pytest.raises(
-        UsageError, match=r"^model: it must be one that can be copied, got TypeError: cannot pickle 'lock'"
-    ):
+    with pytest.raises(UsageError, match=r"^model: copy.deepcopy must accept it, got TypeError: cannot pickle 'lock'"):
         fold(trained(NoCopy()), x)
     with pytest.raises(UsageError, match=r"^model: forward must run on the example, got RuntimeError: "):
         fold(model, torch.randn(2, 5, 8, 8))

@@ -133,7 +133,7 @@ def test_across_a_relu():
     why = check(
         nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)), images(2).double(), **{"2": "scale and shift"}
     )
-    assert why["2"].startswith("not folded: it is fed by relu, no convolution or linear layer")
+    assert why["2"].startswith("not folded: it is fed by relu, which is not a convolution or linear layer")
 
 
 class Crossed(nn.Module):
@@ -269,10 +269,13 @@ APART = {
     "weight.data used": (WeightDataUsed, "the weight of conv is used elsewhere too"),
     "bias used": (BiasUsed, "the bias of conv is used elsewhere too"),
     "weight tied": (Tied, "the weight of conv is used elsewhere too"),
-    "changed in place": (ChangedInPlace, "it is fed by mul, no convolution or linear layer"),
+    "changed in place": (ChangedInPlace, "it is fed by mul, which is not a convolution or linear layer"),
     "changed in a view": (ChangedInAView, "the output of conv is used elsewhere too"),
     "run twice": (RunTwice, "it runs 2 times in one forward pass"),
-    "own forward": (lambda: with_producer(OwnForward(3, 4, 3)), "it is fed by abs, no convolution or linear layer"),
+    "own forward": (
+        lambda: with_producer(OwnForward(3, 4, 3)),
+        "it is fed by abs, which is not a convolution or linear layer",
+    ),
     "own weight": (lambda: with_producer(Standardised(3, 4, 3)), "conv has a _conv_forward of its own"),
     "parametrized": (
         lambda: with_producer(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))),
@@ -280,11 +283,11 @@ APART = {
     ),
     "pruned": (
         lambda: with_producer(prune.l1_unstructured(nn.Conv2d(3, 4, 3), "weight", 0.5)),
-        "hooks look at conv, or make its weight",
+        "hooks read conv, or compute its weight",
     ),
     "hook on the convolution": (
         lambda: hooked(with_producer(nn.Conv2d(3, 4, 3)), "conv"),
-        "hooks look at conv, or make its weight",
+        "hooks read conv, or compute its weight",
     ),
     "hook around the convolution": (lambda: hooked(Nested(), "inner"), "the output of inner.0 is used elsewhere too"),
 }

@@ -55,7 +55,7 @@ def test_a_layer_stays():
         "running_mean is not finite in 1 of 4 channels: recalibrate it first"
     )
     assert stays(spoilt("weight", float("inf"))) == "weight is not finite in 1 of 4 channels"
-    assert stays(hooked(of(nn.BatchNorm2d(4)), "1")) == "hooks look at it"
+    assert stays(hooked(of(nn.BatchNorm2d(4)), "1")) == "it has hooks"
     for by_name in (True, False):
         assert stays(Residual(by_name=by_name)) == "it is called with more than its input, such as a residual or a mask"
     assert stays(ReadsBN()) == "its weight is used outside it"
@@ -168,7 +168,7 @@ def test_a_forgotten_eps_is_caught(monkeypatch):
     )
     assert "is not scale*x + shift" in stays(trained(of(nn.BatchNorm2d(4, eps=1e-3))))
     monkeypatch.setattr(_fold_layer, "_activation", lambda *_: None)
-    assert "with it folded, 0 + 1 differs by" in stays(trained(of(nn.BatchNorm2d(4, eps=1e-3))))
+    assert "when it is folded, 0 + 1 differs by" in stays(trained(of(nn.BatchNorm2d(4, eps=1e-3))))
     monkeypatch.setattr(fold_module, "errors_of_pairs", lambda model, example, pairs: dict.fromkeys(pairs, 0.0))
     with pytest.raises(
         UsageError, match=r"^fold: the folded model must give the output .* within 1e-09 .*, got \d\.\de-0"

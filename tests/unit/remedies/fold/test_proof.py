@@ -16,7 +16,7 @@ from bnlab.remedies.fold.fold import fold
 def test_tolerance():
     model = trained(of(nn.BatchNorm2d(4)))
     receipt = fold(model, images(2), tolerance=1e-12)
-    assert reasons(receipt)["1"].startswith("with it folded, 0 + 1 differs by ")
+    assert reasons(receipt)["1"].startswith("when it is folded, 0 + 1 differs by ")
     assert reasons(receipt)["1"].endswith(" of the largest output, above 1e-12")
     for wrong in (0, -1.0, float("nan"), float("inf")):
         with pytest.raises(UsageError, match=r"^fold: tolerance must be above 0 and finite, got "):

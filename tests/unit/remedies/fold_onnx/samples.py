@@ -100,8 +100,8 @@ def wide(array):
 
 
 def same(model, x, expected, output="y", tolerance=1e-5):
-    found = run_model(model, {"x": x.astype(np.float32)})[output]
-    error = difference(np.asarray(expected), found)
+    actual = run_model(model, {"x": x.astype(np.float32)})[output]
+    error = difference(np.asarray(expected), actual)
     assert error < tolerance, error
 
 

@@ -35,9 +35,9 @@ from bnlab.remedies.fold_onnx.fold_onnx import fold_onnx  # noqa: E402
 def test_every_opset_with_broadcasting(tmp_path, opset):
     x, weight, values = normal(2, 3, 5, 5), normal(4, 3, 3, 3), parameters(4)
     plain = [helper.make_node("Conv", ["x", "c.weight"], ["h"]), bn_node()]
-    with_relu, given = conv_relu_bn(values, weight)
+    with_relu, initializers = conv_relu_bn(values, weight)
     for nodes in (plain, with_relu):
-        model, changes = folded(saved(tmp_path, nodes, given, (2, 3, 5, 5), opset=opset))
+        model, changes = folded(saved(tmp_path, nodes, initializers, (2, 3, 5, 5), opset=opset))
         assert "BatchNormalization" not in kinds(model)
         assert changes.measurements[-1].value < 1e-5
         hidden = conv2d(wide(x), wide(weight)).numpy()
@@ -79,8 +79,8 @@ def test_the_rest_of_the_model_is_kept_byte_by_byte(tmp_path):
 
 def test_tolerance_is_what_counts(tmp_path):
     nodes = [helper.make_node("Conv", ["x", "c.weight"], ["h"]), bn_node()]
-    given = tensors({"c.weight": normal(4, 3, 3, 3), **prefixed(parameters(4))})
-    path = saved(tmp_path, nodes, given, (2, 3, 5, 5))
+    initializers = tensors({"c.weight": normal(4, 3, 3, 3), **prefixed(parameters(4))})
+    path = saved(tmp_path, nodes, initializers, (2, 3, 5, 5))
     assert "above 1e-12" in fold_onnx(path, tolerance=1e-12).changes.left_alone[0].reason
     for wrong in (0, -1, math.nan, math.inf):
         with pytest.raises(UsageError, match="tolerance must be above 0 and finite"):
@@ -91,18 +91,18 @@ def test_tolerance_is_what_counts(tmp_path):
 def test_other_dtypes_are_rounded_once(tmp_path, dtype, kind):
     weight, values = normal(4, 3, 3, 3).astype(dtype), {k: v.astype(dtype) for k, v in parameters(4).items()}
     nodes = [helper.make_node("Conv", ["x", "c.weight"], ["h"]), bn_node()]
-    given = tensors({"c.weight": weight, **prefixed(values)}, dtype)
-    model, changes = folded(saved(tmp_path, nodes, given, (2, 3, 5, 5), kind=kind))
+    initializers = tensors({"c.weight": weight, **prefixed(values)}, dtype)
+    model, changes = folded(saved(tmp_path, nodes, initializers, (2, 3, 5, 5), kind=kind))
     assert changes.left_alone == ()
-    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     wide_values = {key: value.astype(np.float64) for key, value in values.items()}
     scale = wide_values["weight"] / np.sqrt(wide_values["running_var"] + np.float64(np.float32(EPS)))
     expected = (weight.astype(np.float64) * scale[:, None, None, None]).astype(dtype)
     shift = (wide_values["bias"] - wide_values["running_mean"] * scale).astype(dtype)
-    assert found["c.weight"].dtype == found["bn.folded_bias"].dtype == dtype
+    assert stored["c.weight"].dtype == stored["bn.folded_bias"].dtype == dtype
     # One step where torch and numpy round the square root differently.
-    assert np.allclose(found["c.weight"], expected, rtol=2 * np.finfo(dtype).eps, atol=0)
-    assert np.allclose(found["bn.folded_bias"], shift, rtol=2 * np.finfo(dtype).eps, atol=1e-7)
+    assert np.allclose(stored["c.weight"], expected, rtol=2 * np.finfo(dtype).eps, atol=0)
+    assert np.allclose(stored["bn.folded_bias"], shift, rtol=2 * np.finfo(dtype).eps, atol=1e-7)
 
 
 def test_external_data_is_taken_into_the_model(tmp_path):
@@ -148,8 +148,8 @@ def test_what_cannot_be_read(tmp_path, monkeypatch):
 
 def test_a_damaged_model_is_no_fault_of_ours_and_a_fault_of_ours_is_not_hidden(tmp_path, monkeypatch):
     conv = helper.make_node("Conv", ["x", "c.weight"], ["h"], group=2)
-    given = tensors({"c.weight": normal(4, 2, 1, 1), **prefixed(parameters(4))})
-    path = saved(tmp_path, [conv, bn_node()], given, (2, 4, 3, 3))
+    initializers = tensors({"c.weight": normal(4, 2, 1, 1), **prefixed(parameters(4))})
+    path = saved(tmp_path, [conv, bn_node()], initializers, (2, 4, 3, 3))
     whole = path.read_bytes()
 
     def damage(change):
@@ -164,7 +164,7 @@ def test_a_damaged_model_is_no_fault_of_ours_and_a_fault_of_ours_is_not_hidden(t
     with pytest.raises(DamagedFile, match=r"m\.onnx: tensor 'c.weight' must hold the values it promises"):
         fold_onnx(path)
     path.write_bytes(whole)
-    monkeypatch.setattr(_onnx_pairs, "scale_and_shift", lambda *given: {}["a bug"])
+    monkeypatch.setattr(_onnx_pairs, "scale_and_shift", lambda *_: {}["a bug"])
     with pytest.raises(KeyError, match="a bug"):
         fold_onnx(path)
 

@@ -11,8 +11,8 @@ from bnlab.remedies.fold_onnx.fold_onnx import fold_onnx  # noqa: E402
 
 def test_an_example_for_unknown_dimensions(tmp_path):
     nodes = [helper.make_node("Conv", ["x", "c.weight"], ["h"]), bn_node()]
-    given = tensors({"c.weight": normal(4, 3, 3, 3), **prefixed(parameters(4))})
-    path = saved(tmp_path, nodes, given, ("n", 3, "h", "w"))
+    initializers = tensors({"c.weight": normal(4, 3, 3, 3), **prefixed(parameters(4))})
+    path = saved(tmp_path, nodes, initializers, ("n", 3, "h", "w"))
     _, changes = folded(path)
     assert changes.notes == (
         "no random inputs: input 'x' has unknown dimensions. Give an example",

@@ -57,8 +57,8 @@ def test_a_convolution_takes_the_bn_behind_it(tmp_path, case):
     channels = shape[1] * attributes.get("group", 1) if kind == "ConvTranspose" else shape[0]
     bias, values = normal(channels) if has_bias else None, parameters(channels)
     linear = helper.make_node(kind, ["x", "conv.weight", *(["conv.bias"] if has_bias else [])], ["h"], **attributes)
-    given = {"conv.weight": weight, **({"conv.bias": bias} if has_bias else {}), **prefixed(values)}
-    path = saved(tmp_path, [linear, bn_node()], tensors(given), in_shape)
+    initializers = {"conv.weight": weight, **({"conv.bias": bias} if has_bias else {}), **prefixed(values)}
+    path = saved(tmp_path, [linear, bn_node()], tensors(initializers), in_shape)
     model, changes = folded(path)
     assert kinds(model) == [kind]
     hidden = in_torch(wide(x), wide(weight), wide(bias)).numpy()
@@ -79,16 +79,16 @@ def test_a_convolution_takes_the_bn_behind_it(tmp_path, case):
         same(model, x, batch_norm(hidden, {key: np.roll(value, 1) for key, value in values.items()}))
 
 
-@pytest.mark.parametrize("turned", [0, 1])
+@pytest.mark.parametrize("is_transposed", [0, 1])
 @pytest.mark.parametrize("bias_shape", [None, (), (1,), (4,), (1, 4), (2, 4), (2, 1)])
-def test_a_gemm_takes_it_with_alpha_beta_and_any_bias(tmp_path, turned, bias_shape):
+def test_a_gemm_takes_it_with_alpha_beta_and_any_bias(tmp_path, is_transposed, bias_shape):
     x, weight, values = normal(2, 5), normal(5, 4), parameters(4)
     bias = None if bias_shape is None else normal(*bias_shape)
     inputs = ["x", "fc.weight", *([] if bias is None else ["fc.bias"])]
-    linear = helper.make_node("Gemm", inputs, ["h"], alpha=0.5, beta=-3.0, transB=turned)
-    given = {"fc.weight": weight.T if turned else weight, **prefixed(values)}
-    given |= {} if bias is None else {"fc.bias": np.asarray(bias)}
-    model, changes = folded(saved(tmp_path, [linear, bn_node()], tensors(given), (2, 5)))
+    linear = helper.make_node("Gemm", inputs, ["h"], alpha=0.5, beta=-3.0, transB=is_transposed)
+    initializers = {"fc.weight": weight.T if is_transposed else weight, **prefixed(values)}
+    initializers |= {} if bias is None else {"fc.bias": np.asarray(bias)}
+    model, changes = folded(saved(tmp_path, [linear, bn_node()], tensors(initializers), (2, 5)))
     assert kinds(model) == ["Gemm"]
     assert changes.changes[0].after == "folded into Gemm fc"
     product = 0.5 * (x.astype(np.float32).astype(float) @ wide(weight).numpy())
@@ -137,8 +137,8 @@ def test_a_chain_of_two(tmp_path):
         bn_node(result="i", prefix="a."),
         bn_node(source="i", prefix="b."),
     ]
-    given = {"c.weight": weight, **prefixed(first, "a."), **prefixed(second, "b.")}
-    model, changes = folded(saved(tmp_path, nodes, tensors(given), (2, 3, 5, 5)))
+    initializers = {"c.weight": weight, **prefixed(first, "a."), **prefixed(second, "b.")}
+    model, changes = folded(saved(tmp_path, nodes, tensors(initializers), (2, 3, 5, 5)))
     assert kinds(model) == ["Conv"]
     assert [change.layer for change in changes.changes] == ["a", "b"]
     same(model, x, batch_norm(batch_norm(conv2d(wide(x), wide(weight)).numpy(), first), second))
@@ -154,8 +154,8 @@ def test_pairs_come_from_the_data_flow_not_from_the_order(tmp_path):
         bn_node("h2", "y2", "b2."),
         helper.make_node("Sub", ["y1", "y2"], ["y"]),
     ]
-    given = {"c1.weight": one, "c2.weight": two, **prefixed(first, "b1."), **prefixed(second, "b2.")}
-    model, changes = folded(saved(tmp_path, nodes, tensors(given), (2, 3, 5, 5)))
+    initializers = {"c1.weight": one, "c2.weight": two, **prefixed(first, "b1."), **prefixed(second, "b2.")}
+    model, changes = folded(saved(tmp_path, nodes, tensors(initializers), (2, 3, 5, 5)))
     assert [change.after for change in changes.changes] == ["folded into Conv c1", "folded into Conv c2"]
 
     def expected(a, b):
@@ -193,24 +193,24 @@ def test_a_producer_that_feeds_something_else_too_is_kept(tmp_path):
     same(model, x, hidden + batch_norm(hidden, values))
     with pytest.raises(AssertionError):  # torch.fx's answer: the other consumer gets the folded one
         same(model, x, 2 * batch_norm(hidden, values))
-    assert "the Conv that feeds it feeds something else, too" in changes.notes[0]
+    assert "the Conv that feeds it feeds another node too" in changes.notes[0]
 
 
 def test_a_producer_whose_output_is_an_output_is_kept(tmp_path):
     x, weight, values = normal(2, 3, 5, 5), normal(4, 3, 3, 3), parameters(4)
     nodes = [helper.make_node("Conv", ["x", "c.weight"], ["h"]), bn_node()]
-    given = tensors({"c.weight": weight, **prefixed(values)})
-    model, changes = folded(saved(tmp_path, nodes, given, (2, 3, 5, 5), outputs=("h", "y")))
+    initializers = tensors({"c.weight": weight, **prefixed(values)})
+    model, changes = folded(saved(tmp_path, nodes, initializers, (2, 3, 5, 5), outputs=("h", "y")))
     hidden = conv2d(wide(x), wide(weight)).numpy()
     same(model, x, hidden, "h")
     same(model, x, batch_norm(hidden, values))
     assert "the output of the Conv that feeds it is an output of the graph" in changes.notes[0]
 
 
-PADS_WITHOUT_BEING_ASKED = tuple(map(int, onnx.__version__.split(".")[:2])) < (1, 18)
+PADS_A_VALID_CONV = tuple(map(int, onnx.__version__.split(".")[:2])) < (1, 18)
 VALID = pytest.param(
     {"auto_pad": "VALID"},
-    marks=pytest.mark.skipif(PADS_WITHOUT_BEING_ASKED, reason="the evaluator of onnx 1.17 pads a Conv that is VALID"),
+    marks=pytest.mark.skipif(PADS_A_VALID_CONV, reason="the evaluator of onnx 1.17 pads a Conv that is VALID"),
 )
 
 
@@ -223,8 +223,8 @@ def test_a_bn_goes_into_the_convolution_behind_it(tmp_path, groups, padding):
         bn_node(result="b"),
         helper.make_node("Conv", ["b", "c.weight", "c.bias"], ["y"], group=groups, **padding),
     ]
-    given = tensors({"c.weight": weight, "c.bias": bias, **prefixed(values)})
-    model, changes = folded(saved(tmp_path, nodes, given, (2, 4, 5, 5)))
+    initializers = tensors({"c.weight": weight, "c.bias": bias, **prefixed(values)})
+    model, changes = folded(saved(tmp_path, nodes, initializers, (2, 4, 5, 5)))
     assert kinds(model) == ["Relu", "Conv"]
     assert changes.changes[0].after == "folded into Conv c behind it"
     normalised = torch.from_numpy(batch_norm(np.maximum(wide(x).numpy(), 0), values))
@@ -234,16 +234,16 @@ def test_a_bn_goes_into_the_convolution_behind_it(tmp_path, groups, padding):
         same(model, x, conv2d(unshifted, wide(weight), wide(bias), groups=groups).numpy())
 
 
-@pytest.mark.parametrize("turned", [0, 1])
-def test_a_bn_goes_into_the_gemm_behind_it(tmp_path, turned):
+@pytest.mark.parametrize("is_transposed", [0, 1])
+def test_a_bn_goes_into_the_gemm_behind_it(tmp_path, is_transposed):
     x, weight, bias, values = normal(2, 5), normal(5, 4), normal(4), parameters(5)
     nodes = [
         helper.make_node("Relu", ["x"], ["h"]),
         bn_node(result="b"),
-        helper.make_node("Gemm", ["b", "c.weight", "c.bias"], ["y"], alpha=2.0, beta=0.5, transB=turned),
+        helper.make_node("Gemm", ["b", "c.weight", "c.bias"], ["y"], alpha=2.0, beta=0.5, transB=is_transposed),
     ]
-    given = tensors({"c.weight": weight.T if turned else weight, "c.bias": bias, **prefixed(values)})
-    model, _ = folded(saved(tmp_path, nodes, given, (2, 5)))
+    initializers = tensors({"c.weight": weight.T if is_transposed else weight, "c.bias": bias, **prefixed(values)})
+    model, _ = folded(saved(tmp_path, nodes, initializers, (2, 5)))
     assert kinds(model) == ["Relu", "Gemm"]
     normalised = batch_norm(np.maximum(wide(x).numpy(), 0), values)
     same(model, x, 2 * normalised @ wide(weight).numpy() + 0.5 * wide(bias).numpy())
@@ -257,8 +257,8 @@ def test_padding_behind_the_bn_is_zeros_after_it_not_before(tmp_path, padding):
         bn_node(result="b"),
         helper.make_node("Conv", ["b", "c.weight"], ["y"], **padding),
     ]
-    given = tensors({"c.weight": weight, **prefixed(values)})
-    model, changes = folded(saved(tmp_path, nodes, given, (2, 4, 5, 5)))
+    initializers = tensors({"c.weight": weight, **prefixed(values)})
+    model, changes = folded(saved(tmp_path, nodes, initializers, (2, 4, 5, 5)))
     assert kinds(model) == ["Relu", "Mul", "Add", "Conv"]
     normalised = torch.from_numpy(batch_norm(np.maximum(wide(x).numpy(), 0), values))
     ends = padding.get("pads", [1, 1, 1, 1])

@@ -23,16 +23,16 @@ from bnlab.remedies.fold_onnx.fold_onnx import fold_onnx  # noqa: E402
 
 def test_a_fold_that_is_wrong_is_not_kept(tmp_path, monkeypatch):
     right = _onnx_pairs.scale_and_shift
-    monkeypatch.setattr(_onnx_pairs, "scale_and_shift", lambda *given: right(*given[:4], 0.0))  # eps forgotten
+    monkeypatch.setattr(_onnx_pairs, "scale_and_shift", lambda *arguments: right(*arguments[:4], 0.0))  # eps forgotten
     nodes = [helper.make_node("Conv", ["x", "c.weight"], ["h"]), bn_node()]
-    given = tensors({"c.weight": normal(4, 3, 3, 3), **prefixed(parameters(4))})
-    path = saved(tmp_path, nodes, given, (2, 3, 5, 5))
+    initializers = tensors({"c.weight": normal(4, 3, 3, 3), **prefixed(parameters(4))})
+    path = saved(tmp_path, nodes, initializers, (2, 3, 5, 5))
     model, changes = folded(path)
     assert model == onnx.load(path)
     assert "folded into Conv c, the error would be" in changes.left_alone[0].reason
     assert changes.changes == changes.measurements == ()
     # And should every pair pass, the whole model does not.
-    monkeypatch.setattr(_onnx_proof.Proof, "of_fold", lambda *given: 0.0)
+    monkeypatch.setattr(_onnx_proof.Proof, "of_fold", lambda *_: 0.0)
     with pytest.raises(UsageError, match=r"m\.onnx: output 'y' must stay within 0.0001 when folded, got an error of"):
         fold_onnx(path)
 
@@ -40,12 +40,12 @@ def test_a_fold_that_is_wrong_is_not_kept(tmp_path, monkeypatch):
 def test_a_fold_that_overflows_half_precision_is_not_kept(tmp_path):
     values = {**parameters(4), "running_var": np.zeros(4), "running_mean": np.zeros(4)}
     nodes = [helper.make_node("Conv", ["x", "c.weight"], ["h"]), bn_node(epsilon=1e-8)]
-    given = tensors(
+    initializers = tensors(
         {"c.weight": np.full((4, 3, 1, 1), 100.0), **prefixed({**values, "weight": np.ones(4)})}, np.float16
     )
-    path = saved(tmp_path, nodes, given, (2, 3, 2, 2), kind=TensorProto.FLOAT16)
+    path = saved(tmp_path, nodes, initializers, (2, 3, 2, 2), kind=TensorProto.FLOAT16)
     result = fold_onnx(path, example=np.full((2, 3, 2, 2), 1e-4, dtype=np.float16))
-    assert result.changes.left_alone[0].reason == "folded into Conv c, the values would not all be finite"
+    assert result.changes.left_alone[0].reason == "if it were folded into Conv c, some values would not be finite"
 
 
 def test_a_batch_that_is_not_as_free_as_it_says(tmp_path):
@@ -55,20 +55,20 @@ def test_a_batch_that_is_not_as_free_as_it_says(tmp_path):
         helper.make_node("Reshape", ["b", "shape"], ["y"]),
     ]
     shape = numpy_helper.from_array(np.array([1, 36], dtype=np.int64), "shape")
-    given = tensors({"c.weight": normal(4, 3, 3, 3), **prefixed(parameters(4))})
-    _, changes = folded(saved(tmp_path, nodes, [shape, *given], ("n", 3, 5, 5)))
+    initializers = tensors({"c.weight": normal(4, 3, 3, 3), **prefixed(parameters(4))})
+    _, changes = folded(saved(tmp_path, nodes, [shape, *initializers], ("n", 3, 5, 5)))
     assert changes.notes == ()
     assert changes.measurements[-1].layer is None
 
 
-def test_an_operator_nobody_knows_is_said_and_pairs_are_checked_alone(tmp_path):
+def test_an_unknown_operator_is_noted_and_pairs_are_checked_alone(tmp_path):
     nodes = [
         helper.make_node("Conv", ["x", "c.weight"], ["h"]),
         bn_node(result="b"),
         helper.make_node("Secret", ["b"], ["y"], domain="mine"),
     ]
-    given = tensors({"c.weight": normal(4, 3, 3, 3), **prefixed(parameters(4))})
-    result = fold_onnx(saved(tmp_path, nodes, given, (2, 3, 5, 5)))
+    initializers = tensors({"c.weight": normal(4, 3, 3, 3), **prefixed(parameters(4))})
+    result = fold_onnx(saved(tmp_path, nodes, initializers, (2, 3, 5, 5)))
     assert kinds(onnx.load_from_string(result.content)) == ["Conv", "Secret"]
     first, second = result.changes.notes
     assert first.startswith("the reference evaluator of onnx does not run the model: ")
@@ -79,14 +79,14 @@ def test_an_operator_nobody_knows_is_said_and_pairs_are_checked_alone(tmp_path):
 
 def test_made_up_inputs_catch_a_wrong_fold_too(tmp_path, monkeypatch):
     right = _onnx_pairs.scale_and_shift
-    monkeypatch.setattr(_onnx_pairs, "scale_and_shift", lambda *given: right(*given[:4], 0.0))
+    monkeypatch.setattr(_onnx_pairs, "scale_and_shift", lambda *arguments: right(*arguments[:4], 0.0))
     nodes = [
         helper.make_node("Gemm", ["x", "c.weight"], ["h"], transB=1),
         bn_node(result="b"),
         helper.make_node("Secret", ["b"], ["y"], domain="mine"),
     ]
-    given = tensors({"c.weight": normal(4, 3), **prefixed(parameters(4))})
-    changes = fold_onnx(saved(tmp_path, nodes, given, (2, 3))).changes
+    initializers = tensors({"c.weight": normal(4, 3), **prefixed(parameters(4))})
+    changes = fold_onnx(saved(tmp_path, nodes, initializers, (2, 3))).changes
     assert "the error would be" in changes.left_alone[0].reason
 
 
@@ -96,6 +96,6 @@ def test_whole_numbers_are_compared_one_by_one(tmp_path):
         bn_node(result="b"),
         helper.make_node("ArgMax", ["b"], ["y"], axis=1),
     ]
-    given = tensors({"c.weight": normal(4, 3, 3, 3), **prefixed(parameters(4))})
-    path = saved(tmp_path, nodes, given, (2, 3, 5, 5), outputs=(info("y", None, TensorProto.INT64),))
+    initializers = tensors({"c.weight": normal(4, 3, 3, 3), **prefixed(parameters(4))})
+    path = saved(tmp_path, nodes, initializers, (2, 3, 5, 5), outputs=(info("y", None, TensorProto.INT64),))
     assert fold_onnx(path).changes.measurements[-1].value == 0

@@ -35,8 +35,8 @@ def test_a_use_inside_a_subgraph_is_a_use(tmp_path):
         helper.make_node("Add", ["i", "b"], ["y"]),
     ]
     yes = numpy_helper.from_array(np.array(True), "yes")
-    given = [yes, *tensors({"c.weight": weight, **prefixed(values)})]
-    model, _ = folded(saved(tmp_path, nodes, given, (2, 3, 5, 5)))
+    initializers = [yes, *tensors({"c.weight": weight, **prefixed(values)})]
+    model, _ = folded(saved(tmp_path, nodes, initializers, (2, 3, 5, 5)))
     hidden = conv2d(wide(x), wide(weight)).numpy()
     same(model, x, batch_norm(hidden, values) - hidden)
 
@@ -49,8 +49,8 @@ def test_a_shared_weight_is_not_changed_for_the_other_node(tmp_path):
         helper.make_node("Conv", ["b", "c.weight", "c.bias"], ["y"]),
     ]
     bias = normal(3)
-    given = tensors({"c.weight": weight, "c.bias": bias, **prefixed(values)})
-    model, _ = folded(saved(tmp_path, nodes, given, (2, 3, 5, 5)))
+    initializers = tensors({"c.weight": weight, "c.bias": bias, **prefixed(values)})
+    model, _ = folded(saved(tmp_path, nodes, initializers, (2, 3, 5, 5)))
     assert kinds(model) == ["Conv", "Conv"]
 
     def conv(value):
@@ -85,16 +85,16 @@ def test_constants_from_nodes_are_read_and_swept(tmp_path):
     same(model, x, batch_norm(conv2d(wide(x), wide(weight)).numpy(), values))
 
 
-def listed(given, only=None):
-    return [info(tensor.name, tuple(tensor.dims)) for tensor in given if only is None or tensor.name in only]
+def listed(initializers, only=None):
+    return [info(tensor.name, tuple(tensor.dims)) for tensor in initializers if only is None or tensor.name in only]
 
 
 def test_initializers_are_inputs_of_old_models(tmp_path):
     x, weight, values = normal(2, 3, 5, 5), normal(4, 3, 3, 3), parameters(4)
-    given = tensors({"c.weight": weight, **prefixed(values)})
+    initializers = tensors({"c.weight": weight, **prefixed(values)})
     nodes = [helper.make_node("Conv", ["x", "c.weight"], ["h"]), bn_node()]
     for ir in (3, 4):
-        path = saved(tmp_path, nodes, given, (2, 3, 5, 5), ir=ir, opset=8, inputs=listed(given))
+        path = saved(tmp_path, nodes, initializers, (2, 3, 5, 5), ir=ir, opset=8, inputs=listed(initializers))
         model, changes = folded(path)
         same(model, x, batch_norm(conv2d(wide(x), wide(weight)).numpy(), values))
         bias = ["bn.folded_bias"] if ir == 3 else []  # where every initializer must be an input
@@ -104,24 +104,24 @@ def test_initializers_are_inputs_of_old_models(tmp_path):
 
 @pytest.mark.parametrize("name", ["bn.bias", "c.weight"])
 def test_an_initializer_a_caller_may_replace_is_no_constant(tmp_path, name):
-    given = tensors({"c.weight": normal(4, 3, 3, 3), **prefixed(parameters(4))})
+    initializers = tensors({"c.weight": normal(4, 3, 3, 3), **prefixed(parameters(4))})
     nodes = [helper.make_node("Conv", ["x", "c.weight"], ["h"]), bn_node()]
-    path = saved(tmp_path, nodes, given, (2, 3, 5, 5), ir=8, inputs=listed(given, [name]))
+    path = saved(tmp_path, nodes, initializers, (2, 3, 5, 5), ir=8, inputs=listed(initializers, [name]))
     model, changes = folded(path)
-    said = " ".join([*changes.notes, *(left.reason for left in changes.left_alone)])
-    assert f"{name!r} is a graph input with a default, which a caller may replace" in said
+    text = " ".join([*changes.notes, *(left.reason for left in changes.left_alone)])
+    assert f"{name!r} is a graph input with a default, which a caller may replace" in text
     assert kinds(model)[0] == "Conv"
     assert name in names(model.graph.input)
 
 
 def branch_of(values, weight, *, inside):
-    given = tensors({"ic.weight": weight, **prefixed(values, "i.")})
+    initializers = tensors({"ic.weight": weight, **prefixed(values, "i.")})
     nodes = [helper.make_node("Conv", ["x", "ic.weight"], ["ih"]), bn_node("ih", "iy", "i.")]
-    branch = helper.make_graph(nodes, "then", [], [info("iy", None)], initializer=given if inside else [])
+    branch = helper.make_graph(nodes, "then", [], [info("iy", None)], initializer=initializers if inside else [])
     other = helper.make_graph([helper.make_node("Neg", ["x"], ["n"])], "else", [], [info("n", None)])
     yes = numpy_helper.from_array(np.array(True), "yes")
     node = helper.make_node("If", ["yes"], ["y"], then_branch=branch, else_branch=other)
-    return [node], [yes, *([] if inside else given)]
+    return [node], [yes, *([] if inside else initializers)]
 
 
 def test_a_bn_inside_a_subgraph(tmp_path):

@@ -9,8 +9,8 @@ from bnlab.report.html import causes as _causes
 
 
 def test_slices_of_the_bar_are_the_positive_shares():
-    found = _causes.slices([Cause("staleness", 0.9, ()), Cause("shift", 0.3, ()), Cause("bessel", -0.2, ())])
-    assert [(item.cause, item.start, item.width, item.percent) for item in found] == [
+    slices = _causes.slices([Cause("staleness", 0.9, ()), Cause("shift", 0.3, ()), Cause("bessel", -0.2, ())])
+    assert [(item.cause, item.start, item.width, item.percent) for item in slices] == [
         ("staleness", 0.0, 75.0, "90 %"),
         ("shift", 75.0, 25.0, "30 %"),
     ]
@@ -23,5 +23,5 @@ def test_causes_of_one_record_have_colours_of_their_own():
 
 
 def test_the_legend_names_only_what_can_be_seen():
-    assert _causes.drawn([gap(0.64), gap(0.0, bessel=1e-8)]) == ["staleness"]
-    assert _causes.drawn([gap(0.0, bessel=0.1, shift=0.2)]) == ["shift", "bessel"]
+    assert _causes.visible([gap(0.64), gap(0.0, bessel=1e-8)]) == ["staleness"]
+    assert _causes.visible([gap(0.0, bessel=0.1, shift=0.2)]) == ["shift", "bessel"]

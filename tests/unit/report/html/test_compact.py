@@ -1,4 +1,4 @@
-"""What a notebook shows: the top of the page, without scripts, in whatever theme the notebook has."""
+"""A notebook shows the top of the page, without scripts, in any theme."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from bnlab.report.html import compact
 
 def test_a_notebook_shows_conclusion_numbers_causes_network_and_findings():
     page = Page(compact.diagnosis(samples.complete()))
-    for told in (
+    for shown in (
         "layer1.0.bn1 has stale statistics",
         "data, running statistics (eval mode) 0.11",
         "staleness 97 %",
         "gap between the modes, std",
         "error BN102 in 1 layer",
     ):
-        assert told in page.text
+        assert shown in page.text
     assert page.unbalanced == []
 
 
 def test_a_notebook_shows_what_was_done_and_what_it_brought():
     page = Page(compact.receipt(samples.receipt()))
-    for told in (
+    for shown in (
         "repair: 1 layer changed, buffers only; the metric went from 0.2806 to 0.9889",
         "0.2806 \u2192 0.9889",
         "now: no errors and no warnings",
         "gap after",
     ):
-        assert told in page.text
+        assert shown in page.text
     assert page.unbalanced == []
 
 
@@ -46,7 +46,7 @@ def test_a_fragment_leaves_the_notebook_as_it_is(fragment):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_text_becomes_markup_in_a_notebook(text):
-    plain, page = (Page(compact.diagnosis(samples.hostile(found))) for found in (harmless(text), text))
+    plain, page = (Page(compact.diagnosis(samples.hostile(name))) for name in (harmless(text), text))
     assert page.tags == plain.tags
     changed = samples.receipt(
         changes=(Change(text, text, text, text),), recheck=samples.recheck(gaps=(GapChange(text, samples.gap(), None),))

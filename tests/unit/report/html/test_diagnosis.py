@@ -1,4 +1,4 @@
-"""The page of a diagnosis: everything a diagnosis says is on it, and nothing a name contains becomes markup."""
+"""The page of a diagnosis shows everything in the diagnosis, and no text of it becomes markup."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bnlab.report.html import diagnosis
 
 def test_the_page_says_everything_at_the_top():
     text = Page(diagnosis.render(samples.complete())).text
-    for told in (
+    for shown in (
         "runs/my model.pt",
         "layer1.0.bn1 has stale statistics",
         "4 BN layers, 16 channels: 1 error, 2 warnings, 1 note",
@@ -24,7 +24,7 @@ def test_the_page_says_everything_at_the_top():
         "data, running statistics (eval mode) 0.11",
         "staleness 97 %",
     ):
-        assert told in text
+        assert shown in text
 
 
 def test_findings_come_by_code_with_evidence_reason_and_remedy():
@@ -38,7 +38,7 @@ def test_findings_come_by_code_with_evidence_reason_and_remedy():
     assert "bnlab repair 'runs/my model.pt'" in text
 
 
-def test_what_became_of_the_checks_is_told():
+def test_the_page_lists_the_outcome_of_every_check():
     record = samples.diagnosis(
         outcomes=(
             Outcome("BN101", Status.PASSED),
@@ -49,19 +49,19 @@ def test_what_became_of_the_checks_is_told():
         notes=("the momentum is assumed",),
     )
     text = Page(diagnosis.render(record)).text
-    for told in (
+    for shown in (
         "passed BN101",
         "skipped BN301, BN302: no data given",
         "BN502 crashed and judged nothing: division by zero",
         "the momentum is assumed",
     ):
-        assert told in text
+        assert shown in text
 
 
 def test_findings_below_the_level_are_counted_only():
     text = Page(diagnosis.render(samples.complete(), level=Level.WARNING)).text
     assert "note BN112" not in text
-    assert "1 finding below the level asked for not shown" in text
+    assert "Not shown: 1 finding below the chosen level." in text
 
 
 def test_every_layer_can_be_opened_from_the_table_and_from_the_network():
@@ -69,7 +69,7 @@ def test_every_layer_can_be_opened_from_the_table_and_from_the_network():
     links = [value for name, value in page.attributes if name == "href"]
     for index in range(4):
         assert links.count(f"#layer={index}") >= 2
-    assert [found["name"] for found in page.data["layers"]] == ["stem.bn", "layer1.0.bn1", "layer1.0.bn2", "head.bn"]
+    assert [layer["name"] for layer in page.data["layers"]] == ["stem.bn", "layer1.0.bn1", "layer1.0.bn2", "head.bn"]
 
 
 def test_the_page_is_balanced_and_its_ids_are_unique():
@@ -138,15 +138,18 @@ def test_a_large_network_fits_on_a_small_page(count, width):
     assert len(source.encode()) < 2_000_000
     page = Page(source)
     assert len(page.data["layers"]) == count
-    drawn = {len(found["channels"]) for found in page.data["layers"]}
+    drawn = {len(layer["channels"]) for layer in page.data["layers"]}
     assert drawn == {16_000 // count}
     assert sum(value == "column" for name, value in page.attributes if name == "class") <= 150
 
 
 def test_the_rows_of_a_finding_in_very_many_layers_are_counted():
     layers = [samples.layer(f"bn{i}") for i in range(500)]
-    findings = [samples.finding(found.name) for found in layers]
-    assert "200 rows shown, 300 more in the record" in Page(diagnosis.render(samples.diagnosis(layers, findings))).text
+    findings = [samples.finding(layer.name) for layer in layers]
+    assert (
+        "200 rows of 500 are shown; the record holds all of them"
+        in Page(diagnosis.render(samples.diagnosis(layers, findings))).text
+    )
 
 
 def test_many_targets_are_a_table_and_the_findings_of_each():
@@ -155,7 +158,7 @@ def test_many_targets_are_a_table_and_the_findings_of_each():
     assert "2 targets with 6 BN layers: 1 error, 2 warnings, 1 note" in page.text
     assert "BN102 BN401" in page.text
     assert "healthy.pt no findings shown" in page.text
-    assert "1 finding below the level asked for not shown" in page.text
+    assert "Not shown: 1 finding below the chosen level." in page.text
     assert page.tags.count("details") == 2
 
 

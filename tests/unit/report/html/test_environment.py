@@ -1,4 +1,4 @@
-"""What all pages share: nothing of a record is more than text, nothing is asked of the network."""
+"""Properties of all pages: a record adds only text to them, and they need no network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_page_asks_for_nothing():
     assert "@import" not in page
 
 
-def test_without_jinja2_it_is_said_how_to_get_it(monkeypatch):
+def test_without_jinja2_the_error_names_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MissingPackage, match=r"Install it: pip install 'bnlab\[report\]'"):
         _environment.page("diagnosis.html.j2")

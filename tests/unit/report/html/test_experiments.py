@@ -1,4 +1,4 @@
-"""The page of the lab: every claim, every figure, and nothing in a record that is more than text."""
+"""The page of the lab shows every claim and every figure, and a record adds only text to it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOSTILE = f"{TAGS} \" ' & \x1b"
 
 
 def hostile() -> ExperimentRecord:
-    """Return a record whose every text is an attack."""
+    """Return a record in which every text is an attack."""
     texts = dict.fromkeys(("key", "text", "source", "number", "unit", "tolerance", "refuted_if"), HOSTILE)
     return experiment(
         **dict.fromkeys(("bnlab", "name", "title", "source", "profile", "key"), HOSTILE),
@@ -56,7 +56,7 @@ def hostile() -> ExperimentRecord:
 
 
 class Elements(HTMLParser):
-    """Collects what a browser would see."""
+    """Collects the elements of a page as a browser would see them."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -70,13 +70,13 @@ class Elements(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        found = dict(attrs)
-        self.attributes.update(found)
-        self._reading = tag == "script" and "specification" in (found.get("class") or "").split()
-        if "id" in found:
-            self.ids.append(found["id"])
-        if (found.get("href") or "").startswith("#"):
-            self.links.append(found["href"][1:])
+        attributes = dict(attrs)
+        self.attributes.update(attributes)
+        self._reading = tag == "script" and "specification" in (attributes.get("class") or "").split()
+        if "id" in attributes:
+            self.ids.append(attributes["id"])
+        if (attributes.get("href") or "").startswith("#"):
+            self.links.append(attributes["href"][1:])
 
     def handle_data(self, data):
         if self._reading:
@@ -99,9 +99,9 @@ def test_the_first_sentence_counts_experiments_and_verdicts():
     assert "1 experiment, 1 claim: 1 refuted" in experiments.render(records[1:])
 
 
-def test_every_claim_is_told_with_verdict_boundary_limits_and_numbers():
+def test_the_page_shows_every_claim_with_verdict_boundary_limits_and_numbers():
     page = experiments.render([experiment()])
-    for told in (
+    for shown in (
         "A number is halved",
         "quick profile, seeds 0 to 2, 3 s",
         "(2, 4)",
@@ -115,7 +115,7 @@ def test_every_claim_is_told_with_verdict_boundary_limits_and_numbers():
         "it were not",
         "a note",
     ):
-        assert told in page
+        assert shown in page
 
 
 @pytest.mark.parametrize("interactive", [False, True])
@@ -130,23 +130,23 @@ def test_no_text_of_a_record_becomes_markup(interactive):
 
 
 def test_no_text_of_a_record_becomes_markup_in_a_notebook():
-    found = Elements(experiments.compact(hostile()))
-    assert not {"img", "script"} & set(found.tags)
-    assert "onerror" not in found.attributes
+    elements = Elements(experiments.compact(hostile()))
+    assert not {"img", "script"} & set(elements.tags)
+    assert "onerror" not in elements.attributes
 
 
 def test_no_text_of_a_record_becomes_markup_without_figures(without_drawing):
-    found = Elements(experiments.render([hostile()]))
-    assert "img" not in found.tags
-    assert "onerror" not in found.attributes
+    elements = Elements(experiments.render([hostile()]))
+    assert "img" not in elements.tags
+    assert "onerror" not in elements.attributes
 
 
 @pytest.mark.parametrize("interactive", [False, True])
 def test_ids_are_unique_and_links_lead_somewhere(interactive):
     records = [experiment(figure=drawn) for drawn in (CELLS, CELLS, LINE)]
-    found = Elements(experiments.render(records, interactive=interactive))
-    assert len(found.ids) == len(set(found.ids))
-    assert set(found.links) <= set(found.ids)
+    elements = Elements(experiments.render(records, interactive=interactive))
+    assert len(elements.ids) == len(set(elements.ids))
+    assert set(elements.links) <= set(elements.ids)
 
 
 def test_a_page_asks_for_nothing_from_the_network():
@@ -219,7 +219,7 @@ def test_a_page_of_no_records_says_so():
     assert "0 experiments, 0 claims" in experiments.render([])
 
 
-def test_close_ends_of_an_interval_are_told_apart():
+def test_close_ends_of_an_interval_are_shown_as_a_half_width():
     close = Estimate("batch 2", 1.0, 0.99999993, 1.00000007, (1.0,) * 3, True)
     page = experiments.render([experiment(claims=(claim(estimates=(close, estimate())),))])
     assert "± 7e-08" in page

@@ -1,4 +1,4 @@
-"""The page of a receipt: what was done, before beside after."""
+"""The page of a receipt shows the action, and the state before and after it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bnlab.report.html import receipt
 
 def test_the_page_says_what_was_done_and_what_it_brought():
     text = Page(receipt.render(samples.receipt())).text
-    for told in (
+    for shown in (
         "repair of runs/my model.pt",
         "repair: 1 layer changed, buffers only; the metric went from 0.2806 to 0.9889",
         "data, running statistics (eval mode) 0.2806 \u2192 0.9889",
@@ -31,7 +31,7 @@ def test_the_page_says_what_was_done_and_what_it_brought():
         "from 11 batches",
         "left of each column: before, right: after",
     ):
-        assert told in text
+        assert shown in text
 
 
 @pytest.mark.parametrize("action", ["fold", "convert", "recalibrate", "freeze"])
@@ -49,7 +49,7 @@ def test_what_an_action_does_not_measure_is_left_out(action):
     page = Page(receipt.render(changes))
     assert page.unbalanced == []
     assert f"{action}: 1 layer changed, output kept" in page.text
-    for absent in ("Metric", "What the checks say", "From input to output", "Left alone", "Measured", "Notes"):
+    for absent in ("Metric", "Checks before and after", "From input to output", "Left alone", "Measured", "Notes"):
         assert absent not in page.text
 
 
@@ -60,8 +60,8 @@ def test_a_repair_that_was_taken_back_says_so():
 
 def test_a_plan_says_that_nothing_was_changed():
     page = Page(receipt.render(samples.receipt(planned=True)))
-    assert "This is a plan: nothing was changed yet." in page.text
-    assert "To change" in page.text
+    assert "This is a plan: nothing has been changed yet." in page.text
+    assert "Planned changes" in page.text
 
 
 def test_a_metric_without_a_recheck_is_shown():
@@ -82,7 +82,7 @@ def test_a_metric_without_a_recheck_is_shown():
 def test_an_old_or_odd_recheck_is_drawn_as_far_as_it_goes(recheck):
     page = Page(receipt.render(samples.receipt(recheck=recheck)))
     assert page.unbalanced == []
-    assert "What the checks say" in page.text
+    assert "Checks before and after" in page.text
 
 
 def hostile(text: str):
@@ -123,7 +123,7 @@ def test_a_large_receipt_fits_on_a_small_page():
     source = receipt.render(changes)
     assert len(source.encode()) < 1_000_000
     page = Page(source)
-    assert "2,000 changes of 3,000 shown; the JSON form has them all" in page.text
+    assert "2,000 changes of 3,000 are shown; the JSON form lists all of them" in page.text
     assert "and 976 more" in page.text
     assert page.tags.count("g") <= 77
 

@@ -13,7 +13,7 @@ from bnlab.report.text import experiment
 HOSTILE = "\x1b[31mred\x07\n\u202e[bold]é[/bold]"
 
 
-def found(text="the eval output is larger", seeds=(0, 1, 2)):
+def record(text="the eval output is larger", seeds=(0, 1, 2)):
     estimates = tuple(Estimate(f"batch {2**i}", 1.0, 0.5, 1.5, (1.0,), holds=i < 6) for i in range(12))
     claim = ClaimRecord(
         key="larger", text=text, source="here", number="ratio", unit="1", low=1.0, high=float("inf"),
@@ -28,7 +28,7 @@ def found(text="the eval output is larger", seeds=(0, 1, 2)):
 
 
 def test_an_experiment_ends_in_verdicts():
-    assert experiment.render(found(), width=80).splitlines() == [
+    assert experiment.render(record(), width=80).splitlines() == [
         "train-eval  What eval mode does",
         "an article (quick, seeds 0 to 2, 3 s)",
         "",
@@ -47,7 +47,7 @@ def test_an_experiment_ends_in_verdicts():
 
 def test_an_experiment_cannot_reach_the_terminal_or_the_markup():
     for encoding in ("utf-8", "ascii"):
-        text = experiment.render(found(HOSTILE, seeds=()), width=80, encoding=encoding)
+        text = experiment.render(record(HOSTILE, seeds=()), width=80, encoding=encoding)
         assert not set(text) & set("\x1b\x07\u202e")
         assert "no seeds" in text
         text.encode(encoding)

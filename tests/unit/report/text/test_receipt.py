@@ -67,13 +67,15 @@ def test_one_kind_of_change_a_line():
 
 
 def test_a_plan_and_a_repair_that_was_taken_back():
-    assert render_changes(repaired(planned=True)).startswith("repair: 3 layers to change, buffers only; nothing was")
+    assert render_changes(repaired(planned=True)).startswith(
+        "repair: 3 layers to change, buffers only; nothing has been"
+    )
     taken_back = render_changes(repaired(kept=False))
     assert "3 layers changed and taken back: the model is as it was" in taken_back
     assert "metric: 0.2806 -> 0.9889, taken back" in taken_back
 
 
-def test_lines_wrap_where_a_width_is_given():
+def test_lines_wrap_at_the_width():
     for width in (40, 80, 200):
         lines = render_changes(repaired("层" * 90), width=width).splitlines()
         assert max(map(cell_len, lines)) <= width
@@ -84,7 +86,7 @@ def test_many_changes_are_counted():
     changes = tuple(Change(f"bn{i}", f"what{i % 20}", "a", "b") for i in range(400))
     text = render_changes(repaired(changes=changes))
     assert "what0: a -> b (bn0, bn20, bn40, bn60, bn80, bn100, bn120, bn140 and 12 more)" in text
-    assert "... and 4 more, all of them in the JSON form" in text
+    assert "... and 4 more; the JSON form lists all of them" in text
 
 
 def test_a_receipt_cannot_reach_the_terminal_or_the_markup(capsys):

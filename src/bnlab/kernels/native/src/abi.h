@@ -1,8 +1,8 @@
 // The C interface of the kernels: plain data, no torch, no C++ across the boundary.
 //
-// A tensor of shape (N, C, S) lies in memory either as planes, element (n, c, s) at (n*C + c)*S + s, or with the channels
-// last, at (n*S + s)*C + c. Sums are float over at most 32 terms in a lane and double beyond; which values form a partial sum
-// depends on the shape alone, so that every number of threads gives the same bits.
+// A tensor of shape (N, C, S) is stored either as planes, with element (n, c, s) at (n*C + c)*S + s, or channels last, at
+// (n*S + s)*C + c. Sums are float over at most 32 terms per lane, and double beyond that. The shape alone decides which
+// values form a partial sum. Every number of threads therefore gives the same bits.
 #pragma once
 
 #include <stdint.h>
@@ -14,7 +14,7 @@ extern "C" {
 
 typedef void (*bnlab_task)(int64_t begin, int64_t end, void* context);
 
-// Calls task on disjoint ranges that cover [begin, end), each of at least `grain` items but the last, on any threads.
+// Calls task on disjoint ranges that cover [begin, end), on any threads. Each has at least `grain` items, except the last.
 typedef void (*bnlab_parallel_for)(int64_t begin, int64_t end, int64_t grain, bnlab_task task, void* context);
 
 enum bnlab_dtype { BNLAB_FLOAT32 = 0, BNLAB_BFLOAT16 = 1, BNLAB_FLOAT16 = 2 };
@@ -33,32 +33,32 @@ typedef struct {
   bnlab_parallel_for parallel_for;
 } bnlab_problem;
 
-// Per channel: mean and biased variance. `weights`, float of shape (N, S) and >= 0, may be null; a value of weight 0 is
-// not looked at. Without values: 0 and 0. `total` receives the sum of the weights.
+// Computes the mean and the biased variance of each channel, or 0 and 0 without values. `weights`, float of shape (N, S)
+// and >= 0, may be null. Values of weight 0 are not read. `total` receives the sum of the weights.
 void bnlab_statistics(const bnlab_problem*, const void* x, const float* weights, double* mean, double* var,
                       double* total);
 
-// y = act((x - mean) * w / sqrt(var + eps) + b + residual) with statistics that are given. weight, bias, residual and
-// bits may be null. `bits` receives which elements act passes, bnlab_bits_size bytes.
+// Computes y = act((x - mean) * w / sqrt(var + eps) + b + residual) with fixed statistics. weight, bias, residual and bits
+// may be null. `bits` receives one bit per element, set where act lets it pass: bnlab_bits_size bytes.
 void bnlab_apply(const bnlab_problem*, const void* x, const void* residual, const double* mean, const double* var,
                  const double* weight, const double* bias, void* y, uint8_t* bits);
 
-// bnlab_statistics without weights, then bnlab_apply, in one pass over memory where the slab of a channel fits the cache.
+// Runs bnlab_statistics without weights, then bnlab_apply, in one pass over memory if the values of a channel fit the cache.
 void bnlab_forward(const bnlab_problem*, const void* x, const void* residual, const double* weight, const double* bias,
                    double* mean, double* var, void* y, uint8_t* bits);
 
-// The gradients of bnlab_apply. With `batch_statistics` mean and var are those of x (under `weights`, if not null) and
-// depend on it. What act passed is read from `bits`, or computed again from x where that is null; a residual needs bits.
-// dx, dresidual, dweight and dbias may be null; dx may be dy, and nothing else that is not null overlaps anything. Without
-// an activation the gradient of a residual is dy, and dresidual is not written.
+// Computes the gradients of bnlab_apply. With `batch_statistics`, mean and var are the statistics of x (under `weights`, if
+// not null) and depend on x. The elements that act let pass are read from `bits`, or computed again from x if bits is
+// null; a residual needs bits. dx, dresidual, dweight and dbias may be null. dx may be dy; no other arguments overlap.
+// Without an activation the gradient of a residual is dy, and dresidual is not written.
 void bnlab_backward(const bnlab_problem*, const void* dy, const void* x, const float* weights, int32_t batch_statistics,
                     const double* mean, const double* var, const double* weight, const double* bias,
                     const uint8_t* bits, void* dx, void* dresidual, double* dweight, double* dbias);
 
 int64_t bnlab_bits_size(const bnlab_problem*);
 
-// "avx512", "avx2" or "baseline": the build that this processor runs. BNLAB_ISA in the environment asks for a lesser one.
-// "" where none that is compiled runs: no other function may be called then.
+// Returns the build that runs on this processor: "avx512", "avx2" or "baseline". BNLAB_ISA in the environment selects a
+// lesser one. Returns "" if no compiled build can run here; then no other function may be called.
 const char* bnlab_instruction_set(void);
 
 #pragma GCC visibility pop

@@ -30,14 +30,14 @@ void backward_entry(const bnlab_problem& p, const void* dy, const void* x, const
                     int32_t batch_statistics, const double* mean, const double* var, const double* weight,
                     const double* bias, const uint8_t* bits, void* dx, void* dresidual, double* dweight,
                     double* dbias) {
-  // Bits lie as the forward pass wrote them, which knows of no weights.
+  // The bits have the layout of the forward pass, which has no weights.
   const Shape shape(p, weights != nullptr && bits == nullptr);
   if (shape.count() == 0) {
     if (dweight != nullptr) std::fill_n(dweight, shape.channels, 0.0);
     if (dbias != nullptr) std::fill_n(dbias, shape.channels, 0.0);
     return;
   }
-  Buffer<double> own(2 * shape.channels), inv_std(shape.channels);  // the sums are needed whether or not they are wanted
+  Buffer<double> own(2 * shape.channels), inv_std(shape.channels);  // needed even if the caller does not want the sums
   for (int64_t c = 0; c < shape.channels; ++c) inv_std[c] = inv_std_of(var[c], p.eps);
   double count = double(shape.count());
   if (weights != nullptr) count = std::accumulate(weights, weights + shape.count(), 0.0);

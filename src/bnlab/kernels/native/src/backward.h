@@ -1,11 +1,11 @@
-// The gradients: the sums over each channel, then dx, slab by slab while it is in the cache.
+// The gradients: the sums over each channel, then dx, for one slab of channels at a time while it is in the cache.
 #pragma once
 
 #include "forward.h"
 
 namespace BNLAB_ISA {
 
-// A channel that float cannot compute: its dx in the order of n*S + s, until the others are written.
+// A channel that needs double: holds its dx in the order of n*S + s until the dx of the other channels is written.
 template <class T>
 struct ExactGradient {
   int64_t channel;
@@ -41,7 +41,7 @@ struct BackwardCall {
   const uint8_t* bits_at(int64_t segment, int64_t offset) const {
     return bits == nullptr ? nullptr : bits + segment * shape.segment_bits() + offset / 8;
   }
-  // Of the positions from `at` on, or of a whole row.
+  // The weights of the positions from `at` on, or of a whole row.
   Weights weights_at(int64_t at, bool whole_row) const {
     return weights == nullptr ? Weights{} : Weights{weights + at, whole_row};
   }
@@ -62,11 +62,11 @@ struct BackwardCall {
     dbias[c] = sums.first;
     dweight[c] = inv_std[c] * (sums.second - (mean[c] - double(pivot)) * sums.first);
   }
-  // Whether the gradient of a residual may be written past the cache, where pieces of so many elements are written.
+  // Whether the gradient of a residual may bypass the cache if it is written in pieces of this many elements.
   bool streams_residual(int64_t piece) const {
     return keeps_residual() && streaming && lines_begin(dresidual, piece);
   }
-  // The channels from `begin` on that float cannot compute, computed while dy is still there.
+  // The channels from `begin` on that need double. They are computed before dx overwrites dy.
   std::vector<ExactGradient<T>> exact(int64_t begin, int64_t channels) const {
     std::vector<ExactGradient<T>> found;
     for (int64_t c = begin; c < begin + channels; ++c) {
@@ -118,7 +118,7 @@ void plane_gradient(const BackwardCall<T>& call, bnlab_parallel_for parallel_for
   if (call.dx != nullptr && exact.empty()) {
     const FoldedGradient g = call.gradient(c);
     run_parallel(parallel_for, shape.parts, 1, [&](int64_t part) {
-      // Backwards: what was read last is still in the cache.
+      // Backwards, because the data that was read last is still in the cache.
       each_segment_backwards(shape, c, part, [&](int64_t start, int64_t length, int64_t at) {
         const int64_t ahead = distance<T>(length, -shape.sample_stride());
         write_segment(call.dx + start, length, call.streaming, [&](T* out, int64_t j, int64_t n, bool streaming) {
@@ -264,7 +264,7 @@ void backward(const BackwardCall<T>& call) {
   fence();
 }
 
-// The gradients under weights and an activation or bits, of which no layer is made.
+// The gradients under weights together with an activation or bits. No layer uses this combination.
 template <class T>
 void exact_backward_of_all(const BackwardCall<T>& call) {
   run_parallel(call.p.parallel_for, call.shape.channels, 1,

@@ -1,4 +1,4 @@
-// The builds of the kernels, one for each set of instructions; BNLAB_WITH_AVX512 and its like say which are linked.
+// The builds of the kernels, one for each set of instructions; BNLAB_WITH_AVX512 and similar macros tell which are linked.
 #pragma once
 
 #include "abi.h"

@@ -1,4 +1,4 @@
-// Calls with what a problem says as constants.
+// Calls a function with the kind of a problem (dtype, layout and so on) as compile-time constants.
 #pragma once
 
 #include <type_traits>
@@ -8,7 +8,7 @@
 
 namespace BNLAB_ISA {
 
-// Calls with the activation as a constant.
+// Calls a function with the activation as a compile-time constant.
 template <class Call>
 void by_activation(const bnlab_problem& p, const Call& call) {
   if (p.activation == BNLAB_IDENTITY)

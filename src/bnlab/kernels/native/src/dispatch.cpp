@@ -39,7 +39,7 @@ const Build kBuilds[] = {
 #endif
 };
 
-// In the order of kBuilds, whether or not they are compiled.
+// In the order of kBuilds, including builds that are not compiled.
 const char* const kNames[] = {"avx512", "avx2", "baseline"};
 
 int rank_of(const char* name) {
@@ -48,7 +48,7 @@ int rank_of(const char* name) {
   return rank;
 }
 
-// Null where no build that is compiled runs here.
+// Null if no compiled build can run on this processor.
 const Build* pick() {
   const char* asked = getenv("BNLAB_ISA");
   const int best = asked == nullptr ? 0 : rank_of(asked);

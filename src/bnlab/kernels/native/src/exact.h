@@ -94,7 +94,7 @@ double exact_gradient(const Shape& shape, int64_t c, const ExactChannel& k, cons
   return passed ? gradient : k.activation == BNLAB_RELU ? 0.0 : gradient * k.slope;
 }
 
-// The gradients of one channel; dx receives its values in the order of n*S + s, as dy may lie where they go.
+// The gradients of one channel. dx gets its values in the order of n*S + s, because its final place may still hold dy.
 template <class T>
 void exact_backward(const Shape& shape, int64_t c, const ExactChannel& k, const T* dy, const T* x,
                     const float* weights, bool batch_statistics, const uint8_t* bits, T* dx, T* dresidual,

@@ -1,4 +1,4 @@
-// BN with given statistics as y = (x - pivot) * scale + shift, folded in double.
+// BN with fixed statistics as y = (x - pivot) * scale + shift, folded in double.
 #pragma once
 
 #include <cmath>
@@ -9,7 +9,7 @@
 
 namespace BNLAB_ISA {
 
-// Beyond this magnitude float loses what double keeps, and a channel is computed in double.
+// Channels with values beyond this magnitude are computed in double, because float would overflow or lose digits.
 constexpr double kWide = 1e30;
 
 struct Folded {
@@ -20,7 +20,7 @@ struct Sums {
   double first = 0, second = 0;
 };
 
-inline bool too_wide(double value) { return std::fabs(value) >= kWide; }  // NaN is not: float keeps it as well
+inline bool too_wide(double value) { return std::fabs(value) >= kWide; }  // false for NaN, which float represents too
 
 inline double inv_std_of(double var, double eps) { return 1.0 / std::sqrt(var + eps); }
 
@@ -37,10 +37,10 @@ auto of_channels(int64_t begin, int64_t channels, const Value& value) {
   return found;
 }
 
-// A coefficient as float; whatever payload a NaN had, the usual one.
+// A coefficient as float. Every NaN becomes the default NaN.
 inline float quiet(double value) { return value != value ? std::numeric_limits<float>::quiet_NaN() : float(value); }
 
-// The pivot is the mean as float: x - pivot is exact near it, and what rounding it left goes into the shift.
+// The pivot is the mean rounded to float: x - pivot is exact near the mean, and the shift contains the rounding error.
 inline Folded fold(double mean, double inv_std, double weight, double bias) {
   const double scale = weight * inv_std;
   const float pivot = quiet(mean);

@@ -1,4 +1,4 @@
-// The transform, alone or behind the statistics of each slab while it is in the cache.
+// The transform, alone or after the statistics of each slab of channels while the slab is in the cache.
 #pragma once
 
 #include <type_traits>
@@ -51,14 +51,14 @@ void each_rows(int64_t begin, int64_t end, const Visit& visit) {
   for (; row < end; ++row) visit(1, row);
 }
 
-// Whether rows that lie so many elements apart all begin with a cache line.
+// Whether rows at this distance in elements all begin on a cache line.
 template <class T>
 bool lines_begin(const T* out, int64_t stride) {
   return (reinterpret_cast<uintptr_t>(out) | uintptr_t(stride) * sizeof(T)) % 64 == 0;
 }
 
-// Writes a segment by write(out, j, n, streaming), the elements j to j + n of it: at once, or where lines do not begin with
-// it, in pieces that are put together to lines.
+// Writes a segment by write(out, j, n, streaming), which writes its elements j to j + n: at once if the segment begins on a
+// cache line, or else in pieces that are collected into whole lines.
 template <class T, class Write>
 void write_segment(T* out, int64_t length, bool streaming, const Write& write) {
   if (!streaming || lines_begin(out, 0)) {
@@ -98,7 +98,7 @@ void apply_group(const ForwardCall<T>& call, int64_t group) {
   const int64_t begin = group * shape.merged, channels = shape.channels_of(group), s = shape.positions;
   const std::vector<Folded> folded = call.folded(begin, channels);
   const bool lines = lines_begin(call.y, s), streaming = call.streaming && lines;
-  // Backwards: what was read last is still in the cache.
+  // Backwards, because the data that was read last is still in the cache.
   each_row(shape, group, sizeof(T), true, [&](int64_t n, int64_t row, const auto& each_run) {
     LineWriter<T> writer(call.y + row, call.streaming && !lines);
     each_run(writer.at_once(channels), [&](int64_t i, int64_t planes, int64_t start, int64_t ahead) {
@@ -138,7 +138,7 @@ void apply_rows(const ForwardCall<T>& call) {
   const std::vector<Folded> folded = call.folded(0, shape.channels);
   const RowColumns<T> columns(shape, folded.data());
   run_parallel(call.p.parallel_for, shape.parts, 1, [&](int64_t i) {
-    const Rows rows = rows_of(shape, shape.parts - 1 - i);  // what was read last is still in the cache
+    const Rows rows = rows_of(shape, shape.parts - 1 - i);  // the data that was read last is still in the cache
     const auto apply = [&](int64_t r, int64_t length, const Columns<T>& k) {
       const int64_t start = r * width;
       write_segment(call.y + start, length, call.streaming, [&](T* out, int64_t j, int64_t n, bool streaming) {
@@ -153,7 +153,7 @@ void apply_rows(const ForwardCall<T>& call) {
   for (int64_t c = 0; c < shape.channels; ++c) call.mend(c, folded[c]);
 }
 
-// Statistics first, where there is somewhere to put them, slab by slab.
+// Transforms slab by slab, after the statistics of each slab if there is a place to store them.
 template <class T>
 void forward(const ForwardCall<T>& call, const Statistics* out) {
   const Shape& shape = call.shape;

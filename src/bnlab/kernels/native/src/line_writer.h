@@ -1,4 +1,4 @@
-// Collects pieces of any length that lie side by side, and writes them past the cache by whole lines.
+// Collects adjacent pieces of any length and writes whole cache lines that bypass the cache.
 #pragma once
 
 #include "shape.h"
@@ -15,7 +15,7 @@ class LineWriter {
     to_ -= first_;
   }
 
-  // How many pieces may be written at once: only one where lines are put together.
+  // The number of pieces that may be written at once: only one if they are collected into lines.
   int64_t at_once(int64_t pieces) const { return streaming_ ? 1 : pieces; }
   // Where the next piece, of at most kSmallPlane elements, goes.
   BNLAB_INLINE T* room(int64_t n) {
@@ -23,7 +23,7 @@ class LineWriter {
     fill_ += n;
     return found;
   }
-  // To be called when the piece is there.
+  // Call this after the piece is written.
   BNLAB_INLINE void filled() {
     if (streaming_ && fill_ > kCapacity - kSmallPlane) flush();
   }
@@ -52,7 +52,7 @@ class LineWriter {
   }
 
   T* to_;           // where the first line in hand goes
-  int64_t first_ = 0;  // of that line, the elements that are not ours
+  int64_t first_ = 0;  // the number of elements of that line that belong to others
   int64_t fill_ = 0;
   bool streaming_;
   alignas(64) T lines_[kCapacity];

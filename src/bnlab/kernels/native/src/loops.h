@@ -1,6 +1,6 @@
-// The inner loops as functions of their own. What walks over a tensor calls them by pointers and is compiled once for
-// every dtype: compiled into it, the loops of every activation, residual and layout would multiply. A call costs a few
-// nanoseconds for a run of elements.
+// The inner loops as separate functions. The code that walks over a tensor calls them through pointers and is compiled once
+// per dtype. If the loops were inlined, this code would be compiled for every combination of activation, residual and
+// layout. A call costs a few nanoseconds per run of elements.
 #pragma once
 
 #include "segments.h"
@@ -9,7 +9,7 @@ namespace BNLAB_ISA {
 
 #define BNLAB_LOOP __attribute__((noinline))
 
-// Rows that are taken together where they are short, to load their coefficients once.
+// The number of short rows that are processed together, to load their coefficients once.
 constexpr int kRowsTogether = 4;
 
 // Rows of x that lie `stride` apart, of which moments are taken.

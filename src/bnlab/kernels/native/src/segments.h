@@ -6,9 +6,9 @@
 
 namespace BNLAB_ISA {
 
-// Far enough for memory to answer; the hardware prefetcher stops at the end of a page.
+// The prefetch distance, long enough for memory to answer. The hardware prefetcher stops at the end of a page.
 constexpr int64_t kAheadBytes = 4096;
-// Segments up to this size end before that distance pays: look at the same place of the next one.
+// For segments up to this size that distance is too long: fetch the same place of the next segment instead.
 constexpr int64_t kShortBytes = 16384;
 
 // How many elements ahead to fetch, in segments of `length` that lie `stride` apart.
@@ -17,7 +17,7 @@ BNLAB_INLINE int64_t distance(int64_t length, int64_t stride) {
   return length * int64_t(sizeof(T)) <= kShortBytes ? stride : kAheadBytes / int64_t(sizeof(T));
 }
 
-// On a lambda that only prefetches: a compiler that looks at it before it is inlined finds no effect, and drops the call.
+// Marks a lambda that only prefetches. Without it, a compiler that sees no effect in the lambda drops the call.
 #define BNLAB_EAGER __attribute__((always_inline))
 
 template <class T>
@@ -74,7 +74,7 @@ class Columns {
   Buffer<float> a_, b_, c_;  // with a cache line beyond the last for the last vector
 };
 
-// What becomes of a value that does not pass the activation Act: 0, or its part by the slope of a leaky ReLU.
+// The result for a value that the activation Act does not let pass: 0, or the value times the slope of a leaky ReLU.
 template <int Act>
 struct Slope {
   Vec slope;
@@ -174,7 +174,7 @@ BNLAB_INLINE void transform(const TransformRun<T>& run, const Coefficients k, co
       });
 }
 
-// The gradient as the activation lets it through: by bits, or computed again from x - pivot.
+// The gradient after the activation, whose derivative is read from bits or computed again from x - pivot.
 template <class T, int Act, bool Bits, class Forward>
 struct Through {
   const uint8_t* bits;
@@ -228,7 +228,7 @@ BNLAB_INLINE void transform_gradient(const GradientRun<T>& run, const Forward f,
   const Through<T, Act, Bits, Forward> through{run.bits, f, slope};
   const auto value = [=](int64_t j, Vec gradient, Vec centered, Vec weight) {
     const Vec rest = fma(centered, k.second(j), k.third(j));
-    // What has no weight may be NaN.
+    // Values of weight 0 may be NaN.
     return fma(gradient, k.first(j), Weighted ? keep(passes(weight), mul(weight, rest)) : rest);
   };
   const auto single = [=](int64_t j, int r, Vec gradient, Vec in, Vec weight) {
@@ -307,7 +307,7 @@ struct Moments {
   BNLAB_INLINE Pair pair(int64_t j, Vec in, Vec weight) const {
     const Vec d = sub(in, k.first(j));
     if (!Weighted) return {d, d};
-    const Vec counted = keep(passes(weight), d);  // a weight is >= 0, and what it leaves out may be NaN
+    const Vec counted = keep(passes(weight), d);  // weights are >= 0, and values of weight 0 may be NaN
     return {mul(weight, counted), counted};
   }
 };

@@ -1,4 +1,4 @@
-// Where the elements of a problem lie, and how the work is cut: by the shape alone, never by the number of threads.
+// The places of the elements, and the split of the work. The split depends on the shape alone, not on the thread count.
 #pragma once
 
 #include <algorithm>
@@ -8,19 +8,19 @@
 
 namespace BNLAB_ISA {
 
-// Terms that one lane of a float sum adds up before it is added to a double: what comes behind an outlier rounds to its
-// last bit, each time the same way in data that are alike.
+// The number of terms that one lane of a float sum adds before it is added to a double. More terms would be inaccurate:
+// every term after an outlier rounds to the last bit of the sum, in the same direction if the terms are similar.
 constexpr int64_t kTerms = 32;
-// Outputs of at least this many bytes are written past the cache: they would evict what is read next.
+// Outputs of at least this many bytes bypass the cache, because they would evict the data that is read next.
 #ifdef BNLAB_STREAM_BYTES
 constexpr int64_t kStreamBytes = BNLAB_STREAM_BYTES;  // for tests on small tensors
 #else
 constexpr int64_t kStreamBytes = int64_t(24) << 20;
 #endif
-// Bytes of input below which another thread costs more than it brings.
+// Bytes of input below which another thread costs more time than it saves.
 constexpr int64_t kGrainBytes = int64_t(64) << 10;
-// Planes up to this many elements are taken several channels at a time: as rows of planes, or as rows of columns where a
-// plane has less than a few vectors.
+// Planes of up to this many elements are processed several channels at a time: as rows of planes, or as rows of columns if
+// a plane has less than a few vectors.
 constexpr int64_t kSmallPlane = 640;
 constexpr int64_t kTinyPlane = 64;
 // Bytes of the input in a group of planes, about: together with its gradient they stay in the cache between two passes.

@@ -8,11 +8,11 @@
 
 namespace BNLAB_ISA {
 
-// What a guess at the mean is made from: pieces of planes, rows, or single values that have a weight. One in so many
-// million is off by a standard deviation then, which costs a second pass.
+// The sample for the guess at the mean: pieces of planes, rows, or single weighted values. One guess in many million is off
+// by a standard deviation, which costs a second pass.
 constexpr int64_t kSampled = 16;
 constexpr int64_t kSampledRows = 48;
-// Sums of so few terms hardly round: the guess may be off by two standard deviations, and is made from fewer rows.
+// Sums of so few terms barely round. The guess may then be off by two standard deviations, and uses fewer rows.
 constexpr int64_t kFewTerms = 1024;
 constexpr int64_t kSampledWeighted = 256;
 // Squares of smaller deviations are denormal in float.
@@ -23,7 +23,7 @@ struct Statistics {
   double* var;
 };
 
-// What the sums about a pivot say of a channel.
+// The estimate of a channel from its sums about a pivot.
 struct Estimate {
   double mean, var;
   bool far;    // the pivot is more than a standard deviation or two off: sum again about the mean
@@ -143,7 +143,7 @@ Sums plane_sums(const Shape& shape, bnlab_parallel_for parallel_for, int64_t c, 
   return total;
 }
 
-// Mean and variance of a channel in planes from its sums about a pivot, which are taken again where they say little.
+// The mean and variance of a channel in planes from its sums about a pivot. Sums that are too inaccurate are taken again.
 template <class T, bool Weighted>
 void settle(const Shape& shape, bnlab_parallel_for parallel_for, int64_t c, const T* x, const float* weights,
             double count, float pivot, const Sums& sums, const Statistics& out) {

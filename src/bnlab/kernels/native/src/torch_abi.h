@@ -1,7 +1,7 @@
-// What the kernels need of torch's stable C interface, declared here so that they compile where torch is not installed.
+// The parts of torch's stable C interface that the kernels use. They are declared here to compile without torch.
 //
 // The declarations are those of torch/csrc/inductor/aoti_torch/c/shim.h and torch/csrc/stable/c/shim.h of torch 2.10, and
-// values lie on the stack as torch/csrc/stable/stableivalue_conversions.h puts them there.
+// values are on the stack in the form of torch/csrc/stable/stableivalue_conversions.h.
 #pragma once
 
 #include <stdint.h>
@@ -17,7 +17,7 @@ extern "C" {
 typedef struct AtenTensorOpaque* AtenTensorHandle;
 typedef struct TorchLibraryOpaque* TorchLibraryHandle;
 typedef uint64_t StableIValue;
-typedef int32_t AOTITorchError;  // 0 where nothing is wrong
+typedef int32_t AOTITorchError;  // 0 without error
 
 int32_t aoti_torch_device_type_cpu();
 int32_t aoti_torch_dtype_float16();
@@ -88,7 +88,7 @@ class Tensor {
   AtenTensorHandle handle_;
 };
 
-// A value that a stack gives up, with what it owns.
+// A value that is taken off a stack, together with its ownership.
 template <class Value>
 struct Taken {
   static Value from(StableIValue on_stack) {

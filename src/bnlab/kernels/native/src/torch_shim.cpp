@@ -1,6 +1,6 @@
 // The kernels as operators of torch, by its stable ABI: one library for every Python and every torch from 2.10 on.
 //
-// What tensors must be (dense, on the CPU, of one dtype) is checked in Python, where errors have words.
+// Python checks the tensors (dense, on the CPU, of one dtype), because it can raise readable errors.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -14,7 +14,7 @@ namespace {
 using torch_abi::Tensor;
 using Optional = std::optional<Tensor>;
 
-// What became of the running statistics, as bits of an int.
+// The status of the update of the running statistics, as bits of an int.
 constexpr int64_t kSkipped = 1, kSaturated = 2;
 
 void run(int64_t begin, int64_t end, int64_t grain, bnlab_task task, void* context) {
@@ -60,14 +60,14 @@ float widened(uint16_t bits, bool is_half) {
   return value;
 }
 
-// Refuses a vector that is not one value for each channel: what lies beyond it is not ours.
+// Refuses a vector without one value per channel, because the memory beyond it belongs to others.
 void require_channels(const Tensor& vector, int64_t channels, const char* name) {
   if (vector.numel() != channels)
     throw std::runtime_error(std::string(name) + " must have " + std::to_string(channels) + " values, got " +
                              std::to_string(vector.numel()));
 }
 
-// The distance of two values of a vector, in elements; 0 where one value stands for all.
+// The distance of two values of a vector, in elements; 0 if one value is broadcast.
 int64_t step_of(const Tensor& vector) { return vector.rank() > 0 ? vector.strides()[0] : 0; }
 
 // A vector of any float dtype as doubles; nothing where there is none.
@@ -175,7 +175,7 @@ Tensor or_nothing(Optional tensor, int32_t dtype) {
   return tensor.has_value() ? std::move(*tensor) : empty_vector(0, dtype);
 }
 
-// As many bytes as the kernels write; or as many as asked for, zeroed, as what lies between the bits is seen then.
+// The bytes that the kernels write, or `room` zeroed bytes: a caller that sets room also sees the bytes between the bits.
 Optional empty_bits(const bnlab_problem& p, bool wanted, int64_t room) {
   if (!wanted || p.activation == BNLAB_IDENTITY) return std::nullopt;
   Tensor bits = empty_vector(std::max(room, bnlab_bits_size(&p)), aoti_torch_dtype_uint8());

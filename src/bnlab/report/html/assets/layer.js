@@ -16,10 +16,10 @@ const layerView = (() => {
     return made;
   }
 
-  // The series of a layer by name; 0 stands for one that is not there.
+  // The series of a layer by name; 0 stands for a missing series.
   const seriesOf = (layer) => Object.fromEntries(data.series.map((name, place) => [name, layer.values[place]]));
 
-  // What is there for each channel that is drawn, as { channel, ... }.
+  // The values of each drawn channel, as { channel, ... }.
   function zipped(layer, names) {
     const values = seriesOf(layer);
     const first = values[Object.values(names)[0]] || [];
@@ -41,7 +41,7 @@ const layerView = (() => {
   function missing(all, drawn, log) {
     const left = all.length - drawn.length;
     if (!left) return "";
-    return ` ${left} not drawn: not finite${log ? ", or not positive on a logarithmic axis" : ""}.`;
+    return ` Not drawn: ${left} with a value that is not finite${log ? ", or not positive on the logarithmic axis" : ""}.`;
   }
 
   function against(layer, kind, unit) {
@@ -53,7 +53,7 @@ const layerView = (() => {
     const source = sources[data.source];
     const labels = { xLabel: `${kind} over ${source}, ${unit}`, yLabel: `running_${kind}, ${unit}` };
     const svg = plots.scatter(points, { log, name: `running_${kind}`, ...labels });
-    const caption = `running_${kind} against what ${source} shows, a point for each channel; bars: two standard errors.`;
+    const caption = `running_${kind} against the ${kind} over ${source}. Each point is a channel; bars show two standard errors.`;
     return figure(svg, caption + missing(all, points, log));
   }
 
@@ -68,17 +68,17 @@ const layerView = (() => {
 
   function drawings(layer) {
     const values = seriesOf(layer);
-    const found = [];
+    const figures = [];
     for (const [kind, unit] of [["mean", "input units"], ["var", "input units\u00b2"]]) {
       if (!values[`running_${kind}`]) continue;
-      if (values[kind]) found.push(against(layer, kind, unit));
-      else found.push(perChannel(layer, `running_${kind}`, `running_${kind}`, `running_${kind} of each channel.`));
+      if (values[kind]) figures.push(against(layer, kind, unit));
+      else figures.push(perChannel(layer, `running_${kind}`, `running_${kind}`, `running_${kind} of each channel.`));
     }
-    if (values.weight) found.push(perChannel(layer, "weight", "abs(weight)", "abs(weight) of each channel.", Math.abs));
-    return found;
+    if (values.weight) figures.push(perChannel(layer, "weight", "abs(weight)", "abs(weight) of each channel.", Math.abs));
+    return figures;
   }
 
-  function lacking(layer) {
+  function missingNote(layer) {
     if (!layer.values) return data.without.channels;
     return seriesOf(layer).mean ? "" : data.without.data;
   }
@@ -107,16 +107,16 @@ const layerView = (() => {
     const parts = [];
     if (layer.findings.length) parts.push(findings(layer));
     if (layer.values) {
-      const found = element("div", undefined, "plots");
-      found.append(...drawings(layer));
-      parts.push(found);
+      const plotList = element("div", undefined, "plots");
+      plotList.append(...drawings(layer));
+      parts.push(plotList);
       if (layer.channels) {
-        const counts = `${layer.channels.length.toLocaleString("en")} of ${layer.count.toLocaleString("en")} channels drawn`;
-        parts.push(element("p", `${counts}: those that findings name, those furthest off, and some of the others.`, "dim"));
+        const counts = `${layer.channels.length.toLocaleString("en")} of ${layer.count.toLocaleString("en")} channels are drawn`;
+        parts.push(element("p", `${counts}: the ones that findings name, the ones furthest off, and some of the others.`, "dim"));
       }
     }
-    const lack = lacking(layer);
-    if (lack) parts.push(element("p", lack, "note"));
+    const note = missingNote(layer);
+    if (note) parts.push(element("p", note, "note"));
     parts.push(facts(layer));
     return parts;
   }
@@ -141,10 +141,10 @@ const layerView = (() => {
   }
 
   function follow() {
-    const found = /^#layer=(\d+)$/.exec(location.hash);
-    if (!found || !(Number(found[1]) < data.layers.length)) return;
+    const match = /^#layer=(\d+)$/.exec(location.hash);
+    if (!match || !(Number(match[1]) < data.layers.length)) return;
     if (!section.contains(document.activeElement)) opener = document.activeElement;
-    open(Number(found[1]));
+    open(Number(match[1]));
     section.scrollIntoView({ block: "nearest" });
     heading.focus({ preventScroll: true });
   }
@@ -165,7 +165,7 @@ const layerView = (() => {
     else if (event.key === "ArrowRight") walk(1);
     else if (event.key === "Escape") close();
   });
-  // A link to the layer that is open changes no hash.
+  // A link to the layer in the address does not change the hash, so no hashchange event follows.
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a");
     if (link && link.getAttribute("href") === location.hash && section.hidden) setTimeout(follow);

@@ -1,5 +1,5 @@
 "use strict";
-// Hovering and walking along the network.
+// Hovering over the network and moving along it with the keyboard.
 (() => {
   const columns = [...document.querySelectorAll("a.column")];
   const tooltip = document.getElementById("tooltip");
@@ -32,7 +32,7 @@
     tooltip.hidden = true;
   }
 
-  // The network is one stop of the Tab key; arrows lead along it.
+  // The network is one stop of the Tab key; the arrow keys move along it.
   function step(event, column) {
     if (event.key === "Escape") hide();
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -44,7 +44,7 @@
     next.focus();
   }
 
-  // Of merged layers, the column that begins last before the layer.
+  // Merged layers share a column: mark the column that contains the layer.
   document.addEventListener("layer-opened", (event) => {
     const index = event.detail;
     for (const column of columns) {

@@ -11,7 +11,7 @@
     try {
       localStorage.setItem("bnlab-theme", root.dataset.theme);
     } catch {
-      // Without storage the choice holds for as long as the page is open.
+      // Without storage, the choice lasts as long as the page is open.
     }
     label();
   });
@@ -44,13 +44,13 @@
 
   function keyOf(cell) {
     const text = (cell.dataset.value ?? cell.textContent).trim();
-    // Of a range the upper end counts.
+    // A range is sorted by its upper end.
     const last = text.split(" .. ").at(-1);
     const number = last === "" ? NaN : Number(last.replaceAll(",", ""));
     return { text, number, isEmpty: text === "" || text === "-" || text === "nan" };
   }
 
-  // What has no value comes last either way.
+  // Empty cells come last in either direction.
   function compare(left, right, sign) {
     if (left.isEmpty || right.isEmpty) return left.isEmpty - right.isEmpty;
     const byNumber = left.number - right.number;
@@ -85,7 +85,7 @@
         await navigator.clipboard.writeText(code.textContent);
         button.textContent = "Copied";
       } catch {
-        // No clipboard for this page: what is selected can be copied by hand.
+        // The page has no access to the clipboard: select the command, so that the reader can copy it.
         getSelection().selectAllChildren(code);
         button.textContent = "Selected";
       }

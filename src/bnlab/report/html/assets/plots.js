@@ -1,5 +1,5 @@
 "use strict";
-// Plots of one layer, channel by channel. Whatever is written is set as text.
+// Plots of one layer, channel by channel. All labels are set as text, never as markup.
 const plots = (() => {
   const WIDTH = 360;
   const HEIGHT = 300;
@@ -21,7 +21,7 @@ const plots = (() => {
     return String(Number(value.toPrecision(3)));
   }
 
-  // A scale from values to pixels: logarithmic over positive values that differ by much, else linear.
+  // A scale from values to pixels: logarithmic if `log` is set, else linear.
   function scale(values, from, to, { log = false, zero = false } = {}) {
     let low = Infinity;
     let high = -Infinity;
@@ -43,9 +43,9 @@ const plots = (() => {
 
   function decades(first, last) {
     const stride = Math.ceil((last - first) / 5);
-    const found = [];
-    for (let exponent = Math.ceil(first); exponent <= last; exponent += stride) found.push(10 ** exponent);
-    return found;
+    const ticks = [];
+    for (let exponent = Math.ceil(first); exponent <= last; exponent += stride) ticks.push(10 ** exponent);
+    return ticks;
   }
 
   function steps(first, last, log) {
@@ -53,9 +53,9 @@ const plots = (() => {
     const rough = (high - low) / 4;
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [1, 2, 5, 10].find((digit) => power * digit >= rough);
-    const found = [];
-    for (let i = Math.ceil(low / step); i * step <= high && found.length < 9; i++) found.push(i * step);
-    return found;
+    const ticks = [];
+    for (let i = Math.ceil(low / step); i * step <= high && ticks.length < 9; i++) ticks.push(i * step);
+    return ticks;
   }
 
   function frame(label, x, y, xLabel, yLabel) {
@@ -78,7 +78,7 @@ const plots = (() => {
     return svg;
   }
 
-  // Both axes have one scale, so that the identity is a diagonal. Points: [{ channel, x, y, error }].
+  // Both axes have the same scale, so the identity is a diagonal. Points: [{ channel, x, y, error }].
   function scatter(points, { log, name, xLabel, yLabel }) {
     const ends = points.flatMap((point) => [point.x, point.y]);
     const x = scale(ends, LEFT, WIDTH - RIGHT, { log });

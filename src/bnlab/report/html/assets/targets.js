@@ -1,5 +1,5 @@
 "use strict";
-// A link to a target opens what is folded there.
+// A link to a target opens its folded section.
 function openTarget() {
   const target = document.getElementById(location.hash.slice(1));
   if (target instanceof HTMLDetailsElement) target.open = true;
