@@ -225,7 +225,7 @@ def first_wrong(model: nn.Module, truth: Truth) -> str:
             at = int(worst.argmax())
             pairs = (("mean", mean_error, stored_mean, mean), ("var", var_error, stored_var, variances[0]))
             return ", ".join(
-                f"{key} {float(stored[at]):.3g} for {float(right[at]):.3g}"
+                f"{key} {float(stored[at]):.3g} instead of {float(right[at]):.3g}"
                 for key, error, stored, right in pairs
                 if not float(error[at]) <= TOLERANCE
             )
@@ -252,8 +252,8 @@ class Snapshot:
         if any(tensors.get(name) is not tensor for name, (tensor, _) in self._tensors.items()):
             kinds.append("tensor objects")
         free = set() if with_values else {"running_mean", "running_var", "num_batches_tracked"}
-        held = [name for name in self._tensors if name.rpartition(".")[2] not in free]
-        if not all(torch.equal(tensors[name], self._tensors[name][1]) for name in held):
+        fixed = [name for name in self._tensors if name.rpartition(".")[2] not in free]
+        if not all(torch.equal(tensors[name], self._tensors[name][1]) for name in fixed):
             kinds.append("values")
         return tuple(kinds)
 

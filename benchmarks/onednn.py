@@ -51,13 +51,15 @@ def main() -> None:
         peer = load(options.prefix, Path(folder))
         for channels, side in SHAPES:
             shape = (32, channels, side, side)
-            ours, theirs, difference = compare(peer, shape, options.repetitions)
-            ratios.append(theirs / ours)
-            table.add_row(str(shape), f"{ours:.2f}", f"{theirs:.2f}", f"{theirs / ours:.2f}", f"{difference:.1e}")
+            bnlab_ms, onednn_ms, difference = compare(peer, shape, options.repetitions)
+            ratios.append(onednn_ms / bnlab_ms)
+            table.add_row(
+                str(shape), f"{bnlab_ms:.2f}", f"{onednn_ms:.2f}", f"{onednn_ms / bnlab_ms:.2f}", f"{difference:.1e}"
+            )
     console = Console(width=100)
     console.print(table)
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    console.print(f"time of oneDNN / ours: {mean:.2f} (from {min(ratios):.2f})")
+    console.print(f"time of oneDNN / bnlab: {mean:.2f} (from {min(ratios):.2f})")
 
 
 def load(prefix: Path, folder: Path) -> ctypes.CDLL:
@@ -94,8 +96,8 @@ def compare(peer: ctypes.CDLL, shape: tuple[int, ...], repetitions: int) -> tupl
             side.append(1e3 * (time.perf_counter() - start))
     difference = float((sides[0]()[0] - dx).abs().max())
     peer.peer_delete(handle)
-    ours, theirs = (statistics.median(side) for side in times)
-    return ours, theirs, difference
+    bnlab_ms, onednn_ms = (statistics.median(side) for side in times)
+    return bnlab_ms, onednn_ms, difference
 
 
 if __name__ == "__main__":

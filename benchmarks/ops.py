@@ -61,14 +61,14 @@ Step = Callable[[], object]
 class Row:
     """Median milliseconds of bnlab, of torch and of a copy of the input; forward and backward together."""
 
-    ours: float
-    theirs: float
+    bnlab_ms: float
+    torch_ms: float
     copy: float
 
     @property
     def ratio(self) -> float:
         """The time of torch over the time of bnlab."""
-        return self.theirs / self.ours
+        return self.torch_ms / self.bnlab_ms
 
 
 def main() -> None:
@@ -113,8 +113,8 @@ def quick(console: Console, options: argparse.Namespace) -> str:
         for channels, side in LARGE:
             shape = (options.batch, channels, side, side)
             row = measure(shape, torch.float32, layout, options.repetitions, against_torch=False)
-            figures.append(2 * row.ours / row.copy)
-            table.add_row(str(shape), layout, f"{row.ours:.2f}", f"{row.copy:.2f}", f"{figures[-1]:.1f}")
+            figures.append(2 * row.bnlab_ms / row.copy)
+            table.add_row(str(shape), layout, f"{row.bnlab_ms:.2f}", f"{row.copy:.2f}", f"{figures[-1]:.1f}")
         headlines.append(f"{layout} {_mean(figures):.1f} (reference {reference})")
     console.print(table)
     return f"activations moved, where a copy moves 2: {', '.join(headlines)}"
@@ -212,16 +212,16 @@ def measure(
     x, grad, other = (torch.randn(shape).to(dtype).contiguous(memory_format=format_) for _ in range(3))
     x.requires_grad_()
     extra = other.requires_grad_() if residual else None
-    ours = _layer(bnlab.nn, len(shape), shape[1], activation=activation)
-    mine: list[Tensor] = [x, *ours.parameters(), *([] if extra is None else [extra])]
+    layer = _layer(bnlab.nn, len(shape), shape[1], activation=activation)
+    mine: list[Tensor] = [x, *layer.parameters(), *([] if extra is None else [extra])]
     copied = torch.empty_like(x)
     sides: dict[str, Step] = {
-        "ours": lambda: torch.autograd.grad(ours(x, extra), mine, grad),
+        "bnlab": lambda: torch.autograd.grad(layer(x, extra), mine, grad),
         "copy": lambda: copied.copy_(x.detach()),
     }
     if against_torch:
-        theirs = _torch_step(_layer(nn, len(shape), shape[1]), activation, compile_=compile_theirs)
-        sides["theirs"] = lambda: theirs(x, extra, grad)
+        torch_step = _torch_step(_layer(nn, len(shape), shape[1]), activation, compile_=compile_theirs)
+        sides["torch"] = lambda: torch_step(x, extra, grad)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repetitions):
         for name, step in sides.items():
@@ -231,7 +231,7 @@ def measure(
                 step()
             times[name].append(1e3 * (time.perf_counter() - start) / calls)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    return Row(medians["ours"], medians.get("theirs", math.nan), medians["copy"])
+    return Row(medians["bnlab"], medians.get("torch", math.nan), medians["copy"])
 
 
 def _layer(package: object, rank: int, channels: int, **options: object) -> nn.Module:
@@ -272,8 +272,8 @@ def _table(title: str, *keys: str) -> Table:
 
 def _cells(row: Row, floor: int | None, *, digits: int = 2) -> list[str]:
     """Return the cells of a row. A copy moves two activations."""
-    share = "" if floor is None else f"{floor / 2 * row.copy / row.ours:.2f}"
-    times = (f"{row.ours:.{digits}f}", f"{row.theirs:.{digits}f}", f"{row.ratio:.2f}", f"{row.copy:.{digits}f}")
+    share = "" if floor is None else f"{floor / 2 * row.copy / row.bnlab_ms:.2f}"
+    times = (f"{row.bnlab_ms:.{digits}f}", f"{row.torch_ms:.{digits}f}", f"{row.ratio:.2f}", f"{row.copy:.{digits}f}")
     return [*times, share]
 
 

@@ -35,10 +35,12 @@ def main() -> None:
     for shape, layout in cases:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            ours, theirs = compare(shape, LAYOUTS[layout], options.repetitions)
-            table.add_row(str(shape), layout, str(threads), f"{ours:.1f}", f"{theirs:.1f}", f"{ours / theirs:.2f}")
+            bnlab_us, torch_us = compare(shape, LAYOUTS[layout], options.repetitions)
+            table.add_row(
+                str(shape), layout, str(threads), f"{bnlab_us:.1f}", f"{torch_us:.1f}", f"{bnlab_us / torch_us:.2f}"
+            )
             if shape == SHAPES[0]:
-                headline.append(f"{ours / theirs:.2f}x at {threads} thread{'s' if threads > 1 else ''}")
+                headline.append(f"{bnlab_us / torch_us:.2f}x at {threads} thread{'s' if threads > 1 else ''}")
     console = Console(width=100)
     console.print(table)
     console.print(f"time of torch for {SHAPES[0]}: {', '.join(headline)}")
@@ -55,8 +57,8 @@ def compare(shape: tuple[int, ...], layout: torch.memory_format, repetitions: in
         for side, layer in zip(times, layers, strict=True):
             run(layer, x, grad, 1)
             side.append(run(layer, x, grad, CALLS[shape]))
-    ours, theirs = (1e6 * statistics.median(side) for side in times)
-    return ours, theirs
+    bnlab_us, torch_us = (1e6 * statistics.median(side) for side in times)
+    return bnlab_us, torch_us
 
 
 def run(layer: nn.Module, x: torch.Tensor, grad: torch.Tensor, calls: int) -> float:

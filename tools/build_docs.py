@@ -9,6 +9,10 @@ from bnlab.checks import CHECKS
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTICE = "<!-- Generated from the check's own file by tools/build_docs.py; do not edit. -->\n"
+INTRODUCTION = (
+    "`bnlab check` runs these checks. Run one with `--select BN102`, and accept its findings with",
+    "`--ignore BN102=REASON`. Only errors and warnings change the exit code.",
+)
 
 
 def pages() -> dict[Path, str]:
@@ -17,7 +21,7 @@ def pages() -> dict[Path, str]:
         f"| [{check.code}]({check.code}.md) | {check.name} | {check.group.level.value} | {check.title} |"
         for check in CHECKS
     ]
-    head = ["# The checks", "", "| code | allow ... | level | what it looks for |", "|---|---|---|---|"]
+    head = ["# The checks", "", *INTRODUCTION, "", "| code | name | level | what it looks for |", "|---|---|---|---|"]
     index = "\n".join([NOTICE, *head, *rows, ""])
     built = {DOCS / "checks" / "README.md": index}
     for check in CHECKS:

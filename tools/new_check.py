@@ -1,4 +1,4 @@
-"""Writes the skeleton of a check, and adds it to the catalogue, the contract test and the docs.
+"""Writes the skeleton of a check, and adds it to the catalogue and the contract test.
 
     python tools/new_check.py BN115 StoredStatisticsIgnored --group correctness --needs state
 
@@ -49,13 +49,13 @@ class {name}(Check[Limits]):
     """A replacement for this line that names the bad pattern.
 
     ## What it does
-    Looks for channels whose abs(running_mean) is above a limit: replace this sentence and the code below.
+    The check looks for channels whose abs(running_mean) is above a limit: replace this sentence and the code below.
 
     ## Why it matters
     Replace this sentence with the symptom that a user sees.
 
     ## Evidence
-    `running_mean` as stored.
+    The check reads `running_mean` as stored.
 
     ## Threshold
     Replace this sentence with what the limit means.
@@ -128,7 +128,7 @@ class {name}(ModelCheck[Limits]):
     """A replacement for this line that names the bad pattern.
 
     ## What it does
-    Looks for layers whose eps is above a limit: replace this sentence and the code below.
+    The check looks for layers whose eps is above a limit: replace this sentence and the code below.
 
     ## Why it matters
     Replace this sentence with the symptom that a user sees.
@@ -158,7 +158,7 @@ class {name}(ModelCheck[Limits]):
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer."""
         for layer in evidence.layers:
-            if self.lacks(layer) is None and layer.eps > self.limits.eps:
+            if layer.eps > self.limits.eps:
                 yield self.finding(
                     layer,
                     f"eps is {{show(layer.eps)}}, must be <= {{show(self.limits.eps)}}",
@@ -282,11 +282,13 @@ def _name(text: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Read the command line, write the skeleton and its page, and print what comes next."""
+    """Read the command line, write the skeleton, and print what comes next."""
     parser = argparse.ArgumentParser(
         prog="python tools/new_check.py", description="Writes the skeleton of a check and adds it to the catalogue."
     )
-    parser.add_argument("code", type=_code, help="a free code: BN1xx state, BN2xx structure, BN3xx to BN5xx data")
+    parser.add_argument(
+        "code", type=_code, help="the number after the last of its hundred, see docs/contributing/new-check.md"
+    )
     parser.add_argument("name", type=_name, help="the bad pattern in CamelCase; 'allow <name>' must read well")
     parser.add_argument("--group", choices=[group.name.lower() for group in Group], default="suspicious")
     parser.add_argument("--needs", choices=[needs.name.lower() for needs in Needs], default="state")
@@ -298,8 +300,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(str(error))
     for path in paths:
         print(path.relative_to(ROOT))
-    print(f"Next: replace what {paths[0].name} looks for, then run")
-    print(f"  make docs && .venv/bin/pytest tests/contracts/test_checks.py tests/meta -k '{check.code} or docs'")
+    print(f"Next: replace what {paths[0].name} looks for, and run after each edit")
+    print(f"  make docs && .venv/bin/pytest tests/contracts/test_checks.py -k '{check.code} or design or crashes'")
 
 
 if __name__ == "__main__":

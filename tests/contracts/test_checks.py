@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,6 +162,13 @@ def test_healthy_layers_give_no_finding(check):
     assert run(check, of() if check.needs is Needs.STATE else model())[0] == []
     if check.needs is not Needs.STATE:
         assert run(check, model(model_layer("a"), model_layer("b", training=False)))[0] == []
+
+
+@pytest.mark.skipif(not Path("tools").is_dir(), reason="a copy of the project, where skeletons are tested")
+@every_check
+def test_no_placeholder_of_the_skeleton_is_left(check):
+    text = inspect.getsource(inspect.getmodule(type(check)))
+    assert not re.search(r"replace this|a replacement for this", text, re.I)
 
 
 @every_check

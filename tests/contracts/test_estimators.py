@@ -127,8 +127,8 @@ def test_the_page_says_what_is_measured():
     written = {cells[0]: cells[1:] for cells in table if len(cells) == 4}
     assert len(markdown(rows)) == len(SCENARIOS) + 2
     for name, outcomes in rows.items():
-        torchs, _, ours = written[name]
-        assert ours == str(outcomes["bnlab.recalibrate"])
-        assert torchs.split(":")[0] == outcomes["torch update_bn"].verdict or torchs.startswith(
+        of_torch, _, of_bnlab = written[name]
+        assert of_bnlab == str(outcomes["bnlab.recalibrate"])
+        assert of_torch.split(":")[0] == outcomes["torch update_bn"].verdict or of_torch.startswith(
             f"{outcomes['torch update_bn'].verdict}; "
         )

@@ -1,4 +1,4 @@
-"""Names say what a thing is: the words of design section 9 that name nothing do not come back."""
+"""Names say what a thing is. The words in WORDS and NAMES say nothing and are refused."""
 
 import ast
 import re
@@ -14,7 +14,10 @@ FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.p
 WORDS = {"found", "said", "given", "told", "dealt", "testimony", "asked"}
 """No part of a name may be one of these: they say that something happened to a thing, and not what it is."""
 
-NAMES = {"moved", "become", "Order", "_passed", "_as", "most", "lowest", "CannotRun", "NotPossible", "NotReadable"}
+NAMES = {
+    *("moved", "become", "Order", "_passed", "_as", "most", "lowest", "CannotRun", "NotPossible", "NotReadable"),
+    *("ours", "held", "there"),
+}
 """No name may be one of these."""
 
 

@@ -17,13 +17,25 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def checkout(tmp_path):
-    """Return a copy of what a check is made of, where new ones can be written."""
+    """Return a copy of what a check is made of, without the codes that the tests write."""
     kept_out = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=kept_out)
     for path in (CONTRACT, Path("pyproject.toml")):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, tmp_path / path)
+    for code in ("BN199", "BN210"):
+        remove(code, tmp_path)
     return tmp_path
+
+
+def remove(code, root):
+    """Remove a check that somebody has added since under the code of an example."""
+    for module in (root / CHECKS).glob(f"{code.lower()}_*.py"):
+        name = re.search(r"^class (\w+)\(", module.read_text(encoding="utf-8"), re.M)[1]
+        module.unlink()
+        for path in (root / CATALOG, root / CONTRACT):
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            path.write_text("".join(line for line in lines if not re.search(rf"\b{name}\b", line)), encoding="utf-8")
 
 
 def assert_contract_holds(checkout, codes):

@@ -1,4 +1,4 @@
-"""Every real ONNX model, where it is present: BN folded away, and held against outputs that are not ours."""
+"""Every real ONNX model, where it is present: BN folded away, and compared with outputs that bnlab did not compute."""
 
 from collections import Counter
 
@@ -45,25 +45,25 @@ def proto(path):
 
 def test_ultraface_is_what_its_authors_folded(data):
     model, changes = folded(data / ULTRAFACE)
-    theirs = onnx.load(data / ULTRAFACE.replace(".onnx", "_simplified.onnx"))
+    published = onnx.load(data / ULTRAFACE.replace(".onnx", "_simplified.onnx"))
     assert [change.after.split()[:3] for change in changes.changes] == [["folded", "into", "Conv"]] * 35
     assert changes.left_alone == ()
     assert count(model) == count(onnx.load(data / ULTRAFACE)) - Counter(BatchNormalization=35)
     assert max(measured.value for measured in changes.measurements) < 1e-5
     image = np.random.default_rng(3).uniform(-1, 1, (1, 3, 240, 320)).astype(np.float32)
-    ours, expected = run_model(model, {"input": image}), run_model(theirs, {"input": image})
-    assert np.abs(ours["scores"] - expected["scores"]).max() < 1e-4
-    assert np.abs(ours[RAW_BOXES] - expected["boxes"]).max() < 1e-4
+    outputs, expected = run_model(model, {"input": image}), run_model(published, {"input": image})
+    assert np.abs(outputs["scores"] - expected["scores"]).max() < 1e-4
+    assert np.abs(outputs[RAW_BOXES] - expected["boxes"]).max() < 1e-4
     # Decoded boxes are something else: the comparison can fail.
-    assert np.abs(ours["boxes"] - expected["boxes"]).max() > 0.1
+    assert np.abs(outputs["boxes"] - expected["boxes"]).max() > 0.1
 
 
 def test_ultraface_has_the_weights_its_authors_folded(data):
     model, _ = folded(data / ULTRAFACE)
-    theirs = onnx.load(data / ULTRAFACE.replace(".onnx", "_simplified.onnx"))
+    published = onnx.load(data / ULTRAFACE.replace(".onnx", "_simplified.onnx"))
     pairs = [
         [[tensors[name] for name in node.input[1:]] for node in network.graph.node if node.op_type == "Conv"]
-        for network in (model, theirs)
+        for network in (model, published)
         for tensors in [{tensor.name: numpy_helper.to_array(tensor) for tensor in network.graph.initializer}]
     ]
     errors = [

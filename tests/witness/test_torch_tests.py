@@ -1,4 +1,4 @@
-"""PyTorch's own module and operator tests, run against ours."""
+"""PyTorch's own module and operator tests, run against the layers and functions of bnlab."""
 
 import inspect
 
@@ -13,16 +13,16 @@ from bnlab.errors import BnlabError
 common_modules = pytest.importorskip("torch.testing._internal.common_modules")
 common_methods = pytest.importorskip("torch.testing._internal.common_methods_invocations")
 
-OURS = {
+BNLAB_CLASSES = {
     nn.BatchNorm1d: bnlab.nn.BatchNorm1d,
     nn.BatchNorm2d: bnlab.nn.BatchNorm2d,
     nn.BatchNorm3d: bnlab.nn.BatchNorm3d,
 }
-MODULES = [info for info in common_modules.module_db if info.module_cls in OURS]
+MODULES = [info for info in common_modules.module_db if info.module_cls in BNLAB_CLASSES]
 OPERATORS = [info for info in common_methods.op_db if info.name == "nn.functional.batch_norm"]
 
 NOT_APPLICABLE = {
-    "ErrorModuleInput": "torch's classes and texts of errors: ours are BnlabErrors with the layer path",
+    "ErrorModuleInput": "torch's classes and texts of errors: those of bnlab are BnlabErrors with the layer path",
     "jit.script": "a layer that names itself in errors is not scriptable; torch.compile and torch.export are tested",
     "inputs of shape (0,)": "they have no channels: refused, where torch returns them as they are",
     "num_batches_tracked of an empty batch": "torch counts it, we do not: no statistics were taken",
@@ -44,28 +44,28 @@ def module_inputs():
 @pytest.mark.parametrize(("kind", "case", "dtype", "training"), list(module_inputs()))
 def test_module_inputs(kind, case, dtype, training):
     constructor, call = case.constructor_input, case.forward_input
-    theirs = kind(*constructor.args, **constructor.kwargs).to(dtype).train(training)
-    ours = OURS[kind](*constructor.args, **constructor.kwargs).to(dtype).train(training)
-    ours.load_state_dict(theirs.state_dict())
+    torch_layer = kind(*constructor.args, **constructor.kwargs).to(dtype).train(training)
+    bnlab_layer = BNLAB_CLASSES[kind](*constructor.args, **constructor.kwargs).to(dtype).train(training)
+    bnlab_layer.load_state_dict(torch_layer.state_dict())
     left, right = ([part.detach().clone().requires_grad_() for part in call.args] for _ in range(2))
-    y, z = ours(*left, **call.kwargs), theirs(*right, **call.kwargs)
+    y, z = bnlab_layer(*left, **call.kwargs), torch_layer(*right, **call.kwargs)
     assert_close(y, z)
     grad = torch.randn_like(y)
     for mine, witness in zip(
-        torch.autograd.grad(y, [*left, *ours.parameters()], grad),
-        torch.autograd.grad(z, [*right, *theirs.parameters()], grad),
+        torch.autograd.grad(y, [*left, *bnlab_layer.parameters()], grad),
+        torch.autograd.grad(z, [*right, *torch_layer.parameters()], grad),
         strict=True,
     ):
         assert_close(mine, witness, rtol=1e-4, atol=1e-5)
     if not left[0].numel():
-        assert ours.num_batches_tracked == 0, NOT_APPLICABLE["num_batches_tracked of an empty batch"]
-        theirs.num_batches_tracked.zero_()
-    assert_close(ours.state_dict(), theirs.state_dict())
+        assert bnlab_layer.num_batches_tracked == 0, NOT_APPLICABLE["num_batches_tracked of an empty batch"]
+        torch_layer.num_batches_tracked.zero_()
+    assert_close(bnlab_layer.state_dict(), torch_layer.state_dict())
     if dtype == torch.float64:
-        assert torch.autograd.gradcheck(lambda x: OURS_FRESH(ours)(x), left[0])
+        assert torch.autograd.gradcheck(lambda x: without_running_statistics(bnlab_layer)(x), left[0])
 
 
-def OURS_FRESH(layer):  # noqa: N802
+def without_running_statistics(layer):
     """Return the layer without running statistics that would move between the evaluations of gradcheck."""
     layer.track_running_stats = False
     return layer
@@ -94,13 +94,17 @@ def test_operator_inputs(sample):
 
 
 def test_signature_and_defaults_are_torchs():
-    ours, theirs = (inspect.signature(f) for f in (bnlab.functional.batch_norm, torch.nn.functional.batch_norm))
-    positional = [p for p in ours.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    assert [(p.name, p.default) for p in positional] == [(p.name, p.default) for p in theirs.parameters.values()]
+    bnlab_signature, torch_signature = (
+        inspect.signature(f) for f in (bnlab.functional.batch_norm, torch.nn.functional.batch_norm)
+    )
+    positional = [p for p in bnlab_signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert [(p.name, p.default) for p in positional] == [
+        (p.name, p.default) for p in torch_signature.parameters.values()
+    ]
 
 
 def test_there_was_something_to_run():
-    assert {info.module_cls for info in MODULES} == set(OURS)
+    assert {info.module_cls for info in MODULES} == set(BNLAB_CLASSES)
     assert len(list(module_inputs())) >= 30
     assert len(list(operator_inputs())) >= 5
 
@@ -113,4 +117,4 @@ def test_what_torch_refuses_we_refuse(info):
         parts = case.module_error_input
         constructor, call = parts.constructor_input, parts.forward_input
         with pytest.raises(BnlabError):
-            OURS[info.module_cls](*constructor.args, **constructor.kwargs)(*call.args)
+            BNLAB_CLASSES[info.module_cls](*constructor.args, **constructor.kwargs)(*call.args)

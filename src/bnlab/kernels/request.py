@@ -94,7 +94,7 @@ class Request(NamedTuple):
             True,
             statistics,
             activation,
-            "none" if residual is None else "fits" if _fits(residual, x, context) else "differs",
+            "none" if residual is None else "fits" if _residual_has_same_layout(residual, x, context) else "differs",
             context != "eager" or x.is_contiguous() or is_channels_last(x),
             buffers,
             is_special,
@@ -136,7 +136,7 @@ def _count(x: Tensor, context: Context) -> int:
     return _ENOUGH if x.numel() >= _ENOUGH * channels > 0 else x.numel() // max(channels, 1)
 
 
-def _fits(residual: Tensor, x: Tensor, context: Context) -> bool:
+def _residual_has_same_layout(residual: Tensor, x: Tensor, context: Context) -> bool:
     """Whether a kernel can read a residual beside the input. Strides count in eager mode only."""
     if residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device:
         return False

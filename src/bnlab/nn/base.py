@@ -17,8 +17,8 @@ from bnlab.kernels.request import Buffers, Statistics
 from bnlab.nn import input_check
 from bnlab.nn.options import Nonfinite, Options, check_options
 from bnlab.nn.running_update import (
+    BatchNormWithSafeStatistics,
     BatchStatistics,
-    RunningStatistics,
     is_in_backward,
     is_recomputation,
     kind_of_buffers,
@@ -30,7 +30,7 @@ _NO_BUFFERS = Running()
 _OVERRIDABLE = ("_normalized_by_batch", "_update", "_moving_average", "_updated_var")
 
 
-class BatchNormBase(RunningStatistics):
+class BatchNormBase(BatchNormWithSafeStatistics):
     """BN with exact statistics in every layout, buffers that survive bad batches, and fused forms.
 
     State dicts load from torch's layer and into it. The positional arguments are those of torch's layer.

@@ -139,8 +139,8 @@ class BatchRenorm(BatchNormBase):
         The running statistics have changed since then. The layer recognises a batch by the exact bits of its mean.
         """
         if is_recomputation():
-            for known, r, d in reversed(self._recent):
-                if torch.equal(known, mean):
+            for recorded_mean, r, d in reversed(self._recent):
+                if torch.equal(recorded_mean, mean):
                     return r, d
             raise UsageError(
                 f"{layer_path(self)}: at most {_MAX_IN_FLIGHT} batches must be in flight between a forward pass and "

@@ -82,8 +82,8 @@ class FrozenBatchNorm(BatchNormBase):
         The buffers have changed since then. The layer recognises a batch by the exact bits of its mean.
         """
         if is_recomputation():
-            for known, old_mean, old_var in reversed(self._recent):
-                if torch.equal(known, mean):
+            for recorded_mean, old_mean, old_var in reversed(self._recent):
+                if torch.equal(recorded_mean, mean):
                     return old_mean, old_var
             raise UsageError(
                 f"{layer_path(self)}: at most {_MAX_IN_FLIGHT} batches must be in flight between a forward pass and "

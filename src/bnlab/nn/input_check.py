@@ -8,12 +8,12 @@ from torch import Tensor
 from bnlab.errors import DtypeError, UsageError
 from bnlab.nn.layer_path import layer_path
 from bnlab.nn.options import MOMENTUM_WAY_OUT
-from bnlab.nn.running_update import RunningStatistics, is_readable
+from bnlab.nn.running_update import BatchNormWithSafeStatistics, is_readable
 
 __all__ = ["check_batch", "check_input", "check_residual", "position_weights", "refusal"]
 
 
-def check_input(layer: RunningStatistics, x: Tensor) -> None:
+def check_input(layer: BatchNormWithSafeStatistics, x: Tensor) -> None:
     """Check the rank, the channels and the dtype of an input.
 
     Raises:
@@ -32,7 +32,7 @@ def check_input(layer: RunningStatistics, x: Tensor) -> None:
         )
 
 
-def check_residual(layer: RunningStatistics, x: Tensor, residual: Tensor | None) -> None:
+def check_residual(layer: BatchNormWithSafeStatistics, x: Tensor, residual: Tensor | None) -> None:
     """Check that a residual can be added to an input.
 
     Raises:
@@ -43,7 +43,7 @@ def check_residual(layer: RunningStatistics, x: Tensor, residual: Tensor | None)
         raise refusal(layer, "residual", rule, f"{tuple(residual.shape)} on {residual.device}")
 
 
-def check_batch(layer: RunningStatistics, x: Tensor) -> None:
+def check_batch(layer: BatchNormWithSafeStatistics, x: Tensor) -> None:
     """Check the requirements of batch statistics.
 
     Raises:
@@ -63,7 +63,7 @@ def check_batch(layer: RunningStatistics, x: Tensor) -> None:
         raise refusal(layer, "momentum", "be in [0, 1] or None", f"{layer.momentum}", MOMENTUM_WAY_OUT)
 
 
-def position_weights(layer: RunningStatistics, x: Tensor, mask: object) -> Tensor:
+def position_weights(layer: BatchNormWithSafeStatistics, x: Tensor, mask: object) -> Tensor:
     """Return a mask in the shape that the operator takes, (N, 1, *spatial).
 
     Raises:
@@ -83,7 +83,7 @@ def position_weights(layer: RunningStatistics, x: Tensor, mask: object) -> Tenso
     return wanted.expand(whole)
 
 
-def refusal(layer: RunningStatistics, argument: str, rule: str, got: str, way_out: str = "") -> UsageError:
+def refusal(layer: BatchNormWithSafeStatistics, argument: str, rule: str, got: str, way_out: str = "") -> UsageError:
     """Return the error for a wrong argument of a call."""
     return UsageError(f"{layer_path(layer)}: {argument} must {rule}, got {got}. {way_out}".strip())
 

@@ -19,8 +19,8 @@ from bnlab.nn.layer_path import layer_path
 from bnlab.nn.options import Nonfinite
 
 __all__ = [
+    "BatchNormWithSafeStatistics",
     "BatchStatistics",
-    "RunningStatistics",
     "is_in_backward",
     "is_readable",
     "is_recomputation",
@@ -62,7 +62,7 @@ def kind_of_buffers(mean: Tensor | None, var: Tensor | None, batches: Tensor | N
     return "fit" if batches is None or batches.dtype is torch.int64 else "counted otherwise"
 
 
-class RunningStatistics(TorchBatchNorm):
+class BatchNormWithSafeStatistics(TorchBatchNorm):
     """torch's BN layer with other running statistics: they survive bad batches and conversion to half precision."""
 
     ranks: ClassVar[tuple[int, ...]]

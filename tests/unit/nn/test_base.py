@@ -17,20 +17,20 @@ PAIRS = [
 ]
 
 
-pairs = pytest.mark.parametrize(("ours", "theirs", "shape"), PAIRS)
+pairs = pytest.mark.parametrize(("bnlab_class", "torch_class", "shape"), PAIRS)
 
 
 BatchNorm1d, BatchNorm2d = bnlab.nn.BatchNorm1d, bnlab.nn.BatchNorm2d
 
 
 @pairs
-def test_repr_and_arguments_are_torchs(ours, theirs, shape):
-    arguments, _, backend = repr(ours(5, 1e-3, 0.2, False, False)).partition(", backend=")
-    assert arguments + ")" == repr(theirs(5, 1e-3, 0.2, False, False))
+def test_repr_and_arguments_are_torchs(bnlab_class, torch_class, shape):
+    arguments, _, backend = repr(bnlab_class(5, 1e-3, 0.2, False, False)).partition(", backend=")
+    assert arguments + ")" == repr(torch_class(5, 1e-3, 0.2, False, False))
     assert backend.startswith(("native", "aten (native: "))
-    changed = repr(ours(5, activation="relu", statistics_dtype=None))
+    changed = repr(bnlab_class(5, activation="relu", statistics_dtype=None))
     assert "track_running_stats=True, activation='relu', statistics_dtype=None, backend=" in changed
-    layer = ours(5, bias=False)
+    layer = bnlab_class(5, bias=False)
     assert layer.bias is None
     layer(torch.randn(shape)).sum().backward()
 

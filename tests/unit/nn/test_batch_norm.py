@@ -15,7 +15,7 @@ PAIRS = [
 ]
 
 
-pairs = pytest.mark.parametrize(("ours", "theirs", "shape"), PAIRS)
+pairs = pytest.mark.parametrize(("bnlab_class", "torch_class", "shape"), PAIRS)
 
 
 BatchNorm1d, BatchNorm2d = bnlab.nn.BatchNorm1d, bnlab.nn.BatchNorm2d
@@ -26,9 +26,9 @@ BatchNorm1d, BatchNorm2d = bnlab.nn.BatchNorm1d, bnlab.nn.BatchNorm2d
     "options",
     [{}, {"momentum": None}, {"momentum": 0.3, "eps": 1e-3}, {"affine": False}, {"track_running_stats": False}],
 )
-def test_a_drop_in_for_torchs_layer(ours, theirs, shape, options):
+def test_a_drop_in_for_torchs_layer(bnlab_class, torch_class, shape, options):
     torch.manual_seed(0)
-    layer, witness = ours(5, **options), theirs(5, **options)
+    layer, witness = bnlab_class(5, **options), torch_class(5, **options)
     assert layer.state_dict().keys() == witness.state_dict().keys()
     for tensor in witness.parameters():
         tensor.data.normal_()
@@ -45,7 +45,7 @@ def test_a_drop_in_for_torchs_layer(ours, theirs, shape, options):
         assert_close(left.grad, right.grad, rtol=1e-4, atol=1e-5)
     assert_close(layer.state_dict(), witness.state_dict())
     witness.load_state_dict(layer.state_dict())
-    assert isinstance(layer, theirs.__mro__[1])
+    assert isinstance(layer, torch_class.__mro__[1])
 
 
 def test_the_running_statistics_are_exact():

@@ -48,8 +48,8 @@ def test_it_is_the_papers_algorithm(seed, r_max, d_max):
     y = layer(x)
     assert_close(y, expected)
     grad = torch.randn_like(y)
-    ours = torch.autograd.grad(y, [x, layer.weight, layer.bias], grad)
-    assert_close(ours, torch.autograd.grad(expected, [x, layer.weight, layer.bias], grad), rtol=1e-6, atol=1e-9)
+    gradients = torch.autograd.grad(y, [x, layer.weight, layer.bias], grad)
+    assert_close(gradients, torch.autograd.grad(expected, [x, layer.weight, layer.bias], grad), rtol=1e-6, atol=1e-9)
     assert_close(layer.running_mean, mean)
     assert_close((layer.running_var + layer.eps).sqrt(), std)
 

@@ -84,13 +84,13 @@ def test_buffers_stay_wide(convert):
 
 def test_bfloat16_statistics_arrive_where_torchs_get_stuck():
     torch.manual_seed(0)
-    ours, theirs = BatchNorm1d(1, momentum=0.001).bfloat16(), nn.BatchNorm1d(1, momentum=0.001).bfloat16()
+    layer, torch_layer = BatchNorm1d(1, momentum=0.001).bfloat16(), nn.BatchNorm1d(1, momentum=0.001).bfloat16()
     for _ in range(3000):
         x = (5 + torch.randn(64, 1)).bfloat16()
-        ours(x)
-        theirs(x)
-    assert theirs.running_mean.item() < 2.5
-    assert ours.running_mean.item() == pytest.approx(5 * (1 - 0.999**3000), rel=0.01)
+        layer(x)
+        torch_layer(x)
+    assert torch_layer.running_mean.item() < 2.5
+    assert layer.running_mean.item() == pytest.approx(5 * (1 - 0.999**3000), rel=0.01)
 
 
 def test_an_empty_batch_changes_nothing():

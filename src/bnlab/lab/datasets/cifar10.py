@@ -25,7 +25,7 @@ from bnlab.errors import DamagedFile, MissingPackage
 from bnlab.lab.datasets.images import Images, checked_labels
 from bnlab.lab.datasets.local import Search, is_file, read_bytes, unreadable
 from bnlab.observe.files.numpy_data import as_stored_tensor
-from bnlab.observe.files.pickle_data import Global, Stranger, read_pickle
+from bnlab.observe.files.pickle_data import Global, InertObject, read_pickle
 
 __all__ = ["read"]
 
@@ -109,7 +109,7 @@ def _build(kind: object, arguments: tuple[object, ...] = ()) -> object:
         case Global("_codecs", "encode"), (str(text), *_):
             return text.encode("latin-1")  # protocol 2 writes bytes in this form
         case Global(), _:
-            return Stranger(kind, arguments)
+            return InertObject(kind, arguments)
         case _:
             raise ValueError("it refers to something outside the file")
 
@@ -120,13 +120,13 @@ def _text(key: object) -> object:
 
 def _array(value: object) -> NDArray[Any] | None:
     """Return a pickled array. Its values may be text, because Python 2 has no bytes."""
-    if not isinstance(value, Stranger):
+    if not isinstance(value, InertObject):
         return None
     state = value.state
     try:
         if isinstance(state, tuple) and state and isinstance(state[-1], str):
             state = (*state[:-1], state[-1].encode("latin-1"))
-        stored = as_stored_tensor(Stranger(value.kind, value.arguments, state))
+        stored = as_stored_tensor(InertObject(value.kind, value.arguments, state))
         return None if stored is None else stored.read()
     except ValueError:
         return None

@@ -22,7 +22,7 @@ __all__ = ["Config", "GroupedBatches"]
 _SAME, _ANEW = "always the same classes", "classes drawn anew"
 _MIN_LOSS = 0.02
 
-_CURE = {
+_CLAIM_LIMITS = {
     "unit": "share",
     "low": 0.8,
     "high": math.inf,
@@ -94,21 +94,21 @@ class GroupedBatches(Experiment[Config]):
             text="ghost batches that hold every class prevent the failure",
             source="Ioffe 2017, section 4.3: 77.4 of 78.3 %; Wu and Johnson 2021, figure 8",
             number=f"share recovered ({_RECOVERED})",
-            **_CURE,  # type: ignore[arg-type]
+            **_CLAIM_LIMITS,  # type: ignore[arg-type]
         ),
         Claim(
             key="renorm",
             text="batch renormalization on the same batches prevents the failure",
             source="Ioffe 2017, section 4.3: 78.5 %, as good as on batches drawn at random",
             number=f"share recovered ({_RECOVERED})",
-            **_CURE,  # type: ignore[arg-type]
+            **_CLAIM_LIMITS,  # type: ignore[arg-type]
         ),
         Claim(
             key="shuffle",
             text="shuffling prevents the failure",
             source="Wu and Johnson 2021, figure 8",
             number=f"share recovered ({_RECOVERED})",
-            **_CURE,  # type: ignore[arg-type]
+            **_CLAIM_LIMITS,  # type: ignore[arg-type]
         ),
     )
 

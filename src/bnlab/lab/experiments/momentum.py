@@ -159,8 +159,8 @@ class Momentum(Experiment[Config]):
         )
         formula = _formula(config, batches)
         tick(0.2)
-        frozen = _fed(nn.BatchNorm1d(4, momentum=0.0, affine=False, dtype=torch.float64), batches)
-        cumulative = _fed(nn.BatchNorm1d(4, momentum=None, dtype=torch.float64), batches)
+        frozen = _run_on_batches(nn.BatchNorm1d(4, momentum=0.0, affine=False, dtype=torch.float64), batches)
+        cumulative = _run_on_batches(nn.BatchNorm1d(4, momentum=None, dtype=torch.float64), batches)
         means, variances = batches.mean(1).mean(0), batches.var(1, unbiased=True).mean(0)
         x = batches[-1]
         identity = frozen.eval()(x) * math.sqrt(1 + frozen.eps) / x
@@ -216,7 +216,7 @@ def _formula(config: Config, batches: Tensor) -> dict[str, float]:
     errors = {}
     for name, layer_class in _layer_classes().items():
         for momentum in config.momenta:
-            layer = _fed(layer_class(4, momentum=momentum, dtype=torch.float64), batches)
+            layer = _run_on_batches(layer_class(4, momentum=momentum, dtype=torch.float64), batches)
             errors[f"{name}, {momentum}"] = _error(layer, *_recursion(batches, momentum))
     return errors
 
@@ -239,7 +239,7 @@ def _buffers(layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _fed(layer: Layer, batches: Tensor) -> Layer:
+def _run_on_batches(layer: Layer, batches: Tensor) -> Layer:
     for batch in batches:
         layer.train()(batch)
     return layer

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from bnlab.errors import PickledModule
 from bnlab.observe.files.numpy_data import as_stored_tensor
-from bnlab.observe.files.pickle_data import Stranger
+from bnlab.observe.files.pickle_data import InertObject
 from bnlab.observe.files.tensors import StoredTensor
 
 __all__ = ["Container", "containers", "keys_of", "kind_of", "refusal_of_module", "tensors_in"]
@@ -16,7 +16,7 @@ __all__ = ["Container", "containers", "keys_of", "kind_of", "refusal_of_module",
 Path: TypeAlias = "tuple[Path, Any] | None"
 """The path to a container as a linked list, because copying a tuple at each level of a deep file would be slow."""
 
-_CONTAINERS = (dict, list, tuple, Stranger)
+_CONTAINERS = (dict, list, tuple, InertObject)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def containers(tree: object) -> Iterator[Container]:
         if id(node) in seen:
             continue
         seen.add(id(node))
-        if isinstance(node, Stranger) and _is_module(node):
+        if isinstance(node, InertObject) and _is_module(node):
             yield Container(path, {}, node.kind.path)
             continue
         children = _children(node)
@@ -69,7 +69,7 @@ def tensors_in(mapping: Mapping[Any, Any]) -> dict[str, StoredTensor]:
 
 def kind_of(value: object) -> str:
     """Return the name of the class of a value, as a user would write it."""
-    return value.kind.path if isinstance(value, Stranger) else type(value).__name__
+    return value.kind.path if isinstance(value, InertObject) else type(value).__name__
 
 
 def refusal_of_module(kind: str) -> PickledModule:
@@ -87,20 +87,20 @@ def _children(node: object) -> Mapping[Any, Any]:
             return node
         case list() | tuple():
             return dict(enumerate(node))
-        case Stranger():
+        case InertObject():
             inside = {**dict(enumerate(node.arguments)), **dict(enumerate(node.elements)), **node.items}
             return {**inside, **{key: value for state in _states(node) for key, value in state.items()}}
         case _:
             return {}
 
 
-def _states(node: Stranger) -> list[dict[Any, Any]]:
+def _states(node: InertObject) -> list[dict[Any, Any]]:
     """Return the attributes of a foreign object, whose state is a dict, or a pair of a dict and the slots."""
     parts = node.state if isinstance(node.state, (tuple, list)) else [node.state]
     return [part for part in parts if isinstance(part, dict)]
 
 
-def _is_module(node: Stranger) -> bool:
+def _is_module(node: InertObject) -> bool:
     """Return whether unpickling would make an nn.Module, from its attributes or by a call that receives them."""
     attributes = [*_states(node), *(part for part in node.arguments if isinstance(part, dict))]
     return any({"_parameters", "_modules"} <= part.keys() for part in attributes)

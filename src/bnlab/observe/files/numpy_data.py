@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from bnlab.observe.files.pickle_data import Stranger
+from bnlab.observe.files.pickle_data import InertObject
 from bnlab.observe.files.tensors import StoredTensor, item_bytes, strided
 
 __all__ = ["as_stored_tensor"]
@@ -25,20 +25,20 @@ _DTYPES = {
 
 
 def as_stored_tensor(value: object) -> StoredTensor | None:
-    """Return the array that a Stranger represents, or None if it is not an array of a dtype that BN state can have.
+    """Return the array that a InertObject represents, or None if it is not an array of a dtype that BN state can have.
 
     Converters from other frameworks write state dicts of numpy arrays, so arrays count as tensors.
     """
-    if not (isinstance(value, Stranger) and value.kind.path in _RECONSTRUCT):
+    if not (isinstance(value, InertObject) and value.kind.path in _RECONSTRUCT):
         return None
     match value.state:
-        case (int(), tuple(shape), Stranger() as kind, bool(fortran), bytes(data)):
+        case (int(), tuple(shape), InertObject() as kind, bool(fortran), bytes(data)):
             return _tensor(shape, kind, data, fortran=fortran)
         case _:
             return None
 
 
-def _tensor(shape: tuple[Any, ...], kind: Stranger, data: bytes, *, fortran: bool) -> StoredTensor | None:
+def _tensor(shape: tuple[Any, ...], kind: InertObject, data: bytes, *, fortran: bool) -> StoredTensor | None:
     name = kind.arguments[0] if kind.arguments else None
     dtype = _DTYPES.get(name) if isinstance(name, str) else None
     size = None if dtype is None else item_bytes(dtype)

@@ -3,7 +3,7 @@
 ``torch.load(weights_only=True)`` refuses a checkpoint with an ``argparse.Namespace`` beside the tensors, needs a whole
 legacy file in memory, and supports protocol 2 only. This reader replays the opcodes on plain containers instead. Where
 the pickle would import a name, the reader makes a :class:`Global`. Where the pickle would call that name, the reader
-makes a :class:`Stranger`, an inert record of the call. The `build` function of the caller interprets the few globals
+makes a :class:`InertObject`, an inert record of the call. The `build` function of the caller interprets the few globals
 that stand for plain data or tensors.
 """
 
@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, TypeAlias
 
-__all__ = ["Data", "Global", "Stranger", "read_pickle"]
+__all__ = ["Data", "Global", "InertObject", "read_pickle"]
 
 Data: TypeAlias = Any
-"""A value in a pickle: a plain container, number, string, Global or Stranger, or a value that `build` returned."""
+"""A value in a pickle: a plain container, number, string, Global or InertObject, or a value that `build` returned."""
 
 Build = Callable[["Global", tuple[Data, ...]], Data]
 PersistentLoad = Callable[[Data], Data]
@@ -40,7 +40,7 @@ class Global:
 
 
 @dataclass(eq=False)
-class Stranger:
+class InertObject:
     """An object of a foreign class, kept as the data from which unpickling would make it.
 
     Attributes:
@@ -63,11 +63,11 @@ def read_pickle(stream: BinaryIO, build: Build, persistent_load: PersistentLoad)
 
     Args:
         stream: Binary stream, which is read forward only.
-        build: Called for every global with arguments. It returns data for the globals it knows, else a Stranger.
+        build: Called for every global with arguments. It returns data for the globals it knows, else a InertObject.
         persistent_load: Called with every persistent id.
 
     Returns:
-        Plain containers, strings, numbers, bytes, Globals, Strangers, and values from `build` and `persistent_load`.
+        Plain containers, strings, numbers, bytes, Globals, InertObjects, and values from `build` and `persistent_load`.
 
     Raises:
         ValueError: If the bytes are not a complete pickle.
@@ -149,8 +149,8 @@ class _Machine:
     def call(self, kind: Data, arguments: Data) -> Data:
         if not isinstance(arguments, tuple):
             raise TypeError
-        if isinstance(kind, Stranger):
-            return Stranger(kind.kind, arguments)
+        if isinstance(kind, InertObject):
+            return InertObject(kind.kind, arguments)
         if not isinstance(kind, Global):
             raise TypeError
         return self.build(kind, arguments)
@@ -163,7 +163,7 @@ def _pairs(values: list[Data]) -> Iterator[tuple[Data, Data]]:
 
 
 def _set_items(target: Data, values: list[Data]) -> None:
-    mapping = target.items if isinstance(target, Stranger) else target
+    mapping = target.items if isinstance(target, InertObject) else target
     if not isinstance(mapping, dict):
         raise TypeError
     for key, value in _pairs(values):
@@ -172,7 +172,7 @@ def _set_items(target: Data, values: list[Data]) -> None:
 
 
 def _append(target: Data, values: list[Data]) -> None:
-    elements = target.elements if isinstance(target, Stranger) else target
+    elements = target.elements if isinstance(target, InertObject) else target
     if not isinstance(elements, list):
         raise TypeError
     elements.extend(values)
@@ -226,7 +226,7 @@ def _inst(machine: _Machine, argument: str) -> None:
 
 def _build(machine: _Machine, _: object) -> None:
     (state,) = machine.pop_many(1)
-    if isinstance(machine.stack[-1], Stranger):
+    if isinstance(machine.stack[-1], InertObject):
         machine.stack[-1].state = state
 
 

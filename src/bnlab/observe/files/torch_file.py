@@ -17,7 +17,7 @@ from typing import BinaryIO, cast
 
 from bnlab.errors import NotACheckpoint
 from bnlab.observe.files.content import Content
-from bnlab.observe.files.pickle_data import Data, Global, Stranger, read_pickle
+from bnlab.observe.files.pickle_data import Data, Global, InertObject, read_pickle
 from bnlab.observe.files.tensors import StoredTensor, item_bytes, strided
 
 __all__ = ["is_legacy", "read_legacy", "read_zip"]
@@ -197,10 +197,10 @@ def _persistent_load(identifier: Data) -> _Storage:
 
 @dataclass(frozen=True)
 class _Builder:
-    """Replaces the calls in a torch pickle by tensors and plain containers where it knows them, else by Strangers.
+    """Replaces the calls in a torch pickle by tensors and plain containers where it knows them, else by InertObjects.
 
     The last argument of a tensor marks views such as a conjugate, whose values differ from the stored ones. Such a
-    tensor becomes a Stranger.
+    tensor becomes a InertObject.
     """
 
     locate: Locate
@@ -221,7 +221,7 @@ class _Builder:
             case "collections" | "builtins" | "__builtin__", name if name in _EMPTY_DICTS:
                 return _dict(arguments)
             case _:
-                return Stranger(kind, arguments)
+                return InertObject(kind, arguments)
 
     def tensor(self, arguments: tuple[Data, ...], dtype: Global | None = None) -> StoredTensor:
         storage, offset, shape, strides = arguments[:4]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from functools import partial
 from itertools import count, islice
 from typing import Any, Literal, TypeAlias
 
@@ -23,6 +24,7 @@ __all__ = [
     "first_samples",
     "keep",
     "map_tensors",
+    "parts_of",
     "require_data",
     "require_max_batches",
     "run_batch",
@@ -42,6 +44,9 @@ MaxBatches: TypeAlias = int | Literal["auto"] | None
 
 MAX_KEPT = 64
 """Largest number of batches held in memory. Measurements that need several passes then read the data once."""
+
+_MIN_PART = 4
+"""Smallest number of samples in a part of a batch."""
 
 _MAX_SHUFFLED = 12
 """Largest number of batches whose samples are shuffled together."""
@@ -65,8 +70,25 @@ def samples_in(batch: Batch) -> int:
 
 def first_samples(batch: Batch, count: int) -> Batch:
     """Return the first samples of a batch; every tensor whose first dimension is the number of samples is cut."""
+    return map_tensors(batch, partial(_rows, size=samples_in(batch), start=0, stop=count))
+
+
+def parts_of(batch: Batch, parts: int) -> Iterator[Batch]:
+    """Yield a batch in up to so many parts, each with `_MIN_PART` samples or more, unless the batch has fewer.
+
+    Every tensor whose first dimension is the number of samples is cut.
+    """
     size = samples_in(batch)
-    return map_tensors(batch, lambda tensor: tensor[:count] if tensor.dim() and tensor.size(0) == size else tensor)
+    step = max(_MIN_PART, -(-size // parts))
+    if size <= step:
+        yield batch
+        return
+    for start in range(0, size, step):
+        yield map_tensors(batch, partial(_rows, size=size, start=start, stop=start + step))
+
+
+def _rows(tensor: Tensor, *, size: int, start: int, stop: int) -> Tensor:
+    return tensor[start:stop] if tensor.dim() and tensor.size(0) == size else tensor
 
 
 class _Without:
@@ -118,8 +140,8 @@ class KeptBatches(Sequence[Batch]):
 
     def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - an int or a slice, as of a list
         """Return a copy of a held batch, which the caller may change; a list of copies for a slice."""
-        held = self._held[index]
-        return [_copied(batch) for batch in held] if isinstance(index, slice) else _copied(held)
+        chosen = self._held[index]
+        return [_copied(batch) for batch in chosen] if isinstance(index, slice) else _copied(chosen)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the data has
         """Return the attribute of the data itself if every batch is held: the `dataset` of a part has another size."""

@@ -117,9 +117,11 @@ def execute(model: nn.Module, example: Batch, layers: Collection[nn.Module] | No
     tensors = {name: recorder.value(tensor).id for name, tensor in own if not is_lazy(tensor)}
     with recorder.watching_modules(), recorder:
         output = run_batch(model, example)
-    held = [tensor for module in model.modules() for tensor in tensors_in(_attributes(module))]
-    kept = {recorder.value(tensor).id for tensor in [*tensors_in(output), *held]}
-    return ExecutedGraph(tuple(recorder.calls), frozenset(kept), frozenset(recorder.hooked | recorder.held()), tensors)
+    stored = [tensor for module in model.modules() for tensor in tensors_in(_attributes(module))]
+    kept = {recorder.value(tensor).id for tensor in [*tensors_in(output), *stored]}
+    return ExecutedGraph(
+        tuple(recorder.calls), frozenset(kept), frozenset(recorder.hooked | recorder.referenced_elsewhere()), tensors
+    )
 
 
 def _attributes(module: nn.Module) -> list[object]:
@@ -177,14 +179,14 @@ class _Recorder(TorchFunctionMode):
         outputs = tuple(self._new_value(tensor) for tensor in output_tensors)
         self.calls.append(Call(function, place(arguments), place(keywords), modules, tuple(inputs), outputs))
 
-    def held(self) -> set[int]:
+    def referenced_elsewhere(self) -> set[int]:
         """Return the numbers of the values to which any object other than this recorder refers."""
         times = Counter(map(id, self._alive))
         probe = torch.empty(0)
         usual = _references([probe])[0] - 1
         own = dict(zip(map(id, self._alive), _references(self._alive), strict=True))
-        held = {key for key, count in own.items() if count - times[key] >= usual}
-        return {number for number, tensor in enumerate(self._alive, start=1) if id(tensor) in held}
+        referenced = {key for key, count in own.items() if count - times[key] >= usual}
+        return {number for number, tensor in enumerate(self._alive, start=1) if id(tensor) in referenced}
 
     def _note_hooked(self, module: nn.Module, *seen: object) -> None:
         """Record the inputs and outputs that the hooks of a module receive."""

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from bnlab.observe.passes.batches import tensors_in
 
-__all__ = ["AllSeen", "ExecutionOrder", "OneValue", "input_of"]
+__all__ = ["ExecutionOrder", "ForwardEnded", "OneValuePerChannel", "input_of"]
 
 
-class AllSeen(BaseException):
+class ForwardEnded(BaseException):
     """Raised to leave a forward pass after the last BN layer. An `except Exception` in a model does not catch it."""
 
 
-class OneValue(BaseException):
+class OneValuePerChannel(BaseException):
     """Raised to leave a forward pass at a layer whose input has one value per channel."""
 
     def __init__(self, path: str) -> None:
@@ -54,12 +54,12 @@ class ExecutionOrder:
         """Count a call of a layer.
 
         Raises:
-            AllSeen: If the call is the last one of the batch.
+            ForwardEnded: If the call is the last one of the batch.
         """
         self.calls += 1
         self.seen[path] = None
         if self.expected and self.calls == self.expected:
-            raise AllSeen
+            raise ForwardEnded
 
 
 def input_of(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:

@@ -21,7 +21,7 @@ from bnlab.functional.streaming import StreamingMoments
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
 from bnlab.observe.passes.batches import Batch, Forward, batches_of, run_batch, samples_in
-from bnlab.observe.passes.order import AllSeen
+from bnlab.observe.passes.order import ForwardEnded
 from bnlab.observe.passes.population import impose_statistics
 from bnlab.observe.passes.statistics import LayerCall, Run, measuring
 from bnlab.observe.passes.subject import Subject
@@ -209,12 +209,12 @@ class _Meters:
         """Hold a call until the batch ends.
 
         Raises:
-            AllSeen: If the call is not finite. The batch is then left out, and the modules behind the layer, which may
-                not accept a NaN, do not run.
+            ForwardEnded: If the call is not finite. The batch is then left out, and the modules behind the layer, which
+                may not accept a NaN, do not run.
         """
         self.is_finite = call.is_finite
         if not self.is_finite:
-            raise AllSeen
+            raise ForwardEnded
         self.staged.append((call.path, call.count, call.mean, call.var))
 
     def end(self, samples: int, *, one_value: bool) -> None:

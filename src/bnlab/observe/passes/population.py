@@ -12,12 +12,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import ModelLayer
 
-__all__ = ["impose_batch_statistics", "impose_statistics", "population_statistics"]
+__all__ = ["Statistics", "impose_batch_statistics", "impose_statistics", "population_statistics"]
 
 
-def population_statistics(
-    modules: Mapping[str, nn.Module], layers: Iterable[ModelLayer]
-) -> dict[_BatchNorm, tuple[Floats, Floats]]:
+Statistics = Mapping[_BatchNorm, tuple[Floats, Floats]]
+"""Mean and variance of some layers, both of shape (C,) and float64."""
+
+
+def population_statistics(modules: Mapping[str, nn.Module], layers: Iterable[ModelLayer]) -> Statistics:
     """Return the population mean and variance of every observed layer that keeps running statistics.
 
     They come from the training data if it was observed, and from the other data otherwise. The variance follows the law
@@ -48,7 +50,7 @@ def impose_batch_statistics(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def impose_statistics(statistics: Mapping[_BatchNorm, tuple[Floats, Floats]]) -> Iterator[None]:
+def impose_statistics(statistics: Statistics) -> Iterator[None]:
     """Make BN layers in eval mode normalise with the means and variances in `statistics`.
 
     The layers get the tensors of their running statistics back when the block ends.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import bnlab.nn as ours
+import bnlab.nn as bnlab_nn
 from bnlab.kernels import batch_norm_train, native
 from bnlab.nn.base import BatchNormBase
 from bnlab.observe.evidence import Floats
@@ -101,7 +101,7 @@ def scratch_of(layer: nn.Module) -> Scratch | None:
 def _leaves_statistics(layer: nn.Module) -> TypeGuard[_BatchNorm]:
     """Return whether a layer writes the statistics of each batch to `Scratch` buffers; those of bnlab are exact."""
     if isinstance(layer, BatchNormBase):
-        return type(layer) in (ours.BatchNorm1d, ours.BatchNorm2d, ours.BatchNorm3d)
+        return type(layer) in (bnlab_nn.BatchNorm1d, bnlab_nn.BatchNorm2d, bnlab_nn.BatchNorm3d)
     plain = isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
     weight = getattr(layer, "weight", None)
     dtype = torch.float32 if weight is None else weight.dtype

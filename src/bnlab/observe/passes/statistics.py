@@ -26,7 +26,7 @@ from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
 from bnlab.observe.passes.batches import Batch, Forward, run_batch
 from bnlab.observe.passes.dropout import drops
-from bnlab.observe.passes.order import AllSeen, ExecutionOrder, OneValue, input_of
+from bnlab.observe.passes.order import ExecutionOrder, ForwardEnded, OneValuePerChannel, input_of
 from bnlab.observe.passes.scratch import ExactScratch, Scratch, scratch_of
 from bnlab.observe.passes.subject import Subject
 
@@ -87,9 +87,9 @@ class Run:
         self.order.begin()
         try:
             self._forward(self._model, batch)
-        except AllSeen:
+        except ForwardEnded:
             return None
-        except OneValue as layer:
+        except OneValuePerChannel as layer:
             return layer.path
         return None
 
@@ -155,7 +155,7 @@ def _kept_in_mode(module: nn.Module, training: bool) -> list[RemovableHandle]:
 
 def _refuse_one_value(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
     if input_of(arguments, keywords).numel() == channels_of(layer):
-        raise OneValue("")
+        raise OneValuePerChannel("")
 
 
 def _watched(
@@ -167,7 +167,7 @@ def _watched(
 
     def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if input_of(arguments, keywords).numel() == channels:
-            raise OneValue(path)
+            raise OneValuePerChannel(path)
         if scratch is not None:
             layer.training = True  # a forward may have called eval() before this layer
             scratch.clear()
@@ -203,11 +203,11 @@ def _call(path: str, layer: nn.Module, x: Tensor, scratch: Scratch | None) -> La
     failed = not np.isfinite(own[0].sum() + own[1].sum())
     eps = float(getattr(layer, "eps", 0.0))
     if type(layer).forward is not _BatchNorm.forward:  # a custom forward may change its input before BN
-        return LayerCall(path, x, count, *_agreeing(_computed(x), left, eps), lambda: own, failed)
-    return LayerCall(path, x, count, *(_trusted(x, left, eps) or _computed(x)), lambda: own, failed)
+        return LayerCall(path, x, count, *_computed_unless_different(_computed(x), left, eps), lambda: own, failed)
+    return LayerCall(path, x, count, *(_kernel_statistics_or_none(x, left, eps) or _computed(x)), lambda: own, failed)
 
 
-def _trusted(x: Tensor, left: tuple[Floats, Floats], eps: float) -> tuple[Floats, Floats] | None:
+def _kernel_statistics_or_none(x: Tensor, left: tuple[Floats, Floats], eps: float) -> tuple[Floats, Floats] | None:
     """Return the statistics of the kernel of torch, with unreliable channels computed again; None if all may be wrong.
 
     torch sums in double precision along contiguous images. Along channels-last images, and along inputs of shape
@@ -226,7 +226,9 @@ def _trusted(x: Tensor, left: tuple[Floats, Floats], eps: float) -> tuple[Floats
     return mean, var
 
 
-def _agreeing(computed: tuple[Floats, Floats], left: tuple[Floats, Floats], eps: float) -> tuple[Floats, Floats]:
+def _computed_unless_different(
+    computed: tuple[Floats, Floats], left: tuple[Floats, Floats], eps: float
+) -> tuple[Floats, Floats]:
     """Return the computed statistics if they agree with those that BN left in the layer, else those of the layer."""
     spread = np.sqrt(left[1] + eps)
     with np.errstate(invalid="ignore", over="ignore"):

@@ -89,16 +89,16 @@ class _ModuleState:
         self._module = module
         self._training = module.training
         self._attributes = _attributes(module)
-        self._contents = [(held, dict(held)) for held in _containers(module)]
+        self._contents = [(container, dict(container)) for container in _containers(module)]
 
     def restore(self) -> None:
         """Restore the attributes and the dicts."""
         for name in _attributes(self._module).keys() - self._attributes.keys():
             del vars(self._module)[name]
         vars(self._module).update(self._attributes)
-        for held, content in self._contents:
-            held.clear()
-            held.update(content)
+        for container, content in self._contents:
+            container.clear()
+            container.update(content)
         if self._module.training != self._training:  # `training` of a ScriptModule is not in vars()
             self._module.training = self._training
 

@@ -62,7 +62,7 @@ class Conversion:
         for key, value in self.settings.items():
             old = getattr(self.layer, key, _OFF)
             changes += [] if old == value else [Change(self.path, key, str(old), str(value))]
-        dropped = {"nonfinite": "skip", "process_group": None} if not self.target.family.is_ours else {}
+        dropped = {"nonfinite": "skip", "process_group": None} if not self.target.family.is_bnlab_class else {}
         for key, usual in dropped.items():
             if key not in vars(self.template) and getattr(self.layer, key, usual) != usual:
                 changes.append(Change(self.path, key, str(getattr(self.layer, key)), _OFF))
@@ -123,7 +123,7 @@ class Conversion:
             self.layer.keep_statistics_wide()
         else:
             narrow_statistics(self.layer)
-        if self.target.family.is_ours and self.origin != Origin():
+        if self.target.family.is_bnlab_class and self.origin != Origin():
             self.layer.converted_from = self.origin  # type: ignore[assignment]
         else:
             vars(self.layer).pop("converted_from", None)

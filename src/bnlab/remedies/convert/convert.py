@@ -76,7 +76,7 @@ def convert(
         raise UsageError("convert: the model must not be compiled yet, got a compiled one. Compile it afterwards.")
     if example is not None and any(is_lazy(parameter) for parameter in model.parameters()):
         raise UsageError("convert: the model must know its shapes, got a lazy layer. Run one batch first.")
-    if fuse and (example is None or not target.family.is_ours):
+    if fuse and (example is None or not target.family.is_bnlab_class):
         got = "no example" if example is None else f"{to!r}"
         raise UsageError(f"convert: fuse must come with an example and a layer class of bnlab.nn, got {got}.")
     ranks = {} if example is None else _executed_ranks(model, selected, example)

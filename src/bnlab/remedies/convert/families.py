@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-import bnlab.nn as ours
+import bnlab.nn as bnlab_nn
 from bnlab.nn.base import BatchNormBase
 from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
 
@@ -37,7 +37,7 @@ class Family:
         return len(set(self.classes.values())) > 1
 
     @property
-    def is_ours(self) -> bool:
+    def is_bnlab_class(self) -> bool:
         """Whether the classes are those of bnlab, which take an activation, a residual and a mask."""
         return issubclass(self.classes[1], BatchNormBase)
 
@@ -56,13 +56,13 @@ def _family(module: object, name: str, *, is_plain: bool = False, keeps_statisti
     return Family(classes, is_plain, keeps_statistics)
 
 
-FROZEN = _family(ours, "FrozenBatchNorm")
+FROZEN = _family(bnlab_nn, "FrozenBatchNorm")
 GROUP = Family(dict.fromkeys(RANKS, nn.GroupNorm), keeps_statistics=False)
 FAMILIES = (
-    _family(ours, "BatchNorm", is_plain=True),
+    _family(bnlab_nn, "BatchNorm", is_plain=True),
     FROZEN,
-    _family(ours, "GhostBatchNorm"),
-    _family(ours, "BatchRenorm"),
+    _family(bnlab_nn, "GhostBatchNorm"),
+    _family(bnlab_nn, "BatchRenorm"),
     _family(nn, "BatchNorm", is_plain=True),
     Family(dict.fromkeys(RANKS, nn.SyncBatchNorm), is_plain=True),
     GROUP,

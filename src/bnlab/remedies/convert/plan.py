@@ -92,7 +92,7 @@ def plan_conversion(
         target.family.classes[rank],
         activation,
         origin,
-        is_ours=target.family.is_ours,
+        is_bnlab_class=target.family.is_bnlab_class,
         takes_residual="takes_residual" in vars(layer),
     )
     try:
@@ -100,7 +100,11 @@ def plan_conversion(
     except (ValueError, TypeError) as error:
         _refuse(path, f"fit the arguments of {class_name(kind)}", f"the error '{error}'")
     settings = {key: value for key, value in target.options.items() if key != "num_groups"}
-    if target.family.is_ours and activation is not None and settings.setdefault("activation", activation) != activation:
+    if (
+        target.family.is_bnlab_class
+        and activation is not None
+        and settings.setdefault("activation", activation) != activation
+    ):
         _refuse(path, f"have no activation to get {settings['activation']!r}", repr(activation))
     plain: nn.Module = source.classes[rank](layer.num_features)
     return Conversion(layer, path, source, target, template, plain, kind, settings, origin)
@@ -132,7 +136,7 @@ def plan_thaw(path: str, layer: _BatchNorm, memory: FrozenFrom) -> Conversion:
         raise AssertionError("only a layer of a known family changes its class")
     family, base = family_and_base
     settings = dict(memory.settings)
-    if family.is_ours and memory.kind is base:
+    if family.is_bnlab_class and memory.kind is base:
         settings.pop("activation", None)
     elif getattr(layer, "activation", None) != memory.activation or "takes_residual" in vars(layer):
         got = "an activation or residual that was fused in later"
@@ -190,10 +194,16 @@ def _activation(path: str, layer: _BatchNorm, base: type[nn.Module], rank: int) 
 
 
 def _new_class(
-    path: str, kind: type[nn.Module], activation: str | None, origin: Origin, *, is_ours: bool, takes_residual: bool
+    path: str,
+    kind: type[nn.Module],
+    activation: str | None,
+    origin: Origin,
+    *,
+    is_bnlab_class: bool,
+    takes_residual: bool,
 ) -> type[nn.Module]:
     """Return the new class: the one from before a conversion to bnlab if the layer is converted back to it."""
-    if is_ours:
+    if is_bnlab_class:
         return kind
     comes_back = origin.kind is not None and issubclass(origin.kind, kind) and origin.activation == activation
     if origin.kind is not None and comes_back and not takes_residual:

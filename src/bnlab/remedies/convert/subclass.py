@@ -78,7 +78,7 @@ def _same(
             ran, y = _recorded(subclass.forward, x)
         except Exception:
             return False
-        expected_run, expected = _recorded(lambda x: _then(plain.forward(x), function), x)
+        expected_run, expected = _recorded(lambda x: _apply_activation(plain.forward(x), function), x)
     states = subclass.state_dict(), plain.state_dict()
     return (
         ran == expected_run
@@ -88,7 +88,7 @@ def _same(
     )
 
 
-def _then(y: Tensor, function: Callable[[Tensor], Tensor] | None) -> Tensor:
+def _apply_activation(y: Tensor, function: Callable[[Tensor], Tensor] | None) -> Tensor:
     return y if function is None else function(y)
 
 

@@ -67,7 +67,7 @@ class ConversionTarget:
             arguments = (layer.num_features,)
             options["momentum"] = layer.momentum
             options["track_running_stats"] = self.family.keeps_statistics and layer.track_running_stats
-        if self.family.is_ours and _has_narrow_statistics(layer):
+        if self.family.is_bnlab_class and _has_narrow_statistics(layer):
             options.setdefault("statistics_dtype", None)
         return kind(*arguments, eps=layer.eps, affine=layer.affine, **options)
 

@@ -27,7 +27,7 @@ from bnlab.remedies.receipt import Receipt
 __all__ = ["fold"]
 
 _UNIT = "of the largest output"
-_WHAT = "largest error"
+_LARGEST_ERROR = "largest error"
 _ONE_PATH = "planned from one run: other paths through forward are checked only if the random inputs take them"
 
 
@@ -89,9 +89,9 @@ def fold(model: nn.Module, example: Batch, *, tolerance: float | None = None) ->
     for path in plan.foldings:
         replace_in_place(folded.get_submodule(path), _replacement(plan, path))
     on_example, on_others = errors_of_models(model, folded, batch, tolerance)
-    measured.append(Measurement(None, f"{_WHAT} on the example", on_example, _UNIT))
+    measured.append(Measurement(None, f"{_LARGEST_ERROR} on the example", on_example, _UNIT))
     if on_others:
-        measured.append(Measurement(None, f"{_WHAT} on {len(on_others)} random inputs", max(on_others), _UNIT))
+        measured.append(Measurement(None, f"{_LARGEST_ERROR} on {len(on_others)} random inputs", max(on_others), _UNIT))
     record = Changes(
         bnlab=__version__,
         action="fold",
@@ -177,7 +177,7 @@ def _prove_pairs(
         dtypes += [p.dtype for p in folded.get_submodule(name).parameters(recurse=False) if name in plan.groups]
         allowed = tolerance_of(dtypes) if tolerance is None else tolerance
         if error <= allowed:
-            measured.append(Measurement(label, _WHAT, error, _UNIT))
+            measured.append(Measurement(label, _LARGEST_ERROR, error, _UNIT))
             continue
         reason = f"when it is folded, {label} differs by {error:.1e} of the largest output, above {allowed:.0e}"
         if name in plan.groups:

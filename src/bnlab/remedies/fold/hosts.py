@@ -67,7 +67,7 @@ class Hosts:
         call = self._graph.producer(value.id)
         if call is None:
             return Refusal("its input is the input of the model")
-        path = self._ran(call)
+        path = self._linear_layer_of_call(call)
         if path is None or not _is_main(self._modules[path], call):
             return Refusal(f"it is fed by {_function_name(call)}, which is not a convolution or linear layer")
         reason = self._obstacle(path, call)
@@ -100,29 +100,29 @@ class Hosts:
         if reason is None and _adds_zeros(module):
             reason = f"{path} pads with zeros, so its borders get less of the shift"
         # An operation in between could change the input in place.
-        if reason is None and not self._right_behind(bn_call, users[0]):
+        if reason is None and not self._runs_next(bn_call, users[0]):
             reason = f"{path} does not run directly after it"
         return path if reason is None else Refusal(reason)
 
     def _run_on(self, value: Value, user: Call) -> tuple[str, Call] | None:
         """Return the linear layer that takes a value as its input, and its call, which may follow its own padding."""
-        path = self._ran(user)
+        path = self._linear_layer_of_call(user)
         seen, call = value, user
         if path is not None and user.function is F.pad:
             seen = user.outputs[0]
             users = self._graph.consumers(seen.id)
-            if len(users) != 1 or self._ran(users[0]) != path or self.is_kept(seen.id):
+            if len(users) != 1 or self._linear_layer_of_call(users[0]) != path or self.is_kept(seen.id):
                 return None
             call = users[0]
         if path is None or call.inputs[0].id != seen.id or not _is_main(self._modules[path], call):
             return None
         return path, call
 
-    def _right_behind(self, first: Call, second: Call) -> bool:
+    def _runs_next(self, first: Call, second: Call) -> bool:
         calls = self._graph.calls
         return any(one is first and other is second for one, other in pairwise(calls))
 
-    def _ran(self, call: Call) -> str | None:
+    def _linear_layer_of_call(self, call: Call) -> str | None:
         """Return the path of the linear layer in which a call ran, or None if it ran elsewhere."""
         path = call.modules[-1] if call.modules else None
         return path if path is not None and _torch_class(self._modules[path]) is not None else None

@@ -41,7 +41,7 @@ _TOLERANCES = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-9}
 _MAX_SHARE_OF_DIFFERENT_VALUES = 1e-3
 _MAX_BYTES = (1 << 31) - 1
 _MAX_NAMES = 8
-_WHAT = "largest error"
+_LARGEST_ERROR = "largest error"
 _UNIT = "of the largest output"
 
 
@@ -222,9 +222,9 @@ class _Folding:
         """Record the error of each BN: in the whole model if that still has its output, otherwise of the fold alone."""
         for name, alone in self.errors.items():
             error = inside.get(self.results.get(name, ""), alone)
-            self.measurements.append(Measurement(name, _WHAT, error, _UNIT))
+            self.measurements.append(Measurement(name, _LARGEST_ERROR, error, _UNIT))
         if whole is not None:
-            self.measurements.append(Measurement(None, _WHAT, whole, _UNIT))
+            self.measurements.append(Measurement(None, _LARGEST_ERROR, whole, _UNIT))
 
 
 def _load(path: Path) -> ModelProto:

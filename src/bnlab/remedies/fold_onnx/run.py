@@ -51,7 +51,10 @@ def run_nodes(
         return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), shape)
 
     result = nodes[-1].output[0]
-    tensors = [numpy_helper.from_array(np.ascontiguousarray(held), name) for name, held in constants.items()]
+    tensors = [
+        numpy_helper.from_array(np.ascontiguousarray(constant_value), name)
+        for name, constant_value in constants.items()
+    ]
     graph = helper.make_graph(nodes, "pair", [info(source, value.shape)], [info(result, None)], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     return run_model(model, {source: value})[result]

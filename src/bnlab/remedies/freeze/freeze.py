@@ -289,14 +289,14 @@ def _set(layer: nn.Module, key: str, value: object) -> Callable[[], None]:
     own = vars(layer)
     had, before = key in own, own.get(key)
 
-    def put(value: object, *, there: bool) -> None:
-        if there:
+    def set_or_remove(value: object, *, is_present: bool) -> None:
+        if is_present:
             setattr(layer, key, value)
         else:
             vars(layer).pop(key, None)
 
-    put(value, there=value is not None)
-    return lambda: put(before, there=had)
+    set_or_remove(value, is_present=value is not None)
+    return lambda: set_or_remove(before, is_present=had)
 
 
 def _require_grad(layer: nn.Module, names: Iterable[str], *, on: bool) -> Callable[[], None]:
@@ -319,10 +319,10 @@ def _refuse_or_note(todo: Mapping[str, _BatchNorm], switches: Switches) -> list[
         require_built(path, layer)
         if switches.normaliser or not switches.buffers or isinstance(layer, FrozenBatchNorm):
             continue
-        obeys = _obeys(layer)
-        if obeys is None:
+        keeps = _keeps_statistics_when_untracked(layer)
+        if keeps is None:
             notes.append(f"{path or 'model'}: {class_name(type(layer))} {_UNTRIED}")
-        elif not obeys:
+        elif not keeps:
             raise UsageError(
                 f"{path or 'model'}: layer must keep its running statistics with track_running_stats=False, got "
                 f"{class_name(type(layer))}, whose forward updates them. Leave the layer out with layers=."
@@ -330,7 +330,7 @@ def _refuse_or_note(todo: Mapping[str, _BatchNorm], switches: Switches) -> list[
     return notes
 
 
-def _obeys(layer: _BatchNorm) -> bool | None:
+def _keeps_statistics_when_untracked(layer: _BatchNorm) -> bool | None:
     """Return whether train mode keeps the running statistics with track_running_stats=False; None if this is unknown.
 
     The layers of torch and bnlab keep them. For a subclass with another forward, a copy of the layer is run.
@@ -343,8 +343,8 @@ def _obeys(layer: _BatchNorm) -> bool | None:
         return True
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         tried = [_state_after(layer, rank) for rank in (1, 2, 3)]
-    known = [obeyed for obeyed in tried if obeyed is not None]
-    return all(known) if known else None
+    answers = [keeps for keeps in tried if keeps is not None]
+    return all(answers) if answers else None
 
 
 def _state_after(layer: _BatchNorm, rank: int) -> bool | None:

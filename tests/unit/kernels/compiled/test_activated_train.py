@@ -80,8 +80,8 @@ def test_a_compiled_layer_gives_the_bits_of_the_layer(shape, added, dtype):
         wanted = [x, *([residual] if added else []), layer.weight, layer.bias]
         y = call(x, residual)
         tensors_of_both.append([y, *torch.autograd.grad(y, wanted, grad), *layer.buffers()])
-    for ours, theirs in zip(*tensors_of_both, strict=True):
-        assert_close(theirs, ours, rtol=1e-6, atol=1e-6)
+    for eager_tensor, compiled_tensor in zip(*tensors_of_both, strict=True):
+        assert_close(compiled_tensor, eager_tensor, rtol=1e-6, atol=1e-6)
 
 
 def test_the_compiler_sees_one_operator_each_way():
@@ -115,8 +115,8 @@ def test_a_second_derivative():
     for output, inputs in ((y, (x, weight)), (expected, (wide, wide_weight))):
         (first,) = torch.autograd.grad(output.square().sum(), inputs[0], create_graph=True)
         gradients_of_both.append(torch.autograd.grad(first.square().sum(), inputs))
-    for ours, theirs in zip(*gradients_of_both, strict=True):
-        assert_close(ours, theirs.float(), rtol=1e-3, atol=1e-3)
+    for gradient, expected_gradient in zip(*gradients_of_both, strict=True):
+        assert_close(gradient, expected_gradient.float(), rtol=1e-3, atol=1e-3)
 
 
 def test_any_number_of_samples_is_one_graph():
@@ -136,5 +136,5 @@ def test_an_empty_batch_is_empty_and_does_not_count():
     x = torch.randn(0, 3, 4, 4)
     y = torch.compile(compiled, fullgraph=True, backend="aot_eager")(x, x)
     assert y.shape == eager(x, x).shape == (0, 3, 4, 4)
-    for ours, theirs in zip(eager.buffers(), compiled.buffers(), strict=True):
-        assert_close(theirs, ours)
+    for eager_buffer, compiled_buffer in zip(eager.buffers(), compiled.buffers(), strict=True):
+        assert_close(compiled_buffer, eager_buffer)

@@ -66,13 +66,13 @@ def test_the_verdicts_and_their_boundaries():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_with_the_layer_in_front_held_torchs_layer_learns_up_to_3e19_and_ours_further(seed):
     pairs = torch.tensor([[1.0, 1.0], [3e19, 1e20]], dtype=torch.float64)
-    torchs, ours = (
+    torch_losses, bnlab_losses = (
         train(pairs, f"{whose}, train mode", torch.float32, Config(steps=160), seed, learns="affine").last[0]
         for whose in ("torch", "bnlab")
     )
-    assert torchs[0] < 0.05
-    assert torchs[1] == 0.5
-    assert (ours < 0.05).all()
+    assert torch_losses[0] < 0.05
+    assert torch_losses[1] == 0.5
+    assert (bnlab_losses < 0.05).all()
 
 
 def test_the_losses_after_400_steps():
