@@ -5,24 +5,28 @@ The module is called `repairing` because the package exports a function called `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from bnlab._version import __version__
+from bnlab.diagnosis.advice import ON_STATISTICS
 from bnlab.diagnosis.check import Diagnosis, check_with
 from bnlab.diagnosis.settings import Settings
 from bnlab.errors import UsageError
 from bnlab.observe.discover import why_frozen
+from bnlab.observe.losses import Losses, LossMeasure, cross_entropy_measure, loss_measure
 from bnlab.observe.metric import Measured, Metric, measured
 from bnlab.observe.passes.batches import KeptBatches, MaxBatches, require_data
-from bnlab.observe.passes.subject import random_numbers_kept
+from bnlab.observe.passes.subject import random_numbers_kept, untouched
 from bnlab.observe.survey import Inputs
 from bnlab.progress import reporting
-from bnlab.records import Change, Changes, Finding, GapChange, LeftAlone, Level, MetricChange, Recheck, Safety
+from bnlab.records import Advice, Change, Changes, Finding, GapChange, LeftAlone, Level, MetricChange, Recheck, Safety
 from bnlab.remedies.catalog import REMEDIES_IN_ORDER
+from bnlab.remedies.recalibrate import why_kept
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan
 
@@ -38,11 +42,14 @@ def repair(
     data: Iterable[Any],
     train_data: Iterable[Any] | None = None,
     metric: Metric | None = None,
+    lower_is_better: bool = False,
+    loss: Callable[[nn.Module, Any], Tensor] | None = None,
     max_batches: MaxBatches = "auto",
     diagnosis: Diagnosis | None = None,
     safety: str = "statistics",
-    dry_run: bool = False,
     level: str = "warning",
+    force: bool = False,
+    dry_run: bool = False,
     progress: bool | None = None,
 ) -> Receipt:
     """Repair what the checks find in a model, in place, and keep only remedies that do not make the model worse.
@@ -52,21 +59,29 @@ def repair(
     batch, a remedy is undone if it lowers the metric at all. Then the checks run again. If they report an error that
     was not there before, every remedy is undone. If anything raises, the model is restored.
 
-    A network that always ran in eval mode, also in training, has running statistics of 0 and 1, and its weights depend
-    on them. Without a metric, `repair` leaves such statistics alone.
+    Statistics are recomputed only where the check shows that this helps: a layer is stale (BN401), and the loss on the
+    training data is lower with recalibrated statistics by more than two standard errors. The loss is `loss`, or the
+    cross-entropy where integer labels stand beside an output of shape (N, K, ...), or else the metric. If the loss on
+    `data` gets worse by more than two standard errors, the repair is undone. Without labels, loss or metric it cannot
+    be known whether the weights were trained with the stored statistics, so the repair is proposed and not applied,
+    unless `force` is set. Statistics that are not finite are always recomputed.
 
     Args:
         model: Any module.
         data: Batches of the data that the model will see, which can be iterated more than once.
         train_data: Batches of the data on which the model was trained. Statistics are recomputed from these batches, or
             else from `data`. In the second case the receipt states that the model was adapted to the evaluation data.
-        metric: metric(model, data) -> float, higher is better. It is always measured on `data`.
+        metric: metric(model, data) -> float. A remedy is kept only if the metric on `data` does not get worse.
+        lower_is_better: Whether a lower metric is better.
+        loss: loss(model, batch) -> scalar, which decides whether statistics are recomputed.
         max_batches: How many batches of each data set are used, as for `bnlab.check`.
         diagnosis: The diagnosis that `check` returned for this model and these data, which saves a second check.
         safety: The largest change that is allowed. "exact" keeps the output, "statistics" also allows changes of
             buffers, and "behaviour" also allows changes of what the model computes in train mode.
-        dry_run: Whether to return the plan without applying it.
         level: Lowest level of the findings to act on: "error", "warning" or "info".
+        force: Whether to recompute stale statistics also where nothing can show that it helps. The receipt then says
+            what was not proven.
+        dry_run: Whether to return the plan without applying it.
         progress: Whether to show progress on stderr, as for `bnlab.check`.
 
     Returns:
@@ -93,10 +108,18 @@ def repair(
         raise UsageError(f"repair: diagnosis must be what bnlab.check returned, got {type(diagnosis).__name__}.")
     require_data("data", data)
     with reporting(progress) as advance:
-        inputs = Inputs(data=data, train_data=train_data, metric=metric, max_batches=max_batches, advance=advance)
+        inputs = Inputs(
+            data=data,
+            train_data=train_data,
+            metric=metric,
+            lower_is_better=lower_is_better,
+            loss=loss,
+            max_batches=max_batches,
+            advance=advance,
+        )
         with random_numbers_kept():  # starting a loader draws random numbers
             inputs = inputs.read()
-        return _repaired(model, inputs, diagnosis, max_safety, min_level, dry_run=dry_run)
+        return _repaired(model, inputs, diagnosis, max_safety, min_level, force=force, dry_run=dry_run)
 
 
 def _repaired(
@@ -106,6 +129,7 @@ def _repaired(
     max_safety: Safety,
     min_level: Level,
     *,
+    force: bool,
     dry_run: bool,
 ) -> Receipt:
     """Repair a model with validated arguments and data that are held in memory."""
@@ -113,7 +137,7 @@ def _repaired(
     before = diagnosis or check_with(model, settings, inputs=inputs)
     _require_same_model(model, before)
     _require_observed_layers(model, before)
-    planned = plan(before, max_safety, min_level)
+    planned = plan(before, max_safety, min_level, force=force)
     if dry_run or not planned.layers:
         return Receipt(model, planned.record(before, is_plan=dry_run), lambda: None)
     attempt = _Attempt(model, planned, _material(inputs, before), before, inputs)
@@ -168,8 +192,13 @@ class RepairPlan:
         )
 
 
-def plan(diagnosis: Diagnosis, max_safety: Safety, min_level: Level) -> RepairPlan:
-    """Return a plan that assigns to each finding of a diagnosis its first applicable remedy."""
+def plan(diagnosis: Diagnosis, max_safety: Safety, min_level: Level, *, force: bool = False) -> RepairPlan:
+    """Return a plan that assigns to each finding of a diagnosis its first applicable remedy.
+
+    With `force`, the plan recalibrates stale layers on which nothing could decide.
+    """
+    if force and diagnosis.statistics is not None and diagnosis.statistics.advice is Advice.UNDECIDED:
+        diagnosis = replace(diagnosis, statistics=replace(diagnosis.statistics, advice=Advice.RECALIBRATE))
     layers: dict[Remedy, list[str]] = {}
     changes: dict[Remedy, list[Change]] = {}
     reasons: dict[tuple[str, str], str] = {}
@@ -193,7 +222,9 @@ def plan(diagnosis: Diagnosis, max_safety: Safety, min_level: Level) -> RepairPl
 
 def _choose_remedy(diagnosis: Diagnosis, finding: Finding, max_safety: Safety) -> tuple[Remedy, RemedyPlan] | Refusal:
     by_name = {remedy.name: remedy for remedy in REMEDIES_IN_ORDER}
-    refusal = Refusal(f"no remedy repairs this finding: run bnlab explain {finding.code}")
+    refusal = _reason_to_keep_statistics(diagnosis, finding) or Refusal(
+        f"no remedy repairs this finding: run bnlab explain {finding.code}"
+    )
     for name in finding.remedies:
         remedy = by_name.get(name)
         if remedy is None:
@@ -208,6 +239,37 @@ def _choose_remedy(diagnosis: Diagnosis, finding: Finding, max_safety: Safety) -
     return refusal
 
 
+def _reason_to_keep_statistics(diagnosis: Diagnosis, finding: Finding) -> Refusal | None:
+    """Return the reason of the verdict for a finding on the statistics of a layer that it names."""
+    verdict = diagnosis.statistics
+    if verdict is None or finding.code not in ON_STATISTICS:
+        return None
+    return why_kept(verdict) if finding.layer is None or finding.layer in verdict.layers else None
+
+
+@dataclass(frozen=True)
+class _Quality:
+    """How good the model is on the evaluation data.
+
+    Attributes:
+        metric: The metric; None without a metric.
+        losses: The losses; None without a loss.
+        loss_name: The name of the loss.
+    """
+
+    metric: Measured | None
+    losses: Losses | None
+    loss_name: str
+
+    def why_worse_than(self, before: _Quality) -> str | None:
+        """Return what got worse: the metric by more than one standard error, or the loss by more than two; or None."""
+        if self.metric is not None and before.metric is not None and self.metric.is_worse_than(before.metric):
+            return f"the metric went from {before.metric.value:.4g} to {self.metric.value:.4g}"
+        if self.losses is None or before.losses is None or not before.losses.above(self.losses).is_negative:
+            return None
+        return f"the {self.loss_name} on the data went from {before.losses.mean:.4g} to {self.losses.mean:.4g}"
+
+
 class _Attempt:
     """An attempt to apply the remedies of a plan, each of which is kept or taken back."""
 
@@ -220,8 +282,9 @@ class _Attempt:
         inputs: Inputs,
     ) -> None:
         self._model, self._planned, self._material = model, planned, material
-        self._before, self._metric = before, inputs.metric
+        self._before, self._score = before, inputs.score
         self._data = cast("KeptBatches", inputs.data)
+        self._loss = _loss_on_data(model, inputs)
         self.kept: list[Receipt] = []
         self._tried: list[Changes] = []
         self._notes: list[str] = []
@@ -230,22 +293,22 @@ class _Attempt:
         self._metric_rejected: Measured | None = None
 
     def apply(self) -> None:
-        """Apply each remedy, and take it back if the metric gets worse."""
-        self._metric_before = self._metric_kept = self._measured()
+        """Apply each remedy, and take it back if the metric or the loss on the data gets worse."""
+        kept = self._measured()
+        self._metric_before = self._metric_kept = kept.metric
         for remedy, layers in self._planned.layers.items():
             receipt = remedy.apply(self._model, layers, self._material)
             self.kept.append(receipt)
             self._tried.append(receipt.changes)
             after = self._measured()
-            if after is not None and self._metric_kept is not None and after.is_worse_than(self._metric_kept):
-                self.kept.pop().undo()
-                self._metric_rejected = after
-                self._notes.append(
-                    f"{remedy.name} was taken back: the metric went from {self._metric_kept.value:.4g} "
-                    f"to {after.value:.4g}"
-                )
+            why = after.why_worse_than(kept)
+            if why is None:
+                kept = after
+                self._metric_kept = after.metric
             else:
-                self._metric_kept = after
+                self.kept.pop().undo()
+                self._metric_rejected = after.metric
+                self._notes.append(f"{remedy.name} was taken back: {why}")
 
     def take_back(self, why: str) -> None:
         """Undo every remedy that was kept."""
@@ -282,8 +345,11 @@ class _Attempt:
 
         return Receipt(self._model, record, undo)
 
-    def _measured(self) -> Measured | None:
-        return None if self._metric is None else measured(self._model, self._metric, self._data)
+    def _measured(self) -> _Quality:
+        with untouched(self._model), torch.no_grad():
+            metric = None if self._score is None else measured(self._model, self._score, self._data)
+            losses = None if self._loss is None else self._loss.of(self._model, self._data)
+        return _Quality(metric, losses, "loss" if self._loss is None else self._loss.name)
 
     def _all_notes(self, applied: Sequence[Changes]) -> Iterable[str]:
         yield from self._notes
@@ -292,10 +358,19 @@ class _Attempt:
                 yield "no train_data given: adapted to the evaluation data"
             if self._material.layerwise:
                 yield "the batches differ from each other (BN403): recalibrated layer by layer"
-        if self._metric is None:
-            yield "no metric given: nothing shows that the repair improves the model"
+        if self._score is None and self._loss is None:
+            yield "nothing shows that the repair improves the model: pass labels, loss= or metric= to know"
         for changes in applied:
             yield from changes.notes
+
+
+def _loss_on_data(model: nn.Module, inputs: Inputs) -> LossMeasure | None:
+    """Return the loss with which a repair is judged on the evaluation data; None where there is none."""
+    data = cast("KeptBatches", inputs.data)
+    if inputs.loss is not None:
+        return loss_measure(inputs.loss, len(data))
+    with untouched(model):
+        return cross_entropy_measure(model.eval(), data)
 
 
 def _recheck(before: Diagnosis, after: Diagnosis) -> Recheck:
@@ -357,7 +432,10 @@ def _require_observed_layers(model: nn.Module, diagnosis: Diagnosis) -> None:
     """Refuse data that give no evidence on any layer, because every batch was left out as not finite."""
     model = getattr(model, "_orig_mod", model)
     modules = dict(model.named_modules())
+    verdict = diagnosis.statistics
+    trained_with = verdict.layers if verdict is not None and verdict.advice is Advice.KEEP else ()
     ran = [layer for layer in diagnosis.layers if layer.calls and why_frozen(model, layer.name) is None]
+    ran = [layer for layer in ran if layer.name not in trained_with]
     kept = [layer for layer in ran if getattr(modules[layer.name], "running_mean", None) is not None]
     if kept and all(layer.gap is None for layer in kept):
         raise UsageError("data: at least one batch must be finite, got NaN or inf in all. Look for them in the loader.")

@@ -35,7 +35,9 @@ class NonFiniteStatistics(Check[NoLimits]):
     `recalibrate` helps because the weights are usually intact. Find the batch that was not finite as well.
 
     ## Sources
-    PyTorch issues 88474, 90342 and 1206; docs/background.md, "NaN and inf".
+    PyTorch issues 88474 (https://github.com/pytorch/pytorch/issues/88474), 90342
+    (https://github.com/pytorch/pytorch/issues/90342) and 1206 (https://github.com/pytorch/pytorch/issues/1206);
+    docs/background.md, "NaN and inf".
     """
 
     code, group, needs = "BN101", Group.CORRECTNESS, Needs.STATE

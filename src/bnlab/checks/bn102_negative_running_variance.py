@@ -43,8 +43,8 @@ class NegativeRunningVariance(Check[Limits]):
     `recalibrate`. Never clamp the value: -1e-3 clamped to 0 gives a gain of 1/sqrt(eps) = 316.
 
     ## Sources
-    detectron2 issue 2413; Chan, Golub and LeVeque 1983, who show why E[x^2] - E[x]^2 cancels; docs/background.md,
-    "Floating-point precision".
+    detectron2 issue 2413 (https://github.com/facebookresearch/detectron2/issues/2413); Chan, Golub and LeVeque 1983,
+    who show why E[x^2] - E[x]^2 cancels; docs/background.md, "Floating-point precision".
     """
 
     code, group, needs = "BN102", Group.CORRECTNESS, Needs.STATE

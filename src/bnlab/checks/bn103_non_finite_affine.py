@@ -33,7 +33,7 @@ class NonFiniteAffine(Check[NoLimits]):
     `manual`: go back to a checkpoint from before the divergence. Statistics cannot repair parameters.
 
     ## Sources
-    BJDD_CVPR21 issue 4 reports published weights with NaN.
+    BJDD_CVPR21 issue 4 (https://github.com/sharif-apu/BJDD_CVPR21/issues/4) reports published weights with NaN.
     """
 
     code, group, needs = "BN103", Group.CORRECTNESS, Needs.STATE

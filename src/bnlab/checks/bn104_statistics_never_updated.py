@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from bnlab.checks.cases import healthy, network, of, untrained
-from bnlab.checks.check import Case, Check, Group, Needs, NoLimits
-from bnlab.observe.evidence import NetworkState
+from bnlab.checks.check import TRAINED_WITH, Case, Check, Group, Needs, NoLimits
+from bnlab.observe.evidence import LayerState, NetworkState
 from bnlab.records import Finding, Quantity
 
 __all__ = ["StatisticsNeverUpdated"]
@@ -36,13 +36,18 @@ class StatisticsNeverUpdated(Check[NoLimits]):
     `recalibrate`. Keep the result only if the metric does not get worse.
 
     ## Sources
-    Wu and Johnson 2021, appendix A.10 (missing updates); docs/background.md, "Statistics that were never updated".
+    Wu and Johnson 2021 (arXiv 2105.07576), appendix A.10 (missing updates); docs/background.md, "Statistics that were
+    never updated".
     """
 
     code, group, needs = "BN104", Group.SUSPICIOUS, Needs.STATE
     remedies = ("recalibrate",)
     why = "these are the initial values: in eval mode the layer does not normalise its input at all"
     limits = NoLimits()
+
+    def lacks(self, layer: LayerState) -> str | None:
+        """Return the reason why initial values are right."""
+        return TRAINED_WITH if layer.trained_with else None
 
     def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer at its initial values."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnlab.checks.cases import healthy, network, of, untrained
-from bnlab.checks.check import Case, Check, Group, Needs, limit, show
+from bnlab.checks.check import TRAINED_WITH, Case, Check, Group, Needs, limit, show
 from bnlab.observe.evidence import LayerState, NetworkState
 from bnlab.records import Finding, Quantity
 from bnlab.wording import counted
@@ -54,9 +54,8 @@ class StatisticsBarelyUpdated(Check[Limits]):
     `recalibrate`.
 
     ## Sources
-    Ioffe and Szegedy 2015 evaluate with population statistics (Algorithm 2), which the moving average replaces. Wu and
-    Johnson 2021 evaluate networks before the average has settled. docs/background.md, "What the running statistics
-    average".
+    Ioffe and Szegedy 2015 (arXiv 1502.03167), Algorithm 2, and Wu and Johnson 2021 (arXiv 2105.07576), who evaluate
+    networks before the average has settled; docs/background.md, "What the running statistics average".
     """
 
     code, group, needs = "BN105", Group.SUSPICIOUS, Needs.STATE
@@ -66,6 +65,8 @@ class StatisticsBarelyUpdated(Check[Limits]):
 
     def lacks(self, layer: LayerState) -> str | None:
         """Return the reason why the counter cannot be used."""
+        if layer.trained_with:
+            return TRAINED_WITH
         if layer.settled:
             return "data shows that the statistics have settled"
         counter = layer.num_batches_tracked
@@ -97,7 +98,8 @@ class StatisticsBarelyUpdated(Check[Limits]):
             yield self.finding(
                 layer,
                 f"after {counted(counter, 'update')} at {assumed} {show(momentum)} the initial values "
-                f"keep {100 * weight:.2g} % of the weight, must be <= {100 * self.limits.initial_weight:.2g} %",
+                f"keep {show(100 * weight)} % of the weight, must be <= {show(100 * self.limits.initial_weight)} %, "
+                "or the statistics were recomputed by update_bn",
                 measured={
                     "initial weight": Quantity(weight, "fraction"),
                     "num_batches_tracked": Quantity(counter, "batches"),

@@ -42,8 +42,9 @@ class VarianceBelowEps(Check[Limits]):
     `manual`: keep eps in a port. Prune the channel if it is dead.
 
     ## Sources
-    Wu and Johnson 2021, appendix A.10 (division by tiny variance); Keras BatchNormalization (epsilon 1e-3);
-    docs/background.md, "Channels that hardly vary".
+    Wu and Johnson 2021 (arXiv 2105.07576), appendix A.10 (division by tiny variance); the documentation of Keras
+    (https://keras.io/api/layers/normalization_layers/batch_normalization/), whose epsilon is 1e-3; docs/background.md,
+    "Channels that hardly vary".
     """
 
     code, group, needs = "BN106", Group.NOTE, Needs.STATE

@@ -22,7 +22,8 @@ class Limits:
     ratio: float = limit(
         10.0,
         unit="times the layer's median gain",
-        source="largest in fifteen real networks: 5.8, except for channels with a variance below 3e-5, which reach 392",
+        source="largest in twelve real networks: 5.8, except for channels with a variance below 3e-5, which reach 392; "
+        "docs/background.md lists these networks",
     )
     dead_weight: float = limit(
         1e-3, unit="output", source="as in BN108: the gain of a dead channel is not typical of its layer"
@@ -52,8 +53,8 @@ class AmplifyingChannel(Check[Limits]):
     `manual`: look at what feeds the channel. A larger eps bounds its gain, and so does pruning.
 
     ## Sources
-    Wu and Johnson 2021, appendix A.10; Nagel et al. 2019 on the ranges of folded weights; docs/background.md, "Channels
-    that hardly vary".
+    Wu and Johnson 2021 (arXiv 2105.07576), appendix A.10; Nagel et al. 2019 (arXiv 1906.04721) on the ranges of folded
+    weights; docs/background.md, "Channels that hardly vary".
     """
 
     code, group, needs = "BN107", Group.SUSPICIOUS, Needs.STATE

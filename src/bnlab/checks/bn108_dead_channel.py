@@ -45,8 +45,8 @@ class DeadChannel(Check[Limits]):
     `manual`: prune the channel, or exempt `weight` from weight decay.
 
     ## Sources
-    Frankle et al. 2021: a network that trains BN alone disables about a third of its features. docs/background.md,
-    "Weight decay".
+    Frankle et al. 2021 (arXiv 2003.00152): a network that trains BN alone disables about a third of its features.
+    docs/background.md, "Weight decay".
     """
 
     code, group, needs = "BN108", Group.NOTE, Needs.STATE

@@ -44,8 +44,8 @@ class HalfPrecisionStatistics(Check[Limits]):
     Cast the layer back to float32, then `recalibrate`. The cast alone keeps the wrong values.
 
     ## Sources
-    apex pull request 144: converting the moments to half "hurts the accuracy ... and occasionally results in NaNs".
-    docs/background.md, "Floating-point precision".
+    apex pull request 144 (https://github.com/NVIDIA/apex/pull/144): converting the moments to half "hurts the accuracy
+    ... and occasionally results in NaNs". docs/background.md, "Floating-point precision".
     """
 
     code, group, needs = "BN109", Group.SUSPICIOUS, Needs.STATE

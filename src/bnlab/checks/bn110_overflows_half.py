@@ -38,13 +38,13 @@ class OverflowsHalf(Check[Limits]):
     The check reads `running_mean`, `running_var`, `weight` and `bias` as stored.
 
     ## Threshold
-    The threshold is the largest finite float16. The check accepts values that round down to it.
+    The threshold is the largest finite float16. The check does not report values that round down to it.
 
     ## Remedy
     `manual`: keep the statistics in float32, as autocast does, or fold the layer before the cast.
 
     ## Sources
-    coreai-torch issue 54; IEEE 754 binary16.
+    coreai-torch pull request 54 (https://github.com/apple/coreai-torch/pull/54); IEEE 754 binary16.
     """
 
     code, group, needs = "BN110", Group.NOTE, Needs.STATE

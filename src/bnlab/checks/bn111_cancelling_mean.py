@@ -27,7 +27,8 @@ class Limits:
     ratio: float = limit(
         10.0,
         unit="abs(mean) / std",
-        source="below it the data are as coarse; real networks have up to 7 commonly and 12.8 at most",
+        source="below it the data are as coarse; the twelve real networks of docs/background.md have up to 7 commonly "
+        "and 12.8 at most",
     )
 
 

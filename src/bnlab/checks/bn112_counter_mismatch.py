@@ -25,8 +25,8 @@ class CounterMismatch(Check[NoLimits]):
 
     ## Why it matters
     The counts show the history of the network: a pretrained body under new heads, a part that was frozen for a while, a
-    layer that is called twice per step or skipped in some steps. Different counts are no error. A group of layers that
-    lags far behind is worth a look.
+    layer that is called twice per step or skipped in some steps. Different counts are not an error. A group of layers
+    that lags far behind is worth a look.
 
     ## Evidence
     The check reads `num_batches_tracked` of the layers that have it. It compares the counters of one network in a file,
@@ -39,7 +39,8 @@ class CounterMismatch(Check[NoLimits]):
     `manual`: check that the history is the one you expect.
 
     ## Sources
-    Real networks: face1mb (190,840 in the pretrained body, 100,750 in the heads), FastestDet.
+    Face-Detector-1MB counts 190,840 batches in its pretrained body and 100,750 in its heads. Yolo-FastestV2 also has
+    two counts. Both networks are listed in docs/background.md, "Real networks that the thresholds were checked on".
     """
 
     code, group, needs = "BN112", Group.NOTE, Needs.STATE

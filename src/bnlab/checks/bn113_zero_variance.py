@@ -36,8 +36,9 @@ class ZeroVariance(Check[NoLimits]):
     `manual`: prune the channel. If whole layers are at 0, the buffer was overwritten: `recalibrate`.
 
     ## Sources
-    Real networks: FastestDet (2 channels). The precise BN of fvcore leaves 0 in layers that were not run.
-    docs/background.md, "Channels that hardly vary".
+    Yolo-FastestV2 has a variance of 0 in two channels (docs/background.md, "Real networks that the thresholds were
+    checked on"). The precise BN of fvcore leaves 0 in layers that were not run. docs/background.md, "Channels that
+    hardly vary".
     """
 
     code, group, needs = "BN113", Group.SUSPICIOUS, Needs.STATE

@@ -37,7 +37,7 @@ class DenormalValues(Check[NoLimits]):
     `manual`: set the weight to 0, or prune the channel.
 
     ## Sources
-    IEEE 754; torch.set_flush_denormal.
+    IEEE 754; torch.set_flush_denormal (https://pytorch.org/docs/stable/generated/torch.set_flush_denormal.html).
     """
 
     code, group, needs = "BN114", Group.NOTE, Needs.STATE

@@ -26,9 +26,9 @@ class BiasBeforeBatchNorm(ModelCheck[NoLimits]):
     The bias of the BN layer takes its place. Without one (`affine=False`) the shift is lost.
 
     ## Evidence
-    The check uses the graph of one forward pass on an example. It accepts a layer that is called more than once: its
-    producers share one running mean, so their biases may differ on purpose. It skips a frozen layer, in front of which
-    the bias is an ordinary parameter.
+    The check uses the graph of one forward pass on an example. It does not report a BN layer that is called more than
+    once. The layers that feed it share one running mean, so their biases may differ on purpose. It skips a frozen
+    layer, in front of which the bias is an ordinary parameter.
 
     ## Threshold
     There is none: the layer has a bias or not.
@@ -38,8 +38,9 @@ class BiasBeforeBatchNorm(ModelCheck[NoLimits]):
     trained.
 
     ## Sources
-    Ioffe and Szegedy 2015, section 3.2; timm issue 357; docs/background.md, "Scale invariance and gradients"; the
-    experiment `bias` of the lab (docs/lab.md).
+    Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3.2; timm issue 357
+    (https://github.com/huggingface/pytorch-image-models/issues/357); docs/background.md, "Scale invariance and
+    gradients"; the experiment `bias` of the lab (docs/lab.md).
     """
 
     code, group, needs = "BN201", Group.NOTE, Needs.EXAMPLE

@@ -42,8 +42,11 @@ class MomentumIsDecay(ModelCheck[Limits]):
     `set-momentum` turns the decay d into 1 - d. Recalibrate a network that was trained with the decay.
 
     ## Sources
-    PyTorch issue 15298; pytorch/examples issue 289 (a decay of 0.9 is torch's 0.1); ludwig pull request 2100, which
-    corrects such a default; Paddle #51120, which shipped one; docs/background.md, "Conventions of other frameworks".
+    PyTorch issue 15298 (https://github.com/pytorch/pytorch/issues/15298); pytorch/examples issue 289
+    (https://github.com/pytorch/examples/issues/289), where a decay of 0.9 is torch's 0.1; ludwig pull request 2100
+    (https://github.com/ludwig-ai/ludwig/pull/2100), which corrects such a default; Paddle pull request 51120
+    (https://github.com/PaddlePaddle/Paddle/pull/51120), which corrects a kernel that mixed up the two;
+    docs/background.md, "Conventions of other frameworks".
     """
 
     code, group, needs = "BN202", Group.SUSPICIOUS, Needs.MODEL

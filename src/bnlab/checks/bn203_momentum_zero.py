@@ -35,9 +35,10 @@ class MomentumZero(ModelCheck[NoLimits]):
     trained with 0. `set-momentum` does not help, because 0 as a decay is torch's 1.
 
     ## Sources
-    Cadene/pretrained-models issue 5 (Inception with momentum 0); Lightning issue 14866 (weight averaging set 0.0
-    instead of None, and accuracy fell to near 0); docs/background.md, "Statistics that were never updated"; the
-    experiment `momentum` of the lab (docs/lab.md).
+    pretrained-models.pytorch issue 5 (https://github.com/Cadene/pretrained-models.pytorch/issues/5) on Inception with
+    momentum 0; Lightning issue 14866 (https://github.com/Lightning-AI/pytorch-lightning/issues/14866), in which weight
+    averaging set 0.0 instead of None and accuracy fell to near 0; docs/background.md, "Statistics that were never
+    updated"; the experiment `momentum` of the lab (docs/lab.md).
     """
 
     code, group, needs = "BN203", Group.SUSPICIOUS, Needs.MODEL

@@ -40,8 +40,8 @@ class MixedHyperparameters(ModelCheck[NoLimits]):
     `manual`: check that each part has the values that it was trained with.
 
     ## Sources
-    torchao issue 4107 (eps and momentum were overwritten, and mAP fell from 47 to 43); docs/background.md, "Conventions
-    of other frameworks".
+    torchao issue 4107 (https://github.com/pytorch/ao/issues/4107), in which eps and momentum were overwritten and mAP
+    fell from 47 to 43; docs/background.md, "Conventions of other frameworks".
     """
 
     code, group, needs = "BN204", Group.NOTE, Needs.MODEL

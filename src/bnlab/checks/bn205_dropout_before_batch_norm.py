@@ -49,8 +49,8 @@ class DropoutBeforeBatchNorm(ModelCheck[Limits]):
     `recalibrate`, which runs with dropout off; or `manual`: move dropout behind the last BN layer.
 
     ## Sources
-    Li, Chen, Hu and Yang 2019, figure 1 (variance shift); mlcolvar pull request 205; docs/background.md, "Dropout
-    before batch normalization".
+    Li, Chen, Hu and Yang 2019 (arXiv 1801.05134), figure 1 (variance shift); mlcolvar pull request 205
+    (https://github.com/luigibonati/mlcolvar/pull/205); docs/background.md, "Dropout before batch normalization".
     """
 
     code, group, needs = "BN205", Group.SUSPICIOUS, Needs.EXAMPLE

@@ -36,8 +36,9 @@ class SharedLayer(ModelCheck[NoLimits]):
     inputs in one call.
 
     ## Sources
-    Wu and Johnson 2021, section 5.2 and table 5 (RetinaNet: 34.1 AP with a shared layer, 39.1 with consistent
-    statistics); fvcore refuses such layers; torch-audit TA501; docs/background.md, "Shared layers".
+    Wu and Johnson 2021 (arXiv 2105.07576), section 5.2 and table 5 (RetinaNet: 34.1 AP with a shared layer, 39.1 with
+    consistent statistics); fvcore refuses such layers; rule TA501 of torch-audit
+    (https://github.com/RMalkiv/torch-audit, RULES.md); docs/background.md, "Shared layers".
     """
 
     code, group, needs = "BN206", Group.SUSPICIOUS, Needs.EXAMPLE

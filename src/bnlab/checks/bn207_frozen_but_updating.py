@@ -36,8 +36,10 @@ class FrozenButUpdating(ModelCheck[NoLimits]):
     `freeze`, which survives the `train()` of a parent.
 
     ## Sources
-    PyTorch issues 86590 and 66073; Wu and Johnson 2021, appendix A.10 (what "freeze" means); chemprop issue 952;
-    docs/background.md, "Frozen layers".
+    PyTorch issues 86590 (https://github.com/pytorch/pytorch/issues/86590) and 66073
+    (https://github.com/pytorch/pytorch/issues/66073); Wu and Johnson 2021 (arXiv 2105.07576), appendix A.10 (what
+    "freeze" means); chemprop pull request 952 (https://github.com/chemprop/chemprop/pull/952); docs/background.md,
+    "Frozen layers".
     """
 
     code, group, needs = "BN207", Group.SUSPICIOUS, Needs.MODEL

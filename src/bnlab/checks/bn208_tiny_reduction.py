@@ -31,9 +31,10 @@ class TinyReduction(ModelCheck[Limits]):
     The check counts the values per channel, N*prod(spatial), that a layer in train mode normalises with.
 
     ## Why it matters
-    Batch statistics of few values are noise. No output exceeds sqrt(m - 1) standard deviations, so that with two values
-    every output is -1 or 1. The gain 1/std is too high on average. Eval mode has neither effect and computes another
-    function. The batch size alone does not show this: late 1x1 maps and layers behind a pooling have N values only.
+    Batch statistics of few values are noise. No output exceeds sqrt(m - 1) standard deviations, so with two values
+    every output is -1 or 1. The gain 1/std is also too high on average. Eval mode has neither effect, so it computes a
+    different function. The batch size alone does not show this: late 1x1 maps and layers behind a pooling have N values
+    only.
 
     ## Evidence
     The count is the mean over the batches of `train_data`, or of `data` if there is no `train_data`. Without both it is
@@ -49,8 +50,8 @@ class TinyReduction(ModelCheck[Limits]):
     two images it gave an error of 25.2 % instead of 32.5 %.
 
     ## Sources
-    Wu and Johnson 2021, figures 5 and 6; Ioffe 2017; torch-audit TA304, which counts images only; docs/background.md,
-    "Small counts".
+    Wu and Johnson 2021 (arXiv 2105.07576), figures 5 and 6; Ioffe 2017 (arXiv 1702.03275); rule TA304 of torch-audit
+    (https://github.com/RMalkiv/torch-audit, RULES.md), which counts images only; docs/background.md, "Small counts".
     """
 
     code, group, needs = "BN208", Group.SUSPICIOUS, Needs.EXAMPLE

@@ -35,8 +35,10 @@ class EvalUsesBatchStatistics(ModelCheck[NoLimits]):
     are intended, as in adaptation at test time.
 
     ## Sources
-    PyTorch issues 156051 (the error in eval mode) and 75252 (export); TENT (Wang et al. 2021), which removes the
-    buffers on purpose; Wu and Johnson 2021, table 5; docs/background.md, "Outputs that depend on the batch".
+    PyTorch issue 156051 (https://github.com/pytorch/pytorch/issues/156051) on the error in eval mode, and issue 75252
+    (https://github.com/pytorch/pytorch/issues/75252) on export; TENT (Wang et al. 2021, arXiv 2006.10726), which
+    removes the buffers on purpose; Wu and Johnson 2021 (arXiv 2105.07576), table 5; docs/background.md, "Outputs that
+    depend on the batch".
     """
 
     code, group, needs = "BN209", Group.SUSPICIOUS, Needs.MODEL

@@ -30,10 +30,10 @@ class WeightDecayOnAffine(ModelCheck[Limits]):
     The check looks up the weight decay of the parameter groups of every weight and bias.
 
     ## Why it matters
-    Decay draws a weight towards 0 and closes its channel, so that a channel that the loss uses little dies. Decay on
-    the convolution in front of BN acts differently: BN is invariant to the scale of the convolution, and the decay sets
-    the effective learning rate. Most recipes exempt BN, and most optimizers that get `model.parameters()` do not. Good
-    networks were trained either way, so the finding is a note.
+    Decay draws a weight towards 0 and closes the channels that matter little to the loss. Decay on the convolution in
+    front of BN acts differently: BN is invariant to the scale of the convolution, and the decay sets the effective
+    learning rate. Most recipes exempt BN, and most optimizers that get `model.parameters()` do not. Good networks were
+    trained either way, so the finding is a note.
 
     ## Evidence
     The check reads `param_groups` of the optimizer. It skips a layer whose weight and bias are not in them or are not
@@ -48,8 +48,9 @@ class WeightDecayOnAffine(ModelCheck[Limits]):
     1.
 
     ## Sources
-    Summers and Dinneen 2020 (decay of the weight towards 1); van Laarhoven 2017; torch-audit TA402; network-slimming
-    issue 46; docs/background.md, "Weight decay".
+    Summers and Dinneen 2020 (arXiv 1906.03548), who decay the weight towards 1; van Laarhoven 2017 (arXiv 1706.05350);
+    rule TA402 of torch-audit (https://github.com/RMalkiv/torch-audit, RULES.md); network-slimming issue 46
+    (https://github.com/Eric-mingjie/network-slimming/issues/46); docs/background.md, "Weight decay".
     """
 
     code, group, needs = "BN211", Group.NOTE, Needs.OPTIMIZER

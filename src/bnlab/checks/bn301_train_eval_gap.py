@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bnlab.checks.cases import healthy, model, model_layer, observed
-from bnlab.checks.check import Case, Group, ModelCheck, Needs, limit, show
+from bnlab.checks.check import TRAINED_WITH, Case, Group, ModelCheck, Needs, limit, show
 from bnlab.observe.model_evidence import Gap, ModelEvidence, ModelLayer
 from bnlab.records import Finding, Numbers, Quantity
 
@@ -48,8 +48,9 @@ class TrainEvalGap(ModelCheck[Limits]):
     `recalibrate`, if the cause is staleness, precision or dropout.
 
     ## Sources
-    Wu and Johnson 2021, section 3; PyTorch issues 4741, 5406 and 9015 on models that are good in train() and bad in
-    eval(); docs/background.md, "Biased and unbiased variance".
+    Wu and Johnson 2021 (arXiv 2105.07576), section 3; https://github.com/pytorch/pytorch/issues/4741,
+    https://github.com/pytorch/pytorch/issues/5406 and https://github.com/pytorch/pytorch/issues/9015 on models that are
+    good in train() and bad in eval(); docs/background.md, "Biased and unbiased variance".
     """
 
     code, group, needs = "BN301", Group.SUSPICIOUS, Needs.DATA
@@ -61,6 +62,8 @@ class TrainEvalGap(ModelCheck[Limits]):
         """Return the reason why a layer has no gap to measure."""
         if layer.frozen:
             return "frozen on purpose"
+        if layer.trained_with:
+            return TRAINED_WITH
         return "no running statistics, or not run" if layer.gap is None else None
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:

@@ -47,7 +47,8 @@ class EvalDependsOnBatch(ModelCheck[Limits]):
     `manual`: find the operation that reduces over the batch.
 
     ## Sources
-    PyTorch issue 1051; docs/background.md, "Outputs that depend on the batch".
+    PyTorch issue 1051 (https://github.com/pytorch/pytorch/issues/1051); docs/background.md, "Outputs that depend on the
+    batch".
     """
 
     code, group, needs = "BN302", Group.SUSPICIOUS, Needs.DATA

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnlab.checks.cases import healthy, model, model_layer, observed
-from bnlab.checks.check import Case, Group, ModelCheck, Needs, in_channels, limit, show
-from bnlab.checks.effects import Effect, Estimate, effect_of
-from bnlab.observe.evidence import LayerState
-from bnlab.observe.model_evidence import ModelEvidence, ModelLayer, Observed
+from bnlab.checks.check import TRAINED_WITH, Case, Group, ModelCheck, Needs, in_channels, limit, show
+from bnlab.checks.effects import staleness_of
+from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
+from bnlab.observe.way_to_data import way_to_data
 from bnlab.records import Finding, Quantity
 
 __all__ = ["StaleStatistics"]
+
+_BRIGHTER = observed(mean=(1.3, 0.3, 1.1, 2.2))
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,11 @@ class StaleStatistics(ModelCheck[Limits]):
     size 8 and 39 % at batch size 2.
 
     ## Remedy
-    `recalibrate`. For averaged weights (EMA, SWA, soups) the statistics are never right before that. An average of the
-    statistics of the single models is wrong too.
+    `recalibrate`, unless the loss on the training data shows that the weights were trained with the stored statistics
+    (docs/recalibrate.md). Averaged weights (EMA, SWA, soups) always need it, also where statistics were averaged.
 
     ## Sources
-    Wu and Johnson 2021, section 3; docs/background.md, "Stale statistics"; docs/background.md, "What the running
+    Wu and Johnson 2021 (arXiv 2105.07576), section 3; docs/background.md, "Stale statistics" and "What the running
     statistics average".
     """
 
@@ -68,27 +70,30 @@ class StaleStatistics(ModelCheck[Limits]):
         """Return the reason why there is nothing to compare."""
         if layer.frozen:
             return "frozen on purpose"
+        if layer.trained_with:
+            return TRAINED_WITH
         return "no running statistics, or not run" if layer.state is None or layer.data is None else None
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer whose statistics are stale."""
-        for layer in evidence.layers:
-            seen = layer.train_data or layer.data
-            if layer.state is None or seen is None:
-                continue
-            effect = _staleness(layer.state, layer.momentum, layer.eps, seen)
-            stale = effect.beyond(self.limits.effect, self.limits.errors)
-            if stale.mean() < self.limits.channels:
-                continue
-            channels = tuple(np.flatnonzero(stale).tolist())
+        effects = {layer.name: (layer, staleness_of(layer)) for layer in evidence.layers}
+        stale = {
+            name: (layer, effect, beyond)
+            for name, (layer, effect) in effects.items()
+            if effect is not None
+            and (beyond := effect.beyond(self.limits.effect, self.limits.errors)).mean() >= self.limits.channels
+        }
+        way = way_to_data(layer for layer, _, _ in stale.values())
+        for layer, effect, beyond in stale.values():
+            channels = tuple(np.flatnonzero(beyond).tolist())
             data = "data" if layer.train_data is None else "training data"
-            worst = float(effect.size[stale].max())
+            worst = float(effect.size[beyond].max())
             yield self.finding(
                 layer,
                 f"running statistics are up to {show(worst)} standard deviations from those of the {data} "
-                f"{in_channels(channels, layer)}, must be <= {show(self.limits.effect)}{_of_average(layer)}",
+                f"{in_channels(channels, layer)}, must be <= {show(self.limits.effect)}{_reason(layer, way)}",
                 channels=channels,
-                measured={"effect": Quantity(worst, "std"), "channels": Quantity(float(stale.mean()), "fraction")},
+                measured={"effect": Quantity(worst, "std"), "channels": Quantity(float(beyond.mean()), "fraction")},
                 threshold={
                     "effect": Quantity(self.limits.effect, "std"),
                     "channels": Quantity(self.limits.channels, "fraction"),
@@ -121,18 +126,25 @@ class StaleStatistics(ModelCheck[Limits]):
             layers=("bn",),
             channels=(2,),
         ),
+        Case(
+            "statistics of the evaluation data",
+            lambda: model(
+                model_layer(
+                    data=observed(mean=(1.3, 0.3, 1.1, 2.2)), state=healthy(running_mean=(1.28, 0.28, 1.08, 2.18))
+                )
+            ),
+            layers=("bn",),
+        ),
         Case("an average", lambda: model(model_layer(state=healthy(running_var=(9,) * 4), averaged=2)), layers=("bn",)),
     )
 
 
-def _of_average(layer: ModelLayer) -> str:
-    """Name the reason where the model itself is an average of models."""
-    return "" if layer.averaged is None else f": its weights are an average of {layer.averaged} models"
-
-
-def _staleness(state: LayerState, momentum: float | None, eps: float, seen: Observed) -> Effect:
-    """Return how far the buffers are from the statistics of the data, with the noise of a settled buffer."""
-    stored = np.where(np.isfinite(state.running_var), np.maximum(state.running_var, 0), np.inf)
-    exact = np.zeros(state.channels)
-    running = Estimate(state.running_mean, stored, exact, exact)
-    return effect_of(running, Estimate(seen.within_mean, seen.within_var, *seen.buffer_noise(momentum)), eps)
+def _reason(layer: ModelLayer, way: float | None) -> str:
+    """Name the reason where the model is an average of models, or the statistics are those of the evaluation data."""
+    average = "" if layer.averaged is None else f": its weights are an average of {layer.averaged} models"
+    if way is None:
+        return average
+    return (
+        f"{average}; they are {100 * way:.0f} % of the way to those of `data`: it ran in train mode, the model was "
+        "adapted to it, or data and train_data are exchanged"
+    )

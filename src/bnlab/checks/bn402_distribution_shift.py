@@ -52,8 +52,8 @@ class DistributionShift(ModelCheck[Limits]):
     needs many samples of all classes.
 
     ## Sources
-    Schneider et al. 2020 and Li et al. 2016 (AdaBN) on the adaptation of statistics; docs/background.md, "Data with
-    other statistics".
+    Schneider et al. 2020 (arXiv 2006.16971) and Li et al. 2016 (AdaBN, arXiv 1603.04779) on the adaptation of
+    statistics; docs/background.md, "Data with other statistics".
     """
 
     code, group, needs = "BN402", Group.SUSPICIOUS, Needs.TRAIN_DATA

@@ -36,7 +36,8 @@ class VarianceOverflow(ModelCheck[NoLimits]):
     `manual`: scale the input, keep the layer in float32, or convert it to `bnlab.nn`, whose sums do not overflow.
 
     ## Sources
-    PyTorch issue 162489 (zeros on CPU, NaN on CUDA) and pull request 178123; docs/background.md, "Floating-point
+    PyTorch issue 162489 (https://github.com/pytorch/pytorch/issues/162489), with zeros on the CPU and NaN on CUDA, and
+    pull request 178123 (https://github.com/pytorch/pytorch/pull/178123); docs/background.md, "Floating-point
     precision"; the experiment `huge-gap` of the lab (docs/lab.md), in which the loss stays at 0.5 from inputs of 1e20
     on.
     """

@@ -30,7 +30,9 @@ class Limits:
     )
     step: float = limit(1e-2, unit="std", source="as BN111: a hundred steps of the input per standard deviation")
     ratio: float = limit(
-        20.0, unit="abs(mean) / std", source="largest in ten real networks 12.8; below it half precision is as coarse"
+        20.0,
+        unit="abs(mean) / std",
+        source="largest in the twelve real networks of docs/background.md: 12.8; below it half precision is as coarse",
     )
 
 
@@ -62,8 +64,8 @@ class Cancellation(ModelCheck[Limits]):
     `bnlab.nn`.
 
     ## Sources
-    Chan, Golub and LeVeque 1983; PyTorch issue 5410; docs/background.md, "Floating-point precision"; docs/accuracy.md
-    for measured errors.
+    Chan, Golub and LeVeque 1983; PyTorch issue 5410 (https://github.com/pytorch/pytorch/issues/5410);
+    docs/background.md, "Floating-point precision"; docs/accuracy.md for measured errors.
     """
 
     code, group, needs = "BN502", Group.SUSPICIOUS, Needs.DATA

@@ -23,7 +23,8 @@ class Limits:
     channels: float = limit(
         0.5,
         unit="fraction",
-        source="ten real networks have up to 0.25 of a layer (2 of 8, 5 of 24, 36 of 256 channels)",
+        source="the twelve real networks of docs/background.md have up to 0.25 of a layer (2 of 8, 5 of 24, 36 of 256 "
+        "channels)",
     )
 
 

@@ -44,7 +44,8 @@ class VanishingGradient(ModelCheck[Limits]):
     ## Evidence
     The check runs one batch of `data` with batch statistics, in the dtype of the model. If some layer has a weight of 0
     in every channel, as residual branches have at first, a gradient of exactly 0 elsewhere follows from it, and the
-    check accepts it. It also accepts any gradient where the loss is small. It skips a gradient that is not finite.
+    check does not report it. It does not report any gradient where the loss is small either. It skips a gradient that
+    is not finite.
 
     ## Threshold
     The check reports a relative change below `relative`, for a loss above `loss`.
@@ -53,9 +54,9 @@ class VanishingGradient(ModelCheck[Limits]):
     `manual`: look for the reason among the findings of the layers behind (BN501, BN503, BN505).
 
     ## Sources
-    Ioffe and Szegedy 2015, section 3.3 (scale invariance); van Laarhoven 2017; docs/background.md, "Vanishing
-    gradients"; the experiment `huge-gap` of the lab (docs/lab.md), in which the linear layer gets a gradient of about
-    1e-7.
+    Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3.3 (scale invariance); van Laarhoven 2017 (arXiv 1706.05350);
+    docs/background.md, "Vanishing gradients"; the experiment `huge-gap` of the lab (docs/lab.md), in which the linear
+    layer gets a gradient of about 1e-7.
     """
 
     code, group, needs = "BN504", Group.SUSPICIOUS, Needs.LOSS

@@ -42,7 +42,7 @@ class SaturatedActivation(ModelCheck[Limits]):
     ## Evidence
     The check uses the graph of one forward pass on an example, and weight and bias. It assumes a normal output of BN
     with mean `bias` and standard deviation abs(`weight`). The flat part then holds 1 - (erf((t - b)/(|w| sqrt 2)) +
-    erf((t + b)/(|w| sqrt 2)))/2. The check accepts layers without a sigmoid or tanh behind.
+    erf((t + b)/(|w| sqrt 2)))/2. The check does not report a layer without a sigmoid or tanh behind it.
 
     ## Threshold
     The check reports a layer with more than `mass` of the values beyond `sigmoid` or `tanh` in at least a share
@@ -52,8 +52,9 @@ class SaturatedActivation(ModelCheck[Limits]):
     `manual`: use a lower learning rate or weight decay for weight and bias, or another activation.
 
     ## Sources
-    Ioffe and Szegedy 2015, sections 1 and 4.2.2 (an Inception network with sigmoids trains with BN only);
-    docs/background.md, "Saturated activations"; the experiment `activation-distributions` of the lab (docs/lab.md).
+    Ioffe and Szegedy 2015 (arXiv 1502.03167), sections 1 and 4.2.2 (an Inception network with sigmoids trains with BN
+    only); docs/background.md, "Saturated activations"; the experiment `activation-distributions` of the lab
+    (docs/lab.md).
     """
 
     code, group, needs = "BN505", Group.NOTE, Needs.EXAMPLE

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEADINGS",
+    "TRAINED_WITH",
     "AnyCheck",
     "Case",
     "Check",
@@ -67,6 +68,10 @@ class Needs(Enum):
     def argument(self) -> str | None:
         """Key in `ModelEvidence.missing` that records its absence; None for evidence that is always present."""
         return None if self in (Needs.STATE, Needs.MODEL) else self.name.lower()
+
+
+TRAINED_WITH = "its weights were trained with these statistics, as the loss shows"
+"""The reason to skip a layer whose stored statistics belong to its weights."""
 
 
 def limit(default: float, *, unit: str, source: str) -> float:
@@ -159,7 +164,8 @@ class AnyCheck(ABC, Generic[Evidence, Layer, Limits]):
         body = body.replace("## Sources", f"{self._safety_line()}\n\n## Sources")
         case = self.BROKEN[0]
         example = next(self.inspect(case.build()))
-        body += f"\n\n## Example\n{case.name.capitalize()}: {example.layer or 'the network'}: {example.message}."
+        name = case.name[:1].upper() + case.name[1:]
+        body += f"\n\n## Example\n{name}: {example.layer or 'the network'}: {example.message}."
         return f"# {self.code} {self.name}\n\n{kind}\n\n{body}\n"
 
     def _safety_line(self) -> str:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnlab.observe.evidence import Floats, Masks
+from bnlab.observe.model_evidence import ModelLayer
 
-__all__ = ["Effect", "Estimate", "effect_of"]
+__all__ = ["Effect", "Estimate", "effect_of", "staleness_of"]
 
 _LARGEST = 1e6
 """Largest effect, in standard deviations. It replaces larger ones and those that are not finite."""
@@ -73,3 +74,18 @@ def effect_of(estimate: Estimate, reference: Estimate, eps: float) -> Effect:
 
 def _relative(noise: Floats, var: Floats) -> Floats:
     return np.where(noise == 0, 0.0, noise / var**2)
+
+
+def staleness_of(layer: ModelLayer) -> Effect | None:
+    """Return how far the buffers of a layer are from the statistics of its training data, or else of its data.
+
+    The noise of a settled buffer is part of the error. None is returned for a layer without statistics or data.
+    """
+    state, seen = layer.state, layer.train_data or layer.data
+    if state is None or seen is None:
+        return None
+    stored = np.where(np.isfinite(state.running_var), np.maximum(state.running_var, 0), np.inf)
+    exact = np.zeros(state.channels)
+    running = Estimate(state.running_mean, stored, exact, exact)
+    noise = seen.buffer_noise(layer.momentum)
+    return effect_of(running, Estimate(seen.within_mean, seen.within_var, *noise), layer.eps)

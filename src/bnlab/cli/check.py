@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bnlab.cli.diagnosis_writer import CheckFormat, DiagnosisWriter
-from bnlab.cli.options import DataSpec, ExampleSpec, LowestLevel, MetricSpec, ModelSpec, OutputPath, TrainDataSpec
+from bnlab.cli.options import (
+    DataSpec,
+    ExampleSpec,
+    LossSpec,
+    LowestLevel,
+    MetricSpec,
+    Minimize,
+    ModelSpec,
+    OutputPath,
+    TrainDataSpec,
+)
 from bnlab.cli.output import check_output, require_pages
 from bnlab.cli.targets import expand, is_model_spec, load_target
 from bnlab.errors import BnlabError, UsageError
@@ -33,12 +43,14 @@ def command(
     data: DataSpec = None,
     train_data: TrainDataSpec = None,
     metric: MetricSpec = None,
+    minimize: Minimize = False,
+    loss: LossSpec = None,
     example: ExampleSpec = None,
     select: Annotated[
         list[str] | None, typer.Option(metavar="CODES", help="Checks to run, comma-separated; BN1 is all of BN1xx.")
     ] = None,
     ignore: Annotated[
-        list[str] | None, typer.Option(metavar="CODE=REASON", help="Accept the findings of a check, for the reason.")
+        list[str] | None, typer.Option(metavar="CODE=REASON", help="Drop a check's findings, and record the reason.")
     ] = None,
     level: LowestLevel = Level.WARNING,
     format_: Annotated[
@@ -67,7 +79,15 @@ def command(
     if format_ is CheckFormat.HTML:
         require_pages()
     per_channel |= format_ is CheckFormat.HTML and not expanded.many
-    specs = _Specs(model=model, data=data, train_data=train_data, metric=metric, example=example)
+    specs = _Specs(
+        model=model,
+        data=data,
+        train_data=train_data,
+        metric=metric,
+        minimize=minimize,
+        loss=loss,
+        example=example,
+    )
     check = _checker(specs, _settings(select, ignore, momentum, eps, per_channel))
     writer = DiagnosisWriter(format_, level, output)
     if expanded.many:
@@ -85,12 +105,14 @@ class _Specs:
     data: str | None
     train_data: str | None
     metric: str | None
+    minimize: bool
+    loss: str | None
     example: str | None
 
     def model_for(self, target: str) -> nn.Module | str:
         """Return the model to check, or the path of a checkpoint that is checked without a model."""
         if self.model is None and not is_model_spec(target):
-            for option in ("data", "train_data", "metric", "example"):
+            for option in ("data", "train_data", "metric", "loss", "example"):
                 if getattr(self, option) is not None:
                     name = option.replace("_", "-")
                     raise UsageError(f"--{name}: target must be a model, got {target}. Name its code with --model.")
@@ -99,8 +121,8 @@ class _Specs:
         return model
 
     def inputs(self) -> dict[str, Any]:
-        """Load the data, the metric and the example."""
-        from bnlab.cli.specs import load_data, load_example, load_metric
+        """Load the data, the metric, the loss and the example."""
+        from bnlab.cli.specs import load_data, load_example, load_loss, load_metric
 
         inputs: dict[str, Any] = {}
         if self.data is not None:
@@ -109,6 +131,9 @@ class _Specs:
             inputs["train_data"] = load_data(self.train_data, "--train-data")
         if self.metric is not None:
             inputs["metric"] = load_metric(self.metric, "--metric")
+            inputs["lower_is_better"] = self.minimize
+        if self.loss is not None:
+            inputs["loss"] = load_loss(self.loss, "--loss")
         if self.example is not None:
             inputs["example"] = load_example(self.example, "--example")
         return inputs

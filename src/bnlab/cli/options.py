@@ -12,15 +12,20 @@ from bnlab.records import Level
 __all__ = [
     "DataSpec",
     "ExampleSpec",
+    "LossSpec",
     "LowestLevel",
     "MetricSpec",
+    "Minimize",
     "ModelSpec",
     "OutputPath",
     "RequiredDataSpec",
     "TrainDataSpec",
 ]
 
-_DATA = typer.Option(metavar="SPEC", help="Data that the model will see: package.module:callable, or digits, ...")
+_DATA = typer.Option(
+    metavar="SPEC",
+    help="Data that the model will see: package.module:callable, or digits, mnist or cifar10, with :train or :test.",
+)
 
 ModelSpec = Annotated[
     str | None,
@@ -35,11 +40,25 @@ TrainDataSpec = Annotated[
     ),
 ]
 MetricSpec = Annotated[
-    str | None, typer.Option(metavar="SPEC", help="accuracy, loss, or package.module:callable; higher is better.")
+    str | None,
+    typer.Option(
+        metavar="SPEC", help="accuracy, loss, or package.module:callable; higher is better, except with --minimize."
+    ),
+]
+Minimize = Annotated[bool, typer.Option("--minimize", help="The metric is better if it is lower.")]
+LossSpec = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPEC",
+        help="package.module:callable, loss(model, batch) -> scalar; decides whether stale statistics are recomputed.",
+    ),
 ]
 ExampleSpec = Annotated[
     str | None,
-    typer.Option(metavar="SPEC", help="One batch, to see what the model executes: package.module:callable, or digits."),
+    typer.Option(
+        metavar="SPEC",
+        help="One batch, to see what the model executes: package.module:callable, or a name as for --data.",
+    ),
 ]
 OutputPath = Annotated[Path | None, typer.Option(metavar="PATH", help="Write here instead of to stdout.")]
 LowestLevel = Annotated[Level, typer.Option(help="Lowest level of findings that count and make the exit code 1.")]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bnlab.cli.options import LowestLevel, MetricSpec, ModelSpec, RequiredDataSpec, TrainDataSpec
+from bnlab.cli.options import LossSpec, LowestLevel, MetricSpec, Minimize, ModelSpec, RequiredDataSpec, TrainDataSpec
 from bnlab.cli.output import PageFormat, check_output, print_notice, require_pages, show_receipt, write_output
-from bnlab.cli.specs import load_data, load_metric
+from bnlab.cli.specs import load_data, load_loss, load_metric
 from bnlab.cli.targets import load_target
 from bnlab.errors import UsageError
 from bnlab.records import Level, Safety, Target
@@ -39,6 +39,8 @@ def command(
     model: ModelSpec = None,
     train_data: TrainDataSpec = None,
     metric: MetricSpec = None,
+    minimize: Minimize = False,
+    loss: LossSpec = None,
     output: Annotated[
         Path | None, typer.Option(metavar="PATH", help="The new checkpoint; required without --dry-run.")
     ] = None,
@@ -47,13 +49,17 @@ def command(
         HighestSafety, typer.Option(help="The strongest kind of change that is allowed.")
     ] = HighestSafety.STATISTICS,
     level: LowestLevel = Level.WARNING,
+    force: Annotated[
+        bool, typer.Option("--force", help="Recompute stale statistics also where nothing can show that it helps.")
+    ] = False,
     format_: Annotated[
         PageFormat, typer.Option("--format", help="Format of the receipt; html prints a page.")
     ] = PageFormat.TEXT,
 ) -> None:
     """Repair the batch normalization of a model and write a new checkpoint; the input is never changed.
 
-    A repair is kept only if the metric does not get worse. Exit code 0: no finding at or above --level is left, and the
+    Statistics are recomputed only where the loss on the training data shows that it helps, and a repair is kept only if
+    the metric and the loss on the data do not get worse. Exit code 0: no finding at or above --level is left, and the
     output is written. 1: findings are left; the output is written if a repair was kept. 2: the command failed.
     """
     _check_arguments(target, output, dry_run, format_)
@@ -62,6 +68,7 @@ def command(
     if file is not None and to_write is not None:
         file.require_rewritable(to_write.suffix)
     before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+    from bnlab.remedies.recalibrate import UNDECIDED
     from bnlab.repairing import repair
 
     receipt = repair(
@@ -69,13 +76,21 @@ def command(
         data=load_data(data, "--data"),
         train_data=None if train_data is None else load_data(train_data, "--train-data"),
         metric=None if metric is None else load_metric(metric, "--metric"),
+        lower_is_better=minimize,
+        loss=None if loss is None else load_loss(loss, "--loss"),
         safety=safety.value,
         level=level.value,
+        force=force,
         dry_run=dry_run,
     )
     changes = replace(receipt.changes, target=Target("model" if file is None else "checkpoint", target))
     _print(changes, format_)
     clean = not _findings_remain(changes, level)
+    if any(left.reason.endswith(UNDECIDED) for left in changes.left_alone):
+        print_notice(
+            "stale statistics are not recomputed, because nothing shows that it helps. Put integer labels beside the "
+            "inputs in --data and --train-data, pass --metric or --loss, or pass --force."
+        )
     if to_write is not None and not ((changes.kept and changes.changes) or clean):
         print_notice(f"{to_write} is not written, because nothing was repaired")
     elif to_write is not None:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from bnlab.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-__all__ = ["TARGET", "import_spec", "is_spec", "load_data", "load_example", "load_metric", "load_model"]
+__all__ = ["TARGET", "import_spec", "is_spec", "load_data", "load_example", "load_loss", "load_metric", "load_model"]
 
 TARGET = "TARGET"
 """The name of the argument that may be a spec or a path; the options take specs only."""
@@ -94,6 +94,22 @@ def load_metric(spec: str, option: str = "--metric") -> Callable[[nn.Module, Any
     if not callable(metric):
         raise UsageError(f"{option}: {spec} must be callable as metric(model, data), got {type(metric).__name__}.")
     return metric
+
+
+def load_loss(spec: str, option: str = "--loss") -> Callable[[nn.Module, Any], Tensor]:
+    """Return the loss that a spec stands for: loss(model, batch) -> scalar.
+
+    Args:
+        spec: `package.module:callable`, which is the loss itself and is not called here.
+        option: As for `load_data`.
+
+    Raises:
+        UsageError: If the spec cannot be resolved, or its value is not callable.
+    """
+    loss: Callable[[nn.Module, Any], Tensor] = _resolve(spec, option, (), call=False)
+    if not callable(loss):
+        raise UsageError(f"{option}: {spec} must be callable as loss(model, batch), got {type(loss).__name__}.")
+    return loss
 
 
 def load_model(spec: str, option: str = "--model") -> nn.Module:

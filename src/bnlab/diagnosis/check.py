@@ -7,16 +7,19 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bnlab._version import __version__
+from bnlab.diagnosis.advice import advised
+from bnlab.diagnosis.assumptions import assumption_behind
 from bnlab.diagnosis.conclusion import concluded_causes, conclusion
 from bnlab.diagnosis.layer_records import layer_records
-from bnlab.diagnosis.run_checks import run_checks
+from bnlab.diagnosis.run_checks import run_checks, stale_layers
 from bnlab.diagnosis.settings import Settings
 from bnlab.errors import NoBatchNorm, UsageError
-from bnlab.observe.evidence import Evidence, Hyperparameters, NetworkState
+from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, NetworkState
 from bnlab.observe.files.checkpoint import read_checkpoint
 from bnlab.observe.model_evidence import ModelEvidence
 from bnlab.progress import reporting
@@ -63,6 +66,7 @@ def check(
     data: Iterable[Any] | None = None,
     train_data: Iterable[Any] | None = None,
     metric: Callable[[nn.Module, Any], float] | None = None,
+    lower_is_better: bool = False,
     example: Any = None,  # noqa: ANN401 - a batch may be anything
     loss: Callable[[nn.Module, Any], torch.Tensor] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
@@ -87,9 +91,12 @@ def check(
             takes.
         train_data: The data on which the model was trained, in the same form. Without it staleness and shift are one
             cause.
-        metric: metric(model, data) -> float, higher is better. It is always measured on `data`.
+        metric: metric(model, data) -> float, measured on `data` and on `train_data`.
+        lower_is_better: Whether a lower metric is better.
         example: One batch, which records the executed graph; None for the first batch of `data`.
-        loss: loss(model, batch) -> scalar, which measures the gradients.
+        loss: loss(model, batch) -> scalar. It measures the gradients, and decides whether stale statistics belong to
+            the weights. Without it the cross-entropy decides, where integer labels stand beside an output of shape
+            (N, K, ...), or else the metric. Without a metric its mean takes the place of the metric.
         optimizer: The optimizer that trains the model, which shows the weight decay of each parameter.
         max_batches: How many batches of each data set are used. "auto" uses all of them, or 64 if there are more. These
             64 are spread evenly over data with a length. For data without a length they are the first 64, and a warning
@@ -139,7 +146,7 @@ def check(
     from bnlab.observe.survey import Inputs
 
     with reporting(progress) as advance:
-        inputs = Inputs(**observed_with, max_batches=max_batches, advance=advance)
+        inputs = Inputs(**observed_with, lower_is_better=lower_is_better, max_batches=max_batches, advance=advance)
         return check_with(target, settings, inputs=inputs)
 
 
@@ -174,29 +181,34 @@ def check_with(
         target_record = Target("model", name or type(target).__name__)
         evidence = read_model(target, settings.hyperparameters)
         states = {layer.name: layer for network in evidence.networks for layer in network.layers}
-        observed = survey(target, states, inputs or Inputs())
+        observed = survey(target, states, inputs or Inputs(), partial(stale_layers, settings))
         evidence = _with_settled_layers(evidence, observed)
     if not evidence.networks and not (observed is not None and observed.layers):
         raise NoBatchNorm(_no_batch_norm(target_record, evidence))
-    return _diagnose(evidence, target_record, settings, observed=observed, metric=_metric_name(inputs))
+    return _diagnose(evidence, target_record, settings, observed=observed, metric=_score_name(inputs))
 
 
 def _with_settled_layers(evidence: Evidence, observed: ModelEvidence) -> Evidence:
-    """Return the evidence with those layers marked as settled whose running statistics agree with the data."""
+    """Return the evidence with marks on layers whose statistics agree with the data or belong to the weights."""
     settled = {layer.name for layer in observed.layers if layer.gap is not None and layer.gap.staleness < _SETTLED}
+    trained_with = {layer.name for layer in observed.layers if layer.trained_with}
+
+    def marked(layer: LayerState) -> LayerState:
+        return dataclasses.replace(layer, settled=layer.name in settled, trained_with=layer.name in trained_with)
+
     networks = tuple(
-        NetworkState(
-            network.name,
-            tuple(dataclasses.replace(layer, settled=layer.name in settled) for layer in network.layers),
-        )
-        for network in evidence.networks
+        NetworkState(network.name, tuple(marked(layer) for layer in network.layers)) for network in evidence.networks
     )
     return dataclasses.replace(evidence, networks=networks)
 
 
-def _metric_name(inputs: Inputs | None) -> str:
-    name = getattr(inputs.metric, "__name__", "the metric") if inputs is not None else "the metric"
-    return "the metric" if name.startswith("<") else str(name)
+def _score_name(inputs: Inputs | None) -> str:
+    """Return the name of the metric, or of the loss where it takes the place of the metric."""
+    if inputs is None or inputs.metric is None:
+        return "the metric" if inputs is None or inputs.loss is None else "loss"
+    from bnlab.observe.metric import metric_name
+
+    return metric_name(inputs.metric)
 
 
 def _no_batch_norm(target: Target, evidence: Evidence) -> str:
@@ -219,6 +231,8 @@ def _diagnose(
 ) -> Diagnosis:
     """Run the selected checks on evidence with at least one layer."""
     findings, outcomes = run_checks(settings, evidence.networks, observed)
+    findings = advised(findings, observed)
+    assumption = assumption_behind(evidence.networks, findings)
     layers = layer_records(evidence, observed, per_channel=settings.per_channel)
     summary = _summary(layers, findings)
     causes = concluded_causes(observed, findings)
@@ -228,11 +242,12 @@ def _diagnose(
         layers=layers,
         outcomes=tuple(outcomes),
         findings=tuple(findings),
-        conclusion=conclusion(findings, outcomes, summary, observed, causes, metric=metric),
+        conclusion=conclusion(findings, outcomes, summary, observed, causes, metric=metric, assumption=assumption),
         causes=causes,
         numbers=None if observed is None else observed.numbers,
         summary=summary,
-        notes=tuple(_notes(layers, evidence, observed)),
+        notes=tuple(_notes(layers, evidence, observed, assumption)),
+        statistics=None if observed is None else observed.statistics,
     )
 
 
@@ -247,7 +262,11 @@ def _summary(layers: Sequence[LayerRecord], findings: Sequence[Finding]) -> Summ
     )
 
 
-def _notes(layers: Sequence[LayerRecord], evidence: Evidence, observed: ModelEvidence | None) -> Iterable[str]:
+def _notes(
+    layers: Sequence[LayerRecord], evidence: Evidence, observed: ModelEvidence | None, assumption: str | None
+) -> Iterable[str]:
+    if assumption is not None:
+        yield assumption
     if observed is not None and observed.numbers is not None and "train_data" in observed.missing:
         yield "no train_data given: the recalibrated model is adapted to the evaluation data"
     yield from () if observed is None else observed.notes

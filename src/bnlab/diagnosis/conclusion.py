@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bnlab.checks import CHECKS
+from bnlab.diagnosis.advice import ON_STATISTICS, effect_of_recalibrating, trained_with_statistics
 from bnlab.observe.gap import IN_THE_STATISTICS, shares
 from bnlab.observe.model_evidence import ModelEvidence
-from bnlab.records import Cause, Finding, Numbers, Outcome, Status, Summary
+from bnlab.records import Cause, Finding, Outcome, Status, Summary
 from bnlab.wording import counted, enumerated
 
 __all__ = ["concluded_causes", "conclusion"]
@@ -42,27 +43,47 @@ def conclusion(
     causes: Sequence[Cause],
     *,
     metric: str,
+    assumption: str | None = None,
 ) -> str:
-    """Return the conclusion as one sentence without a final stop."""
+    """Return the conclusion as one sentence without a final stop.
+
+    Args:
+        findings: The findings, most consequential first.
+        outcomes: The outcome of each check.
+        summary: The counts.
+        evidence: The evidence on a model; None for a checkpoint.
+        causes: The causes of the gap, largest first.
+        metric: Name of the metric.
+        assumption: How the verdict hangs on an assumption.
+    """
     crashed = [outcome.code for outcome in outcomes if outcome.status is Status.CRASHED]
     crash_note = f"; {', '.join(crashed)} crashed and judged nothing" if crashed else ""
     gap = next((finding for finding in findings if finding.code == "BN301"), None)
     worst = findings[0] if findings else None
+    kept = "" if evidence is None else trained_with_statistics(evidence.statistics)
+    if worst is None or not summary.errors + summary.warnings:
+        healthy = _healthy(outcomes, summary, evidence, metric)
+        healthy += "" if assumption is None else f"; {assumption}"
+        return (f"{kept}; {healthy}" if kept else healthy) + crash_note
+    crash_note = (f"; {kept}" if kept else "") + crash_note
     if evidence is not None and gap is not None and not summary.errors:
         return _of_the_gap(gap, evidence, causes, metric) + crash_note
-    if worst is None or not summary.errors + summary.warnings:
-        return _healthy(outcomes, summary, evidence, metric) + crash_note
     same_code = [finding for finding in findings if finding.code == worst.code]
     where = f"{worst.layer} " if worst.layer else ""
     if len(same_code) > 1:
         where += f"and {counted(len(same_code) - 1, 'more layer')}"
-    advice = "" if worst.remedies[0] == "manual" else f"; the remedy is {worst.remedies[0]}"
-    return f"{where.strip()}: {worst.message}{advice}{crash_note}".removeprefix(": ")
+    return f"{where.strip()}: {worst.message}{_advice_on(worst, evidence, metric)}{crash_note}".removeprefix(": ")
+
+
+def _advice_on(finding: Finding, evidence: ModelEvidence | None, metric: str) -> str:
+    if finding.code in ON_STATISTICS and evidence is not None and evidence.statistics is not None:
+        return effect_of_recalibrating(evidence, metric)
+    return "" if finding.remedies[0] == "manual" else f"; the remedy is {finding.remedies[0]}"
 
 
 def _of_the_gap(gap: Finding, evidence: ModelEvidence, causes: Sequence[Cause], metric: str) -> str:
     numbers = evidence.numbers
-    if numbers is not None and numbers.eval_running < numbers.eval_batch:
+    if numbers is not None and numbers.is_better(numbers.eval_batch, numbers.eval_running):
         first = (
             f"{metric} is {numbers.eval_running:.3g} with running statistics against {numbers.eval_batch:.3g} with "
             "batch statistics on the same data"
@@ -71,18 +92,13 @@ def _of_the_gap(gap: Finding, evidence: ModelEvidence, causes: Sequence[Cause], 
         first = f"{gap.layer}: {gap.message.partition(',')[0]}" if gap.layer else gap.message
     if not causes:
         return f"{first}; the batches differ from each other, so no cause can be concluded"
-    layers = tuple(name for name, _ in evidence.causal) or causes[0].layers
+    verdict = evidence.statistics
+    in_statistics = causes[0].cause in IN_THE_STATISTICS
+    layers = verdict.layers if verdict is not None and in_statistics else causes[0].layers
     layer_names = enumerated(layers, _MAX_NAMES)
     where = f" in {layer_names}" if layer_names else ""
     share = f"{100 * causes[0].share:.0f} % of the gap comes from {_PHRASES[causes[0].cause]}{where}"
-    return f"{first}; {share}{_effect_of_recalibrating(numbers, causes[0].cause, evidence)}"
-
-
-def _effect_of_recalibrating(numbers: Numbers | None, cause: str, evidence: ModelEvidence) -> str:
-    if numbers is None:
-        return "; the remedy is recalibrate" if cause in IN_THE_STATISTICS else ""
-    which_data = "" if "train_data" not in evidence.missing else " on this data"
-    return f"; recalibrating{which_data} brings {numbers.eval_recalibrated:.3g}"
+    return f"{first}; {share}{effect_of_recalibrating(evidence, metric)}"
 
 
 def _healthy(outcomes: Sequence[Outcome], summary: Summary, evidence: ModelEvidence | None, metric: str) -> str:
@@ -91,6 +107,8 @@ def _healthy(outcomes: Sequence[Outcome], summary: Summary, evidence: ModelEvide
     coverage = f"{judged} of {len(CHECKS)} checks"
     if evidence is None or evidence.output_gap is None:
         return f"no errors and no warnings in the stored state of {layers}, by {coverage}"
+    frozen = sum(layer.frozen for layer in evidence.layers)
+    layers += f" ({frozen} of them frozen)" if 0 < frozen < summary.layers else " (frozen)" if frozen else ""
     numbers = evidence.numbers
     modes = "" if numbers is None else f": {metric} is {numbers.eval_running:.3g} with running statistics"
     against = "" if numbers is None else f", {numbers.eval_batch:.3g} with batch statistics"

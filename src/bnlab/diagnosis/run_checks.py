@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from bnlab.checks import AnyCheck, ModelCheck
+from bnlab.checks.bn401_stale_statistics import StaleStatistics
 from bnlab.diagnosis.settings import Settings
 from bnlab.observe.evidence import NetworkState
 from bnlab.observe.model_evidence import ModelEvidence
 from bnlab.records import Finding, Outcome, Status
 from bnlab.wording import counted
 
-__all__ = ["run_check", "run_checks"]
+__all__ = ["run_check", "run_checks", "stale_layers"]
 
 Part = TypeVar("Part", NetworkState, ModelEvidence)
 
@@ -58,6 +59,14 @@ def run_check(
     if missing is not None:
         return [], Outcome(check.code, Status.SKIPPED, f"{missing}: needs {check.needs.value}")
     return _run_on_layers(check, [model])
+
+
+def stale_layers(settings: Settings, evidence: ModelEvidence) -> list[str]:
+    """Return the layers that BN401 calls stale, with the limits of the settings, the most stale first."""
+    own = (check for check in settings.checks if isinstance(check, StaleStatistics))
+    findings, _ = run_check(next(own, StaleStatistics()), (), evidence)
+    findings.sort(key=lambda finding: -finding.measured["effect"].value)
+    return [finding.layer for finding in findings if finding.layer is not None]
 
 
 def _run_on_layers(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,15 +10,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bnlab.errors import UsageError
-from bnlab.observe.passes.batches import batches_of, require_data, run_batch, tensors_in
+from bnlab.observe.labels import labels_of, scores_of
+from bnlab.observe.passes.batches import batches_of, require_data, run_batch
 
 __all__ = ["NAMES", "Metric", "accuracy", "load", "loss"]
 
 Metric = Callable[[nn.Module, Iterable[Any]], float]
 """metric(model, data) -> float, higher is better."""
-
-_LABEL_KEYS = ("labels", "label")
-_LOGIT_KEYS = ("logits", "out")
 
 
 @torch.no_grad()
@@ -66,6 +64,8 @@ def loss(model: nn.Module, data: Iterable[Any]) -> float:
     return _mean_over_samples("loss", _minus_cross_entropy, model, data)
 
 
+loss.higher_is_better = True  # type: ignore[attr-defined]  # its name says the opposite
+
 _METRICS: dict[str, Metric] = {"accuracy": accuracy, "loss": loss}
 
 NAMES = tuple(_METRICS)
@@ -97,7 +97,7 @@ def _mean_over_samples(
 ) -> float:
     require_data("data", data)
     total, samples = 0.0, 0
-    for scores, labels in _answers(name, model, data):
+    for scores, labels in _scores_and_labels(name, model, data):
         if len(labels):
             each = values(scores, labels).cpu().to(torch.float64)  # on the CPU: some devices have no float64
             total += float(each.reshape(len(labels), -1).mean(1).sum())
@@ -107,10 +107,10 @@ def _mean_over_samples(
     return total / samples
 
 
-def _answers(name: str, model: nn.Module, data: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+def _scores_and_labels(name: str, model: nn.Module, data: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the scores and labels of every batch, on one device and with matching shapes."""
     for index, batch in enumerate(batches_of(data, model)):
-        labels = _labels(batch)
+        labels = labels_of(batch)
         if labels is None:
             raise UsageError(
                 f"{name}: batches must be (input, label, ...) with a tensor of labels, "
@@ -119,7 +119,7 @@ def _answers(name: str, model: nn.Module, data: Iterable[Any]) -> Iterator[tuple
         if labels.is_floating_point() or labels.is_complex():
             raise UsageError(f"{name}: labels must be integers, one class each, got {labels.dtype} in batch {index}.")
         output = run_batch(model, batch)
-        scores = _scores(output)
+        scores = scores_of(output)
         if scores is None:
             raise UsageError(f"{name}: model must return a tensor of scores, got {_kind(output)}.")
         _require_fit(name, index, scores, labels)
@@ -144,28 +144,6 @@ def _require_fit(name: str, index: int, scores: Tensor, labels: Tensor) -> None:
             raise UsageError(
                 f"{name}: labels must be from 0 to {shape[1] - 1}, got {low if low < 0 else high} in batch {index}."
             )
-
-
-def _labels(batch: object) -> Tensor | None:
-    labels: object = None
-    if isinstance(batch, Mapping):
-        labels = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
-    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
-        labels = batch[1]
-    return labels if isinstance(labels, Tensor) and labels.dim() else None
-
-
-def _scores(output: object) -> Tensor | None:
-    """Return the scores in the output of a model, or None."""
-    if isinstance(output, Mapping):
-        named = next((output[key] for key in _LOGIT_KEYS if isinstance(output.get(key), Tensor)), None)
-        return named if named is not None else next(iter(tensors_in(output)), None)
-    logits = getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    if isinstance(output, (tuple, list)):
-        return _scores(output[0]) if output else None
-    return next(iter(tensors_in(output)), None)
 
 
 def _kind(value: object) -> str:

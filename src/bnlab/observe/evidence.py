@@ -53,6 +53,7 @@ class LayerState:
         affine_dtype: Stored dtype of weight and bias.
         hyperparameters: Momentum and eps.
         settled: Whether a pass over data showed that the running statistics agree with the data.
+        trained_with: Whether the loss on data showed that the weights were trained with these statistics.
     """
 
     name: str
@@ -65,6 +66,7 @@ class LayerState:
     affine_dtype: str
     hyperparameters: Hyperparameters
     settled: bool = False
+    trained_with: bool = False
 
     @property
     def channels(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bnlab.observe.evidence import Floats, LayerState
-from bnlab.records import Numbers
+from bnlab.records import Numbers, StatisticsVerdict
 
 __all__ = [
     "Execution",
@@ -197,6 +197,8 @@ class ModelLayer:
         dropped: Its input over the training data (else `data`) with dropout on; None if nothing drops values.
         gap: The difference between the modes on `data`.
         gradient: The gradient of the loss; None without a loss.
+        trained_with: Whether the loss shows that the weights were trained with the stored statistics. The layer is then
+            frozen in effect, and has no gap.
         averaged: Number of models of which its weights are the average, as `torch.optim.swa_utils.AveragedModel`
             counts them; None if its weights are not an average.
     """
@@ -220,6 +222,7 @@ class ModelLayer:
     dropped: Observed | None = None
     gap: Gap | None = None
     gradient: Gradient | None = None
+    trained_with: bool = False
     averaged: int | None = None
 
 
@@ -249,9 +252,9 @@ class ModelEvidence:
             the spread of the outputs; None if unknown.
         numbers: The metric under four choices of data and statistics; None without a metric.
         metric_error: Paired standard error of eval_batch - eval_running; None where it is not known.
+        recalibrated_error: Paired standard error of eval_recalibrated - eval_running; None where it is not known.
+        statistics: The verdict on the layers whose statistics are stale; None if there are none.
         notes: Remarks on the observation, such as batches that were left out.
-        causal: Layers whose new statistics, imposed one layer after the other, recovered the metric. Each comes with
-            the metric that was reached.
     """
 
     layers: tuple[ModelLayer, ...]
@@ -260,5 +263,6 @@ class ModelEvidence:
     mixing: float | None = None
     numbers: Numbers | None = None
     metric_error: float | None = None
-    causal: tuple[tuple[str, float], ...] = ()
+    recalibrated_error: float | None = None
+    statistics: StatisticsVerdict | None = None
     notes: tuple[str, ...] = ()

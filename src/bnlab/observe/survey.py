@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -13,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from bnlab.errors import UsageError
+from bnlab.errors import BnlabWarning, UsageError
+from bnlab.observe.comparison import Comparison
 from bnlab.observe.discover import any_batch_norm, channels_of, is_of_frozen_class, why_frozen
 from bnlab.observe.evidence import LayerState
 from bnlab.observe.gap import RunningStatistics, layer_gap
-from bnlab.observe.metric import Metric, measure
+from bnlab.observe.losses import mean_loss
+from bnlab.observe.metric import Metric, Score, metric_name
 from bnlab.observe.model_evidence import Execution, Gradient, ModelEvidence, ModelLayer, Observed, OutputGap
 from bnlab.observe.passes.batches import (
     Batch,
@@ -41,10 +45,13 @@ from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.observe.structure import executions
 from bnlab.wording import counted
 
-__all__ = ["Inputs", "survey"]
+__all__ = ["Inputs", "StaleLayers", "survey"]
 
 _OUTPUT_BATCHES = 4
 """Number of batches on which the outputs of the whole network are compared."""
+
+_LOWER_IS_BETTER = re.compile(r"loss|error|perplexity|(?<![a-z])(r?mse|mae)(?![a-z])")
+"""Finds the names of metrics of which a lower value is better."""
 
 _EXAMPLE_SAMPLES = 4
 """Number of samples of the first batch that record the executed graph, which holds all its tensors for a while."""
@@ -57,7 +64,8 @@ class Inputs:
     Attributes:
         data: Batches of the data that the model will see.
         train_data: Batches of the data on which the model was trained.
-        metric: metric(model, data) -> float, higher is better.
+        metric: metric(model, data) -> float.
+        lower_is_better: Whether a lower metric is better.
         example: One batch; None for the first batch of `data`.
         loss: loss(model, batch) -> scalar.
         optimizer: The optimizer that trains the model.
@@ -68,6 +76,7 @@ class Inputs:
     data: Iterable[Any] | None = None
     train_data: Iterable[Any] | None = None
     metric: Metric | None = None
+    lower_is_better: bool = False
     example: Batch = None
     loss: Callable[[nn.Module, Any], Tensor] | None = None
     optimizer: torch.optim.Optimizer | None = None
@@ -86,6 +95,29 @@ class Inputs:
             if value is not None and not callable(value):
                 raise UsageError(f"{name}: it must be callable, got {type(value).__name__}.")
         require_max_batches(self.max_batches)
+        self._warn_of_direction()
+
+    def _warn_of_direction(self) -> None:
+        """Warn of a metric whose name says that lower is better, and which is read the other way round."""
+        if self.metric is None or self.lower_is_better or getattr(self.metric, "higher_is_better", False):
+            return
+        if isinstance(self.data, KeptBatches):  # inputs that were read have warned before
+            return
+        name = metric_name(self.metric)
+        if _LOWER_IS_BETTER.search(name.lower()):
+            warnings.warn(
+                f"metric: {name} is read as higher is better, although its name says the opposite. Pass "
+                "lower_is_better=True, or --minimize on the command line.",
+                BnlabWarning,
+                stacklevel=5,
+            )
+
+    @property
+    def score(self) -> Score | None:
+        """The metric with its direction, or the mean loss where there is no metric; None with neither."""
+        if self.metric is not None:
+            return Score(self.metric, self.lower_is_better, metric_name(self.metric))
+        return None if self.loss is None else mean_loss(self.loss)
 
     def read(self) -> Inputs:
         """Read each data set once and return these inputs with the batches held in memory."""
@@ -94,23 +126,32 @@ class Inputs:
         return replace(self, data=data, train_data=train_data)
 
 
-def survey(model: nn.Module, states: Mapping[str, LayerState], inputs: Inputs) -> ModelEvidence:
+StaleLayers = Callable[[ModelEvidence], Sequence[str]]
+"""Returns the layers whose statistics are not those of the training data, the most stale first."""
+
+
+def survey(
+    model: nn.Module, states: Mapping[str, LayerState], inputs: Inputs, stale_layers: StaleLayers = lambda _: ()
+) -> ModelEvidence:
     """Observe a model, and restore its modes, buffers and attributes and the state of the random number generators.
 
     Args:
         model: Any module.
         states: The stored numbers of its layers, by path.
         inputs: The example, data, metric, loss and optimizer.
+        stale_layers: Returns the layers on whose statistics there must be a verdict.
 
     Raises:
         UsageError: If forward, the metric or the loss raises, or if a data set has no batch.
     """
     subject = Subject(model)
     with torch.compiler.set_stance("force_eager"), subject.untouched():
-        return _collect_evidence(subject, states, inputs.read())
+        return _collect_evidence(subject, states, inputs.read(), stale_layers)
 
 
-def _collect_evidence(subject: Subject, states: Mapping[str, LayerState], inputs: Inputs) -> ModelEvidence:
+def _collect_evidence(
+    subject: Subject, states: Mapping[str, LayerState], inputs: Inputs, stale_layers: StaleLayers
+) -> ModelEvidence:
     model = subject.model
     modules = any_batch_norm(model)
     averages = _averages(model)
@@ -135,12 +176,13 @@ def _collect_evidence(subject: Subject, states: Mapping[str, LayerState], inputs
         raise UsageError("model: it must know its shapes, got a lazy layer. Run one batch first.")
     missing.pop("example", None)
     ran, dropping = _executions(subject, example, modules, few=inputs.example is None)
+    notes = tuple(_steps_without_updates(layers.values(), inputs.optimizer))
     names = [*ran, *(name for name in layers if name not in ran)]
     ordered_layers = [replace(layers[name], execution=ran.get(name)) for name in names]
-    evidence = ModelEvidence(layers=tuple(ordered_layers), missing=missing)
+    evidence = ModelEvidence(layers=tuple(ordered_layers), missing=missing, notes=notes)
     if inputs.data is None:
         return evidence
-    return _with_data(subject, modules, evidence, inputs, dropping)
+    return _with_data(subject, modules, evidence, inputs, dropping, stale_layers)
 
 
 def _averages(model: nn.Module) -> dict[str, int]:
@@ -180,6 +222,18 @@ def _layer(
         decay=None if optimizer is None else _decay(module, optimizer),
         state=state,
     )
+
+
+def _steps_without_updates(layers: Iterable[ModelLayer], optimizer: torch.optim.Optimizer | None) -> Iterator[str]:
+    """Yield a note where the optimizer took more steps than any layer counted batches."""
+    steps = [int(state["step"]) for state in (optimizer.state.values() if optimizer else ()) if "step" in state]
+    counters = [layer.state.num_batches_tracked for layer in layers if layer.state is not None]
+    counted_batches = max((counter for counter in counters if counter is not None), default=None)
+    if steps and counted_batches is not None and max(steps) > counted_batches:
+        yield (
+            f"the optimizer took {max(steps):,} steps and no layer counted more than "
+            f"{counted(counted_batches, 'batch', 'batches')}: the weights changed while the statistics did not"
+        )
 
 
 def _decay(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
@@ -236,6 +290,7 @@ def _with_data(
     evidence: ModelEvidence,
     inputs: Inputs,
     dropping: Collection[str],
+    stale_layers: StaleLayers,
 ) -> ModelEvidence:
     data, train_data = cast("KeptBatches", inputs.data), cast("KeptBatches | None", inputs.train_data)
     passes = _Passes(subject, modules, inputs)
@@ -263,13 +318,20 @@ def _with_data(
         )
         for layer in evidence.layers
     )
-    evidence = replace(evidence, layers=layers, notes=tuple(passes.notes))
+    evidence = replace(evidence, layers=layers, notes=(*evidence.notes, *passes.notes))
     with usage_error_unless("forward must run on every batch of data"):
         evidence = replace(evidence, mixing=_mixing(subject, usable, evidence), output_gap=_output_gap(subject, usable))
-    if inputs.metric is None:
-        return evidence
-    train_data = None if train_data is None else reference
-    return measure(subject, modules, evidence, inputs.metric, data, train_data, usable)
+    held_out = None if train_data is None else usable
+    comparison = Comparison(
+        subject=subject,
+        modules=modules,
+        loss=inputs.loss,
+        score=inputs.score,
+        reference=reference,
+        held_out=held_out,
+        advance=lambda: inputs.advance("comparing statistics"),
+    )
+    return comparison.add_to(evidence, stale_layers(evidence), data, usable)
 
 
 _NOTHING: Mapping[str, Observed] = {}

@@ -236,6 +236,10 @@ class StatisticsVerdict:
     data_running: float | None = None
     data_recalibrated: float | None = None
 
+    def advises(self, layer: str | None) -> bool:
+        """Return whether recalibrating a layer is advised, or proposed where nothing can decide; None is any layer."""
+        return self.advice in (Advice.RECALIBRATE, Advice.UNDECIDED) and (layer is None or layer in self.layers)
+
 
 @dataclass(frozen=True)
 class Target:

@@ -25,8 +25,9 @@ __all__ = [
 class Safety(str, Enum):
     """What a change may do to the output of a model.
 
-    EXACT: the output stays the same within a stated tolerance. STATISTICS: the change affects buffers only. BEHAVIOUR:
-    the model computes something else. MANUAL: the remedy is advice, and nothing is applied.
+    EXACT: the output stays the same within a stated tolerance. STATISTICS: the change affects running statistics, their
+    counters and momentum only. BEHAVIOUR: the model computes something else. MANUAL: the remedy is advice, and nothing
+    is applied.
     """
 
     EXACT = "exact"

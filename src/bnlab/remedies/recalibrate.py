@@ -16,26 +16,34 @@ from bnlab._version import __version__
 from bnlab.errors import UsageError
 from bnlab.observe.discover import batch_norm_layers, why_frozen
 from bnlab.observe.evidence import Floats
-from bnlab.observe.gap import IN_THE_STATISTICS
 from bnlab.observe.passes.batches import Batch, Forward, require_data, run_batch
 from bnlab.observe.passes.pooling import Estimator, Pooling, pool
 from bnlab.observe.passes.subject import Subject, usage_error_unless
-from bnlab.records import Change, Changes, DiagnosisRecord, Finding, LayerRecord, LeftAlone, Measurement, Safety
+from bnlab.records import (
+    Advice,
+    Change,
+    Changes,
+    DiagnosisRecord,
+    Finding,
+    LayerRecord,
+    LeftAlone,
+    Measurement,
+    Safety,
+    StatisticsVerdict,
+)
+from bnlab.remedies.counters import settled_count, write_counters
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan, record_of
 from bnlab.remedies.running_statistics import distance_in_std, statistics_text, stored_statistics, write_statistics
 from bnlab.wording import counted
 
-__all__ = ["Recalibrate", "recalibrate", "recalibrate_with"]
+__all__ = ["Recalibrate", "recalibrate", "recalibrate_with", "why_kept"]
 
 _TARGET_STANDARD_ERROR = 0.03
 """A standard error that is small enough: that of 1,000 independent samples.
 
 With 1,000 samples, Wu and Johnson 2021 (arXiv:2105.07576), table 1, lose 0.03 %.
 """
-
-_MIN_STATISTICS_SHARE = 0.2
-"""Smallest share of a gap that running statistics must cause before recalibration is planned."""
 
 
 class Recalibrate(Remedy):
@@ -44,23 +52,14 @@ class Recalibrate(Remedy):
     name = "recalibrate"
 
     def plan(self, evidence: DiagnosisRecord, finding: Finding) -> RemedyPlan | Refusal:
-        """Return the layers whose statistics are wrong.
+        """Return the layers that the verdict on the statistics names, or why they keep their statistics.
 
-        A mean of 0 and a variance of 1 may be intended: a network that always runs in eval mode computes with them.
-        Without a metric, the plan therefore leaves such layers out.
+        Statistics that are not finite, or whose variance plus eps is negative, are recomputed whatever the verdict.
         """
-        named = _layers_with_wrong_statistics(evidence) if finding.layer is None else (finding.layer,)
+        named = (finding.layer,) if _is_impossible(evidence, finding) else _advised_layers(evidence, finding)
+        if isinstance(named, Refusal):
+            return named
         records = [record for name in named if (record := record_of(evidence, name)) is not None]
-        if finding.code == "BN301" and finding.layer is not None and not any(map(_lies_in_statistics, records)):
-            return Refusal("its running statistics do not cause the gap")
-        if not records:
-            return Refusal("the diagnosis names no layer whose running statistics cause it")
-        if evidence.numbers is None:
-            records = [record for record in records if not _is_untouched(record)]
-            if not records:
-                return Refusal(
-                    "mean 0 and variance 1 may be intended, as in a network that only runs in eval mode: pass a metric"
-                )
         changes = tuple(
             Change(record.name, "running statistics", _statistics_text(record), "recomputed") for record in records
         )
@@ -72,24 +71,44 @@ class Recalibrate(Remedy):
         return recalibrate_with(model, material.batches, settings, layers=layers, advance=material.advance)
 
 
-def _layers_with_wrong_statistics(evidence: DiagnosisRecord) -> tuple[str, ...]:
-    """Return the layers whose running statistics cause more than the smallest share of the gap."""
-    acting = [
-        cause.layers
-        for cause in evidence.causes
-        if cause.cause in IN_THE_STATISTICS and cause.share > _MIN_STATISTICS_SHARE
-    ]
-    return tuple(dict.fromkeys(layer for layers in acting for layer in layers))
+def _is_impossible(evidence: DiagnosisRecord, finding: Finding) -> bool:
+    """Return whether no network can have been trained with these statistics."""
+    record = record_of(evidence, finding.layer)
+    if record is None or finding.code not in ("BN101", "BN102"):
+        return False
+    return finding.code == "BN101" or record.running_var is None or record.running_var.min + record.eps < 0
 
 
-def _lies_in_statistics(record: LayerRecord) -> bool:
-    gap = record.gap or {}
-    return sum(gap.get(cause, 0.0) for cause in IN_THE_STATISTICS) > _MIN_STATISTICS_SHARE * gap.get("total", 0.0)
+def _advised_layers(evidence: DiagnosisRecord, finding: Finding) -> tuple[str, ...] | Refusal:
+    verdict = evidence.statistics
+    if verdict is None:
+        return Refusal("the statistics are those of the data")
+    refusal = why_kept(verdict)
+    if refusal is not None:
+        return refusal
+    if finding.layer is not None and finding.layer not in verdict.layers:
+        return Refusal("the loss is lower if this layer keeps its statistics")
+    return verdict.layers
 
 
-def _is_untouched(record: LayerRecord) -> bool:
-    mean, var = record.running_mean, record.running_var
-    return mean is not None and var is not None and (mean.min, mean.max, var.min, var.max) == (0.0, 0.0, 1.0, 1.0)
+UNDECIDED = "nothing shows that recalibrating helps: pass labels, loss= or metric=, or force=True"
+"""Why statistics are kept where nothing can decide."""
+
+
+def why_kept(verdict: StatisticsVerdict) -> Refusal | None:
+    """Return why the layers of a verdict keep their statistics; None if they do not."""
+    if verdict.advice is Advice.RECALIBRATE:
+        return None
+    return Refusal(_REASONS[verdict.advice].format(measured=verdict.decided_by))
+
+
+_REASONS = {
+    Advice.KEEP: "the weights were trained with these statistics, as the {measured} shows",
+    Advice.NO_DIFFERENCE: "recalibrating makes no difference to the {measured}",
+    Advice.WORSE_ON_DATA: "recalibrating makes the evaluation data worse",
+    Advice.UNDECIDED: UNDECIDED,
+}
+"""Why statistics are kept."""
 
 
 def _statistics_text(record: LayerRecord) -> str:
@@ -110,12 +129,18 @@ def recalibrate(
     layers: Iterable[str] | None = None,
     forward: Forward | None = None,
     tolerance: float | None = None,
+    keep_counters: bool = False,
 ) -> Receipt:
     """Compute the running statistics of a model anew from data, in place.
 
     During recalibration, the selected layers normalise with batch statistics, all other BN layers normalise with their
     running statistics, and dropout is off. A forward pass stops after the last BN layer that the first pass ran. Only
-    the values of `running_mean` and `running_var` change. If anything raises an error, they keep their old values too.
+    the values of `running_mean`, `running_var` and `num_batches_tracked` change. If anything raises an error, they keep
+    their old values too.
+
+    The counters of all BN layers are set to one number: the largest of them, or ceil(ln 0.01 / ln(1 - momentum)) if
+    that is larger. A moving average with so many updates has forgotten its initial values, so that a checkpoint of the
+    model shows that its statistics are settled (BN105), also after further training.
 
     Frozen layers are left alone: those of a frozen class, those whose statistics `freeze` holds, and those in eval
     mode within a module in train mode. Layers that never run are left alone too. A layer that runs more than once in a
@@ -138,6 +163,7 @@ def recalibrate(
         forward: A function forward(model, batch), for models that cannot be called on the batch directly.
         tolerance: The standard error, in standard deviations of the layer output, below which every layer must be to
             stop early. It is checked from the eighth batch on.
+        keep_counters: Whether `num_batches_tracked` stays as it is.
 
     Returns:
         The receipt, with the old and new statistics of every layer, the distance between them, and the standard error.
@@ -161,7 +187,12 @@ def recalibrate(
         'mean 0..0, var 1..1'
     """
     settings = RecalibrationSettings.of(
-        estimator, layerwise=layerwise, max_batches=max_batches, forward=forward, tolerance=tolerance
+        estimator,
+        layerwise=layerwise,
+        max_batches=max_batches,
+        forward=forward,
+        tolerance=tolerance,
+        keep_counters=keep_counters,
     )
     require_data("batches", batches)
     return recalibrate_with(model, batches, settings, layers=layers)
@@ -176,6 +207,7 @@ class RecalibrationSettings:
     max_batches: int | None = None
     forward: Forward = run_batch
     tolerance: float | None = None
+    keep_counters: bool = False
 
     @classmethod
     def of(
@@ -186,6 +218,7 @@ class RecalibrationSettings:
         max_batches: int | None,
         forward: Forward | None,
         tolerance: float | None,
+        keep_counters: bool,
     ) -> RecalibrationSettings:
         """Validate the arguments of :func:`recalibrate`.
 
@@ -206,6 +239,7 @@ class RecalibrationSettings:
             max_batches=max_batches,
             forward=forward or run_batch,
             tolerance=tolerance,
+            keep_counters=keep_counters,
         )
 
 
@@ -229,18 +263,34 @@ def recalibrate_with(
     new = {path: (pooled.mean, pooled.var(settings.estimator)) for path, pooled in pooling.layers.items()}
     old = {path: stored_statistics(chosen[path]) for path in new}
     written = write_statistics(chosen, new)
+    try:
+        count = 0 if settings.keep_counters else settled_count((chosen[path] for path in new), pooling.batches)
+        counters = write_counters({} if settings.keep_counters else batch_norm_layers(real), count)
+    except BaseException:
+        written.undo()
+        raise
+
+    def undo() -> None:
+        counters.require_unchanged()
+        written.undo()
+        counters.restore()
+
+    changes = [
+        Change(path, "running statistics", statistics_text(*old[path]), statistics_text(*new[path])) for path in new
+    ]
+    changes += [
+        Change(path, "num_batches_tracked", str(value), str(counters.new)) for path, value in counters.old.items()
+    ]
     record = Changes(
         bnlab=__version__,
         action="recalibrate",
         safety=Safety.STATISTICS,
-        changes=tuple(
-            Change(path, "running statistics", statistics_text(*old[path]), statistics_text(*new[path])) for path in new
-        ),
+        changes=tuple(changes),
         left_alone=(*left_alone, *unused),
         notes=tuple(_notes(pooling, written.clipped)),
         measurements=tuple(_measurements(chosen, pooling, old, new)),
     )
-    return Receipt(model, record, written.undo)
+    return Receipt(model, record, undo)
 
 
 def _is_count(value: object) -> bool:

@@ -11,7 +11,7 @@ from bnlab.records import DiagnosisRecord, Target
 
 
 def test_a_healthy_checkpoint(tmp_path):
-    result = bnlab.check(save(small_network().state_dict(), tmp_path / "a.pt"))
+    result = bnlab.check(save(small_network().state_dict(), tmp_path / "a.pt"), momentum=0.1)
     assert isinstance(result, DiagnosisRecord)
     assert result.findings == ()
     assert result.summary.layers == 2
@@ -48,6 +48,7 @@ def test_the_same_checkpoint_needs_the_momentum_stated(tmp_path):
 def test_assumptions_are_notes(tmp_path):
     path = save(state_dict("bn"), tmp_path / "a.pt")
     assert bnlab.check(path).notes == (
+        "BN105 would fire at a momentum below 0.00459 (0.1 is assumed)",
         "momentum 0.1 is assumed in 1 of 1 layers: a state dict does not hold it",
         "eps 1e-05 is assumed in 1 of 1 layers: a state dict does not hold it",
     )

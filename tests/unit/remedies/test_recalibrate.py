@@ -283,19 +283,21 @@ def test_loaders_that_hold_nothing_usable_leave_the_model_as_it_was(batches, mes
     assert_as_before(model, before)
 
 
-def test_only_values_of_running_statistics_change():
+@pytest.mark.parametrize("keep_counters", [True, False])
+def test_only_values_of_running_statistics_and_counters_change(keep_counters):
     model = network()
     model(images(4)[0])
     model[1].eval()
     model[1].train()
     before = snapshot(model)
-    bnlab.recalibrate(model, images(4, 4))
+    bnlab.recalibrate(model, images(4, 4), keep_counters=keep_counters)
     tensors, own = before
     now, own_now = snapshot(model)
     assert own == own_now
     for name, (identity, value) in tensors.items():
         assert now[name][0] == identity
-        assert torch.equal(now[name][1], value) != name.endswith(("running_mean", "running_var")), name
+        changes = ("running_mean", "running_var", *(() if keep_counters else ("num_batches_tracked",)))
+        assert torch.equal(now[name][1], value) != name.endswith(changes), name
 
 
 def test_what_is_random_goes_on_as_if_nothing_had_happened():
@@ -569,12 +571,19 @@ def test_undo_puts_the_old_statistics_back_into_the_same_buffers():
     assert_as_before(model, before)
 
 
-def test_undo_refuses_what_was_moved_since():
+@pytest.mark.parametrize(
+    ("keep_counters", "refusal"),
+    [
+        (True, "running statistics of 1 must be unchanged"),
+        (False, "num_batches_tracked of 1 must still be 44, got 45. Undo the later changes first."),
+    ],
+)
+def test_undo_refuses_what_was_updated_since(keep_counters, refusal):
     model = network().train()
-    receipt = bnlab.recalibrate(model, images(4, 4))
+    receipt = bnlab.recalibrate(model, images(4, 4), keep_counters=keep_counters)
     model(images(4)[0])
     before = snapshot(model)
-    with pytest.raises(UsageError, match="running statistics of 1 must be unchanged"):
+    with pytest.raises(UsageError, match=refusal):
         receipt.undo()
     assert_as_before(model, before)
 

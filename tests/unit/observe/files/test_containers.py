@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bnlab.observe.files.containers import containers, keys_of, kind_of, tensors_in
-from bnlab.observe.files.pickle_data import Global, Stranger
+from bnlab.observe.files.pickle_data import Global, InertObject
 from bnlab.observe.files.tensors import StoredTensor
 
 NAMESPACE = Global("argparse", "Namespace")
@@ -20,11 +20,11 @@ def test_every_container_has_the_keys_that_lead_to_it_in_file_order():
 
 def test_foreign_objects_are_containers_of_their_attributes_items_elements_and_arguments():
     inner = {"x": TENSOR}
-    assert paths(Stranger(NAMESPACE, state={"state": inner})) == [(), ("state",)]
-    assert paths(Stranger(NAMESPACE, state=(None, {"slot": inner}))) == [(), ("slot",)]
-    assert paths(Stranger(NAMESPACE, arguments=(inner,))) == [(), (0,)]
-    assert paths(Stranger(NAMESPACE, elements=[inner])) == [(), (0,)]
-    assert paths(Stranger(NAMESPACE, items={"item": inner})) == [(), ("item",)]
+    assert paths(InertObject(NAMESPACE, state={"state": inner})) == [(), ("state",)]
+    assert paths(InertObject(NAMESPACE, state=(None, {"slot": inner}))) == [(), ("slot",)]
+    assert paths(InertObject(NAMESPACE, arguments=(inner,))) == [(), (0,)]
+    assert paths(InertObject(NAMESPACE, elements=[inner])) == [(), (0,)]
+    assert paths(InertObject(NAMESPACE, items={"item": inner})) == [(), ("item",)]
 
 
 def test_an_object_that_lies_in_two_places_or_in_itself_is_met_once():
@@ -35,18 +35,18 @@ def test_an_object_that_lies_in_two_places_or_in_itself_is_met_once():
 
 
 def test_a_pickled_module_is_named_and_not_looked_into():
-    module = Stranger(Global("nets", "Net"), state={"_parameters": {}, "_modules": {"bn": {"x": TENSOR}}})
+    module = InertObject(Global("nets", "Net"), state={"_parameters": {}, "_modules": {"bn": {"x": TENSOR}}})
     root, pickled = containers({"model": module})
     assert (root.module, pickled.module, pickled.children, keys_of(pickled.path)) == (None, "nets.Net", {}, ("model",))
 
 
 @pytest.mark.parametrize(
-    ("value", "kind"), [(Stranger(NAMESPACE), "argparse.Namespace"), (3, "int"), (TENSOR, "StoredTensor")]
+    ("value", "kind"), [(InertObject(NAMESPACE), "argparse.Namespace"), (3, "int"), (TENSOR, "StoredTensor")]
 )
 def test_kinds_are_named_as_the_user_writes_them(value, kind):
     assert kind_of(value) == kind
 
 
 def test_tensors_are_what_has_a_name_and_values():
-    mapping = {"a": TENSOR, 3: TENSOR, "epoch": 7, "args": Stranger(NAMESPACE)}
+    mapping = {"a": TENSOR, 3: TENSOR, "epoch": 7, "args": InertObject(NAMESPACE)}
     assert tensors_in(mapping) == {"a": TENSOR}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnlab.observe.files.pickle_data import Global, Stranger, read_pickle
+from bnlab.observe.files.pickle_data import Global, InertObject, read_pickle
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 
@@ -26,7 +26,7 @@ def nested(leaves):
     )
 
 
-def read(data, build=Stranger):
+def read(data, build=InertObject):
     return read_pickle(io.BytesIO(data), build, lambda identifier: ("persistent", identifier))
 
 
@@ -42,7 +42,7 @@ def test_old_protocols_without_bytes_are_read(value, protocol):
 
 def test_pickles_in_a_row_are_read_one_by_one():
     stream = io.BytesIO(pickle.dumps([1]) + pickle.dumps("two") + b"rest")
-    values = [read_pickle(stream, Stranger, None) for _ in range(2)]
+    values = [read_pickle(stream, InertObject, None) for _ in range(2)]
     assert values == [[1], "two"]
     assert stream.read() == b"rest"
 
@@ -65,7 +65,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path):
     mark.unlink()
     value = read(data)
     assert not mark.exists()
-    assert isinstance(value["a"], Stranger)
+    assert isinstance(value["a"], InertObject)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path):
 )
 def test_every_way_to_call_stays_a_request(data):
     value = read(data)
-    assert isinstance(value, Stranger)
+    assert isinstance(value, InertObject)
     assert value.arguments[-1] == "exit 9"
 
 

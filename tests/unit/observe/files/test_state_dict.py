@@ -6,7 +6,7 @@ from torch import nn
 
 from bnlab.errors import PickledModule
 from bnlab.observe.evidence import Hyperparameters
-from bnlab.observe.files.pickle_data import Global, Stranger
+from bnlab.observe.files.pickle_data import Global, InertObject
 from bnlab.observe.files.state_dict import find_batch_norm
 from bnlab.observe.files.tensors import StoredTensor
 
@@ -98,7 +98,7 @@ def test_the_state_dict_of_a_lone_layer():
 
 def test_foreign_containers_are_looked_into():
     kind = Global("mmengine.config", "ConfigDict")
-    tree = Stranger(kind, items={"state": Stranger(kind, state={"net": stored(state_dict("bn1"))})})
+    tree = InertObject(kind, items={"state": InertObject(kind, state={"net": stored(state_dict("bn1"))})})
     assert [layer.name for layer in find_batch_norm(tree, Hyperparameters()).networks[0].layers] == ["bn1"]
 
 
@@ -164,7 +164,7 @@ def test_what_looks_like_batch_norm_and_is_not_is_left_alone(changes, reason):
 
 def module(kind="models.yolo.Model"):
     path, _, name = kind.rpartition(".")
-    return Stranger(Global(path, name), state={"_parameters": {}, "_buffers": {}, "_modules": {"bn": layer_state()}})
+    return InertObject(Global(path, name), state={"_parameters": {}, "_buffers": {}, "_modules": {"bn": layer_state()}})
 
 
 def test_a_pickled_module_is_refused_with_the_way_out():
@@ -183,7 +183,7 @@ def test_a_pickled_module_beside_a_state_dict_is_left_alone():
 
 
 def test_a_graph_module_is_a_pickled_module():
-    reduced = Stranger(
+    reduced = InertObject(
         Global("torch.fx.graph_module", "reduce_graph_module"), ({"_parameters": {}, "_modules": {}}, "")
     )
     with pytest.raises(PickledModule, match=r"reduce_graph_module"):
@@ -193,9 +193,9 @@ def test_a_graph_module_is_a_pickled_module():
 @pytest.mark.parametrize(
     "around",
     [
-        lambda state: Stranger(Global("run", "Checkpoint"), (3, state)),
-        lambda state: Stranger(Global("run", "Slots"), state=(None, {"model": state})),
-        lambda state: Stranger(Global("run", "Slots"), state=[3, state]),
+        lambda state: InertObject(Global("run", "Checkpoint"), (3, state)),
+        lambda state: InertObject(Global("run", "Slots"), state=(None, {"model": state})),
+        lambda state: InertObject(Global("run", "Slots"), state=[3, state]),
     ],
     ids=["namedtuple", "slots", "dataclass"],
 )
@@ -205,7 +205,7 @@ def test_foreign_records_are_looked_into(around):
 
 
 def test_parameters_that_are_no_ordinary_tensors_are_never_taken_as_absent():
-    sparse = Stranger(Global("torch._utils", "_rebuild_sparse_tensor"))
+    sparse = InertObject(Global("torch._utils", "_rebuild_sparse_tensor"))
     evidence = find(
         {"bn.weight": sparse} | {f"bn.{key}": value for key, value in layer_state().items() if key != "weight"}
     )

@@ -10,7 +10,7 @@ from tests.samples import on_device, rewrite_zip, save
 from torch import nn
 
 from bnlab.observe.files.content import open_content
-from bnlab.observe.files.pickle_data import Stranger
+from bnlab.observe.files.pickle_data import InertObject
 from bnlab.observe.files.tensors import StoredTensor
 from bnlab.observe.files.torch_file import is_legacy, read_legacy, read_zip
 
@@ -82,7 +82,7 @@ def test_strangers_beside_the_tensors_stay_inert(tmp_path, legacy):
     }
     tree = read(save(value, tmp_path / "a.pt", legacy=legacy))
     assert_same(tree["model"]["a"], torch.ones(2))
-    assert isinstance(tree["args"], Stranger)
+    assert isinstance(tree["args"], InertObject)
     assert tree["args"].state == {"lr": 0.1}
     assert tree["default"] == {"x": [1]}
 
@@ -158,4 +158,4 @@ def test_an_ordered_dict_the_way_python_2_pickled_it(tmp_path):
 def test_a_view_whose_values_are_not_the_stored_ones_is_no_tensor(tmp_path, legacy, view):
     tensor = view(torch.tensor([1 + 2j, 3 - 4j]))
     assert tensor.is_conj() or tensor.is_neg()
-    assert isinstance(read(save({"a": tensor}, tmp_path / "a.pt", legacy=legacy))["a"], Stranger)
+    assert isinstance(read(save({"a": tensor}, tmp_path / "a.pt", legacy=legacy))["a"], InertObject)

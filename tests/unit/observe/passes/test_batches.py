@@ -67,13 +67,13 @@ def test_what_is_held_is_spread_evenly(count):
 
 
 @pytest.mark.parametrize(
-    ("max_batches", "held", "used"), [("auto", 64, 64), (None, 64, 100), (10, 10, 10), (90, 90, 90)]
+    ("max_batches", "in_memory", "used"), [("auto", 64, 64), (None, 64, 100), (10, 10, 10), (90, 90, 90)]
 )
-def test_the_number_of_batches_held_and_used(max_batches, held, used):
+def test_the_number_of_batches_held_and_used(max_batches, in_memory, used):
     kept = keep("data", Loader(100), max_batches)
-    assert len(kept) == held
+    assert len(kept) == in_memory
     assert len(values(kept.everything)) == used
-    assert kept.described() == (None if used == 100 else f"{held} of 100 batches")
+    assert kept.described() == (None if used == 100 else f"{in_memory} of 100 batches")
 
 
 @pytest.mark.parametrize("max_batches", ["auto", None])

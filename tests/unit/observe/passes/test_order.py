@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bnlab.observe.passes.order import AllSeen, ExecutionOrder, input_of
+from bnlab.observe.passes.order import ExecutionOrder, ForwardEnded, input_of
 
 
 def batch(order, *paths):
@@ -12,7 +12,7 @@ def batch(order, *paths):
     try:
         for path in paths:
             order.count(path)
-    except AllSeen:
+    except ForwardEnded:
         return True
     return False
 

@@ -20,15 +20,15 @@ architectures = pytest.mark.parametrize("name", ARCHITECTURES)
 def test_there_and_back_is_bit_exact(name):
     model, x = build(name).train(), images(8)
     before, expected = snapshot(model), outputs(model, x)
-    there = bnlab.convert(model, bnlab.nn.BatchNorm2d)
-    assert there.model is model
+    to_bnlab = bnlab.convert(model, bnlab.nn.BatchNorm2d)
+    assert to_bnlab.model is model
     assert all(isinstance(m, bnlab.nn.BatchNorm1d.__base__) for m in model.modules() if isinstance(m, _BatchNorm))
     assert_close(outputs(model, x), expected, rtol=2e-3, atol=1e-4)
-    back = bnlab.convert(model, nn.BatchNorm2d)
+    to_torch = bnlab.convert(model, nn.BatchNorm2d)
     assert_same(snapshot(model), before)
     for left, right in zip(outputs(model, x), expected, strict=True):
         assert_close(left, right, rtol=0, atol=0)
-    assert (there.changes.safety, back.changes.safety) == (Safety.EXACT, Safety.EXACT)
+    assert (to_bnlab.changes.safety, to_torch.changes.safety) == (Safety.EXACT, Safety.EXACT)
 
 
 @architectures
@@ -81,8 +81,8 @@ def test_the_model_itself_may_be_the_layer():
 def test_only_the_chosen_layers():
     model = build("resnet")
     bnlab.convert(model, bnlab.nn.BatchNorm2d, layers=["bn1", "layer2.*"])
-    ours = {name for name, m in model.named_modules() if isinstance(m, bnlab.nn.BatchNorm2d)}
-    assert ours == {"bn1", *(f"layer2.{n}" for n in ("0.bn1", "0.bn2", "0.downsample.1", "1.bn1", "1.bn2"))}
+    converted = {name for name, m in model.named_modules() if isinstance(m, bnlab.nn.BatchNorm2d)}
+    assert converted == {"bn1", *(f"layer2.{n}" for n in ("0.bn1", "0.bn2", "0.downsample.1", "1.bn1", "1.bn2"))}
     for layers, message in (
         (["layer3.*"], "layers: each must lead to a BN layer, got 'layer3.*'. Did you mean 'layer2.1.bn2'?"),
         (["bn2"], "layers: each must lead to a BN layer, got 'bn2'. Did you mean 'bn1'?"),

@@ -25,10 +25,10 @@ def test_classes_of_any_rank_have_none():
 
 def test_what_a_family_does():
     assert FROZEN.freezes
-    assert FROZEN.is_ours
+    assert FROZEN.is_bnlab_class
     assert not GROUP.keeps_statistics
     family, _ = family_of(nn.BatchNorm1d)
-    assert (family.is_plain, family.is_ours, family.freezes) == (True, False, False)
+    assert (family.is_plain, family.is_bnlab_class, family.freezes) == (True, False, False)
     assert family_of(nn.Linear) is None
 
 

@@ -143,11 +143,11 @@ def test_a_bn_inside_a_subgraph_with_parameters_outside_is_left_alone(tmp_path):
 
 def test_a_bn_inside_a_function(tmp_path):
     x, weight, values = normal(2, 3, 5, 5), normal(4, 3, 3, 3), parameters(4)
-    held = [
+    constants = [
         helper.make_node("Constant", [], [tensor.name], value=tensor)
         for tensor in tensors({"f.weight": weight, **prefixed(values)})
     ]
-    body = [*held, helper.make_node("Conv", ["a", "f.weight"], ["h"]), bn_node(result="b")]
+    body = [*constants, helper.make_node("Conv", ["a", "f.weight"], ["h"]), bn_node(result="b")]
     function = helper.make_function("mine", "Block", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
     call = helper.make_node("Block", ["x"], ["y"], domain="mine")
     model, changes = folded(saved(tmp_path, [call], [], (2, 3, 5, 5), functions=[function]))
@@ -157,13 +157,13 @@ def test_a_bn_inside_a_function(tmp_path):
 
 
 def test_an_attribute_from_the_call_of_a_function_is_not_known(tmp_path):
-    held = [helper.make_node("Constant", [], [t.name], value=t) for t in tensors(prefixed(parameters(4)))]
+    constants = [helper.make_node("Constant", [], [t.name], value=t) for t in tensors(prefixed(parameters(4)))]
     node = bn_node("a", "b")
     epsilon = next(attribute for attribute in node.attribute if attribute.name == "epsilon")
     epsilon.ClearField("f")
     epsilon.ref_attr_name = "eps"
     function = helper.make_function(
-        "mine", "Block", ["a"], ["b"], [*held, node], [helper.make_opsetid("", 17)], ["eps"]
+        "mine", "Block", ["a"], ["b"], [*constants, node], [helper.make_opsetid("", 17)], ["eps"]
     )
     call = helper.make_node("Block", ["x"], ["y"], domain="mine", eps=0.5)
     path = saved(tmp_path, [call], [], (2, 4, 5), functions=[function])

@@ -1,0 +1,91 @@
+"""Makes the advice to recalibrate agree with the numbers: findings, conclusion and repair follow one verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from bnlab.observe.model_evidence import ModelEvidence
+from bnlab.records import Advice, Finding, Numbers, StatisticsVerdict
+
+__all__ = ["ON_STATISTICS", "advised", "effect_of_recalibrating", "trained_with_statistics"]
+
+ON_STATISTICS = ("BN104", "BN105", "BN109", "BN301", "BN401")
+"""Codes of findings on running statistics, on which the verdict decides."""
+
+_WITHOUT_VERDICT = ("BN101", "BN102")
+"""Codes of statistics that are not numbers or no variances: recalibration is right whatever the loss."""
+
+
+def advised(findings: Sequence[Finding], evidence: ModelEvidence | None) -> list[Finding]:
+    """Return the findings without the remedy recalibrate where the verdict on the statistics does not advise it.
+
+    Findings on a checkpoint, or on a model without data, keep their remedies: nothing contradicts them.
+    """
+    if evidence is None or not any(layer.data is not None for layer in evidence.layers):
+        return list(findings)
+    verdict = evidence.statistics
+
+    def agrees(finding: Finding) -> bool:
+        if "recalibrate" not in finding.remedies or finding.code in _WITHOUT_VERDICT:
+            return True
+        return verdict is not None and verdict.advises(finding.layer)
+
+    return [finding if agrees(finding) else _without_recalibrate(finding) for finding in findings]
+
+
+def _without_recalibrate(finding: Finding) -> Finding:
+    others = tuple(name for name in finding.remedies if name != "recalibrate")
+    return dataclasses.replace(finding, remedies=others or ("manual",))
+
+
+def effect_of_recalibrating(evidence: ModelEvidence, metric: str) -> str:
+    """Return what recalibration brings, as the end of a conclusion; "" where no layer is stale."""
+    verdict, numbers = evidence.statistics, evidence.numbers
+    if verdict is None:
+        return ""
+    if verdict.advice is Advice.UNDECIDED:
+        return "; recalibrate may help: pass labels, a loss or a metric to know"
+    if verdict.advice is Advice.RECALIBRATE:
+        on = " on this data" if verdict.data == "data" else ""
+        if numbers is not None:
+            return f"; recalibrating{on} brings {numbers.eval_recalibrated:.3g}"
+        return f"; recalibrating lowers the {_loss_change(verdict)}"
+    if verdict.advice is Advice.WORSE_ON_DATA:
+        return f"; recalibrating makes this data worse ({_data_change(verdict, numbers, metric)})"
+    if verdict.advice is Advice.NO_DIFFERENCE:
+        return f"; recalibrating does not help ({_data_change(verdict, numbers, metric)})"
+    return ""
+
+
+def trained_with_statistics(verdict: StatisticsVerdict | None) -> str:
+    """Return the sentence on weights that were trained with the stored statistics; "" for others."""
+    if verdict is None or verdict.advice is not Advice.KEEP:
+        return ""
+    return (
+        "the weights were trained with these running statistics, in eval mode: leave them "
+        f"(recalibrating changes the {_loss_change(verdict)})"
+    )
+
+
+def _loss_change(verdict: StatisticsVerdict) -> str:
+    where = "training data" if verdict.data == "train_data" else "data"
+    return f"{verdict.decided_by} on the {where} from {_shown(verdict, verdict.running)} to " + _shown(
+        verdict, verdict.recalibrated
+    )
+
+
+def _data_change(verdict: StatisticsVerdict, numbers: Numbers | None, metric: str) -> str:
+    if numbers is not None:
+        return f"{metric} {numbers.eval_running:.3g} to {numbers.eval_recalibrated:.3g}"
+    running, recalibrated = verdict.running, verdict.recalibrated
+    if verdict.data_running is not None:
+        running, recalibrated = verdict.data_running, verdict.data_recalibrated
+    return f"{verdict.decided_by} {_shown(verdict, running)} to {_shown(verdict, recalibrated)}"
+
+
+def _shown(verdict: StatisticsVerdict, value: float | None) -> str:
+    """Write a loss; a metric with its own sign."""
+    if value is None:
+        return "an unknown value"
+    return f"{value if verdict.decided_by in ('loss', 'cross-entropy') else abs(value):.3g}"

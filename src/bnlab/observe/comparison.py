@@ -1,0 +1,127 @@
+"""Compares running statistics with recalibrated ones: by loss, which gives a verdict, and by metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from bnlab.observe.losses import LossMeasure, cross_entropy_measure, loss_measure, score_measure
+from bnlab.observe.metric import Score, measure
+from bnlab.observe.model_evidence import ModelEvidence
+from bnlab.observe.passes.batches import KeptBatches
+from bnlab.observe.passes.population import Statistics, population_statistics
+from bnlab.observe.passes.subject import Subject
+from bnlab.observe.statistics_verdict import decide, pooled_statistics
+from bnlab.records import Advice
+
+__all__ = ["Comparison"]
+
+_MIN_CHANGE = 0.01
+"""Relative change of a metric that counts where its error is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Compares running statistics with recalibrated ones.
+
+    Attributes:
+        subject: The model.
+        modules: Its layers by path.
+        loss: loss(model, batch) -> scalar; None without a loss.
+        score: The metric, or the mean loss in its place; None with neither.
+        reference: The training data, or else the evaluation data.
+        held_out: The evaluation data; None if they are the reference.
+        advance: Called after every batch of a pass for statistics.
+    """
+
+    subject: Subject
+    modules: Mapping[str, nn.Module]
+    loss: Callable[[nn.Module, Any], Tensor] | None
+    score: Score | None
+    reference: KeptBatches
+    held_out: KeptBatches | None
+    advance: Callable[[], None]
+
+    def add_to(
+        self, evidence: ModelEvidence, stale: Sequence[str], data: KeptBatches, usable: KeptBatches
+    ) -> ModelEvidence:
+        """Return the evidence with the verdict on stale statistics and with the six numbers.
+
+        Args:
+            evidence: The evidence so far.
+            stale: The layers whose statistics are stale, the most stale first.
+            data: The evaluation data.
+            usable: Its batches with more than one value per channel.
+        """
+        if stale:
+            layers = {name: self.modules[name] for name in stale}
+            verdict = decide(
+                self.subject, layers, self._loss_measure(), self.reference, self.held_out, advance=self.advance
+            )
+            evidence = replace(evidence, statistics=verdict)
+        if self.score is not None:
+            train_data = None if self.held_out is None else self.reference
+            recalibrated = self._recalibrated(evidence)
+            evidence = measure(self.subject, evidence, self.score, recalibrated, data, train_data, usable)
+            evidence = _judged_by_metric(evidence, self.score.name)
+        return _with_kept_layers(evidence)
+
+    def _loss_measure(self) -> LossMeasure | None:
+        """Return the loss that decides: that of the caller, cross-entropy where there are labels, else the metric."""
+        if self.loss is not None:
+            return loss_measure(self.loss, len(self.reference))
+        with self.subject.untouched():
+            cross_entropy = cross_entropy_measure(self.subject.model.eval(), self.reference)
+        return cross_entropy if cross_entropy is not None or self.score is None else score_measure(self.score)
+
+    def _recalibrated(self, evidence: ModelEvidence) -> Statistics:
+        """Return what recalibration would store in the layers of the verdict, or in every layer without a verdict."""
+        if evidence.statistics is None:
+            return population_statistics(self.modules, evidence.layers)
+        layers = {name: self.modules[name] for name in evidence.statistics.layers}
+        return pooled_statistics(self.subject, layers, self.reference.everything, self.advance)
+
+
+def _judged_by_metric(evidence: ModelEvidence, name: str) -> ModelEvidence:
+    """Return the evidence with a verdict that the metric agrees with.
+
+    The metric on the evaluation data can withdraw the advice to recalibrate. A metric that is not defined on one batch
+    decides by its value on the whole data, where a loss could not decide.
+    """
+    verdict, numbers = evidence.statistics, evidence.numbers
+    if verdict is None or numbers is None:
+        return evidence
+    if verdict.advice is Advice.UNDECIDED:
+        running, recalibrated = numbers.train_running, numbers.train_recalibrated
+        if running is None or recalibrated is None:
+            running, recalibrated = numbers.eval_running, numbers.eval_recalibrated
+        sign = 1 if numbers.lower_is_better else -1
+        gained, allowed = sign * (running - recalibrated), _MIN_CHANGE * abs(running)
+        advice = Advice.RECALIBRATE if gained > allowed else Advice.KEEP if gained < -allowed else Advice.NO_DIFFERENCE
+        verdict = replace(
+            verdict, advice=advice, decided_by=name, running=sign * running, recalibrated=sign * recalibrated
+        )
+    if verdict.advice is Advice.RECALIBRATE and numbers.is_better(numbers.eval_running, numbers.eval_recalibrated):
+        lost = abs(numbers.eval_running - numbers.eval_recalibrated)
+        if lost > (evidence.recalibrated_error or 0.0):
+            verdict = replace(verdict, advice=Advice.WORSE_ON_DATA)
+    return replace(evidence, statistics=verdict)
+
+
+def _with_kept_layers(evidence: ModelEvidence) -> ModelEvidence:
+    """Return the evidence with the layers marked whose weights were trained with the stored statistics.
+
+    Such a layer is frozen in effect: train mode computes something that the weights never had, so that there is no gap
+    to explain.
+    """
+    verdict = evidence.statistics
+    if verdict is None or verdict.advice is not Advice.KEEP:
+        return evidence
+    layers = (
+        replace(layer, trained_with=True, gap=None) if layer.name in verdict.layers else layer
+        for layer in evidence.layers
+    )
+    return replace(evidence, layers=tuple(layers))

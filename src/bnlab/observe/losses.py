@@ -1,0 +1,192 @@
+"""Measures the loss of a model sample by sample, so that two sets of running statistics are compared in pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from bnlab.errors import BnlabError, UsageError
+from bnlab.observe.evidence import Floats
+from bnlab.observe.labels import are_scores_of, labels_of, scores_of
+from bnlab.observe.metric import Score
+from bnlab.observe.passes.batches import Batch, batches_of, parts_of, run_batch, samples_in
+
+__all__ = ["Difference", "LossMeasure", "Losses", "cross_entropy_measure", "loss_measure", "mean_loss", "score_measure"]
+
+_IGNORED = -100
+"""The label that torch's cross-entropy ignores."""
+
+_MIN_VALUES = 16
+"""Number of values that the batches of a data set give at least, if they are large enough to be cut into parts."""
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """Losses of samples or of parts of batches, in a fixed order. Both arrays have the shape (n,), float64.
+
+    Attributes:
+        values: Mean loss of each sample or part; lower is better.
+        weights: Samples in each.
+    """
+
+    values: Floats
+    weights: Floats
+
+    @property
+    def mean(self) -> float:
+        """The mean over samples."""
+        return float((self.values * self.weights).sum() / self.weights.sum())
+
+    def joined(self, other: Losses) -> Losses:
+        """Return these losses, followed by others."""
+        return Losses(np.concatenate([self.values, other.values]), np.concatenate([self.weights, other.weights]))
+
+    def above(self, other: Losses) -> Difference:
+        """Return by how much these losses are above others of the same samples."""
+        if not np.isfinite(other.values).all() or not np.isfinite(self.values).all():
+            gained = np.isfinite(other.values).sum() - np.isfinite(self.values).sum()
+            return Difference(math.copysign(math.inf, gained) if gained else math.nan, 0.0)
+        differences = self.values - other.values
+        total = float(self.weights.sum())
+        mean = float((self.weights * differences).sum() / total)
+        if len(differences) < 2:
+            return Difference(mean, math.inf)
+        square = float((self.weights**2 * (differences - mean) ** 2).sum())
+        return Difference(mean, math.sqrt(square * len(differences) / (len(differences) - 1)) / total)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean paired difference of losses, and its standard error."""
+
+    mean: float
+    standard_error: float
+
+    @property
+    def is_positive(self) -> bool:
+        """Whether the difference is above 0 by more than two standard errors."""
+        return self.mean > 2 * self.standard_error
+
+    @property
+    def is_negative(self) -> bool:
+        """Whether the difference is below 0 by more than two standard errors."""
+        return self.mean < -2 * self.standard_error
+
+
+@dataclass(frozen=True)
+class LossMeasure:
+    """A loss that a model has on batches.
+
+    Attributes:
+        name: The name of the loss in reports.
+        of_batch: Returns the losses of a model on one batch.
+        chance: Returns the loss that a constant output reaches on some batches; None where that is not known.
+    """
+
+    name: str
+    of_batch: Callable[[nn.Module, Batch], Losses]
+    chance: Callable[[Iterable[Batch]], float] | None = None
+
+    def of(self, model: nn.Module, data: Iterable[Batch]) -> Losses:
+        """Return the losses of a model in eval mode on every batch.
+
+        Raises:
+            UsageError: If forward or the loss raises.
+        """
+        model.eval()
+        with torch.no_grad():
+            parts = [self.of_batch(model, batch) for batch in batches_of(data, model)]
+        return Losses(np.concatenate([p.values for p in parts]), np.concatenate([p.weights for p in parts]))
+
+
+def loss_measure(loss: Callable[[nn.Module, Any], Tensor], batches: int) -> LossMeasure:
+    """Return the measure of a loss(model, batch) -> scalar.
+
+    Args:
+        loss: The loss.
+        batches: Number of batches that are measured. A few batches are cut into parts, so that their spread is known.
+    """
+    parts = -(-_MIN_VALUES // max(1, batches))
+
+    def of_batch(model: nn.Module, batch: Batch) -> Losses:
+        values, weights = [], []
+        for part in parts_of(batch, parts):
+            try:
+                values.append(float(loss(model, part)))
+            except BnlabError:
+                raise
+            except Exception as error:
+                text = " ".join(str(error).split())
+                raise UsageError(
+                    f"loss: it must be a scalar of model and batch, got {type(error).__name__}: {text[:300]}"
+                ) from error
+            weights.append(max(1, samples_in(part)))
+        return Losses(np.array(values, dtype=np.float64), np.array(weights, dtype=np.float64))
+
+    return LossMeasure("loss", of_batch)
+
+
+def cross_entropy_measure(model: nn.Module, data: Iterable[Batch]) -> LossMeasure | None:
+    """Return the cross-entropy if integer labels stand beside an output of shape (N, K, ...); None otherwise.
+
+    Args:
+        model: A model in eval mode.
+        data: Batches, of which the first decides.
+    """
+    with torch.no_grad():
+        for batch in batches_of(data, model):
+            labels = labels_of(batch)
+            scores = None if labels is None else scores_of(run_batch(model, batch))
+            if labels is None or scores is None or not are_scores_of(scores, labels, ignored=_IGNORED):
+                return None
+            return LossMeasure("cross-entropy", _cross_entropies, _entropy_of_labels)
+    return None
+
+
+def score_measure(score: Score) -> LossMeasure:
+    """Return the measure of a metric of one batch, with the sign with which lower is better."""
+
+    def of_batch(model: nn.Module, batch: Batch) -> Losses:
+        value = -score.higher(score.on(model, [batch]))
+        return Losses(np.array([value]), np.array([float(max(1, samples_in(batch)))]))
+
+    return LossMeasure(score.name, of_batch)
+
+
+def mean_loss(loss: Callable[[nn.Module, Any], Tensor]) -> Score:
+    """Return the mean of a loss(model, batch) over samples as a metric where lower is better."""
+
+    def metric(model: nn.Module, data: Iterable[Batch]) -> float:
+        return loss_measure(loss, _MIN_VALUES).of(model, data).mean
+
+    return Score(metric, lower_is_better=True, name="loss")
+
+
+def _entropy_of_labels(data: Iterable[Batch]) -> float:
+    """Return the mean cross-entropy of the best constant output, in nats.
+
+    It is the entropy of the labels that count, times their share, because the loss of an ignored label is 0.
+    """
+    labels = torch.cat(
+        [of_batch.flatten().to("cpu", torch.int64) for of_batch in map(labels_of, data) if of_batch is not None]
+    )
+    counts = torch.bincount(labels[labels != _IGNORED]).to(torch.float64)
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * shares.log()).sum() * counts.sum() / len(labels))
+
+
+def _cross_entropies(model: nn.Module, batch: Batch) -> Losses:
+    labels, scores = labels_of(batch), scores_of(run_batch(model, batch))
+    if labels is None or scores is None or not are_scores_of(scores, labels, ignored=_IGNORED):
+        raise UsageError("data: every batch must have labels like the first one, got a batch without them.")
+    wide = scores if scores.dtype == torch.float64 else scores.to(torch.float32)
+    values = cross_entropy(wide, labels.to(scores.device, torch.int64), reduction="none", ignore_index=_IGNORED)
+    by_sample = values.cpu().to(torch.float64).reshape(len(labels), -1).mean(1).numpy()
+    return Losses(by_sample, np.ones(len(labels)))

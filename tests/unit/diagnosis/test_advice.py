@@ -1,0 +1,137 @@
+"""Findings, conclusion and remedies follow one verdict on the statistics."""
+
+import dataclasses
+
+import pytest
+
+from bnlab.checks.cases import model, model_layer
+from bnlab.diagnosis.advice import ON_STATISTICS, advised, effect_of_recalibrating, trained_with_statistics
+from bnlab.records import Advice, Finding, Level, Numbers, StatisticsVerdict
+
+
+def finding(code="BN401", layer="a", remedies=("recalibrate",)):
+    return Finding(
+        code=code, level=Level.WARNING, layer=layer, channels=None, message="m", why="w", measured={}, threshold={},
+        remedies=remedies,
+    )  # fmt: skip
+
+
+def verdict(advice, **changes):
+    parts = {"layers": ("a",), "decided_by": "cross-entropy", "running": 2.5, "recalibrated": 0.125, **changes}
+    return StatisticsVerdict(advice=advice, **parts)
+
+
+def evidence(advice=None, numbers=None, **changes):
+    statistics = None if advice is None else verdict(advice, **changes)
+    return model(model_layer("a"), model_layer("b"), statistics=statistics, numbers=numbers)
+
+
+def numbers(running=0.25, recalibrated=0.75):
+    return Numbers(train_batch=None, eval_batch=0.8, eval_running=running, eval_recalibrated=recalibrated)
+
+
+ADVISES = {advice: advice in (Advice.RECALIBRATE, Advice.UNDECIDED) for advice in Advice}
+
+
+@pytest.mark.parametrize("advice", Advice)
+@pytest.mark.parametrize("code", ON_STATISTICS)
+def test_only_a_verdict_that_advises_it_leaves_recalibrate(advice, code):
+    (result,) = advised([finding(code)], evidence(advice))
+    assert result.remedies == (("recalibrate",) if ADVISES[advice] else ("manual",))
+    assert dataclasses.replace(result, remedies=("recalibrate",)) == finding(code)
+
+
+@pytest.mark.parametrize("advice", [*Advice, None])
+@pytest.mark.parametrize("code", ["BN101", "BN102"])
+def test_statistics_that_are_no_numbers_are_always_recalibrated(advice, code):
+    assert advised([finding(code, layer="b")], evidence(advice)) == [finding(code, layer="b")]
+
+
+def test_a_layer_that_the_verdict_does_not_name_is_not_recalibrated():
+    results = advised([finding(layer="a"), finding(layer="b"), finding(layer=None)], evidence(Advice.RECALIBRATE))
+    assert [result.remedies for result in results] == [("recalibrate",), ("manual",), ("recalibrate",)]
+
+
+def test_without_a_verdict_on_data_nothing_is_recalibrated():
+    assert advised([finding("BN105")], evidence())[0].remedies == ("manual",)
+
+
+def test_other_remedies_stay():
+    kept = finding(remedies=("freeze", "recalibrate", "manual"))
+    assert advised([kept], evidence(Advice.KEEP))[0].remedies == ("freeze", "manual")
+    other = finding("BN201", remedies=("drop-bias",))
+    assert advised([other], evidence(Advice.KEEP)) == [other]
+
+
+@pytest.mark.parametrize(
+    "observed", [None, model(model_layer("a", data=None, train_data=None, gap=None))], ids=["checkpoint", "no data"]
+)
+def test_where_no_data_were_seen_nothing_contradicts_a_finding(observed):
+    assert advised([finding(), finding("BN105")], observed) == [finding(), finding("BN105")]
+
+
+def test_the_codes_are_those_of_checks_that_recalibrate():
+    from bnlab.checks import CHECKS
+
+    remedies = {check.code: check.remedies for check in CHECKS}
+    assert all("recalibrate" in remedies[code] for code in ON_STATISTICS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "with_numbers", "text"),
+    [
+        (
+            {"advice": Advice.RECALIBRATE},
+            None,
+            "; recalibrating lowers the cross-entropy on the training data from 2.5 to 0.125",
+        ),
+        (
+            {"advice": Advice.RECALIBRATE, "data": "data"},
+            None,
+            "; recalibrating lowers the cross-entropy on the data from 2.5 to 0.125",
+        ),
+        ({"advice": Advice.RECALIBRATE}, numbers(), "; recalibrating brings 0.75"),
+        ({"advice": Advice.RECALIBRATE, "data": "data"}, numbers(), "; recalibrating on this data brings 0.75"),
+        (
+            {"advice": Advice.WORSE_ON_DATA, "data_running": 1.0, "data_recalibrated": 3.0},
+            None,
+            "; recalibrating makes this data worse (cross-entropy 1 to 3)",
+        ),
+        (
+            {"advice": Advice.WORSE_ON_DATA},
+            numbers(0.75, 0.5),
+            "; recalibrating makes this data worse (height 0.75 to 0.5)",
+        ),
+        ({"advice": Advice.NO_DIFFERENCE}, None, "; recalibrating does not help (cross-entropy 2.5 to 0.125)"),
+        ({"advice": Advice.NO_DIFFERENCE}, numbers(), "; recalibrating does not help (height 0.25 to 0.75)"),
+        (
+            {"advice": Advice.UNDECIDED, "decided_by": None, "running": None, "recalibrated": None},
+            None,
+            "; recalibrate may help: pass labels, a loss or a metric to know",
+        ),
+        ({"advice": Advice.KEEP}, None, ""),
+        ({"advice": None}, numbers(), ""),
+    ],
+)
+def test_the_effect_ends_a_conclusion(changes, with_numbers, text):
+    assert effect_of_recalibrating(evidence(numbers=with_numbers, **changes), "height") == text
+
+
+def test_a_metric_is_shown_with_its_own_sign():
+    """A verdict holds minus a metric of which higher is better, and a loss as it is, which may be negative."""
+    of_metric = {"decided_by": "accuracy", "running": -0.25, "recalibrated": -0.75}
+    assert effect_of_recalibrating(evidence(Advice.RECALIBRATE, **of_metric), "accuracy").endswith("from 0.25 to 0.75")
+    of_loss = {"decided_by": "loss", "running": -0.25, "recalibrated": -0.75}
+    assert effect_of_recalibrating(evidence(Advice.RECALIBRATE, **of_loss), "loss").endswith("from -0.25 to -0.75")
+
+
+@pytest.mark.parametrize("advice", Advice)
+def test_only_weights_that_keep_their_statistics_were_trained_with_them(advice):
+    text = trained_with_statistics(verdict(advice, running=0.125, recalibrated=2.5))
+    assert text == (
+        "the weights were trained with these running statistics, in eval mode: leave them (recalibrating changes the "
+        "cross-entropy on the training data from 0.125 to 2.5)"
+        if advice is Advice.KEEP
+        else ""
+    )
+    assert trained_with_statistics(None) == ""

@@ -1,0 +1,90 @@
+"""A verdict that hangs on the assumed momentum says from which momentum on it changes."""
+
+import dataclasses
+import re
+
+import pytest
+
+from bnlab.checks.bn105_statistics_barely_updated import StatisticsBarelyUpdated
+from bnlab.checks.cases import healthy, network, untrained
+from bnlab.diagnosis.assumptions import assumption_behind
+from bnlab.observe.evidence import Hyperparameters
+
+
+def assumed(name="bn", *, momentum=None, **changes):
+    """Return a layer of a state dict, whose momentum is that of torch; or a stated one."""
+    layer = healthy(name, **changes)
+    known = Hyperparameters() if momentum is None else Hyperparameters().stating(momentum=momentum)
+    return dataclasses.replace(layer, hyperparameters=known)
+
+
+def findings_at(momentum, *layers):
+    check = StatisticsBarelyUpdated()
+    stated = [dataclasses.replace(one, hyperparameters=Hyperparameters().stating(momentum=momentum)) for one in layers]
+    judged = [one for one in stated if check.lacks(one) is None]
+    return list(check.inspect(network(*judged)))
+
+
+@pytest.mark.parametrize("count", [44, 60, 100, 1000, 4000])
+def test_the_bound_is_the_momentum_from_which_the_check_fires(count):
+    layer = assumed(num_batches_tracked=count)
+    text = assumption_behind([network(layer)], [])
+    bound = 1 - 0.01 ** (1 / count)
+    assert text == f"BN105 would fire at a momentum below {bound:.3g} (0.1 is assumed)"
+    assert findings_at(bound * 0.999, layer)
+    assert not findings_at(bound * 1.001, layer)
+    assert not findings_at(0.1, layer)
+
+
+@pytest.mark.parametrize("count", [5000, 100_000])
+def test_a_momentum_that_nobody_uses_is_no_assumption(count):
+    """The bound is about 4.6/k, and 0.001 is the smallest momentum in use."""
+    assert assumption_behind([network(assumed(num_batches_tracked=count))], []) is None
+
+
+def test_a_small_variance_proves_that_the_momentum_is_not_small():
+    """The initial variance 1 would still weigh 1 %, and 0.005 is less than that."""
+    old = assumed(num_batches_tracked=100, running_var=(0.005, 2, 0.4, 1))
+    young = assumed(num_batches_tracked=100, running_var=(0.011, 2, 0.4, 1))
+    assert assumption_behind([network(old)], []) is None
+    assert assumption_behind([network(young)], []) is not None
+
+
+def test_the_layer_with_the_fewest_updates_counts():
+    layers = [assumed("a", num_batches_tracked=100), assumed("b", num_batches_tracked=50), assumed("c")]
+    bound = 1 - 0.01 ** (1 / 50)
+    for networks in ([network(*layers)], [network(one) for one in layers]):
+        assert assumption_behind(networks, []).startswith(f"BN105 would fire at a momentum below {bound:.3g} ")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        assumed(num_batches_tracked=100, momentum=0.1),
+        assumed(num_batches_tracked=None),
+        assumed(num_batches_tracked=0),
+        assumed(num_batches_tracked=-5),
+        assumed(num_batches_tracked=100, settled=True),
+        dataclasses.replace(assumed(num_batches_tracked=100), trained_with=True),
+    ],
+    ids=["stated", "no counter", "counter 0", "negative counter", "settled", "trained with them"],
+)
+def test_other_layers_rest_on_no_assumption(layer):
+    assert assumption_behind([network(layer)], []) is None
+
+
+@pytest.mark.parametrize(("code", "is_none"), [("BN105", True), ("BN104", True), ("BN102", False)])
+def test_a_finding_on_the_age_replaces_the_assumption(code, is_none):
+    finding = next(StatisticsBarelyUpdated().inspect(network(healthy(num_batches_tracked=2))))
+    text = assumption_behind([network(assumed(num_batches_tracked=100))], [dataclasses.replace(finding, code=code)])
+    assert (text is None) is is_none
+
+
+def test_nothing_rests_on_an_assumption_without_layers():
+    assert assumption_behind([], []) is None
+    assert assumption_behind([network(untrained())], []) is None
+
+
+def test_the_bound_has_three_digits():
+    text = assumption_behind([network(assumed(num_batches_tracked=77))], [])
+    assert float(re.search(r"below ([\d.]+) ", text)[1]) == pytest.approx(1 - 0.01 ** (1 / 77), rel=5e-3)

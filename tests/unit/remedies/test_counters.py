@@ -1,0 +1,140 @@
+"""Counters after a recalibration say that the statistics have settled, and can be put back."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bnlab.checks.bn105_statistics_barely_updated import StatisticsBarelyUpdated
+from bnlab.errors import UsageError
+from bnlab.remedies.counters import settled_count, write_counters
+
+
+def layer(momentum=0.1, count=0):
+    module = nn.BatchNorm1d(2, momentum=momentum)
+    module.num_batches_tracked.fill_(count)
+    return module
+
+
+def counts(layers):
+    return [int(module.num_batches_tracked) for module in layers.values()]
+
+
+MOMENTA = [*(np.arange(1, 100) / 100).tolist(), 0.5, 1e-3, 1e-4, 1e-5, 0.999, *np.random.default_rng(0).random(200)]
+
+
+@pytest.mark.parametrize("momentum", MOMENTA)
+def test_the_count_is_the_first_that_forgets_the_initial_values(momentum):
+    count = settled_count([layer(float(momentum))], batches=7)
+    assert isinstance(count, int)
+    assert (1 - momentum) ** count <= 0.01
+    assert count == 1 or (1 - momentum) ** (count - 1) > 0.01
+
+
+@pytest.mark.parametrize(("momentum", "count"), [(0.1, 44), (0.01, 459), (0.001, 4603), (0.5, 7), (0.9, 2), (0.99, 1)])
+def test_the_counts_of_usual_momenta(momentum, count):
+    """44 is ceil(ln 0.01 / ln 0.9) = ceil(43.7), and so on."""
+    assert settled_count([layer(momentum)], batches=7) == pytest.approx(count, abs=momentum == 0.99)
+
+
+def test_the_weight_is_the_limit_of_the_check():
+    assert StatisticsBarelyUpdated().limits.initial_weight == 0.01
+
+
+@pytest.mark.parametrize(("momentum", "count"), [(None, 7), (1.0, 1), (1.5, 1), (0.0, 0)])
+def test_momenta_without_a_decay(momentum, count):
+    assert settled_count([layer(momentum)], batches=7) == count
+
+
+def test_the_slowest_layer_counts():
+    assert settled_count([layer(0.5), layer(0.1), layer(None), layer(1.0), layer(0.0)], batches=7) == 44
+    assert settled_count([layer(0.5), layer(None)], batches=70) == 70
+    assert settled_count([], batches=7) == 0
+
+
+@pytest.mark.parametrize(
+    ("old", "count", "new"),
+    [([0, 0], 44, 44), ([3, 90], 44, 90), ([100, 7], 0, 100), ([44, 0], 44, 44), ([0], 44, 44), ([0, 0], 0, 0)],
+)
+def test_all_counters_become_the_largest_and_undo_restores_them(old, count, new):
+    layers = {str(index): layer(count=value) for index, value in enumerate(old)}
+    places = [module.num_batches_tracked.data_ptr() for module in layers.values()]
+    written = write_counters(layers, count)
+    assert counts(layers) == [new] * len(old)
+    assert written.new == new
+    assert written.old == {str(index): value for index, value in enumerate(old) if value != new}
+    written.require_unchanged()
+    written.restore()
+    assert counts(layers) == old
+    assert [module.num_batches_tracked.data_ptr() for module in layers.values()] == places
+    assert all(module.num_batches_tracked.dtype is torch.int64 for module in layers.values())
+
+
+@pytest.mark.parametrize("value", [44, 1000])
+def test_nothing_changes_where_all_are_large_and_equal(value):
+    layers = {"a": layer(count=value), "b": layer(count=value)}
+    versions = [module.num_batches_tracked._version for module in layers.values()]
+    written = write_counters(layers, 44)
+    assert (counts(layers), written.old) == ([value, value], {})
+    assert [module.num_batches_tracked._version for module in layers.values()] == versions
+    layers["a"].num_batches_tracked.add_(1)
+    written.require_unchanged()
+    written.restore()
+    assert counts(layers) == [value + 1, value]
+
+
+def test_a_later_change_is_refused():
+    layers = {"net.a": layer(count=3), "net.b": layer(count=90)}
+    written = write_counters(layers, 44)
+    layers["net.b"].num_batches_tracked.add_(1)
+    written.require_unchanged()
+    layers["net.a"].num_batches_tracked.add_(1)
+    message = r"^undo: num_batches_tracked of net\.a must still be 90, got 91\. Undo the later changes first\.$"
+    with pytest.raises(UsageError, match=message):
+        written.require_unchanged()
+    assert counts(layers) == [91, 91]
+    layers["net.a"].num_batches_tracked.sub_(1)
+    written.require_unchanged()
+
+
+def test_a_model_that_is_itself_the_layer_has_a_name():
+    module = layer()
+    written = write_counters({"": module}, 44)
+    module.num_batches_tracked.zero_()
+    with pytest.raises(UsageError, match="num_batches_tracked of the model must still be 44, got 0"):
+        written.require_unchanged()
+
+
+def test_a_layer_without_a_counter_is_left_alone():
+    without = nn.BatchNorm1d(2, track_running_stats=False)
+    layers = {"a": without, "b": layer()}
+    written = write_counters(layers, 44)
+    assert without.num_batches_tracked is None
+    assert written.old == {"b": 0}
+    assert write_counters({"a": without}, 44).old == {}
+    assert write_counters({}, 44).old == {}
+
+
+def test_an_error_restores_every_counter(monkeypatch):
+    layers = {"a": layer(count=3), "b": layer(count=4)}
+    broken = layers["b"].num_batches_tracked
+    fill = torch.Tensor.fill_
+
+    def fails_on_the_second(tensor, value):
+        if tensor is broken:
+            raise RuntimeError("read-only")
+        return fill(tensor, value)
+
+    monkeypatch.setattr(torch.Tensor, "fill_", fails_on_the_second)
+    with pytest.raises(RuntimeError, match="read-only"):
+        write_counters(layers, 44)
+    assert counts(layers) == [3, 4]
+
+
+def test_counters_are_written_without_a_gradient():
+    with torch.enable_grad():
+        written = write_counters({"a": layer()}, math.ceil(43.7))
+        written.restore()
+    assert torch.is_grad_enabled()
