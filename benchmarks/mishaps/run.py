@@ -79,13 +79,15 @@ class Result:
 
     @property
     def hit(self) -> bool:
-        """Whether the tool reported one of the expected codes."""
+        """Whether the tool reported one of the expected codes, or concluded what is expected in their place."""
+        if not self.expected.codes:
+            return self.expected.concludes in self.conclusion
         return any(code in self.codes for code in self.expected.codes)
 
     @property
     def main_hit(self) -> bool:
         """Whether the tool reported the main code."""
-        return self.expected.codes[0] in self.codes
+        return self.expected.codes[0] in self.codes if self.expected.codes else self.hit
 
     @property
     def first_cause(self) -> str | None:
@@ -224,7 +226,7 @@ def _print_mishaps(results: Sequence[Result], console: Console) -> None:
         shown.add_row(
             result.name,
             f"{result.seed}{'*' if result.held_out else ''}",
-            " ".join(result.expected.codes),
+            " ".join(result.expected.codes) or result.expected.concludes,
             " ".join([*result.codes, *_trouble(result)]),
             "hit" if result.main_hit else "hit, not the main one" if result.hit else "MISS",
             result.expected.cause or "",

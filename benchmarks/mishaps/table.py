@@ -13,15 +13,18 @@ class Expected(NamedTuple):
     Attributes:
         codes: The codes, of which the tool must report at least one. The first is the main code.
         cause: The cause that the tool must name first, or None if the planted fault is not a cause of the gap.
+        concludes: Text that the conclusion must contain, where no code is expected.
     """
 
     codes: tuple[str, ...]
     cause: str | None = None
+    concludes: str = ""
 
 
 _STALE = Expected(("BN401", "BN301"), "staleness")
 _SHIFT = Expected(("BN402",), "shift")
 _NEVER = Expected(("BN104",), "staleness")
+_TRAINED_WITH = Expected((), None, "the weights were trained with these running statistics")
 
 MISHAPS: dict[str, Expected] = {
     # the training
@@ -30,7 +33,7 @@ MISHAPS: dict[str, Expected] = {
     "momentum_zero": Expected(("BN203", "BN104"), "staleness"),
     "momentum_too_small_for_the_run": Expected(("BN105",), "staleness"),
     "short_run_with_a_small_momentum": Expected(("BN105",), "staleness"),
-    "always_trained_in_eval_mode": _NEVER,
+    "always_trained_in_eval_mode": _TRAINED_WITH,
     "sorted_training_loader": Expected(("BN403",)),
     "grouped_training_loader": Expected(("BN403",)),
     "sorted_evaluation_loader": Expected(("BN403",)),
@@ -40,7 +43,7 @@ MISHAPS: dict[str, Expected] = {
     "one_value_per_channel": Expected(("BN208",)),
     "two_domains_through_one_layer": Expected(("BN403", "BN402")),
     "learning_rate_raised_at_the_end": _STALE,
-    "fine_tuned_in_eval_mode": _STALE,
+    "fine_tuned_in_eval_mode": _TRAINED_WITH,
     "frozen_but_updating": Expected(("BN207",)),
     "bfloat16_statistics_stuck": Expected(("BN109",), "precision"),
     "float16_statistics_stuck": Expected(("BN109",), "precision"),

@@ -81,6 +81,7 @@ def test_check_reads_data_a_few_times_and_snapshots_the_model_once(
 @pytest.mark.parametrize("max_batches", ["auto", None])
 @pytest.mark.parametrize("count", [6, 70])
 def test_repair_reads_data_a_few_times(count, max_batches, snapshots):
+    torch.manual_seed(1)  # the labels are random, so that for some weights the accuracy gets worse by chance
     data, train_data = Counted(batches(count)), Counted(batches(count, seed=1))
     receipt = bnlab.repair(network(), data=data, train_data=train_data, metric=accuracy, max_batches=max_batches)
     assert receipt.changes.changes

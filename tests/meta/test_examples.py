@@ -9,7 +9,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 LINES = {
-    "find_a_gap": ["recalibrating brings 0.9", "% of the gap: staleness in bn", "warning BN401 bn1: "],
+    "find_a_gap": ["recalibrating brings accuracy 0.9", "% of the gap: staleness in bn", "warning BN401 bn1: "],
     "repair_a_checkpoint": ["the remedy is recalibrate", ", kept\n", "accuracy after: 0.9", "wrote digits-repaired.pt"],
     "fold_for_deployment": ["folded into conv1 (bn1)", "BN layers left: 0\n"],
     "train_with_the_layers": ["activation: None -> relu", "are unchanged: True", "accuracy with torch's layers: 0.9"],

@@ -49,10 +49,10 @@ def effect_of_recalibrating(evidence: ModelEvidence, metric: str) -> str:
     if verdict.advice is Advice.RECALIBRATE:
         on = " on this data" if verdict.data == "data" else ""
         if numbers is not None:
-            return f"; recalibrating{on} brings {numbers.eval_recalibrated:.3g}"
+            return f"; recalibrating{on} brings {metric} {numbers.eval_recalibrated:.3g}"
         return f"; recalibrating lowers the {_loss_change(verdict)}"
     if verdict.advice is Advice.WORSE_ON_DATA:
-        return f"; recalibrating makes this data worse ({_data_change(verdict, numbers, metric)})"
+        return f"; recalibrating makes this data worse ({_data_change(verdict, numbers, metric)}){_direction(verdict)}"
     if verdict.advice is Advice.NO_DIFFERENCE:
         return f"; recalibrating does not help ({_data_change(verdict, numbers, metric)})"
     return ""
@@ -64,8 +64,12 @@ def trained_with_statistics(verdict: StatisticsVerdict | None) -> str:
         return ""
     return (
         "the weights were trained with these running statistics, in eval mode: leave them "
-        f"(recalibrating changes the {_loss_change(verdict)})"
+        f"(recalibrating changes the {_loss_change(verdict)}){_direction(verdict)}"
     )
+
+
+def _direction(verdict: StatisticsVerdict) -> str:
+    return ", or the metric is better if it is lower (lower_is_better=True)" if verdict.hangs_on_metric else ""
 
 
 def _loss_change(verdict: StatisticsVerdict) -> str:

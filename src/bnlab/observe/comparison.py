@@ -114,11 +114,11 @@ def _judged_by_metric(evidence: ModelEvidence, name: str) -> ModelEvidence:
 def _with_kept_layers(evidence: ModelEvidence) -> ModelEvidence:
     """Return the evidence with the layers marked whose weights were trained with the stored statistics.
 
-    Such a layer is frozen in effect: train mode computes something that the weights never had, so that there is no gap
-    to explain.
+    Such a layer is frozen in effect: train mode computes something that the weights never had, so there is no gap to
+    explain. A metric alone does not silence the checks, because its direction may be the wrong one.
     """
     verdict = evidence.statistics
-    if verdict is None or verdict.advice is not Advice.KEEP:
+    if verdict is None or verdict.advice is not Advice.KEEP or verdict.hangs_on_metric:
         return evidence
     layers = (
         replace(layer, trained_with=True, gap=None) if layer.name in verdict.layers else layer

@@ -236,6 +236,16 @@ class StatisticsVerdict:
     data_running: float | None = None
     data_recalibrated: float | None = None
 
+    @property
+    def hangs_on_metric(self) -> bool:
+        """Whether a metric speaks against recalibration and no loss does: its direction may be the wrong one."""
+        if self.advice is Advice.KEEP:
+            return self.decided_by not in ("loss", "cross-entropy")
+        if self.advice is not Advice.WORSE_ON_DATA:
+            return False
+        running, recalibrated = self.data_running, self.data_recalibrated
+        return running is None or recalibrated is None or recalibrated < running
+
     def advises(self, layer: str | None) -> bool:
         """Return whether recalibrating a layer is advised, or proposed where nothing can decide; None is any layer."""
         return self.advice in (Advice.RECALIBRATE, Advice.UNDECIDED) and (layer is None or layer in self.layers)

@@ -99,7 +99,8 @@ def why_kept(verdict: StatisticsVerdict) -> Refusal | None:
     """Return why the layers of a verdict keep their statistics; None if they do not."""
     if verdict.advice is Advice.RECALIBRATE:
         return None
-    return Refusal(_REASONS[verdict.advice].format(measured=verdict.decided_by))
+    direction = ", or the metric is better if it is lower (lower_is_better=True)" if verdict.hangs_on_metric else ""
+    return Refusal(_REASONS[verdict.advice].format(measured=verdict.decided_by) + direction)
 
 
 _REASONS = {

@@ -56,6 +56,8 @@ def metric_rows(numbers: Numbers | None) -> list[tuple[str, float]]:
         return []
     rows = (
         ("training data, batch statistics", numbers.train_batch),
+        ("training data, running statistics", numbers.train_running),
+        ("training data, recalibrated statistics", numbers.train_recalibrated),
         ("data, batch statistics", numbers.eval_batch),
         ("data, running statistics (eval mode)", numbers.eval_running),
         ("data, recalibrated statistics", numbers.eval_recalibrated),

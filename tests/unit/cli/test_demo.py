@@ -15,7 +15,7 @@ def test_demo_ends_in_the_findings_and_in_a_repair_that_is_verified(bnlab_comman
     assert "WARNING BN105 in 3 layers" in out
     text = " ".join(out.split())
     assert re.search(r"of the gap comes from stale statistics in bn[123]", text)
-    assert float(re.search(r"recalibrating brings (\d+(?:\.\d+)?)", text)[1]) > 0.9
+    assert float(re.search(r"recalibrating brings accuracy (\d+(?:\.\d+)?)", text)[1]) > 0.9
     (finding, *_) = bnlab.check(tmp_path / "digits.pt", momentum=0.001).findings
     assert finding.code == "BN105"
     assert bnlab.check(tmp_path / "digits.pt").findings == ()

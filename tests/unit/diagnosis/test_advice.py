@@ -90,8 +90,8 @@ def test_the_codes_are_those_of_checks_that_recalibrate():
             None,
             "; recalibrating lowers the cross-entropy on the data from 2.5 to 0.125",
         ),
-        ({"advice": Advice.RECALIBRATE}, numbers(), "; recalibrating brings 0.75"),
-        ({"advice": Advice.RECALIBRATE, "data": "data"}, numbers(), "; recalibrating on this data brings 0.75"),
+        ({"advice": Advice.RECALIBRATE}, numbers(), "; recalibrating brings height 0.75"),
+        ({"advice": Advice.RECALIBRATE, "data": "data"}, numbers(), "; recalibrating on this data brings height 0.75"),
         (
             {"advice": Advice.WORSE_ON_DATA, "data_running": 1.0, "data_recalibrated": 3.0},
             None,

@@ -108,3 +108,47 @@ def test_an_unknown_name_of_the_package():
         bnlab.diagnose  # noqa: B018 - the access is the test
     assert set(bnlab.__all__) <= set(dir(bnlab))
     assert diagnosis.check is bnlab.check
+
+
+def trained_for(steps, *, updating=0, optimizer_class=torch.optim.Adam):
+    """Return a model and its optimizer after some steps, of which only the last `updating` update the statistics."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    optimizer = optimizer_class(model.parameters(), lr=1e-3)
+    for step in range(steps):
+        model.train(step >= steps - updating)
+        optimizer.zero_grad()
+        model(torch.randn(16, 3)).square().mean().backward()
+        optimizer.step()
+    return model.eval(), optimizer
+
+
+@pytest.mark.parametrize(
+    ("steps", "updating", "note"),
+    [
+        (60, 0, "the optimizer took 60 steps and no layer counted more than 0 batches"),
+        (60, 1, "the optimizer took 60 steps and no layer counted more than 1 batch"),
+        (60, 59, "the optimizer took 60 steps and no layer counted more than 59 batches"),
+        (1200, 50, "the optimizer took 1,200 steps and no layer counted more than 50 batches"),
+        (60, 60, None),
+        (0, 0, None),
+    ],
+)
+def test_more_steps_of_the_optimizer_than_updates_are_a_note(steps, updating, note):
+    model, optimizer = trained_for(steps, updating=updating)
+    notes = bnlab.check(model, example=torch.randn(8, 3), optimizer=optimizer).notes
+    expected = () if note is None else (f"{note}: the weights changed while the statistics did not",)
+    assert tuple(text for text in notes if "the optimizer took" in text) == expected
+
+
+def test_more_updates_than_steps_are_no_note():
+    model, optimizer = trained_for(60, updating=60)
+    for _ in range(30):
+        model.train()(torch.randn(16, 3))
+    assert not bnlab.check(model, example=torch.randn(8, 3), optimizer=optimizer).notes
+
+
+def test_an_optimizer_without_a_step_count_gives_no_note():
+    model, optimizer = trained_for(60, optimizer_class=torch.optim.SGD)
+    notes = bnlab.check(model, example=torch.randn(8, 3), optimizer=optimizer).notes
+    assert not any("the optimizer took" in text for text in notes)

@@ -1,5 +1,8 @@
 import pytest
+import torch
+from torch import nn
 
+import bnlab
 from bnlab.checks import CHECKS
 from bnlab.checks.cases import healthy, network
 from bnlab.diagnosis.check import _diagnose
@@ -39,3 +42,28 @@ def test_the_conclusion_claims_no_more_than_was_checked():
     diagnosis = diagnose(broken, ignore={"BN101": "known"})
     others = sum(outcome.status is Status.PASSED for outcome in diagnosis.outcomes)
     assert diagnosis.conclusion.endswith(f"by {others} of {len(CHECKS)} checks")
+
+
+@pytest.mark.parametrize(
+    ("frozen", "layers"),
+    [
+        ((), "2 BN layers"),
+        (("1",), "2 BN layers (1 of them frozen)"),
+        (("1", "3"), "2 BN layers (frozen)"),
+    ],
+)
+def test_the_conclusion_names_frozen_layers(frozen, layers):
+    torch.manual_seed(0)
+    data = [torch.randn(32, 4) for _ in range(8)]
+    model = nn.Sequential(
+        nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4)
+    )
+    bnlab.recalibrate(model, data)
+    if frozen:
+        bnlab.freeze(model, layers=frozen)
+    diagnosis = bnlab.check(model.eval(), data=data)
+    assert diagnosis.conclusion.startswith(f"no errors and no warnings in {layers}, by ")
+
+
+def test_the_conclusion_of_a_checkpoint_knows_of_no_frozen_layer():
+    assert "frozen" not in diagnose(network(healthy("a"), healthy("b"))).conclusion

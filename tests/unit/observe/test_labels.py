@@ -1,8 +1,9 @@
 """The labels of a batch and the scores of an output are recognised, whatever holds them."""
 
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -11,7 +12,11 @@ from torch import Tensor
 from bnlab.observe.labels import are_scores_of, labels_of, scores_of
 
 X, Y, Z = torch.zeros(3, 2), torch.tensor([0, 1, 1]), torch.ones(3, 2)
-Pair = namedtuple("Pair", "points labels")
+
+
+class Pair(NamedTuple):
+    points: Tensor
+    labels: Tensor
 
 
 @dataclass

@@ -229,7 +229,9 @@ def test_what_a_loss_raises_is_one_line():
         UsageError, match=r"^loss: it must be a scalar of model and batch, got RuntimeError: no labels$"
     ):
         loss_measure(broken, 1).of(nn.Identity(), [torch.ones(8, 2)])
-    with pytest.raises(UsageError, match="loss: it must be a scalar of model and batch, got (ValueError|RuntimeError)"):
+    with pytest.raises(
+        UsageError, match=r"loss: it must be a scalar of model and batch, got (ValueError|RuntimeError)"
+    ):
         loss_measure(lambda model, batch: model(batch), 1).of(nn.Identity(), [torch.ones(8, 2)])
 
 
@@ -237,7 +239,7 @@ def test_an_error_of_bnlab_in_a_loss_stays_as_it_is():
     def broken(model, batch):
         raise NoBatchNorm("none")
 
-    with pytest.raises(NoBatchNorm, match="^none$"):
+    with pytest.raises(NoBatchNorm, match=r"^none$"):
         loss_measure(broken, 1).of(nn.Identity(), [torch.ones(8, 2)])
 
 

@@ -243,11 +243,13 @@ def test_the_word_counts_inside_a_longer_one():
 
 
 def test_the_metrics_of_the_lab_give_no_warning():
-    assert not warnings_of(lambda: [Inputs(data=batches(1), metric=metric) for metric in (metrics.loss, metrics.accuracy)])
+    assert not warnings_of(
+        lambda: [Inputs(data=batches(1), metric=metric) for metric in (metrics.loss, metrics.accuracy)]
+    )
     assert not warnings_of(lambda: Inputs(data=batches(1), loss=named("loss")))
 
 
-def test_a_warning_is_given_once_and_points_at_the_caller():
+def test_one_warning_points_at_the_caller():
     model = network()
     for run in (bnlab.check, bnlab.repair):
         with warnings.catch_warnings(record=True) as caught:
