@@ -5,7 +5,9 @@ The module is called `repairing` because the package exports a function called `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -160,6 +162,7 @@ def _material(inputs: Inputs, before: Diagnosis) -> Material:
         batches=batches.everything,
         source=name,
         layerwise=any(finding.code == "BN403" for finding in before.findings),
+        ran={layer.name for layer in before.layers if layer.calls},
         advance=lambda: inputs.advance("recomputing statistics"),
     )
 
@@ -255,17 +258,21 @@ class _Quality:
         metric: The metric; None without a metric.
         losses: The losses; None without a loss.
         loss_name: The name of the loss.
+        chance: The loss of a constant output, above which the loss is not one that the model was trained for.
     """
 
     metric: Measured | None
     losses: Losses | None
     loss_name: str
+    chance: float
 
     def why_worse_than(self, before: _Quality) -> str | None:
         """Return what got worse: the metric by more than one standard error, or the loss by more than two; or None."""
         if self.metric is not None and before.metric is not None and self.metric.is_worse_than(before.metric):
             return f"the metric went from {before.metric.value:.4g} to {self.metric.value:.4g}"
-        if self.losses is None or before.losses is None or not before.losses.above(self.losses).is_negative:
+        if self.losses is None or before.losses is None or before.losses.mean >= self.chance:
+            return None
+        if not before.losses.above(self.losses).is_negative:
             return None
         return f"the {self.loss_name} on the data went from {before.losses.mean:.4g} to {self.losses.mean:.4g}"
 
@@ -348,8 +355,21 @@ class _Attempt:
     def _measured(self) -> _Quality:
         with untouched(self._model), torch.no_grad():
             metric = None if self._score is None else measured(self._model, self._score, self._data)
-            losses = None if self._loss is None else self._loss.of(self._model, self._data)
-        return _Quality(metric, losses, "loss" if self._loss is None else self._loss.name)
+            losses = self._losses()
+        if self._loss is None:
+            return _Quality(metric, None, "loss", math.inf)
+        chance = math.inf if self._loss.chance is None else self._loss.chance(self._data)
+        return _Quality(metric, losses, self._loss.name, chance)
+
+    def _losses(self) -> Losses | None:
+        """Return the losses on the data; None from then on if a batch has none."""
+        if self._loss is None:
+            return None
+        try:
+            return self._loss.of(self._model, self._data)
+        except UsageError:
+            self._loss = None
+            return None
 
     def _all_notes(self, applied: Sequence[Changes]) -> Iterable[str]:
         yield from self._notes
@@ -358,7 +378,9 @@ class _Attempt:
                 yield "no train_data given: adapted to the evaluation data"
             if self._material.layerwise:
                 yield "the batches differ from each other (BN403): recalibrated layer by layer"
-        if self._score is None and self._loss is None:
+        verdict = self._before.statistics
+        is_undecided = verdict is None or verdict.advice is Advice.UNDECIDED
+        if self._score is None and self._loss is None and is_undecided:
             yield "nothing shows that the repair improves the model: pass labels, loss= or metric= to know"
         for changes in applied:
             yield from changes.notes
@@ -369,8 +391,9 @@ def _loss_on_data(model: nn.Module, inputs: Inputs) -> LossMeasure | None:
     data = cast("KeptBatches", inputs.data)
     if inputs.loss is not None:
         return loss_measure(inputs.loss, len(data))
-    with untouched(model):
+    with untouched(model), suppress(Exception):
         return cross_entropy_measure(model.eval(), data)
+    return None
 
 
 def _recheck(before: Diagnosis, after: Diagnosis) -> Recheck:

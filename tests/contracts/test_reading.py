@@ -54,6 +54,13 @@ def accuracy(model, data):
     return hits / total
 
 
+def centred(model, data):
+    """Return a metric that is better for the statistics of the data, and that reads the data."""
+    list(data)
+    mean = model[1].running_mean
+    return 0.0 if mean is None else -float(mean.abs().mean())
+
+
 @pytest.fixture
 def snapshots(monkeypatch):
     """Count the snapshots that are taken."""
@@ -83,7 +90,7 @@ def test_check_reads_data_a_few_times_and_snapshots_the_model_once(
 def test_repair_reads_data_a_few_times(count, max_batches, snapshots):
     torch.manual_seed(1)  # the labels are random, so that for some weights the accuracy gets worse by chance
     data, train_data = Counted(batches(count)), Counted(batches(count, seed=1))
-    receipt = bnlab.repair(network(), data=data, train_data=train_data, metric=accuracy, max_batches=max_batches)
+    receipt = bnlab.repair(network(), data=data, train_data=train_data, metric=centred, max_batches=max_batches)
     assert receipt.changes.changes
     assert data.iterations <= 12
     assert train_data.iterations <= 12

@@ -80,7 +80,8 @@ def _loss_change(verdict: StatisticsVerdict) -> str:
 
 
 def _data_change(verdict: StatisticsVerdict, numbers: Numbers | None, metric: str) -> str:
-    if numbers is not None:
+    gains = numbers is not None and numbers.is_better(numbers.eval_recalibrated, numbers.eval_running)
+    if numbers is not None and not gains:
         return f"{metric} {numbers.eval_running:.3g} to {numbers.eval_recalibrated:.3g}"
     running, recalibrated = verdict.running, verdict.recalibrated
     if verdict.data_running is not None:

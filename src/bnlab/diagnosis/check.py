@@ -232,7 +232,7 @@ def _diagnose(
     """Run the selected checks on evidence with at least one layer."""
     findings, outcomes = run_checks(settings, evidence.networks, observed)
     findings = advised(findings, observed)
-    assumption = assumption_behind(evidence.networks, findings)
+    assumption = assumption_behind(settings, evidence.networks, findings)
     layers = layer_records(evidence, observed, per_channel=settings.per_channel)
     summary = _summary(layers, findings)
     causes = concluded_causes(observed, findings)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.observe.losses import LossMeasure, cross_entropy_measure, loss_measure, score_measure
 from bnlab.observe.metric import Score, measure
@@ -15,7 +17,7 @@ from bnlab.observe.passes.batches import KeptBatches
 from bnlab.observe.passes.population import Statistics, population_statistics
 from bnlab.observe.passes.subject import Subject
 from bnlab.observe.statistics_verdict import decide, pooled_statistics
-from bnlab.records import Advice
+from bnlab.records import Advice, StatisticsVerdict
 
 __all__ = ["Comparison"]
 
@@ -32,8 +34,8 @@ class Comparison:
         modules: Its layers by path.
         loss: loss(model, batch) -> scalar; None without a loss.
         score: The metric, or the mean loss in its place; None with neither.
-        reference: The training data, or else the evaluation data.
-        held_out: The evaluation data; None if they are the reference.
+        reference: The finite batches of the training data, or else of the evaluation data.
+        held_out: Those of the evaluation data; None if they are the reference.
         advance: Called after every batch of a pass for statistics.
     """
 
@@ -46,7 +48,12 @@ class Comparison:
     advance: Callable[[], None]
 
     def add_to(
-        self, evidence: ModelEvidence, stale: Sequence[str], data: KeptBatches, usable: KeptBatches
+        self,
+        evidence: ModelEvidence,
+        stale: Sequence[str],
+        data: KeptBatches,
+        usable: KeptBatches,
+        train_data: KeptBatches | None,
     ) -> ModelEvidence:
         """Return the evidence with the verdict on stale statistics and with the six numbers.
 
@@ -55,27 +62,39 @@ class Comparison:
             stale: The layers whose statistics are stale, the most stale first.
             data: The evaluation data.
             usable: Its batches with more than one value per channel.
+            train_data: The training data on which the metric is measured; None without them.
         """
-        if stale:
-            layers = {name: self.modules[name] for name in stale}
-            verdict = decide(
-                self.subject, layers, self._loss_measure(), self.reference, self.held_out, advance=self.advance
-            )
-            evidence = replace(evidence, statistics=verdict)
+        layers = {name: layer for name in stale if isinstance(layer := self.modules[name], _BatchNorm)}
+        if layers and len(self.reference):
+            evidence = replace(evidence, statistics=self._verdict(layers))
         if self.score is not None:
-            train_data = None if self.held_out is None else self.reference
             recalibrated = self._recalibrated(evidence)
             evidence = measure(self.subject, evidence, self.score, recalibrated, data, train_data, usable)
-            evidence = _judged_by_metric(evidence, self.score.name)
+            evidence = _judged_by_metric(evidence, self.score)
         return _with_kept_layers(evidence)
 
-    def _loss_measure(self) -> LossMeasure | None:
-        """Return the loss that decides: that of the caller, cross-entropy where there are labels, else the metric."""
+    def _verdict(self, layers: Mapping[str, _BatchNorm]) -> StatisticsVerdict:
+        """Return the verdict of the first loss that can decide."""
+        verdict = StatisticsVerdict(
+            advice=Advice.UNDECIDED, layers=tuple(layers), data="data" if self.held_out is None else "train_data"
+        )
+        for measure_of_loss in self._loss_measures():
+            verdict = decide(self.subject, layers, measure_of_loss, self.reference, self.held_out, advance=self.advance)
+            if verdict.advice is not Advice.UNDECIDED:
+                break
+        return verdict
+
+    def _loss_measures(self) -> Iterator[LossMeasure]:
+        """Yield the losses that may decide: that of the caller, or cross-entropy where there are labels; the metric."""
         if self.loss is not None:
-            return loss_measure(self.loss, len(self.reference))
-        with self.subject.untouched():
+            yield loss_measure(self.loss, len(self.reference))
+            return
+        with self.subject.untouched(), suppress(Exception):
             cross_entropy = cross_entropy_measure(self.subject.model.eval(), self.reference)
-        return cross_entropy if cross_entropy is not None or self.score is None else score_measure(self.score)
+            if cross_entropy is not None:
+                yield cross_entropy
+        if self.score is not None:
+            yield score_measure(self.score)
 
     def _recalibrated(self, evidence: ModelEvidence) -> Statistics:
         """Return what recalibration would store in the layers of the verdict, or in every layer without a verdict."""
@@ -85,7 +104,7 @@ class Comparison:
         return pooled_statistics(self.subject, layers, self.reference.everything, self.advance)
 
 
-def _judged_by_metric(evidence: ModelEvidence, name: str) -> ModelEvidence:
+def _judged_by_metric(evidence: ModelEvidence, score: Score) -> ModelEvidence:
     """Return the evidence with a verdict that the metric agrees with.
 
     The metric on the evaluation data can withdraw the advice to recalibrate. A metric that is not defined on one batch
@@ -102,11 +121,11 @@ def _judged_by_metric(evidence: ModelEvidence, name: str) -> ModelEvidence:
         gained, allowed = sign * (running - recalibrated), _MIN_CHANGE * abs(running)
         advice = Advice.RECALIBRATE if gained > allowed else Advice.KEEP if gained < -allowed else Advice.NO_DIFFERENCE
         verdict = replace(
-            verdict, advice=advice, decided_by=name, running=sign * running, recalibrated=sign * recalibrated
+            verdict, advice=advice, decided_by=score.name, running=sign * running, recalibrated=sign * recalibrated
         )
     if verdict.advice is Advice.RECALIBRATE and numbers.is_better(numbers.eval_running, numbers.eval_recalibrated):
         lost = abs(numbers.eval_running - numbers.eval_recalibrated)
-        if lost > (evidence.recalibrated_error or 0.0):
+        if lost > score.errors * (evidence.recalibrated_error or 0.0):
             verdict = replace(verdict, advice=Advice.WORSE_ON_DATA)
     return replace(evidence, statistics=verdict)
 

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from bnlab.observe.passes.batches import tensors_in
 
-__all__ = ["are_scores_of", "labels_of", "scores_of"]
+__all__ = ["IGNORED", "classes_of", "labels_of", "scores_of"]
+
+IGNORED = -100
+"""The label that torch's cross-entropy ignores."""
 
 _LABEL_KEYS = ("labels", "label")
 _LOGIT_KEYS = ("logits", "out")
@@ -42,17 +45,27 @@ def scores_of(output: object) -> Tensor | None:
     return next(iter(tensors_in(output)), None)
 
 
-def are_scores_of(scores: Tensor, labels: Tensor, *, ignored: int | None = None) -> bool:
-    """Return whether the scores (N, K, ...) are those of K classes, and the labels (N, ...) integers from 0 to K - 1.
+def classes_of(scores: Tensor, labels: Tensor, *, may_be_void: bool = False) -> Tensor | None:
+    """Return the labels (N, ...) as int64 if the scores (N, K, ...) are those of K classes; None if they are not.
+
+    One value outside 0..K-1, such as -100, -1 or 255, may stand for "no class", and becomes `IGNORED`. None is returned
+    where the class axis is ambiguous, as for scores of shape (N, L, L) with labels of shape (N, L).
 
     Args:
         scores: The output of a model.
         labels: The labels of the same batch.
-        ignored: A label below 0 that may stand for "no class".
+        may_be_void: Whether a batch may have no class at all.
     """
     if not scores.is_floating_point() or scores.dim() < 2 or scores.size(1) < 2:
-        return False
+        return None
     if labels.is_floating_point() or labels.is_complex() or labels.shape != (scores.size(0), *scores.shape[2:]):
-        return False
-    classes = labels if ignored is None else labels[labels.to(torch.int64) != ignored]
-    return not classes.numel() or bool((classes >= 0).all() and (classes < scores.size(1)).all())
+        return None
+    if labels.dim() > 1 and scores.shape[1:-1] == labels.shape[1:]:
+        return None
+    classes = labels.to(torch.int64)
+    is_class = (classes >= 0) & (classes < scores.size(1))
+    others = classes[~is_class]
+    is_void = bool(labels.numel()) and not bool(is_class.any())
+    if bool((others != others[:1]).any()) or (is_void and not may_be_void):
+        return None
+    return torch.where(is_class, classes, IGNORED)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,11 @@ from torch.nn.functional import cross_entropy
 
 from bnlab.errors import BnlabError, UsageError
 from bnlab.observe.evidence import Floats
-from bnlab.observe.labels import are_scores_of, labels_of, scores_of
+from bnlab.observe.labels import IGNORED, classes_of, labels_of, scores_of
 from bnlab.observe.metric import Score
 from bnlab.observe.passes.batches import Batch, batches_of, parts_of, run_batch, samples_in
 
 __all__ = ["Difference", "LossMeasure", "Losses", "cross_entropy_measure", "loss_measure", "mean_loss", "score_measure"]
-
-_IGNORED = -100
-"""The label that torch's cross-entropy ignores."""
 
 _MIN_VALUES = 16
 """Number of values that the batches of a data set give at least, if they are large enough to be cut into parts."""
@@ -52,7 +51,7 @@ class Losses:
         """Return by how much these losses are above others of the same samples."""
         if not np.isfinite(other.values).all() or not np.isfinite(self.values).all():
             gained = np.isfinite(other.values).sum() - np.isfinite(self.values).sum()
-            return Difference(math.copysign(math.inf, gained) if gained else math.nan, 0.0)
+            return Difference(math.copysign(math.inf, gained), 0.0) if gained else Difference(math.nan, math.nan)
         differences = self.values - other.values
         total = float(self.weights.sum())
         mean = float((self.weights * differences).sum() / total)
@@ -116,21 +115,25 @@ def loss_measure(loss: Callable[[nn.Module, Any], Tensor], batches: int) -> Loss
     parts = -(-_MIN_VALUES // max(1, batches))
 
     def of_batch(model: nn.Module, batch: Batch) -> Losses:
-        values, weights = [], []
-        for part in parts_of(batch, parts):
-            try:
-                values.append(float(loss(model, part)))
-            except BnlabError:
-                raise
-            except Exception as error:
-                text = " ".join(str(error).split())
-                raise UsageError(
-                    f"loss: it must be a scalar of model and batch, got {type(error).__name__}: {text[:300]}"
-                ) from error
-            weights.append(max(1, samples_in(part)))
-        return Losses(np.array(values, dtype=np.float64), np.array(weights, dtype=np.float64))
+        if parts > 1:
+            with suppress(Exception):  # a batch that cannot be cut, such as a graph, is measured as a whole
+                return _values_of(loss, model, parts_of(batch, parts))
+        try:
+            return _values_of(loss, model, [batch])
+        except BnlabError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())
+            raise UsageError(
+                f"loss: it must be a scalar of model and batch, got {type(error).__name__}: {text[:300]}"
+            ) from error
 
     return LossMeasure("loss", of_batch)
+
+
+def _values_of(loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, parts: Iterable[Batch]) -> Losses:
+    values = [(float(loss(model, part)), float(max(1, samples_in(part)))) for part in parts]
+    return Losses(*np.array(values, dtype=np.float64).T)
 
 
 def cross_entropy_measure(model: nn.Module, data: Iterable[Batch]) -> LossMeasure | None:
@@ -144,9 +147,9 @@ def cross_entropy_measure(model: nn.Module, data: Iterable[Batch]) -> LossMeasur
         for batch in batches_of(data, model):
             labels = labels_of(batch)
             scores = None if labels is None else scores_of(run_batch(model, batch))
-            if labels is None or scores is None or not are_scores_of(scores, labels, ignored=_IGNORED):
+            if labels is None or scores is None or classes_of(scores, labels) is None:
                 return None
-            return LossMeasure("cross-entropy", _cross_entropies, _entropy_of_labels)
+            return LossMeasure("cross-entropy", _cross_entropies, partial(_entropy_of_labels, classes=scores.size(1)))
     return None
 
 
@@ -166,10 +169,10 @@ def mean_loss(loss: Callable[[nn.Module, Any], Tensor]) -> Score:
     def metric(model: nn.Module, data: Iterable[Batch]) -> float:
         return loss_measure(loss, _MIN_VALUES).of(model, data).mean
 
-    return Score(metric, lower_is_better=True, name="loss")
+    return Score(metric, lower_is_better=True, name="loss", errors=2.0)
 
 
-def _entropy_of_labels(data: Iterable[Batch]) -> float:
+def _entropy_of_labels(data: Iterable[Batch], classes: int) -> float:
     """Return the mean cross-entropy of the best constant output, in nats.
 
     It is the entropy of the labels that count, times their share, because the loss of an ignored label is 0.
@@ -177,16 +180,19 @@ def _entropy_of_labels(data: Iterable[Batch]) -> float:
     labels = torch.cat(
         [of_batch.flatten().to("cpu", torch.int64) for of_batch in map(labels_of, data) if of_batch is not None]
     )
-    counts = torch.bincount(labels[labels != _IGNORED]).to(torch.float64)
+    counts = torch.bincount(labels[(labels >= 0) & (labels < classes)]).to(torch.float64)
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * shares.log()).sum() * counts.sum() / len(labels))
 
 
 def _cross_entropies(model: nn.Module, batch: Batch) -> Losses:
     labels, scores = labels_of(batch), scores_of(run_batch(model, batch))
-    if labels is None or scores is None or not are_scores_of(scores, labels, ignored=_IGNORED):
-        raise UsageError("data: every batch must have labels like the first one, got a batch without them.")
+    classes = None if labels is None or scores is None else classes_of(scores, labels, may_be_void=True)
+    if labels is None or scores is None or classes is None:
+        raise UsageError(
+            "data: every batch must have labels like the first one, got a batch with other labels or none."
+        )
     wide = scores if scores.dtype == torch.float64 else scores.to(torch.float32)
-    values = cross_entropy(wide, labels.to(scores.device, torch.int64), reduction="none", ignore_index=_IGNORED)
+    values = cross_entropy(wide, classes.to(scores.device), reduction="none", ignore_index=IGNORED)
     by_sample = values.cpu().to(torch.float64).reshape(len(labels), -1).mean(1).numpy()
     return Losses(by_sample, np.ones(len(labels)))

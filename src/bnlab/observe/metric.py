@@ -32,11 +32,13 @@ class Score:
         metric: The metric.
         lower_is_better: Whether a lower value is better.
         name: The name of the metric in reports.
+        errors: Number of standard errors by which it must be worse to count: 1 for a metric, 2 for a loss.
     """
 
     metric: Metric
     lower_is_better: bool = False
     name: str = "the metric"
+    errors: float = 1.0
 
     def on(self, model: nn.Module, data: Iterable[Any]) -> float:
         """Return the metric of a model in eval mode.
@@ -81,15 +83,18 @@ class Measured:
         value: The metric on the whole data.
         per_batch: The metric on each batch alone; None if the metric is not defined on one batch.
         lower_is_better: Whether a lower value is better.
+        errors: Number of standard errors by which it must be worse to count.
     """
 
     value: float
     per_batch: tuple[float, ...] | None
     lower_is_better: bool = False
+    errors: float = 1.0
 
     def is_worse_than(self, before: Measured) -> bool:
-        """Return whether the metric is worse by more than one standard error of the paired difference over batches.
+        """Return whether the metric is worse by more than `errors` standard errors.
 
+        The standard error is that of the paired difference over batches.
         Without values per batch, any worse metric counts. NaN is worse than every number.
         """
         if math.isnan(before.value):
@@ -97,7 +102,7 @@ class Measured:
         if math.isnan(self.value):
             return True
         lost = self.value - before.value if self.lower_is_better else before.value - self.value
-        return lost > (paired_error(self.per_batch, before.per_batch) or 0.0)
+        return lost > self.errors * (paired_error(self.per_batch, before.per_batch) or 0.0)
 
 
 def measured(model: nn.Module, score: Score, data: KeptBatches) -> Measured:
@@ -108,7 +113,7 @@ def measured(model: nn.Module, score: Score, data: KeptBatches) -> Measured:
     Raises:
         UsageError: If the metric raises on the data in use, or does not return a number.
     """
-    return Measured(score.on_all(model, data), score.on_each(model, data), score.lower_is_better)
+    return Measured(score.on_all(model, data), score.on_each(model, data), score.lower_is_better, score.errors)
 
 
 def metric_name(metric: Metric) -> str:
@@ -121,9 +126,9 @@ def paired_error(left: Sequence[float] | None, right: Sequence[float] | None) ->
     """Return the standard error of the mean of paired differences; None for fewer than two finite differences."""
     if left is None or right is None or len(left) != len(right) or len(left) < 2:
         return None
-    differences = np.subtract(left, right)
-    if not np.isfinite(differences).all():
+    if not (np.isfinite(left).all() and np.isfinite(right).all()):
         return None
+    differences = np.subtract(left, right)
     return float(np.std(differences, ddof=1) / math.sqrt(len(differences)))
 
 

@@ -7,7 +7,9 @@ statistics that are recalibrated on the other half of the batches, both ways.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -17,10 +19,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.errors import UsageError
 from bnlab.observe.losses import Losses, LossMeasure
-from bnlab.observe.passes.batches import Batch, KeptBatches, parts_of, shuffled_batches
+from bnlab.observe.passes.batches import Batch, KeptBatches, parts_of, shuffled_batches, spread_places
 from bnlab.observe.passes.pooling import pool
 from bnlab.observe.passes.population import Statistics, impose_statistics
-from bnlab.observe.passes.subject import Subject
+from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.records import Advice, StatisticsVerdict
 
 __all__ = ["decide", "pooled_statistics"]
@@ -68,10 +70,13 @@ def decide(
         return undecided
     judge = _Judge(subject, layers, measure, *halves, advance)
     try:
-        chosen = _chosen(judge.searching(), tuple(layers))
-        running, recalibrated = judge.running, judge.recalibrated(chosen)
+        with usage_error_unless("forward must run on a part of the data"):
+            chosen = _chosen(judge.searching(), tuple(layers))
+            running, recalibrated = judge.running, judge.recalibrated(chosen)
     except UsageError:  # half of the data gives no statistics, or a part of the data has no loss
         return undecided
+    if not judge.is_below_chance(running) and not judge.is_below_chance(recalibrated):
+        return undecided  # the labels are not what the network predicts, or it predicts nothing
     difference = running.above(recalibrated)
     verdict = StatisticsVerdict(
         advice=Advice.NO_DIFFERENCE,
@@ -82,7 +87,7 @@ def decide(
         recalibrated=recalibrated.mean,
         standard_error=difference.standard_error,
     )
-    if difference.is_negative and judge.has_learned(running):
+    if difference.is_negative:
         return replace(verdict, advice=Advice.KEEP)
     if not difference.is_positive:
         return verdict
@@ -107,12 +112,21 @@ def pooled_statistics(
 
 
 def _halves(reference: KeptBatches) -> tuple[list[Batch], list[Batch]] | None:
-    """Return two halves of the batches in use, or of a single batch; None for too few samples."""
-    step = -(-len(reference) // _MAX_BATCHES)
-    batches = list(reference[::step])
+    """Return two halves of the batches in use, or of a single batch; None for too few samples or batches.
+
+    The halves follow the Thue-Morse sequence, so that batches of two kinds in turn reach both of them.
+    """
+    batches = _spread(reference, _MAX_BATCHES)
     if len(batches) == 1:
         batches = list(parts_of(batches[0], 2))
-    return (batches[::2], batches[1::2]) if len(batches) > 1 else None
+    halves: tuple[list[Batch], list[Batch]] = ([], [])
+    for index, batch in enumerate(batches):
+        halves[index.bit_count() % 2].append(batch)  # no period of the loader, such as two domains in turn, fits
+    return halves if halves[1] else None
+
+
+def _spread(batches: Sequence[Batch], count: int) -> list[Batch]:
+    return [batches[place] for place in spread_places(len(batches), count)]
 
 
 @dataclass(frozen=True)
@@ -135,15 +149,15 @@ class _Judge:
     right: Sequence[Batch]
     advance: Callable[[], None]
 
-    def has_learned(self, losses: Losses) -> bool:
+    def is_below_chance(self, losses: Losses) -> bool:
         """Return whether the losses are below that of a constant output, as those of a trained network are."""
         chance = self.measure.chance
         return chance is None or losses.mean < chance([*self.left, *self.right])
 
     def searching(self) -> _Judge:
         """Return a judge that uses a few of the batches, spread over all of them: data may be sorted by class."""
-        part = slice(None, None, -(-len(self.left) // (_MAX_SEARCH_BATCHES // 2)))
-        return replace(self, left=self.left[part], right=self.right[part])
+        count = _MAX_SEARCH_BATCHES // 2
+        return replace(self, left=_spread(self.left, count), right=_spread(self.right, count))
 
     @cached_property
     def running(self) -> Losses:
@@ -180,8 +194,14 @@ def _chosen(judge: _Judge, names: tuple[str, ...]) -> tuple[str, ...]:
     current = judge.running
     while len(chosen) < len(candidates):
         rest = [name for name in candidates if name not in chosen]
-        tried = {name: judge.recalibrated((*chosen, name)) for name in rest}
-        best = min(tried, key=lambda name: tried[name].mean)
+        tried: dict[str, Losses] = {}
+        for name in rest:
+            with suppress(UsageError):  # behind a layer whose statistics are no numbers
+                tried[name] = judge.recalibrated((*chosen, name))
+        finite = [name for name, losses in tried.items() if math.isfinite(losses.mean)]
+        if not finite:
+            break
+        best = min(finite, key=lambda name: tried[name].mean)
         if not current.above(tried[best]).is_positive:
             break
         if not chosen and not together.above(tried[best]).is_positive:
@@ -192,9 +212,10 @@ def _chosen(judge: _Judge, names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _with_veto(verdict: StatisticsVerdict, judge: _Judge, data: KeptBatches) -> StatisticsVerdict:
     """Withdraw the advice if the loss on the evaluation data gets worse; data without labels have no veto."""
-    step = -(-len(data) // _MAX_BATCHES)
+    if not len(data):
+        return verdict
     try:
-        running, recalibrated = judge.on(data[::step], verdict.layers)
+        running, recalibrated = judge.on(_spread(data, _MAX_BATCHES), verdict.layers)
     except UsageError:
         return verdict
     verdict = replace(verdict, data_running=running.mean, data_recalibrated=recalibrated.mean)

@@ -294,11 +294,12 @@ def _with_data(
 ) -> ModelEvidence:
     data, train_data = cast("KeptBatches", inputs.data), cast("KeptBatches | None", inputs.train_data)
     passes = _Passes(subject, modules, inputs)
-    seen, usable = passes.over("data", data)
+    seen, usable, finite = passes.over("data", data)
     shuffled = passes.over_shuffled("data", usable)
     reference, trained_on, train_shuffled = usable, _NOTHING, _NOTHING
+    train_finite: KeptBatches | None = None
     if train_data is not None:
-        trained_on, reference = passes.over("train_data", train_data)
+        trained_on, reference, train_finite = passes.over("train_data", train_data)
         train_shuffled = passes.over_shuffled("train_data", reference)
     dropped = _NOTHING
     if any(layer.execution is not None and layer.execution.dropout is not None for layer in evidence.layers):
@@ -321,17 +322,16 @@ def _with_data(
     evidence = replace(evidence, layers=layers, notes=(*evidence.notes, *passes.notes))
     with usage_error_unless("forward must run on every batch of data"):
         evidence = replace(evidence, mixing=_mixing(subject, usable, evidence), output_gap=_output_gap(subject, usable))
-    held_out = None if train_data is None else usable
     comparison = Comparison(
         subject=subject,
         modules=modules,
         loss=inputs.loss,
         score=inputs.score,
-        reference=reference,
-        held_out=held_out,
+        reference=finite if train_finite is None else train_finite,
+        held_out=None if train_finite is None else finite,
         advance=lambda: inputs.advance("comparing statistics"),
     )
-    return comparison.add_to(evidence, stale_layers(evidence), data, usable)
+    return comparison.add_to(evidence, stale_layers(evidence), data, usable, None if train_data is None else reference)
 
 
 _NOTHING: Mapping[str, Observed] = {}
@@ -360,8 +360,8 @@ class _Passes:
             self.notes.append(f"{label}: left out because of an error: {str(error).rstrip('.')}")
             return _NOTHING
 
-    def over(self, label: str, data: KeptBatches) -> tuple[Mapping[str, Observed], KeptBatches]:
-        """Return the inputs of every layer, and the data without the batches that have no batch statistics."""
+    def over(self, label: str, data: KeptBatches) -> tuple[Mapping[str, Observed], KeptBatches, KeptBatches]:
+        """Return the inputs of every layer, the batches with batch statistics, and those that are finite too."""
         described = data.described()
         if described is not None:
             self.notes.append(f"{label}: from {described}")
@@ -371,11 +371,12 @@ class _Passes:
         if not_finite:
             batches_were = counted(len(not_finite), "batch was", "batches were")
             self.notes.append(f"{label}: {batches_were} left out of every layer that gets a NaN or inf")
+        finite = data.without(short | not_finite) if short | not_finite else data
         if not short:
-            return seen, data
+            return seen, data, finite
         batches_were = counted(len(short), "batch was", "batches were")
         self.notes.append(f"{label}: {batches_were} left out: one value per channel has no variance")
-        return seen, data.without(short)
+        return seen, data.without(short), finite
 
     def _observed(self, label: str, data: Iterable[Batch], **options: Any) -> dict[str, Observed]:  # noqa: ANN401
         with usage_error_unless(f"forward must run on every batch of {label}"):

@@ -14,6 +14,9 @@ __all__ = ["way_to_data"]
 _MIN_WAY = 0.5
 """Share of the way that the statistics have gone at least, less `_ERRORS` standard errors."""
 
+_MAX_WAY = 1.5
+"""Share of the way beyond which the statistics are not those of `data`, but further in their direction."""
+
 _ERRORS = 4.0
 
 _MIN_R_SQUARED = 0.9
@@ -53,7 +56,8 @@ def way_to_data(layers: Iterable[ModelLayer]) -> float | None:
     rest = float(np.sum((way - weight * shift) ** 2))
     error = np.sqrt(rest / (len(way) - 1) / (shift @ shift))
     explains = 1 - rest / float(way @ way) > _MIN_R_SQUARED
-    return weight if explains and weight - _ERRORS * error > _MIN_WAY else None
+    is_between = weight - _ERRORS * error > _MIN_WAY and weight < _MAX_WAY
+    return weight if explains and is_between else None
 
 
 def _differences(mean: Floats, var: Floats, reference: Observed, eps: float) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.errors import UsageError
 
-__all__ = ["WrittenCounters", "settled_count", "write_counters"]
+__all__ = ["WrittenCounters", "new_counters", "settled_count", "write_counters"]
 
 _INITIAL_WEIGHT = 0.01
 """Weight of the initial values below which a moving average counts as settled: the limit of BN105."""
+
+
+_LARGEST = 10**9
+"""Largest number of updates that is written, for a momentum so small that no training settles."""
 
 
 @dataclass(frozen=True)
@@ -25,69 +29,99 @@ class WrittenCounters:
     Attributes:
         require_unchanged: A function that raises an error if a counter has changed since.
         restore: A function that restores the old values.
-        old: The old value of each counter that changed, by layer path.
-        new: The value that all counters have now.
+        changes: The old and the new value of each counter that changed, by layer path.
     """
 
     require_unchanged: Callable[[], None]
     restore: Callable[[], None]
-    old: Mapping[str, int]
-    new: int
+    changes: Mapping[str, tuple[int, int]]
 
 
-def settled_count(layers: Iterable[_BatchNorm], batches: int) -> int:
+def settled_count(layers: Iterable[_BatchNorm]) -> int:
     """Return the number of updates after which the initial values of every layer count as forgotten.
 
-    Args:
-        layers: The recalibrated layers. With momentum a, the number is ceil(ln 0.01 / ln(1 - a)); with momentum None it
-            is `batches`.
-        batches: The batches that the statistics come from.
+    With momentum a, it is the smallest k with (1 - a)^k <= 0.01. Layers with momentum 0 or None count for nothing.
     """
     counts = [0]
     for layer in layers:
-        if layer.momentum is None:
-            counts.append(batches)
-        elif layer.momentum >= 1:
+        if layer.momentum is not None and layer.momentum >= 1:
             counts.append(1)
-        elif layer.momentum > 0:
-            counts.append(math.ceil(math.log(_INITIAL_WEIGHT) / math.log1p(-layer.momentum)))
-    return max(counts)
+        elif layer.momentum:
+            exact = math.log(_INITIAL_WEIGHT) / math.log1p(-layer.momentum)
+            count = math.ceil(min(exact, _LARGEST))
+            counts.append(count if (1 - layer.momentum) ** count <= _INITIAL_WEIGHT else count + 1)
+    return min(max(counts), _LARGEST)
+
+
+def new_counters(layers: Mapping[str, _BatchNorm], recalibrated: Collection[str], batches: int) -> dict[str, int]:
+    """Return what the counters of layers become after some of them were recalibrated.
+
+    A moving average gets one number for all layers, so that counters do not contradict each other (BN112): the largest
+    counter, or that of a settled average if it is larger. A recalibrated cumulative average (momentum None) gets the
+    number of batches, and another one keeps its own. A layer without a counter is left out.
+
+    Args:
+        layers: The layers whose counters may change, by path.
+        recalibrated: The paths of those that were recalibrated.
+        batches: The batches that the statistics come from.
+    """
+    counters = {path: int(counter) for path, layer in layers.items() if (counter := _counter(layer)) is not None}
+    moving = [path for path in counters if layers[path].momentum is not None]
+    settled = settled_count(layers[path] for path in recalibrated if path in layers)
+    number = max([settled, *(counters[path] for path in moving)])
+    wanted = dict.fromkeys(moving, number)
+    wanted |= {path: batches for path in counters if path in recalibrated and path not in moving}
+    return {path: min(value, _largest(layers[path])) for path, value in wanted.items()}
 
 
 @torch.no_grad()
-def write_counters(layers: Mapping[str, _BatchNorm], count: int) -> WrittenCounters:
-    """Set the counters of all layers to one number, at least `count` and at least the largest of them.
-
-    One number for all keeps counters from contradicting each other (BN112). A layer without a counter is left alone.
+def write_counters(layers: Mapping[str, _BatchNorm], new: Mapping[str, int]) -> WrittenCounters:
+    """Write the counters of layers. If an error is raised, every counter keeps its value.
 
     Args:
-        layers: Every BN layer of the network, by path.
-        count: The smallest number to write.
+        layers: The layers by path.
+        new: The new value of each counter, by path.
     """
-    counters = {
-        path: counter for path, layer in layers.items() if isinstance(counter := layer.num_batches_tracked, Tensor)
-    }
-    old = {path: counter.detach().clone() for path, counter in counters.items()}
-    new = max([count, *(int(value) for value in old.values())])
-    changed = {path: int(value) for path, value in old.items() if int(value) != new}
+    old = {path: int(_existing(layers, path)) for path in new}
+    changed = {path: (old[path], value) for path, value in new.items() if old[path] != value}
 
     def require_unchanged() -> None:
-        for path in changed:
-            if int(counters[path]) != new:
+        for path, (_, value) in changed.items():
+            counter = _counter(layers[path])
+            if counter is None or int(counter) != value:
+                got = "none" if counter is None else str(int(counter))
                 raise UsageError(
-                    f"undo: num_batches_tracked of {path or 'the model'} must still be {new}, "
-                    f"got {int(counters[path])}. Undo the later changes first."
+                    f"undo: num_batches_tracked of {path or 'the model'} must still be {value}, got {got}. "
+                    "Undo the later changes first."
                 )
 
     def restore() -> None:
         with torch.no_grad():
-            for path in changed:
-                counters[path].copy_(old[path])
+            for path, (before, _) in changed.items():
+                _existing(layers, path).fill_(before)
 
     try:
-        for path in changed:
-            counters[path].fill_(new)
+        for path, (_, value) in changed.items():
+            _existing(layers, path).fill_(value)
     except BaseException:
         restore()
         raise
-    return WrittenCounters(require_unchanged, restore, changed, new)
+    return WrittenCounters(require_unchanged, restore, changed)
+
+
+def _counter(layer: _BatchNorm) -> Tensor | None:
+    """Return the counter; None where there is none, or where it is no tensor."""
+    counter: object = layer.num_batches_tracked
+    return counter if isinstance(counter, Tensor) else None
+
+
+def _existing(layers: Mapping[str, _BatchNorm], path: str) -> Tensor:
+    counter = _counter(layers[path])
+    assert counter is not None  # new_counters left the others out
+    return counter
+
+
+def _largest(layer: _BatchNorm) -> int:
+    counter = _counter(layer)
+    is_integer = counter is not None and not counter.is_floating_point()
+    return torch.iinfo(counter.dtype).max if counter is not None and is_integer else _LARGEST

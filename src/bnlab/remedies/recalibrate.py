@@ -31,7 +31,7 @@ from bnlab.records import (
     Safety,
     StatisticsVerdict,
 )
-from bnlab.remedies.counters import settled_count, write_counters
+from bnlab.remedies.counters import new_counters, write_counters
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan, record_of
 from bnlab.remedies.running_statistics import distance_in_std, statistics_text, stored_statistics, write_statistics
@@ -68,7 +68,9 @@ class Recalibrate(Remedy):
     def apply(self, model: nn.Module, layers: Sequence[str], material: Material) -> Receipt:
         """Recalibrate the layers."""
         settings = RecalibrationSettings(layerwise=material.layerwise)
-        return recalibrate_with(model, material.batches, settings, layers=layers, advance=material.advance)
+        return recalibrate_with(
+            model, material.batches, settings, layers=layers, ran=material.ran, advance=material.advance
+        )
 
 
 def _is_impossible(evidence: DiagnosisRecord, finding: Finding) -> bool:
@@ -100,7 +102,7 @@ def why_kept(verdict: StatisticsVerdict) -> Refusal | None:
     if verdict.advice is Advice.RECALIBRATE:
         return None
     direction = ", or the metric is better if it is lower (lower_is_better=True)" if verdict.hangs_on_metric else ""
-    return Refusal(_REASONS[verdict.advice].format(measured=verdict.decided_by) + direction)
+    return Refusal(_REASONS[verdict.advice].format(measured=str(verdict.decided_by).removeprefix("the ")) + direction)
 
 
 _REASONS = {
@@ -250,9 +252,19 @@ def recalibrate_with(
     settings: RecalibrationSettings,
     *,
     layers: Iterable[str] | None = None,
+    ran: Collection[str] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Receipt:
-    """Recalibrate with validated arguments; `advance` is called after every batch."""
+    """Recalibrate with validated arguments.
+
+    Args:
+        model: Any module.
+        batches: Batches.
+        settings: How to recalibrate.
+        layers: The layers to recalibrate; None for all that are not frozen.
+        ran: The layers that are known to run; None where that is not known.
+        advance: Called after every batch.
+    """
     real = getattr(model, "_orig_mod", model)  # the original of a compiled model, whose single graph hides the layers
     chosen, left_alone = _chosen(real, layers)
     with torch.compiler.set_stance("force_eager"), usage_error_unless("forward must run on every batch"):
@@ -265,8 +277,9 @@ def recalibrate_with(
     old = {path: stored_statistics(chosen[path]) for path in new}
     written = write_statistics(chosen, new)
     try:
-        count = 0 if settings.keep_counters else settled_count((chosen[path] for path in new), pooling.batches)
-        counters = write_counters({} if settings.keep_counters else batch_norm_layers(real), count)
+        counted = _counted_layers(real, unused, ran)
+        numbers = {} if settings.keep_counters else new_counters(counted, new.keys(), pooling.batches)
+        counters = write_counters(counted, numbers)
     except BaseException:
         written.undo()
         raise
@@ -280,7 +293,8 @@ def recalibrate_with(
         Change(path, "running statistics", statistics_text(*old[path]), statistics_text(*new[path])) for path in new
     ]
     changes += [
-        Change(path, "num_batches_tracked", str(value), str(counters.new)) for path, value in counters.old.items()
+        Change(path, "num_batches_tracked", str(before), str(after))
+        for path, (before, after) in counters.changes.items()
     ]
     record = Changes(
         bnlab=__version__,
@@ -292,6 +306,18 @@ def recalibrate_with(
         measurements=tuple(_measurements(chosen, pooling, old, new)),
     )
     return Receipt(model, record, undo)
+
+
+def _counted_layers(
+    model: nn.Module, unused: Iterable[LeftAlone], ran: Collection[str] | None
+) -> dict[str, _BatchNorm]:
+    """Return the layers whose counters may change: no frozen layer, and no layer that is known not to run."""
+    left_out = {left.layer for left in unused}
+    return {
+        path: layer
+        for path, layer in batch_norm_layers(model).items()
+        if path not in left_out and (ran is None or path in ran) and why_frozen(model, path) is None
+    }
 
 
 def _is_count(value: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -39,12 +39,14 @@ class Material:
         batches: The batches from which statistics are recomputed.
         source: The name of the argument that these batches come from: "train_data" or "data".
         layerwise: Whether statistics are recomputed layer by layer, which batches that differ from each other need.
+        ran: The layers that run on these batches; None where that is not known.
         advance: A function that is called after every batch.
     """
 
     batches: Iterable[Any]
     source: str = "data"
     layerwise: bool = False
+    ran: Collection[str] | None = None
     advance: Callable[[], None] = lambda: None
 
 

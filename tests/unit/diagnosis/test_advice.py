@@ -30,6 +30,8 @@ def numbers(running=0.25, recalibrated=0.75):
     return Numbers(train_batch=None, eval_batch=0.8, eval_running=running, eval_recalibrated=recalibrated)
 
 
+DIRECTION = ", or the metric is better if it is lower (lower_is_better=True)"
+
 ADVISES = {advice: advice in (Advice.RECALIBRATE, Advice.UNDECIDED) for advice in Advice}
 
 
@@ -100,10 +102,11 @@ def test_the_codes_are_those_of_checks_that_recalibrate():
         (
             {"advice": Advice.WORSE_ON_DATA},
             numbers(0.75, 0.5),
-            "; recalibrating makes this data worse (height 0.75 to 0.5)",
+            f"; recalibrating makes this data worse (height 0.75 to 0.5){DIRECTION}",
         ),
         ({"advice": Advice.NO_DIFFERENCE}, None, "; recalibrating does not help (cross-entropy 2.5 to 0.125)"),
-        ({"advice": Advice.NO_DIFFERENCE}, numbers(), "; recalibrating does not help (height 0.25 to 0.75)"),
+        ({"advice": Advice.NO_DIFFERENCE}, numbers(0.75, 0.5), "; recalibrating does not help (height 0.75 to 0.5)"),
+        ({"advice": Advice.NO_DIFFERENCE}, numbers(0.5, 0.5), "; recalibrating does not help (height 0.5 to 0.5)"),
         (
             {"advice": Advice.UNDECIDED, "decided_by": None, "running": None, "recalibrated": None},
             None,
@@ -115,6 +118,20 @@ def test_the_codes_are_those_of_checks_that_recalibrate():
 )
 def test_the_effect_ends_a_conclusion(changes, with_numbers, text):
     assert effect_of_recalibrating(evidence(numbers=with_numbers, **changes), "height") == text
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_a_metric_that_gains_is_no_reason_against_recalibrating(lower):
+    """The loss made the verdict, so that its numbers are shown, and not a metric that says the opposite."""
+    gains = numbers(0.75, 0.25) if lower else numbers(0.25, 0.75)
+    gains = dataclasses.replace(gains, lower_is_better=lower)
+    assert effect_of_recalibrating(evidence(Advice.NO_DIFFERENCE, gains), "height") == (
+        "; recalibrating does not help (cross-entropy 2.5 to 0.125)"
+    )
+    on_data = {"data_running": 1.0, "data_recalibrated": 3.0}
+    assert effect_of_recalibrating(evidence(Advice.WORSE_ON_DATA, gains, **on_data), "height") == (
+        "; recalibrating makes this data worse (cross-entropy 1 to 3)"
+    )
 
 
 def test_a_metric_is_shown_with_its_own_sign():
@@ -135,3 +152,20 @@ def test_only_weights_that_keep_their_statistics_were_trained_with_them(advice):
         else ""
     )
     assert trained_with_statistics(None) == ""
+
+
+def test_a_metric_alone_may_have_the_wrong_direction():
+    metric = verdict(Advice.KEEP, decided_by="height", running=-0.75, recalibrated=-0.5)
+    assert trained_with_statistics(metric).endswith(f"height on the training data from 0.75 to 0.5){DIRECTION}")
+    assert DIRECTION not in trained_with_statistics(verdict(Advice.KEEP))
+
+
+@pytest.mark.parametrize(
+    ("data_running", "data_recalibrated", "says"), [(None, None, True), (1.0, 0.5, True), (0.5, 1.0, False)]
+)
+def test_a_loss_that_agrees_with_the_metric_leaves_no_doubt(data_running, data_recalibrated, says):
+    """The metric withdraws the advice on the data. The loss on the data agrees where it is higher, too."""
+    losses = {"data_running": data_running, "data_recalibrated": data_recalibrated}
+    text = effect_of_recalibrating(evidence(Advice.WORSE_ON_DATA, numbers(0.75, 0.5), **losses), "height")
+    assert text.startswith("; recalibrating makes this data worse (height 0.75 to 0.5)")
+    assert text.endswith(DIRECTION) is says

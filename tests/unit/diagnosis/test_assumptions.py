@@ -8,7 +8,10 @@ import pytest
 from bnlab.checks.bn105_statistics_barely_updated import StatisticsBarelyUpdated
 from bnlab.checks.cases import healthy, network, untrained
 from bnlab.diagnosis.assumptions import assumption_behind
+from bnlab.diagnosis.settings import Settings
 from bnlab.observe.evidence import Hyperparameters
+
+ALL = Settings.of()
 
 
 def assumed(name="bn", *, momentum=None, **changes):
@@ -28,7 +31,7 @@ def findings_at(momentum, *layers):
 @pytest.mark.parametrize("count", [44, 60, 100, 1000, 4000])
 def test_the_bound_is_the_momentum_from_which_the_check_fires(count):
     layer = assumed(num_batches_tracked=count)
-    text = assumption_behind([network(layer)], [])
+    text = assumption_behind(ALL, [network(layer)], [])
     bound = 1 - 0.01 ** (1 / count)
     assert text == f"BN105 would fire at a momentum below {bound:.3g} (0.1 is assumed)"
     assert findings_at(bound * 0.999, layer)
@@ -39,22 +42,22 @@ def test_the_bound_is_the_momentum_from_which_the_check_fires(count):
 @pytest.mark.parametrize("count", [5000, 100_000])
 def test_a_momentum_that_nobody_uses_is_no_assumption(count):
     """The bound is about 4.6/k, and 0.001 is the smallest momentum in use."""
-    assert assumption_behind([network(assumed(num_batches_tracked=count))], []) is None
+    assert assumption_behind(ALL, [network(assumed(num_batches_tracked=count))], []) is None
 
 
 def test_a_small_variance_proves_that_the_momentum_is_not_small():
     """The initial variance 1 would still weigh 1 %, and 0.005 is less than that."""
     old = assumed(num_batches_tracked=100, running_var=(0.005, 2, 0.4, 1))
     young = assumed(num_batches_tracked=100, running_var=(0.011, 2, 0.4, 1))
-    assert assumption_behind([network(old)], []) is None
-    assert assumption_behind([network(young)], []) is not None
+    assert assumption_behind(ALL, [network(old)], []) is None
+    assert assumption_behind(ALL, [network(young)], []) is not None
 
 
 def test_the_layer_with_the_fewest_updates_counts():
     layers = [assumed("a", num_batches_tracked=100), assumed("b", num_batches_tracked=50), assumed("c")]
     bound = 1 - 0.01 ** (1 / 50)
     for networks in ([network(*layers)], [network(one) for one in layers]):
-        assert assumption_behind(networks, []).startswith(f"BN105 would fire at a momentum below {bound:.3g} ")
+        assert assumption_behind(ALL, networks, []).startswith(f"BN105 would fire at a momentum below {bound:.3g} ")
 
 
 @pytest.mark.parametrize(
@@ -65,26 +68,50 @@ def test_the_layer_with_the_fewest_updates_counts():
         assumed(num_batches_tracked=0),
         assumed(num_batches_tracked=-5),
         assumed(num_batches_tracked=100, settled=True),
+        assumed(num_batches_tracked=100, running_mean=(0.0, 0.0, 0.0, 0.0)),
         dataclasses.replace(assumed(num_batches_tracked=100), trained_with=True),
     ],
-    ids=["stated", "no counter", "counter 0", "negative counter", "settled", "trained with them"],
+    ids=["stated", "no counter", "counter 0", "negative counter", "settled", "means of 0", "trained with them"],
 )
 def test_other_layers_rest_on_no_assumption(layer):
-    assert assumption_behind([network(layer)], []) is None
+    assert assumption_behind(ALL, [network(layer)], []) is None
 
 
 @pytest.mark.parametrize(("code", "is_none"), [("BN105", True), ("BN104", True), ("BN102", False)])
 def test_a_finding_on_the_age_replaces_the_assumption(code, is_none):
     finding = next(StatisticsBarelyUpdated().inspect(network(healthy(num_batches_tracked=2))))
-    text = assumption_behind([network(assumed(num_batches_tracked=100))], [dataclasses.replace(finding, code=code)])
+    text = assumption_behind(
+        ALL, [network(assumed(num_batches_tracked=100))], [dataclasses.replace(finding, code=code)]
+    )
     assert (text is None) is is_none
 
 
+@pytest.mark.parametrize(
+    ("settings", "is_none"),
+    [
+        (Settings.of(select=["BN104"]), True),
+        (Settings.of(ignore={"BN105": "few epochs"}), True),
+        (Settings.of(select=["BN105"]), False),
+        (Settings.of(ignore={"BN104": "few epochs"}), False),
+    ],
+    ids=["not selected", "ignored", "selected", "another one ignored"],
+)
+def test_a_check_that_does_not_report_rests_on_no_assumption(settings, is_none):
+    text = assumption_behind(settings, [network(assumed(num_batches_tracked=100))], [])
+    assert (text is None) is is_none
+
+
+def test_the_bound_follows_the_limit_of_the_check():
+    settings = Settings.of(limits={"BN105": {"initial_weight": 0.1}})
+    text = assumption_behind(settings, [network(assumed(num_batches_tracked=100))], [])
+    assert text.startswith(f"BN105 would fire at a momentum below {1 - 0.1 ** (1 / 100):.3g} ")
+
+
 def test_nothing_rests_on_an_assumption_without_layers():
-    assert assumption_behind([], []) is None
-    assert assumption_behind([network(untrained())], []) is None
+    assert assumption_behind(ALL, [], []) is None
+    assert assumption_behind(ALL, [network(untrained())], []) is None
 
 
 def test_the_bound_has_three_digits():
-    text = assumption_behind([network(assumed(num_batches_tracked=77))], [])
+    text = assumption_behind(ALL, [network(assumed(num_batches_tracked=77))], [])
     assert float(re.search(r"below ([\d.]+) ", text)[1]) == pytest.approx(1 - 0.01 ** (1 / 77), rel=5e-3)

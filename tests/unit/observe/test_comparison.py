@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from tests.blobs import HELD_OUT, TRAINING, blobs, trained
-from torch.nn.functional import cross_entropy
+from torch import nn
+from torch.nn.functional import batch_norm, cross_entropy, mse_loss
 
 import bnlab
 from bnlab.checks.cases import model, model_layer
@@ -73,7 +74,8 @@ def compared(network, stale, *, metric=None, lower=False, loss=None, train_data=
         advance=lambda: None,
     )
     evidence = model(*(model_layer(name) for name in modules))
-    return comparison.add_to(evidence, stale, held_out, held_out)
+    measured_on = None if train_data is None else reference
+    return comparison.add_to(evidence, stale, held_out, held_out, measured_on)
 
 
 def hidden_accuracy(network, data):
@@ -125,7 +127,16 @@ def test_a_metric_of_the_whole_data_decides_by_its_value(healthy, of_eval_mode):
     assert sick.statistics.recalibrated == -sick.numbers.train_recalibrated
     kept = compared(of_eval_mode, ["1", "4"], metric=metric, **data)
     assert kept.statistics.advice is Advice.KEEP
-    assert {layer.name for layer in kept.layers if layer.trained_with} == {"1", "4"}
+
+
+def test_a_metric_alone_does_not_silence_the_checks(of_eval_mode):
+    """Its direction may be the wrong one, so that the layers keep their gap; a loss has only one direction."""
+    data = {"train_data": without_labels(TRAINING), "data": without_labels(HELD_OUT)}
+    of_metric = compared(of_eval_mode, ["1", "4"], metric=hidden_accuracy, **data)
+    of_loss = compared(of_eval_mode, ["1", "4"], metric=accuracy)
+    assert of_metric.statistics.advice is of_loss.statistics.advice is Advice.KEEP
+    assert not any(layer.trained_with or layer.gap is None for layer in of_metric.layers)
+    assert all(layer.trained_with and layer.gap is None for layer in of_loss.layers)
 
 
 def test_without_anything_that_decides_the_verdict_is_undecided(healthy):
@@ -184,7 +195,7 @@ def test_without_training_data_the_data_decide(healthy):
     assert evidence.numbers.train_running is None
 
 
-def judged(advice, running, recalibrated, *, error=None, train=(None, None), lower=False):
+def judged(advice, running, recalibrated, *, error=None, train=(None, None), lower=False, errors=1.0):
     numbers = Numbers(
         train_batch=None,
         eval_batch=running,
@@ -196,7 +207,7 @@ def judged(advice, running, recalibrated, *, error=None, train=(None, None), low
     )
     verdict = StatisticsVerdict(advice=advice, layers=("bn",), decided_by=None, data="data")
     evidence = model(statistics=verdict, numbers=numbers, recalibrated_error=error)
-    return _judged_by_metric(evidence, "height").statistics
+    return _judged_by_metric(evidence, Score(accuracy, lower, "height", errors)).statistics
 
 
 @pytest.mark.parametrize(
@@ -242,10 +253,92 @@ def test_a_metric_withdraws_the_advice_above_one_standard_error(running, recalib
     assert judged(Advice.RECALIBRATE, running, recalibrated, error=error, lower=lower).advice is advice
 
 
+@pytest.mark.parametrize(
+    ("errors", "error", "advice"),
+    [
+        (1.0, 0.09, Advice.WORSE_ON_DATA),
+        (1.0, 0.11, Advice.RECALIBRATE),
+        (2.0, 0.04, Advice.WORSE_ON_DATA),
+        (2.0, 0.09, Advice.RECALIBRATE),
+    ],
+)
+def test_a_score_withdraws_the_advice_above_its_number_of_errors(errors, error, advice):
+    assert judged(Advice.RECALIBRATE, 0.9, 0.8, error=error, errors=errors).advice is advice
+
+
 @pytest.mark.parametrize("advice", [Advice.KEEP, Advice.NO_DIFFERENCE, Advice.WORSE_ON_DATA])
 def test_a_metric_does_not_change_other_verdicts(advice):
     assert judged(advice, 0.1, 0.9).advice is advice
     assert judged(advice, 0.9, 0.1).advice is advice
+
+
+def autoencoder_of_eval_mode():
+    """Return a network that was trained in eval mode to return its input."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 8)).eval()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(10):
+        for points, _ in TRAINING:
+            optimizer.zero_grad()
+            mse_loss(network(points), points).backward()
+            optimizer.step()
+    return network
+
+
+def reconstruction_error(network, data):
+    return float(torch.cat([(network(points) - points).square().mean(1) for points, _ in data]).mean())
+
+
+def test_labels_that_an_autoencoder_does_not_predict_decide_nothing():
+    """The labels of the classes stand beside an output of shape (N, 8), as if it were the scores of 8 classes."""
+    network = autoencoder_of_eval_mode()
+    verdict = compared(network, ["1"]).statistics
+    assert (verdict.advice, verdict.layers, verdict.decided_by) == (Advice.UNDECIDED, ("1",), None)
+    kept = compared(network, ["1"], metric=reconstruction_error, lower=True).statistics
+    assert (kept.advice, kept.decided_by) == (Advice.KEEP, "height")
+    before = copy.deepcopy(network.state_dict())
+    bnlab.repair(network, data=HELD_OUT, train_data=TRAINING)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_one_sample_that_is_not_a_number_does_not_change_the_verdict(healthy):
+    points, labels = TRAINING[3]
+    points = points.clone()
+    points[5] = torch.nan
+    train_data = [*TRAINING[:3], (points, labels), *TRAINING[4:]]
+    diagnosis = bnlab.check(corrupted(healthy), data=HELD_OUT, train_data=train_data)
+    assert "recalibrating lowers the cross-entropy on the training data" in diagnosis.conclusion
+    assert "train_data: 1 batch was left out of every layer that gets a NaN or inf" in diagnosis.notes
+    (stale,) = (finding for finding in diagnosis.findings if finding.code == "BN401")
+    assert (stale.layer, "recalibrate" in stale.remedies) == ("4", True)
+
+
+class ForeignNorm(nn.Module):
+    """A BN layer of another library, which is no `_BatchNorm` of torch, with statistics of something else."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.momentum, self.eps = 0.1, 1e-5
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.full((channels,), 9.0))
+        self.register_buffer("running_var", torch.full((channels,), 7.0))
+
+    def forward(self, x):
+        return batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        )
+
+
+def test_a_verdict_holds_no_layer_of_a_foreign_class(healthy):
+    sick = corrupted(healthy)
+    sick[1] = ForeignNorm(16).eval()
+    assert compared(sick, ["1"]).statistics is None
+    assert compared(sick, ["1", "4"]).statistics.layers == ("4",)
+    before = copy.deepcopy(sick[1].state_dict())
+    was = accuracy(sick, HELD_OUT)
+    bnlab.repair(sick, data=HELD_OUT, train_data=TRAINING, metric=accuracy)
+    assert all(torch.equal(value, before[name]) for name, value in sick[1].state_dict().items())
+    assert accuracy(sick, HELD_OUT) > was
 
 
 def test_the_model_is_untouched(healthy):

@@ -1,6 +1,7 @@
 """Losses are measured sample by sample, and compared in pairs."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,6 +102,7 @@ def test_one_sample_alone_proves_nothing():
 def test_a_loss_that_is_not_a_number_is_worse_than_any_number(left, right, positive, negative):
     difference = losses(left).above(losses(right))
     assert (difference.is_positive, difference.is_negative) == (positive, negative)
+    assert difference.standard_error == pytest.approx(0.0 if positive or negative else math.nan, nan_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_half_precision_is_widened_before_the_loss(dtype):
     [
         [torch.zeros(4, 3)],
         [(torch.zeros(4, 3), torch.tensor([0.0, 1, 2, 0]))],
-        [(torch.zeros(4, 3), torch.tensor([0, 1, 2, 3]))],
+        [(torch.zeros(4, 3), torch.tensor([0, 1, 3, 4]))],
         [(torch.zeros(4, 3), torch.tensor([0, 1]))],
         [(torch.zeros(4, 3), {"labels": torch.tensor([0, 1, 2, 0])})],
         [],
@@ -166,8 +168,12 @@ def test_there_is_no_cross_entropy_without_labels_that_fit(data):
     assert cross_entropy_measure(nn.Identity(), data) is None
 
 
-def test_a_later_batch_without_labels_is_an_error():
-    data = [*classified(1), (torch.zeros(4, 4),)]
+@pytest.mark.parametrize(
+    "with_others",
+    [(torch.zeros(4, 4),), (torch.zeros(4, 4), torch.zeros(4)), (torch.zeros(4, 4), torch.tensor([0, 1, 7, 8]))],
+)
+def test_a_later_batch_with_other_labels_is_an_error(with_others):
+    data = [*classified(1), with_others]
     measure = cross_entropy_measure(nn.Identity(), data)
     with pytest.raises(UsageError, match="data: every batch must have labels like the first one"):
         measure.of(nn.Identity(), data)
@@ -208,6 +214,24 @@ def test_a_few_batches_are_cut_into_parts_and_many_are_not():
     np.testing.assert_allclose(many.values, one.values)
     halves = loss_measure(square, 8).of(nn.Identity(), [x])
     assert halves.weights.tolist() == [32.0, 32.0]
+
+
+def test_a_loss_whose_parts_fail_is_measured_on_whole_batches():
+    def of_the_whole(model, batch):
+        if len(batch) < 8:
+            raise ValueError("eight samples at least")
+        return square(model, batch)
+
+    x = torch.arange(16.0)[:, None]
+    result = loss_measure(of_the_whole, 2).of(nn.Identity(), list(x.split(8)))
+    np.testing.assert_allclose(result.values, [(part.double() ** 2).mean() for part in x.split(8)])
+    assert result.weights.tolist() == [8.0, 8.0]
+
+
+def test_a_batch_that_cannot_be_cut_is_measured_once():
+    batch = SimpleNamespace(x=torch.ones(64, 2))
+    result = loss_measure(lambda model, batch: batch.x.mean(), 1).of(nn.Identity(), [batch])
+    assert (result.values.tolist(), result.weights.tolist()) == ([1.0], [1.0])
 
 
 def test_a_loss_is_measured_in_eval_mode_without_gradients():
@@ -265,4 +289,6 @@ def test_the_mean_loss_is_a_metric_of_which_lower_is_better():
     data = [torch.full((3, 1), 1.0), torch.full((1, 1), 3.0)]
     assert score.lower_is_better
     assert score.name == "loss"
+    assert score.errors == 2
+    assert Score(square).errors == 1
     assert score.on(nn.Identity(), data) == pytest.approx((3 * 1 + 1 * 9) / 4)

@@ -177,6 +177,14 @@ def test_a_larger_value_is_worse_where_lower_is_better(before, after, worse):
     assert after.is_worse_than(before) is worse
 
 
+@pytest.mark.parametrize(("errors", "worse"), [(0.5, True), (1.0, True), (2.0, False)])
+def test_a_score_is_worse_above_its_number_of_errors(errors, worse):
+    """The differences 0.2, 0.1 and 0.0 have the mean 0.1 and the standard error 0.1/sqrt(3) = 0.058."""
+    before, after = (0.9, 0.9, 0.9), (0.7, 0.8, 0.9)
+    assert Measured(0.8, after, errors=errors).is_worse_than(Measured(0.9, before, errors=errors)) is worse
+    assert measured(network(), Score(agreement, errors=errors), keep("data", batches(2), "auto")).errors == errors
+
+
 @pytest.mark.parametrize("lower", [True, False])
 def test_a_measured_metric_keeps_its_direction(lower):
     result = measured(network(), Score(agreement, lower), keep("data", batches(), "auto"))

@@ -48,6 +48,10 @@ def verdict_on(model, stale, train_data=TRAINING, data=None, *, measure="cross-e
     return decide(subject, {name: model.get_submodule(name) for name in stale}, measure, reference, held_out)
 
 
+def batch_loss(model, batch):
+    return cross_entropy(model(batch[0]), batch[1])
+
+
 def mean_cross_entropy(model, data):
     """Return the mean cross-entropy of all samples in float64, with numpy alone after the forward pass."""
     with torch.no_grad():
@@ -127,12 +131,24 @@ def test_every_layer_of_a_network_trained_in_eval_mode_is_kept(of_eval_mode, tra
     assert verdict_on(of_eval_mode, ["1", "4"], train_data).layers == ("1", "4")
 
 
+@pytest.mark.parametrize("count", [4, 8, 20])
+@pytest.mark.parametrize("stale", [("1",), ("4",), ("1", "4")])
+def test_batches_of_two_classes_in_turn_do_not_flip_the_verdict(healthy, of_eval_mode, stale, count):
+    """If one half held the even batches, each half would be recalibrated on the other class."""
+    none, one = ([batch for batch in SORTED if set(batch[1].tolist()) == {label}] for label in (0, 1))
+    in_turn = [batch for pair in zip(none, one, strict=False) for batch in pair][:count]
+    assert [int(labels[0]) for _, labels in in_turn[:4]] == [0, 1, 0, 1]
+    assert verdict_on(of_eval_mode, stale, in_turn).advice is Advice.KEEP
+    assert verdict_on(corrupted(healthy, stale[-1]), stale, in_turn).advice is Advice.RECALIBRATE
+
+
 @pytest.mark.parametrize("data", [None, HELD_OUT])
 def test_a_loss_that_does_not_depend_on_the_statistics_makes_no_difference(healthy, data):
     model = corrupted(healthy)
     nn.init.zeros_(model[6].weight)
-    verdict = verdict_on(model, ["4"], data=data)
+    verdict = verdict_on(model, ["4"], data=data, measure=loss_measure(batch_loss, len(TRAINING)))
     assert verdict.advice is Advice.NO_DIFFERENCE
+    assert verdict_on(model, ["4"], data=data).advice is Advice.UNDECIDED
     assert verdict.running == verdict.recalibrated
     assert verdict_on(corrupted(healthy), ["4"], data=data).advice is Advice.RECALIBRATE
 
@@ -199,17 +215,18 @@ def test_a_layer_that_is_no_batch_norm_of_torch_leaves_it_undecided(healthy):
     assert verdict_on(corrupted(healthy), ["4", "6"]).advice is Advice.UNDECIDED
 
 
-def test_a_network_that_is_worse_than_a_constant_output_has_nothing_to_keep(of_eval_mode):
+def test_cross_entropies_above_that_of_a_constant_output_decide_nothing(of_eval_mode):
     """The head points the other way: the loss grows with the confidence, so that it is lower with other statistics."""
     model = copy.deepcopy(of_eval_mode)
     with torch.no_grad():
         model[6].weight.neg_()
         model[6].bias.neg_()
         model[1].running_var.fill_(1e4)
-    verdict = verdict_on(model, ["1"])
-    assert verdict.running > np.log(2)
-    assert verdict.recalibrated - verdict.running > 2 * verdict.standard_error
-    assert verdict.advice is Advice.NO_DIFFERENCE
+    assert mean_cross_entropy(model, TRAINING) > np.log(2)
+    of_labels = verdict_on(model, ["1"])
+    assert (of_labels.advice, of_labels.decided_by) == (Advice.UNDECIDED, None)
+    of_loss = verdict_on(model, ["1"], measure=loss_measure(batch_loss, len(TRAINING)))
+    assert (of_loss.advice, of_loss.decided_by) == (Advice.KEEP, "loss")
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -237,6 +254,35 @@ def test_the_model_and_its_random_numbers_are_untouched(healthy, training):
     assert all(torch.equal(old, new) for old, new in zip(before, now, strict=True))
     assert [tensor.data_ptr() for tensor in now] == places
     assert {module.training for module in model.modules()} == {training}
+
+
+class OnGraph(nn.Module):
+    """Takes nodes and edges as one input, and reads the neighbours of every node without any effect."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, graph):
+        nodes, (sources, targets) = graph
+        return self.network(nodes + 0 * torch.zeros_like(nodes).index_add(0, targets, nodes[sources]))
+
+
+@pytest.mark.parametrize("with_loss", [True, False])
+def test_a_single_graph_cannot_be_cut_and_decides_nothing(healthy, with_loss):
+    """Its edges point at nodes that a half does not have."""
+    points, labels = (torch.cat(column) for column in zip(*TRAINING, strict=True))
+    edges = torch.stack([torch.arange(640), torch.arange(640).roll(1)])
+    graph, model = ((points, edges), labels), OnGraph(corrupted(healthy)).eval()
+    measure = loss_measure(batch_loss, 1) if with_loss else "cross-entropy"
+    assert verdict_on(model, ["network.4"], [graph], measure=measure).advice is Advice.UNDECIDED
+    two = [((x, edges[:, :0]), y) for x, y in TRAINING[:2]]
+    assert verdict_on(model, ["network.4"], two, measure=measure).advice is Advice.RECALIBRATE
+    loss = batch_loss if with_loss else None
+    for data, whole in ([graph], None), ([graph] * 2, [graph] * 4):
+        diagnosis = bnlab.check(model, data=data, train_data=whole, loss=loss)
+        assert {finding.layer for finding in diagnosis.findings if finding.code == "BN401"} == {"network.4"}
+        assert ("recalibrate may help" in diagnosis.conclusion) is (whole is None and loss is None)
 
 
 def test_every_batch_of_a_pass_for_statistics_is_reported(healthy):

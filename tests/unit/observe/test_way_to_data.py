@@ -29,7 +29,7 @@ def test_buffers_with_the_statistics_of_the_data_are_all_the_way():
     assert way_to_data([layer(DATA_MEAN, DATA_VAR)]) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("share", [0.55, 0.7, 0.9, 1.0])
+@pytest.mark.parametrize("share", [0.55, 0.7, 0.9, 1.0, 1.2, 1.45])
 def test_a_share_of_the_way_is_measured(share):
     mean = (1 - share) * TRAIN_MEAN + share * DATA_MEAN
     assert way_to_data([layer(mean, geometric(share))]) == pytest.approx(share, abs=1e-4)
@@ -46,6 +46,11 @@ def test_a_moving_average_over_the_data_is_between_half_and_all_of_the_way(updat
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.45])
 def test_less_than_half_of_the_way_is_not_reported(share):
+    assert way_to_data([layer((1 - share) * TRAIN_MEAN + share * DATA_MEAN, geometric(share))]) is None
+
+
+@pytest.mark.parametrize("share", [1.55, 2.0, 5.0])
+def test_statistics_far_behind_the_data_are_not_those_of_the_data(share):
     assert way_to_data([layer((1 - share) * TRAIN_MEAN + share * DATA_MEAN, geometric(share))]) is None
 
 

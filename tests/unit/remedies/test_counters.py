@@ -1,7 +1,5 @@
 """Counters after a recalibration say that the statistics have settled, and can be put back."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ from torch import nn
 
 from bnlab.checks.bn105_statistics_barely_updated import StatisticsBarelyUpdated
 from bnlab.errors import UsageError
-from bnlab.remedies.counters import settled_count, write_counters
+from bnlab.remedies.counters import new_counters, settled_count, write_counters
 
 
 def layer(momentum=0.1, count=0):
@@ -27,7 +25,7 @@ MOMENTA = [*(np.arange(1, 100) / 100).tolist(), 0.5, 1e-3, 1e-4, 1e-5, 0.999, *n
 
 @pytest.mark.parametrize("momentum", MOMENTA)
 def test_the_count_is_the_first_that_forgets_the_initial_values(momentum):
-    count = settled_count([layer(float(momentum))], batches=7)
+    count = settled_count([layer(float(momentum))])
     assert isinstance(count, int)
     assert (1 - momentum) ** count <= 0.01
     assert count == 1 or (1 - momentum) ** (count - 1) > 0.01
@@ -36,35 +34,47 @@ def test_the_count_is_the_first_that_forgets_the_initial_values(momentum):
 @pytest.mark.parametrize(("momentum", "count"), [(0.1, 44), (0.01, 459), (0.001, 4603), (0.5, 7), (0.9, 2), (0.99, 1)])
 def test_the_counts_of_usual_momenta(momentum, count):
     """44 is ceil(ln 0.01 / ln 0.9) = ceil(43.7), and so on."""
-    assert settled_count([layer(momentum)], batches=7) == pytest.approx(count, abs=momentum == 0.99)
+    assert settled_count([layer(momentum)]) == pytest.approx(count, abs=momentum == 0.99)
 
 
 def test_the_weight_is_the_limit_of_the_check():
     assert StatisticsBarelyUpdated().limits.initial_weight == 0.01
 
 
-@pytest.mark.parametrize(("momentum", "count"), [(None, 7), (1.0, 1), (1.5, 1), (0.0, 0)])
+@pytest.mark.parametrize(("momentum", "count"), [(None, 0), (1.0, 1), (1.5, 1), (0.0, 0)])
 def test_momenta_without_a_decay(momentum, count):
-    assert settled_count([layer(momentum)], batches=7) == count
+    assert settled_count([layer(momentum)]) == count
 
 
 def test_the_slowest_layer_counts():
-    assert settled_count([layer(0.5), layer(0.1), layer(None), layer(1.0), layer(0.0)], batches=7) == 44
-    assert settled_count([layer(0.5), layer(None)], batches=70) == 70
-    assert settled_count([], batches=7) == 0
+    assert settled_count([layer(0.5), layer(0.1), layer(None), layer(1.0), layer(0.0)]) == 44
+    assert settled_count([]) == 0
+
+
+def test_a_momentum_that_settles_never_has_a_limit():
+    assert settled_count([layer(1e-30)]) == 10**9
+    narrow = layer(1e-3)
+    narrow.num_batches_tracked = torch.tensor(5, dtype=torch.int8)
+    assert new_counters({"a": narrow}, {"a"}, 7) == {"a": 127}
+
+
+def rewritten(layers, recalibrated=None, batches=7):
+    """Write the counters as after a recalibration of some layers, or of all."""
+    return write_counters(
+        layers, new_counters(layers, layers.keys() if recalibrated is None else recalibrated, batches)
+    )
 
 
 @pytest.mark.parametrize(
-    ("old", "count", "new"),
-    [([0, 0], 44, 44), ([3, 90], 44, 90), ([100, 7], 0, 100), ([44, 0], 44, 44), ([0], 44, 44), ([0, 0], 0, 0)],
+    ("old", "recalibrated", "new"),
+    [([0, 0], "01", 44), ([3, 90], "01", 90), ([100, 7], "1", 100), ([44, 0], "0", 44), ([0], "0", 44)],
 )
-def test_all_counters_become_the_largest_and_undo_restores_them(old, count, new):
+def test_all_counters_become_the_largest_and_undo_restores_them(old, recalibrated, new):
     layers = {str(index): layer(count=value) for index, value in enumerate(old)}
     places = [module.num_batches_tracked.data_ptr() for module in layers.values()]
-    written = write_counters(layers, count)
+    written = rewritten(layers, set(recalibrated))
     assert counts(layers) == [new] * len(old)
-    assert written.new == new
-    assert written.old == {str(index): value for index, value in enumerate(old) if value != new}
+    assert written.changes == {str(index): (value, new) for index, value in enumerate(old) if value != new}
     written.require_unchanged()
     written.restore()
     assert counts(layers) == old
@@ -72,12 +82,21 @@ def test_all_counters_become_the_largest_and_undo_restores_them(old, count, new)
     assert all(module.num_batches_tracked.dtype is torch.int64 for module in layers.values())
 
 
+def test_a_cumulative_average_gets_the_number_of_batches_if_it_was_recalibrated():
+    layers = {"moving": layer(0.1, 5), "cumulative": layer(None, 500)}
+    rewritten(layers, {"moving", "cumulative"})
+    assert counts(layers) == [44, 7]
+    layers = {"moving": layer(0.001, 5), "cumulative": layer(None, 500)}
+    rewritten(layers, {"moving"})
+    assert counts(layers) == [4603, 500]
+
+
 @pytest.mark.parametrize("value", [44, 1000])
 def test_nothing_changes_where_all_are_large_and_equal(value):
     layers = {"a": layer(count=value), "b": layer(count=value)}
     versions = [module.num_batches_tracked._version for module in layers.values()]
-    written = write_counters(layers, 44)
-    assert (counts(layers), written.old) == ([value, value], {})
+    written = rewritten(layers)
+    assert (counts(layers), written.changes) == ([value, value], {})
     assert [module.num_batches_tracked._version for module in layers.values()] == versions
     layers["a"].num_batches_tracked.add_(1)
     written.require_unchanged()
@@ -87,7 +106,7 @@ def test_nothing_changes_where_all_are_large_and_equal(value):
 
 def test_a_later_change_is_refused():
     layers = {"net.a": layer(count=3), "net.b": layer(count=90)}
-    written = write_counters(layers, 44)
+    written = rewritten(layers)
     layers["net.b"].num_batches_tracked.add_(1)
     written.require_unchanged()
     layers["net.a"].num_batches_tracked.add_(1)
@@ -99,9 +118,21 @@ def test_a_later_change_is_refused():
     written.require_unchanged()
 
 
+def test_a_counter_that_was_replaced_is_restored_where_the_layer_has_it():
+    layers = {"a": layer(count=3)}
+    written = rewritten(layers)
+    layers["a"]._apply(torch.clone)
+    written.require_unchanged()
+    written.restore()
+    assert counts(layers) == [3]
+    layers["a"].num_batches_tracked = None
+    with pytest.raises(UsageError, match="num_batches_tracked of a must still be 44, got none"):
+        written.require_unchanged()
+
+
 def test_a_model_that_is_itself_the_layer_has_a_name():
     module = layer()
-    written = write_counters({"": module}, 44)
+    written = rewritten({"": module})
     module.num_batches_tracked.zero_()
     with pytest.raises(UsageError, match="num_batches_tracked of the model must still be 44, got 0"):
         written.require_unchanged()
@@ -110,11 +141,11 @@ def test_a_model_that_is_itself_the_layer_has_a_name():
 def test_a_layer_without_a_counter_is_left_alone():
     without = nn.BatchNorm1d(2, track_running_stats=False)
     layers = {"a": without, "b": layer()}
-    written = write_counters(layers, 44)
+    written = rewritten(layers)
     assert without.num_batches_tracked is None
-    assert written.old == {"b": 0}
-    assert write_counters({"a": without}, 44).old == {}
-    assert write_counters({}, 44).old == {}
+    assert written.changes == {"b": (0, 44)}
+    assert rewritten({"a": without}).changes == {}
+    assert rewritten({}).changes == {}
 
 
 def test_an_error_restores_every_counter(monkeypatch):
@@ -129,12 +160,12 @@ def test_an_error_restores_every_counter(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "fill_", fails_on_the_second)
     with pytest.raises(RuntimeError, match="read-only"):
-        write_counters(layers, 44)
+        rewritten(layers)
     assert counts(layers) == [3, 4]
 
 
 def test_counters_are_written_without_a_gradient():
     with torch.enable_grad():
-        written = write_counters({"a": layer()}, math.ceil(43.7))
+        written = rewritten({"a": layer()})
         written.restore()
     assert torch.is_grad_enabled()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import random
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
@@ -30,6 +32,7 @@ __all__ = [
     "run_batch",
     "samples_in",
     "shuffled_batches",
+    "spread_places",
     "tensors_in",
 ]
 
@@ -73,6 +76,19 @@ def first_samples(batch: Batch, count: int) -> Batch:
     return map_tensors(batch, partial(_rows, size=samples_in(batch), start=0, stop=count))
 
 
+def spread_places(total: int, count: int) -> list[int]:
+    """Return up to so many places in data with a number of batches, one in each of equally long stretches.
+
+    The place within a stretch is drawn with a fixed seed, so that no period of the data, such as two domains in turn,
+    meets one of the places.
+    """
+    if total <= count:
+        return list(range(total))
+    bounds = [step * total // count for step in range(count + 1)]
+    generator = random.Random(0)
+    return [generator.randrange(low, high) for low, high in itertools.pairwise(bounds)]
+
+
 def parts_of(batch: Batch, parts: int) -> Iterator[Batch]:
     """Yield a batch in up to so many parts, each with `_MIN_PART` samples or more, unless the batch has fewer.
 
@@ -83,7 +99,12 @@ def parts_of(batch: Batch, parts: int) -> Iterator[Batch]:
     if size <= step:
         yield batch
         return
-    for start in range(0, size, step):
+    first = map_tensors(batch, partial(_rows, size=size, start=0, stop=step))
+    if samples_in(first) == size:  # an object whose tensors cannot be replaced
+        yield batch
+        return
+    yield first
+    for start in range(step, size, step):
         yield map_tensors(batch, partial(_rows, size=size, start=start, stop=start + step))
 
 
@@ -206,7 +227,7 @@ def keep(name: str, data: Iterable[Batch], max_batches: MaxBatches) -> KeptBatch
         return data
     total = _length(data)
     max_kept = MAX_KEPT if max_batches is None or max_batches == "auto" else max_batches
-    wanted = None if total is None or total <= max_kept else {step * total // max_kept for step in range(max_kept)}
+    wanted = None if total is None or total <= max_kept else set(spread_places(total, max_kept))
     try:
         kept, count, has_ended = _picked(data, max_kept, wanted)
     except BnlabError:
@@ -293,7 +314,7 @@ def shuffled_batches(data: Sequence[Batch]) -> list[Batch]:
     Returns:
         Up to `_MAX_SHUFFLED` batches; an empty list if the shapes of their tensors do not allow shuffling.
     """
-    kept = list(data[:: max(1, -(-len(data) // _MAX_SHUFFLED))])
+    kept = [data[place] for place in spread_places(len(data), _MAX_SHUFFLED)]
     sizes = [samples_in(batch) for batch in kept]
     total = sum(sizes)
     if len(kept) < 2 or min(sizes) < 1:

@@ -11,10 +11,12 @@ from bnlab.errors import UsageError
 from bnlab.observe.passes.batches import (
     first_samples,
     keep,
+    parts_of,
     require_data,
     run_batch,
     samples_in,
     shuffled_batches,
+    spread_places,
     tensors_in,
 )
 
@@ -58,12 +60,19 @@ def values(batches):
 def test_what_is_held_is_spread_evenly(count):
     kept = keep("data", Loader(count), "auto")
     assert len(kept) == min(count, 64)
-    assert values(kept)[0] == 0
-    steps = {right - left for left, right in zip(values(kept), values(kept)[1:], strict=False)}
-    assert steps <= {count // len(kept), -(-count // len(kept))}
-    assert values(kept)[-1] >= count - -(-count // len(kept))
+    for index, place in enumerate(values(kept)):
+        assert index * count // len(kept) <= place < (index + 1) * count // len(kept)
     assert getattr(kept, "dataset", None) == ("the data" if count <= 64 else None)
     assert keep("data", kept, 3) is kept
+
+
+@pytest.mark.parametrize(("total", "count"), [(64, 32), (128, 64), (129, 64), (1024, 12)])
+def test_no_period_of_the_data_meets_the_places(total, count):
+    places = spread_places(total, count)
+    assert len(places) == count
+    for period in (2, 3, 4):
+        shares = [sum(place % period == rest for place in places) / count for rest in range(period)]
+        assert min(shares) > 0.1
 
 
 @pytest.mark.parametrize(
@@ -164,6 +173,25 @@ def test_samples_are_shuffled_among_batches_and_none_is_lost():
     assert [len(x) for (x,) in mixed] == [10] * 5
     assert all(x.max() - x.min() > 10 for (x,) in mixed)
     assert shuffled_batches([torch.ones(2, 3), torch.ones(2, 4)]) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "parts", "sizes"),
+    [(64, 16, [4] * 16), (64, 2, [32, 32]), (10, 2, [5, 5]), (9, 16, [4, 4, 1]), (3, 2, [3]), (4, 2, [4]), (8, 1, [8])],
+)
+def test_the_parts_of_a_batch_hold_its_samples_in_order(size, parts, sizes):
+    x, scale = torch.arange(float(size))[:, None], torch.ones(99)
+    cut = list(parts_of({"x": x, "scale": scale}, parts))
+    assert [len(part["x"]) for part in cut] == sizes
+    assert torch.equal(torch.cat([part["x"] for part in cut]), x)
+    assert all(torch.equal(part["scale"], scale) for part in cut)
+
+
+def test_a_batch_that_cannot_be_cut_is_one_part():
+    """A dataclass holds tensors that are counted, and not replaced, as a batch of a graph library does."""
+    for batch in (Output(torch.ones(64, 2)), (Output(torch.ones(64, 2)), torch.ones(64)), "text"):
+        (part,) = parts_of(batch, 16)
+        assert part is batch
 
 
 def test_the_first_samples_of_every_tensor():
