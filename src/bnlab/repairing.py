@@ -316,6 +316,11 @@ class _Attempt:
                 self.kept.pop().undo()
                 self._metric_rejected = after.metric
                 self._notes.append(f"{remedy.name} was taken back: {why}")
+                if remedy.name == "recalibrate" and self._score is not None:
+                    self._notes.append(
+                        "either the weights were trained with the old statistics, or the direction of the metric is "
+                        "the wrong one (lower_is_better)"
+                    )
 
     def take_back(self, why: str) -> None:
         """Undo every remedy that was kept."""

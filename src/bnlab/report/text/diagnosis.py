@@ -51,7 +51,7 @@ def renderable(diagnosis: DiagnosisRecord, *, level: Level = Level.INFO) -> Rend
 
 
 def summary_line(diagnosis: DiagnosisRecord) -> Text:
-    """Return one line for a diagnosis among many: the counts, and the codes of errors and warnings."""
+    """Return one line for a diagnosis among many: the counts, the codes of errors and warnings, or an assumption."""
     summary = diagnosis.summary
     worst = diagnosis.findings[0].level if diagnosis.findings else Level.INFO
     codes = list(dict.fromkeys(plain(f.code) for f in diagnosis.findings if f.level.at_least(Level.WARNING)))
@@ -61,6 +61,8 @@ def summary_line(diagnosis: DiagnosisRecord) -> Text:
     style = _STYLES[worst] if codes else "green"
     line.append(f"{counted(summary.errors, 'error')}, {counted(summary.warnings, 'warning')}", style=style)
     line.append(f", {counted(summary.infos, 'note')}" + (f" ({', '.join(codes)})" if codes else ""))
+    if diagnosis.assumption is not None and not codes:
+        line.append(f"; {plain(diagnosis.assumption)}")
     return line
 
 

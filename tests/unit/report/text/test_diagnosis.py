@@ -126,6 +126,8 @@ def test_values_that_are_not_finite():
 def test_one_line_among_many():
     assert summary_line(diagnose(*UNIT)).plain == "model.pt: 3 layers, 1 error, 0 warnings, 1 note (BN102)"
     assert summary_line(diagnose(healthy())).plain == "model.pt: 1 layer, 0 errors, 0 warnings, 0 notes"
+    assumed = dataclasses.replace(diagnose(healthy()), assumption="BN105 would fire at a momentum below 0.047")
+    assert summary_line(assumed).plain.endswith("0 notes; BN105 would fire at a momentum below 0.047")
 
 
 GOLDEN = Path(__file__).parents[3] / "golden"
