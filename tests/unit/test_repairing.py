@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from tests.blobs import HELD_OUT, TRAINING
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
@@ -19,17 +20,6 @@ from bnlab.records import Advice, Level, Safety
 from bnlab.repairing import plan
 
 pytestmark = pytest.mark.trains
-
-
-def blobs(count, seed):
-    """Return points of two classes, far from 0, which any network learns to separate, even without BN."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 2, (count,), generator=generator)
-    points = 4 + torch.randn(count, 8, generator=generator) + 3 * labels[:, None]
-    return list(zip(points.split(32), labels.split(32), strict=True))
-
-
-TRAINING, HELD_OUT = blobs(640, 0), blobs(320, 1)
 
 
 def network(momentum=0.1):

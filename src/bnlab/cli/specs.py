@@ -77,7 +77,7 @@ def load_example(spec: str, option: str = "--example") -> Any:
 
 
 def load_metric(spec: str, option: str = "--metric") -> Callable[[nn.Module, Any], float]:
-    """Return the metric that a spec stands for: metric(model, data) -> float, higher is better.
+    """Return the metric that a spec stands for: metric(model, data) -> float.
 
     Args:
         spec: `accuracy` or `loss`, or `package.module:callable`, which is the metric itself and is not called here.

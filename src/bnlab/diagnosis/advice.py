@@ -50,7 +50,7 @@ def effect_of_recalibrating(evidence: ModelEvidence, metric: str) -> str:
         on = " on this data" if verdict.data == "data" else ""
         if numbers is not None:
             return f"; recalibrating{on} brings {metric} {numbers.eval_recalibrated:.3g}"
-        return f"; recalibrating lowers the {_loss_change(verdict)}"
+        return f"; recalibrating lowers the {_loss_change(verdict, evidence.numbers)}"
     if verdict.advice is Advice.WORSE_ON_DATA:
         return f"; recalibrating makes this data worse ({_data_change(verdict, numbers, metric)}){_direction(verdict)}"
     if verdict.advice is Advice.NO_DIFFERENCE:
@@ -58,39 +58,41 @@ def effect_of_recalibrating(evidence: ModelEvidence, metric: str) -> str:
     return ""
 
 
-def trained_with_statistics(verdict: StatisticsVerdict | None) -> str:
+def trained_with_statistics(evidence: ModelEvidence) -> str:
     """Return the sentence on weights that were trained with the stored statistics; "" for others."""
+    verdict = evidence.statistics
     if verdict is None or verdict.advice is not Advice.KEEP:
         return ""
     return (
         "the weights were trained with these running statistics, in eval mode: leave them "
-        f"(recalibrating changes the {_loss_change(verdict)}){_direction(verdict)}"
+        f"(recalibrating changes the {_loss_change(verdict, evidence.numbers)}){_direction(verdict)}"
     )
 
 
 def _direction(verdict: StatisticsVerdict) -> str:
-    return ", or the metric is better if it is lower (lower_is_better=True)" if verdict.hangs_on_metric else ""
+    return ", or the direction of the metric is the wrong one (lower_is_better)" if verdict.hangs_on_metric else ""
 
 
-def _loss_change(verdict: StatisticsVerdict) -> str:
+def _loss_change(verdict: StatisticsVerdict, numbers: Numbers | None) -> str:
     where = "training data" if verdict.data == "train_data" else "data"
-    return f"{verdict.decided_by} on the {where} from {_shown(verdict, verdict.running)} to " + _shown(
-        verdict, verdict.recalibrated
-    )
+    running, recalibrated = (_shown(verdict, value, numbers) for value in (verdict.running, verdict.recalibrated))
+    return f"{verdict.decided_by} on the {where} from {running} to {recalibrated}"
 
 
 def _data_change(verdict: StatisticsVerdict, numbers: Numbers | None, metric: str) -> str:
     gains = numbers is not None and numbers.is_better(numbers.eval_recalibrated, numbers.eval_running)
     if numbers is not None and not gains:
         return f"{metric} {numbers.eval_running:.3g} to {numbers.eval_recalibrated:.3g}"
-    running, recalibrated = verdict.running, verdict.recalibrated
+    losses = verdict.running, verdict.recalibrated
     if verdict.data_running is not None:
-        running, recalibrated = verdict.data_running, verdict.data_recalibrated
-    return f"{verdict.decided_by} {_shown(verdict, running)} to {_shown(verdict, recalibrated)}"
+        losses = verdict.data_running, verdict.data_recalibrated
+    running, recalibrated = (_shown(verdict, value, numbers) for value in losses)
+    return f"{verdict.decided_by} {running} to {recalibrated}"
 
 
-def _shown(verdict: StatisticsVerdict, value: float | None) -> str:
-    """Write a loss; a metric with its own sign."""
+def _shown(verdict: StatisticsVerdict, value: float | None, numbers: Numbers | None) -> str:
+    """Write a loss, or a metric with its own sign: the verdict holds minus a metric that is better if it is higher."""
     if value is None:
         return "an unknown value"
-    return f"{value if verdict.decided_by in ('loss', 'cross-entropy') else abs(value):.3g}"
+    is_loss = verdict.decided_by in ("loss", "cross-entropy") or numbers is None or numbers.lower_is_better
+    return f"{value if is_loss else -value:.3g}"

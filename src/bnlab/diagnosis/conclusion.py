@@ -60,7 +60,7 @@ def conclusion(
     crash_note = f"; {', '.join(crashed)} crashed and judged nothing" if crashed else ""
     gap = next((finding for finding in findings if finding.code == "BN301"), None)
     worst = findings[0] if findings else None
-    kept = "" if evidence is None else trained_with_statistics(evidence.statistics)
+    kept = "" if evidence is None else trained_with_statistics(evidence)
     if worst is None or not summary.errors + summary.warnings:
         healthy = _healthy(outcomes, summary, evidence, metric)
         healthy += "" if assumption is None else f"; {assumption}"

@@ -101,7 +101,7 @@ def why_kept(verdict: StatisticsVerdict) -> Refusal | None:
     """Return why the layers of a verdict keep their statistics; None if they do not."""
     if verdict.advice is Advice.RECALIBRATE:
         return None
-    direction = ", or the metric is better if it is lower (lower_is_better=True)" if verdict.hangs_on_metric else ""
+    direction = ", or the direction of the metric is the wrong one (lower_is_better)" if verdict.hangs_on_metric else ""
     return Refusal(_REASONS[verdict.advice].format(measured=str(verdict.decided_by).removeprefix("the ")) + direction)
 
 

@@ -30,7 +30,7 @@ def numbers(running=0.25, recalibrated=0.75):
     return Numbers(train_batch=None, eval_batch=0.8, eval_running=running, eval_recalibrated=recalibrated)
 
 
-DIRECTION = ", or the metric is better if it is lower (lower_is_better=True)"
+DIRECTION = ", or the direction of the metric is the wrong one (lower_is_better)"
 
 ADVISES = {advice: advice in (Advice.RECALIBRATE, Advice.UNDECIDED) for advice in Advice}
 
@@ -137,27 +137,30 @@ def test_a_metric_that_gains_is_no_reason_against_recalibrating(lower):
 def test_a_metric_is_shown_with_its_own_sign():
     """A verdict holds minus a metric of which higher is better, and a loss as it is, which may be negative."""
     of_metric = {"decided_by": "accuracy", "running": -0.25, "recalibrated": -0.75}
-    assert effect_of_recalibrating(evidence(Advice.RECALIBRATE, **of_metric), "accuracy").endswith("from 0.25 to 0.75")
+    no_difference = evidence(Advice.NO_DIFFERENCE, numbers(0.25, 0.75), **of_metric)
+    assert effect_of_recalibrating(no_difference, "accuracy").endswith("(accuracy 0.25 to 0.75)")
     of_loss = {"decided_by": "loss", "running": -0.25, "recalibrated": -0.75}
     assert effect_of_recalibrating(evidence(Advice.RECALIBRATE, **of_loss), "loss").endswith("from -0.25 to -0.75")
 
 
 @pytest.mark.parametrize("advice", Advice)
 def test_only_weights_that_keep_their_statistics_were_trained_with_them(advice):
-    text = trained_with_statistics(verdict(advice, running=0.125, recalibrated=2.5))
+    text = trained_with_statistics(evidence(advice, running=0.125, recalibrated=2.5))
     assert text == (
         "the weights were trained with these running statistics, in eval mode: leave them (recalibrating changes the "
         "cross-entropy on the training data from 0.125 to 2.5)"
         if advice is Advice.KEEP
         else ""
     )
-    assert trained_with_statistics(None) == ""
+    assert trained_with_statistics(model()) == ""
 
 
 def test_a_metric_alone_may_have_the_wrong_direction():
-    metric = verdict(Advice.KEEP, decided_by="height", running=-0.75, recalibrated=-0.5)
+    metric = evidence(Advice.KEEP, numbers(0.75, 0.5), decided_by="height", running=-0.75, recalibrated=-0.5)
     assert trained_with_statistics(metric).endswith(f"height on the training data from 0.75 to 0.5){DIRECTION}")
-    assert DIRECTION not in trained_with_statistics(verdict(Advice.KEEP))
+    below_zero = evidence(Advice.KEEP, numbers(-0.5, -0.75), decided_by="height", running=0.5, recalibrated=0.75)
+    assert "from -0.5 to -0.75" in trained_with_statistics(below_zero)
+    assert DIRECTION not in trained_with_statistics(evidence(Advice.KEEP))
 
 
 @pytest.mark.parametrize(

@@ -164,3 +164,11 @@ def test_many_targets_are_a_table_and_the_findings_of_each():
 
 def test_a_page_of_no_targets_says_so():
     assert "0 targets with 0 BN layers" in Page(diagnosis.render_many([])).text
+
+
+@pytest.mark.parametrize(
+    ("lower_is_better", "direction"), [(False, "Metric, higher is better"), (True, "lower is better")]
+)
+def test_the_direction_of_the_metric_is_named(lower_is_better, direction):
+    numbers = Numbers(None, 0.5, 0.25, 0.5, lower_is_better=lower_is_better)
+    assert direction in Page(diagnosis.render(samples.diagnosis(numbers=numbers))).text
