@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -40,6 +42,14 @@ def trained(*, in_eval_mode: bool = False) -> nn.Sequential:
             cross_entropy(model(points), labels).backward()
             optimizer.step()
     return model.eval()
+
+
+def corrupted(model: nn.Module, layer: str = "4", *, mean: float = 30.0, var: float = 20.0) -> nn.Module:
+    """Return a copy, one layer of which has the statistics of something else."""
+    twin = copy.deepcopy(model)
+    twin.get_submodule(layer).running_mean.add_(mean)
+    twin.get_submodule(layer).running_var.mul_(var)
+    return twin
 
 
 def sorted_by_label(batches: Batches) -> Batches:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 __all__ = [
+    "SETTLED_WEIGHT",
     "TORCH_EPS",
     "TORCH_MOMENTUM",
     "WRAPPER_PREFIXES",
@@ -16,6 +17,9 @@ __all__ = [
     "momentum_from_decay",
     "wrapper_prefix",
 ]
+
+SETTLED_WEIGHT = 0.01
+"""Weight of the initial values in a moving average below which it counts as settled."""
 
 TORCH_MOMENTUM = 0.1
 """Default ``momentum`` of ``torch.nn.BatchNorm*d``: weight of the new batch."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -20,7 +19,7 @@ from bnlab.diagnosis.check import Diagnosis, check_with
 from bnlab.diagnosis.settings import Settings
 from bnlab.errors import UsageError
 from bnlab.observe.discover import why_frozen
-from bnlab.observe.losses import Losses, LossMeasure, cross_entropy_measure, loss_measure
+from bnlab.observe.losses import Losses, own_loss
 from bnlab.observe.metric import Measured, Metric, measured
 from bnlab.observe.passes.batches import KeptBatches, MaxBatches, require_data
 from bnlab.observe.passes.subject import random_numbers_kept, untouched
@@ -31,6 +30,7 @@ from bnlab.remedies.catalog import REMEDIES_IN_ORDER
 from bnlab.remedies.recalibrate import why_kept
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan
+from bnlab.wording import OTHER_DIRECTION
 
 __all__ = ["repair"]
 
@@ -266,9 +266,13 @@ class _Quality:
     loss_name: str
     chance: float
 
+    def has_worse_metric_than(self, before: _Quality) -> bool:
+        """Return whether the metric is worse by more than one standard error."""
+        return self.metric is not None and before.metric is not None and self.metric.is_worse_than(before.metric)
+
     def why_worse_than(self, before: _Quality) -> str | None:
         """Return what got worse: the metric by more than one standard error, or the loss by more than two; or None."""
-        if self.metric is not None and before.metric is not None and self.metric.is_worse_than(before.metric):
+        if self.metric is not None and before.metric is not None and self.has_worse_metric_than(before):
             return f"the metric went from {before.metric.value:.4g} to {self.metric.value:.4g}"
         if self.losses is None or before.losses is None or before.losses.mean >= self.chance:
             return None
@@ -291,7 +295,8 @@ class _Attempt:
         self._model, self._planned, self._material = model, planned, material
         self._before, self._score = before, inputs.score
         self._data = cast("KeptBatches", inputs.data)
-        self._loss = _loss_on_data(model, inputs)
+        with untouched(model):
+            self._loss = own_loss(model, inputs.loss, self._data)
         self.kept: list[Receipt] = []
         self._tried: list[Changes] = []
         self._notes: list[str] = []
@@ -316,11 +321,8 @@ class _Attempt:
                 self.kept.pop().undo()
                 self._metric_rejected = after.metric
                 self._notes.append(f"{remedy.name} was taken back: {why}")
-                if remedy.name == "recalibrate" and self._score is not None:
-                    self._notes.append(
-                        "either the weights were trained with the old statistics, or the direction of the metric is "
-                        "the wrong one (lower_is_better)"
-                    )
+                if remedy.name == "recalibrate" and after.has_worse_metric_than(kept):
+                    self._notes.append(f"either the weights were trained with the old statistics, or {OTHER_DIRECTION}")
 
     def take_back(self, why: str) -> None:
         """Undo every remedy that was kept."""
@@ -389,16 +391,6 @@ class _Attempt:
             yield "nothing shows that the repair improves the model: pass labels, loss= or metric= to know"
         for changes in applied:
             yield from changes.notes
-
-
-def _loss_on_data(model: nn.Module, inputs: Inputs) -> LossMeasure | None:
-    """Return the loss with which a repair is judged on the evaluation data; None where there is none."""
-    data = cast("KeptBatches", inputs.data)
-    if inputs.loss is not None:
-        return loss_measure(inputs.loss, len(data))
-    with untouched(model), suppress(Exception):
-        return cross_entropy_measure(model.eval(), data)
-    return None
 
 
 def _recheck(before: Diagnosis, after: Diagnosis) -> Recheck:

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 __all__ = ["abridged", "and_more", "counted", "enumerated", "listed", "out_of"]
 
 
+OTHER_DIRECTION = "the direction of the metric is the wrong one (lower_is_better)"
+"""The other reading of a metric that speaks against recalibration."""
+
+
 def counted(count: int, noun: str, plural: str | None = None, *, separator: str = "") -> str:
     """Return a count with its noun.
 

@@ -22,12 +22,6 @@ def test_there_is_a_guide_for_each_kind_of_part():
 
 
 @every_page
-def test_links_lead_somewhere(path):
-    for link in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
-        assert link.startswith("https://") or (path.parent / link).exists(), link
-
-
-@every_page
 def test_files_that_are_named_exist(path):
     """A path is looked up below the project, the package and the tests; one with <name> or * stands for several."""
     roots = (ROOT, ROOT / "src" / "bnlab", ROOT / "tests", ROOT / "tests" / "unit")

@@ -9,6 +9,7 @@ import numpy as np
 
 from bnlab.checks.cases import healthy, network, of, untrained
 from bnlab.checks.check import TRAINED_WITH, Case, Check, Group, Needs, limit, show
+from bnlab.conventions import SETTLED_WEIGHT
 from bnlab.observe.evidence import LayerState, NetworkState
 from bnlab.records import Finding, Quantity
 from bnlab.wording import counted
@@ -23,7 +24,7 @@ class Limits:
     """Limits of BN105."""
 
     initial_weight: float = limit(
-        0.01, unit="fraction", source="44 updates at momentum 0.1, 458 at 0.01, 4603 at 0.001"
+        SETTLED_WEIGHT, unit="fraction", source="44 updates at momentum 0.1, 458 at 0.01, 4603 at 0.001"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from bnlab.observe.model_evidence import ModelEvidence
 from bnlab.records import Advice, Finding, Numbers, StatisticsVerdict
+from bnlab.wording import OTHER_DIRECTION
 
 __all__ = ["ON_STATISTICS", "advised", "effect_of_recalibrating", "trained_with_statistics"]
 
@@ -50,7 +51,7 @@ def effect_of_recalibrating(evidence: ModelEvidence, metric: str) -> str:
         on = " on this data" if verdict.data == "data" else ""
         if numbers is not None:
             return f"; recalibrating{on} brings {metric} {numbers.eval_recalibrated:.3g}"
-        return f"; recalibrating lowers the {_loss_change(verdict, evidence.numbers)}"
+        return f"; recalibrating lowers the {_loss_change(verdict, numbers)}"
     if verdict.advice is Advice.WORSE_ON_DATA:
         return f"; recalibrating makes this data worse ({_data_change(verdict, numbers, metric)}){_direction(verdict)}"
     if verdict.advice is Advice.NO_DIFFERENCE:
@@ -70,7 +71,7 @@ def trained_with_statistics(evidence: ModelEvidence) -> str:
 
 
 def _direction(verdict: StatisticsVerdict) -> str:
-    return ", or the direction of the metric is the wrong one (lower_is_better)" if verdict.hangs_on_metric else ""
+    return f", or {OTHER_DIRECTION}" if verdict.hangs_on_metric else ""
 
 
 def _loss_change(verdict: StatisticsVerdict, numbers: Numbers | None) -> str:
@@ -94,5 +95,5 @@ def _shown(verdict: StatisticsVerdict, value: float | None, numbers: Numbers | N
     """Write a loss, or a metric with its own sign: the verdict holds minus a metric that is better if it is higher."""
     if value is None:
         return "an unknown value"
-    is_loss = verdict.decided_by in ("loss", "cross-entropy") or numbers is None or numbers.lower_is_better
-    return f"{value if is_loss else -value:.3g}"
+    is_negated = verdict.by_metric and numbers is not None and not numbers.lower_is_better
+    return f"{-value if is_negated else value:.3g}"

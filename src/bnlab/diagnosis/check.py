@@ -185,7 +185,9 @@ def check_with(
         evidence = _with_settled_layers(evidence, observed)
     if not evidence.networks and not (observed is not None and observed.layers):
         raise NoBatchNorm(_no_batch_norm(target_record, evidence))
-    return _diagnose(evidence, target_record, settings, observed=observed, metric=_score_name(inputs))
+    score = None if inputs is None else inputs.score
+    name_of_metric = "the metric" if score is None else score.name
+    return _diagnose(evidence, target_record, settings, observed=observed, metric=name_of_metric)
 
 
 def _with_settled_layers(evidence: Evidence, observed: ModelEvidence) -> Evidence:
@@ -200,15 +202,6 @@ def _with_settled_layers(evidence: Evidence, observed: ModelEvidence) -> Evidenc
         NetworkState(network.name, tuple(marked(layer) for layer in network.layers)) for network in evidence.networks
     )
     return dataclasses.replace(evidence, networks=networks)
-
-
-def _score_name(inputs: Inputs | None) -> str:
-    """Return the name of the metric, or of the loss where it takes the place of the metric."""
-    if inputs is None or inputs.metric is None:
-        return "the metric" if inputs is None or inputs.loss is None else "loss"
-    from bnlab.observe.metric import metric_name
-
-    return metric_name(inputs.metric)
 
 
 def _no_batch_norm(target: Target, evidence: Evidence) -> str:

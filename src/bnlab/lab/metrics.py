@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from bnlab.errors import UsageError
 from bnlab.observe.labels import labels_of, scores_of
+from bnlab.observe.losses import cross_entropies
 from bnlab.observe.passes.batches import batches_of, require_data, run_batch
 
 __all__ = ["NAMES", "Metric", "accuracy", "load", "loss"]
@@ -88,8 +88,7 @@ def _share_right(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def _minus_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
-    wide = scores if scores.dtype == torch.float64 else scores.to(torch.float32)
-    return -cross_entropy(wide, labels, reduction="none")
+    return -cross_entropies(scores, labels)
 
 
 def _mean_over_samples(

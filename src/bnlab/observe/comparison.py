@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlab.observe.losses import LossMeasure, cross_entropy_measure, loss_measure, score_measure
+from bnlab.observe.losses import LossMeasure, own_loss, score_measure
 from bnlab.observe.metric import Score, measure
 from bnlab.observe.model_evidence import ModelEvidence
 from bnlab.observe.passes.batches import KeptBatches
 from bnlab.observe.passes.population import Statistics, population_statistics
 from bnlab.observe.passes.subject import Subject
 from bnlab.observe.statistics_verdict import decide, pooled_statistics
-from bnlab.records import Advice, StatisticsVerdict
+from bnlab.records import Advice
 
 __all__ = ["Comparison"]
 
@@ -66,34 +65,23 @@ class Comparison:
         """
         layers = {name: layer for name in stale if isinstance(layer := self.modules[name], _BatchNorm)}
         if layers and len(self.reference):
-            evidence = replace(evidence, statistics=self._verdict(layers))
+            verdict = decide(
+                self.subject, layers, self._loss_measures(), self.reference, self.held_out, advance=self.advance
+            )
+            evidence = replace(evidence, statistics=verdict)
         if self.score is not None:
             recalibrated = self._recalibrated(evidence)
             evidence = measure(self.subject, evidence, self.score, recalibrated, data, train_data, usable)
             evidence = _judged_by_metric(evidence, self.score)
         return _with_kept_layers(evidence)
 
-    def _verdict(self, layers: Mapping[str, _BatchNorm]) -> StatisticsVerdict:
-        """Return the verdict of the first loss that can decide."""
-        verdict = StatisticsVerdict(
-            advice=Advice.UNDECIDED, layers=tuple(layers), data="data" if self.held_out is None else "train_data"
-        )
-        for measure_of_loss in self._loss_measures():
-            verdict = decide(self.subject, layers, measure_of_loss, self.reference, self.held_out, advance=self.advance)
-            if verdict.advice is not Advice.UNDECIDED:
-                break
-        return verdict
-
     def _loss_measures(self) -> Iterator[LossMeasure]:
         """Yield the losses that may decide: that of the caller, or cross-entropy where there are labels; the metric."""
-        if self.loss is not None:
-            yield loss_measure(self.loss, len(self.reference))
-            return
-        with self.subject.untouched(), suppress(Exception):
-            cross_entropy = cross_entropy_measure(self.subject.model.eval(), self.reference)
-            if cross_entropy is not None:
-                yield cross_entropy
-        if self.score is not None:
+        with self.subject.untouched():
+            loss = own_loss(self.subject.model, self.loss, self.reference)
+        if loss is not None:
+            yield loss
+        if self.loss is None and self.score is not None:
             yield score_measure(self.score)
 
     def _recalibrated(self, evidence: ModelEvidence) -> Statistics:

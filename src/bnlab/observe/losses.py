@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +17,20 @@ from torch.nn.functional import cross_entropy
 from bnlab.errors import BnlabError, UsageError
 from bnlab.observe.evidence import Floats
 from bnlab.observe.labels import IGNORED, classes_of, labels_of, scores_of
-from bnlab.observe.metric import Score
+from bnlab.observe.metric import Score, paired_error
 from bnlab.observe.passes.batches import Batch, batches_of, parts_of, run_batch, samples_in
 
-__all__ = ["Difference", "LossMeasure", "Losses", "cross_entropy_measure", "loss_measure", "mean_loss", "score_measure"]
+__all__ = [
+    "Difference",
+    "LossMeasure",
+    "Losses",
+    "cross_entropies",
+    "cross_entropy_measure",
+    "loss_measure",
+    "mean_loss",
+    "own_loss",
+    "score_measure",
+]
 
 _MIN_VALUES = 16
 """Number of values that the batches of a data set give at least, if they are large enough to be cut into parts."""
@@ -41,7 +51,7 @@ class Losses:
     @property
     def mean(self) -> float:
         """The mean over samples."""
-        return float((self.values * self.weights).sum() / self.weights.sum())
+        return float(np.average(self.values, weights=self.weights))
 
     def joined(self, other: Losses) -> Losses:
         """Return these losses, followed by others."""
@@ -52,13 +62,9 @@ class Losses:
         if not np.isfinite(other.values).all() or not np.isfinite(self.values).all():
             gained = np.isfinite(other.values).sum() - np.isfinite(self.values).sum()
             return Difference(math.copysign(math.inf, gained), 0.0) if gained else Difference(math.nan, math.nan)
-        differences = self.values - other.values
-        total = float(self.weights.sum())
-        mean = float((self.weights * differences).sum() / total)
-        if len(differences) < 2:
-            return Difference(mean, math.inf)
-        square = float((self.weights**2 * (differences - mean) ** 2).sum())
-        return Difference(mean, math.sqrt(square * len(differences) / (len(differences) - 1)) / total)
+        error = paired_error(self.values, other.values, self.weights)
+        mean = float(np.average(self.values - other.values, weights=self.weights))
+        return Difference(mean, math.inf if error is None else error)
 
 
 @dataclass(frozen=True)
@@ -145,11 +151,28 @@ def cross_entropy_measure(model: nn.Module, data: Iterable[Batch]) -> LossMeasur
     """
     with torch.no_grad():
         for batch in batches_of(data, model):
-            labels = labels_of(batch)
-            scores = None if labels is None else scores_of(run_batch(model, batch))
-            if labels is None or scores is None or classes_of(scores, labels) is None:
+            scored = _scores_and_classes(model, batch, may_be_void=False)
+            if scored is None:
                 return None
-            return LossMeasure("cross-entropy", _cross_entropies, partial(_entropy_of_labels, classes=scores.size(1)))
+            entropy = partial(_entropy_of_labels, classes=scored[0].size(1))
+            return LossMeasure("cross-entropy", _cross_entropies, entropy)
+    return None
+
+
+def own_loss(
+    model: nn.Module, loss: Callable[[nn.Module, Any], Tensor] | None, data: Sequence[Batch]
+) -> LossMeasure | None:
+    """Return the measure of the caller's loss, or the cross-entropy where there are labels; None with neither.
+
+    Args:
+        model: The model, which is left in eval mode.
+        loss: loss(model, batch) -> scalar; None without a loss.
+        data: The batches that are measured.
+    """
+    if loss is not None:
+        return loss_measure(loss, len(data))
+    with suppress(Exception):  # a forward that fails is reported where the data are observed
+        return cross_entropy_measure(model.eval(), data)
     return None
 
 
@@ -185,14 +208,32 @@ def _entropy_of_labels(data: Iterable[Batch], classes: int) -> float:
     return float(-(shares * shares.log()).sum() * counts.sum() / len(labels))
 
 
+def _scores_and_classes(model: nn.Module, batch: Batch, *, may_be_void: bool) -> tuple[Tensor, Tensor] | None:
+    """Return the scores of a batch and the classes beside them; None if there are none that fit."""
+    labels = labels_of(batch)
+    scores = None if labels is None else scores_of(run_batch(model, batch))
+    if labels is None or scores is None:
+        return None
+    classes = classes_of(scores, labels, may_be_void=may_be_void)
+    return None if classes is None else (scores, classes.to(scores.device))
+
+
 def _cross_entropies(model: nn.Module, batch: Batch) -> Losses:
-    labels, scores = labels_of(batch), scores_of(run_batch(model, batch))
-    classes = None if labels is None or scores is None else classes_of(scores, labels, may_be_void=True)
-    if labels is None or scores is None or classes is None:
+    scored = _scores_and_classes(model, batch, may_be_void=True)
+    if scored is None:
         raise UsageError(
             "data: every batch must have labels like the first one, got a batch with other labels or none."
         )
+    values = cross_entropies(*scored).cpu().to(torch.float64)
+    return Losses(values.reshape(len(values), -1).mean(1).numpy(), np.ones(len(values)))
+
+
+def cross_entropies(scores: Tensor, classes: Tensor) -> Tensor:
+    """Return the cross-entropy of each label, in nats, in float32 or wider.
+
+    Args:
+        scores: Logits of shape (N, K, ...).
+        classes: Shape (N, ...), int64; `IGNORED` gives 0.
+    """
     wide = scores if scores.dtype == torch.float64 else scores.to(torch.float32)
-    values = cross_entropy(wide, classes.to(scores.device), reduction="none", ignore_index=IGNORED)
-    by_sample = values.cpu().to(torch.float64).reshape(len(labels), -1).mean(1).numpy()
-    return Losses(by_sample, np.ones(len(labels)))
+    return cross_entropy(wide, classes, reduction="none", ignore_index=IGNORED)

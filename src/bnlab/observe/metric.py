@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from bnlab.errors import BnlabError, UsageError
+from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import ModelEvidence
 from bnlab.observe.passes.batches import KeptBatches
 from bnlab.observe.passes.population import Statistics, impose_batch_statistics, impose_statistics
@@ -122,14 +123,20 @@ def metric_name(metric: Metric) -> str:
     return "the metric" if name.startswith("<") else name
 
 
-def paired_error(left: Sequence[float] | None, right: Sequence[float] | None) -> float | None:
-    """Return the standard error of the mean of paired differences; None for fewer than two finite differences."""
+def paired_error(
+    left: Sequence[float] | Floats | None, right: Sequence[float] | Floats | None, weights: Floats | None = None
+) -> float | None:
+    """Return the standard error of the mean of paired differences; None for fewer than two finite differences.
+
+    The mean is weighted if there are weights.
+    """
     if left is None or right is None or len(left) != len(right) or len(left) < 2:
         return None
     if not (np.isfinite(left).all() and np.isfinite(right).all()):
         return None
-    differences = np.subtract(left, right)
-    return float(np.std(differences, ddof=1) / math.sqrt(len(differences)))
+    differences, shares = np.subtract(left, right), np.ones(len(left)) if weights is None else weights
+    square = float((shares**2 * (differences - np.average(differences, weights=shares)) ** 2).sum())
+    return math.sqrt(square * len(left) / (len(left) - 1)) / float(shares.sum())
 
 
 def measure(

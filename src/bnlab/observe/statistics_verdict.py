@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.errors import UsageError
 from bnlab.observe.losses import Losses, LossMeasure
-from bnlab.observe.passes.batches import Batch, KeptBatches, parts_of, shuffled_batches, spread_places
+from bnlab.observe.passes.batches import Batch, KeptBatches, parts_of, shuffled_batches, spread
 from bnlab.observe.passes.pooling import pool
 from bnlab.observe.passes.population import Statistics, impose_statistics
 from bnlab.observe.passes.subject import Subject, usage_error_unless
@@ -40,7 +40,7 @@ _MAX_LAYERS = 8
 def decide(
     subject: Subject,
     stale: Mapping[str, nn.Module],
-    measure: LossMeasure | None,
+    measures: Iterable[LossMeasure],
     reference: KeptBatches,
     data: KeptBatches | None,
     *,
@@ -54,7 +54,7 @@ def decide(
     Args:
         subject: The model.
         stale: The layers whose statistics are not those of the training data, the most stale first.
-        measure: The loss; None if there is none.
+        measures: The losses, of which the first that can decide does.
         reference: The training data, or else the evaluation data.
         data: The evaluation data; None if they are the reference.
         advance: Called after every batch of a pass for statistics.
@@ -66,23 +66,31 @@ def decide(
     name = "data" if data is None else "train_data"
     undecided = StatisticsVerdict(advice=Advice.UNDECIDED, layers=tuple(stale), data=name)
     halves = _halves(reference)
-    if measure is None or len(layers) < len(stale) or halves is None:
+    if len(layers) < len(stale) or halves is None:
         return undecided
-    judge = _Judge(subject, layers, measure, *halves, advance)
+    for measure in measures:
+        verdict = _verdict_of(_Judge(subject, layers, measure, *halves, advance), undecided, data)
+        if verdict.advice is not Advice.UNDECIDED:
+            return verdict
+    return undecided
+
+
+def _verdict_of(judge: _Judge, undecided: StatisticsVerdict, data: KeptBatches | None) -> StatisticsVerdict:
+    """Return the verdict of one loss, or `undecided` where it cannot decide."""
     try:
         with usage_error_unless("forward must run on a part of the data"):
-            chosen = _chosen(judge.searching(), tuple(layers))
+            chosen = _chosen(judge.searching(), undecided.layers)
             running, recalibrated = judge.running, judge.recalibrated(chosen)
     except UsageError:  # half of the data gives no statistics, or a part of the data has no loss
         return undecided
     if not judge.is_below_chance(running) and not judge.is_below_chance(recalibrated):
         return undecided  # the labels are not what the network predicts, or it predicts nothing
     difference = running.above(recalibrated)
-    verdict = StatisticsVerdict(
+    verdict = replace(
+        undecided,
         advice=Advice.NO_DIFFERENCE,
         layers=chosen,
-        decided_by=measure.name,
-        data=name,
+        decided_by=judge.measure.name,
         running=running.mean,
         recalibrated=recalibrated.mean,
         standard_error=difference.standard_error,
@@ -116,17 +124,13 @@ def _halves(reference: KeptBatches) -> tuple[list[Batch], list[Batch]] | None:
 
     The halves follow the Thue-Morse sequence, so that batches of two kinds in turn reach both of them.
     """
-    batches = _spread(reference, _MAX_BATCHES)
+    batches = spread(reference, _MAX_BATCHES)
     if len(batches) == 1:
         batches = list(parts_of(batches[0], 2))
     halves: tuple[list[Batch], list[Batch]] = ([], [])
     for index, batch in enumerate(batches):
         halves[index.bit_count() % 2].append(batch)  # no period of the loader, such as two domains in turn, fits
     return halves if halves[1] else None
-
-
-def _spread(batches: Sequence[Batch], count: int) -> list[Batch]:
-    return [batches[place] for place in spread_places(len(batches), count)]
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,7 @@ class _Judge:
     def searching(self) -> _Judge:
         """Return a judge that uses a few of the batches, spread over all of them: data may be sorted by class."""
         count = _MAX_SEARCH_BATCHES // 2
-        return replace(self, left=_spread(self.left, count), right=_spread(self.right, count))
+        return replace(self, left=spread(self.left, count), right=spread(self.right, count))
 
     @cached_property
     def running(self) -> Losses:
@@ -215,7 +219,7 @@ def _with_veto(verdict: StatisticsVerdict, judge: _Judge, data: KeptBatches) -> 
     if not len(data):
         return verdict
     try:
-        running, recalibrated = judge.on(_spread(data, _MAX_BATCHES), verdict.layers)
+        running, recalibrated = judge.on(spread(data, _MAX_BATCHES), verdict.layers)
     except UsageError:
         return verdict
     verdict = replace(verdict, data_running=running.mean, data_recalibrated=recalibrated.mean)

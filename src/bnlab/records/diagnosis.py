@@ -237,10 +237,15 @@ class StatisticsVerdict:
     data_recalibrated: float | None = None
 
     @property
+    def by_metric(self) -> bool:
+        """Whether a metric decided, and no loss."""
+        return self.decided_by not in (None, "loss", "cross-entropy")
+
+    @property
     def hangs_on_metric(self) -> bool:
         """Whether a metric speaks against recalibration and no loss does: its direction may be the wrong one."""
         if self.advice is Advice.KEEP:
-            return self.decided_by not in ("loss", "cross-entropy")
+            return self.by_metric
         if self.advice is not Advice.WORSE_ON_DATA:
             return False
         running, recalibrated = self.data_running, self.data_recalibrated

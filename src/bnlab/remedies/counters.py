@@ -10,13 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnlab.conventions import SETTLED_WEIGHT
 from bnlab.errors import UsageError
 
 __all__ = ["WrittenCounters", "new_counters", "settled_count", "write_counters"]
-
-_INITIAL_WEIGHT = 0.01
-"""Weight of the initial values below which a moving average counts as settled: the limit of BN105."""
-
 
 _LARGEST = 10**9
 """Largest number of updates that is written, for a momentum so small that no training settles."""
@@ -47,9 +44,9 @@ def settled_count(layers: Iterable[_BatchNorm]) -> int:
         if layer.momentum is not None and layer.momentum >= 1:
             counts.append(1)
         elif layer.momentum:
-            exact = math.log(_INITIAL_WEIGHT) / math.log1p(-layer.momentum)
+            exact = math.log(SETTLED_WEIGHT) / math.log1p(-layer.momentum)
             count = math.ceil(min(exact, _LARGEST))
-            counts.append(count if (1 - layer.momentum) ** count <= _INITIAL_WEIGHT else count + 1)
+            counts.append(count if (1 - layer.momentum) ** count <= SETTLED_WEIGHT else count + 1)
     return min(max(counts), _LARGEST)
 
 

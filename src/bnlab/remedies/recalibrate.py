@@ -35,7 +35,7 @@ from bnlab.remedies.counters import new_counters, write_counters
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan, record_of
 from bnlab.remedies.running_statistics import distance_in_std, statistics_text, stored_statistics, write_statistics
-from bnlab.wording import counted
+from bnlab.wording import OTHER_DIRECTION, counted
 
 __all__ = ["Recalibrate", "recalibrate", "recalibrate_with", "why_kept"]
 
@@ -101,7 +101,7 @@ def why_kept(verdict: StatisticsVerdict) -> Refusal | None:
     """Return why the layers of a verdict keep their statistics; None if they do not."""
     if verdict.advice is Advice.RECALIBRATE:
         return None
-    direction = ", or the direction of the metric is the wrong one (lower_is_better)" if verdict.hangs_on_metric else ""
+    direction = f", or {OTHER_DIRECTION}" if verdict.hangs_on_metric else ""
     return Refusal(_REASONS[verdict.advice].format(measured=str(verdict.decided_by).removeprefix("the ")) + direction)
 
 

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tests.blobs import HELD_OUT, TRAINING, blobs, trained
+from tests.blobs import HELD_OUT, TRAINING, blobs, corrupted, trained
 from torch import nn
 from torch.nn.functional import batch_norm, cross_entropy, mse_loss
 
@@ -29,13 +29,6 @@ def healthy():
 @pytest.fixture(scope="module")
 def of_eval_mode():
     return trained(in_eval_mode=True)
-
-
-def corrupted(network, layer="4"):
-    twin = copy.deepcopy(network)
-    twin.get_submodule(layer).running_mean.add_(30.0)
-    twin.get_submodule(layer).running_var.mul_(20.0)
-    return twin
 
 
 def accuracy(network, data):

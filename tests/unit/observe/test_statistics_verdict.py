@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from tests.blobs import HELD_OUT, TRAINING, blobs, sorted_by_label, trained
+from tests.blobs import HELD_OUT, TRAINING, blobs, corrupted, sorted_by_label, trained
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -32,20 +32,13 @@ def of_eval_mode():
     return trained(in_eval_mode=True)
 
 
-def corrupted(model, layer="4", *, mean=30.0, var=20.0):
-    """Return a copy, one layer of which has the statistics of something else."""
-    twin = copy.deepcopy(model)
-    twin.get_submodule(layer).running_mean.add_(mean)
-    twin.get_submodule(layer).running_var.mul_(var)
-    return twin
-
-
 def verdict_on(model, stale, train_data=TRAINING, data=None, *, measure="cross-entropy"):
     subject, reference = Subject(model), keep("train_data", train_data, "auto")
     if measure == "cross-entropy":
         measure = cross_entropy_measure(model, reference)
     held_out = None if data is None else keep("data", data, "auto")
-    return decide(subject, {name: model.get_submodule(name) for name in stale}, measure, reference, held_out)
+    measures = () if measure is None else (measure,)
+    return decide(subject, {name: model.get_submodule(name) for name in stale}, measures, reference, held_out)
 
 
 def batch_loss(model, batch):
@@ -289,7 +282,7 @@ def test_every_batch_of_a_pass_for_statistics_is_reported(healthy):
     calls = []
     subject, data = Subject(corrupted(healthy)), keep("data", TRAINING, "auto")
     layers = {"4": subject.model[4]}
-    decide(subject, layers, cross_entropy_measure(subject.model, data), data, None, advance=lambda: calls.append(1))
+    decide(subject, layers, [cross_entropy_measure(subject.model, data)], data, None, advance=lambda: calls.append(1))
     assert len(calls) >= len(TRAINING) / 2
 
 

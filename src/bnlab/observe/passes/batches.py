@@ -32,6 +32,7 @@ __all__ = [
     "run_batch",
     "samples_in",
     "shuffled_batches",
+    "spread",
     "spread_places",
     "tensors_in",
 ]
@@ -87,6 +88,11 @@ def spread_places(total: int, count: int) -> list[int]:
     bounds = [step * total // count for step in range(count + 1)]
     generator = random.Random(0)
     return [generator.randrange(low, high) for low, high in itertools.pairwise(bounds)]
+
+
+def spread(batches: Sequence[Batch], count: int) -> list[Batch]:
+    """Return up to so many of the batches, at the places of :func:`spread_places`."""
+    return [batches[place] for place in spread_places(len(batches), count)]
 
 
 def parts_of(batch: Batch, parts: int) -> Iterator[Batch]:
@@ -314,7 +320,7 @@ def shuffled_batches(data: Sequence[Batch]) -> list[Batch]:
     Returns:
         Up to `_MAX_SHUFFLED` batches; an empty list if the shapes of their tensors do not allow shuffling.
     """
-    kept = [data[place] for place in spread_places(len(data), _MAX_SHUFFLED)]
+    kept = spread(data, _MAX_SHUFFLED)
     sizes = [samples_in(batch) for batch in kept]
     total = sum(sizes)
     if len(kept) < 2 or min(sizes) < 1:
