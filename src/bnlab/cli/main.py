@@ -6,14 +6,17 @@ import io
 import os
 import signal
 import sys
-from typing import Annotated
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, TextIO
 
 import typer
 
 from bnlab._version import __version__
 from bnlab.cli import bench, check, demo, explain, fold, lab, repair, report
-from bnlab.cli.output import print_error
-from bnlab.errors import BnlabError
+from bnlab.cli.output import print_error, print_notice
+from bnlab.errors import BnlabError, BnlabWarning
 
 __all__ = ["app", "main"]
 
@@ -54,7 +57,8 @@ def main() -> None:
     _behave_in_pipes()
     try:
         try:
-            app()
+            with _warnings_on_one_line():
+                app()
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -73,6 +77,29 @@ def _behave_in_pipes() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def _warnings_on_one_line() -> Iterator[None]:
+    """Show the warnings of bnlab without the file and the source line that issued them."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_on_one_line(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, BnlabWarning):
+                print_notice(f"warning: {message}")
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show_on_one_line
+        yield
 
 
 def _fail(message: str) -> None:
