@@ -78,6 +78,22 @@ def test_filtering(browser, any_page):
     assert browser.problems() == []
 
 
+def test_the_findings_of_a_problem_unfold(browser, demo):
+    browser.open(demo)
+    assert len(browser.all("article.finding")) == 1
+    rows = browser.all("article.finding tbody tr")
+    assert len(rows) > 3
+    assert not rows[0].is_displayed()
+    browser.one("article.finding summary").click()
+    browser.wait(lambda: rows[0].is_displayed())
+    link = browser.one("article.finding .worst a")
+    browser.run("arguments[0].scrollIntoView({block: 'center'})", link)
+    name = link.text
+    link.click()
+    browser.wait(lambda: browser.one("#layer-heading").text == name)
+    assert browser.problems() == []
+
+
 def test_a_layer_opens_from_the_network_the_table_and_the_address(browser, any_page):
     browser.open(any_page)
     assert not browser.one("#layer").is_displayed()

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bnlab.observe.evidence import Floats, Hyperparameters, LayerState, NetworkState
+from bnlab.observe.evidence import Floats, Hyperparameters, LayerState, NetworkState, Pruned
 from bnlab.observe.gap import RunningStatistics, batch_sums, layer_gap
-from bnlab.observe.model_evidence import Execution, Gap, ModelEvidence, ModelLayer, Observed, Producer
+from bnlab.observe.model_evidence import Execution, FeatureAxis, Gap, ModelEvidence, ModelLayer, Observed, Producer
 
 __all__ = ["executed", "healthy", "model", "model_layer", "network", "observed", "of", "untrained"]
 
@@ -26,6 +26,7 @@ def healthy(
     momentum: float | None = 0.1,
     eps: float = 1e-5,
     settled: bool = False,
+    pruned: Pruned | None = None,
 ) -> LayerState:
     """Return the state of a trained layer with four channels; every part can be replaced."""
     return LayerState(
@@ -39,6 +40,7 @@ def healthy(
         affine_dtype=affine_dtype or dtype,
         hyperparameters=Hyperparameters(momentum, eps, assumed=()),
         settled=settled,
+        pruned=pruned,
     )
 
 
@@ -72,10 +74,19 @@ def executed(
     producer: Producer | None = None,
     dropout: str | None = None,
     activation: str | None = "relu",
+    pruned: Pruned | None = None,
+    features: FeatureAxis | None = None,
 ) -> Execution:
     """Return the record of an ordinary forward pass; every part can be replaced."""
     return Execution(
-        calls=calls, samples=samples, counts=counts, producer=producer, dropout=dropout, activation=activation
+        calls=calls,
+        samples=samples,
+        counts=counts,
+        producer=producer,
+        dropout=dropout,
+        activation=activation,
+        pruned=pruned,
+        features=features,
     )
 
 
@@ -91,6 +102,7 @@ def observed(
     overflowed: int = 0,
     own_error: float = 0.0,
     input_eps: float = 2.0**-23,
+    batch_rows: Floats | None = None,
 ) -> Observed:
     """Return the observation of data with these statistics, which are those of a `healthy` layer by default.
 
@@ -119,6 +131,7 @@ def observed(
         overflowed=overflowed,
         own_error=own_error,
         input_eps=input_eps,
+        batch_rows=batch_rows,
     )
 
 

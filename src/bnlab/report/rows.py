@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bnlab.records import DiagnosisRecord, Finding, Level, Numbers, Outcome, Status
 
-__all__ = ["Outcomes", "by_code", "findings_at_least", "layers_to_show", "metric_rows", "outcomes_of", "root_gap"]
+__all__ = ["Outcomes", "findings_at_least", "layers_to_show", "main_cause", "metric_rows", "outcomes_of", "root_gap"]
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,6 @@ class Outcomes:
 def findings_at_least(diagnosis: DiagnosisRecord, level: Level) -> list[Finding]:
     """Return the findings to show: those that are at least as severe as the level."""
     return [finding for finding in diagnosis.findings if finding.level.at_least(level)]
-
-
-def by_code(findings: Iterable[Finding]) -> list[list[Finding]]:
-    """Return the findings grouped by code, in the order in which each code first appears."""
-    groups: dict[str, list[Finding]] = {}
-    for finding in findings:
-        groups.setdefault(finding.code, []).append(finding)
-    return list(groups.values())
 
 
 def layers_to_show(with_findings: Sequence[bool], limit: int) -> list[int]:
@@ -82,3 +74,9 @@ def outcomes_of(diagnosis: DiagnosisRecord) -> Outcomes:
 def root_gap(gap: Mapping[str, float]) -> float:
     """Return the root of the total of a gap, in standard deviations. Gaps are stored as mean squares."""
     return float(max(gap.get("total", 0.0), 0.0) ** 0.5)
+
+
+def main_cause(gap: Mapping[str, float] | None) -> str:
+    """Return the cause with the largest part of a gap; "" if the gap was not measured, or is not positive."""
+    parts = {cause: square for cause, square in (gap or {}).items() if cause != "total" and square > 0}
+    return max(parts, key=parts.__getitem__) if parts else ""

@@ -19,16 +19,6 @@ def test_findings_below_the_level_are_left_out_and_the_order_stays(level, count)
     assert shown == [one for one in FINDINGS if one in shown]
 
 
-def test_findings_are_grouped_by_code_in_the_order_of_the_first():
-    groups = rows.by_code(FINDINGS)
-    assert [[(one.code, one.layer) for one in group] for group in groups] == [
-        [("BN102", "a"), ("BN102", "b")],
-        [("BN401", "a")],
-        [("BN108", "b")],
-    ]
-    assert rows.by_code(()) == []
-
-
 @pytest.mark.parametrize(
     ("limit", "shown"), [(0, []), (1, [2]), (2, [2, 4]), (3, [0, 2, 4]), (5, [0, 1, 2, 3, 4]), (9, [0, 1, 2, 3, 4])]
 )
@@ -68,3 +58,16 @@ def test_outcomes_are_grouped_by_status_and_skipped_ones_by_reason():
 @pytest.mark.parametrize(("gap", "root"), [({"total": 0.25}, 0.5), ({"total": -0.1}, 0.0), ({}, 0.0)])
 def test_a_gap_is_the_root_of_its_mean_square(gap, root):
     assert rows.root_gap(gap) == root
+
+
+@pytest.mark.parametrize(
+    ("gap", "cause"),
+    [
+        (None, ""),
+        ({}, ""),
+        ({"bessel": -0.1, "total": -0.1}, ""),
+        ({"bessel": 0.1, "staleness": 0.3, "shift": -0.9, "total": -0.5}, "staleness"),
+    ],
+)
+def test_the_main_cause_has_the_largest_positive_part(gap, cause):
+    assert rows.main_cause(gap) == cause

@@ -12,6 +12,7 @@ from bnlab.report.html import findings as _findings
 from bnlab.report.html import receipt as of_receipt
 from bnlab.report.html.environment import page
 from bnlab.report.phrases import LEVEL_WORDS
+from bnlab.report.problems import counts, problems_of
 from bnlab.report.rows import metric_rows
 from bnlab.report.text import diagnosis as text
 from bnlab.report.text.receipt import render_changes
@@ -23,8 +24,8 @@ _MAX_KINDS = 8
 
 
 def diagnosis(record: DiagnosisRecord) -> str:
-    """Return an HTML fragment: conclusion, numbers, causes, network and worst findings; text if jinja2 is missing."""
-    groups = _findings.groups(record, record.findings)
+    """Return an HTML fragment: conclusion, numbers, causes, network and worst problems; text if jinja2 is missing."""
+    problems = problems_of(record)
     try:
         return page(
             "diagnosis-compact.html.j2",
@@ -32,8 +33,9 @@ def diagnosis(record: DiagnosisRecord) -> str:
             cards=metric_rows(record.numbers),
             slices=_causes.slices(record.causes),
             network=of_diagnosis.network_of(record),
-            groups=groups[:_MAX_GROUPS],
-            hidden=len(groups[_MAX_GROUPS:]),
+            summary=counts(problems, separator=","),
+            groups=_findings.groups(record, problems[:_MAX_GROUPS]),
+            hidden=len(problems[_MAX_GROUPS:]),
             words=LEVEL_WORDS,
         )
     except MissingPackage:

@@ -1,4 +1,4 @@
-"""Renders a diagnosis as a page: the conclusion, the network, the findings and every layer."""
+"""Renders a diagnosis as a page: the conclusion, the network, the problems and every layer."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from bnlab.report.html.environment import page
 from bnlab.report.html.markers import LayerFindings, by_layer
 from bnlab.report.html.network import Network
 from bnlab.report.phrases import LEVEL_WORDS
+from bnlab.report.problems import Problem, at_least, counts, problems_of
 from bnlab.report.rows import findings_at_least, metric_rows, outcomes_of
 
 __all__ = ["network_of", "render", "render_many"]
@@ -28,9 +29,20 @@ _MAX_ROWS = 2_000
 
 @dataclass(frozen=True)
 class _TargetSection:
-    """A diagnosis among many, with its findings by code and the number of hidden findings."""
+    """A diagnosis among many.
+
+    Attributes:
+        record: The diagnosis.
+        counts: The number of its problems of each level, most severe first.
+        summary: The same counts in words.
+        groups: The problems that are shown.
+        codes: The codes of their causes.
+        hidden: The number of problems that are not shown.
+    """
 
     record: DiagnosisRecord
+    counts: tuple[int, ...]
+    summary: str
     groups: list[_findings.Group]
     codes: str
     hidden: int
@@ -41,21 +53,23 @@ def render(record: DiagnosisRecord, *, level: Level = Level.INFO) -> str:
 
     Args:
         record: The diagnosis.
-        level: Findings below this level are only counted.
+        level: Problems below this level are only counted.
 
     Raises:
         MissingPackage: If jinja2 is not installed.
     """
-    shown = findings_at_least(record, level)
-    marked = by_layer(shown, [layer.name for layer in record.layers])
+    problems = problems_of(record)
+    shown = at_least(problems, level)
+    marked = by_layer(findings_at_least(record, level), [layer.name for layer in record.layers])
     return page(
         "diagnosis.html.j2",
         record=record,
+        summary=_summary(problems),
         cards=metric_rows(record.numbers),
         slices=_causes.slices(record.causes),
         network=network_of(record, marked),
         groups=_findings.groups(record, shown),
-        hidden=len(record.findings) - len(shown),
+        hidden=len(problems) - len(shown),
         words=LEVEL_WORDS,
         headers=_layer_table.headers(record.layers),
         rows=_layer_table.rows(record.layers, marked),
@@ -69,17 +83,14 @@ def render_many(records: Sequence[DiagnosisRecord], *, level: Level = Level.INFO
 
     Args:
         records: The diagnoses, in the order in which they are shown.
-        level: Findings below this level are only counted.
+        level: Problems below this level are only counted.
 
     Raises:
         MissingPackage: If jinja2 is not installed.
     """
-    return page(
-        "diagnoses.html.j2",
-        targets=[_target(record, level, _MAX_ROWS // max(1, len(records))) for record in records],
-        totals=_totals(records),
-        words=LEVEL_WORDS,
-    )
+    room = _MAX_ROWS // max(1, len(records))
+    targets = [_target(record, level, room) for record in records]
+    return page("diagnoses.html.j2", targets=targets, totals=_totals(targets), words=LEVEL_WORDS)
 
 
 def network_of(record: DiagnosisRecord, marked: Sequence[LayerFindings] | None = None) -> Network | None:
@@ -99,16 +110,27 @@ def network_of(record: DiagnosisRecord, marked: Sequence[LayerFindings] | None =
     )
 
 
+def _summary(problems: Sequence[Problem]) -> str:
+    return counts(problems, separator=",")
+
+
 def _target(record: DiagnosisRecord, level: Level, room: int) -> _TargetSection:
-    shown = findings_at_least(record, level)
-    codes = " ".join(dict.fromkeys(finding.code for finding in shown))
-    return _TargetSection(record, _findings.groups(record, shown, room=room), codes, len(record.findings) - len(shown))
+    problems = problems_of(record)
+    shown = at_least(problems, level)
+    return _TargetSection(
+        record=record,
+        counts=tuple(sum(problem.level is each for problem in problems) for each in Level),
+        summary=_summary(problems),
+        groups=_findings.groups(record, shown, room=room),
+        codes=" ".join(dict.fromkeys(problem.code for problem in shown)),
+        hidden=len(problems) - len(shown),
+    )
 
 
-def _totals(records: Sequence[DiagnosisRecord]) -> Counter[str]:
+def _totals(targets: Sequence[_TargetSection]) -> Counter[str]:
     """Return the counts summed over all targets."""
-    totals: Counter[str] = Counter(targets=len(records))
-    for record in records:
-        summary = record.summary
-        totals.update(layers=summary.layers, errors=summary.errors, warnings=summary.warnings, infos=summary.infos)
+    totals: Counter[str] = Counter(targets=len(targets))
+    for target in targets:
+        totals.update(layers=target.record.summary.layers)
+        totals.update(dict(zip(("errors", "warnings", "infos"), target.counts, strict=True)))
     return totals

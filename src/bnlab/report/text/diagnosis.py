@@ -1,4 +1,4 @@
-"""Renders a diagnosis as text: the conclusion, the findings grouped by code, then the layers.
+"""Renders a diagnosis as text: the conclusion, the problems, then the layers.
 
 Everything that comes from a record (layer names above all) is untrusted: it is stripped of control characters and never
 parsed as markup. The layout depends on the width of the output and on the characters that it can show.
@@ -6,29 +6,33 @@ parsed as markup. The layout depends on the width of the output and on the chara
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from bnlab.records import Cause, DiagnosisRecord, Finding, Level, Quantity
+from bnlab.records import Cause, DiagnosisRecord, Finding, Level
 from bnlab.report.phrases import LEVEL_WORDS, remedy_phrase
-from bnlab.report.rows import by_code, findings_at_least, metric_rows, outcomes_of
+from bnlab.report.problems import Problem, at_least, count, counts, problems_of
+from bnlab.report.rows import metric_rows, outcomes_of
 from bnlab.report.shortening import plain
 from bnlab.report.text import layers
 from bnlab.report.text.sheet import Report, Sheet, write
-from bnlab.wording import abridged, and_more, counted
+from bnlab.wording import abridged, and_more, counted, enumerated
 
 __all__ = ["render", "renderable", "summary_line"]
 
 _STYLES = {Level.ERROR: "bold red", Level.WARNING: "bold yellow", Level.INFO: "bold blue"}
-_MAX_FINDINGS = 10
+_MAX_PROBLEMS = 20
 _MAX_NOTES = 12
 _MAX_CAUSE_LAYERS = 2
+_MAX_PROBLEM_LAYERS = 6
+_MAX_MESSAGES = 4
+_MAX_SYMPTOMS = 5
+_MAX_CHANNELS = 8
 _SMALLEST_SHARE = 0.01
-_WIDEST_CHANNELS = 16
 
 
 def render(
@@ -38,7 +42,7 @@ def render(
 
     Args:
         diagnosis: The diagnosis.
-        level: Findings below this level are only counted.
+        level: Problems below this level are only counted.
         width: Largest width of a line, in columns.
         encoding: Encoding that the text must fit; None for the encoding of standard output.
     """
@@ -46,35 +50,41 @@ def render(
 
 
 def renderable(diagnosis: DiagnosisRecord, *, level: Level = Level.INFO) -> RenderableType:
-    """Return the report for a rich console; findings below `level` are only counted."""
+    """Return the report for a rich console; problems below `level` are only counted."""
     return Report(lambda sheet: _parts(diagnosis, level, sheet))
 
 
 def summary_line(diagnosis: DiagnosisRecord) -> Text:
-    """Return one line for a diagnosis among many: the counts, the codes of errors and warnings, or an assumption."""
-    summary = diagnosis.summary
-    worst = diagnosis.findings[0].level if diagnosis.findings else Level.INFO
-    codes = list(dict.fromkeys(plain(f.code) for f in diagnosis.findings if f.level.at_least(Level.WARNING)))
+    """Return one line for a diagnosis among many.
+
+    It holds the counts of problems, and the codes of errors and warnings. Without any it holds the assumption.
+    """
+    problems = problems_of(diagnosis)
+    serious = at_least(problems, Level.WARNING)
+    codes = list(dict.fromkeys(plain(problem.code) for problem in serious))
     line = Text()
     line.append(plain(diagnosis.target.name), style="bold")
-    line.append(f": {counted(summary.layers, 'layer')}, ")
-    style = _STYLES[worst] if codes else "green"
-    line.append(f"{counted(summary.errors, 'error')}, {counted(summary.warnings, 'warning')}", style=style)
-    line.append(f", {counted(summary.infos, 'note')}" + (f" ({', '.join(codes)})" if codes else ""))
+    line.append(f": {counted(diagnosis.summary.layers, 'layer')}, ")
+    style = _STYLES[serious[0].level] if serious else "green"
+    line.append(", ".join(count(problems, level) for level in (Level.ERROR, Level.WARNING)), style=style)
+    line.append(f", {count(problems, Level.INFO)}" + (f" ({', '.join(codes)})" if codes else ""))
     if diagnosis.assumption is not None and not codes:
         line.append(f"; {plain(diagnosis.assumption)}")
     return line
 
 
 def _parts(diagnosis: DiagnosisRecord, level: Level, sheet: Sheet) -> Iterable[RenderableType]:
-    shown = findings_at_least(diagnosis, level)
+    problems = problems_of(diagnosis)
+    shown = at_least(problems, level)
     yield from (_head(diagnosis, sheet), Text(sheet.plain(diagnosis.conclusion) + ".", style="bold"), Text())
     yield from _numbers(diagnosis)
     yield from _causes(diagnosis, sheet)
-    for group in by_code(shown):
-        yield from (*_group(group, diagnosis, sheet), Text())
-    yield from (*layers.draw(diagnosis, sheet), Text())
-    yield from _tail(diagnosis, sheet, hidden=len(diagnosis.findings) - len(shown))
+    for problem in shown[:_MAX_PROBLEMS]:
+        yield from (*_problem(problem, diagnosis, sheet), Text())
+    if len(shown) > _MAX_PROBLEMS:
+        yield Text(f"... and {counted(len(shown) - _MAX_PROBLEMS, 'more problem')}: --format json has them all\n")
+    yield from (*layers.draw(diagnosis, problems, sheet), Text())
+    yield from _tail(diagnosis, problems, sheet, hidden=len(problems) - len(shown))
 
 
 def _head(diagnosis: DiagnosisRecord, sheet: Sheet) -> Text:
@@ -124,36 +134,51 @@ def _cause_layers(cause: Cause, sheet: Sheet) -> Text:
     return Text(names + and_more(len(cause.layers) - limit))
 
 
-def _group(findings: Sequence[Finding], diagnosis: DiagnosisRecord, sheet: Sheet) -> Iterable[RenderableType]:
-    first, code = findings[0], sheet.plain(findings[0].code)
-    title = Text.assemble((LEVEL_WORDS[first.level].upper(), _STYLES[first.level]), f" {code} ")
-    yield title.append(f"in {counted(len(findings), 'layer')}" if first.layer is not None else "in the network")
-    yield Padding(Text(sheet.plain(first.why)), (0, 0, 0, 2))
-    if first.layer is None:
-        for finding in findings:
-            yield Padding(Text(sheet.plain(finding.message)), (0, 0, 0, 2))
+def _problem(problem: Problem, diagnosis: DiagnosisRecord, sheet: Sheet) -> Iterable[RenderableType]:
+    """Yield a problem: its cause with the worst layer, the consequence, the layers and the remedies."""
+    worst, code = problem.worst, sheet.plain(problem.code)
+    title = Text.assemble((LEVEL_WORDS[problem.level].upper(), _STYLES[problem.level]), f" {code} ")
+    title.append(f"{problem.name} {problem.where}" if problem.name else problem.where)
+    symptoms = [sheet.plain(symptom) for symptom in problem.symptoms]
+    yield title.append(f", also {enumerated(symptoms, _MAX_SYMPTOMS)}" if symptoms else "")
+    if worst.layer is None:
+        yield from (_indented(sheet.plain(message)) for message in problem.messages[:_MAX_MESSAGES])
+        if len(problem.messages) > _MAX_MESSAGES:
+            yield _indented(f"... and {counted(len(problem.messages) - _MAX_MESSAGES, 'more place')}")
     else:
-        yield Padding(_findings_table(findings[:_MAX_FINDINGS], diagnosis, sheet), (0, 0, 0, 1))
-    if len(findings) > _MAX_FINDINGS:
-        yield Text(f"  ... and {counted(len(findings) - _MAX_FINDINGS, 'more layer')}: --format json has them all")
-    remedies = sheet.plain(", ".join(map(remedy_phrase, first.remedies)))
-    yield Padding(Text(f"remedy: {remedies}; bnlab explain {code}", style="dim"), (0, 0, 0, 2))
+        name = sheet.layer_name(worst.layer).plain
+        yield _indented(f"{name}: {sheet.plain(worst.message)}{_channels(worst, diagnosis)}")
+    yield _indented(sheet.plain(worst.why))
+    if len(problem.layers) > 1:
+        yield _indented(_layers(problem, sheet))
+    remedies = sheet.plain(", ".join(map(remedy_phrase, problem.remedies)))
+    yield _indented(f"remedy: {remedies}; bnlab explain {code}", style="dim")
 
 
-def _findings_table(findings: Sequence[Finding], diagnosis: DiagnosisRecord, sheet: Sheet) -> Table:
-    """Return a table with one row per finding: the message if there is room for it, else its numbers."""
-    channels = {layer.name: layer.channels for layer in diagnosis.layers}
-    table = _table("layer", "channels", *(("finding",) if sheet.wide else ("measured", "threshold")))
-    table.columns[0].no_wrap, table.columns[0].overflow = True, "crop"
-    for finding in findings:
-        cells = [sheet.plain(finding.message)]
-        if not sheet.wide:
-            cells = [_quantities(quantities, sheet) for quantities in (finding.measured, finding.threshold)]
-        width = channels.get(finding.layer or "", 0)
-        table.add_row(
-            sheet.layer_name(finding.layer or ""), _channels(finding.channels, width, sheet), *map(Text, cells)
-        )
-    return table
+def _layers(problem: Problem, sheet: Sheet) -> str:
+    """Return the layers of a problem, each with the quantity by which it was judged if the layers differ in it."""
+    limit = _MAX_PROBLEM_LAYERS * (2 if sheet.wide else 1)
+    numbers = {layer: f" {quantity.value:.3g}" for layer, quantity in problem.measured.items()}
+    head = "layers"
+    if len(set(numbers.values())) > 1:
+        head = sheet.plain(f"layers ({problem.judged}, {problem.worst.measured[problem.judged].unit})")
+    else:
+        numbers = {}
+    names = [f"{sheet.layer_name(layer).plain}{numbers.get(layer, '')}" for layer in problem.layers[:limit]]
+    return f"{head}: {', '.join(names)}{and_more(len(problem.layers) - limit)}"
+
+
+def _indented(text: str, style: str = "") -> Padding:
+    return Padding(Text(text, style=style), (0, 0, 0, 2))
+
+
+def _channels(finding: Finding, diagnosis: DiagnosisRecord) -> str:
+    """Return the indices of the channels as an aside; "" if the finding names none, or all channels of its layer."""
+    width = next((layer.channels for layer in diagnosis.layers if layer.name == finding.layer), 0)
+    if not finding.channels or len(finding.channels) == width:
+        return ""
+    noun = "channel" if len(finding.channels) == 1 else "channels"
+    return f" ({noun} {abridged(list(map(str, finding.channels)), _MAX_CHANNELS)})"
 
 
 def _table(*headers: str) -> Table:
@@ -164,7 +189,9 @@ def _table(*headers: str) -> Table:
     return table
 
 
-def _tail(diagnosis: DiagnosisRecord, sheet: Sheet, *, hidden: int) -> Iterable[RenderableType]:
+def _tail(
+    diagnosis: DiagnosisRecord, problems: Sequence[Problem], sheet: Sheet, *, hidden: int
+) -> Iterable[RenderableType]:
     for note in diagnosis.notes[:_MAX_NOTES]:
         yield Text(sheet.plain(note), style="dim")
     if len(diagnosis.notes) > _MAX_NOTES:
@@ -175,24 +202,5 @@ def _tail(diagnosis: DiagnosisRecord, sheet: Sheet, *, hidden: int) -> Iterable[
     for reason, codes in outcomes.skipped.items():
         yield Text(sheet.plain(f"{', '.join(codes)} skipped: {reason}"), style="dim")
     passed = len(outcomes.passed)
-    summary = diagnosis.summary
-    counts = ", ".join(
-        counted(number, noun)
-        for number, noun in ((summary.errors, "error"), (summary.warnings, "warning"), (summary.infos, "note"))
-    )
     below = f" ({hidden} not shown: --level info)" if hidden else ""
-    yield Text(f"{counts}{below}; {passed} of {counted(len(diagnosis.outcomes), 'check')} passed")
-
-
-def _channels(channels: Sequence[int] | None, width: int, sheet: Sheet) -> str:
-    if channels is None:
-        return "-"
-    if len(channels) == width:
-        return f"all {width}"
-    limit = 8 if sheet.wide else 4
-    indices = f"{len(channels)} of {width}: {abridged(list(map(str, channels)), limit)}"
-    return indices if len(indices) <= _WIDEST_CHANNELS * (2 if sheet.wide else 1) else f"{len(channels)} of {width}"
-
-
-def _quantities(quantities: Mapping[str, Quantity], sheet: Sheet) -> str:
-    return "\n".join(f"{sheet.plain(name)} {quantity.value:.3g}" for name, quantity in quantities.items())
+    yield Text(f"{counts(problems)}{below}; {passed} of {counted(len(diagnosis.outcomes), 'check')} passed")

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bnlab.records import DiagnosisRecord, LayerRecord
-from bnlab.report.rows import layers_to_show, root_gap
+from bnlab.report.problems import Problem
+from bnlab.report.rows import layers_to_show, main_cause, root_gap
 from bnlab.report.text.sheet import Sheet
 from bnlab.wording import counted
 
@@ -36,10 +37,16 @@ class _Column:
         return max(map(cell_len, (self.header, *self.cells)))
 
 
-def draw(diagnosis: DiagnosisRecord, sheet: Sheet) -> Iterable[RenderableType]:
-    """Yield the table of the layers. If there are too many, layers with findings take precedence."""
+def draw(diagnosis: DiagnosisRecord, problems: Iterable[Problem], sheet: Sheet) -> Iterable[RenderableType]:
+    """Yield the table of the layers. If there are too many, layers with findings take precedence.
+
+    Args:
+        diagnosis: The diagnosis.
+        problems: Its problems, in the order in which the codes of a layer are listed.
+        sheet: The sheet to draw on.
+    """
     codes: dict[str, list[str]] = {}
-    for finding in diagnosis.findings:
+    for finding in (finding for problem in problems for finding in problem.findings):
         if finding.layer is not None:
             codes.setdefault(finding.layer, []).append(sheet.plain(finding.code))
     shown = layers_to_show([layer.name in codes for layer in diagnosis.layers], _MAX_LAYERS)
@@ -79,7 +86,7 @@ def _measured_columns(layers: Sequence[LayerRecord], diagnosis: DiagnosisRecord,
         columns.append(_Column("gap, std", ["-" if gap is None else f"{gap:.2g}" for gap in gaps], right=True))
         columns.append(_Column("", bars, style="yellow"))
         if sheet.wide:
-            columns.append(_Column("mostly", [sheet.plain(_main_cause(layer)) for layer in layers]))
+            columns.append(_Column("mostly", [sheet.plain(main_cause(layer.gap)) for layer in layers]))
     return columns
 
 
@@ -108,11 +115,6 @@ def _between(layer: LayerRecord) -> str:
 def gap_of(layer: LayerRecord) -> float | None:
     """Return the gap of a layer between the modes in standard deviations; None if it was not measured."""
     return None if layer.gap is None else root_gap(layer.gap)
-
-
-def _main_cause(layer: LayerRecord) -> str:
-    causes = {cause: square for cause, square in (layer.gap or {}).items() if cause != "total" and square > 0}
-    return max(causes, key=causes.__getitem__) if causes else ""
 
 
 def _codes(codes: Sequence[str], sheet: Sheet) -> str:

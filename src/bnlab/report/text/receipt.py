@@ -99,7 +99,7 @@ def _recheck(recheck: Recheck, marks: Marks) -> Iterable[str]:
     """Yield the counts of findings and the largest gap between the modes, before and after."""
     before, after = recheck.before, recheck.after
     counts = f"{counted(before.errors, 'error')} and {counted(before.warnings, 'warning')}"
-    text = f"checks: {counts} -> {after.errors} and {after.warnings}"
+    text = f"findings: {counts} -> {after.errors} and {after.warnings}"
     if recheck.appeared:
         text += f"; new: {', '.join(marks.plain(item) for item in recheck.appeared[:_MAX_LAYERS])}"
     yield text

@@ -19,7 +19,9 @@ def test_a_notebook_shows_conclusion_numbers_causes_network_and_findings():
         "data, running statistics (eval mode) 0.11",
         "staleness 97 %",
         "gap between the modes, std",
-        "error BN102 in 1 layer",
+        "4 BN layers, 16 channels: 1 error, 1 warning, 1 note",
+        "error BN102 in 1 layer also BN401 layer1.0.bn1: running statistics are up to 2",
+        "warning BN401 in 1 layer head.bn: running statistics",
     ):
         assert shown in page.text
     assert page.unbalanced == []
@@ -52,6 +54,15 @@ def test_no_text_becomes_markup_in_a_notebook(text):
         changes=(Change(text, text, text, text),), recheck=samples.recheck(gaps=(GapChange(text, samples.gap(), None),))
     )
     assert not {"img", "script"} & set(Page(compact.receipt(changed)).tags)
+
+
+def test_a_notebook_shows_the_worst_problems_with_their_symptoms():
+    layers = [samples.layer(f"bn{i}") for i in range(3)]
+    codes = ("BN301", "BN401", *(f"BN70{i}" for i in range(6)))
+    findings = [samples.finding(layer.name, code) for code in codes for layer in layers]
+    text = Page(compact.diagnosis(samples.diagnosis(layers, findings))).text
+    assert "warning BN401 in 3 layers also BN301 bn0: running statistics" in text
+    assert "and 2 more problems: print the diagnosis" in text
 
 
 def test_a_fragment_of_little_is_whole():

@@ -19,7 +19,7 @@ def test_the_page_says_everything_at_the_top():
     for shown in (
         "runs/my model.pt",
         "layer1.0.bn1 has stale statistics",
-        "4 BN layers, 16 channels: 1 error, 2 warnings, 1 note",
+        "4 BN layers, 16 channels: 1 error, 1 warning, 1 note",
         "training data, batch statistics 0.98",
         "data, running statistics (eval mode) 0.11",
         "staleness 97 %",
@@ -27,15 +27,36 @@ def test_the_page_says_everything_at_the_top():
         assert shown in text
 
 
-def test_findings_come_by_code_with_evidence_reason_and_remedy():
+def test_problems_come_with_worst_layer_reason_layers_evidence_and_remedy():
     text = Page(diagnosis.render(samples.complete())).text
-    assert "error BN102 in 1 layer" in text
-    assert "warning BN401 in 2 layers" in text
-    assert "note BN112 in the network" in text
+    assert "error BN102 NegativeRunningVariance in 1 layer, also BN401 layer1.0.bn1 : running statistics are" in text
+    assert "warning BN401 StaleStatistics in 1 layer head.bn : running statistics" in text
+    assert "note BN112 CounterMismatch in the network running statistics" in text
     assert "eval mode normalises with statistics that the training data does not have" in text
+    assert "2 findings: measured values and thresholds" in text
     assert "2 of 4: 1, 3 effect 2 std effect 0.35 std running statistics are up to" in text
-    assert "bnlab.recalibrate(model, train_data, layers=['layer1.0.bn1', 'head.bn'])" in text
+    assert "bnlab.recalibrate(model, train_data, layers=['head.bn'])" in text
     assert "bnlab repair 'runs/my model.pt'" in text
+
+
+def test_symptoms_are_folded_below_their_cause():
+    names = ("layer1.0.bn1", "layer1.0.bn2")
+    findings = [samples.finding(name, code) for code in ("BN301", "BN401") for name in names]
+    page = Page(diagnosis.render(samples.diagnosis(findings=findings)))
+    assert "0 errors, 1 warning in 2 layers, 0 notes" in page.text
+    assert "warning BN401 StaleStatistics in 2 layers, also BN301" in page.text
+    assert "4 findings: measured values and thresholds layer check measured threshold finding" in page.text
+    assert page.tags.count("article") == page.tags.count("details") == 1
+    assert ("open", "") not in page.attributes
+
+
+def test_the_layers_of_a_problem_are_abridged():
+    layers = [samples.layer(f"bn{i}") for i in range(20)]
+    record = samples.diagnosis(layers, [samples.finding(layer.name) for layer in layers])
+    text = Page(diagnosis.render(record)).text
+    assert "warning BN401 StaleStatistics in 20 layers" in text
+    assert "bn6 , bn7 and 12 more 20 findings" in text
+    assert "0 errors, 1 warning in 20 layers, 0 notes" in text
 
 
 def test_the_page_lists_the_outcome_of_every_check():
@@ -58,10 +79,10 @@ def test_the_page_lists_the_outcome_of_every_check():
         assert shown in text
 
 
-def test_findings_below_the_level_are_counted_only():
+def test_problems_below_the_level_are_counted_only():
     text = Page(diagnosis.render(samples.complete(), level=Level.WARNING)).text
     assert "note BN112" not in text
-    assert "Not shown: 1 finding below the chosen level." in text
+    assert "Not shown: 1 problem below the chosen level." in text
 
 
 def test_every_layer_can_be_opened_from_the_table_and_from_the_network():
@@ -155,11 +176,11 @@ def test_the_rows_of_a_finding_in_very_many_layers_are_counted():
 def test_many_targets_are_a_table_and_the_findings_of_each():
     healthy = dataclasses.replace(samples.diagnosis(), target=Target("checkpoint", "healthy.pt"))
     page = Page(diagnosis.render_many([samples.complete(), healthy], level=Level.WARNING))
-    assert "2 targets with 6 BN layers: 1 error, 2 warnings, 1 note" in page.text
-    assert "BN102 BN401" in page.text
+    assert "2 targets with 6 BN layers: 1 error, 1 warning, 1 note" in page.text
+    assert "runs/my model.pt 4 16 1 1 1 BN102 BN401" in page.text
     assert "healthy.pt no findings shown" in page.text
-    assert "Not shown: 1 finding below the chosen level." in page.text
-    assert page.tags.count("details") == 2
+    assert "Not shown: 1 problem below the chosen level." in page.text
+    assert page.tags.count("details") == 2 + 2
 
 
 def test_a_page_of_no_targets_says_so():

@@ -33,25 +33,24 @@ from bnlab.report.text.bars import Marks
 from bnlab.report.text.diagnosis import render, summary_line
 
 
-def test_the_conclusion_comes_first_then_findings_then_layers():
-    lines = render(diagnose(*UNIT)).splitlines()
+def test_the_conclusion_comes_first_then_problems_then_layers():
+    lines = render(diagnose(*UNIT), width=100).splitlines()
     assert lines[:2] == ["model.pt", "3 BN layers, 12 channels, float32"]
     text = "\n".join(lines)
     order = [
         "layer1.0.bn1: running_var is -0.00098",
-        "ERROR BN102 in 1 layer",
+        "ERROR BN102 NegativeRunningVariance in 1 layer",
         "NOTE BN108",
         "running_var  findings",
         "1 error,",
     ]
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
-    assert "1 of 4: 0" in text
-    assert "running_var -0.00098" in text
+    assert "  layer1.0.bn1: running_var is -0.00098 in 1 of 4 channels, must be >= 0 (channel 0)\n" in text
     assert "remedy: recalibrate (buffers only); bnlab explain BN102" in text
     assert re.fullmatch(rf"1 error, 0 warnings, 1 note; \d+ of {len(CHECKS)} checks passed", lines[-1])
 
 
-def test_findings_below_the_level_are_counted_only():
+def test_problems_below_the_level_are_counted_only():
     text = render(diagnose(*UNIT), level=Level.WARNING)
     assert "NOTE BN108" not in text
     assert "1 error, 0 warnings, 1 note (1 not shown: --level info)" in text
@@ -66,11 +65,39 @@ def test_no_line_is_wider_than_the_terminal(width):
 def test_a_network_with_500_layers_stays_readable():
     text = render(diagnose(*many(500)))
     assert len(text.splitlines()) < 90
-    assert "ERROR BN102 in 333 layers" in text
-    assert "... and 323 more layers: --format json has them all" in text
+    assert "ERROR BN102 NegativeRunningVariance in 333 layers" in text
+    assert "layers: b.stage0.b.1.b.c.bn, b.stage0.b.2.b.c.bn, b.stage0.b.4.b.c.bn" in text
+    assert " and 327 more" in text
     assert "... and 475 more layers: --format json has them all" in text
-    assert "b.stage0.b.1.b.c.bn" in text
     assert text.count("BN102") == 27
+    assert "1 error in 333 layers, 0 warnings, 1 note" in text
+
+
+def test_findings_on_the_causes_and_the_symptoms_of_one_mistake_are_drawn_once():
+    text = render(with_data())
+    assert "WARNING BN401 StaleStatistics in 3 layers, also BN301\n" in text
+    assert text.count("WARNING") == 1
+    assert "layers (effect, std): stem.bn 2.5, layer1.0.bn1 1.5, b.stage2.0.branch_main.1\n  0.5\n" in text
+
+
+def test_layers_that_do_not_differ_in_the_quantity_have_no_numbers():
+    assert "layers: a, b\n" in render(
+        diagnose(healthy("a", running_var=(-1,) * 4), healthy("b", running_var=(-1,) * 4))
+    )
+
+
+def test_problems_that_there_is_no_room_for_are_counted():
+    findings = tuple(dataclasses.replace(stale("stem.bn", 1.0), code=f"BN{700 + i}") for i in range(30))
+    text = render(dataclasses.replace(with_data(), findings=findings))
+    assert "... and 10 more problems: --format json has them all" in text
+    assert "0 errors, 30 warnings, 0 notes" in text
+
+
+def test_a_check_that_this_version_does_not_know_is_drawn_without_a_name():
+    text = render(
+        dataclasses.replace(with_data(), findings=(dataclasses.replace(stale("stem.bn", 1.0), code="BN999"),))
+    )
+    assert "WARNING BN999 in 1 layer\n" in text
 
 
 def test_several_networks_are_counted():
@@ -120,11 +147,14 @@ def test_the_report_lists_skipped_checks_and_what_was_left_alone():
 def test_values_that_are_not_finite():
     text = render(diagnose(healthy(running_var=(float("nan"),) * 4)))
     assert "not finite" in text
-    assert "running_var nan" in text
+    assert "  bn: running_var is nan in 4 of 4 channels, must be finite\n" in text
 
 
 def test_one_line_among_many():
     assert summary_line(diagnose(*UNIT)).plain == "model.pt: 3 layers, 1 error, 0 warnings, 1 note (BN102)"
+    assert summary_line(with_data()).plain == (
+        "nets:build: 5 layers, 1 error, 1 warning in 3 layers, 1 note (BN101, BN401)"
+    )
     assert summary_line(diagnose(healthy())).plain == "model.pt: 1 layer, 0 errors, 0 warnings, 0 notes"
     assumed = dataclasses.replace(diagnose(healthy()), assumption="BN105 would fire at a momentum below 0.047")
     assert summary_line(assumed).plain.endswith("0 notes; BN105 would fire at a momentum below 0.047")
@@ -166,6 +196,7 @@ def with_data():
     names = list(GAPS)
     odd = dataclasses.replace(stale(names[4], math.nan), code="BN101", level=Level.ERROR, remedies=("manual",))
     whole = dataclasses.replace(odd, layer=None, channels=None, code="BN112", level=Level.INFO)
+    gaps = [dataclasses.replace(stale(name, 0.8), channels=None, code="BN301") for name in names[:2]]
     return DiagnosisRecord(
         bnlab="0.1.0",
         target=Target("model", "nets:build"),
@@ -176,7 +207,7 @@ def with_data():
             Outcome("BN103", Status.CRASHED, "ValueError: \x07"),
             Outcome("BN504", Status.SKIPPED, "no loss given"),
         ),
-        findings=(odd, *(stale(name, 2.5 - index) for index, name in enumerate(names[:3])), whole),
+        findings=(odd, *gaps, *(stale(name, 2.5 - index) for index, name in enumerate(names[:3])), whole),
         conclusion="accuracy is 0.28 with running statistics against 0.99 with batch statistics on the same data; "
         "103 % of the gap comes from stale statistics in stem.bn",
         causes=(
@@ -185,7 +216,7 @@ def with_data():
             Cause("heterogeneity", -0.04, (names[0],)),
         ),
         numbers=Numbers(train_batch=None, eval_batch=0.99, eval_running=0.28, eval_recalibrated=0.99),
-        summary=Summary(layers=5, channels=320, errors=1, warnings=3, infos=1),
+        summary=Summary(layers=5, channels=320, errors=1, warnings=5, infos=1),
         notes=("no train_data given",),
     )
 

@@ -58,7 +58,7 @@ def test_one_kind_of_change_a_line():
         "  momentum: 0.9 -> 0.1 (bn2, bn3)",
         "  left alone: never ran (bn9)",
         "  metric: 0.2806 -> 0.9889, kept",
-        "  checks: 0 errors and 9 warnings -> 0 and 0; new: BN107 bn1",
+        "  findings: 0 errors and 9 warnings -> 0 and 0; new: BN107 bn1",
         "  gap between the modes: up to 0.79 std (bn1) -> up to 0.056 std (bn2)",
         "  moved by: at most 0.79 std (bn1)",
         "  largest error: 1e-06 1",
