@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bnlab.lab import metrics
 
-from .networks import HELD_OUT, Trained, trained
+from .networks import Trained, trained
 
 __all__ = ["HEALTHY", "MISHAPS", "Absent", "Case", "Setting", "Subject", "healthy", "mishap"]
 
@@ -26,15 +26,20 @@ class Setting:
 
     Attributes:
         seed: The seed of the weights, the order of the batches and everything else that is random.
-        held_out: Whether the case uses the architecture that is not used for calibration.
+        architecture: The architecture in place of the usual "cnn"; one that is not used for calibration, or "cnn".
     """
 
     seed: int
-    held_out: bool = False
+    architecture: str = "cnn"
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the architecture is not used for calibration."""
+        return self.architecture != "cnn"
 
     def network(self, name: str = "cnn") -> Trained:
-        """Return a copy of a trained network. The held-out architecture replaces "cnn" if it is chosen."""
-        return trained(HELD_OUT if self.held_out and name == "cnn" else name, self.seed)
+        """Return a copy of a trained network. The architecture of the setting replaces "cnn"."""
+        return trained(self.architecture if name == "cnn" else name, self.seed)
 
 
 @dataclass(frozen=True)

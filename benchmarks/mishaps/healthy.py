@@ -280,6 +280,12 @@ def densenet(setting: Setting) -> Subject:
 
 
 @healthy
+def inception(setting: Setting) -> Subject:
+    """Branches of several kernel sizes, concatenated."""
+    return _plain("inception", setting)
+
+
+@healthy
 def cnn3d(setting: Setting) -> Subject:
     """BN3d."""
     return _plain("cnn3d", setting)

@@ -12,7 +12,6 @@ from torch.optim.swa_utils import AveragedModel
 from .case import Setting, Subject, mishap
 from .networks import (
     ARCHITECTURES,
-    HELD_OUT,
     Trained,
     batched,
     bns,
@@ -27,7 +26,7 @@ from .networks import (
 
 
 def _name(setting: Setting) -> str:
-    return HELD_OUT if setting.held_out else "cnn"
+    return setting.architecture
 
 
 def _subject(net: Trained, **changes: object) -> Subject:

@@ -154,7 +154,7 @@ def mean_over_the_batch(setting: Setting) -> Subject:
 @mishap
 def mixed_momentum(setting: Setting) -> Subject:
     """The momentum differs from that of all other layers in one layer."""
-    model = build(ARCHITECTURES["densenet" if setting.held_out else "cnn"], setting.seed, momentum=0.05)
+    model = build(ARCHITECTURES[setting.architecture], setting.seed, momentum=0.05)
     bns(model)[-1].momentum = 0.1
     return _trained(setting, model)
 
@@ -162,7 +162,7 @@ def mixed_momentum(setting: Setting) -> Subject:
 @mishap
 def mixed_eps(setting: Setting) -> Subject:
     """One layer has eps 1e-3."""
-    model = build(ARCHITECTURES["densenet" if setting.held_out else "cnn"], setting.seed)
+    model = build(ARCHITECTURES[setting.architecture], setting.seed)
     bns(model)[0].eps = 1e-3
     return _trained(setting, model, epochs=4)
 

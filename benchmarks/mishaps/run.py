@@ -19,7 +19,21 @@ import bnlab
 from bnlab.errors import BnlabError
 from bnlab.records import Level, Status
 
-from . import healthy, planted_edits, planted_inputs, planted_structure, planted_training, real, table
+from . import (
+    healthy,
+    planted_axes,
+    planted_edits,
+    planted_groups,
+    planted_inputs,
+    planted_modes,
+    planted_padding,
+    planted_pruning,
+    planted_structure,
+    planted_training,
+    planted_updates,
+    real,
+    table,
+)
 from .case import HEALTHY, MISHAPS, Absent, Case, Setting
 from .networks import HELD_OUT
 
@@ -28,7 +42,20 @@ __all__ = ["CALIBRATION", "Result", "headline", "main", "run_case", "setting_of"
 CALIBRATION = frozenset(range(5))
 """The seeds for the calibration of thresholds. Published figures come from other seeds."""
 
-GROUPS = (healthy, planted_edits, planted_inputs, planted_structure, planted_training, real)
+GROUPS = (
+    healthy,
+    planted_axes,
+    planted_edits,
+    planted_groups,
+    planted_inputs,
+    planted_modes,
+    planted_padding,
+    planted_pruning,
+    planted_structure,
+    planted_training,
+    planted_updates,
+    real,
+)
 """The modules that register cases."""
 
 
@@ -79,10 +106,9 @@ class Result:
 
     @property
     def hit(self) -> bool:
-        """Whether the tool reported one of the expected codes, or concluded what is expected in their place."""
-        if not self.expected.codes:
-            return self.expected.concludes in self.conclusion
-        return any(code in self.codes for code in self.expected.codes)
+        """Whether the tool reported one of the expected codes, and wrote the expected text."""
+        is_written = any(self.expected.concludes in text for text in (self.conclusion, *self.findings))
+        return is_written and (not self.expected.codes or any(code in self.codes for code in self.expected.codes))
 
     @property
     def main_hit(self) -> bool:
@@ -106,8 +132,9 @@ class Result:
 
 
 def setting_of(seed: int) -> Setting:
-    """Return the setting of a seed. Every second seed outside the calibration uses the held-out architecture."""
-    return Setting(seed, held_out=seed not in CALIBRATION and seed % 2 == 0)
+    """Return the setting of a seed. Two of three seeds outside the calibration use held-out architectures in turn."""
+    turn = seed % (len(HELD_OUT) + 1)
+    return Setting(seed, HELD_OUT[turn] if seed not in CALIBRATION and turn < len(HELD_OUT) else "cnn")
 
 
 def run_case(case: Case, setting: Setting) -> Result:
@@ -205,7 +232,7 @@ def _run(seeds: Sequence[int], only: Sequence[str] | None, console: Console) -> 
     for seed in seeds:
         setting = setting_of(seed)
         for case in cases:
-            if case.name == HELD_OUT and seed in CALIBRATION:
+            if case.name in HELD_OUT and seed in CALIBRATION:
                 continue
             try:
                 results.append(run_case(case, setting))
@@ -235,7 +262,8 @@ def _print_mishaps(results: Sequence[Result], console: Console) -> None:
             _mark(result.right_layers),
         )
     console.print(shown)
-    console.print(f"* The case uses {HELD_OUT}, which is not used for calibration, instead of the usual architecture.")
+    held_out = " or ".join(HELD_OUT)
+    console.print(f"* The case uses {held_out}, which is not used for calibration, instead of the usual architecture.")
     by_cause = Table(title="recall by planted cause", title_justify="left")
     for header in ("cause", "cases", "code found", "named first"):
         by_cause.add_column(header)
