@@ -137,6 +137,8 @@ def _repaired(
     """Repair a model with validated arguments and data that are held in memory."""
     settings = Settings.of()
     before = diagnosis or check_with(model, settings, inputs=inputs)
+    if before.failure is not None:
+        raise UsageError(before.failure)
     _require_same_model(model, before)
     _require_observed_layers(model, before)
     planned = plan(before, max_safety, min_level, force=force)

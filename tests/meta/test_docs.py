@@ -40,7 +40,7 @@ def test_the_examples_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys
     printed = capsys.readouterr().out
     assert "bn" not in printed.lower().split()
     assert "accuracy is 0." in printed
-    assert "of the gap comes from stale statistics" in printed
+    assert "of the gap comes from statistics that were barely updated" in printed
     assert "error BN102 1 running_var is -0.001 in 1 of 8 channels, must be >= 0" in printed
     commands = [shlex.split(line, comments=True)[1:] for block in blocks("console") for line in block.splitlines()]
     assert len(commands) == 9

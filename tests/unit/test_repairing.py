@@ -375,7 +375,7 @@ def test_data_that_is_nan_throughout_is_refused_and_changes_nothing(healthy):
     model = stale(healthy)
     before = state(model)
     data = [(torch.full((8, 8), math.nan), torch.zeros(8, dtype=torch.long)) for _ in range(3)]
-    with pytest.raises(UsageError, match="data: at least one batch must be finite, got NaN or inf in all"):
+    with pytest.raises(UsageError, match="data: its inputs must be finite, got NaN or inf in each of 3 batches"):
         bnlab.repair(model, data=data)
     assert same(model, before)
     bnlab.repair(model, data=[*data, *HELD_OUT])

@@ -11,12 +11,12 @@ from bnlab.checks.cases import healthy, network, of, untrained
 from bnlab.checks.check import TRAINED_WITH, Case, Check, Group, Needs, limit, show
 from bnlab.conventions import SETTLED_WEIGHT
 from bnlab.observe.evidence import LayerState, NetworkState
+from bnlab.observe.initial_values import has_initial_values, initial_weight, why_counter_is_wrong
+from bnlab.observe.upstream import momentum_that_settles
 from bnlab.records import Finding, Quantity
 from bnlab.wording import counted
 
 __all__ = ["StatisticsBarelyUpdated"]
-
-_ROUNDING = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 @dataclass(frozen=True)
@@ -70,37 +70,22 @@ class StatisticsBarelyUpdated(Check[Limits]):
             return TRAINED_WITH
         if layer.settled:
             return "data shows that the statistics have settled"
-        counter = layer.num_batches_tracked
-        if counter is None:
-            return "num_batches_tracked is absent"
-        momentum = layer.hyperparameters.momentum
-        if momentum is None:
-            return None
-        if counter < 0:
-            return "num_batches_tracked is negative"
-        updated = bool((layer.running_mean != 0).any() or (layer.running_var != 1).any())
-        if counter == 0 and updated:
-            return "num_batches_tracked is 0 although the statistics are not the initial ones"
-        # Each update rounds once, in the stored dtype.
-        rounding = min(0.5, (counter + 1) * _ROUNDING.get(layer.dtype, 0.0))
-        if (layer.running_var < _initial_weight(layer) * (1 - rounding)).any():
-            return f"num_batches_tracked and momentum {show(momentum)} contradict running_var"
-        return None
+        return why_counter_is_wrong(layer)
 
     def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer whose statistics contain their initial values."""
         for layer in evidence.layers:
             momentum, counter = layer.hyperparameters.momentum, layer.num_batches_tracked
-            initial = not (layer.running_mean != 0).any() and not (layer.running_var != 1).any()
-            if momentum is None or not counter or initial or _initial_weight(layer) <= self.limits.initial_weight:
+            weight = initial_weight(layer)
+            if momentum is None or not counter or has_initial_values(layer) or weight <= self.limits.initial_weight:
                 continue
-            weight = _initial_weight(layer)
             assumed = "an assumed momentum" if "momentum" in layer.hyperparameters.assumed else "momentum"
             yield self.finding(
                 layer,
                 f"after {counted(counter, 'update')} at {assumed} {show(momentum)} the initial values "
                 f"keep {show(100 * weight)} % of the weight, must be <= {show(100 * self.limits.initial_weight)} %, "
-                "or the statistics were recomputed by update_bn",
+                f"or the statistics were recomputed by update_bn; momentum {show(momentum_that_settles(counter))} "
+                "would do",
                 measured={
                     "initial weight": Quantity(weight, "fraction"),
                     "num_batches_tracked": Quantity(counter, "batches"),
@@ -134,9 +119,3 @@ class StatisticsBarelyUpdated(Check[Limits]):
             measured={"initial weight": 0.9},
         ),
     )
-
-
-def _initial_weight(layer: LayerState) -> float:
-    """Return the weight of the initial values, (1 - a)^k."""
-    momentum, counter = layer.hyperparameters.momentum, layer.num_batches_tracked
-    return 0.0 if momentum is None or counter is None else float((1 - momentum) ** counter)

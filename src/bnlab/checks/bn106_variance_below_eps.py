@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bnlab.checks.cases import of
 from bnlab.checks.check import Case, Check, Group, Needs, in_channels, limit, show
-from bnlab.observe.evidence import NetworkState
+from bnlab.observe.evidence import NetworkState, Pruned
 from bnlab.records import Finding, Quantity
 
 __all__ = ["VarianceBelowEps"]
@@ -33,7 +33,8 @@ class VarianceBelowEps(Check[Limits]):
 
     ## Evidence
     The check reads `running_var` as stored, and eps. A state dict does not hold eps. The check assumes 1e-5 and reports
-    the assumption, unless eps is stated (`--eps`). BN102 reports negative variances.
+    the assumption, unless eps is stated (`--eps`). BN102 reports negative variances. If the model was run, the check
+    leaves out pruned channels: all weights that compute them are 0, so no scale matters.
 
     ## Threshold
     The threshold is eps itself.
@@ -55,6 +56,7 @@ class VarianceBelowEps(Check[Limits]):
     def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer with a variance below eps."""
         below = (evidence.running_var >= 0) & (evidence.running_var < self.limits.ratio * evidence.eps)
+        below &= ~evidence.pruned
         for layer, part, channels in evidence.where(below):
             smallest = float(evidence.running_var[part][list(channels)].min()) + 0.0  # -0.0 reads badly
             eps = layer.hyperparameters.eps
@@ -67,7 +69,11 @@ class VarianceBelowEps(Check[Limits]):
                 threshold={"running_var": Quantity(self.limits.ratio * eps, "input^2")},
             )
 
-    CLEAN = (Case("trained", of), Case("small, above eps", lambda: of(running_var=(2e-5, 1, 1, 1))))
+    CLEAN = (
+        Case("trained", of),
+        Case("small, above eps", lambda: of(running_var=(2e-5, 1, 1, 1))),
+        Case("pruned", lambda: of(running_var=(1e-9, 1, 1, 1), pruned=Pruned((0,), ("conv",)))),
+    )
     BROKEN = (
         Case("vanished", lambda: of(running_var=(1, 3e-18, 1, 1)), ("bn",), (1,), {"running_var": 3e-18}),
         Case("large eps", lambda: of(running_var=(1, 1, 1, 5e-4), eps=1e-3), ("bn",), (3,), {"running_var": 5e-4}),

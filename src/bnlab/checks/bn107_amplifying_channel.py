@@ -9,7 +9,7 @@ import numpy as np
 
 from bnlab.checks.cases import of
 from bnlab.checks.check import Case, Check, Group, Needs, in_channels, limit, show
-from bnlab.observe.evidence import NetworkState
+from bnlab.observe.evidence import NetworkState, Pruned
 from bnlab.records import Finding, Quantity
 
 __all__ = ["AmplifyingChannel"]
@@ -44,7 +44,8 @@ class AmplifyingChannel(Check[Limits]):
 
     ## Evidence
     The check reads `running_var` and `weight` as stored, and eps (assumed to be 1e-5 unless stated). The median is
-    taken over the channels that are not dead.
+    taken over the channels that are not dead. If the model was run, the check leaves out pruned channels: all weights
+    that compute them are 0, so their input never varies.
 
     ## Threshold
     The limit applies to the ratio of the gain to the median.
@@ -64,20 +65,21 @@ class AmplifyingChannel(Check[Limits]):
 
     def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer with a channel far above the median gain."""
-        alive = np.where(np.abs(evidence.weight) > self.limits.dead_weight, evidence.gain, np.nan)
+        gain = np.where(evidence.pruned, np.nan, evidence.gain)
+        alive = np.where(np.abs(evidence.weight) > self.limits.dead_weight, gain, np.nan)
         medians = evidence.spread([np.nan if range_ is None else range_[1] for range_ in evidence.ranges(alive)])
         with np.errstate(invalid="ignore", over="ignore"):
-            far_above = evidence.gain > self.limits.ratio * medians
+            far_above = gain > self.limits.ratio * medians
         for layer, part, channels in evidence.where(far_above):
-            gain, median = float(evidence.gain[part][list(channels)].max()), float(medians[part][0])
+            largest, median = float(gain[part][list(channels)].max()), float(medians[part][0])
             yield self.finding(
                 layer,
-                f"gain is {show(gain)} {in_channels(channels, layer)}, {show(gain / median)} times the layer's median, "
-                f"must be <= {show(self.limits.ratio)} times",
+                f"gain is {show(largest)} {in_channels(channels, layer)}, {show(largest / median)} times the layer's "
+                f"median, must be <= {show(self.limits.ratio)} times",
                 channels=channels,
                 measured={
-                    "gain": Quantity(gain, "output/input"),
-                    "gain / median": Quantity(gain / median, "ratio"),
+                    "gain": Quantity(largest, "output/input"),
+                    "gain / median": Quantity(largest / median, "ratio"),
                 },
                 threshold={"gain / median": Quantity(self.limits.ratio, "ratio")},
             )
@@ -87,6 +89,7 @@ class AmplifyingChannel(Check[Limits]):
         Case("most channels dead", lambda: of(weight=(1e-6, 1e-5, 1e-6, 1.0))),
         Case("all channels dead", lambda: of(weight=(1e-6, 1e-4, 1e-9, 0.0))),
         Case("negative variance is BN102", lambda: of(running_var=(-1.0, 1, 1, 1))),
+        Case("pruned", lambda: of(running_var=(1, 1, 1, 0), pruned=Pruned((3,), ("conv",)))),
     )
     BROKEN = (
         Case(
@@ -95,5 +98,11 @@ class AmplifyingChannel(Check[Limits]):
             layers=("bn",),
             channels=(3,),
             measured={"gain": 1 / np.sqrt(1e-12 + 1e-5)},
+        ),
+        Case(
+            "a channel beside pruned ones, whose gain is not typical",
+            lambda: of(running_var=(1, 1, 1e-12, 0), weight=(1, 1, 1, 1), pruned=Pruned((3,), ("conv",))),
+            layers=("bn",),
+            channels=(2,),
         ),
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from bnlab.checks.cases import of
 from bnlab.checks.check import Case, Check, Group, Needs, in_channels, limit, show
-from bnlab.observe.evidence import NetworkState
+from bnlab.observe.evidence import NetworkState, Pruned
 from bnlab.records import Finding, Quantity
 
 __all__ = ["CancellingMean"]
@@ -46,7 +46,8 @@ class CancellingMean(Check[Limits]):
 
     ## Evidence
     The check reads `running_mean` and `running_var` as stored, and eps (assumed to be 1e-5 unless stated). The step is
-    that of the dtype of the statistics, and at least that of float32, in which networks run.
+    that of the dtype of the statistics, and at least that of float32, in which networks run. If the model was run, the
+    check leaves out pruned channels: all weights that compute them are 0, so they have no signal to lose.
 
     ## Threshold
     The check reports a channel that exceeds both limits.
@@ -68,7 +69,7 @@ class CancellingMean(Check[Limits]):
         with np.errstate(invalid="ignore", over="ignore"):
             ratio = np.abs(evidence.running_mean) * evidence.inv_std
             step = ratio * evidence.spread([_EPSILON[layer.dtype] for layer in evidence.layers])
-            lost = (ratio > self.limits.ratio) & (step > self.limits.step)
+            lost = (ratio > self.limits.ratio) & (step > self.limits.step) & ~evidence.pruned
         for layer, part, channels in evidence.where(lost):
             worst = float(ratio[part][list(channels)].max())
             coarse = float(step[part][list(channels)].max())
@@ -93,6 +94,7 @@ class CancellingMean(Check[Limits]):
         Case(
             "bfloat16, ordinary mean", lambda: of(running_mean=(4, 1, 1, 1), running_var=(1, 1, 1, 1), dtype="bfloat16")
         ),
+        Case("pruned", lambda: of(running_mean=(500, 0, 0, 0), running_var=(0, 1, 1, 1), pruned=Pruned((0,), ("fc",)))),
     )
     BROKEN = (
         Case(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bnlab.checks.cases import executed, model, model_layer
-from bnlab.checks.check import Case, Group, ModelCheck, Needs, NoLimits
+from bnlab.checks.check import Case, Group, ModelCheck, Needs, NoLimits, show
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.records import Finding, Quantity
 
@@ -25,8 +25,8 @@ class SharedLayer(ModelCheck[NoLimits]):
     heads that the levels of a pyramid share, siamese branches and unrolled steps.
 
     ## Evidence
-    The check uses the graph of one forward pass on an example. It skips a frozen layer, which has no batch statistics
-    to mix.
+    The check uses the graph of one forward pass on an example. With data it also measures how much the calls differ. It
+    skips a frozen layer, which has no batch statistics to mix.
 
     ## Threshold
     A layer may run once.
@@ -56,10 +56,15 @@ class SharedLayer(ModelCheck[NoLimits]):
         """Yield one finding per layer that ran more than once."""
         for layer in evidence.layers:
             if layer.execution is not None and layer.execution.calls > 1:
+                between = max((seen.between_calls for seen in (layer.data, layer.train_data) if seen), default=0.0)
+                differ = f"; its calls differ by {show(between)} standard deviations" if between else ""
                 yield self.finding(
                     layer,
-                    f"the layer runs {layer.execution.calls} times per forward pass, must run once",
-                    measured={"calls": Quantity(layer.execution.calls, "calls per forward")},
+                    f"the layer runs {layer.execution.calls} times per forward pass, must run once{differ}",
+                    measured={
+                        "calls": Quantity(layer.execution.calls, "calls per forward"),
+                        "difference between calls": Quantity(between, "std"),
+                    },
                     threshold={"calls": Quantity(1, "calls per forward")},
                 )
 

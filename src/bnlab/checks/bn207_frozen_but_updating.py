@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bnlab.checks.cases import model, model_layer
-from bnlab.checks.check import Case, Group, ModelCheck, Needs, NoLimits
+from bnlab.checks.check import TRAINED_WITH, Case, Group, ModelCheck, Needs, NoLimits
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.records import Finding, Quantity
 
@@ -25,9 +25,13 @@ class FrozenButUpdating(ModelCheck[NoLimits]):
     `freeze().eval()`.
 
     ## Evidence
-    The check reads `requires_grad` of weight and bias, `training`, `momentum` and `track_running_stats`. It skips a
-    layer without weight and bias, because nothing shows whether it should be frozen. With momentum 0 nothing changes
-    (BN203).
+    The check reads `requires_grad` of weight and bias, `training`, `momentum` and `track_running_stats`. In a model in
+    eval mode, frozen parameters alone prove nothing. The check then speaks where other parameters train, the statistics
+    of all such layers are those of `train_data` (BN401), and statistics that are recomputed for these weights lower the
+    loss on `train_data` by more than two standard errors. Running statistics that lag behind the weights were updated
+    with them, whereas weights that were trained with the stored statistics fit these best. A layer with such weights is
+    frozen in effect, and the check skips it. It also skips a layer without weight and bias, because nothing shows
+    whether it should be frozen. With momentum 0 nothing changes (BN203).
 
     ## Threshold
     There must be no update.
@@ -49,17 +53,23 @@ class FrozenButUpdating(ModelCheck[NoLimits]):
 
     def lacks(self, layer: ModelLayer) -> str | None:
         """Return the reason why nothing shows whether the layer should be frozen."""
+        if layer.trained_with:
+            return TRAINED_WITH
         return "no weight or bias" if layer.affine_trains is None else None
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer with frozen parameters and running statistics that change."""
         for layer in evidence.layers:
             updates = layer.training and layer.updates and not layer.frozen and layer.momentum != 0
-            if layer.affine_trains is False and updates:
+            if layer.affine_trains is False and (updates or layer.trained_by_batch):
+                fault = (
+                    "train mode updates the running statistics"
+                    if updates
+                    else ("the loss shows that train mode updated the running statistics")
+                )
                 yield self.finding(
                     layer,
-                    "weight and bias are frozen, but train mode updates the running statistics, must be in eval mode "
-                    "or frozen as a whole",
+                    f"weight and bias are frozen, but {fault}, must be in eval mode or frozen as a whole",
                     measured={"updates": Quantity(1, "per batch")},
                     threshold={"updates": Quantity(0, "per batch")},
                 )
@@ -71,9 +81,15 @@ class FrozenButUpdating(ModelCheck[NoLimits]):
         Case("no running statistics", lambda: _frozen(state=None, updates=False)),
         Case("momentum 0 is BN203", lambda: _frozen(momentum=0.0)),
         Case("no weight and bias", lambda: model(model_layer(affine_trains=None))),
+        Case("trained with its statistics", lambda: _frozen(trained_with=True)),
     )
     BROKEN = (
         Case("requires_grad_(False), then train()", lambda: _frozen(), layers=("bn",), measured={"updates": 1}),
+        Case(
+            "in eval mode, with weights that were trained with its batches",
+            lambda: _frozen(training=False, trained_by_batch=True),
+            layers=("bn",),
+        ),
         Case(
             "cumulative average in one of two",
             lambda: model(model_layer("a"), model_layer("b", affine_trains=False, momentum=None)),

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bnlab.checks.cases import executed, model, model_layer, observed
-from bnlab.checks.check import Case, Group, ModelCheck, Needs, limit, show
+from bnlab.checks.cases import executed, healthy, model, model_layer, observed
+from bnlab.checks.check import TRAINED_WITH, Case, Group, ModelCheck, Needs, limit, show
+from bnlab.checks.effects import is_stale
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.records import Finding, Quantity
 
 __all__ = ["TinyReduction"]
+
+
+_PAIRS = observed(images=40, batches=20, positions=1)
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,10 @@ class TinyReduction(ModelCheck[Limits]):
     ## Evidence
     The count is the mean over the batches of `train_data`, or of `data` if there is no `train_data`. Without both it is
     that of the smallest call on the example. The finding also measures the smallest count, but a small last batch alone
-    causes no finding. The check skips a layer that uses no batch statistics because it is frozen or in eval mode. It
-    also skips SyncBatchNorm, which uses the values of all processes, and BatchRenorm, which is made for small batches.
+    causes no finding. A layer in eval mode is judged by the batches of `train_data` alone, provided that its running
+    statistics are those of such batches. The check skips a frozen layer, and one whose weights were trained with the
+    stored statistics. It also skips SyncBatchNorm, which uses the values of all processes, and BatchRenorm, which is
+    made for small batches.
 
     ## Threshold
     A layer needs 16 values. Wu and Johnson observe a loss of accuracy from batches of 8 images downwards.
@@ -63,8 +69,13 @@ class TinyReduction(ModelCheck[Limits]):
         """Return the reason why the counts of a layer do not matter or are not known."""
         if layer.frozen:
             return "frozen"
+        if layer.trained_with:
+            return TRAINED_WITH
         if not (layer.training or layer.state is None):
-            return "does not use batch statistics"
+            if layer.train_data is None:
+                return "in eval mode, and there is no train_data"
+            if is_stale(layer):
+                return "its statistics are not those of the batches of train_data"
         for kind in ("SyncBatchNorm", "BatchRenorm"):
             if kind in layer.kind:
                 return f"{kind} normalises with more than the values of one batch in one process"
@@ -91,7 +102,14 @@ class TinyReduction(ModelCheck[Limits]):
         Case("1568 values", model),
         Case("16 samples of one value", lambda: _few(counts=(16,))),
         Case("a ragged last batch", lambda: _few(counts=(2,), data=observed(images=642, batches=21, positions=1))),
-        Case("in eval mode", lambda: _few(training=False)),
+        Case("in eval mode, without train_data", lambda: _few(training=False)),
+        Case(
+            "in eval mode, with other statistics than those of small batches",
+            lambda: _few(
+                training=False, data=_PAIRS, train_data=_PAIRS, state=healthy(running_mean=(2.3, 1.3, 2.1, 3.2))
+            ),
+        ),
+        Case("trained with its statistics", lambda: _few(trained_with=True, train_data=_PAIRS)),
         Case("frozen", lambda: _few(frozen=True)),
         Case("other processes have more", lambda: _few(kind="SyncBatchNorm")),
         Case("not run", lambda: model(model_layer(execution=None))),
@@ -100,9 +118,14 @@ class TinyReduction(ModelCheck[Limits]):
         Case("4 samples behind a pooling", lambda: _few(), layers=("bn",), measured={"count": 4}),
         Case(
             "batches of 2",
-            lambda: _few(counts=(64,), data=observed(images=40, batches=20, positions=1)),
+            lambda: _few(counts=(64,), data=_PAIRS),
             layers=("bn",),
             measured={"count": 2, "smallest count": 2},
+        ),
+        Case(
+            "trained with batches of 2, in eval mode",
+            lambda: _few(counts=(64,), training=False, data=observed(), train_data=_PAIRS),
+            layers=("bn",),
         ),
         Case("no running statistics, in eval mode", lambda: _few(state=None, training=False), layers=("bn",)),
     )

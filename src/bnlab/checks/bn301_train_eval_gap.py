@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bnlab.checks.cases import healthy, model, model_layer, observed
-from bnlab.checks.check import TRAINED_WITH, Case, Group, ModelCheck, Needs, limit, show
+from bnlab.checks.check import OWN_FORMULA, TRAINED_WITH, Case, Group, ModelCheck, Needs, limit, show
 from bnlab.observe.model_evidence import Gap, ModelEvidence, ModelLayer
+from bnlab.observe.upstream import upstream_of
 from bnlab.records import Finding, Numbers, Quantity
 
 __all__ = ["TrainEvalGap"]
@@ -64,6 +65,8 @@ class TrainEvalGap(ModelCheck[Limits]):
             return "frozen on purpose"
         if layer.trained_with:
             return TRAINED_WITH
+        if layer.own_formula is not None:
+            return OWN_FORMULA
         return "no running statistics, or not run" if layer.gap is None else None
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
@@ -76,7 +79,7 @@ class TrainEvalGap(ModelCheck[Limits]):
                 yield self.finding(
                     layer,
                     f"eval mode differs from train mode by {show(gap.square**0.5)} standard deviations, of which "
-                    f"Bessel and sampling noise do not explain {show(gap.excess)} ({_largest(gap)}), "
+                    f"Bessel and sampling noise do not explain {show(gap.excess)} ({_largest(gap, layer)}), "
                     f"must be <= {show(self.limits.excess)}",
                     measured={
                         "excess": Quantity(gap.excess, "std"),
@@ -128,8 +131,12 @@ class TrainEvalGap(ModelCheck[Limits]):
     )
 
 
-def _largest(gap: Gap) -> str:
-    """Return the two largest causes as text, such as "97 % staleness, 3 % shift"."""
+def _largest(gap: Gap, layer: ModelLayer) -> str:
+    """Return the two largest causes as text, such as "97 % staleness, 3 % shift"; what is upstream has its own name."""
+    upstream = upstream_of(layer)
     causes = {cause: part for cause, part in gap.by_cause.items() if cause not in ("bessel", "sampling noise")}
     ordered = sorted(causes.items(), key=lambda item: -item[1])[:2]
-    return ", ".join(f"{100 * part / gap.square:.0f} % {cause}" for cause, part in ordered if part > 0)
+    names = {cause: cause for cause, _ in ordered}
+    if upstream is not None:
+        names |= dict.fromkeys(upstream.causes, upstream.name)
+    return ", ".join(f"{100 * part / gap.square:.0f} % {names[cause]}" for cause, part in ordered if part > 0)

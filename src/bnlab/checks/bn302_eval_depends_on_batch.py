@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bnlab.checks.cases import model, model_layer
 from bnlab.checks.check import Case, Group, ModelCheck, Needs, limit, show
-from bnlab.observe.model_evidence import ModelEvidence
+from bnlab.observe.model_evidence import MixingModule, ModelEvidence
 from bnlab.records import Finding, Quantity
 
 __all__ = ["EvalDependsOnBatch"]
@@ -32,13 +32,14 @@ class EvalDependsOnBatch(ModelCheck[Limits]):
     samples.
 
     ## Why it matters
-    Predictions depend on how requests are batched, and single ones may be wrong. BN in eval mode is not the reason.
-    Something else mixes the samples: BN computed by hand from batch statistics, attention or a mean over the batch, or
-    a layer that stayed in train mode.
+    Predictions depend on how requests are batched, and single ones may be wrong. A registered BN layer is not the
+    reason, because the check keeps all of them in eval mode. Something else mixes the samples: BN computed by hand from
+    batch statistics, attention or a mean over the batch, or a BN layer that the model does not hold as a module.
 
     ## Evidence
-    The check compares outputs of the network. If a BN layer has no running statistics, this is the reason (BN209), and
-    the check does not run.
+    The check compares outputs of the network. It names the first module, in the order of execution, whose input is the
+    same and whose output differs between the half and the whole batch. If a BN layer has no running statistics, this is
+    the reason (BN209), and the check does not run.
 
     ## Threshold
     The limit is far above the rounding differences between batch sizes.
@@ -53,7 +54,7 @@ class EvalDependsOnBatch(ModelCheck[Limits]):
 
     code, group, needs = "BN302", Group.SUSPICIOUS, Needs.DATA
     remedies = ("manual",)
-    why = "predictions depend on how samples are batched: something other than BN mixes them"
+    why = "predictions depend on how samples are batched"
     limits = Limits()
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
@@ -63,7 +64,7 @@ class EvalDependsOnBatch(ModelCheck[Limits]):
             yield self.finding(
                 None,
                 f"in eval mode, outputs change by up to {show(change)} of their standard deviation without the other "
-                f"half of the batch, must be <= {show(self.limits.change)}",
+                f"half of the batch, must be <= {show(self.limits.change)}{_where(evidence.mixing_module)}",
                 measured={"change": Quantity(change, "std")},
                 threshold={"change": Quantity(self.limits.change, "std")},
             )
@@ -73,4 +74,26 @@ class EvalDependsOnBatch(ModelCheck[Limits]):
         Case("half precision", lambda: model(mixing=1e-3)),
         Case("unknown: a layer without running statistics", lambda: model(model_layer(state=None), mixing=None)),
     )
-    BROKEN = (Case("a mean over the batch", lambda: model(mixing=0.4), layers=(None,), measured={"change": 0.4}),)
+    BROKEN = (
+        Case(
+            "a mean over the batch",
+            lambda: model(
+                mixing=0.4, mixing_module=MixingModule(name="pool", kind="MeanPool", is_batch_norm=False, is_leaf=True)
+            ),
+            layers=(None,),
+            measured={"change": 0.4},
+        ),
+        Case("a place that is not known", lambda: model(mixing=0.4), layers=(None,)),
+    )
+
+
+def _where(module: MixingModule | None) -> str:
+    """Name the module that mixes the samples, if it is known."""
+    if module is None:
+        return "; something other than a registered BN layer mixes the samples"
+    name = f"{module.name} ({module.kind})" if module.name else f"the model ({module.kind})"
+    if module.is_batch_norm:
+        return f"; BN in {name} mixes the samples"
+    if not module.is_leaf:
+        return f"; the own forward of {name} mixes the samples"
+    return f"; {name}, which is no BN layer, mixes the samples"

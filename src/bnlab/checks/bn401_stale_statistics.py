@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from bnlab.checks.cases import healthy, model, model_layer, observed
-from bnlab.checks.check import TRAINED_WITH, Case, Group, ModelCheck, Needs, in_channels, limit, show
-from bnlab.checks.effects import staleness_of
+from bnlab.checks.check import OWN_FORMULA, TRAINED_WITH, Case, Group, ModelCheck, Needs, in_channels, limit, show
+from bnlab.checks.effects import STALE_CHANNELS, STALE_EFFECT, STALE_ERRORS, staleness_of
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
+from bnlab.observe.upstream import upstream_of
 from bnlab.observe.way_to_data import way_to_data
 from bnlab.records import Finding, Quantity
 
@@ -24,10 +25,10 @@ class Limits:
     """Limits of BN401."""
 
     effect: float = limit(
-        0.35, unit="std", source="ResNet-20 on its training images without their augmentation: up to 0.33"
+        STALE_EFFECT, unit="std", source="ResNet-20 on its training images without their augmentation: up to 0.33"
     )
-    errors: float = limit(4.0, unit="standard errors", source="by chance 1 channel in 16,000 exceeds it")
-    channels: float = limit(0.1, unit="fraction", source="a few weak channels are off in healthy networks")
+    errors: float = limit(STALE_ERRORS, unit="standard errors", source="by chance 1 channel in 16,000 exceeds it")
+    channels: float = limit(STALE_CHANNELS, unit="fraction", source="a few weak channels are off in healthy networks")
 
 
 class StaleStatistics(ModelCheck[Limits]):
@@ -72,6 +73,8 @@ class StaleStatistics(ModelCheck[Limits]):
             return "frozen on purpose"
         if layer.trained_with:
             return TRAINED_WITH
+        if layer.own_formula is not None:
+            return OWN_FORMULA
         return "no running statistics, or not run" if layer.state is None or layer.data is None else None
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
@@ -102,15 +105,10 @@ class StaleStatistics(ModelCheck[Limits]):
 
     CLEAN = (
         Case("healthy", model),
-        Case("0.3 std off", lambda: model(model_layer(state=healthy(running_mean=(0.5, -0.3, 0.2, 1.5))))),
+        Case("0.3 std off", lambda: _stored((0.5, -0.3, 0.2, 1.5))),
         Case(
             "off within the noise of 8 images",
-            lambda: model(
-                model_layer(
-                    state=healthy(running_mean=(0.8, -0.2, 0.4, 1.75)),
-                    train_data=observed(images=8, batches=4, between=4),
-                )
-            ),
+            lambda: _stored((0.8, -0.2, 0.4, 1.75), train_data=observed(images=8, batches=4, between=4)),
         ),
     )
     BROKEN = (
@@ -122,28 +120,29 @@ class StaleStatistics(ModelCheck[Limits]):
         ),
         Case(
             "one channel of four",
-            lambda: model(model_layer(state=healthy(running_mean=(0.3, -0.7, 5.1, 1.2)))),
+            lambda: _stored((0.3, -0.7, 5.1, 1.2)),
             layers=("bn",),
             channels=(2,),
         ),
         Case(
             "statistics of the evaluation data",
-            lambda: model(
-                model_layer(
-                    data=observed(mean=(1.3, 0.3, 1.1, 2.2)), state=healthy(running_mean=(1.28, 0.28, 1.08, 2.18))
-                )
-            ),
+            lambda: _stored((1.28, 0.28, 1.08, 2.18), data=observed(mean=(1.3, 0.3, 1.1, 2.2))),
             layers=("bn",),
         ),
         Case("an average", lambda: model(model_layer(state=healthy(running_var=(9,) * 4), averaged=2)), layers=("bn",)),
     )
 
 
+def _stored(running_mean: Sequence[float], **changes: object) -> ModelEvidence:
+    return model(model_layer("bn", state=healthy(running_mean=running_mean), **changes))
+
+
 def _reason(layer: ModelLayer, way: float | None) -> str:
-    """Name the reason where the model is an average of models, or the statistics are those of the evaluation data."""
+    """Name the reason where it is known: averaged weights, statistics of the evaluation data, or what is upstream."""
     average = "" if layer.averaged is None else f": its weights are an average of {layer.averaged} models"
     if way is None:
-        return average
+        upstream = upstream_of(layer)
+        return average if upstream is None else f"{average}; the reason is {upstream.phrase}"
     return (
         f"{average}; they are {100 * way:.0f} % of the way to those of `data`: it ran in train mode, the model was "
         "adapted to it, or data and train_data are exchanged"

@@ -16,6 +16,9 @@ from bnlab.records import Finding, Quantity
 __all__ = ["DistributionShift"]
 
 
+_TOO_FEW = "its batches have few values per channel and cannot be joined into batches of a common size"
+
+
 @dataclass(frozen=True)
 class Limits:
     """Limits of BN402."""
@@ -39,8 +42,10 @@ class DistributionShift(ModelCheck[Limits]):
     domain.
 
     ## Evidence
-    The batches of both data sets run with every layer on batch statistics and with dropout off. The first reported
-    layer is nearest to the reason.
+    The batches of both data sets run with every layer on batch statistics and with dropout off. Where either data set
+    has fewer than 16 values per channel in a batch, its samples are joined into batches of the size of the other ones,
+    because the noise of small batches changes the statistics of the layers behind. The check skips data whose samples
+    cannot be joined. The first reported layer is nearest to the reason.
 
     ## Threshold
     The effect is abs(difference of means)/std or abs(log of the ratio of variances)/2, whichever is larger. The check
@@ -63,14 +68,17 @@ class DistributionShift(ModelCheck[Limits]):
 
     def lacks(self, layer: ModelLayer) -> str | None:
         """Return the reason why there is nothing to compare."""
-        return "not run" if layer.data is None or layer.train_data is None else None
+        if layer.data is None or layer.train_data is None:
+            return "not run"
+        return None if layer.compared is not None else _TOO_FEW
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer that sees a shift."""
         for layer in evidence.layers:
-            if layer.data is None or layer.train_data is None:
+            if layer.compared is None:
                 continue
-            effect = effect_of(_population(layer.data), _population(layer.train_data), layer.eps)
+            data, train_data = map(_population, layer.compared)
+            effect = effect_of(data, train_data, layer.eps)
             shifted = effect.beyond(self.limits.effect, self.limits.errors)
             if shifted.mean() < self.limits.channels:
                 continue
@@ -94,6 +102,10 @@ class DistributionShift(ModelCheck[Limits]):
         Case(
             "apart within the noise of 8 images",
             lambda: model(model_layer(data=observed(mean=(0.65, -0.2, 0.37, 1.64), images=8, batches=4))),
+        ),
+        Case(
+            "apart by the noise of small batches alone",
+            lambda: model(model_layer(data=observed(var=(80, 200, 40, 110)), common_data=observed())),
         ),
     )
     BROKEN = (

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnlab.checks.cases import model, model_layer, observed
+from bnlab.checks.cases import executed, model, model_layer, observed
 from bnlab.checks.check import Case, Group, ModelCheck, Needs, in_channels, limit, show
-from bnlab.observe.evidence import Masks
+from bnlab.observe.evidence import Masks, Pruned
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer, Observed
 from bnlab.records import Finding, Quantity
 
@@ -43,7 +43,8 @@ class EpsDominates(ModelCheck[Limits]):
     ## Evidence
     The check uses batches of `data`. It leaves out constant channels, whose variance is 0 or at most the rounding noise
     (eps(dtype) * mean)^2. Such a channel is dead upstream, for example behind a ReLU, and shows nothing about the
-    scale. Working networks often have single weak channels (BN106), so the check requires a share of the layer.
+    scale. It also leaves out pruned channels, in which all weights that compute them are 0. Working networks often have
+    single weak channels (BN106), so the check requires a share of the layer.
 
     ## Threshold
     The check reports a variance below eps in at least a share `channels` of the channels.
@@ -71,6 +72,8 @@ class EpsDominates(ModelCheck[Limits]):
             if layer.data is None:
                 continue
             weak = _weak(layer.data, layer.eps)
+            if layer.execution is not None and layer.execution.pruned is not None:
+                weak &= ~layer.execution.pruned.mask(layer.channels)
             if not weak.any() or weak.mean() < self.limits.channels:
                 continue
             channels = tuple(np.flatnonzero(weak).tolist())
@@ -96,6 +99,7 @@ class EpsDominates(ModelCheck[Limits]):
         Case("dead behind a ReLU", lambda: _of_variance((0, 0, 0, 1))),
         Case("rounding noise around 5000", lambda: _of_variance((1e-7,) * 4, mean=(5000,) * 4)),
         Case("equal to eps", lambda: _of_variance((1e-5,) * 4)),
+        Case("pruned, with padding as the only variation", lambda: _of_variance((1e-7, 1e-7, 1, 1), pruned=(0, 1))),
         Case("eps 0", lambda: model(model_layer(eps=0.0, data=observed(var=(1e-12,) * 4)))),
         Case("no data", lambda: model(model_layer(data=None))),
     )
@@ -123,5 +127,8 @@ def _weak(data: Observed, eps: float) -> Masks:
     return np.asarray((data.within_var < eps) & (data.within_var > noise))
 
 
-def _of_variance(var: tuple[float, ...], mean: tuple[float, ...] = (0.3, -0.7, 0.1, 0)) -> ModelEvidence:
-    return model(model_layer(data=observed(mean=mean, var=var)))
+def _of_variance(
+    var: tuple[float, ...], mean: tuple[float, ...] = (0.3, -0.7, 0.1, 0), *, pruned: tuple[int, ...] = ()
+) -> ModelEvidence:
+    execution = executed(pruned=Pruned(pruned, ("conv",)) if pruned else None)
+    return model(model_layer(data=observed(mean=mean, var=var), execution=execution))

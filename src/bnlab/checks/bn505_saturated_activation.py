@@ -10,7 +10,7 @@ import numpy as np
 
 from bnlab.checks.cases import executed, healthy, model, model_layer
 from bnlab.checks.check import Case, Group, ModelCheck, Needs, in_channels, limit, show
-from bnlab.observe.evidence import Floats, LayerState
+from bnlab.observe.evidence import Floats, LayerState, Pruned
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.records import Finding, Quantity
 
@@ -42,7 +42,8 @@ class SaturatedActivation(ModelCheck[Limits]):
     ## Evidence
     The check uses the graph of one forward pass on an example, and weight and bias. It assumes a normal output of BN
     with mean `bias` and standard deviation abs(`weight`). The flat part then holds 1 - (erf((t - b)/(|w| sqrt 2)) +
-    erf((t + b)/(|w| sqrt 2)))/2. The check does not report a layer without a sigmoid or tanh behind it.
+    erf((t + b)/(|w| sqrt 2)))/2. The check leaves out pruned channels, whose output is a constant because all weights
+    that compute them are 0. It does not report a layer without a sigmoid or tanh behind it.
 
     ## Threshold
     The check reports a layer with more than `mass` of the values beyond `sigmoid` or `tanh` in at least a share
@@ -76,6 +77,8 @@ class SaturatedActivation(ModelCheck[Limits]):
                 continue
             flat = _flat_mass(layer.state, edge)
             saturated = flat > self.limits.mass
+            if layer.execution.pruned is not None:
+                saturated &= ~layer.execution.pruned.mask(layer.channels)
             if not saturated.any() or saturated.mean() < self.limits.channels:
                 continue
             channels = tuple(np.flatnonzero(saturated).tolist())
@@ -108,6 +111,7 @@ class SaturatedActivation(ModelCheck[Limits]):
         Case("no affine", lambda: _behind("tanh", weight=None, bias=None)),
         Case("no statistics", lambda: model(model_layer(state=None, execution=executed(activation="tanh")))),
         Case("not run", lambda: model(model_layer(execution=None))),
+        Case("pruned", lambda: _behind("tanh", pruned=Pruned((3,), ("fc",)), bias=(0, 0, 0, 6))),
     )
     BROKEN = (
         Case(
@@ -134,5 +138,6 @@ def _flat_mass(state: LayerState, edge: float) -> Floats:
     return 1 - np.array(inside) / 2
 
 
-def _behind(activation: str, **state: object) -> ModelEvidence:
-    return model(model_layer(state=healthy(**state), execution=executed(activation=activation)))  # type: ignore[arg-type]
+def _behind(activation: str, pruned: Pruned | None = None, **state: object) -> ModelEvidence:
+    execution = executed(activation=activation, pruned=pruned)
+    return model(model_layer(state=healthy(**state), execution=execution))  # type: ignore[arg-type]

@@ -29,11 +29,15 @@ from bnlab.checks.bn207_frozen_but_updating import FrozenButUpdating
 from bnlab.checks.bn208_tiny_reduction import TinyReduction
 from bnlab.checks.bn209_eval_uses_batch_statistics import EvalUsesBatchStatistics
 from bnlab.checks.bn211_weight_decay_on_affine import WeightDecayOnAffine
+from bnlab.checks.bn212_mode_not_obeyed import ModeNotObeyed
+from bnlab.checks.bn213_unregistered_layer import UnregisteredLayer
+from bnlab.checks.bn214_wrong_axis import WrongAxis
 from bnlab.checks.bn301_train_eval_gap import TrainEvalGap
 from bnlab.checks.bn302_eval_depends_on_batch import EvalDependsOnBatch
 from bnlab.checks.bn401_stale_statistics import StaleStatistics
 from bnlab.checks.bn402_distribution_shift import DistributionShift
 from bnlab.checks.bn403_heterogeneous_batches import HeterogeneousBatches
+from bnlab.checks.bn404_padded_statistics import PaddedStatistics
 from bnlab.checks.bn501_variance_overflow import VarianceOverflow
 from bnlab.checks.bn502_cancellation import Cancellation
 from bnlab.checks.bn503_eps_dominates import EpsDominates
@@ -69,11 +73,15 @@ CHECKS: tuple[AnyCheck[Any, Any, Any], ...] = (
     TinyReduction(),
     EvalUsesBatchStatistics(),
     WeightDecayOnAffine(),
+    ModeNotObeyed(),
+    UnregisteredLayer(),
+    WrongAxis(),
     TrainEvalGap(),
     EvalDependsOnBatch(),
     StaleStatistics(),
     DistributionShift(),
     HeterogeneousBatches(),
+    PaddedStatistics(),
     VarianceOverflow(),
     Cancellation(),
     EpsDominates(),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEADINGS",
+    "OWN_FORMULA",
     "TRAINED_WITH",
     "AnyCheck",
     "Case",
@@ -69,6 +70,9 @@ class Needs(Enum):
         """Key in `ModelEvidence.missing` that records its absence; None for evidence that is always present."""
         return None if self in (Needs.STATE, Needs.MODEL) else self.name.lower()
 
+
+OWN_FORMULA = "its class computes another formula than BN"
+"""The reason to skip a layer whose statistics do not say what it computes."""
 
 TRAINED_WITH = "its weights were trained with these statistics, as the loss shows"
 """The reason to skip a layer whose stored statistics belong to its weights."""
@@ -184,11 +188,21 @@ class AnyCheck(ABC, Generic[Evidence, Layer, Limits]):
         measured: Mapping[str, Quantity],
         threshold: Mapping[str, Quantity],
         channels: tuple[int, ...] | None = None,
+        level: Level | None = None,
     ) -> Finding:
-        """Build a finding of this check; `layer` is None for a finding on the whole network."""
+        """Build a finding of this check.
+
+        Args:
+            layer: The layer; None for a finding on the whole network.
+            message: What was measured, and what it must be.
+            measured: The numbers of the message by name.
+            threshold: The limits of these numbers, by the same names.
+            channels: The channels that the finding is about; None for the whole layer.
+            level: A level below that of the group, for a finding that explains itself; None for that of the group.
+        """
         return Finding(
             code=self.code,
-            level=self.group.level,
+            level=level or self.group.level,
             layer=None if layer is None else layer.name,
             channels=channels,
             message=message,

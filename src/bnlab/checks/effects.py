@@ -9,7 +9,25 @@ import numpy as np
 from bnlab.observe.evidence import Floats, Masks
 from bnlab.observe.model_evidence import ModelLayer
 
-__all__ = ["Effect", "Estimate", "effect_of", "staleness_of"]
+__all__ = [
+    "STALE_CHANNELS",
+    "STALE_EFFECT",
+    "STALE_ERRORS",
+    "Effect",
+    "Estimate",
+    "effect_of",
+    "is_stale",
+    "staleness_of",
+]
+
+STALE_EFFECT = 0.35
+"""Effect, in standard deviations, above which the statistics of a channel are stale."""
+
+STALE_ERRORS = 4.0
+"""Effect in standard errors, likewise."""
+
+STALE_CHANNELS = 0.1
+"""Share of the channels from which on a layer is stale."""
 
 _LARGEST = 1e6
 """Largest effect, in standard deviations. It replaces larger ones and those that are not finite."""
@@ -79,7 +97,9 @@ def _relative(noise: Floats, var: Floats) -> Floats:
 def staleness_of(layer: ModelLayer) -> Effect | None:
     """Return how far the buffers of a layer are from the statistics of its training data, or else of its data.
 
-    The noise of a settled buffer is part of the error. None is returned for a layer without statistics or data.
+    The noise of a settled buffer is part of the error. None is returned for a layer without statistics or data. In a
+    pruned channel the input never varies, and so the ratio of the variances says nothing: the effect is the root mean
+    square difference of the normalised outputs.
     """
     state, seen = layer.state, layer.train_data or layer.data
     if state is None or seen is None:
@@ -88,4 +108,30 @@ def staleness_of(layer: ModelLayer) -> Effect | None:
     exact = np.zeros(state.channels)
     running = Estimate(state.running_mean, stored, exact, exact)
     noise = seen.buffer_noise(layer.momentum)
-    return effect_of(running, Estimate(seen.within_mean, seen.within_var, *noise), layer.eps)
+    reference = Estimate(seen.within_mean, seen.within_var, *noise)
+    effect = effect_of(running, reference, layer.eps)
+    pruned = None if layer.execution is None else layer.execution.pruned
+    if pruned is None:
+        return effect
+    mask, of_outputs = pruned.mask(layer.channels), _effect_on_outputs(running, reference, layer.eps)
+    return Effect(
+        np.where(mask, of_outputs.size, effect.size),
+        np.where(mask, of_outputs.errors, effect.errors),
+    )
+
+
+def is_stale(layer: ModelLayer) -> bool:
+    """Return whether the buffers of a layer are not those of its data, by the default limits of BN401."""
+    effect = staleness_of(layer)
+    return effect is not None and bool(effect.beyond(STALE_EFFECT, STALE_ERRORS).mean() >= STALE_CHANNELS)
+
+
+def _effect_on_outputs(estimate: Estimate, reference: Estimate, eps: float) -> Effect:
+    """Return the root mean square difference of outputs that are normalised with an estimate or with a reference."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        own, other = 1 / np.sqrt(estimate.var + eps), 1 / np.sqrt(reference.var + eps)
+        of_scale = (own - other) * np.sqrt(reference.var)
+        of_mean = own * (reference.mean - estimate.mean)
+        error = own * np.sqrt(reference.mean_noise)
+    size = np.minimum(np.nan_to_num(np.hypot(of_scale, of_mean), nan=_LARGEST), _LARGEST)
+    return Effect(size, size / np.fmax(error, _SMALLEST_ERROR))

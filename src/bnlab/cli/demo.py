@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bnlab.cli.output import write_output
-from bnlab.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,6 +72,7 @@ def _diagnose(path: Path, model: nn.Module, config: Config, console: Console) ->
     from bnlab.lab.metrics import accuracy
     from bnlab.observe.survey import Inputs
     from bnlab.records import Level
+    from bnlab.report.problems import count, problems_of
     from bnlab.report.text.diagnosis import renderable
 
     stated = f"--momentum {config.momentum}"
@@ -80,10 +80,10 @@ def _diagnose(path: Path, model: nn.Module, config: Config, console: Console) ->
     console.print(
         renderable(check_with(path, Settings.of(momentum=config.momentum), name=path.name), level=Level.WARNING)
     )
-    unstated = check_with(path, Settings.of()).summary
+    unstated = problems_of(check_with(path, Settings.of()))
     console.print(
         f"\nA state dict does not hold the momentum. With the default of 0.1 the same file has "
-        f"{counted(unstated.errors, 'error')} and {counted(unstated.warnings, 'warning')}. "
+        f"{count(unstated, Level.ERROR)} and {count(unstated, Level.WARNING)}. "
         f"Pass {stated}, the value of the training run."
     )
     inputs = Inputs(data=load("digits:test"), train_data=load("digits:train"), metric=accuracy)

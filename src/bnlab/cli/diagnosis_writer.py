@@ -1,4 +1,7 @@
-"""Writes the diagnoses of `bnlab check` one after the other, and counts them for the summary and the exit code."""
+"""Writes the diagnoses of `bnlab check` one after the other, and counts their problems for the summary.
+
+The exit code depends on the findings.
+"""
 
 from __future__ import annotations
 
@@ -153,9 +156,14 @@ class DiagnosisWriter:
         print_error(message)
 
     def _count(self, diagnosis: Diagnosis) -> None:
-        summary = diagnosis.summary
-        self._counts.update(checked=1, layers=summary.layers, errors=summary.errors, warnings=summary.warnings)
+        from bnlab.report.problems import problems_of
+
+        levels = Counter(problem.level for problem in problems_of(diagnosis))
+        self._counts.update(checked=1, layers=diagnosis.summary.layers)
+        self._counts.update(errors=levels[Level.ERROR], warnings=levels[Level.WARNING])
         self.has_findings |= any(finding.level.at_least(self.level) for finding in diagnosis.findings)
+        if diagnosis.failure is not None:
+            self._report_failure(f"{diagnosis.target.name}: {diagnosis.failure}")
         for outcome in diagnosis.outcomes:
             if outcome.status is Status.CRASHED:
                 self._report_failure(f"{diagnosis.target.name}: {outcome.code} crashed: {outcome.reason}")

@@ -183,7 +183,7 @@ def check_with(
         states = {layer.name: layer for network in evidence.networks for layer in network.layers}
         observed = survey(target, states, inputs or Inputs(), partial(stale_layers, settings))
         evidence = _with_settled_layers(evidence, observed)
-    if not evidence.networks and not (observed is not None and observed.layers):
+    if not evidence.networks and not (observed is not None and (observed.layers or _runs_strays(observed))):
         raise NoBatchNorm(_no_batch_norm(target_record, evidence))
     score = None if inputs is None else inputs.score
     name_of_metric = "the metric" if score is None else score.name
@@ -191,17 +191,31 @@ def check_with(
 
 
 def _with_settled_layers(evidence: Evidence, observed: ModelEvidence) -> Evidence:
-    """Return the evidence with marks on layers whose statistics agree with the data or belong to the weights."""
+    """Return the evidence with marks on layers whose statistics agree with the data or belong to the weights.
+
+    Layers with pruned channels are marked too.
+    """
     settled = {layer.name for layer in observed.layers if layer.gap is not None and layer.gap.staleness < _SETTLED}
     trained_with = {layer.name for layer in observed.layers if layer.trained_with}
+    pruned = {layer.name: layer.execution.pruned for layer in observed.layers if layer.execution is not None}
 
     def marked(layer: LayerState) -> LayerState:
-        return dataclasses.replace(layer, settled=layer.name in settled, trained_with=layer.name in trained_with)
+        return dataclasses.replace(
+            layer,
+            settled=layer.name in settled,
+            trained_with=layer.name in trained_with,
+            pruned=pruned.get(layer.name),
+        )
 
     networks = tuple(
         NetworkState(network.name, tuple(marked(layer) for layer in network.layers)) for network in evidence.networks
     )
     return dataclasses.replace(evidence, networks=networks)
+
+
+def _runs_strays(observed: ModelEvidence) -> bool:
+    """Return whether BN layers run in train mode that the model does not hold as modules."""
+    return any(layer.training for layer in observed.unregistered)
 
 
 def _no_batch_norm(target: Target, evidence: Evidence) -> str:
@@ -242,6 +256,7 @@ def _diagnose(
         notes=tuple(_notes(layers, evidence, observed, assumption)),
         statistics=None if observed is None else observed.statistics,
         assumption=assumption,
+        failure=None if observed is None else observed.failure,
     )
 
 

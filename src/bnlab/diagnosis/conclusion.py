@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from bnlab.checks import CHECKS
 from bnlab.diagnosis.advice import ON_STATISTICS, effect_of_recalibrating, trained_with_statistics
 from bnlab.observe.gap import IN_THE_STATISTICS, shares
 from bnlab.observe.model_evidence import ModelEvidence
-from bnlab.records import Cause, Finding, Outcome, Status, Summary
+from bnlab.observe.upstream import Upstream, upstream_of
+from bnlab.records import Cause, Finding, Level, Outcome, Status, Summary
 from bnlab.wording import counted, enumerated
 
 __all__ = ["concluded_causes", "conclusion"]
@@ -28,8 +29,8 @@ _MAX_NAMES = 3
 
 
 def concluded_causes(evidence: ModelEvidence | None, findings: Sequence[Finding]) -> tuple[Cause, ...]:
-    """Return the causes of the gap, largest first; none if the batches do not allow a conclusion (BN403)."""
-    if evidence is None or any(finding.code == "BN403" for finding in findings):
+    """Return the causes of the gap, largest first; none if the evaluation batches allow no conclusion (BN403)."""
+    if evidence is None or any(f.code == "BN403" and not _is_of_training_batches(f) for f in findings):
         return ()
     gaps = {layer.name: layer.gap for layer in evidence.layers if layer.gap is not None}
     return tuple(Cause(cause, share, layers) for cause, (share, layers) in shares(gaps).items())
@@ -60,19 +61,37 @@ def conclusion(
     crash_note = f"; {', '.join(crashed)} crashed and judged nothing" if crashed else ""
     gap = next((finding for finding in findings if finding.code == "BN301"), None)
     worst = findings[0] if findings else None
-    kept = "" if evidence is None else trained_with_statistics(evidence)
+    kept = "" if evidence is None else "; ".join(_remarks(evidence))
     if worst is None or not summary.errors + summary.warnings:
         healthy = _healthy(outcomes, summary, evidence, metric)
         healthy += "" if assumption is None else f"; {assumption}"
         return (f"{kept}; {healthy}" if kept else healthy) + crash_note
     crash_note = (f"; {kept}" if kept else "") + crash_note
     if evidence is not None and gap is not None and not summary.errors:
-        return _of_the_gap(gap, evidence, causes, metric) + crash_note
+        return _of_the_gap(gap, evidence, causes, findings, metric) + crash_note
     same_code = [finding for finding in findings if finding.code == worst.code]
     where = f"{worst.layer} " if worst.layer else ""
     if len(same_code) > 1:
         where += f"and {counted(len(same_code) - 1, 'more layer')}"
     return f"{where.strip()}: {worst.message}{_advice_on(worst, evidence, metric)}{crash_note}".removeprefix(": ")
+
+
+def _remarks(evidence: ModelEvidence) -> Iterator[str]:
+    """Yield what must be known beside the findings: a run that failed, other formulas, weights that need their BN."""
+    if evidence.failure is not None:
+        yield (f"{evidence.failure.rstrip('.')}, so that only the stored numbers and the structure were checked")
+    others = [layer for layer in evidence.layers if layer.own_formula is not None]
+    if others:
+        names = enumerated([layer.name for layer in others], _MAX_NAMES)
+        kinds = enumerated(list(dict.fromkeys(layer.kind for layer in others)), _MAX_NAMES)
+        verb, subclass = ("is", "a subclass") if len(others) == 1 else ("are", "subclasses")
+        yield (
+            f"{names} {verb} {kinds}, {subclass} of BN with another formula: the statistics do not say what "
+            f"{'it computes' if len(others) == 1 else 'they compute'}"
+        )
+    trained_with = trained_with_statistics(evidence)
+    if trained_with:
+        yield trained_with
 
 
 def _advice_on(finding: Finding, evidence: ModelEvidence | None, metric: str) -> str:
@@ -81,7 +100,9 @@ def _advice_on(finding: Finding, evidence: ModelEvidence | None, metric: str) ->
     return "" if finding.remedies[0] == "manual" else f"; the remedy is {finding.remedies[0]}"
 
 
-def _of_the_gap(gap: Finding, evidence: ModelEvidence, causes: Sequence[Cause], metric: str) -> str:
+def _of_the_gap(
+    gap: Finding, evidence: ModelEvidence, causes: Sequence[Cause], findings: Sequence[Finding], metric: str
+) -> str:
     numbers = evidence.numbers
     if numbers is not None and numbers.is_better(numbers.eval_batch, numbers.eval_running):
         first = (
@@ -90,22 +111,64 @@ def _of_the_gap(gap: Finding, evidence: ModelEvidence, causes: Sequence[Cause], 
         )
     else:
         first = f"{gap.layer}: {gap.message.partition(',')[0]}" if gap.layer else gap.message
+    groups = _training_groups(findings)
+    if groups:
+        return f"{first}; {groups}"
     if not causes:
-        return f"{first}; the batches differ from each other, so no cause can be concluded"
+        return f"{first}; the batches of data differ from each other, so no cause can be concluded"
     verdict = evidence.statistics
     in_statistics = causes[0].cause in IN_THE_STATISTICS
     layers = verdict.layers if verdict is not None and in_statistics else causes[0].layers
-    layer_names = enumerated(layers, _MAX_NAMES)
-    where = f" in {layer_names}" if layer_names else ""
-    share = f"{100 * causes[0].share:.0f} % of the gap comes from {_PHRASES[causes[0].cause]}{where}"
-    return f"{first}; {share}{effect_of_recalibrating(evidence, metric)}"
+    share = f"{100 * causes[0].share:.0f} % of the gap comes from {_source(causes[0].cause, layers, evidence)}"
+    return f"{first}; {share}{_padding(findings)}{effect_of_recalibrating(evidence, metric)}"
+
+
+def _padding(findings: Sequence[Finding]) -> str:
+    """Return which statistics count padding, as a part of a conclusion; "" where none certainly do."""
+    padded = [f.layer for f in findings if f.code == "BN404" and f.level is Level.WARNING and f.layer is not None]
+    if not padded:
+        return ""
+    return f"; the statistics of {enumerated(padded, _MAX_NAMES)} count the padding of the training data"
+
+
+def _is_of_training_batches(finding: Finding) -> bool:
+    return "training batches" in finding.message
+
+
+def _training_groups(findings: Sequence[Finding]) -> str:
+    """Return that the training batches differ from each other, with the way out; "" where they do not."""
+    grouped = next((f for f in findings if f.code == "BN403" and _is_of_training_batches(f)), None)
+    if grouped is None:
+        return ""
+    groups = grouped.measured.get("groups")
+    kinds = "groups or order" if groups is None else f"{groups.value:.0f} groups"
+    return (
+        f"the training batches differ from each other ({kinds}), so that the running statistics fit none of them: "
+        "shuffle, or use one BN per group"
+    )
+
+
+def _source(cause: str, names: Sequence[str], evidence: ModelEvidence) -> str:
+    """Return a cause as a phrase with its layers; what is upstream of stale statistics comes in their place."""
+    layers = {layer.name: layer for layer in evidence.layers}
+    sources: dict[Upstream, list[str]] = {}
+    for name in names:
+        upstream = upstream_of(layers[name])
+        known = upstream if upstream is not None and cause in upstream.causes else Upstream(cause, _PHRASES[cause])
+        sources.setdefault(known, []).append(name)
+    if not sources:
+        return _PHRASES[cause]
+    return " and ".join(
+        f"{source.fault} in {enumerated(of, _MAX_NAMES)}" + (f" ({source.detail})" if source.detail else "")
+        for source, of in list(sources.items())[:2]
+    )
 
 
 def _healthy(outcomes: Sequence[Outcome], summary: Summary, evidence: ModelEvidence | None, metric: str) -> str:
     judged = sum(outcome.status in (Status.PASSED, Status.FINDINGS) for outcome in outcomes)
     layers = counted(summary.layers, "BN layer")
     coverage = f"{judged} of {len(CHECKS)} checks"
-    if evidence is None or evidence.output_gap is None:
+    if evidence is None or not any(layer.data is not None for layer in evidence.layers):
         return f"no errors and no warnings in the stored state of {layers}, by {coverage}"
     frozen = sum(layer.frozen for layer in evidence.layers)
     layers += f" ({frozen} of them frozen)" if 0 < frozen < summary.layers else " (frozen)" if frozen else ""

@@ -17,6 +17,8 @@ from bnlab.wording import counted
 
 __all__ = ["run_check", "run_checks", "stale_layers"]
 
+_ON_MODES = ("BN212", "BN213")
+
 Part = TypeVar("Part", NetworkState, ModelEvidence)
 
 
@@ -82,12 +84,14 @@ def _run_on_layers(
             reasons = [check.lacks(layer) for layer in part.layers]
             lacking.update(reason for reason in reasons if reason is not None)
             layers = tuple(layer for layer, reason in zip(part.layers, reasons, strict=True) if reason is None)
-            if layers:
+            if layers or not part.layers:
                 whole = len(layers) == len(part.layers)  # keeps the columns that are already computed
                 findings += check.inspect(part if whole else dataclasses.replace(part, layers=layers))
     except Exception as err:
         return [], Outcome(check.code, Status.CRASHED, f"{type(err).__name__}: {err}")
     reason = ", ".join(f"{why} in {count} of {total} layers" for why, count in lacking.most_common()) or None
+    if not total:
+        reason = "the model holds no BN layer as a module"
     none_judged = lacking.total() == total
     status = Status.FINDINGS if findings else Status.SKIPPED if none_judged else Status.PASSED
     return findings, Outcome(check.code, status, reason)
@@ -99,7 +103,10 @@ def _ignored(reason: str, dropped: Sequence[Finding]) -> str:
 
 
 def _most_consequential_first(findings: Sequence[Finding], networks: Sequence[NetworkState]) -> list[Finding]:
-    """Sort by level, then by code, then by the share of channels in the layer; file order breaks ties."""
+    """Sort by level, then by code, then by the share of channels in the layer; file order breaks ties.
+
+    A model that does not obey `eval()` comes first, because no other number on eval mode is what a user gets.
+    """
     widths = {layer.name: layer.channels for network in networks for layer in network.layers}
 
     def share(finding: Finding) -> float:
@@ -107,4 +114,7 @@ def _most_consequential_first(findings: Sequence[Finding], networks: Sequence[Ne
             return 1.0
         return len(finding.channels) / widths[finding.layer]
 
-    return sorted(findings, key=lambda finding: (finding.level.rank, finding.code, -share(finding)))
+    def key(finding: Finding) -> tuple[int, bool, str, float]:
+        return finding.level.rank, finding.code not in _ON_MODES, finding.code, -share(finding)
+
+    return sorted(findings, key=key)

@@ -15,7 +15,7 @@ from bnlab.observe.model_evidence import ModelEvidence
 from bnlab.observe.passes.batches import KeptBatches
 from bnlab.observe.passes.population import Statistics, population_statistics
 from bnlab.observe.passes.subject import Subject
-from bnlab.observe.statistics_verdict import decide, pooled_statistics
+from bnlab.observe.statistics_verdict import decide, pooled_statistics, trained_with_batches
 from bnlab.records import Advice
 
 __all__ = ["Comparison"]
@@ -51,7 +51,7 @@ class Comparison:
         evidence: ModelEvidence,
         stale: Sequence[str],
         data: KeptBatches,
-        usable: KeptBatches,
+        usable: KeptBatches | None,
         train_data: KeptBatches | None,
     ) -> ModelEvidence:
         """Return the evidence with the verdict on stale statistics and with the six numbers.
@@ -60,7 +60,7 @@ class Comparison:
             evidence: The evidence so far.
             stale: The layers whose statistics are stale, the most stale first.
             data: The evaluation data.
-            usable: Its batches with more than one value per channel.
+            usable: Its batches with more than one value per channel; None without any.
             train_data: The training data on which the metric is measured; None without them.
         """
         layers = {name: layer for name in stale if isinstance(layer := self.modules[name], _BatchNorm)}
@@ -69,6 +69,7 @@ class Comparison:
                 self.subject, layers, self._loss_measures(), self.reference, self.held_out, advance=self.advance
             )
             evidence = replace(evidence, statistics=verdict)
+        evidence = self._with_frozen_affine(evidence, stale)
         if self.score is not None:
             recalibrated = self._recalibrated(evidence)
             evidence = measure(self.subject, evidence, self.score, recalibrated, data, train_data, usable)
@@ -83,6 +84,34 @@ class Comparison:
             yield loss
         if self.loss is None and self.score is not None:
             yield score_measure(self.score)
+
+    def _with_frozen_affine(self, evidence: ModelEvidence, stale: Sequence[str]) -> ModelEvidence:
+        """Mark layers in eval mode with frozen affine parameters, if the weights were trained with their batches.
+
+        The statistics must be those of the training data in all of these layers: where they are not, a lower loss after
+        recalibration may come from the adaptation to other data.
+        """
+        names = [
+            layer.name
+            for layer in evidence.layers
+            if layer.affine_trains is False and layer.updates and layer.state is not None and layer.own_formula is None
+            if not (layer.training or layer.frozen)
+        ]
+        if (
+            not names
+            or not evidence.trains
+            or not set(names).isdisjoint(stale)
+            or not len(self.reference)
+            or self.held_out is None
+        ):
+            return evidence
+        with self.subject.untouched():
+            loss = own_loss(self.subject.model, self.loss, self.reference)
+        layers = {name: self.modules[name] for name in names}
+        if loss is None or not trained_with_batches(self.subject, layers, loss, self.reference):
+            return evidence
+        marked = (replace(layer, trained_by_batch=True) if layer.name in layers else layer for layer in evidence.layers)
+        return replace(evidence, layers=tuple(marked))
 
     def _recalibrated(self, evidence: ModelEvidence) -> Statistics:
         """Return what recalibration would store in the layers of the verdict, or in every layer without a verdict."""

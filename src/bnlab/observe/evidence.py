@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bnlab.conventions import TORCH_EPS, TORCH_MOMENTUM
 
-__all__ = ["Evidence", "Floats", "Hyperparameters", "LayerState", "Masks", "NetworkState", "distinct"]
+__all__ = ["Evidence", "Floats", "Hyperparameters", "LayerState", "Masks", "NetworkState", "Pruned", "distinct"]
 
 Floats = NDArray[np.float64]
 Masks = NDArray[np.bool_]
@@ -38,6 +38,33 @@ class Hyperparameters:
         return replace(self, **known, assumed=assumed)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class Pruned:
+    """The channels of a BN layer whose input is the same for all data, because the weights that compute it are 0.
+
+    Attributes:
+        channels: The channels.
+        producers: The paths of the layers with these weights.
+    """
+
+    channels: tuple[int, ...]
+    producers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, mask: Masks, producers: tuple[str, ...]) -> Pruned:
+        """Return the channels of a mask of shape (C,)."""
+        return cls(tuple(np.flatnonzero(mask).tolist()), producers)
+
+    def mask(self, channels: int) -> Masks:
+        """Return the mask of shape (C,) of a layer with this number of channels."""
+        mask = np.zeros(channels, dtype=np.bool_)
+        mask[list(self.channels)] = True
+        return mask
+
+
+_NOTHING = Pruned((), ())
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerState:
     """The stored numbers of one BN layer, widened to float64 without loss.
@@ -54,6 +81,7 @@ class LayerState:
         hyperparameters: Momentum and eps.
         settled: Whether a pass over data showed that the running statistics agree with the data.
         trained_with: Whether the loss on data showed that the weights were trained with these statistics.
+        pruned: The pruned channels; None where there are none, or where no pass showed which they are.
     """
 
     name: str
@@ -67,6 +95,7 @@ class LayerState:
     hyperparameters: Hyperparameters
     settled: bool = False
     trained_with: bool = False
+    pruned: Pruned | None = None
 
     @property
     def channels(self) -> int:
@@ -123,6 +152,11 @@ class NetworkState:
         """Column abs(weight)/sqrt(running_var + eps), output per input unit; NaN where it is undefined."""
         with np.errstate(invalid="ignore", over="ignore"):
             return np.abs(self.weight) * self.inv_std
+
+    @cached_property
+    def pruned(self) -> Masks:
+        """Column: whether the input of a channel is the same for all data."""
+        return np.concatenate([(layer.pruned or _NOTHING).mask(layer.channels) for layer in self.layers])
 
     def spread(self, per_layer: list[float]) -> Floats:
         """Turn one value per layer into a column."""

@@ -115,6 +115,7 @@ def layer_gap(
     train_data: Observed | None = None,
     dropped: Observed | None = None,
     shuffled: Observed | None = None,
+    common: tuple[Observed, Observed] | None = None,
 ) -> Gap:
     """Return the gap of a layer on `data`, split by cause.
 
@@ -126,6 +127,8 @@ def layer_gap(
         shuffled: Its input over the samples of `data` in random batches, which measures the sampling noise. Without it
             the noise is estimated from single samples. Behind another BN layer that estimate is too large, because the
             earlier layer removes the noise of the batch.
+        common: Its inputs over `data` and `train_data` in batches of a common size, between which the shift is
+            measured. What the size changes is sampling noise. None for `data` and `train_data` as they are.
 
     Source:
         rms^2 = (a1-a2)^2 var + ((a1-a2) mean + b1-b2)^2 for two affine functions of a variable.
@@ -141,15 +144,18 @@ def layer_gap(
     ]
     latest = (data.within_mean, data.within_var)
     if train_data is not None:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(data.var > 0, train_data.var / data.var, 1.0)
-        shifted = (latest[0] + train_data.mean - data.mean, latest[1] * ratio)
+        before, after = (data, train_data) if common is None else common
+        if before is not data:
+            latest = (before.within_mean, before.within_var)
+            chain.append(("sampling noise", _link(*latest, eps), 0.0))
+        latest = _with_other_population(latest, before.mean, before.var, after.mean, after.var)
         error = _relative(
-            data.mean_error**2 + train_data.mean_error**2, data.var_error**2 + train_data.var_error**2, data, eps
+            before.mean_error**2 + after.mean_error**2, before.var_error**2 + after.var_error**2, data, eps
         )
-        chain.append(("shift", _link(*shifted, eps), error))
+        chain.append(("shift", _link(*latest, eps), error))
         latest = (train_data.within_mean, train_data.within_var)
-        chain.append(("training heterogeneity", _link(*latest, eps), error))
+        cause = "training heterogeneity" if after is train_data else "sampling noise"
+        chain.append((cause, _link(*latest, eps), error))
     reference = data if train_data is None else train_data
     if dropped is not None:
         latest = (
@@ -163,6 +169,13 @@ def layer_gap(
     last = "staleness or shift" if train_data is None else "staleness"
     chain.append((last, _link(running.mean, running.var, eps), _expected_of_buffers(reference, running)))
     return _split(chain, data)
+
+
+def _with_other_population(statistics: Link, mean: Floats, var: Floats, new_mean: Floats, new_var: Floats) -> Link:
+    """Return mean and variance after a population with one mean and variance is replaced by another."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(var > 0, new_var / var, 1.0)
+    return statistics[0] + new_mean - mean, statistics[1] * ratio
 
 
 def _split(chain: list[tuple[str, Link | int, Floats | float]], data: Observed) -> Gap:

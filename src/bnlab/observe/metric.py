@@ -146,7 +146,7 @@ def measure(
     recalibrated: Statistics,
     data: KeptBatches,
     train_data: KeptBatches | None,
-    usable: KeptBatches,
+    usable: KeptBatches | None,
 ) -> ModelEvidence:
     """Return the evidence with the six numbers and their errors.
 
@@ -159,7 +159,8 @@ def measure(
         recalibrated: The recalibrated statistics.
         data: The evaluation data.
         train_data: The training data; None without them.
-        usable: The batches of `data` with more than one value per channel, on which batch statistics are measured.
+        usable: The batches of `data` with more than one value per channel, on which batch statistics are measured; None
+            without any. The metric with batch statistics is then NaN.
 
     Raises:
         UsageError: If the metric raises, or does not return a number.
@@ -169,15 +170,18 @@ def measure(
     def on_training() -> float | None:
         return None if train_data is None else score.on_all(model, train_data)
 
+    def on_each() -> tuple[float, ...] | None:
+        return None if usable is None else score.on_each(model, usable)
+
     with subject.untouched(), torch.no_grad():
         running, train_running = score.on_all(model, data), on_training()
-        running_each = score.on_each(model, usable)
+        running_each = on_each()
         with impose_batch_statistics(model):
-            train_batch, eval_batch = on_training(), score.on_all(model, usable)
-            batch_each = score.on_each(model, usable)
+            train_batch, eval_batch = on_training(), math.nan if usable is None else score.on_all(model, usable)
+            batch_each = on_each()
         with impose_statistics(recalibrated):
             eval_recalibrated, train_recalibrated = score.on_all(model, data), on_training()
-            recalibrated_each = score.on_each(model, usable)
+            recalibrated_each = on_each()
     numbers = Numbers(
         train_batch=train_batch,
         eval_batch=eval_batch,

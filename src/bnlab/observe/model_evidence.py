@@ -7,19 +7,27 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bnlab.observe.evidence import Floats, LayerState
+from bnlab.observe.evidence import Floats, LayerState, Pruned
 from bnlab.records import Numbers, StatisticsVerdict
 
 __all__ = [
     "Execution",
+    "FeatureAxis",
     "Gap",
     "Gradient",
+    "MixingModule",
     "ModelEvidence",
     "ModelLayer",
     "Observed",
     "OutputGap",
+    "Padding",
+    "PaddingEffect",
     "Producer",
+    "StrayLayer",
 ]
+
+_LARGE_MOMENTUM = 0.5
+"""Momentum above which the running statistics are those of one or two batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +48,23 @@ class Producer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeatureAxis:
+    """The axis along which the layers before a BN layer put the features. Where they wrote several, axis 1 counts.
+
+    Attributes:
+        axis: The axis of the input of the BN layer, which normalises axis 1.
+        shape: Shape of that input.
+        producer: Path of the module that puts the features there; "" for the model itself.
+        kind: Name of the class of that module.
+    """
+
+    axis: int
+    shape: tuple[int, ...]
+    producer: str
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Execution:
     """What one forward pass on an example shows about a BN layer.
 
@@ -50,6 +75,9 @@ class Execution:
         producer: The convolution or linear layer that feeds it, or None.
         dropout: Path of a dropout upstream with a rate above 0 and no other BN in between, or None.
         activation: Name of the saturating activation that takes its output, such as "sigmoid", or None.
+        pruned: The channels of its input that are the same for all data, or None.
+        features: The axis of its input that holds the features; None where this is unclear. Of several calls, one that
+            has them on another axis than axis 1 counts.
     """
 
     calls: int
@@ -58,6 +86,8 @@ class Execution:
     producer: Producer | None = None
     dropout: str | None = None
     activation: str | None = None
+    pruned: Pruned | None = None
+    features: FeatureAxis | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +115,11 @@ class Observed:
         own_error: Largest error, against float64, of the statistics that the layer computes itself, in standard
             deviations.
         input_eps: eps of the dtype of the input, unitless.
+        batch_rows: The statistics of single batches, one row for each, shape (B, 2c): the means in standard deviations,
+            then half the logs of the variances, both relative to those of all batches. At most 256 batches and 32
+            channels are kept. None if they were not recorded.
+        between_calls: Difference between the calls of the layer within one pass, in standard deviations: the root mean
+            square, over calls and channels, of the larger of their effects on mean and variance. 0 for one call.
     """
 
     batches: int
@@ -104,6 +139,8 @@ class Observed:
     overflowed: int = 0
     own_error: float = 0.0
     input_eps: float = 2.0**-23
+    batch_rows: Floats | None = None
+    between_calls: float = 0.0
 
     @property
     def mean_error(self) -> Floats:
@@ -119,9 +156,9 @@ class Observed:
         """Return the variances of the differences that chance allows between running and observed statistics.
 
         Each is SE^2 + Var(batch statistic) a/(2-a): the error of this data, and the noise of a settled moving average
-        with momentum a.
+        with momentum a. A momentum above 0.5 keeps one batch or two: their noise is then the fault, and no chance.
         """
-        own = 0.0 if momentum is None else momentum / (2 - momentum)
+        own = 0.0 if momentum is None or momentum > _LARGE_MOMENTUM else momentum / (2 - momentum)
         return self.mean_error**2 + own * self.batch_mean_var, self.var_error**2 + own * self.batch_var_var
 
     @property
@@ -173,6 +210,54 @@ class Gradient:
     loss: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Padding:
+    """Constant runs at one end of the training inputs: padding, or values that are really constant.
+
+    Attributes:
+        side: "end" or "beginning".
+        samples: Number of samples that were examined.
+        padded_samples: Number of samples with such a run.
+        share: Share of the positions that lie in such a run, unitless.
+        lengths: Number of positions of the shortest and of the longest batch.
+        proof: What shows that the runs are padding, as a clause; None where the values may be really constant.
+    """
+
+    side: str
+    samples: int
+    padded_samples: int
+    share: float
+    lengths: tuple[int, int]
+    proof: str | None
+
+    @property
+    def certain(self) -> bool:
+        """Whether the runs are certain to be padding."""
+        return self.proof is not None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PaddingEffect:
+    """What padded positions change in the batch statistics of a layer.
+
+    The statistics are means over batches, with every BN layer before it on batch statistics. All arrays have the shape
+    (C,), float64.
+
+    Attributes:
+        share: Share of the positions that are padding, unitless.
+        mean: Mean over all positions, input units.
+        var: Biased variance over all positions, squared input units.
+        valid_mean: Mean over the positions that are no padding.
+        valid_var: Biased variance over these positions.
+    """
+
+    share: float
+    mean: Floats
+    var: Floats
+    valid_mean: Floats
+    valid_var: Floats
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelLayer:
     """One BN layer of a model.
@@ -194,11 +279,23 @@ class ModelLayer:
         train_data: Its input over `train_data`, with dropout off; None without `train_data`.
         shuffled: Its input over samples of `data` in random batches; None where the samples cannot be shuffled.
         train_shuffled: Its input over samples of `train_data` in random batches, likewise.
+        common_data: Its input over `data` in batches that are as large as those of `train_data`; None where they are
+            large enough as they are, or where they cannot be joined.
+        common_train_data: Its input over `train_data` in batches that are as large as those of `data`, likewise.
+        comparable: Whether `data` and `train_data` can be compared. Where either has few values per channel in a batch,
+            the batches must have a common size, because the noise of the layers upstream depends on it.
         dropped: Its input over the training data (else `data`) with dropout on; None if nothing drops values.
         gap: The difference between the modes on `data`.
         gradient: The gradient of the loss; None without a loss.
+        padding: What padded positions of the training inputs change in its batch statistics; None where none enter.
+        padding_unknown: Why it is not known whether padded positions enter; None where it is known.
         trained_with: Whether the loss shows that the weights were trained with the stored statistics. The layer is then
             frozen in effect, and has no gap.
+        trained_by_batch: Whether the layer is in eval mode, its weight and bias are frozen, and the loss shows that the
+            weights of the model were trained with its batch statistics.
+        disobeys: Whether it normalises with the batch after `model.eval()`, although it has running statistics.
+        reason_to_disobey: Why it does so, as the end of a sentence that begins with "it".
+        own_formula: Why its output is not that of BN, as the end of a sentence that begins with "it"; None if it is.
         averaged: Number of models of which its weights are the average, as `torch.optim.swa_utils.AveragedModel`
             counts them; None if its weights are not an average.
     """
@@ -219,11 +316,64 @@ class ModelLayer:
     train_data: Observed | None = None
     shuffled: Observed | None = None
     train_shuffled: Observed | None = None
+    common_data: Observed | None = None
+    common_train_data: Observed | None = None
+    comparable: bool = True
     dropped: Observed | None = None
     gap: Gap | None = None
     gradient: Gradient | None = None
+    padding: PaddingEffect | None = None
+    padding_unknown: str | None = None
     trained_with: bool = False
+    trained_by_batch: bool = False
+    disobeys: bool = False
+    reason_to_disobey: str = ""
+    own_formula: str | None = None
     averaged: int | None = None
+
+    @property
+    def compared(self) -> tuple[Observed, Observed] | None:
+        """The inputs over `data` and over `train_data`, at a common count; None where they cannot be compared."""
+        data, train_data = self.common_data or self.data, self.common_train_data or self.train_data
+        return None if data is None or train_data is None or not self.comparable else (data, train_data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrayLayer:
+    """A BN layer that runs although `model.modules()` does not hold it, such as one in a plain list.
+
+    Attributes:
+        kind: Name of its class.
+        parent: Path of the module that calls it; "" for the model itself.
+        parent_kind: Name of the class of that module.
+        attribute: Name of the attribute of the parent that holds it; None if it is held elsewhere.
+        container: Name of the class of that attribute, such as "list"; None for the layer itself.
+        training: Whether it is in train mode after `model.eval()`.
+    """
+
+    kind: str
+    parent: str
+    parent_kind: str
+    attribute: str | None
+    container: str | None
+    training: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixingModule:
+    """The first module whose input is the same and whose output differs without the other half of the batch.
+
+    Attributes:
+        name: Its path; "" for the model itself.
+        kind: Name of its class.
+        is_batch_norm: Whether it is a BN layer, or calls `batch_norm` with its training flag.
+        is_leaf: Whether it has no submodules. The own forward of a module with submodules mixes the samples itself.
+    """
+
+    name: str
+    kind: str
+    is_batch_norm: bool
+    is_leaf: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,10 +400,17 @@ class ModelEvidence:
         output_gap: The gap of the outputs of the whole network; None without data.
         mixing: Largest change of the output of a sample in eval mode that other samples in its batch cause, relative to
             the spread of the outputs; None if unknown.
+        mixing_module: The module that mixes the samples; None where it is not known, or where nothing does.
+        by_function: Modules that are no BN layers and call `batch_norm` with its training flag after `model.eval()`, by
+            path, with the names of their classes.
+        unregistered: The BN layers that run although `model.modules()` does not hold them.
+        failure: The error that ended the run of the model on the example or the data; None if it ran.
         numbers: The metric under four choices of data and statistics; None without a metric.
         metric_error: Paired standard error of eval_batch - eval_running; None where it is not known.
         recalibrated_error: Paired standard error of eval_recalibrated - eval_running; None where it is not known.
+        padding: The padding in the training inputs, or what looks like it; None where there is none.
         statistics: The verdict on the layers whose statistics are stale; None if there are none.
+        trains: Whether any parameter of the model requires a gradient.
         notes: Remarks on the observation, such as batches that were left out.
     """
 
@@ -261,8 +418,14 @@ class ModelEvidence:
     missing: Mapping[str, str] = field(default_factory=dict)
     output_gap: OutputGap | None = None
     mixing: float | None = None
+    mixing_module: MixingModule | None = None
+    by_function: Mapping[str, str] = field(default_factory=dict)
+    unregistered: tuple[StrayLayer, ...] = ()
+    failure: str | None = None
     numbers: Numbers | None = None
     metric_error: float | None = None
     recalibrated_error: float | None = None
+    padding: Padding | None = None
     statistics: StatisticsVerdict | None = None
+    trains: bool = True
     notes: tuple[str, ...] = ()

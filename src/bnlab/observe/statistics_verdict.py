@@ -25,7 +25,7 @@ from bnlab.observe.passes.population import Statistics, impose_statistics
 from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.records import Advice, StatisticsVerdict
 
-__all__ = ["decide", "pooled_statistics"]
+__all__ = ["decide", "pooled_statistics", "trained_with_batches"]
 
 _MAX_BATCHES = 32
 """Number of batches on which the loss is compared."""
@@ -101,6 +101,33 @@ def _verdict_of(judge: _Judge, undecided: StatisticsVerdict, data: KeptBatches |
         return verdict
     verdict = replace(verdict, advice=Advice.RECALIBRATE)
     return verdict if data is None else _with_veto(verdict, judge, data)
+
+
+def trained_with_batches(
+    subject: Subject, layers: Mapping[str, nn.Module], measure: LossMeasure, reference: KeptBatches
+) -> bool:
+    """Return whether the loss shows that the weights were trained with the batch statistics of some layers.
+
+    The running statistics then lag behind the weights, so that recalibrated ones lower the loss by more than two
+    standard errors. Weights that were trained with the running statistics fit these better.
+
+    Args:
+        subject: The model, which is unchanged afterwards.
+        layers: The layers, all of them with the statistics of the training data.
+        measure: The loss.
+        reference: The training data.
+    """
+    chosen = {path: layer for path, layer in layers.items() if isinstance(layer, _BatchNorm)}
+    halves = _halves(reference)
+    if halves is None or not chosen:
+        return False
+    judge = _Judge(subject, chosen, measure, *halves, lambda: None)
+    try:
+        with usage_error_unless("forward must run on a part of the data"):
+            running, recalibrated = judge.running, judge.recalibrated(tuple(chosen))
+    except UsageError:
+        return False
+    return judge.is_below_chance(running) and running.above(recalibrated).is_positive
 
 
 def pooled_statistics(

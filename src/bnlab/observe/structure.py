@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from bnlab.observe.discover import channels_of
+from bnlab.observe.feature_axis import feature_axes
 from bnlab.observe.model_evidence import Execution, Producer
 from bnlab.observe.passes.dropout import dropping_call, dropping_paths
 from bnlab.observe.passes.executed_graph import Call, ExecutedGraph
+from bnlab.observe.pruned_channels import pruned_inputs
 
 __all__ = ["executions"]
 
@@ -41,10 +43,14 @@ def executions(
     dropping = dropping_paths(model, graph, train_graph)
     names = [call.modules[-1] for call in graph.calls if call.function is None]
     modules = dict(model.named_modules())
+    pruned = pruned_inputs(modules, graph, layers)
+    features = feature_axes(model, graph, layers)
     return {
         name: replace(
             _execution(modules, graph, name),
             dropout=_dropout_upstream(modules, graph if train_graph is None else train_graph, name, dropping),
+            pruned=pruned.get(name),
+            features=features.get(name),
         )
         for name in dict.fromkeys(names)
         if name in layers and all(call.inputs for call in graph.of_layer(name))

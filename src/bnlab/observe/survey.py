@@ -7,7 +7,8 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any, cast
 
@@ -17,12 +18,16 @@ from torch.nn.parameter import is_lazy
 
 from bnlab.errors import BnlabWarning, UsageError
 from bnlab.observe.comparison import Comparison
+from bnlab.observe.data_passes import MIN_COUNT, NOTHING, CommonCount, DataPass, DataPasses, require_finite
 from bnlab.observe.discover import any_batch_norm, channels_of, is_of_frozen_class, why_frozen
 from bnlab.observe.evidence import LayerState
+from bnlab.observe.formula import OwnFormulas
 from bnlab.observe.gap import RunningStatistics, layer_gap
 from bnlab.observe.losses import mean_loss
 from bnlab.observe.metric import Metric, Score, metric_name
-from bnlab.observe.model_evidence import Execution, Gradient, ModelEvidence, ModelLayer, Observed, OutputGap
+from bnlab.observe.mixing import measure_mixing, outputs_of
+from bnlab.observe.model_evidence import Execution, Gradient, ModelEvidence, ModelLayer, OutputGap
+from bnlab.observe.padding import with_padding
 from bnlab.observe.passes.batches import (
     Batch,
     KeptBatches,
@@ -32,18 +37,17 @@ from bnlab.observe.passes.batches import (
     keep,
     require_data,
     require_max_batches,
-    run_batch,
     samples_in,
-    shuffled_batches,
-    tensors_in,
 )
 from bnlab.observe.passes.dropout import dropping_paths
 from bnlab.observe.passes.executed_graph import ExecutedGraph, execute
-from bnlab.observe.passes.layer_statistics import observe
+from bnlab.observe.passes.layer_statistics import OneValueInEachBatch
+from bnlab.observe.passes.modes import Modes, kept_in_mode, observe_modes, set_eval_mode
 from bnlab.observe.passes.population import impose_batch_statistics
-from bnlab.observe.passes.subject import Subject, usage_error_unless
+from bnlab.observe.passes.regroup import regrouped
+from bnlab.observe.passes.subject import ForwardFailed, Subject, usage_error_unless
 from bnlab.observe.structure import executions
-from bnlab.wording import counted
+from bnlab.wording import counted, enumerated
 
 __all__ = ["Inputs", "StaleLayers", "survey"]
 
@@ -55,6 +59,9 @@ _LOWER_IS_BETTER = re.compile(r"loss|error|perplexity|(?<![a-z])(r?mse|mae)(?![a
 
 _EXAMPLE_SAMPLES = 4
 """Number of samples of the first batch that record the executed graph, which holds all its tensors for a while."""
+
+_FAILED = "forward failed"
+_MAX_NAMES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +148,11 @@ def survey(
         inputs: The example, data, metric, loss and optimizer.
         stale_layers: Returns the layers on whose statistics there must be a verdict.
 
+    Returns:
+        The evidence. Where forward fails, it holds the structure of the model and the error.
+
     Raises:
-        UsageError: If forward, the metric or the loss raises, or if a data set has no batch.
+        UsageError: If the metric or the loss raises, or if a data set has no batch.
     """
     subject = Subject(model)
     with torch.compiler.set_stance("force_eager"), subject.untouched():
@@ -167,22 +177,61 @@ def _collect_evidence(
         for key in ("example", "data", "train_data", "metric", "loss", "optimizer")
         if getattr(inputs, key) is None
     }
+    trains = any(parameter.requires_grad for parameter in model.parameters())
+    evidence = ModelEvidence(layers=tuple(layers.values()), missing=missing, trains=trains)
     example = inputs.example if inputs.data is None or inputs.example is not None else next(iter(inputs.data))
-    if example is None or not layers:
-        return ModelEvidence(layers=tuple(layers.values()), missing=missing)
+    if example is None:
+        return evidence
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise UsageError("model: it must have values to run on data, got parameters on the meta device.")
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise UsageError("model: it must know its shapes, got a lazy layer. Run one batch first.")
-    missing.pop("example", None)
-    ran, dropping = _executions(subject, example, modules, few=inputs.example is None)
-    notes = tuple(_steps_without_updates(layers.values(), inputs.optimizer))
-    names = [*ran, *(name for name in layers if name not in ran)]
-    ordered_layers = [replace(layers[name], execution=ran.get(name)) for name in names]
-    evidence = ModelEvidence(layers=tuple(ordered_layers), missing=missing, notes=notes)
-    if inputs.data is None:
-        return evidence
-    return _with_data(subject, modules, evidence, inputs, dropping, stale_layers)
+    with subject.untouched():
+        modes = observe_modes(model, next(batches_of([example], model)))
+    disobedient = dict.fromkeys([*modes.in_train_mode, *modes.disobedient])
+    notes = [*_steps_without_updates(layers.values(), inputs.optimizer), *_kept_in_eval_mode(disobedient)]
+    evidence = replace(_with_modes(evidence, modes), notes=tuple(notes))
+    if not layers:
+        return replace(evidence, missing={key: reason for key, reason in missing.items() if key != "example"})
+    with subject.with_hooks([model.get_submodule(name) for name in disobedient], partial(kept_in_mode, training=False)):
+        return _run(subject, modules, evidence, inputs, stale_layers)
+
+
+def _kept_in_eval_mode(paths: Iterable[str]) -> Iterator[str]:
+    names = [path or "the model" for path in paths]
+    if names:
+        yield f"every measurement keeps {enumerated(names, _MAX_NAMES)} in eval mode, because model.eval() does not"
+
+
+def _with_modes(evidence: ModelEvidence, modes: Modes) -> ModelEvidence:
+    """Return the evidence with what does not obey `model.eval()`."""
+    layers = tuple(
+        replace(layer, disobeys=True, reason_to_disobey=modes.disobedient[layer.name])
+        if layer.name in modes.disobedient
+        else layer
+        for layer in evidence.layers
+    )
+    return replace(evidence, layers=layers, by_function=modes.by_function, unregistered=modes.unregistered)
+
+
+def _run(
+    subject: Subject,
+    modules: Mapping[str, nn.Module],
+    evidence: ModelEvidence,
+    inputs: Inputs,
+    stale_layers: StaleLayers,
+) -> ModelEvidence:
+    """Run the example and the data; a forward that fails ends the run, and its error is part of the evidence."""
+    try:
+        evidence, inputs, dropping = _with_executions(subject, evidence, inputs, modules)
+        if inputs.data is None:
+            return evidence
+        return _with_data(subject, modules, evidence, inputs, dropping, stale_layers)
+    except ForwardFailed as error:
+        failed = dict.fromkeys(("example", "data", "train_data", "metric", "loss"), _FAILED)
+        if any(layer.execution is not None for layer in evidence.layers):
+            del failed["example"]
+        return replace(evidence, failure=str(error), missing={**failed, **evidence.missing})
 
 
 def _averages(model: nn.Module) -> dict[str, int]:
@@ -246,12 +295,61 @@ def _decay(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, flo
     return {name: by_parameter[id(parameter)] for name, parameter in own if id(parameter) in by_parameter}
 
 
-def _executions(
-    subject: Subject, example: Batch, modules: Mapping[str, nn.Module], *, few: bool
-) -> tuple[dict[str, Execution], Collection[str]]:
-    """Run the example; return what it shows about each layer, and the paths of the modules that drop values.
+def _with_executions(
+    subject: Subject, evidence: ModelEvidence, inputs: Inputs, modules: Mapping[str, nn.Module]
+) -> tuple[ModelEvidence, Inputs, Collection[str]]:
+    """Run the example; return the evidence with what it shows, the inputs, and the modules that drop values.
 
-    With `few`, the first samples of the batch are enough, provided that the model accepts a shorter batch.
+    Where the model does not run on single samples, the inputs are those with larger batches.
+
+    Raises:
+        ForwardFailed: If forward raises.
+    """
+    example = inputs.example if inputs.data is None or inputs.example is not None else next(iter(inputs.data))
+    notes = evidence.notes
+    try:
+        shown = _executions(subject, example, modules, few=inputs.example is None)
+    except ForwardFailed:
+        joined = None
+        if isinstance(inputs.data, KeptBatches) and inputs.example is None and samples_in(example) == 1:
+            joined = regrouped(inputs.data, MIN_COUNT)
+        if joined is None:
+            raise
+        shown = _executions(subject, joined[0], modules, few=False)
+        batches = counted(len(joined), "batch", "batches")
+        notes = (*notes, f"data: its samples were joined into {batches}: the model does not run on one sample")
+        inputs = replace(inputs, data=joined)
+    layers = {layer.name: layer for layer in evidence.layers}
+    names = [*shown.layers, *(name for name in layers if name not in shown.layers)]
+    ordered = (
+        replace(layers[name], execution=shown.layers.get(name), own_formula=shown.own_formulas.get(name))
+        for name in names
+    )
+    missing = {key: reason for key, reason in evidence.missing.items() if key != "example"}
+    notes = (*notes, *(f"{name}: the layer {reason}" for name, reason in shown.own_formulas.items()))
+    return replace(evidence, layers=tuple(ordered), missing=missing, notes=notes), inputs, shown.dropping
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What a pass over the example shows.
+
+    Attributes:
+        layers: What it shows about each layer, in the order in which they ran.
+        dropping: Paths of the modules that drop values.
+        own_formulas: The layers whose output is not that of BN, by path, with the reason.
+    """
+
+    layers: Mapping[str, Execution]
+    dropping: Collection[str]
+    own_formulas: Mapping[str, str]
+
+
+def _executions(subject: Subject, example: Batch, modules: Mapping[str, nn.Module], *, few: bool) -> _Shown:
+    """Run the example. With `few`, its first samples are enough, provided that the model accepts a shorter batch.
+
+    Raises:
+        ForwardFailed: If forward raises.
     """
     batch = next(batches_of([example], subject.model))
     if few:
@@ -260,15 +358,15 @@ def _executions(
     return _executions_on(subject, batch, modules)
 
 
-def _executions_on(
-    subject: Subject, batch: Batch, modules: Mapping[str, nn.Module]
-) -> tuple[dict[str, Execution], Collection[str]]:
-    model = subject.model
-    with subject.untouched(), torch.no_grad(), usage_error_unless("forward must run on the example"):
-        graph = execute(model.eval(), batch, modules.values())
+def _executions_on(subject: Subject, batch: Batch, modules: Mapping[str, nn.Module]) -> _Shown:
+    model, formulas = subject.model, OwnFormulas(modules)
+    with subject.untouched(), torch.no_grad(), usage_error_unless("forward must run on the example", ForwardFailed):
+        model.eval()
+        with formulas.watching():
+            graph = execute(model, batch, modules.values())
         train_graph = _train_graph(model, batch)
-        shown = executions(model, graph, modules, train_graph=train_graph)
-        return shown, dropping_paths(model, graph, train_graph)
+        layers = executions(model, graph, modules, train_graph=train_graph)
+        return _Shown(layers, dropping_paths(model, graph, train_graph), formulas.reasons())
 
 
 def _train_graph(model: nn.Module, batch: Batch) -> ExecutedGraph | None:
@@ -292,27 +390,34 @@ def _with_data(
     dropping: Collection[str],
     stale_layers: StaleLayers,
 ) -> ModelEvidence:
-    data, train_data = cast("KeptBatches", inputs.data), cast("KeptBatches | None", inputs.train_data)
-    passes = _Passes(subject, modules, inputs)
-    seen, usable, finite = passes.over("data", data)
-    shuffled = passes.over_shuffled("data", usable)
-    reference, trained_on, train_shuffled = usable, _NOTHING, _NOTHING
-    train_finite: KeptBatches | None = None
-    if train_data is not None:
-        trained_on, reference, train_finite = passes.over("train_data", train_data)
-        train_shuffled = passes.over_shuffled("train_data", reference)
-    dropped = _NOTHING
+    data = cast("KeptBatches", inputs.data)
+    passes = DataPasses(subject, modules, inputs.advance)
+    require_finite("data", data)
+    trained_on, failure = _training_pass(passes, inputs)
+    if failure is not None:
+        evidence = replace(evidence, failure=failure, missing={**evidence.missing, "train_data": _FAILED})
+    seen, usable = _evaluation_pass(passes, data, trained_on)
+    shuffled = passes.over_shuffled("data", seen.usable)
+    common, train_shuffled = CommonCount(), NOTHING
+    if trained_on is not None:
+        train_shuffled = passes.over_shuffled("train_data", trained_on.usable)
+        common = passes.at_common_count(seen, trained_on)
+    reference = seen if trained_on is None else trained_on
+    dropped = NOTHING
     if any(layer.execution is not None and layer.execution.dropout is not None for layer in evidence.layers):
-        dropped = passes.over_dropping("data with dropout on", reference, dropping)
-    gradients = _gradients(subject, evidence, inputs, usable)
+        dropped = passes.over_dropping("data with dropout on", reference.usable, dropping)
+    gradients = _gradients(subject, evidence, inputs, seen.usable)
     layers = tuple(
         _with_gap(
             replace(
                 layer,
-                data=seen.get(layer.name),
-                train_data=trained_on.get(layer.name),
+                data=seen.seen.get(layer.name),
+                train_data=None if trained_on is None else trained_on.seen.get(layer.name),
                 shuffled=shuffled.get(layer.name),
                 train_shuffled=train_shuffled.get(layer.name),
+                common_data=common.data.get(layer.name),
+                common_train_data=common.train_data.get(layer.name),
+                comparable=common.possible,
                 dropped=dropped.get(layer.name),
                 gradient=gradients.get(layer.name),
             )
@@ -320,77 +425,65 @@ def _with_data(
         for layer in evidence.layers
     )
     evidence = replace(evidence, layers=layers, notes=(*evidence.notes, *passes.notes))
-    with usage_error_unless("forward must run on every batch of data"):
-        evidence = replace(evidence, mixing=_mixing(subject, usable, evidence), output_gap=_output_gap(subject, usable))
+    if trained_on is not None:
+        evidence = with_padding(evidence, subject, modules, trained_on.usable)
+    with usage_error_unless("forward must run on every batch of data", ForwardFailed):
+        evidence = replace(_with_mixing(subject, usable, evidence), output_gap=_output_gap(subject, seen.usable))
     comparison = Comparison(
         subject=subject,
         modules=modules,
         loss=inputs.loss,
         score=inputs.score,
-        reference=finite if train_finite is None else train_finite,
-        held_out=None if train_finite is None else finite,
+        reference=reference.finite,
+        held_out=None if trained_on is None else seen.finite,
         advance=lambda: inputs.advance("comparing statistics"),
     )
-    return comparison.add_to(evidence, stale_layers(evidence), data, usable, None if train_data is None else reference)
+    train_data = None if trained_on is None else trained_on.usable
+    return comparison.add_to(evidence, stale_layers(evidence), data, usable, train_data)
 
 
-_NOTHING: Mapping[str, Observed] = {}
+def _training_pass(passes: DataPasses, inputs: Inputs) -> tuple[DataPass | None, str | None]:
+    """Return the pass over the training data, and the error if it failed; None for both without training data."""
+    if inputs.train_data is None:
+        return None, None
+    train_data = cast("KeptBatches", inputs.train_data)
+    try:
+        require_finite("train_data", train_data)
+        return passes.over_joined("train_data", train_data), None
+    except ForwardFailed as error:
+        return None, str(error)
 
 
-@dataclass
-class _Passes:
-    """Runs a model over data sets, and records in `notes` which batches could not be used."""
+def _evaluation_pass(
+    passes: DataPasses, data: KeptBatches, trained_on: DataPass | None
+) -> tuple[DataPass, KeptBatches | None]:
+    """Return the pass over the evaluation data, and the batches on which batch statistics can be measured.
 
-    subject: Subject
-    modules: Mapping[str, nn.Module]
-    inputs: Inputs
-    notes: list[str] = field(default_factory=list)
+    Data that leave one value per channel give no statistics: the training data take their place.
+    """
+    try:
+        seen = passes.over_joined("data", data)
+    except OneValueInEachBatch:
+        if trained_on is None:
+            raise
+        passes.notes.append(
+            "data: it leaves one value per channel, which has no variance: the layers are judged on train_data"
+        )
+        return trained_on, None
+    return seen, seen.usable
 
-    def over_shuffled(self, label: str, data: KeptBatches) -> Mapping[str, Observed]:
-        """Return the inputs of every layer over shuffled samples; an empty mapping if they cannot be shuffled."""
-        with suppress(UsageError):
-            return self._observed(f"shuffled {label}", shuffled_batches(data))
-        return _NOTHING
 
-    def over_dropping(self, label: str, data: KeptBatches, dropping: Collection[str]) -> Mapping[str, Observed]:
-        """Return the inputs of every layer with dropout on; an empty mapping if the model does not run that way."""
-        try:
-            return self._observed(label, data.everything, dropping=dropping)
-        except UsageError as error:
-            self.notes.append(f"{label}: left out because of an error: {str(error).rstrip('.')}")
-            return _NOTHING
-
-    def over(self, label: str, data: KeptBatches) -> tuple[Mapping[str, Observed], KeptBatches, KeptBatches]:
-        """Return the inputs of every layer, the batches with batch statistics, and those that are finite too."""
-        described = data.described()
-        if described is not None:
-            self.notes.append(f"{label}: from {described}")
-        short: set[int] = set()
-        not_finite: set[int] = set()
-        seen = self._observed(label, data.everything, skipped=short, not_finite=not_finite)
-        if not_finite:
-            batches_were = counted(len(not_finite), "batch was", "batches were")
-            self.notes.append(f"{label}: {batches_were} left out of every layer that gets a NaN or inf")
-        finite = data.without(short | not_finite) if short | not_finite else data
-        if not short:
-            return seen, data, finite
-        batches_were = counted(len(short), "batch was", "batches were")
-        self.notes.append(f"{label}: {batches_were} left out: one value per channel has no variance")
-        return seen, data.without(short), finite
-
-    def _observed(self, label: str, data: Iterable[Batch], **options: Any) -> dict[str, Observed]:  # noqa: ANN401
-        with usage_error_unless(f"forward must run on every batch of {label}"):
-            return observe(
-                self.subject,
-                self.modules,
-                data,
-                advance=lambda: self.inputs.advance(f"observing {label}"),
-                **options,
-            )
+def _with_mixing(subject: Subject, data: KeptBatches | None, evidence: ModelEvidence) -> ModelEvidence:
+    if data is None or any(layer.state is None for layer in evidence.layers):
+        return evidence
+    mixing = measure_mixing(subject, data, evidence.by_function)
+    if mixing is None:
+        return evidence
+    return replace(evidence, mixing=mixing.change, mixing_module=mixing.module)
 
 
 def _with_gap(layer: ModelLayer) -> ModelLayer:
-    if layer.data is None or layer.state is None or layer.frozen:
+    if layer.data is None or layer.state is None or layer.frozen or layer.own_formula is not None:
         return layer
     once = layer.execution is None or layer.execution.calls == 1
     shuffled = layer.shuffled if once else None  # the calls of a shared layer differ for other reasons than chance
@@ -401,7 +494,9 @@ def _with_gap(layer: ModelLayer) -> ModelLayer:
         momentum=layer.momentum,
         eps=layer.eps,
     )
-    return replace(layer, gap=layer_gap(running, layer.data, layer.train_data, layer.dropped, shuffled))
+    common = layer.compared if layer.common_data is not None or layer.common_train_data is not None else None
+    gap = layer_gap(running, layer.data, layer.train_data, layer.dropped, shuffled, common)
+    return replace(layer, gap=gap)
 
 
 def _output_gap(subject: Subject, data: Iterable[Batch]) -> OutputGap | None:
@@ -410,11 +505,11 @@ def _output_gap(subject: Subject, data: Iterable[Batch]) -> OutputGap | None:
     square = total = spread = 0.0
     broken = False
     with subject.untouched(), torch.no_grad():
-        model.eval()
+        set_eval_mode(model)
         for batch in islice(batches_of(data, model), _OUTPUT_BATCHES):
-            running = _outputs(model, batch)
+            running = outputs_of(model, batch)
             with impose_batch_statistics(model):
-                by_batch = _outputs(model, batch)
+                by_batch = outputs_of(model, batch)
             for left, right in zip(running, by_batch, strict=False):
                 if left.shape != right.shape or not bool(right.isfinite().all()):
                     continue
@@ -425,36 +520,6 @@ def _output_gap(subject: Subject, data: Iterable[Batch]) -> OutputGap | None:
     if not total or not spread > 0:
         return None
     return OutputGap(relative=(square / spread) ** 0.5, not_finite=broken)
-
-
-def _outputs(model: nn.Module, batch: Batch) -> list[Tensor]:
-    return [t.detach().cpu().to(torch.float64) for t in tensors_in(run_batch(model, batch)) if t.is_floating_point()]
-
-
-def _mixing(subject: Subject, data: Iterable[Batch], evidence: ModelEvidence) -> float | None:
-    """Return how much the output of a sample in eval mode depends on the other samples in its batch."""
-    model = subject.model
-    batch = next(iter(batches_of(data, model)), None)
-    size = samples_in(batch)
-    if size < 2 or any(layer.state is None for layer in evidence.layers):
-        return None
-    half = size // 2
-    part = first_samples(batch, half)
-    with subject.untouched(), torch.no_grad():
-        whole, again = _outputs(model.eval(), batch), _outputs(model, batch)
-        try:
-            alone = _outputs(model, part)
-        except Exception:
-            return None
-    if any(not torch.equal(left, right) for left, right in zip(whole, again, strict=True)):
-        return None
-    changes = [
-        float((left[:half] - right).abs().max() / left.std().clamp(min=1e-12))
-        for left, right in zip(whole, alone, strict=False)
-        if left.dim() and left.size(0) == size and left[:half].shape == right.shape and left.numel() > 1
-        if bool(left.isfinite().all()) and bool(right.isfinite().all())
-    ]
-    return max(changes, default=None)
 
 
 def _gradients(subject: Subject, evidence: ModelEvidence, inputs: Inputs, data: Iterable[Batch]) -> dict[str, Gradient]:
@@ -473,7 +538,7 @@ def _gradients(subject: Subject, evidence: ModelEvidence, inputs: Inputs, data: 
         return {}
     batch = next(iter(batches_of(data, model)))
     with subject.untouched(), torch.enable_grad(), usage_error_unless("loss must be a scalar of model and batch"):
-        model.eval()
+        set_eval_mode(model)
         with impose_batch_statistics(model):
             loss = inputs.loss(model, batch)
             grads: Sequence[Tensor | None] = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)

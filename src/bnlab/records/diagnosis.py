@@ -281,7 +281,8 @@ class DiagnosisRecord(Document):
 
     `notes` lists what was assumed, and what looked like BN but was left alone, with the reason. `statistics` is None
     where no layer has stale statistics, or where no data was passed. `assumption` says how the verdict hangs on an
-    assumption: a check that is silent with it, and would fire without it.
+    assumption: a check that is silent with it, and would fire without it. `failure` is the error that ended the run of
+    a model on the example or the data; only stored numbers and structure were then checked.
     """
 
     schema: str = "bnlab.diagnosis/1"
@@ -297,3 +298,4 @@ class DiagnosisRecord(Document):
     notes: tuple[str, ...] = field(default=())
     statistics: StatisticsVerdict | None = None
     assumption: str | None = None
+    failure: str | None = None

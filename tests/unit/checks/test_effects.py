@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from bnlab.checks.effects import Estimate, effect_of
+from bnlab.checks.cases import executed, healthy, model_layer, observed
+from bnlab.checks.effects import Estimate, effect_of, staleness_of
+from bnlab.observe.evidence import Pruned
 
 SAMPLES, CHANNELS, EPS = 400, 4000, 0.0
 
@@ -65,3 +67,49 @@ def test_values_that_are_not_finite_count_as_a_large_effect(estimate):
     effect = effect_of(estimate, reference, 0.0)
     assert effect.size == pytest.approx(1e6)
     assert np.isfinite(effect.errors).all()
+
+
+def normalised_difference(values, running, eps):
+    """Return the rms difference of the outputs for some values, with their own statistics and with running ones."""
+    own = (values - values.mean()) / np.sqrt(values.var(ddof=1) + eps)
+    return np.sqrt(np.mean((own - (values - running[0]) / np.sqrt(running[1] + eps)) ** 2))
+
+
+def pruned_layer(mean, var, *, running_mean, running_var):
+    return model_layer(
+        state=healthy(running_mean=running_mean, running_var=running_var),
+        train_data=observed(mean=mean, var=var),
+        execution=executed(pruned=Pruned((0, 1, 2), ("conv",))),
+    )
+
+
+def test_the_staleness_of_a_pruned_channel_is_the_difference_of_its_outputs():
+    """Channel 0 is constant, 1 varies with the padding alone, 2 has settled statistics, and 3 is not pruned."""
+    padded = np.repeat([0.0, 0.4], [30, 70])
+    layer = pruned_layer(
+        (0.5, padded.mean(), 0.5, 1.2),
+        (0.0, padded.var(ddof=1), 0.0, 1.1),
+        running_mean=(0.6, 0.1, 0.5, 1.2),
+        running_var=(0.04, 0.5, 1e-9, 8.8),
+    )
+    size = staleness_of(layer).size
+    assert size[0] == pytest.approx(normalised_difference(np.full(100, 0.5), (0.6, 0.04), 1e-5))
+    assert size[1] == pytest.approx(normalised_difference(padded, (0.1, 0.5), 1e-5), rel=0.01)
+    assert size[2] == 0
+    assert size[3] == pytest.approx(np.log(8) / 2, rel=1e-4)
+
+
+def test_the_ratio_of_variances_would_call_a_pruned_channel_stale():
+    """A variance that decays to 0 is a wrong answer where nothing varies: two epochs of fine-tuning leave 1 %."""
+    layer = pruned_layer(
+        (0, 0, 0, 1.2), (0, 0, 0, 1.1), running_mean=(0.003, 0, 0, 1.2), running_var=(0.01,) * 3 + (1.1,)
+    )
+    effect = staleness_of(layer)
+    assert not effect.beyond(0.35, 4.0).any()
+    of_data = Estimate(np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1))
+    assert effect_of(exact(0.01), of_data, 1e-5).size == pytest.approx(np.log(1001) / 2)
+
+
+def test_a_mean_that_is_far_off_is_stale_in_a_pruned_channel_too():
+    layer = pruned_layer((0, 0, 0, 1.2), (0, 0, 0, 1.1), running_mean=(3, 0, 0, 1.2), running_var=(1.0, 1, 1, 1.1))
+    assert staleness_of(layer).beyond(0.35, 4.0).tolist() == [True, False, False, False]

@@ -2,6 +2,7 @@ import json
 
 import pytest
 from tests.samples import save, state_dict
+from tests.unit.report.html_samples import diagnosis, finding, layer
 
 import bnlab
 from bnlab.cli.diagnosis_writer import CheckFormat, DiagnosisWriter
@@ -52,6 +53,24 @@ def test_lines_as_they_come_and_a_summary(check, capsys):
     assert summary == ("4 targets: 2 checked with 2 BN layers, 1 error and 0 warnings; 1 without BN, 1 not readable")
     assert captured.err == "error: odd: unknown\n"
     assert (many.exit_code, many.has_findings, many.has_failed) == (2, True, True)
+
+
+def test_lines_and_summary_count_problems_and_json_counts_findings(capsys):
+    names = [f"bn{i}" for i in range(20)]
+    findings = [finding(name, code) for code in ("BN105", "BN301", "BN401") for name in names]
+    stale = diagnosis([layer(name) for name in names], findings)
+    many = writer()
+    many.write_many(["one", "two"], lambda _: stale)
+    line, _, summary = capsys.readouterr().out.splitlines()
+    assert line == "runs/my model.pt: 20 layers, 0 errors, 1 warning in 20 layers, 0 notes (BN105)"
+    assert summary.startswith("2 targets: 2 checked with 40 BN layers, 0 errors and 2 warnings;")
+    assert many.exit_code == 1
+    writer(CheckFormat.JSON).write_one(stale)
+    written = json.loads(capsys.readouterr().out)
+    assert (written["summary"]["warnings"], len(written["findings"])) == (60, 60)
+    writer(CheckFormat.SARIF).write_one(stale)
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert len(run["results"]) == 60
 
 
 def test_json_lines_hold_diagnoses_alone(check, capsys):

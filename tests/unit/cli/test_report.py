@@ -1,8 +1,9 @@
+import json
 import subprocess
 import sys
 
 import pytest
-from tests.unit.report.html_samples import Page, complete, diagnosis, receipt
+from tests.unit.report.html_samples import Page, complete, diagnosis, finding, layer, receipt
 
 WITHOUT_TORCH = """
 import sys
@@ -21,6 +22,21 @@ def saved(tmp_path):
         return path
 
     return write
+
+
+@pytest.mark.parametrize("format_", ["text", "html"])
+def test_a_file_of_an_older_version_is_drawn_with_its_problems(bnlab_command, tmp_path, format_):
+    layers = [layer(name) for name in ("bn1", "bn2")]
+    findings = [finding(one.name, code) for code in ("BN301", "BN401") for one in layers]
+    old = diagnosis(layers, findings).to_json()
+    for key in ("statistics", "assumption"):
+        del old[key]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(old), encoding="utf-8")
+    code, out, err = bnlab_command("report", path, "--format", format_)
+    assert (code, err) == (0, "")
+    assert "0 errors, 1 warning in 2 layers, 0 notes" in out
+    assert "StaleStatistics in 2 layers, also BN301" in out
 
 
 @pytest.mark.parametrize("format_", ["text", "html"])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnlab.checks.cases import healthy
-from bnlab.observe.evidence import Hyperparameters, NetworkState
+from bnlab.observe.evidence import Hyperparameters, NetworkState, Pruned
 
 NETWORK = NetworkState(
     "",
@@ -55,6 +55,14 @@ def test_stated_hyperparameters_are_no_longer_assumed():
     assert Hyperparameters().stating(momentum=0.3, eps=1e-3) == Hyperparameters(0.3, 1e-3, ())
 
 
-@pytest.mark.parametrize("name", ["running_mean", "running_var", "weight", "bias", "eps", "gain"])
+@pytest.mark.parametrize("name", ["running_mean", "running_var", "weight", "bias", "eps", "gain", "pruned"])
 def test_columns_are_as_long_as_the_channels(name):
     assert len(getattr(NETWORK, name)) == 6
+
+
+def test_pruned_channels_are_a_column():
+    layers = (healthy("a"), healthy("b", pruned=Pruned((0, 3), ("conv",))), healthy("c", pruned=Pruned((1,), ("fc",))))
+    column = NetworkState("", layers).pruned
+    assert np.flatnonzero(column).tolist() == [4, 7, 9]
+    assert Pruned.of(column[4:8], ("conv",)) == layers[1].pruned
+    assert not NETWORK.pruned.any()

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from bnlab.observe.discover import any_batch_norm
+from bnlab.observe.evidence import Pruned
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.structure import executions
 
@@ -21,6 +22,7 @@ def test_a_resnet():
     first = executed["bn1"]
     assert (first.calls, first.samples, first.counts) == (1, 4, (4 * 16 * 16,))
     assert (first.producer.name, first.producer.has_bias, first.producer.feeds_only_this) == ("conv1", False, True)
+    assert (first.features.axis, first.features.producer) == (1, "conv1")
     assert executed["layer2.0.downsample.1"].producer.name == "layer2.0.downsample.0"
 
 
@@ -56,6 +58,16 @@ def test_a_linear_layer_before_positions_is_on_another_axis():
     model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(5))
     (execution,) = seen(model, torch.randn(3, 5, 6)).values()
     assert not execution.producer.same_axis
+    assert (execution.features.axis, execution.features.producer) == (2, "0")
+
+
+def test_pruned_channels_are_those_of_the_input_of_each_layer():
+    model = build("resnet")
+    with torch.no_grad():
+        model.conv1.weight[[1, 4]] = 0
+    executed = seen(model, images(4))
+    assert executed["bn1"].pruned == Pruned((1, 4), ("conv1",))
+    assert [name for name, execution in executed.items() if execution.pruned is not None] == ["bn1"]
 
 
 def test_functional_dropout():

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import re
 
 import pytest
 import torch
@@ -206,12 +207,39 @@ CALLS = [
     ({"data": 3}, "data: it must be an iterable of batches, got int."),
     ({"metric": accuracy}, "check: data must be given with train_data, metric or loss, got none."),
     ({"data": data(1), "metric": 3}, "metric: it must be callable, got int."),
-    ({"data": [torch.randn(2, 5)]}, "model: forward must run on the example, got RuntimeError: "),
-    ({"data": [images(2), torch.randn(2, 5)]}, "model: forward must run on every batch of data, got RuntimeError: "),
     ({"data": data(1), "metric": lambda m, d: 1 / 0}, "metric: it must return a number, got ZeroDivisionError: "),
     ({"data": data(1), "metric": lambda m, d: None}, "metric: it must return a number, got TypeError: "),
     ({"data": data(1), "loss": lambda m, b: 1 / 0}, "model: loss must be a scalar of model and batch, got Zero"),
 ]
+
+
+FAILURES = [
+    ({"data": [torch.randn(2, 5)]}, "model: forward must run on the example, got RuntimeError: "),
+    ({"data": [images(2), torch.randn(2, 5)]}, "model: forward must run on every batch of data, got RuntimeError: "),
+    ({"example": torch.randn(2, 5)}, "model: forward must run on the example, got RuntimeError: "),
+    (
+        {"data": [torch.full((4, 3, 8, 8), float("nan"))] * 2},
+        "data: its inputs must be finite, got NaN or inf in each of 2 batches.",
+    ),
+    (
+        {"data": data(1), "train_data": [images(2), torch.randn(2, 5)]},
+        "model: forward must run on every batch of train_data, got RuntimeError: ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), FAILURES)
+def test_where_forward_fails_stored_numbers_and_structure_are_reported(arguments, message):
+    model = trained()
+    next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).running_var[3] = -1
+    diagnosis = bnlab.check(model, **arguments)
+    assert diagnosis.failure.startswith(message)
+    assert message.rstrip(".") in diagnosis.conclusion
+    assert diagnosis.findings[0].code == "BN102"
+    assert {o.status.value for o in diagnosis.outcomes if o.code == "BN402"} == {"skipped"}
+    if "data" in arguments:
+        with pytest.raises(UsageError, match=re.escape(message)):
+            bnlab.repair(model, **arguments, diagnosis=diagnosis)
 
 
 @pytest.mark.parametrize(("arguments", "message"), CALLS)

@@ -24,6 +24,7 @@ __all__ = [
     "MaxBatches",
     "batches_of",
     "first_samples",
+    "input_of_batch",
     "keep",
     "map_tensors",
     "parts_of",
@@ -58,17 +59,18 @@ _MAX_SHUFFLED = 12
 
 def run_batch(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - a batch may be anything
     """Call a model on one batch: a tensor, a tuple or list (input first), or a dict (passed as keywords)."""
-    model_input = _input(batch)
+    model_input = input_of_batch(batch)
     return model(**model_input) if isinstance(model_input, Mapping) else model(model_input)
 
 
-def _input(batch: Batch) -> Batch:
+def input_of_batch(batch: Batch) -> Batch:
+    """Return the part of a batch that the model takes: the first item of a tuple or list, else the whole batch."""
     return batch[0] if isinstance(batch, (tuple, list)) and batch else batch
 
 
 def samples_in(batch: Batch) -> int:
     """Return the number of samples in a batch: the first dimension of its first tensor, or 0 without a tensor."""
-    sizes = [tensor.size(0) for tensor in tensors_in(_input(batch)) if tensor.dim()]
+    sizes = [tensor.size(0) for tensor in tensors_in(input_of_batch(batch)) if tensor.dim()]
     return sizes[0] if sizes else 0
 
 
@@ -326,14 +328,16 @@ def shuffled_batches(data: Sequence[Batch]) -> list[Batch]:
     if len(kept) < 2 or min(sizes) < 1:
         return []
     order = torch.split(torch.randperm(total, generator=torch.Generator().manual_seed(0)), sizes)
-    columns = [[t for t in tensors_in(_input(batch)) if t.dim()] for batch in kept]
+    columns = [[t for t in tensors_in(input_of_batch(batch)) if t.dim()] for batch in kept]
     mixed: list[Tensor] = []
     for column in zip(*columns, strict=False):
         together = [t.size(0) for t in column] == sizes and len({(t.shape[1:], t.dtype) for t in column}) == 1
         if not together:
             return []
         mixed.append(torch.cat(list(column)))
-    shuffled = [_with_tensors(_input(batch), [m[part] for m in mixed]) for batch, part in zip(kept, order, strict=True)]
+    shuffled = [
+        _with_tensors(input_of_batch(batch), [m[part] for m in mixed]) for batch, part in zip(kept, order, strict=True)
+    ]
     return [(item,) if isinstance(batch, (tuple, list)) else item for item, batch in zip(shuffled, kept, strict=True)]
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnlab.errors import UsageError
 from bnlab.functional.moments import batch_moments
 from bnlab.functional.streaming import StreamingMoments
 from bnlab.kernels import native
@@ -17,11 +16,12 @@ from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
 from bnlab.observe.gap import batch_sums
 from bnlab.observe.model_evidence import Observed
+from bnlab.observe.passes.batch_rows import BatchRows
 from bnlab.observe.passes.batches import Batch, Forward, batches_of, run_batch
 from bnlab.observe.passes.statistics import LayerCall, measuring
-from bnlab.observe.passes.subject import Subject
+from bnlab.observe.passes.subject import ForwardFailed, Subject
 
-__all__ = ["observe"]
+__all__ = ["OneValueInEachBatch", "observe"]
 
 _FAR = 50.0
 """abs(mean)/std above which the statistics that a layer computes itself are compared with exact ones."""
@@ -31,6 +31,10 @@ _LARGE = 1e30
 
 _SAMPLE_SHARE = 8
 """One in this many samples of a batch, and at least 4 samples, are used for the standard errors."""
+
+
+class OneValueInEachBatch(ForwardFailed):
+    """Every batch leaves one value per channel in a layer, which has no variance."""
 
 
 def observe(
@@ -61,7 +65,7 @@ def observe(
         One entry for each layer that ran on at least one finite batch.
 
     Raises:
-        UsageError: If every batch leaves one value per channel in a layer.
+        OneValueInEachBatch: If every batch leaves one value per channel in a layer.
     """
     meters = {path: _Meter(channels_of(layer), float(getattr(layer, "eps", 0.0))) for path, layer in layers.items()}
     short: dict[int, str] = {}
@@ -70,7 +74,7 @@ def observe(
     def take(call: LayerCall) -> None:
         if not_finite is not None and not call.is_finite:
             not_finite.add(index)
-        meters[call.path].take(call)
+        meters[call.path].take(call, index)
 
     with measuring(subject, layers, take, dropping=dropping, forward=forward) as run:
         for index, batch in enumerate(batches_of(data, subject.model)):
@@ -79,7 +83,9 @@ def observe(
                 short[index] = path
             advance()
     if short and len(short) == index + 1:
-        raise UsageError(f"{short[index]}: data must leave more than 1 value per channel in each batch, got 1.")
+        raise OneValueInEachBatch(
+            f"{short[index]}: data must leave more than 1 value per channel in each batch, got 1."
+        )
     if skipped is not None:
         skipped.update(short)
     return {path: meter.result() for path, meter in meters.items() if meter.batches}
@@ -103,15 +109,18 @@ class _Meter:
         zeros = np.zeros(self.channels)
         self.values = StreamingMoments(zeros)
         self.batch_means, self.batch_vars = StreamingMoments(zeros), StreamingMoments(zeros)
+        self.batch_rows = BatchRows(self.channels)
         self.image_means, self.image_squares = StreamingMoments(zeros), StreamingMoments(zeros)
+        self.calls: list[StreamingMoments[Floats]] = []
+        self._batch, self._call = -1, 0
 
     @property
     def batches(self) -> int:
         """Calls so far."""
         return int(self.batch_means.count)
 
-    def take(self, call: LayerCall) -> None:
-        """Add one call. Where the statistics of the layer itself may be inexact, record their error too."""
+    def take(self, call: LayerCall, batch: int) -> None:
+        """Add one call in the batch of this index. Where its own statistics may be inexact, record the error."""
         if call.x.dim() < 2 or call.x.size(1) != self.channels:
             return
         if not call.is_finite:
@@ -122,6 +131,7 @@ class _Meter:
             self._compare(call.mean, call.var, *call.own())
         self.input_eps = torch.finfo(call.x.dtype).eps
         self._merge(call.count, call.mean, call.var)
+        self._add_to_its_place(call, batch)
         self._sample(call.x, call.mean)
         self.images += call.x.size(0)
         self.smallest = call.count if self.batches == 1 else min(self.smallest, call.count)
@@ -142,8 +152,31 @@ class _Meter:
         self.values.add(count, mean, biased * count)
         self.batch_means.add(1, mean)
         self.batch_vars.add(1, unbiased)
+        self.batch_rows.add(mean, unbiased)
         for name, value in batch_sums(float(count), mean, biased, count / (count - 1), self.eps).items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def _add_to_its_place(self, call: LayerCall, batch: int) -> None:
+        """Merge a call with those at the same place in the passes over other batches."""
+        self._call = self._call + 1 if batch == self._batch else 0
+        self._batch = batch
+        while len(self.calls) <= self._call:
+            self.calls.append(StreamingMoments(np.zeros(self.channels)))
+        self.calls[self._call].add(call.count, call.mean, call.var * (call.count - 1))
+
+    def _between_calls(self) -> float:
+        """Return the root mean square difference of the calls from all of them together, in standard deviations."""
+        if len(self.calls) < 2:
+            return 0.0
+        spread = self.values.unbiased_var + self.eps
+        squares = [
+            np.maximum(
+                (call.mean - self.values.mean) ** 2 / spread,
+                (np.log((call.unbiased_var + self.eps) / spread) / 2) ** 2,
+            )
+            for call in self.calls
+        ]
+        return float(np.sqrt(np.mean(squares)))
 
     def _sample(self, x: Tensor, mean: Floats) -> None:
         """Add the means and mean squared deviations of some samples, which give realistic standard errors."""
@@ -179,6 +212,8 @@ class _Meter:
             overflowed=self.overflowed,
             own_error=self.own_error,
             input_eps=self.input_eps,
+            batch_rows=self.batch_rows.standardised(self.batch_means.mean, self.batch_vars.mean, self.eps),
+            between_calls=self._between_calls(),
         )
 
 

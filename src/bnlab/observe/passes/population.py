@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
+from bnlab.nn.base import BatchNormBase
 from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import ModelLayer
+from bnlab.observe.passes.modes import kept_in_mode
 
-__all__ = ["Statistics", "impose_batch_statistics", "impose_statistics", "population_statistics"]
+__all__ = [
+    "Statistics",
+    "has_own_forward",
+    "impose_batch_statistics",
+    "impose_statistics",
+    "population_statistics",
+    "use_batch_statistics",
+]
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 Statistics = Mapping[_BatchNorm, tuple[Floats, Floats]]
@@ -37,16 +49,54 @@ def population_statistics(modules: Mapping[str, nn.Module], layers: Iterable[Mod
     return statistics
 
 
+def has_own_forward(layer: nn.Module) -> bool:
+    """Return whether the forward of a layer is neither that of torch nor that of bnlab, so that it may do anything."""
+    own = type(layer).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    return "forward" in vars(layer) or (own and not isinstance(layer, BatchNormBase))
+
+
+def use_batch_statistics(layer: _BatchNorm) -> list[RemovableHandle]:
+    """Make a layer normalise with the statistics of its batch, in either mode; the caller restores it.
+
+    The layer gets no running statistics. A layer with its own forward may read them, so it gets copies of them and is
+    kept in train mode instead.
+
+    Returns:
+        The hooks that the caller must remove.
+    """
+    if not has_own_forward(layer) or layer.running_mean is None:
+        layer.running_mean = layer.running_var = None
+        return []
+    for name in _STATISTICS:
+        value = getattr(layer, name, None)
+        if isinstance(value, Tensor):
+            setattr(layer, name, value.clone())
+    return [kept_in_mode(layer, training=True)]
+
+
 @contextmanager
 def impose_batch_statistics(model: nn.Module) -> Iterator[None]:
     """Make every BN layer normalise with the statistics of its batch, in either mode.
 
-    The layers have no running statistics inside the block. They get the same tensors back when the block ends, also
-    when it raises. The block does not change the mode of the model: a metric that calls ``model.eval()`` still
-    measures batch statistics, and dropout stays as it is.
+    The layers get the tensors of their running statistics back when the block ends, also when it raises. The block does
+    not change the mode of the model: a metric that calls ``model.eval()`` still measures batch statistics, and dropout
+    stays as it is. Only a layer with its own forward runs in train mode.
     """
-    with _replaced({module: None for module in model.modules() if isinstance(module, _BatchNorm)}):
+    with ExitStack() as restoring:
+        for layer in model.modules():
+            if isinstance(layer, _BatchNorm):
+                restoring.callback(
+                    _restore, layer, layer.training, {name: getattr(layer, name) for name in _STATISTICS}
+                )
+                for handle in use_batch_statistics(layer):
+                    restoring.callback(handle.remove)
         yield
+
+
+def _restore(layer: _BatchNorm, training: bool, statistics: Mapping[str, Tensor | None]) -> None:
+    layer.training = training
+    for name, value in statistics.items():
+        setattr(layer, name, value)
 
 
 @contextmanager
@@ -70,11 +120,11 @@ def _tensors(layer: _BatchNorm, mean: Floats, var: Floats) -> tuple[Tensor, Tens
 
 
 @contextmanager
-def _replaced(replacements: Mapping[_BatchNorm, tuple[Tensor, Tensor] | None]) -> Iterator[None]:
+def _replaced(replacements: Mapping[_BatchNorm, tuple[Tensor, Tensor]]) -> Iterator[None]:
     withheld = [(layer, layer.running_mean, layer.running_var) for layer in replacements]
     try:
         for layer, pair in replacements.items():
-            layer.running_mean, layer.running_var = (None, None) if pair is None else pair
+            layer.running_mean, layer.running_var = pair
         yield
     finally:
         for layer, mean, var in withheld:

@@ -26,7 +26,9 @@ from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
 from bnlab.observe.passes.batches import Batch, Forward, run_batch
 from bnlab.observe.passes.dropout import drops
+from bnlab.observe.passes.modes import kept_in_mode, set_eval_mode
 from bnlab.observe.passes.order import ExecutionOrder, ForwardEnded, OneValuePerChannel, input_of
+from bnlab.observe.passes.population import use_batch_statistics
 from bnlab.observe.passes.scratch import ExactScratch, Scratch, scratch_of
 from bnlab.observe.passes.subject import Subject
 
@@ -119,18 +121,18 @@ def measuring(
         The pass, which runs one batch after the other.
     """
     run = Run(subject.model, len(layers), forward)
-    with subject.untouched(), torch.no_grad():
-        subject.model.eval()
-        with _hooked() as handles:
-            for path, module in subject.model.named_modules():
-                if path in dropping or drops(module):
-                    handles += _kept_in_mode(module, path in dropping)
-            for path, layer in layers.items():
-                handles += _watched(path, layer, take, run.order)
-            for layer in by_batch:
-                handles.append(layer.register_forward_pre_hook(_refuse_one_value, with_kwargs=True))
-                layer.running_mean = layer.running_var = None  # type: ignore[assignment]
-            yield run
+    with subject.untouched(), torch.no_grad(), _hooked() as handles:
+        handles += set_eval_mode(subject.model)
+        for path, module in subject.model.named_modules():
+            if path in dropping or drops(module):
+                handles.append(kept_in_mode(module, training=path in dropping))
+        for path, layer in layers.items():
+            handles += _watched(path, layer, take, run.order)
+        for layer in by_batch:
+            handles.append(layer.register_forward_pre_hook(_refuse_one_value, with_kwargs=True))
+            if isinstance(layer, _BatchNorm):
+                handles += use_batch_statistics(layer)
+        yield run
 
 
 @contextmanager
@@ -143,16 +145,6 @@ def _hooked() -> Iterator[list[RemovableHandle]]:
             handle.remove()
 
 
-def _kept_in_mode(module: nn.Module, training: bool) -> list[RemovableHandle]:
-    """Keep dropout on or off, even if a forward calls train() or eval() during the pass."""
-
-    def switch(module: nn.Module, _: object) -> None:
-        module.training = training
-
-    module.training = training
-    return [module.register_forward_pre_hook(switch)]
-
-
 def _refuse_one_value(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
     if input_of(arguments, keywords).numel() == channels_of(layer):
         raise OneValuePerChannel("")
@@ -162,8 +154,7 @@ def _watched(
     path: str, layer: nn.Module, take: Callable[[LayerCall], None], order: ExecutionOrder
 ) -> list[RemovableHandle]:
     channels, scratch = channels_of(layer), scratch_of(layer)
-    if scratch is None and isinstance(layer, _BatchNorm):
-        layer.running_mean = layer.running_var = None
+    imposing = use_batch_statistics(layer) if scratch is None and isinstance(layer, _BatchNorm) else []
 
     def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if input_of(arguments, keywords).numel() == channels:
@@ -180,6 +171,7 @@ def _watched(
         order.count(path)
 
     return [
+        *imposing,
         layer.register_forward_pre_hook(before, with_kwargs=True),
         layer.register_forward_hook(after, with_kwargs=True),
     ]

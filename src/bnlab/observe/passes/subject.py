@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils.hooks import RemovableHandle
 
 from bnlab.errors import BnlabError, UsageError
 
-__all__ = ["Subject", "random_numbers_kept", "untouched", "usage_error_unless"]
+__all__ = ["ForwardFailed", "Subject", "random_numbers_kept", "untouched", "usage_error_unless"]
+
+
+class ForwardFailed(UsageError):
+    """A forward raised, or gave nothing that can be measured."""
 
 
 class Subject:
@@ -44,6 +49,19 @@ class Subject:
                 yield
             finally:
                 self._restore()
+
+    @contextmanager
+    def with_hooks(
+        self, modules: Collection[nn.Module], register: Callable[[nn.Module], RemovableHandle]
+    ) -> Iterator[None]:
+        """Register a hook on some modules for the duration of a block, in which it is part of the snapshot."""
+        states = [state for state in self._states if isinstance(state, _ModuleState) and state.module in modules]
+        with ExitStack() as removing:
+            for state in states:
+                removing.callback(state.take_hooks)
+                removing.callback(register(state.module).remove)
+                state.take_hooks()
+            yield
 
     def _restore(self) -> None:
         with torch.no_grad(), ExitStack() as restoring:  # one failure does not stop the other restorations
@@ -86,21 +104,25 @@ class _ModuleState:
     """The attributes of a module, and the contents of its dicts."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._module = module
+        self.module = module
         self._training = module.training
         self._attributes = _attributes(module)
         self._contents = [(container, dict(container)) for container in _containers(module)]
 
+    def take_hooks(self) -> None:
+        """Make the hooks that the module has now part of the snapshot."""
+        self._contents = [(container, dict(container)) for container in _containers(self.module)]
+
     def restore(self) -> None:
         """Restore the attributes and the dicts."""
-        for name in _attributes(self._module).keys() - self._attributes.keys():
-            del vars(self._module)[name]
-        vars(self._module).update(self._attributes)
+        for name in _attributes(self.module).keys() - self._attributes.keys():
+            del vars(self.module)[name]
+        vars(self.module).update(self._attributes)
         for container, content in self._contents:
             container.clear()
             container.update(content)
-        if self._module.training != self._training:  # `training` of a ScriptModule is not in vars()
-            self._module.training = self._training
+        if self.module.training != self._training:  # `training` of a ScriptModule is not in vars()
+            self.module.training = self._training
 
 
 class _ParameterState:
@@ -134,12 +156,12 @@ def _attributes(module: nn.Module) -> dict[str, object]:
 
 
 @contextmanager
-def usage_error_unless(rule: str) -> Iterator[None]:
-    """Turn any exception that a model raises into a UsageError of one line."""
+def usage_error_unless(rule: str, kind: type[UsageError] = UsageError) -> Iterator[None]:
+    """Turn any exception that a model raises into a UsageError, or a kind of it, of one line."""
     try:
         yield
     except BnlabError:
         raise
     except Exception as error:
         text = " ".join(str(error).split())
-        raise UsageError(f"model: {rule}, got {type(error).__name__}: {text[:300]}") from error
+        raise kind(f"model: {rule}, got {type(error).__name__}: {text[:300]}") from error
