@@ -118,6 +118,20 @@ def test_such_a_layer_is_left_out_and_never_called_stale():
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
+def test_a_layer_that_updates_its_buffers_in_its_own_way_is_measured_by_its_input():
+    """Its buffers hold a mixture with what was in them before, and no statistics of the batch."""
+
+    class Slow(ScaleOnly):
+        def forward(self, x):
+            self.momentum = 0.1
+            return super().forward(x)
+
+    x = torch.randn(64, 3, 4, 4)
+    model = nn.Sequential(Slow(3))
+    record = bnlab.check(model.eval(), data=[x], per_channel=True).layers[0].per_channel
+    assert torch.allclose(torch.tensor(record["data_var"], dtype=torch.float64), x.double().var((0, 2, 3)), rtol=1e-4)
+
+
 def test_batch_statistics_reach_a_layer_that_reads_its_buffers():
     """Its outputs with imposed statistics are those of its own train mode."""
     from bnlab.observe.passes.population import impose_batch_statistics

@@ -221,7 +221,12 @@ def _kernel_statistics_or_none(x: Tensor, left: tuple[Floats, Floats], eps: floa
 def _computed_unless_different(
     computed: tuple[Floats, Floats], left: tuple[Floats, Floats], eps: float
 ) -> tuple[Floats, Floats]:
-    """Return the computed statistics if they agree with those that BN left in the layer, else those of the layer."""
+    """Return the computed statistics if they agree with those that BN left in the layer, else those of the layer.
+
+    A negative variance shows a forward that updates the buffers in its own way, so that they hold no statistics.
+    """
+    if (left[1] < 0).any():
+        return computed
     spread = np.sqrt(left[1] + eps)
     with np.errstate(invalid="ignore", over="ignore"):
         mean_agrees = np.abs(computed[0] - left[0]) <= _AGREEING * spread
