@@ -78,6 +78,33 @@ def three_groups_of_classes_in_turn(setting: Setting) -> Subject:
     return _fitted(setting, batches, batched("test", seed))
 
 
+@mishap
+def half_sorted_training_loader(setting: Setting) -> Subject:
+    """One half of each batch is random, and the other half comes from a loader that is sorted by class."""
+    seed, size, count = setting.seed, 32, 40
+    images, labels = images_of("train")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    first, second = torch.split(order[: size * count], size // 2 * count)
+    ordered = first[labels[first].argsort(stable=True)]
+    places = torch.cat([ordered.view(count, -1), second.view(count, -1)], 1)
+    return _fitted(setting, [(images[chosen], labels[chosen]) for chosen in places], batched("test", seed))
+
+
+@healthy
+def sensors_that_follow_one_quantity(setting: Setting) -> Subject:
+    """Every pixel follows one random number. In six batches to evaluate on, chance moves all pixels alike."""
+    generator = torch.Generator().manual_seed(setting.seed)
+    pattern = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
+
+    def drawn(batches: int, size: int) -> Batches:
+        quantity = torch.rand(batches * size, 1, 1, 1, generator=generator)
+        images = quantity * pattern + 0.01 * torch.randn(len(quantity), 1, 8, 8, generator=generator)
+        labels = (10 * quantity).long().view(-1)
+        return list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
+
+    return _fitted(setting, drawn(24, 32), drawn(6, 16))
+
+
 @healthy
 def three_domains_mixed_in_each_batch(setting: Setting) -> Subject:
     """Every batch holds images of three scanners, in training and in evaluation."""

@@ -14,16 +14,19 @@ class Expected(NamedTuple):
         codes: The codes, of which the tool must report at least one. The first is the main code.
         cause: The cause that the tool must name first, or None if the planted fault is not a cause of the gap.
         concludes: Text that the conclusion or a finding must contain.
+        notes: Text that a note must contain.
     """
 
     codes: tuple[str, ...]
     cause: str | None = None
     concludes: str = ""
+    notes: str = ""
 
 
 _STALE = Expected(("BN401", "BN301"), "staleness")
 _SHIFT = Expected(("BN402",), "shift")
 _NEVER = Expected(("BN104",), "staleness")
+_EXCHANGED = Expected((), None, notes="the colour channels of data may be exchanged")
 _TRAINED_WITH = Expected((), None, "the weights were trained with these running statistics")
 
 MISHAPS: dict[str, Expected] = {
@@ -33,6 +36,7 @@ MISHAPS: dict[str, Expected] = {
     "momentum_zero": Expected(("BN203", "BN104"), "staleness"),
     "momentum_too_small_for_the_run": Expected(("BN105",), "staleness"),
     "short_run_with_a_small_momentum": Expected(("BN105",), "staleness"),
+    "few_updates_on_small_features": Expected(("BN105",), "staleness"),
     "always_trained_in_eval_mode": _TRAINED_WITH,
     "sorted_training_loader": Expected(("BN403",)),
     "grouped_training_loader": Expected(("BN403",)),
@@ -46,6 +50,7 @@ MISHAPS: dict[str, Expected] = {
     "three_domains_in_turn": Expected(("BN403",)),
     "five_domains_in_turn": Expected(("BN403",)),
     "three_groups_of_classes_in_turn": Expected(("BN403",)),
+    "half_sorted_training_loader": Expected(("BN403",)),
     "learning_rate_raised_at_the_end": _STALE,
     "fine_tuned_in_eval_mode": _TRAINED_WITH,
     "frozen_but_updating": Expected(("BN207",)),
@@ -95,6 +100,7 @@ MISHAPS: dict[str, Expected] = {
     "reset_buffers": _NEVER,
     "partial_load": _NEVER,
     "one_corrupted_layer": _STALE,
+    "variances_of_twice_the_data": _STALE,
     "recalibrated_on_one_class": _STALE,
     "recalibrated_on_one_batch_of_four": _STALE,
     "new_head_on_an_old_body": Expected(("BN112",)),
@@ -104,6 +110,12 @@ MISHAPS: dict[str, Expected] = {
     "nan_in_a_weight": Expected(("BN103",)),
     "dead_channels": Expected(("BN108",)),
     "denormal_weights": Expected(("BN114",)),
+    # ports between frameworks
+    "mean_and_variance_exchanged": Expected(("BN304",), "staleness"),
+    "standard_deviation_for_variance": Expected(("BN304",), "staleness"),
+    "inverse_standard_deviation": Expected(("BN304",), "staleness"),
+    "exchanged_color_channels": _EXCHANGED,
+    "exchanged_color_channels_without_train_data": _EXCHANGED,
     # the inputs
     "missing_normalisation": _SHIFT,
     "pixels_up_to_255": _SHIFT,
@@ -122,6 +134,8 @@ MISHAPS: dict[str, Expected] = {
     "time_stamps": Expected(("BN502", "BN111")),
     "overflowing_inputs": Expected(("BN501",)),
     "nearly_constant_pixels": Expected(("BN107",)),
+    "sensor_that_was_off": Expected(("BN107",)),
+    "mean_of_a_hundred_standard_deviations": Expected(("BN110",)),
     "variance_beyond_float16": Expected(("BN110",)),
     # real networks from $BNLAB_DATA
     "mnist_without_normalisation": _SHIFT,
@@ -183,9 +197,20 @@ HEALTHY: tuple[str, ...] = (
     "pruned_and_recalibrated",
     "three_domains_mixed_in_each_batch",
     "five_domains_mixed_in_each_batch",
+    "sensors_that_follow_one_quantity",
     "pruned_on_purpose",
     "pruned_on_purpose_and_fine_tuned",
     "pruned_depthwise_filters",
+    "ported_with_biased_variances",
+    "ported_in_half_precision",
+    "color_images",
+    "color_images_in_any_order",
+    "contrast_varied_in_training",
+    "few_updates_on_standardised_features",
+    "features_in_different_units",
+    "mean_of_twenty_standard_deviations",
+    "sensor_with_a_weak_signal",
+    "filters_divided_by_ten",
     "bnlab_batch_norm",
     "bnlab_ghost",
     "bnlab_renorm",

@@ -30,6 +30,7 @@ from bnlab.remedies.catalog import REMEDIES_IN_ORDER
 from bnlab.remedies.recalibrate import why_kept
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan
+from bnlab.remedies.set_eps import eps_to_set
 from bnlab.wording import OTHER_DIRECTION
 
 __all__ = ["repair"]
@@ -166,6 +167,7 @@ def _material(inputs: Inputs, before: Diagnosis) -> Material:
         layerwise=any(finding.code == "BN403" for finding in before.findings),
         ran={layer.name for layer in before.layers if layer.calls},
         advance=lambda: inputs.advance("recomputing statistics"),
+        eps=eps_to_set(before),
     )
 
 
@@ -227,7 +229,7 @@ def plan(diagnosis: Diagnosis, max_safety: Safety, min_level: Level, *, force: b
 
 def _choose_remedy(diagnosis: Diagnosis, finding: Finding, max_safety: Safety) -> tuple[Remedy, RemedyPlan] | Refusal:
     by_name = {remedy.name: remedy for remedy in REMEDIES_IN_ORDER}
-    refusal = _reason_to_keep_statistics(diagnosis, finding) or Refusal(
+    refusal = _reason_to_keep_statistics(diagnosis, finding, max_safety) or Refusal(
         f"no remedy repairs this finding: run bnlab explain {finding.code}"
     )
     for name in finding.remedies:
@@ -244,9 +246,11 @@ def _choose_remedy(diagnosis: Diagnosis, finding: Finding, max_safety: Safety) -
     return refusal
 
 
-def _reason_to_keep_statistics(diagnosis: Diagnosis, finding: Finding) -> Refusal | None:
+def _reason_to_keep_statistics(diagnosis: Diagnosis, finding: Finding, max_safety: Safety) -> Refusal | None:
     """Return the reason of the verdict for a finding on the statistics of a layer that it names."""
-    verdict = diagnosis.statistics
+    verdict, eps = diagnosis.statistics, eps_to_set(diagnosis)
+    if eps and finding.code in ON_STATISTICS and max_safety is Safety.BEHAVIOUR:
+        return Refusal("another eps explains it: set-eps comes first, and a second check shows what is left")
     if verdict is None or finding.code not in ON_STATISTICS:
         return None
     return why_kept(verdict) if finding.layer is None or finding.layer in verdict.layers else None

@@ -18,7 +18,7 @@ from bnlab.observe.evidence import NetworkState
 from bnlab.observe.model_evidence import Gradient, ModelEvidence
 from bnlab.records import Level, to_json
 
-REMEDIES = {"recalibrate", "set-momentum", "drop-bias", "freeze", "fold", "manual"}
+REMEDIES = {"recalibrate", "set-eps", "set-momentum", "drop-bias", "freeze", "fold", "manual"}
 NAMES = {
     "BN101": ("NonFiniteStatistics", Level.ERROR, Needs.STATE),
     "BN102": ("NegativeRunningVariance", Level.ERROR, Needs.STATE),
@@ -49,6 +49,8 @@ NAMES = {
     "BN214": ("WrongAxis", Level.WARNING, Needs.EXAMPLE),
     "BN301": ("TrainEvalGap", Level.WARNING, Needs.DATA),
     "BN302": ("EvalDependsOnBatch", Level.WARNING, Needs.DATA),
+    "BN303": ("WrongEps", Level.WARNING, Needs.TRAIN_DATA),
+    "BN304": ("PortedStatistics", Level.WARNING, Needs.TRAIN_DATA),
     "BN401": ("StaleStatistics", Level.WARNING, Needs.DATA),
     "BN402": ("DistributionShift", Level.WARNING, Needs.TRAIN_DATA),
     "BN403": ("HeterogeneousBatches", Level.WARNING, Needs.DATA),

@@ -18,7 +18,7 @@ TESTED_ELSEWHERE = {
 }
 """Modules without their own test file, with the place of their tests. The cases inside a check test the check."""
 
-OF_MORE_THAN_A_MODULE = {"remedies/pickled_homes", "benchmarks/mishaps", "lab/datasets"}
+OF_MORE_THAN_A_MODULE = {"remedies/pickled_homes", "benchmarks/mishaps", "benchmarks/hidden", "lab/datasets"}
 
 
 def modules():

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from bnlab.checks.cases import healthy, network, of, untrained
-from bnlab.checks.check import TRAINED_WITH, Case, Check, Group, Needs, limit, show
+from bnlab.checks.check import TRAINED_WITH, Case, Check, Group, Needs, in_channels, limit, show
 from bnlab.conventions import SETTLED_WEIGHT
 from bnlab.observe.evidence import LayerState, NetworkState
-from bnlab.observe.initial_values import has_initial_values, initial_weight, why_counter_is_wrong
-from bnlab.observe.upstream import momentum_that_settles
+from bnlab.observe.initial_values import (
+    INITIAL_CHANNELS,
+    INITIAL_EFFECT,
+    initial_effect,
+    initial_weight,
+    is_barely_updated,
+    why_counter_is_wrong,
+)
+from bnlab.observe.upstream import momentum_advice
 from bnlab.records import Finding, Quantity
 from bnlab.wording import counted
 
 __all__ = ["StatisticsBarelyUpdated"]
+
+_YOUNG: Any = {"num_batches_tracked": 90, "momentum": 0.001}
 
 
 @dataclass(frozen=True)
@@ -26,14 +36,19 @@ class Limits:
     initial_weight: float = limit(
         SETTLED_WEIGHT, unit="fraction", source="44 updates at momentum 0.1, 458 at 0.01, 4603 at 0.001"
     )
+    effect: float = limit(
+        INITIAL_EFFECT, unit="standard deviations", source="simulated layers on N(0, 1) data: 0 of 120 exceed it"
+    )
+    channels: float = limit(INITIAL_CHANNELS, unit="fraction", source="as in BN401")
 
 
 class StatisticsBarelyUpdated(Check[Limits]):
     """Running statistics that still contain their initial values.
 
     ## What it does
-    After k updates with momentum a, the initial values 0 and 1 have the weight (1 - a)^k in the running statistics. The
-    check computes this weight from `num_batches_tracked`.
+    After k updates with momentum a, the initial values 0 and 1 have the weight w = (1 - a)^k in the running statistics
+    m and r. The check computes this weight from `num_batches_tracked`. m/(1 - w) and v = (r - w)/(1 - w) are then the
+    statistics of the data alone, and the check computes what the initial values change in the output.
 
     ## Why it matters
     The network is good in train mode and near chance in eval mode, although training went well. The running statistics
@@ -49,7 +64,10 @@ class StatisticsBarelyUpdated(Check[Limits]):
     a layer whose statistics agree with data, where there is data.
 
     ## Threshold
-    At a weight of 1 % the initial values no longer matter.
+    The effect is the larger of abs(m/(1 - w) - m)/sqrt(v + eps) and abs(log((r + eps)/(v + eps)))/2. The check reports
+    a layer if w is above `initial_weight` and the effect is above `effect` in at least a share `channels` of the
+    channels: 0 of 120 simulated layers on data of mean 0 and variance 1, which are like the initial values, and 120 of
+    120 on data of variance 1e-6.
 
     ## Remedy
     `recalibrate`.
@@ -74,23 +92,29 @@ class StatisticsBarelyUpdated(Check[Limits]):
 
     def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer whose statistics contain their initial values."""
+        least, size, share = self.limits.initial_weight, self.limits.effect, self.limits.channels
         for layer in evidence.layers:
-            momentum, counter = layer.hyperparameters.momentum, layer.num_batches_tracked
-            weight = initial_weight(layer)
-            if momentum is None or not counter or has_initial_values(layer) or weight <= self.limits.initial_weight:
+            momentum, counter = layer.hyperparameters.momentum, layer.num_batches_tracked or 0
+            if momentum is None or not is_barely_updated(layer, weight=least, effect=size, channels=share):
                 continue
+            weight, effect = initial_weight(layer), initial_effect(layer, initial_weight(layer))
+            channels = tuple(np.flatnonzero(effect > size).tolist())
             assumed = "an assumed momentum" if "momentum" in layer.hyperparameters.assumed else "momentum"
             yield self.finding(
                 layer,
-                f"after {counted(counter, 'update')} at {assumed} {show(momentum)} the initial values "
-                f"keep {show(100 * weight)} % of the weight, must be <= {show(100 * self.limits.initial_weight)} %, "
-                f"or the statistics were recomputed by update_bn; momentum {show(momentum_that_settles(counter))} "
-                "would do",
+                f"after {counted(counter, 'update')} at {assumed} {show(momentum)} the initial values keep "
+                f"{show(100 * weight)} % of the weight, must be <= {show(100 * least)} %, and change the output by up "
+                f"to {show(float(effect.max()))} standard deviations {in_channels(channels, layer)}, must be <= "
+                f"{show(size)}, unless update_bn recomputed the statistics; {momentum_advice(counter)}",
                 measured={
                     "initial weight": Quantity(weight, "fraction"),
+                    "effect": Quantity(float(effect.max()), "standard deviations"),
                     "num_batches_tracked": Quantity(counter, "batches"),
                 },
-                threshold={"initial weight": Quantity(self.limits.initial_weight, "fraction")},
+                threshold={
+                    "initial weight": Quantity(least, "fraction"),
+                    "effect": Quantity(size, "standard deviations"),
+                },
             )
 
     CLEAN = (
@@ -99,6 +123,7 @@ class StatisticsBarelyUpdated(Check[Limits]):
         Case("cumulative average of 3", lambda: of(num_batches_tracked=3, momentum=None)),
         Case("no counter", lambda: of(num_batches_tracked=None)),
         Case("counter 0, yet trained", lambda: of(num_batches_tracked=0)),
+        Case("data like the initial values", lambda: of(running_mean=(0.001,) * 4, running_var=(1,) * 4, **_YOUNG)),
         Case("counter 2, yet variance 0.4", lambda: of(num_batches_tracked=2)),
         Case("settled, as data shows", lambda: of(num_batches_tracked=2, running_var=(2, 2, 2, 2), settled=True)),
         Case("never updated is BN104", lambda: network(untrained(), untrained("b", num_batches_tracked=5))),
@@ -106,11 +131,15 @@ class StatisticsBarelyUpdated(Check[Limits]):
     BROKEN = (
         Case(
             "momentum 0.001 for 90 steps",
-            lambda: network(
-                healthy("a", running_var=(1.1, 0.95, 1.3, 1.0), num_batches_tracked=90, momentum=0.001), healthy("b")
-            ),
+            lambda: network(healthy("a", running_var=(1.1, 0.95, 1.3, 1.0), **_YOUNG), healthy("b")),
             layers=("a",),
             measured={"initial weight": 0.999**90, "num_batches_tracked": 90},
+        ),
+        Case(
+            "data of variance 1e-6",
+            lambda: of(running_mean=(0,) * 4, running_var=(1e-6 + (1 - 1e-6) * 0.999**90,) * 4, **_YOUNG),
+            layers=("bn",),
+            measured={"initial weight": 0.999**90},
         ),
         Case(
             "one batch of a constant",

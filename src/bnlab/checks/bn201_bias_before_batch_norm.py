@@ -63,8 +63,8 @@ class BiasBeforeBatchNorm(ModelCheck[NoLimits]):
                 continue
             yield self.finding(
                 layer,
-                f"bias of {producer.name or 'the layer before'} is subtracted again by batch normalization, must be "
-                "absent",
+                f"the bias of {producer.name or 'the layer before'} is subtracted again by batch normalization, must "
+                "be absent",
                 measured={"bias before": Quantity(layer.channels, "parameters")},
                 threshold={"bias before": Quantity(0, "parameters")},
             )

@@ -57,13 +57,13 @@ class ModeNotObeyed(ModelCheck[NoLimits]):
         """Yield one finding per layer and per function that normalises with the batch."""
         for layer in evidence.layers:
             if layer.disobeys:
-                yield self._finding(layer, f"the layer {layer.reason_to_disobey}, must normalise with its running "
-                                           "statistics")  # fmt: skip
+                message = f"the layer {layer.reason_to_disobey}; it must normalise with its running statistics"
+                yield self._finding(layer, message)
         for path, kind in evidence.by_function.items():
             yield self._finding(
                 None,
-                f"{path or 'the model'} ({kind}) calls batch_norm with its training flag after model.eval(), must call "
-                "it with training=self.training",
+                f"{path or 'the model'} ({kind}) calls batch_norm with its training flag after model.eval(); it must "
+                "pass training=self.training",
             )
 
     def _finding(self, layer: ModelLayer | None, message: str) -> Finding:

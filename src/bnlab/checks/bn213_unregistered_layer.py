@@ -82,10 +82,10 @@ def _message(layer: StrayLayer, count: int) -> str:
     else:
         place = f"the plain {layer.container} `{layer.attribute}`, which is not registered"
     layers = f"{count} {layer.kind} layers" if count > 1 else f"a {layer.kind} layer"
-    still = "they are" if count > 1 else "it is"
+    still, pronoun = ("they are", "they") if count > 1 else ("it is", "it")
     return (
-        f"{parent} runs {layers} from {place}: {still} in train mode after model.eval(), must be in an nn.ModuleList "
-        "or another registered module"
+        f"{parent} runs {layers} from {place}: {still} in train mode after model.eval(); {pronoun} must be in an "
+        "nn.ModuleList or another registered module"
     )
 
 

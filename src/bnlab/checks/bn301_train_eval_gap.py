@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -133,10 +134,9 @@ class TrainEvalGap(ModelCheck[Limits]):
 
 def _largest(gap: Gap, layer: ModelLayer) -> str:
     """Return the two largest causes as text, such as "97 % staleness, 3 % shift"; what is upstream has its own name."""
-    upstream = upstream_of(layer)
-    causes = {cause: part for cause, part in gap.by_cause.items() if cause not in ("bessel", "sampling noise")}
-    ordered = sorted(causes.items(), key=lambda item: -item[1])[:2]
-    names = {cause: cause for cause, _ in ordered}
-    if upstream is not None:
-        names |= dict.fromkeys(upstream.causes, upstream.name)
-    return ", ".join(f"{100 * part / gap.square:.0f} % {names[cause]}" for cause, part in ordered if part > 0)
+    upstream, parts = upstream_of(layer), Counter[str]()
+    for cause, part in gap.by_cause.items():
+        if cause not in ("bessel", "sampling noise"):
+            parts[upstream.name if upstream is not None and cause in upstream.causes else cause] += part  # type: ignore[assignment]
+    ordered = sorted(parts.items(), key=lambda item: -item[1])[:2]
+    return ", ".join(f"{100 * part / gap.square:.0f} % {name}" for name, part in ordered if part > 0.005 * gap.square)

@@ -63,7 +63,7 @@ class DistributionShift(ModelCheck[Limits]):
 
     code, group, needs = "BN402", Group.SUSPICIOUS, Needs.TRAIN_DATA
     remedies = ("manual",)
-    why = "the statistics that eval mode uses are right for the training data, and wrong for the evaluation data"
+    why = "statistics that fit the training data do not fit the evaluation data"
     limits = Limits()
 
     def lacks(self, layer: ModelLayer) -> str | None:

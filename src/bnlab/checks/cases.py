@@ -27,6 +27,7 @@ def healthy(
     eps: float = 1e-5,
     settled: bool = False,
     pruned: Pruned | None = None,
+    filter_norms: Sequence[float] | None = None,
 ) -> LayerState:
     """Return the state of a trained layer with four channels; every part can be replaced."""
     return LayerState(
@@ -41,6 +42,7 @@ def healthy(
         hyperparameters=Hyperparameters(momentum, eps, assumed=()),
         settled=settled,
         pruned=pruned,
+        filter_norms=None if filter_norms is None else _column(filter_norms),
     )
 
 

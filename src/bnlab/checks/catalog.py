@@ -34,6 +34,8 @@ from bnlab.checks.bn213_unregistered_layer import UnregisteredLayer
 from bnlab.checks.bn214_wrong_axis import WrongAxis
 from bnlab.checks.bn301_train_eval_gap import TrainEvalGap
 from bnlab.checks.bn302_eval_depends_on_batch import EvalDependsOnBatch
+from bnlab.checks.bn303_wrong_eps import WrongEps
+from bnlab.checks.bn304_ported_statistics import PortedStatistics
 from bnlab.checks.bn401_stale_statistics import StaleStatistics
 from bnlab.checks.bn402_distribution_shift import DistributionShift
 from bnlab.checks.bn403_heterogeneous_batches import HeterogeneousBatches
@@ -78,6 +80,8 @@ CHECKS: tuple[AnyCheck[Any, Any, Any], ...] = (
     WrongAxis(),
     TrainEvalGap(),
     EvalDependsOnBatch(),
+    WrongEps(),
+    PortedStatistics(),
     StaleStatistics(),
     DistributionShift(),
     HeterogeneousBatches(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,14 @@ __all__ = [
     "STALE_CHANNELS",
     "STALE_EFFECT",
     "STALE_ERRORS",
+    "STALE_SCALE",
     "Effect",
     "Estimate",
+    "Stale",
+    "Staleness",
     "effect_of",
     "is_stale",
+    "stale_of",
     "staleness_of",
 ]
 
@@ -28,6 +33,9 @@ STALE_ERRORS = 4.0
 
 STALE_CHANNELS = 0.1
 """Share of the channels from which on a layer is stale."""
+
+STALE_SCALE = 0.25
+"""Half the log of the ratio of variances, in the median over channels, beyond which a layer is stale."""
 
 _LARGEST = 1e6
 """Largest effect, in standard deviations. It replaces larger ones and those that are not finite."""
@@ -70,6 +78,55 @@ class Effect:
         return (self.size > size) & (self.errors > errors)
 
 
+@dataclass(frozen=True, eq=False)
+class Staleness:
+    """The distance of the buffers of a layer from the statistics of its data.
+
+    Attributes:
+        effect: The effect of each channel.
+        log_scale: Half the log of the ratio of variances, buffers against data. Shape (C,), with NaN in channels in
+            which the ratio says nothing.
+        log_scale_error: Its standard error, likewise.
+    """
+
+    effect: Effect
+    log_scale: Floats
+    log_scale_error: Floats
+
+    @property
+    def scale(self) -> float:
+        """The median of `log_scale` over channels: negative where the buffers are too small; 0 without a channel."""
+        known = self.log_scale[np.isfinite(self.log_scale)]
+        return float(np.median(known)) if len(known) else 0.0
+
+    @property
+    def scale_errors(self) -> float:
+        """`scale` in standard errors.
+
+        The channels of a layer vary together, because they see the same samples. The error of their median is therefore
+        taken to be the median of their errors, however many they are.
+        """
+        known = self.log_scale_error[np.isfinite(self.log_scale)]
+        error = float(np.median(known)) if len(known) else np.inf
+        return abs(self.scale) / max(error, _SMALLEST_ERROR)
+
+
+@dataclass(frozen=True)
+class Stale:
+    """Why a layer is stale.
+
+    Attributes:
+        channels: The channels that are off.
+        effect: The largest of their effects, in standard deviations.
+        ratio: running_var over the variance of the data in the median channel, if that is the reason; None if the
+            effects are.
+    """
+
+    channels: tuple[int, ...]
+    effect: float
+    ratio: float | None
+
+
 def effect_of(estimate: Estimate, reference: Estimate, eps: float) -> Effect:
     """Return the effect of the difference between an estimate and a reference, per channel.
 
@@ -78,13 +135,13 @@ def effect_of(estimate: Estimate, reference: Estimate, eps: float) -> Effect:
         reference: The expected statistics. Their standard deviation, sqrt(var + eps), is the unit.
         eps: Number that is added to both variances, squared input units.
     """
-    own, spread = estimate.var + eps, reference.var + eps
+    spread = reference.var + eps
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        difference, ratio = np.abs(estimate.mean - reference.mean), own / spread
+        difference = np.abs(estimate.mean - reference.mean)
         of_mean = np.where(difference == 0, 0.0, difference / np.sqrt(spread))
-        of_var = np.where(own == spread, 0.0, np.abs(np.log(ratio)) / 2)
         mean_error = np.sqrt((estimate.mean_noise + reference.mean_noise) / spread)
-        var_error = np.sqrt(_relative(estimate.var_noise, own) + _relative(reference.var_noise, spread)) / 2
+    log_scale, var_error = _log_scale(estimate, reference, eps)
+    of_var = np.abs(log_scale)
     size = np.minimum(np.nan_to_num(np.maximum(of_mean, of_var), nan=_LARGEST), _LARGEST)
     error = np.where(of_mean >= of_var, mean_error, var_error)
     return Effect(size, size / np.fmax(error, _SMALLEST_ERROR))
@@ -94,7 +151,7 @@ def _relative(noise: Floats, var: Floats) -> Floats:
     return np.where(noise == 0, 0.0, noise / var**2)
 
 
-def staleness_of(layer: ModelLayer) -> Effect | None:
+def staleness_of(layer: ModelLayer) -> Staleness | None:
     """Return how far the buffers of a layer are from the statistics of its training data, or else of its data.
 
     The noise of a settled buffer is part of the error. None is returned for a layer without statistics or data. In a
@@ -110,20 +167,56 @@ def staleness_of(layer: ModelLayer) -> Effect | None:
     noise = seen.buffer_noise(layer.momentum)
     reference = Estimate(seen.within_mean, seen.within_var, *noise)
     effect = effect_of(running, reference, layer.eps)
+    log_scale, error = _log_scale(running, reference, layer.eps)
     pruned = None if layer.execution is None else layer.execution.pruned
     if pruned is None:
-        return effect
+        return Staleness(effect, log_scale, error)
     mask, of_outputs = pruned.mask(layer.channels), _effect_on_outputs(running, reference, layer.eps)
-    return Effect(
+    effect = Effect(
         np.where(mask, of_outputs.size, effect.size),
         np.where(mask, of_outputs.errors, effect.errors),
     )
+    return Staleness(effect, np.where(mask, np.nan, log_scale), error)
+
+
+def stale_of(
+    layer: ModelLayer,
+    *,
+    effect: float = STALE_EFFECT,
+    errors: float = STALE_ERRORS,
+    channels: float = STALE_CHANNELS,
+    scale: float = STALE_SCALE,
+) -> Stale | None:
+    """Return why the buffers of a layer are not those of its data, by the rule of BN401; None if they are.
+
+    A layer is stale if a share `channels` of its channels exceeds `effect`, or if :attr:`Staleness.scale` exceeds
+    `scale`. Either must exceed chance by `errors` standard errors.
+    """
+    staleness = staleness_of(layer)
+    if staleness is None:
+        return None
+    off, ratio = staleness.effect.beyond(effect, errors), None
+    if off.mean() < channels:
+        if abs(staleness.scale) <= scale or staleness.scale_errors <= errors:
+            return None
+        with np.errstate(invalid="ignore"):
+            off = np.sign(staleness.scale) * staleness.log_scale > scale
+        ratio = math.exp(2 * staleness.scale)
+    return Stale(tuple(np.flatnonzero(off).tolist()), float(staleness.effect.size[off].max()), ratio)
 
 
 def is_stale(layer: ModelLayer) -> bool:
     """Return whether the buffers of a layer are not those of its data, by the default limits of BN401."""
-    effect = staleness_of(layer)
-    return effect is not None and bool(effect.beyond(STALE_EFFECT, STALE_ERRORS).mean() >= STALE_CHANNELS)
+    return stale_of(layer) is not None
+
+
+def _log_scale(estimate: Estimate, reference: Estimate, eps: float) -> tuple[Floats, Floats]:
+    """Return half the log of the ratio of variances with eps, and its standard error."""
+    own, spread = estimate.var + eps, reference.var + eps
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        ratio = np.where(own == spread, 0.0, np.log(own / spread) / 2)
+        error = np.sqrt(_relative(estimate.var_noise, own) + _relative(reference.var_noise, spread)) / 2
+    return ratio, error
 
 
 def _effect_on_outputs(estimate: Estimate, reference: Estimate, eps: float) -> Effect:

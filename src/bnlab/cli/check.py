@@ -67,7 +67,9 @@ def command(
     momentum: Annotated[
         str | None, typer.Option(metavar="X", help="Momentum of the training run, or none for a cumulative average.")
     ] = None,
-    eps: Annotated[str | None, typer.Option(metavar="X", help="eps of the BN layers.")] = None,
+    eps: Annotated[
+        str | None, typer.Option(metavar="X", help="eps of the BN layers, or infer with --train-data.")
+    ] = None,
 ) -> None:
     """Check the batch normalization state of checkpoints or models.
 
@@ -191,6 +193,8 @@ def _number(option: str, text: str | None) -> Any:
         return "assumed"
     if text.lower() == "none" and option == "--momentum":
         return None
+    if text.lower() == "infer":
+        return "infer"
     try:
         return float(text)
     except ValueError:

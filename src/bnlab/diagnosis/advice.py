@@ -14,8 +14,8 @@ __all__ = ["ON_STATISTICS", "advised", "effect_of_recalibrating", "trained_with_
 ON_STATISTICS = ("BN104", "BN105", "BN109", "BN301", "BN401")
 """Codes of findings on running statistics, on which the verdict decides."""
 
-_WITHOUT_VERDICT = ("BN101", "BN102")
-"""Codes of statistics that are not numbers or no variances: recalibration is right whatever the loss."""
+_WITHOUT_VERDICT = ("BN101", "BN102", "BN304")
+"""Codes of statistics that are no numbers, no variances or other numbers: recalibration is right whatever the loss."""
 
 
 def advised(findings: Sequence[Finding], evidence: ModelEvidence | None) -> list[Finding]:
@@ -63,6 +63,8 @@ def trained_with_statistics(evidence: ModelEvidence) -> str:
     """Return the sentence on weights that were trained with the stored statistics; "" for others."""
     verdict = evidence.statistics
     if verdict is None or verdict.advice is not Advice.KEEP:
+        return ""
+    if evidence.is_ported:
         return ""
     return (
         "the weights were trained with these running statistics, in eval mode: leave them "

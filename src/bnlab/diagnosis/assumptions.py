@@ -1,25 +1,34 @@
-"""Finds the verdicts that hang on an assumption: a check that is silent with it, and would fire without it."""
+"""Finds what hangs on an assumption: a check that would fire without it, and layers whose output eps changes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
 
 from bnlab.checks.bn105_statistics_barely_updated import StatisticsBarelyUpdated
 from bnlab.diagnosis.settings import Settings
-from bnlab.observe.evidence import NetworkState
+from bnlab.observe.evidence import Evidence, NetworkState
+from bnlab.observe.initial_values import has_initial_values, weight_that_matters
 from bnlab.records import Finding
 
-__all__ = ["assumption_behind"]
+__all__ = ["assumption_behind", "eps_that_matters"]
 
 _SMALLEST_MOMENTUM = 0.001
 """The smallest momentum that trainings use."""
+
+_USUAL_EPS = (1e-5, 1e-3)
+"""The defaults of torch and of Keras, in squared input units."""
+
+_MIN_CHANGE = 0.1
+"""Relative change of an output between the usual values of eps from which on eps must be stated."""
 
 
 def assumption_behind(settings: Settings, networks: Iterable[NetworkState], findings: Sequence[Finding]) -> str | None:
     """Return how the verdict on the age of the statistics hangs on the assumed momentum; None where it does not.
 
     After k updates with momentum a, the initial variance 1 has the weight (1 - a)^k, so that a running variance below
-    this weight proves that the momentum is not so small.
+    this weight proves that the momentum is not so small. The check also asks what this weight changes in the output.
 
     Args:
         settings: The selected checks, and the codes whose findings are dropped.
@@ -33,15 +42,36 @@ def assumption_behind(settings: Settings, networks: Iterable[NetworkState], find
         or any(finding.code in (check.code, "BN104") for finding in findings)
     ):
         return None
-    limit = check.limits.initial_weight
+    least, effect, channels = check.limits.initial_weight, check.limits.effect, check.limits.channels
     bounds = {
-        1 - limit ** (1 / layer.num_batches_tracked): layer.hyperparameters.momentum
+        1 - weight ** (1 / layer.num_batches_tracked): layer.hyperparameters.momentum
         for network in networks
         for layer in network.layers
         if "momentum" in layer.hyperparameters.assumed and layer.num_batches_tracked and check.lacks(layer) is None
-        if (layer.running_var >= limit).all() and (layer.running_mean != 0).any()
+        if (layer.running_mean != 0).any()
+        if (weight := weight_that_matters(layer, weight=least, effect=effect, channels=channels)) is not None
     }
     bound = max(bounds, default=0.0)
     if bound < _SMALLEST_MOMENTUM:
         return None
     return f"{check.code} would fire at a momentum below {bound:.3g} ({bounds[bound]:.3g} is assumed)"
+
+
+def eps_that_matters(evidence: Evidence) -> Iterator[str]:
+    """Yield a note on the layer whose output eps changes most, where eps is assumed and matters.
+
+    The change is that of the median channel: sqrt((var + 1e-3)/(var + 1e-5)) - 1.
+    """
+    low, high = _USUAL_EPS
+    changes: list[tuple[float, str, float]] = []
+    for layer in (layer for network in evidence.networks for layer in network.layers):
+        var = layer.running_var[np.isfinite(layer.running_var) & (layer.running_var >= 0)]
+        if "eps" in layer.hyperparameters.assumed and len(var) and not has_initial_values(layer):
+            change = float(np.median(np.sqrt((var + high) / (var + low)))) - 1
+            changes.append((change, layer.name, float(np.median(var))))
+    change, name, typical = max(changes, default=(0.0, "", 0.0))
+    if change > _MIN_CHANGE:
+        yield (
+            f"{name} has variances of {typical:.1g}: eps between {low:g} and {high:g} changes its output by "
+            f"{100 * change:.0f} %. State the eps of the training with eps= or --eps"
+        )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bnlab._version import __version__
 from bnlab.diagnosis.advice import advised
-from bnlab.diagnosis.assumptions import assumption_behind
+from bnlab.diagnosis.assumptions import assumption_behind, eps_that_matters
 from bnlab.diagnosis.conclusion import concluded_causes, conclusion
 from bnlab.diagnosis.layer_records import layer_records
 from bnlab.diagnosis.run_checks import run_checks, stale_layers
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from bnlab.observe.model_evidence import EpsFit
     from bnlab.observe.passes.batches import MaxBatches
     from bnlab.observe.survey import Inputs
 
@@ -75,7 +76,7 @@ def check(
     ignore: Mapping[str, str] | None = None,
     limits: Mapping[str, Mapping[str, float]] | None = None,
     momentum: float | Literal["assumed"] | None = "assumed",
-    eps: float | Literal["assumed"] = "assumed",
+    eps: float | Literal["assumed", "infer"] = "assumed",
     per_channel: bool = False,
     progress: bool | None = None,
 ) -> Diagnosis:
@@ -110,7 +111,8 @@ def check(
             average. A state dict does not hold the momentum. Unless the caller states it, the default of torch, 0.1, is
             assumed, and a note reports the assumption. A stated value overrides that of an ONNX file or a model.
         eps: The constant added to the variance, in squared input units. The same rules apply, with the default of
-            torch, 1e-5.
+            torch, 1e-5. "infer" looks for the eps with which the running statistics fit `train_data`, and checks the
+            model with it (BN303 does the first part by itself where the statistics do not fit).
         per_channel: Whether the layers of the diagnosis hold a value for each channel (`LayerRecord.per_channel`).
         progress: Whether to show progress on stderr; None to show it on a terminal and in a notebook.
 
@@ -167,22 +169,22 @@ def check_with(
     """
     observed: ModelEvidence | None = None
     if isinstance(target, (str, os.PathLike)):
+        if settings.infers_eps:
+            raise UsageError(
+                "eps: value must be a number for a file, got 'infer'. Pass a model with data and train_data."
+            )
         target_record = Target("checkpoint", name or os.fspath(target))
         evidence = read_checkpoint(Path(target), settings.hyperparameters)
     else:
         from torch import nn
 
-        from bnlab.observe.model import read_model
-        from bnlab.observe.survey import Inputs, survey
+        from bnlab.observe.survey import Inputs
 
         if not isinstance(target, nn.Module):
             raise UsageError(f"check: target must be a path or a torch.nn.Module, got {type(target).__name__}.")
         target = getattr(target, "_orig_mod", target)  # the graph of a compiled model hides the layers that run
         target_record = Target("model", name or type(target).__name__)
-        evidence = read_model(target, settings.hyperparameters)
-        states = {layer.name: layer for network in evidence.networks for layer in network.layers}
-        observed = survey(target, states, inputs or Inputs(), partial(stale_layers, settings))
-        evidence = _with_settled_layers(evidence, observed)
+        evidence, observed = _observed_model(target, settings, inputs or Inputs())
     if not evidence.networks and not (observed is not None and (observed.layers or _runs_strays(observed))):
         raise NoBatchNorm(_no_batch_norm(target_record, evidence))
     score = None if inputs is None else inputs.score
@@ -190,14 +192,68 @@ def check_with(
     return _diagnose(evidence, target_record, settings, observed=observed, metric=name_of_metric)
 
 
+def _observed_model(model: nn.Module, settings: Settings, inputs: Inputs) -> tuple[Evidence, ModelEvidence]:
+    """Return the evidence on a model, with the inferred eps where that is asked for and possible.
+
+    Raises:
+        UsageError: If eps is to be inferred without training data.
+    """
+    if not settings.infers_eps:
+        return _observe(model, settings, inputs)
+    if inputs.train_data is None:
+        raise UsageError("eps: value must be a number without train_data, got 'infer'. Pass data and train_data.")
+    inputs = inputs.read()
+    evidence, observed = _observe(model, settings, dataclasses.replace(inputs, infers_eps=True))
+    fit = observed.eps_fit
+    layers = [layer for layer in observed.layers if fit is not None and fit.layer in (None, layer.name)]
+    if fit is None or fit.value is None or fit.misfit or all(fit.low <= layer.eps <= fit.high for layer in layers):
+        return evidence, dataclasses.replace(observed, notes=(_why_eps_stays(fit), *observed.notes))
+    inferred = f"eps {fit.value:g} is inferred from train_data: {fit.interval} fits"
+    modules = [model.get_submodule(layer.name) for layer in layers]
+    old = [module.eps for module in modules]
+    try:
+        for module in modules:
+            module.eps = fit.value  # type: ignore[assignment]
+        evidence, observed = _observe(model, settings, inputs)
+    finally:
+        for module, eps in zip(modules, old, strict=True):
+            module.eps = eps
+    return evidence, dataclasses.replace(observed, notes=(inferred, *observed.notes))
+
+
+def _why_eps_stays(fit: EpsFit | None) -> str:
+    if fit is None:
+        return "eps cannot be inferred: the model did not run on train_data"
+    if fit.value is None:
+        return f"eps cannot be inferred: {fit.reason}"
+    if fit.misfit:
+        return f"eps cannot be inferred: the statistics of {fit.misfit[0]} fit train_data with no eps"
+    return f"the eps of the layers fits train_data: {fit.interval} does"
+
+
+def _observe(model: nn.Module, settings: Settings, inputs: Inputs) -> tuple[Evidence, ModelEvidence]:
+    from bnlab.observe.model import read_model
+    from bnlab.observe.survey import survey
+
+    evidence = read_model(model, settings.hyperparameters)
+    states = {layer.name: layer for network in evidence.networks for layer in network.layers}
+    observed = survey(model, states, inputs, partial(stale_layers, settings))
+    return _with_settled_layers(evidence, observed), observed
+
+
 def _with_settled_layers(evidence: Evidence, observed: ModelEvidence) -> Evidence:
     """Return the evidence with marks on layers whose statistics agree with the data or belong to the weights.
 
-    Layers with pruned channels are marked too.
+    Layers with pruned channels are marked too, and layers get the norms of the filters that compute their channels.
     """
     settled = {layer.name for layer in observed.layers if layer.gap is not None and layer.gap.staleness < _SETTLED}
     trained_with = {layer.name for layer in observed.layers if layer.trained_with}
     pruned = {layer.name: layer.execution.pruned for layer in observed.layers if layer.execution is not None}
+    norms = {
+        layer.name: layer.execution.producer.filter_norms
+        for layer in observed.layers
+        if layer.execution is not None and layer.execution.producer is not None and layer.execution.calls == 1
+    }
 
     def marked(layer: LayerState) -> LayerState:
         return dataclasses.replace(
@@ -205,6 +261,7 @@ def _with_settled_layers(evidence: Evidence, observed: ModelEvidence) -> Evidenc
             settled=layer.name in settled,
             trained_with=layer.name in trained_with,
             pruned=pruned.get(layer.name),
+            filter_norms=norms.get(layer.name),
         )
 
     networks = tuple(
@@ -286,5 +343,6 @@ def _notes(
         count = sum(name in layer.assumed for layer in layers)
         if count:
             yield f"{name} {value:g} is assumed in {count} of {len(layers)} layers: a state dict does not hold it"
+    yield from eps_that_matters(evidence)
     for name, reason in evidence.left_alone:
         yield f"left alone: {name or 'the file'} {reason}"

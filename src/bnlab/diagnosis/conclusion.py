@@ -8,6 +8,7 @@ from bnlab.checks import CHECKS
 from bnlab.diagnosis.advice import ON_STATISTICS, effect_of_recalibrating, trained_with_statistics
 from bnlab.observe.gap import IN_THE_STATISTICS, shares
 from bnlab.observe.model_evidence import ModelEvidence
+from bnlab.observe.ported import port_of
 from bnlab.observe.upstream import Upstream, upstream_of
 from bnlab.records import Cause, Finding, Level, Outcome, Status, Summary
 from bnlab.wording import counted, enumerated
@@ -73,13 +74,17 @@ def conclusion(
     where = f"{worst.layer} " if worst.layer else ""
     if len(same_code) > 1:
         where += f"and {counted(len(same_code) - 1, 'more layer')}"
-    return f"{where.strip()}: {worst.message}{_advice_on(worst, evidence, metric)}{crash_note}".removeprefix(": ")
+    reason = _reason_of_port(worst, evidence, findings)
+    advice = _advice_on(worst, evidence, metric)
+    return f"{where.strip()}: {worst.message}{reason}{advice}{crash_note}".removeprefix(": ")
 
 
 def _remarks(evidence: ModelEvidence) -> Iterator[str]:
     """Yield what must be known beside the findings: a run that failed, other formulas, weights that need their BN."""
     if evidence.failure is not None:
-        yield (f"{evidence.failure.rstrip('.')}, so that only the stored numbers and the structure were checked")
+        has_data = any(layer.data is not None for layer in evidence.layers)
+        left = "train_data was not used" if has_data else "only the stored numbers and the structure were checked"
+        yield f"{evidence.failure.rstrip('.')}; {left}"
     others = [layer for layer in evidence.layers if layer.own_formula is not None]
     if others:
         names = enumerated([layer.name for layer in others], _MAX_NAMES)
@@ -89,6 +94,8 @@ def _remarks(evidence: ModelEvidence) -> Iterator[str]:
             f"{names} {verb} {kinds}, {subclass} of BN with another formula: the statistics do not say what "
             f"{'it computes' if len(others) == 1 else 'they compute'}"
         )
+    if evidence.exchanged is not None:
+        yield evidence.exchanged.note
     trained_with = trained_with_statistics(evidence)
     if trained_with:
         yield trained_with
@@ -111,16 +118,38 @@ def _of_the_gap(
         )
     else:
         first = f"{gap.layer}: {gap.message.partition(',')[0]}" if gap.layer else gap.message
-    groups = _training_groups(findings)
-    if groups:
-        return f"{first}; {groups}"
+    upstream = _training_groups(findings) or _other_eps(findings, evidence)
+    if upstream:
+        return f"{first}; {upstream}"
+    port = _reason_of_port(gap, evidence, findings)
+    if port:
+        return f"{first}{port}{effect_of_recalibrating(evidence, metric)}"
     if not causes:
-        return f"{first}; the batches of data differ from each other, so no cause can be concluded"
+        return f"{first}; the batches of data differ from each other, so no cause can be concluded: shuffle data"
     verdict = evidence.statistics
     in_statistics = causes[0].cause in IN_THE_STATISTICS
     layers = verdict.layers if verdict is not None and in_statistics else causes[0].layers
-    share = f"{100 * causes[0].share:.0f} % of the gap comes from {_source(causes[0].cause, layers, evidence)}"
-    return f"{first}; {share}{_padding(findings)}{effect_of_recalibrating(evidence, metric)}"
+    source = f"{100 * _share(causes, layers, evidence):.0f} % of the gap comes from "
+    source += _source(causes[0].cause, layers, evidence) + _few_values(causes[0].cause, findings) + _padding(findings)
+    return f"{first}; {source}{effect_of_recalibrating(evidence, metric)}"
+
+
+def _share(causes: Sequence[Cause], names: Sequence[str], evidence: ModelEvidence) -> float:
+    """Return the share of the first cause, and of the others that have the same source upstream."""
+    upstream = next((upstream_of(layer) for layer in evidence.layers if layer.name in names[:1]), None)
+    if upstream is None or causes[0].cause not in upstream.causes:
+        return causes[0].share
+    return sum(cause.share for cause in causes if cause.cause in upstream.causes)
+
+
+def _few_values(cause: str, findings: Sequence[Finding]) -> str:
+    """Return which layers see too few values for their statistics, where sampling noise is the cause."""
+    few = [f for f in findings if f.code == "BN208" and f.layer is not None]
+    if cause != "sampling noise" or not few:
+        return ""
+    count = min(finding.measured["count"].value for finding in few)
+    names = enumerated([str(finding.layer) for finding in few], _MAX_NAMES)
+    return f": {names} get {count:.3g} values per channel in a batch"
 
 
 def _padding(findings: Sequence[Finding]) -> str:
@@ -145,6 +174,27 @@ def _training_groups(findings: Sequence[Finding]) -> str:
     return (
         f"the training batches differ from each other ({kinds}), so that the running statistics fit none of them: "
         "shuffle, or use one BN per group"
+    )
+
+
+def _reason_of_port(finding: Finding, evidence: ModelEvidence | None, findings: Sequence[Finding]) -> str:
+    """Return which mistake of a port is behind a finding on the statistics, as a part of a conclusion; "" for none."""
+    if evidence is None or finding.code not in ("BN102", *ON_STATISTICS):
+        return ""
+    port = port_of(evidence.layers) if any(other.code == "BN304" for other in findings) else None
+    return "" if port is None else f"; the reason is {port.fault}"
+
+
+def _other_eps(findings: Sequence[Finding], evidence: ModelEvidence) -> str:
+    """Return that the network was trained with another eps, with the way out; "" where it was not."""
+    finding = next((f for f in findings if f.code == "BN303"), None)
+    if finding is None:
+        return ""
+    own = sorted({layer.eps for layer in evidence.layers if finding.layer in (None, layer.name)})
+    where = f" in {finding.layer}" if finding.layer else ""
+    return (
+        f"the running statistics are those of a network with eps {finding.measured['eps'].value:g}{where}, and eps is "
+        f"{enumerated([f'{eps:g}' for eps in own], _MAX_NAMES)}; the remedy is set-eps, which changes behaviour"
     )
 
 

@@ -8,16 +8,19 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from bnlab.checks import AnyCheck, ModelCheck
+from bnlab.checks.bn301_train_eval_gap import TrainEvalGap
 from bnlab.checks.bn401_stale_statistics import StaleStatistics
 from bnlab.diagnosis.settings import Settings
 from bnlab.observe.evidence import NetworkState
 from bnlab.observe.model_evidence import ModelEvidence
+from bnlab.observe.ported import port_of
 from bnlab.records import Finding, Outcome, Status
 from bnlab.wording import counted
 
 __all__ = ["run_check", "run_checks", "stale_layers"]
 
-_ON_MODES = ("BN212", "BN213")
+_LEADING = ("BN212", "BN213", "BN501")
+"""Errors that explain others: a model that does not obey `eval()`, and inputs that overflow."""
 
 Part = TypeVar("Part", NetworkState, ModelEvidence)
 
@@ -64,11 +67,21 @@ def run_check(
 
 
 def stale_layers(settings: Settings, evidence: ModelEvidence) -> list[str]:
-    """Return the layers that BN401 calls stale, with the limits of the settings, the most stale first."""
+    """Return the layers that are stale, with the limits of the settings, the most stale first.
+
+    They are the layers of BN401, those whose gap staleness alone lifts above the limit of BN301, and those of a port
+    that mistook the statistics (BN304). A few channels with a large difference are enough for the gap.
+    """
     own = (check for check in settings.checks if isinstance(check, StaleStatistics))
     findings, _ = run_check(next(own, StaleStatistics()), (), evidence)
     findings.sort(key=lambda finding: -finding.measured["effect"].value)
-    return [finding.layer for finding in findings if finding.layer is not None]
+    stale = [finding.layer for finding in findings if finding.layer is not None]
+    gap = next((check for check in settings.checks if isinstance(check, TrainEvalGap)), TrainEvalGap())
+    gaps = {layer.name: layer.gap.staleness for layer in evidence.layers if layer.gap and gap.lacks(layer) is None}
+    by_gap = [name for name, staleness in gaps.items() if staleness > gap.limits.excess and name not in stale]
+    port = port_of(evidence.layers)
+    ported = [] if port is None else [name for name in port.layers if name not in (*stale, *by_gap)]
+    return [*stale, *sorted(by_gap, key=lambda name: -gaps[name]), *ported]
 
 
 def _run_on_layers(
@@ -89,12 +102,16 @@ def _run_on_layers(
                 findings += check.inspect(part if whole else dataclasses.replace(part, layers=layers))
     except Exception as err:
         return [], Outcome(check.code, Status.CRASHED, f"{type(err).__name__}: {err}")
-    reason = ", ".join(f"{why} in {count} of {total} layers" for why, count in lacking.most_common()) or None
-    if not total:
-        reason = "the model holds no BN layer as a module"
+    reason = ", ".join(f"{why} in {_of_all(count, total)}" for why, count in lacking.most_common()) or None
+    if not total and not findings:
+        reason = "the model holds no BN layer as a module" if parts else "no layer keeps running statistics"
     none_judged = lacking.total() == total
     status = Status.FINDINGS if findings else Status.SKIPPED if none_judged else Status.PASSED
     return findings, Outcome(check.code, status, reason)
+
+
+def _of_all(count: int, total: int) -> str:
+    return f"{count} of {total} layers" if count < total else "all layers"
 
 
 def _ignored(reason: str, dropped: Sequence[Finding]) -> str:
@@ -105,7 +122,8 @@ def _ignored(reason: str, dropped: Sequence[Finding]) -> str:
 def _most_consequential_first(findings: Sequence[Finding], networks: Sequence[NetworkState]) -> list[Finding]:
     """Sort by level, then by code, then by the share of channels in the layer; file order breaks ties.
 
-    A model that does not obey `eval()` comes first, because no other number on eval mode is what a user gets.
+    A model that does not obey `eval()` comes first, because no other number on eval mode is what a user gets. Inputs
+    that overflow come before the statistics that they spoil.
     """
     widths = {layer.name: layer.channels for network in networks for layer in network.layers}
 
@@ -115,6 +133,6 @@ def _most_consequential_first(findings: Sequence[Finding], networks: Sequence[Ne
         return len(finding.channels) / widths[finding.layer]
 
     def key(finding: Finding) -> tuple[int, bool, str, float]:
-        return finding.level.rank, finding.code not in _ON_MODES, finding.code, -share(finding)
+        return finding.level.rank, finding.code not in _LEADING, finding.code, -share(finding)
 
     return sorted(findings, key=key)

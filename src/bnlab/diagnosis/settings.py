@@ -25,12 +25,14 @@ class Settings:
         ignore: Maps codes to reasons, for checks whose findings are dropped.
         hyperparameters: Momentum and eps, as far as the caller states them.
         per_channel: Whether the layer records hold a value for each channel, which pictures need.
+        infers_eps: Whether eps is to be inferred from training data.
     """
 
     checks: tuple[AnyCheck[Any, Any, Any], ...]
     ignore: Mapping[str, str]
     hyperparameters: Hyperparameters
     per_channel: bool = False
+    infers_eps: bool = False
 
     @classmethod
     def of(
@@ -40,7 +42,7 @@ class Settings:
         ignore: Mapping[str, str] | None = None,
         limits: Mapping[str, Mapping[str, float]] | None = None,
         momentum: float | Literal["assumed"] | None = "assumed",
-        eps: float | Literal["assumed"] = "assumed",
+        eps: float | Literal["assumed", "infer"] = "assumed",
         per_channel: bool = False,
     ) -> Settings:
         """Validate the arguments of :func:`check`.
@@ -56,8 +58,9 @@ class Settings:
         return cls(
             tuple(_with_limits(check, changed.get(check.code, {})) for check in checks.select(select)),
             reasons,
-            _hyperparameters(momentum, eps),
+            _hyperparameters(momentum, "assumed" if eps == "infer" else eps),
             per_channel,
+            infers_eps=eps == "infer",
         )
 
 
@@ -81,6 +84,11 @@ def _with_limits(check: AnyCheck[Any, Any, Any], changed: Mapping[str, float]) -
 
 def _hyperparameters(momentum: float | str | None, eps: float | str) -> Hyperparameters:
     stated: dict[str, float | None] = {}
+    if momentum == "infer":
+        raise UsageError(
+            "momentum: value must be in [0, 1] or None, got 'infer'. Running statistics do not show it. They only "
+            "bound it: a variance that began at 1 cannot be below (1 - momentum)^num_batches_tracked."
+        )
     if momentum != "assumed":
         if momentum is not None and not (_is_number(momentum) and 0 <= momentum <= 1):
             raise UsageError(f"momentum: value must be in [0, 1] or None, got {momentum!r}.")

@@ -156,6 +156,8 @@ def _with_kept_layers(evidence: ModelEvidence) -> ModelEvidence:
     verdict = evidence.statistics
     if verdict is None or verdict.advice is not Advice.KEEP or verdict.hangs_on_metric:
         return evidence
+    if evidence.is_ported:
+        return evidence  # a port, and no training in eval mode, is why the stored statistics do better
     layers = (
         replace(layer, trained_with=True, gap=None) if layer.name in verdict.layers else layer
         for layer in evidence.layers

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from bnlab.errors import UsageError
-from bnlab.observe.model_evidence import Observed
+from bnlab.observe.between_batches import between_batches
+from bnlab.observe.model_evidence import BetweenBatches, Observed
 from bnlab.observe.passes.batches import (
     Batch,
     KeptBatches,
@@ -21,6 +22,7 @@ from bnlab.observe.passes.batches import (
 )
 from bnlab.observe.passes.layer_statistics import OneValueInEachBatch, observe
 from bnlab.observe.passes.regroup import regrouped
+from bnlab.observe.passes.sample_means import SampleMeans, sample_means
 from bnlab.observe.passes.subject import ForwardFailed, Subject, usage_error_unless
 from bnlab.wording import counted
 
@@ -130,6 +132,21 @@ class DataPasses:
         with suppress(UsageError):
             return self._observed(f"shuffled {label}", shuffled_batches(data))
         return NOTHING
+
+    def between_batches(self, label: str, of: DataPass | None) -> Mapping[str, BetweenBatches]:
+        """Return how much the inputs of every layer differ between batches, where their samples can be compared."""
+        means: Mapping[str, SampleMeans] = {}
+        if of is None:
+            return {}
+        with suppress(UsageError), usage_error_unless(f"forward must run on samples of {label}", ForwardFailed):
+            means = sample_means(
+                self.subject,
+                self.modules,
+                of.finite,
+                of.seen,
+                advance=lambda: self.advance(f"observing samples of {label}"),
+            )
+        return {path: between_batches(each.batches, each.sizes, each.resolution) for path, each in means.items()}
 
     def over_dropping(self, label: str, data: KeptBatches, dropping: Collection[str]) -> Mapping[str, Observed]:
         """Return the inputs of every layer with dropout on; an empty mapping if the model does not run that way."""

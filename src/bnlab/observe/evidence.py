@@ -82,6 +82,7 @@ class LayerState:
         settled: Whether a pass over data showed that the running statistics agree with the data.
         trained_with: Whether the loss on data showed that the weights were trained with these statistics.
         pruned: The pruned channels; None where there are none, or where no pass showed which they are.
+        filter_norms: The norms of the filters that compute the channels, shape (C,); None where no pass showed them.
     """
 
     name: str
@@ -96,6 +97,7 @@ class LayerState:
     settled: bool = False
     trained_with: bool = False
     pruned: Pruned | None = None
+    filter_norms: Floats | None = None
 
     @property
     def channels(self) -> int:
@@ -157,6 +159,11 @@ class NetworkState:
     def pruned(self) -> Masks:
         """Column: whether the input of a channel is the same for all data."""
         return np.concatenate([(layer.pruned or _NOTHING).mask(layer.channels) for layer in self.layers])
+
+    @cached_property
+    def filter_norms(self) -> Floats:
+        """Column: the norm of the filter that computes a channel; 1 in layers where it is not known."""
+        return self._column(lambda layer: np.ones(layer.channels) if layer.filter_norms is None else layer.filter_norms)
 
     def spread(self, per_layer: list[float]) -> Floats:
         """Turn one value per layer into a column."""

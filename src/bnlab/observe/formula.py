@@ -71,7 +71,7 @@ class OwnFormulas:
 
     def reasons(self) -> dict[str, str]:
         """Return why each of these layers is no BN, as the end of a sentence that begins with "it"."""
-        return {path: f"is {_kind(self._layers[path])}" for path in self.differences()}
+        return {path: f"is of {_kind(self._layers[path])}" for path in self.differences()}
 
     def _recording(self, path: str) -> Callable[[nn.Module, tuple[object, ...]], None]:
         def record(_: nn.Module, arguments: tuple[object, ...]) -> None:
@@ -86,7 +86,7 @@ def _kind(layer: _BatchNorm) -> str:
     base = next(cls for cls in kind.__mro__ if cls.__module__.startswith(("torch.", "bnlab.")))
     own = f"a subclass of {base.__name__}" if base is not kind else "whose forward was replaced,"
     return (
-        f"a {kind.__name__}, {own} whose output in eval mode is not "
+        f"class {kind.__name__}, {own} whose output in eval mode is not "
         "(x - running_mean) / sqrt(running_var + eps) * weight + bias"
     )
 

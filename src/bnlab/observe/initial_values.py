@@ -1,12 +1,40 @@
-"""Computes what the counter of a layer says about the weight that the initial values keep in its statistics."""
+"""Computes the weight that the initial values keep in the statistics of a layer, and what they change in its output."""
 
 from __future__ import annotations
 
 import math
 
-from bnlab.observe.evidence import LayerState
+import numpy as np
 
-__all__ = ["has_initial_values", "initial_weight", "updates_needed", "why_counter_is_wrong"]
+from bnlab.conventions import SETTLED_WEIGHT
+from bnlab.observe.evidence import Floats, LayerState
+
+__all__ = [
+    "INITIAL_CHANNELS",
+    "INITIAL_EFFECT",
+    "has_initial_values",
+    "initial_effect",
+    "initial_weight",
+    "is_barely_updated",
+    "updates_needed",
+    "weight_that_matters",
+    "why_counter_is_wrong",
+]
+
+INITIAL_EFFECT = 0.1
+"""Effect of the initial values on a channel, in standard deviations of its output, above which they matter."""
+
+INITIAL_CHANNELS = 0.1
+"""Share of the channels from which on they matter in a layer."""
+
+_LARGEST = 1e6
+"""Effect in place of an infinite one."""
+
+_BELOW_ONE = 1 - 1e-9
+"""Largest weight of the initial values: at 1 there are no data."""
+
+_HALVINGS = 60
+"""Number of steps in the search for a weight, each of which halves its range."""
 
 _ROUNDING = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
@@ -50,3 +78,74 @@ def why_counter_is_wrong(state: LayerState) -> str | None:
     if (state.running_var < initial_weight(state) * (1 - rounding)).any():
         return f"num_batches_tracked and momentum {momentum:.3g} contradict running_var"
     return None
+
+
+def initial_effect(state: LayerState, weight: float) -> Floats:
+    """Return what initial values of a weight change in the normalised output of each channel, in standard deviations.
+
+    A moving average with the weight w of the initial mean 0 and variance 1 is (1 - w) times that of the data, plus 0 or
+    w. So m/(1 - w) and (r - w)/(1 - w) estimate the mean and the variance of the data from the running statistics m and
+    r. The effect is the larger of abs(m/(1 - w) - m)/sqrt(v + eps) and abs(log((r + eps)/(v + eps)))/2.
+
+    Returns:
+        Shape (C,), float64; 0 where the statistics are not finite.
+    """
+    eps = state.hyperparameters.eps
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        mean = state.running_mean / (1 - weight)
+        var = np.maximum(state.running_var - weight, 0) / (1 - weight)
+        of_mean = np.abs(mean - state.running_mean) / np.sqrt(var + eps)
+        of_var = np.abs(np.log((state.running_var + eps) / (var + eps))) / 2
+    return np.nan_to_num(np.fmax(of_mean, of_var), nan=0.0, posinf=_LARGEST)
+
+
+def is_barely_updated(
+    state: LayerState,
+    *,
+    weight: float = SETTLED_WEIGHT,
+    effect: float = INITIAL_EFFECT,
+    channels: float = INITIAL_CHANNELS,
+) -> bool:
+    """Return whether the initial values still matter in statistics that were updated, as far as the counter is right.
+
+    Args:
+        state: The layer.
+        weight: The weight of the initial values up to which they do not matter.
+        effect: The effect up to which they do not matter in a channel, in standard deviations.
+        channels: The share of the channels from which on they matter in the layer. Pruned channels do not count.
+    """
+    if not state.num_batches_tracked or has_initial_values(state):
+        return False
+    kept = initial_weight(state)
+    return kept > weight and _matters(state, kept, effect, channels)
+
+
+def weight_that_matters(
+    state: LayerState,
+    *,
+    weight: float = SETTLED_WEIGHT,
+    effect: float = INITIAL_EFFECT,
+    channels: float = INITIAL_CHANNELS,
+) -> float | None:
+    """Return the weight of the initial values above which :func:`is_barely_updated` is true; None if there is none.
+
+    The arguments are those of :func:`is_barely_updated`. The effect grows with the weight, and no weight is above the
+    smallest running variance, because a variance that began at 1 cannot be below it.
+    """
+    largest = min(_BELOW_ONE, float(np.min(state.running_var)))
+    if has_initial_values(state) or largest <= weight or not _matters(state, largest, effect, channels):
+        return None
+    low, high = weight, largest
+    if _matters(state, low, effect, channels):
+        return low
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _matters(state, middle, effect, channels) else (middle, high)
+    return high
+
+
+def _matters(state: LayerState, weight: float, effect: float, channels: float) -> bool:
+    above = initial_effect(state, weight) > effect
+    if state.pruned is not None:
+        above = above[~state.pruned.mask(state.channels)]
+    return bool(len(above)) and bool(above.mean() >= channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,8 +10,12 @@ import numpy as np
 
 from bnlab.observe.evidence import Floats, LayerState, Pruned
 from bnlab.records import Numbers, StatisticsVerdict
+from bnlab.wording import counted
 
 __all__ = [
+    "BetweenBatches",
+    "EpsFit",
+    "ExchangedChannels",
     "Execution",
     "FeatureAxis",
     "Gap",
@@ -39,12 +44,15 @@ class Producer:
         has_bias: Whether it has a bias.
         feeds_only_this: Whether the BN layer alone uses its output.
         same_axis: Whether its output channels are the channels of the BN layer.
+        filter_norms: The norm of the weights of each output channel, shape (C,); None where they are not the channels
+            of the BN layer, or where it is not known.
     """
 
     name: str
     has_bias: bool
     feeds_only_this: bool
     same_axis: bool
+    filter_norms: Floats | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +175,23 @@ class Observed:
         return self.images / max(self.batches, 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BetweenBatches:
+    """The means of batches against those of shuffled samples, with the statistics of the whole data set in every BN.
+
+    Attributes:
+        batches: Number of batches that are compared.
+        samples: Mean number of samples in a batch.
+        ratio: Variance of the batch means, relative to its mean over all orders of the samples, over all channels.
+        z: The ratio as a standard normal deviate: how improbable it is if the samples are shuffled.
+    """
+
+    batches: int
+    samples: float
+    ratio: float
+    z: float
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Gap:
     """The difference between train mode and eval mode at one layer, in normalised outputs.
@@ -279,6 +304,8 @@ class ModelLayer:
         train_data: Its input over `train_data`, with dropout off; None without `train_data`.
         shuffled: Its input over samples of `data` in random batches; None where the samples cannot be shuffled.
         train_shuffled: Its input over samples of `train_data` in random batches, likewise.
+        between: How much its input differs between the batches of `data`; None where their samples cannot be compared.
+        train_between: How much its input differs between the batches of `train_data`, likewise.
         common_data: Its input over `data` in batches that are as large as those of `train_data`; None where they are
             large enough as they are, or where they cannot be joined.
         common_train_data: Its input over `train_data` in batches that are as large as those of `data`, likewise.
@@ -316,6 +343,8 @@ class ModelLayer:
     train_data: Observed | None = None
     shuffled: Observed | None = None
     train_shuffled: Observed | None = None
+    between: BetweenBatches | None = None
+    train_between: BetweenBatches | None = None
     common_data: Observed | None = None
     common_train_data: Observed | None = None
     comparable: bool = True
@@ -336,6 +365,73 @@ class ModelLayer:
         """The inputs over `data` and over `train_data`, at a common count; None where they cannot be compared."""
         data, train_data = self.common_data or self.data, self.common_train_data or self.train_data
         return None if data is None or train_data is None or not self.comparable else (data, train_data)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EpsFit:
+    """The eps with which the running statistics fit the training data.
+
+    Attributes:
+        layer: Path of the only layer that has it; None if every layer has it.
+        value: The eps that fits best, squared input units; None if it cannot be identified.
+        low: Smallest eps that fits nearly as well; 0 if any smaller one does.
+        high: Largest eps that fits nearly as well.
+        own: Mismatch at the eps of the layers, where 1 is what noise explains.
+        best: Mismatch at `value`.
+        fitted: The inputs of the layers over the training data with `value`.
+        misfit: Layers whose statistics do not fit at `value` either.
+        reason: Why eps cannot be identified; None if it can.
+    """
+
+    layer: str | None = None
+    value: float | None = None
+    low: float = 0.0
+    high: float = math.inf
+    own: float = 0.0
+    best: float = 0.0
+    fitted: Mapping[str, Observed] = field(default_factory=dict)
+    misfit: tuple[str, ...] = ()
+    reason: str | None = None
+
+    @property
+    def is_identified(self) -> bool:
+        """Whether there is an eps with which every layer fits."""
+        return self.value is not None and not self.misfit
+
+    @property
+    def is_better(self) -> bool:
+        """Whether every layer fits with another eps, and not with that of the layers."""
+        return self.is_identified and self.own > max(1.0, 4 * self.best)
+
+    @property
+    def interval(self) -> str:
+        """The values of eps that fit, as text."""
+        return f"at most {self.high:.2g}" if self.low == 0 else f"{self.low:.2g} to {self.high:.2g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExchangedChannels:
+    """A network that runs better on images with channels 0 and 2 exchanged.
+
+    Attributes:
+        name: Name of the metric, or of the loss where there is none.
+        value: The metric on the images as they are.
+        exchanged: The metric on the images with channels 0 and 2 exchanged.
+        batches: Number of batches on which it was measured.
+    """
+
+    name: str
+    value: float
+    exchanged: float
+    batches: int
+
+    @property
+    def note(self) -> str:
+        """The observation as a note of a diagnosis."""
+        return (
+            f"the colour channels of data may be exchanged (RGB for BGR): {self.name} is {self.value:.3g} as they are, "
+            f"and {self.exchanged:.3g} with channels 0 and 2 exchanged, on {counted(self.batches, 'batch', 'batches')}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -410,7 +506,11 @@ class ModelEvidence:
         recalibrated_error: Paired standard error of eval_recalibrated - eval_running; None where it is not known.
         padding: The padding in the training inputs, or what looks like it; None where there is none.
         statistics: The verdict on the layers whose statistics are stale; None if there are none.
+        exchanged: What exchanged colour channels of the evaluation data would explain; None where nothing shows them.
         trains: Whether any parameter of the model requires a gradient.
+        eps_fit: The eps with which the statistics fit the training data; None where they fit as they are, or without
+            training data.
+        has_port: Whether one exact change of the statistics fits the training data in every layer.
         notes: Remarks on the observation, such as batches that were left out.
     """
 
@@ -427,5 +527,13 @@ class ModelEvidence:
     recalibrated_error: float | None = None
     padding: Padding | None = None
     statistics: StatisticsVerdict | None = None
+    exchanged: ExchangedChannels | None = None
     trains: bool = True
+    eps_fit: EpsFit | None = None
+    has_port: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_ported(self) -> bool:
+        """Whether another eps or an exact change of the statistics explains that they do not fit."""
+        return self.has_port or (self.eps_fit is not None and self.eps_fit.is_better)

@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from bnlab.observe.discover import channels_of
 from bnlab.observe.feature_axis import feature_axes
+from bnlab.observe.filter_norms import filter_norms
 from bnlab.observe.model_evidence import Execution, Producer
 from bnlab.observe.passes.dropout import dropping_call, dropping_paths
 from bnlab.observe.passes.executed_graph import Call, ExecutedGraph
@@ -79,11 +80,14 @@ def _producer(modules: Mapping[str, nn.Module], graph: ExecutedGraph, call: Call
         return None
     rank = len(call.inputs[0].shape)
     bias: object = module.bias
+    same_axis = rank == 2 or not isinstance(module, nn.Linear)
+    norms = filter_norms(module) if same_axis else None
     return Producer(
         name=before.modules[-1],
         has_bias=bias is not None,
         feeds_only_this=len(graph.consumers(call.inputs[0].id)) == 1 and call.inputs[0].id not in graph.kept,
-        same_axis=rank == 2 or not isinstance(module, nn.Linear),
+        same_axis=same_axis,
+        filter_norms=norms if norms is not None and len(norms) == channels_of(modules[call.modules[-1]]) else None,
     )
 
 

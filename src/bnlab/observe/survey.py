@@ -20,13 +20,15 @@ from bnlab.errors import BnlabWarning, UsageError
 from bnlab.observe.comparison import Comparison
 from bnlab.observe.data_passes import MIN_COUNT, NOTHING, CommonCount, DataPass, DataPasses, require_finite
 from bnlab.observe.discover import any_batch_norm, channels_of, is_of_frozen_class, why_frozen
+from bnlab.observe.eps_fit import fit_eps
 from bnlab.observe.evidence import LayerState
+from bnlab.observe.exchanged_channels import exchanged_channels
 from bnlab.observe.formula import OwnFormulas
 from bnlab.observe.gap import RunningStatistics, layer_gap
 from bnlab.observe.losses import mean_loss
 from bnlab.observe.metric import Metric, Score, metric_name
 from bnlab.observe.mixing import measure_mixing, outputs_of
-from bnlab.observe.model_evidence import Execution, Gradient, ModelEvidence, ModelLayer, OutputGap
+from bnlab.observe.model_evidence import EpsFit, Execution, Gradient, ModelEvidence, ModelLayer, OutputGap
 from bnlab.observe.padding import with_padding
 from bnlab.observe.passes.batches import (
     Batch,
@@ -46,6 +48,7 @@ from bnlab.observe.passes.modes import Modes, kept_in_mode, observe_modes, set_e
 from bnlab.observe.passes.population import impose_batch_statistics
 from bnlab.observe.passes.regroup import regrouped
 from bnlab.observe.passes.subject import ForwardFailed, Subject, usage_error_unless
+from bnlab.observe.ported import port_of
 from bnlab.observe.structure import executions
 from bnlab.wording import counted, enumerated
 
@@ -76,6 +79,7 @@ class Inputs:
         example: One batch; None for the first batch of `data`.
         loss: loss(model, batch) -> scalar.
         optimizer: The optimizer that trains the model.
+        infers_eps: Whether to look for the eps of the training also where the statistics fit the data.
         max_batches: How many batches of each data set are used, as for :func:`keep`.
         advance: Called after every batch with the name of the current step.
     """
@@ -87,6 +91,7 @@ class Inputs:
     example: Batch = None
     loss: Callable[[nn.Module, Any], Tensor] | None = None
     optimizer: torch.optim.Optimizer | None = None
+    infers_eps: bool = False
     max_batches: MaxBatches = "auto"
     advance: Callable[[str], None] = lambda _: None
 
@@ -178,7 +183,8 @@ def _collect_evidence(
         if getattr(inputs, key) is None
     }
     trains = any(parameter.requires_grad for parameter in model.parameters())
-    evidence = ModelEvidence(layers=tuple(layers.values()), missing=missing, trains=trains)
+    notes = tuple(_steps_without_updates(layers.values(), inputs.optimizer))
+    evidence = ModelEvidence(layers=tuple(layers.values()), missing=missing, notes=notes, trains=trains)
     example = inputs.example if inputs.data is None or inputs.example is not None else next(iter(inputs.data))
     if example is None:
         return evidence
@@ -189,8 +195,7 @@ def _collect_evidence(
     with subject.untouched():
         modes = observe_modes(model, next(batches_of([example], model)))
     disobedient = dict.fromkeys([*modes.in_train_mode, *modes.disobedient])
-    notes = [*_steps_without_updates(layers.values(), inputs.optimizer), *_kept_in_eval_mode(disobedient)]
-    evidence = replace(_with_modes(evidence, modes), notes=tuple(notes))
+    evidence = replace(_with_modes(evidence, modes), notes=(*notes, *_kept_in_eval_mode(disobedient)))
     if not layers:
         return replace(evidence, missing={key: reason for key, reason in missing.items() if key != "example"})
     with subject.with_hooks([model.get_submodule(name) for name in disobedient], partial(kept_in_mode, training=False)):
@@ -228,10 +233,11 @@ def _run(
             return evidence
         return _with_data(subject, modules, evidence, inputs, dropping, stale_layers)
     except ForwardFailed as error:
-        failed = dict.fromkeys(("example", "data", "train_data", "metric", "loss"), _FAILED)
-        if any(layer.execution is not None for layer in evidence.layers):
-            del failed["example"]
-        return replace(evidence, failure=str(error), missing={**failed, **evidence.missing})
+        failed = dict.fromkeys(("data", "train_data", "metric", "loss"), _FAILED)
+        missing = {**failed, **evidence.missing}
+        if not any(layer.execution is not None for layer in evidence.layers):
+            missing["example"] = _FAILED
+        return replace(evidence, failure=str(error), missing=missing)
 
 
 def _averages(model: nn.Module) -> dict[str, int]:
@@ -398,6 +404,8 @@ def _with_data(
         evidence = replace(evidence, failure=failure, missing={**evidence.missing, "train_data": _FAILED})
     seen, usable = _evaluation_pass(passes, data, trained_on)
     shuffled = passes.over_shuffled("data", seen.usable)
+    between = passes.between_batches("data", None if seen is trained_on else seen)
+    train_between = passes.between_batches("train_data", trained_on)
     common, train_shuffled = CommonCount(), NOTHING
     if trained_on is not None:
         train_shuffled = passes.over_shuffled("train_data", trained_on.usable)
@@ -415,6 +423,8 @@ def _with_data(
                 train_data=None if trained_on is None else trained_on.seen.get(layer.name),
                 shuffled=shuffled.get(layer.name),
                 train_shuffled=train_shuffled.get(layer.name),
+                between=between.get(layer.name),
+                train_between=train_between.get(layer.name),
                 common_data=common.data.get(layer.name),
                 common_train_data=common.train_data.get(layer.name),
                 comparable=common.possible,
@@ -429,6 +439,10 @@ def _with_data(
         evidence = with_padding(evidence, subject, modules, trained_on.usable)
     with usage_error_unless("forward must run on every batch of data", ForwardFailed):
         evidence = replace(_with_mixing(subject, usable, evidence), output_gap=_output_gap(subject, seen.usable))
+    if trained_on is not None:
+        has_port = port_of(evidence.layers) is not None
+        eps_fit = _eps_fit(subject, modules, evidence, trained_on, inputs)
+        evidence = replace(evidence, eps_fit=eps_fit, has_port=has_port)
     comparison = Comparison(
         subject=subject,
         modules=modules,
@@ -439,7 +453,27 @@ def _with_data(
         advance=lambda: inputs.advance("comparing statistics"),
     )
     train_data = None if trained_on is None else trained_on.usable
-    return comparison.add_to(evidence, stale_layers(evidence), data, usable, train_data)
+    evidence = comparison.add_to(evidence, stale_layers(evidence), data, usable, train_data)
+    exchanged = None if usable is None else exchanged_channels(subject, seen.finite, inputs.loss, inputs.score)
+    notes = () if exchanged is None else (exchanged.note,)
+    return replace(evidence, exchanged=exchanged, notes=(*evidence.notes, *notes))
+
+
+def _eps_fit(
+    subject: Subject,
+    modules: Mapping[str, nn.Module],
+    evidence: ModelEvidence,
+    trained_on: DataPass,
+    inputs: Inputs,
+) -> EpsFit | None:
+    return fit_eps(
+        subject,
+        modules,
+        evidence.layers,
+        trained_on.finite,
+        always=inputs.infers_eps,
+        advance=lambda: inputs.advance("comparing eps"),
+    )
 
 
 def _training_pass(passes: DataPasses, inputs: Inputs) -> tuple[DataPass | None, str | None]:

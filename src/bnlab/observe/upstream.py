@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from bnlab.conventions import SETTLED_WEIGHT, TORCH_MOMENTUM
-from bnlab.observe.initial_values import has_initial_values, initial_weight, updates_needed, why_counter_is_wrong
+from bnlab.observe.initial_values import has_initial_values, is_barely_updated, updates_needed, why_counter_is_wrong
 from bnlab.observe.model_evidence import ModelLayer
 
-__all__ = ["BETWEEN_CALLS", "Upstream", "momentum_that_settles", "upstream_of"]
+__all__ = ["BETWEEN_CALLS", "Upstream", "momentum_advice", "upstream_of"]
 
 BETWEEN_CALLS = 0.1
 """Difference between the calls of a layer within one pass, in standard deviations, above which it matters."""
@@ -47,9 +48,14 @@ def upstream_of(layer: ModelLayer) -> Upstream | None:
     return _of_calls(layer) or _of_updates(layer)
 
 
-def momentum_that_settles(updates: int) -> float:
-    """Return the momentum with which the initial values lose their weight in so many updates, 0.1 if that is enough."""
-    return max(TORCH_MOMENTUM, 1 - float(SETTLED_WEIGHT ** (1 / max(updates, 1))))
+def momentum_advice(updates: int) -> str:
+    """Return the momentum with which the initial values lose their weight in so many updates, as a clause.
+
+    It is 0.1 where that is enough, and None where a number would keep the last batch or two alone.
+    """
+    needed = math.ceil(100 * (1 - float(SETTLED_WEIGHT ** (1 / max(updates, 1))))) / 100
+    momentum = max(TORCH_MOMENTUM, needed)
+    return f"momentum {momentum:.2g} would do" if momentum <= _LARGE_MOMENTUM else "momentum None would do"
 
 
 def _of_calls(layer: ModelLayer) -> Upstream | None:
@@ -76,13 +82,12 @@ def _of_updates(layer: ModelLayer) -> Upstream | None:
     if momentum is None:
         return None
     counter = state.num_batches_tracked
-    if counter and why_counter_is_wrong(state) is None and initial_weight(state) > SETTLED_WEIGHT:
+    if counter and why_counter_is_wrong(state) is None and is_barely_updated(state):
         needed = updates_needed(momentum, SETTLED_WEIGHT)
         return Upstream(
             "barely updated",
             "statistics that were barely updated",
-            f"momentum {momentum:g} needs {needed:,.0f} updates and got {counter:,}: "
-            f"{momentum_that_settles(counter):.2g} would do",
+            f"momentum {momentum:g} needs {needed:,.0f} updates and got {counter:,}: {momentum_advice(counter)}",
         )
     if updates_needed(momentum, SETTLED_WEIGHT) > _TRAINING:
         return Upstream("momentum", f"momentum {momentum:g}", f"an update changes nothing: {TORCH_MOMENTUM:g} would do")
@@ -90,6 +95,7 @@ def _of_updates(layer: ModelLayer) -> Upstream | None:
         return Upstream(
             "momentum",
             f"momentum {momentum:g}",
-            f"the statistics are those of the last batch: {TORCH_MOMENTUM:g} would do",
+            f"the statistics are those of the last batch{' or two' if momentum < 1 else ''}: "
+            f"{TORCH_MOMENTUM:g} would do",
         )
     return None

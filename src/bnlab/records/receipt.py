@@ -39,6 +39,7 @@ class Safety(str, Enum):
 REMEDIES: Mapping[str, Safety] = {
     "recalibrate": Safety.STATISTICS,
     "set-momentum": Safety.STATISTICS,
+    "set-eps": Safety.BEHAVIOUR,
     "drop-bias": Safety.EXACT,
     "freeze": Safety.BEHAVIOUR,
     "fold": Safety.EXACT,

@@ -6,8 +6,9 @@ from bnlab.remedies.drop_bias import DropBias
 from bnlab.remedies.freeze.freeze import Freeze
 from bnlab.remedies.recalibrate import Recalibrate
 from bnlab.remedies.remedy import Remedy
+from bnlab.remedies.set_eps import SetEps
 from bnlab.remedies.set_momentum import SetMomentum
 
 __all__ = ["REMEDIES_IN_ORDER"]
 
-REMEDIES_IN_ORDER: tuple[Remedy, ...] = (DropBias(), SetMomentum(), Recalibrate(), Freeze())
+REMEDIES_IN_ORDER: tuple[Remedy, ...] = (DropBias(), SetMomentum(), Recalibrate(), SetEps(), Freeze())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import nn
@@ -41,6 +41,7 @@ class Material:
         layerwise: Whether statistics are recomputed layer by layer, which batches that differ from each other need.
         ran: The layers that run on these batches; None where that is not known.
         advance: A function that is called after every batch.
+        eps: The eps to set in each layer that needs another one.
     """
 
     batches: Iterable[Any]
@@ -48,6 +49,7 @@ class Material:
     layerwise: bool = False
     ran: Collection[str] | None = None
     advance: Callable[[], None] = lambda: None
+    eps: Mapping[str, float] = field(default_factory=dict)
 
 
 class Remedy(ABC):

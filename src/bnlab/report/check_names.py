@@ -34,6 +34,8 @@ CHECK_NAMES: Mapping[str, str] = {
     "BN214": "WrongAxis",
     "BN301": "TrainEvalGap",
     "BN302": "EvalDependsOnBatch",
+    "BN303": "WrongEps",
+    "BN304": "PortedStatistics",
     "BN401": "StaleStatistics",
     "BN402": "DistributionShift",
     "BN403": "HeterogeneousBatches",

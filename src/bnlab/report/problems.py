@@ -24,10 +24,13 @@ __all__ = ["Problem", "at_least", "count", "counts", "problems_of"]
 _GAP, _MIXING = "BN301", "BN302"
 _BATCHES = "BN403"
 _MODES = ("BN213", "BN212")
+_EPS, _PORT = "BN303", "BN304"
 _STATISTICS = ("BN203", "BN104", "BN105", "BN202", "BN109", "BN401", _GAP)
 
 _EXPLAINED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(_MODES, (_GAP, _MIXING, "BN401")),
+    _PORT: (_GAP, "BN102", "BN107", "BN106", "BN401"),
+    _EPS: (_GAP, "BN401"),
     "BN206": (_GAP, "BN401", _BATCHES),
     "BN207": (_GAP, "BN401"),
     **{code: _STATISTICS[place + 1 :] for place, code in enumerate(_STATISTICS[:-1])},
@@ -48,7 +51,7 @@ _EXPLAINED: Mapping[str, tuple[str, ...]] = {
 _STALENESS = ("staleness", "staleness or shift", "precision")
 _HETEROGENEITY = ("heterogeneity", "training heterogeneity")
 _PART_OF_GAP: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys((*_STATISTICS[:-1], "BN207", "BN501", "BN101", "BN102", "BN113"), _STALENESS),
+    **dict.fromkeys((_PORT, _EPS, *_STATISTICS[:-1], "BN207", "BN501", "BN101", "BN102", "BN113"), _STALENESS),
     "BN206": _HETEROGENEITY,
     **dict.fromkeys(("BN404", "BN402"), ("shift",)),
     "BN205": ("dropout",),
@@ -56,6 +59,9 @@ _PART_OF_GAP: Mapping[str, tuple[str, ...]] = {
     _BATCHES: _HETEROGENEITY,
 }
 """The part of a gap that each cause opens, as `LayerRecord.gap` names it."""
+
+_ON_EVERY_LAYER = (_PORT, _EPS)
+"""Causes that are reported once for the network and act in every layer."""
 
 _BEYOND_THEIR_LAYERS = ("BN401", "BN402", "BN205")
 """Causes that also explain the gap of a layer that they are not reported on, because its gap is of their kind."""
@@ -199,6 +205,8 @@ class _Causes:
         for place, finding in enumerate(record.findings):
             self._anywhere.setdefault(finding.code, place)
             self._on_layer.setdefault(finding.layer, {}).setdefault(finding.code, place)
+        of_network = self._on_layer.get(None, {})
+        self._on_every_layer = {code: of_network[code] for code in _ON_EVERY_LAYER if code in of_network}
 
     def root(self, place: int) -> int:
         """Return the place of the finding that names the cause of a finding; its own place if it is the cause."""
@@ -226,7 +234,7 @@ class _Causes:
     def _cause(self, place: int) -> int | None:
         """Return the place of a finding that explains a finding; None if nothing does."""
         finding = self._findings[place]
-        near = self._anywhere if finding.layer is None else self._on_layer[finding.layer]
+        near = self._anywhere if finding.layer is None else {**self._on_every_layer, **self._on_layer[finding.layer]}
         explaining = [code for code, explained in _EXPLAINED.items() if finding.code in explained]
         causes = [near[code] for code in explaining if code in near and self._explains(near[code], finding)]
         if finding.code == _GAP:
@@ -236,10 +244,11 @@ class _Causes:
     def _explains(self, place: int, symptom: Finding) -> bool:
         """Whether a finding can be the cause of a symptom.
 
-        It is at least as severe, and in at least half of the channels of the symptom, if both name channels.
+        It is at least as severe, and in at least half of the channels of the symptom, if both name channels. A mean
+        that is stored as the variance is an error where it is negative, and its cause is still the port, a warning.
         """
         cause = self._findings[place]
-        if not cause.level.at_least(symptom.level):
+        if not cause.level.at_least(symptom.level) and cause.code != _PORT:
             return False
         if cause.channels is None or symptom.channels is None or cause.layer != symptom.layer:
             return True

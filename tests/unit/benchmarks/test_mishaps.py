@@ -28,7 +28,7 @@ def test_what_is_expected_exists():
     for expected in table.MISHAPS.values():
         assert [by_code(code).code for code in expected.codes] == list(expected.codes)
         assert expected.cause is None or expected.cause in CAUSES
-        assert expected.codes or expected.concludes
+        assert expected.codes or expected.concludes or expected.notes
 
 
 def test_every_case_says_what_it_is_about():

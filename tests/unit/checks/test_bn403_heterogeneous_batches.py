@@ -1,5 +1,6 @@
-"""Groups in the training batches are counted, and those that are mixed in each batch are not reported."""
+"""Sorted and grouped batches are reported and counted; shuffled batches are not, whatever their samples are."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -9,9 +10,10 @@ from torch import nn
 
 import bnlab
 from bnlab.checks.bn403_heterogeneous_batches import HeterogeneousBatches
-from bnlab.checks.cases import executed, model_layer, observed
+from bnlab.checks.cases import executed, model_layer
 from bnlab.observe.discover import any_batch_norm
 from bnlab.observe.groups import number_of_groups
+from bnlab.observe.model_evidence import BetweenBatches
 from bnlab.observe.passes.layer_statistics import observe
 from bnlab.observe.passes.subject import Subject
 
@@ -80,7 +82,8 @@ def test_groups_are_never_counted_in_shuffled_data():
         assert {number_of_groups([layer.batch_rows]) for layer in seen.values()} == {None}
 
 
-SHUFFLED = observed(batches=12, images=384)
+LIKE_SHUFFLED = BetweenBatches(batches=12, samples=32, ratio=1.0, z=0.0)
+FEW, SMALL = dataclasses.replace(LIKE_SHUFFLED, batches=4), dataclasses.replace(LIKE_SHUFFLED, samples=2.5)
 
 
 @pytest.mark.parametrize(
@@ -88,15 +91,12 @@ SHUFFLED = observed(batches=12, images=384)
     [
         ({"data": None, "train_data": None}, "not run"),
         ({}, "its batches cannot be shuffled"),
-        ({"shuffled": SHUFFLED}, None),
-        ({"shuffled": SHUFFLED, "execution": executed(calls=2)}, "it runs more than once"),
-        ({"shuffled": SHUFFLED, "data": observed(batches=4)}, "fewer than 5 batches"),
-        (
-            {"shuffled": SHUFFLED, "data": observed(batches=160, positions=1)},
-            "fewer than 8 values per channel in a batch",
-        ),
-        ({"data": observed(batches=4), "train_shuffled": SHUFFLED}, None),
-        ({"data": None, "train_shuffled": SHUFFLED}, None),
+        ({"between": LIKE_SHUFFLED}, None),
+        ({"between": LIKE_SHUFFLED, "execution": executed(calls=2)}, None),
+        ({"between": FEW}, "fewer than 5 batches"),
+        ({"between": SMALL}, "fewer than 3 samples in a batch"),
+        ({"between": FEW, "train_between": LIKE_SHUFFLED}, None),
+        ({"data": None, "train_between": LIKE_SHUFFLED}, None),
     ],
 )
 def test_a_layer_is_skipped_only_where_neither_data_set_can_be_judged(parts, reason):
@@ -106,3 +106,103 @@ def test_a_layer_is_skipped_only_where_neither_data_set_can_be_judged(parts, rea
 def test_training_batches_are_judged_with_four_batches_of_evaluation_data():
     (finding,) = findings(network(), data=batches((8,), 1, number=4), train_data=batches((8,), 3))
     assert "training batches" in finding.message
+
+
+def labelled(number, size, *, seed=0, shape=(8,), arrange=lambda labels, generator: torch.arange(len(labels))):
+    """Return batches of ten classes with other means, in the order that `arrange` returns for their labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(10, (number * size,), generator=generator)
+    means = 1.5 * torch.randn(10, *shape, generator=generator)
+    x = means[labels] + torch.randn(len(labels), *shape, generator=generator)
+    return [(part,) for part in x[arrange(labels, generator)].split(size)]
+
+
+def by_class(labels, _):
+    return labels.argsort(stable=True)
+
+
+def half_by_class(size):
+    """Return an arrangement in which half of each batch is of the sorted samples, and half of the others."""
+
+    def arrange(labels, _):
+        half = len(labels) // 2
+        ordered, others = labels[:half].argsort(stable=True), torch.arange(half, len(labels))
+        return torch.cat([ordered.view(-1, size // 2), others.view(-1, size // 2)], 1).flatten()
+
+    return arrange
+
+
+def two_classes(size):
+    """Return an arrangement in which each batch holds samples of two random classes, some of them more than once."""
+
+    def arrange(labels, generator):
+        batches = []
+        for _ in range(len(labels) // size):
+            pair = torch.isin(labels, torch.randperm(10, generator=generator)[:2]).nonzero().flatten()
+            batches.append(pair[torch.randint(len(pair), (size,), generator=generator)])
+        return torch.cat(batches)
+
+    return arrange
+
+
+ARRANGEMENTS = {"sorted by class": lambda _: by_class, "half-sorted": half_by_class, "two classes": two_classes}
+
+
+@pytest.mark.parametrize("kind", ARRANGEMENTS)
+@pytest.mark.parametrize(
+    ("name", "number", "size"), [("linear", 20, 16), ("convolutional", 24, 16), ("linear", 10, 32)]
+)
+def test_batches_of_some_classes_are_reported(kind, name, number, size):
+    make, shape = MODELS[name]
+    data = labelled(number, size, shape=shape, arrange=ARRANGEMENTS[kind](size), seed=3)
+    (finding,) = findings(make(), data=labelled(8, size, shape=shape), train_data=data)
+    assert "training batches" in finding.message
+    assert finding.measured["ratio"].value > finding.threshold["ratio"].value == 2
+    assert finding.measured["z"].value > finding.threshold["z"].value == 5
+
+
+def along_one_factor(number, size, *, is_sorted, seed=0):
+    """Return batches of curves of which one number decides every channel, up to a thousandth."""
+    generator = torch.Generator().manual_seed(seed)
+    factor = torch.rand(number * size, 1, generator=generator)
+    factor = factor.sort(0).values if is_sorted else factor
+    x = (factor - torch.linspace(0, 0.8, 8)).clamp(min=0) + 1e-3 * torch.randn(len(factor), 8, generator=generator)
+    return [(part,) for part in x.split(size)]
+
+
+def test_channels_that_follow_one_factor_are_reported_only_if_they_are_sorted_by_it():
+    assert findings(network(), data=along_one_factor(12, 16, is_sorted=True))
+    for seed in range(4):
+        assert findings(network(), data=along_one_factor(20, 16, is_sorted=False, seed=seed)) == ()
+
+
+@pytest.mark.parametrize(("number", "size"), [(5, 8), (5, 64), (11, 16), (40, 4), (70, 3)])
+@pytest.mark.parametrize("name", MODELS)
+def test_shuffled_batches_are_silent(name, number, size):
+    make, shape = MODELS[name]
+    for seed in (1, 2):
+        whole = labelled(number, size, shape=shape, seed=seed)
+        assert findings(make(), data=whole, train_data=[*whole, (whole[0][0][:2],)]) == ()
+
+
+def test_stale_statistics_and_shared_layers_are_no_obstacle():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.mix = nn.BatchNorm1d(8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.norm(self.mix(self.norm(x).relu()))
+
+    torch.manual_seed(0)
+    model = Twice()
+    model.norm.running_mean.fill_(float("nan"))
+    assert findings(model, data=labelled(12, 16, arrange=by_class))
+    assert findings(model, data=labelled(12, 16)) == ()
+
+
+def test_batches_that_are_large_and_hardly_differ_are_silent():
+    """Where a tenth of a standard deviation lies between batches, their means vary three times as much at 256."""
+    generator = torch.Generator().manual_seed(0)
+    data = [(torch.randn(256, 8, generator=generator) + 0.1 * torch.randn(8, generator=generator),) for _ in range(20)]
+    assert findings(network(), data=data) == ()

@@ -27,7 +27,7 @@ def test_a_healthy_checkpoint(tmp_path):
 def test_a_model_is_checked_with_its_own_momentum():
     model = nn.Sequential(nn.BatchNorm1d(3, momentum=0.001))
     for _ in range(90):
-        model(torch.randn(64, 3))
+        model(5 * torch.randn(64, 3))
     result = bnlab.check(model)
     assert result.target == Target("model", "Sequential")
     assert [finding.code for finding in result.findings] == ["BN105"]
@@ -38,7 +38,7 @@ def test_a_model_is_checked_with_its_own_momentum():
 def test_the_same_checkpoint_needs_the_momentum_stated(tmp_path):
     model = nn.Sequential(nn.BatchNorm1d(3, momentum=0.001))
     for _ in range(90):
-        model(torch.randn(64, 3))
+        model(5 * torch.randn(64, 3))
     path = save(model.state_dict(), tmp_path / "a.pt")
     assert bnlab.check(path).findings == ()
     assert [finding.code for finding in bnlab.check(path, momentum=0.001).findings] == ["BN105"]
@@ -48,7 +48,7 @@ def test_the_same_checkpoint_needs_the_momentum_stated(tmp_path):
 def test_assumptions_are_notes(tmp_path):
     path = save(state_dict("bn"), tmp_path / "a.pt")
     assert bnlab.check(path).notes == (
-        "BN105 would fire at a momentum below 0.00459 (0.1 is assumed)",
+        "BN105 would fire at a momentum below 0.00216 (0.1 is assumed)",
         "momentum 0.1 is assumed in 1 of 1 layers: a state dict does not hold it",
         "eps 1e-05 is assumed in 1 of 1 layers: a state dict does not hold it",
     )

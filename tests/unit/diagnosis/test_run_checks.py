@@ -1,7 +1,7 @@
 from bnlab import checks
 from bnlab.checks.cases import healthy, model, model_layer, network
 from bnlab.diagnosis.check import _diagnose
-from bnlab.diagnosis.run_checks import run_check
+from bnlab.diagnosis.run_checks import run_check, stale_layers
 from bnlab.diagnosis.settings import Settings
 from bnlab.observe.evidence import Evidence, NetworkState
 from bnlab.records import Outcome, Status, Target
@@ -17,8 +17,8 @@ def outcomes(result):
 
 def test_what_a_check_lacks_is_skipped_with_a_reason_never_passed():
     result = diagnose(network(healthy("a", num_batches_tracked=None), healthy("b", num_batches_tracked=None)))
-    assert outcomes(result)["BN105"] == ("skipped", "num_batches_tracked is absent in 2 of 2 layers")
-    assert outcomes(result)["BN112"] == ("skipped", "num_batches_tracked is absent in 2 of 2 layers")
+    assert outcomes(result)["BN105"] == ("skipped", "num_batches_tracked is absent in all layers")
+    assert outcomes(result)["BN112"] == ("skipped", "num_batches_tracked is absent in all layers")
 
 
 def test_what_a_check_lacks_on_some_layers_is_its_reason_too():
@@ -75,6 +75,13 @@ def test_a_check_of_a_model_is_skipped_where_there_is_no_model_or_not_what_it_ne
     without = model(missing={"train_data": "no train_data given"})
     assert run_check(check, [], without)[1].reason == f"no train_data given: needs {check.needs.value}"
     assert run_check(check, [], model())[1] == Outcome("BN402", Status.PASSED, None)
+
+
+def test_a_layer_whose_variances_are_all_doubled_is_stale():
+    doubled = model_layer("b", state=healthy("b", running_var=(1.6, 4, 0.8, 2.2)))
+    assert stale_layers(Settings.of(), model(model_layer("a"), doubled)) == ["b"]
+    lenient = Settings.of(limits={"BN401": {"scale": 0.4}, "BN301": {"excess": 1}})
+    assert stale_layers(lenient, model(doubled)) == []
 
 
 def test_the_layers_of_a_model_are_judged_as_those_of_a_file_are():

@@ -14,7 +14,7 @@ def diagnose(*networks, **options):
 
 
 def test_limits_can_be_replaced():
-    layer = healthy(running_var=(1, 1, 1, 0.1), weight=(1, 1, 1, 1))
+    layer = healthy(running_mean=(0, 0.1, 0, 0), running_var=(1, 1, 1, 2e-5), weight=(1, 1, 1, 0.02))
     assert diagnose(network(layer)).findings == ()
     (finding,) = diagnose(network(layer), limits={"BN107": {"ratio": 3}}).findings
     assert finding.threshold["gain / median"].value == 3
@@ -26,6 +26,13 @@ def test_limits_can_be_replaced():
         ({"momentum": 1.5}, "momentum: value must be in [0, 1] or None, got 1.5."),
         ({"momentum": float("nan")}, "momentum: value must be in [0, 1] or None, got nan."),
         ({"momentum": "x"}, "momentum: value must be in [0, 1] or None, got 'x'."),
+        (
+            {"momentum": "infer"},
+            (
+                "momentum: value must be in [0, 1] or None, got 'infer'. Running statistics do not show it. They only "
+                "bound it: a variance that began at 1 cannot be below (1 - momentum)^num_batches_tracked."
+            ),
+        ),
         ({"eps": -1.0}, "eps: value must be finite and >= 0, got -1.0."),
         ({"eps": float("inf")}, "eps: value must be finite and >= 0, got inf."),
         (
@@ -41,7 +48,7 @@ def test_limits_can_be_replaced():
         ({"select": []}, "select: codes must name at least one check, got none."),
         (
             {"limits": {"BN107": {"rate": 1}}},
-            "limits: name for BN107 must be one of ['ratio', 'dead_weight'], got 'rate'.",
+            "limits: name for BN107 must be one of ['ratio', 'near_eps', 'lead', 'dead_weight'], got 'rate'.",
         ),
     ],
 )

@@ -78,6 +78,29 @@ def test_a_real_shift_is_reported_between_batches_of_two_and_of_64():
     assert "BN402" in {finding.code for finding in diagnosis.findings}
 
 
+def test_batches_that_differ_show_between_them():
+    runner = passes(mlp())
+    plain, offset = batches(6, 16), keep("data", [x + index for index, x in enumerate(batches(6, 16))], None)
+    like_shuffled, differing = (runner.between_batches("data", runner.over("data", data)) for data in (plain, offset))
+    assert like_shuffled.keys() == differing.keys() == {"1", "4"}
+    assert all(each.z < 4 for each in like_shuffled.values())
+    assert all(each.z > 5 and each.ratio > 3 for each in differing.values())
+    assert runner.between_batches("train_data", None) == {}
+
+
+def test_a_model_that_takes_whole_batches_only_is_not_compared():
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(6)
+
+        def forward(self, x):
+            return self.norm(x.view(16, 6))
+
+    runner = passes(Whole())
+    assert runner.between_batches("data", runner.over("data", batches(6, 16))) == {}
+
+
 def test_single_samples_are_joined():
     runner = passes(mlp())
     of_joined = runner.over_joined("data", batches(50, 1))

@@ -25,6 +25,11 @@ def test_columns_hold_every_channel_in_order():
     assert NETWORK.eps.tolist() == [0, 0, 0, 0, 0.75, 0.75]
 
 
+def test_the_norm_of_a_filter_is_1_where_it_is_not_known():
+    known = healthy(running_mean=(7, 8), running_var=(1, 1), weight=None, bias=None, filter_norms=(2, 3))
+    assert NetworkState("", (healthy(), known)).filter_norms.tolist() == [1, 1, 1, 1, 2, 3]
+
+
 def test_gain_is_undefined_where_the_root_is():
     assert NETWORK.gain[:2].tolist() == [2.0, 1.0]
     assert np.isnan(NETWORK.gain[2:4]).all()
@@ -55,7 +60,9 @@ def test_stated_hyperparameters_are_no_longer_assumed():
     assert Hyperparameters().stating(momentum=0.3, eps=1e-3) == Hyperparameters(0.3, 1e-3, ())
 
 
-@pytest.mark.parametrize("name", ["running_mean", "running_var", "weight", "bias", "eps", "gain", "pruned"])
+@pytest.mark.parametrize(
+    "name", ["running_mean", "running_var", "weight", "bias", "eps", "gain", "pruned", "filter_norms"]
+)
 def test_columns_are_as_long_as_the_channels(name):
     assert len(getattr(NETWORK, name)) == 6
 

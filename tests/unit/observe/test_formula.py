@@ -60,7 +60,7 @@ def compared(layer, dtype=torch.float32):
 def test_another_formula_is_named_with_its_class(kind):
     formulas = compared(kind(4))
     assert formulas.differences()["bn"] > 0.1
-    assert formulas.reasons()["bn"].startswith(f"is a {kind.__name__}, a subclass of BatchNorm2d whose output")
+    assert formulas.reasons()["bn"].startswith(f"is of class {kind.__name__}, a subclass of BatchNorm2d whose output")
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,11 @@ def test_such_a_layer_is_left_out_and_never_called_stale():
     diagnosis = bnlab.check(model.eval(), data=data, train_data=data, metric=accuracy)
     assert not {"BN401", "BN301"} & {finding.code for finding in diagnosis.findings if finding.layer}
     assert "1 is ScaleOnly, a subclass of BN with another formula" in diagnosis.conclusion
-    assert any(note.startswith("1: the layer is a ScaleOnly, a subclass of BatchNorm2d") for note in diagnosis.notes)
+    assert any(
+        note.startswith("1: the layer is of class ScaleOnly, a subclass of BatchNorm2d") for note in diagnosis.notes
+    )
     reason = next(outcome.reason for outcome in diagnosis.outcomes if outcome.code == "BN401")
-    assert "its class computes another formula than BN in 1 of 1 layers" in reason
+    assert "its class computes another formula than BN in all layers" in reason
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 

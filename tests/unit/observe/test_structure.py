@@ -26,6 +26,18 @@ def test_a_resnet():
     assert executed["layer2.0.downsample.1"].producer.name == "layer2.0.downsample.0"
 
 
+def test_the_norms_of_the_filters_come_with_the_producer():
+    model = build("resnet")
+    executed = seen(model, images(4))
+    expected = model.conv1.weight.detach().flatten(1).norm(dim=1)
+    assert torch.allclose(torch.tensor(executed["bn1"].producer.filter_norms), expected.double())
+    on_another_axis = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5))
+    (execution,) = seen(on_another_axis, torch.randn(3, 5, 6)).values()
+    assert execution.producer.filter_norms is None
+    (execution,) = seen(on_another_axis, torch.randn(3, 6)).values()
+    assert len(execution.producer.filter_norms) == 5
+
+
 class Odd(nn.Module):
     def __init__(self):
         super().__init__()

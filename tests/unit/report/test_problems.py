@@ -161,6 +161,18 @@ def test_a_gap_that_only_the_metric_shows_belongs_to_the_largest_cause(main, cau
     assert [(code, also) for code, also, _ in problems if also] == [(cause, ("BN301",))]
 
 
+def test_a_port_leads_the_findings_of_every_layer_and_negative_variances_too():
+    """It is reported once for the network, and is a warning where a mean that is stored as the variance is an error."""
+    findings = [of(None, "BN304"), *(of(name, code) for name in "ab" for code in ("BN102", "BN301", "BN401"))]
+    (problem,) = problems_of(record(*findings, gaps={"a": "staleness"}))
+    assert (problem.code, problem.symptoms, problem.layers) == ("BN304", ("BN102", "BN301", "BN401"), ("a", "b"))
+    assert problem.level is Level.ERROR
+
+
+def test_a_port_explains_no_samples_that_are_mixed():
+    assert groups(of(None, "BN304"), of("a", "BN302")) == [("BN302", (), "a"), ("BN304", (), "")]
+
+
 def test_samples_that_are_mixed_are_a_symptom_of_modes_that_are_not_obeyed():
     assert groups(of(None, "BN302"), of("b", "BN212")) == [("BN212", ("BN302",), "b")]
     assert groups(of(None, "BN302"), of(None, "BN213")) == [("BN213", ("BN302",), "")]

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bnlab.observe.evidence import Floats
 
-__all__ = ["BatchRows"]
+__all__ = ["BatchRows", "spread_channels"]
 
 _MAX_BATCHES = 256
 _MAX_CHANNELS = 32
 
 _SMALLEST_SCALE = 1e-150
 """Smallest variance, squared input units, that replaces 0 where eps is 0; its square root and its log are finite."""
+
+
+def spread_channels(channels: int) -> NDArray[np.intp]:
+    """Return up to 32 of a number of channels, spread evenly over them."""
+    return np.unique(np.linspace(0, channels - 1, min(channels, _MAX_CHANNELS)).round().astype(np.intp))
 
 
 class BatchRows:
@@ -23,7 +29,7 @@ class BatchRows:
     """
 
     def __init__(self, channels: int) -> None:
-        self._chosen = np.unique(np.linspace(0, channels - 1, min(channels, _MAX_CHANNELS)).round().astype(np.intp))
+        self._chosen = spread_channels(channels)
         self._rows: list[tuple[Floats, Floats]] = []
         self._batches = 0
         self._generator = np.random.default_rng(0)

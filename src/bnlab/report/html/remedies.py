@@ -67,6 +67,10 @@ def _set_momentum(case: Case) -> tuple[str | None, str | None]:
     return _by_repair(case, Safety.STATISTICS)
 
 
+def _set_eps(case: Case) -> tuple[str | None, str | None]:
+    return _by_repair(case, Safety.BEHAVIOUR)
+
+
 def _drop_bias(case: Case) -> tuple[str | None, str | None]:
     return _by_repair(case, Safety.EXACT)
 
@@ -101,6 +105,7 @@ def _manual(case: Case) -> tuple[str | None, str | None]:
 _STEPS: dict[str, Callable[[Case], tuple[str | None, str | None]]] = {
     "recalibrate": _recalibrate,
     "set-momentum": _set_momentum,
+    "set-eps": _set_eps,
     "drop-bias": _drop_bias,
     "freeze": _freeze,
     "fold": _fold,

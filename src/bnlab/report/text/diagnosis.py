@@ -90,10 +90,10 @@ def _parts(diagnosis: DiagnosisRecord, level: Level, sheet: Sheet) -> Iterable[R
 def _head(diagnosis: DiagnosisRecord, sheet: Sheet) -> Text:
     summary = diagnosis.summary
     networks = len({layer.network for layer in diagnosis.layers})
-    dtypes = ", ".join(dict.fromkeys(sheet.plain(layer.dtype) for layer in diagnosis.layers))
+    dtypes = dict.fromkeys(sheet.plain(layer.dtype) for layer in diagnosis.layers if layer.dtype != "none")
     among = f" in {networks} networks" if networks > 1 else ""
     name = Text(sheet.plain(diagnosis.target.name), style="bold cyan")
-    counts = f"{counted(summary.layers, 'BN layer')}{among}, {counted(summary.channels, 'channel')}, {dtypes}"
+    counts = ", ".join([counted(summary.layers, "BN layer") + among, counted(summary.channels, "channel"), *dtypes])
     return Text.assemble(name, f"\n{counts}\n")
 
 

@@ -109,6 +109,8 @@ def _counter(layer: LayerRecord) -> str:
 
 def _between(layer: LayerRecord) -> str:
     var = layer.running_var
+    if layer.dtype == "none":
+        return "-"
     return "not finite" if var is None else f"{var.min:.2g} .. {var.max:.2g}"
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bnlab.observe.passes.batch_rows import BatchRows
+from bnlab.observe.passes.batch_rows import BatchRows, spread_channels
 
 
 def test_rows_are_standardised():
@@ -35,6 +35,14 @@ def test_at_most_32_channels_are_kept_and_they_cover_the_layer():
     few = BatchRows(5)
     few.add(np.arange(5.0), np.ones(5))
     assert few.standardised(np.zeros(5), np.ones(5), 0.0).shape == (1, 10)
+
+
+def test_channels_are_spread_over_the_layer():
+    assert spread_channels(1).tolist() == [0]
+    assert spread_channels(32).tolist() == list(range(32))
+    many = spread_channels(100)
+    assert (len(many), many[0], many[-1]) == (32, 0, 99)
+    assert set(np.diff(many)) == {3, 4}
 
 
 def test_memory_is_bounded_and_groups_in_turn_stay_visible():

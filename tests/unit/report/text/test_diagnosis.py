@@ -140,7 +140,7 @@ def test_a_thousand_notes_are_not_printed():
 
 def test_the_report_lists_skipped_checks_and_what_was_left_alone():
     text = render(diagnose(healthy(num_batches_tracked=None), left_alone=(("vq", "has no running_var"),)))
-    assert "BN105, BN112 skipped: num_batches_tracked is absent in 1 of 1 layers" in text
+    assert "BN105, BN112 skipped: num_batches_tracked is absent in all layers" in text
     assert "left alone: vq has no running_var" in text
 
 
