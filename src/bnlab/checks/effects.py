@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bnlab.observe.differences import differences
 from bnlab.observe.evidence import Floats, Masks
 from bnlab.observe.model_evidence import ModelLayer
 
@@ -135,11 +136,10 @@ def effect_of(estimate: Estimate, reference: Estimate, eps: float) -> Effect:
         reference: The expected statistics. Their standard deviation, sqrt(var + eps), is the unit.
         eps: Number that is added to both variances, squared input units.
     """
-    spread = reference.var + eps
+    signed, _ = differences(estimate.mean, estimate.var, reference.mean, reference.var, eps)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        difference = np.abs(estimate.mean - reference.mean)
-        of_mean = np.where(difference == 0, 0.0, difference / np.sqrt(spread))
-        mean_error = np.sqrt((estimate.mean_noise + reference.mean_noise) / spread)
+        of_mean = np.where(estimate.mean - reference.mean == 0, 0.0, np.abs(signed))
+        mean_error = np.sqrt((estimate.mean_noise + reference.mean_noise) / (reference.var + eps))
     log_scale, var_error = _log_scale(estimate, reference, eps)
     of_var = np.abs(log_scale)
     size = np.minimum(np.nan_to_num(np.maximum(of_mean, of_var), nan=_LARGEST), _LARGEST)
@@ -213,8 +213,9 @@ def is_stale(layer: ModelLayer) -> bool:
 def _log_scale(estimate: Estimate, reference: Estimate, eps: float) -> tuple[Floats, Floats]:
     """Return half the log of the ratio of variances with eps, and its standard error."""
     own, spread = estimate.var + eps, reference.var + eps
+    _, log_scale = differences(estimate.mean, estimate.var, reference.mean, reference.var, eps)
+    ratio = np.where(own == spread, 0.0, log_scale)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        ratio = np.where(own == spread, 0.0, np.log(own / spread) / 2)
         error = np.sqrt(_relative(estimate.var_noise, own) + _relative(reference.var_noise, spread)) / 2
     return ratio, error
 

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.conventions import TORCH_EPS
 from bnlab.errors import UsageError
+from bnlab.observe.differences import differences
 from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import EpsFit, ModelLayer, Observed
 from bnlab.observe.passes.batches import Batch, KeptBatches, spread
@@ -59,11 +60,10 @@ def mismatch(layer: ModelLayer, seen: Observed) -> float:
     state = layer.state
     assert state is not None
     mean_noise, var_noise = seen.buffer_noise(layer.momentum)
+    of_mean, of_var = differences(state.running_mean, state.running_var, seen.within_mean, seen.within_var, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        of_mean = (state.running_mean - seen.within_mean) ** 2 / seen.within_var
-        of_var = (np.log(state.running_var / seen.within_var) / 2) ** 2
-        mean_ratio = of_mean / (mean_noise / seen.within_var + _FLOOR**2)
-        var_ratio = of_var / (var_noise / (4 * seen.within_var**2) + _FLOOR**2)
+        mean_ratio = of_mean**2 / (mean_noise / seen.within_var + _FLOOR**2)
+        var_ratio = of_var**2 / (var_noise / (4 * seen.within_var**2) + _FLOOR**2)
     ratios = np.concatenate([mean_ratio, var_ratio])
     ratios = ratios[~np.isnan(ratios)]
     return float(np.minimum(ratios, _MAX_RATIO).mean()) if len(ratios) else 0.0

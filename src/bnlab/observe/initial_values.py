@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from bnlab.conventions import SETTLED_WEIGHT
+from bnlab.observe.differences import differences
 from bnlab.observe.evidence import Floats, LayerState
 
 __all__ = [
@@ -94,9 +95,8 @@ def initial_effect(state: LayerState, weight: float) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         mean = state.running_mean / (1 - weight)
         var = np.maximum(state.running_var - weight, 0) / (1 - weight)
-        of_mean = np.abs(mean - state.running_mean) / np.sqrt(var + eps)
-        of_var = np.abs(np.log((state.running_var + eps) / (var + eps))) / 2
-    return np.nan_to_num(np.fmax(of_mean, of_var), nan=0.0, posinf=_LARGEST)
+    of_mean, of_var = differences(state.running_mean, state.running_var, mean, var, eps)
+    return np.nan_to_num(np.fmax(np.abs(of_mean), np.abs(of_var)), nan=0.0, posinf=_LARGEST)
 
 
 def is_barely_updated(

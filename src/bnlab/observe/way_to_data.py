@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from bnlab.observe.differences import differences
 from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import ModelLayer, Observed
 
@@ -43,8 +44,8 @@ def way_to_data(layers: Iterable[ModelLayer]) -> float | None:
     for layer in layers:
         if layer.state is None or layer.data is None or layer.train_data is None:
             continue
-        ways.append(_differences(layer.state.running_mean, layer.state.running_var, layer.train_data, layer.eps))
-        shifts.append(_differences(layer.data.within_mean, layer.data.within_var, layer.train_data, layer.eps))
+        ways.append(_from_training(layer.state.running_mean, layer.state.running_var, layer.train_data, layer.eps))
+        shifts.append(_from_training(layer.data.within_mean, layer.data.within_var, layer.train_data, layer.eps))
     if not ways:
         return None
     way, shift = np.concatenate(ways), np.concatenate(shifts)
@@ -60,9 +61,5 @@ def way_to_data(layers: Iterable[ModelLayer]) -> float | None:
     return weight if explains and is_between else None
 
 
-def _differences(mean: Floats, var: Floats, reference: Observed, eps: float) -> Floats:
-    spread = reference.within_var + eps
-    with np.errstate(divide="ignore", invalid="ignore"):
-        of_mean = (mean - reference.within_mean) / np.sqrt(spread)
-        of_var = np.log((var + eps) / spread) / 2
-    return np.concatenate([of_mean, of_var])
+def _from_training(mean: Floats, var: Floats, reference: Observed, eps: float) -> Floats:
+    return np.concatenate(differences(mean, var, reference.within_mean, reference.within_var, eps))

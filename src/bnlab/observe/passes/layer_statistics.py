@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bnlab.functional.moments import batch_moments
 from bnlab.functional.streaming import StreamingMoments
 from bnlab.kernels import native
+from bnlab.observe.differences import differences
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
 from bnlab.observe.gap import batch_sums
@@ -168,15 +169,9 @@ class _Meter:
         """Return the root mean square difference of the calls from all of them together, in standard deviations."""
         if len(self.calls) < 2:
             return 0.0
-        spread = self.values.unbiased_var + self.eps
-        squares = [
-            np.maximum(
-                (call.mean - self.values.mean) ** 2 / spread,
-                (np.log((call.unbiased_var + self.eps) / spread) / 2) ** 2,
-            )
-            for call in self.calls
-        ]
-        return float(np.sqrt(np.mean(squares)))
+        mean, var = self.values.mean, self.values.unbiased_var
+        from_all = [differences(call.mean, call.unbiased_var, mean, var, self.eps) for call in self.calls]
+        return float(np.sqrt(np.mean([np.maximum(of_mean**2, of_var**2) for of_mean, of_var in from_all])))
 
     def _sample(self, x: Tensor, mean: Floats) -> None:
         """Add the means and mean squared deviations of some samples, which give realistic standard errors."""
