@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 __all__ = [
+    "FEW_VALUES",
+    "LARGE_MOMENTUM",
     "SETTLED_WEIGHT",
     "TORCH_EPS",
     "TORCH_MOMENTUM",
@@ -20,6 +22,12 @@ __all__ = [
 
 SETTLED_WEIGHT = 0.01
 """Weight of the initial values in a moving average below which it counts as settled."""
+
+LARGE_MOMENTUM = 0.5
+"""Momentum above which the running statistics are those of one or two batches."""
+
+FEW_VALUES = 16
+"""Values per channel in a batch below which batch statistics are noise: for 16, the mean gain is 9 % too high."""
 
 TORCH_MOMENTUM = 0.1
 """Default ``momentum`` of ``torch.nn.BatchNorm*d``: weight of the new batch."""

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["abridged", "and_more", "counted", "enumerated", "listed", "out_of"]
+__all__ = [
+    "OTHER_DIRECTION",
+    "OWN_FORMULA",
+    "TRAINED_WITH",
+    "abridged",
+    "and_more",
+    "counted",
+    "enumerated",
+    "listed",
+    "out_of",
+]
 
+OWN_FORMULA = "its class computes another formula than BN"
+"""The reason to skip a layer whose statistics do not say what it computes."""
 
 OTHER_DIRECTION = "the direction of the metric is the wrong one (lower_is_better)"
 """The other reading of a metric that speaks against recalibration."""
+
+TRAINED_WITH = "its weights were trained with these statistics, as the loss shows"
+"""The reason to skip a layer whose stored statistics belong to its weights."""
 
 
 def counted(count: int, noun: str, plural: str | None = None, *, separator: str = "") -> str:

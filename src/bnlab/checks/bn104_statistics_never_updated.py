@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from bnlab.checks.cases import healthy, network, of, untrained
-from bnlab.checks.check import TRAINED_WITH, Case, Check, Group, Needs, NoLimits
+from bnlab.checks.check import Case, Check, Group, Needs, NoLimits
 from bnlab.observe.evidence import LayerState, NetworkState
 from bnlab.records import Finding, Quantity
+from bnlab.wording import TRAINED_WITH
 
 __all__ = ["StatisticsNeverUpdated"]
 

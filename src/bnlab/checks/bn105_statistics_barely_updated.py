@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bnlab.checks.cases import healthy, network, of, untrained
-from bnlab.checks.check import TRAINED_WITH, Case, Check, Group, Needs, in_channels, limit, show
+from bnlab.checks.check import Case, Check, Group, Needs, in_channels, limit, show
 from bnlab.conventions import SETTLED_WEIGHT
 from bnlab.observe.evidence import LayerState, NetworkState
 from bnlab.observe.initial_values import (
@@ -22,7 +22,7 @@ from bnlab.observe.initial_values import (
 )
 from bnlab.observe.upstream import momentum_advice
 from bnlab.records import Finding, Quantity
-from bnlab.wording import counted
+from bnlab.wording import TRAINED_WITH, counted
 
 __all__ = ["StatisticsBarelyUpdated"]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bnlab.checks.cases import model, model_layer
 from bnlab.checks.check import Case, Group, ModelCheck, Needs, limit, show
+from bnlab.conventions import LARGE_MOMENTUM
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.records import Finding, Quantity
 
@@ -17,7 +18,9 @@ __all__ = ["MomentumIsDecay"]
 class Limits:
     """Limits of BN202."""
 
-    momentum: float = limit(0.5, unit="weight of the new batch", source="above it at most 3 batches are averaged")
+    momentum: float = limit(
+        LARGE_MOMENTUM, unit="weight of the new batch", source="above it at most 3 batches are averaged"
+    )
 
 
 class MomentumIsDecay(ModelCheck[Limits]):

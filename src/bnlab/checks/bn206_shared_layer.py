@@ -56,7 +56,7 @@ class SharedLayer(ModelCheck[NoLimits]):
         """Yield one finding per layer that ran more than once."""
         for layer in evidence.layers:
             if layer.execution is not None and layer.execution.calls > 1:
-                between = max((seen.between_calls for seen in (layer.data, layer.train_data) if seen), default=0.0)
+                between = layer.between_calls
                 differ = f"; its calls differ by {show(between)} standard deviations" if between else ""
                 yield self.finding(
                     layer,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bnlab.checks.cases import model, model_layer
-from bnlab.checks.check import TRAINED_WITH, Case, Group, ModelCheck, Needs, NoLimits
+from bnlab.checks.check import Case, Group, ModelCheck, Needs, NoLimits
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.records import Finding, Quantity
+from bnlab.wording import TRAINED_WITH
 
 __all__ = ["FrozenButUpdating"]
 

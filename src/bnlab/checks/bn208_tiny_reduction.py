@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bnlab.checks.cases import executed, healthy, model, model_layer, observed
-from bnlab.checks.check import TRAINED_WITH, Case, Group, ModelCheck, Needs, limit, show
+from bnlab.checks.check import Case, Group, ModelCheck, Needs, limit, show
 from bnlab.checks.effects import is_stale
+from bnlab.conventions import FEW_VALUES
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.records import Finding, Quantity
+from bnlab.wording import TRAINED_WITH
 
 __all__ = ["TinyReduction"]
 
@@ -22,7 +24,7 @@ class Limits:
     """Limits of BN208."""
 
     count: float = limit(
-        16,
+        FEW_VALUES,
         unit="values per channel",
         source="the mean gain is 9 % too high for 16 normal values, 20 % for 8, 60 % for 4",
     )

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bnlab.checks.cases import healthy, model, model_layer, observed
-from bnlab.checks.check import OWN_FORMULA, TRAINED_WITH, Case, Group, ModelCheck, Needs, limit, show
+from bnlab.checks.check import Case, Group, ModelCheck, Needs, limit, show
+from bnlab.checks.effects import why_skipped
 from bnlab.observe.model_evidence import Gap, ModelEvidence, ModelLayer
 from bnlab.observe.upstream import upstream_of
 from bnlab.records import Finding, Numbers, Quantity
@@ -62,13 +63,8 @@ class TrainEvalGap(ModelCheck[Limits]):
 
     def lacks(self, layer: ModelLayer) -> str | None:
         """Return the reason why a layer has no gap to measure."""
-        if layer.frozen:
-            return "frozen on purpose"
-        if layer.trained_with:
-            return TRAINED_WITH
-        if layer.own_formula is not None:
-            return OWN_FORMULA
-        return "no running statistics, or not run" if layer.gap is None else None
+        unknown = "no running statistics, or not run" if layer.gap is None else None
+        return why_skipped(layer) or unknown
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer with a gap, or one for the network where only the metric shows it."""

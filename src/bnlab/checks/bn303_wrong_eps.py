@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from bnlab.checks.cases import healthy, model, model_layer, observed
 from bnlab.checks.check import Case, Group, ModelCheck, Needs, limit, show
 from bnlab.checks.effects import is_stale
-from bnlab.observe.model_evidence import EpsFit, ModelEvidence, ModelLayer
+from bnlab.observe.model_evidence import EPS_GAIN, EPS_MISMATCH, EpsFit, ModelEvidence, ModelLayer
 from bnlab.records import Finding, Quantity
+from bnlab.wording import OWN_FORMULA
 
 __all__ = ["WrongEps"]
 
@@ -19,8 +20,8 @@ __all__ = ["WrongEps"]
 class Limits:
     """Limits of BN303."""
 
-    mismatch: float = limit(1.0, unit="squared noise", source="as far as noise and 0.05 std explain")
-    gain: float = limit(4.0, unit="ratio of mismatches", source="0 of 316 healthy networks in a trial")
+    mismatch: float = limit(EPS_MISMATCH, unit="squared noise", source="as far as noise and 0.05 std explain")
+    gain: float = limit(EPS_GAIN, unit="ratio of mismatches", source="0 of 316 healthy networks in a trial")
     factor: float = limit(
         2.0, unit="ratio", source="the value is within a factor of 2 in 202 of 207 networks of a trial"
     )
@@ -70,7 +71,7 @@ class WrongEps(ModelCheck[Limits]):
         """Return the reason why a layer shows nothing of eps."""
         if layer.state is None or layer.train_data is None:
             return "no running statistics, or not run on train_data"
-        return "its class computes another formula than BN" if layer.own_formula is not None else None
+        return OWN_FORMULA if layer.own_formula is not None else None
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding for an eps that fits."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from bnlab.checks.cases import healthy, model, model_layer, observed
-from bnlab.checks.check import OWN_FORMULA, TRAINED_WITH, Case, Group, ModelCheck, Needs, in_channels, limit, show
-from bnlab.checks.effects import STALE_CHANNELS, STALE_EFFECT, STALE_ERRORS, STALE_SCALE, stale_of
+from bnlab.checks.check import Case, Group, ModelCheck, Needs, in_channels, limit, show
+from bnlab.checks.effects import STALE_CHANNELS, STALE_EFFECT, STALE_ERRORS, STALE_SCALE, stale_of, why_skipped
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.observe.upstream import upstream_of
 from bnlab.observe.way_to_data import way_to_data
@@ -72,13 +72,8 @@ class StaleStatistics(ModelCheck[Limits]):
 
     def lacks(self, layer: ModelLayer) -> str | None:
         """Return the reason why there is nothing to compare."""
-        if layer.frozen:
-            return "frozen on purpose"
-        if layer.trained_with:
-            return TRAINED_WITH
-        if layer.own_formula is not None:
-            return OWN_FORMULA
-        return "no running statistics, or not run" if layer.state is None or layer.data is None else None
+        unknown = "no running statistics, or not run" if layer.state is None or layer.data is None else None
+        return why_skipped(layer) or unknown
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer whose statistics are stale."""
@@ -88,7 +83,7 @@ class StaleStatistics(ModelCheck[Limits]):
         for layer, why in stale.items():
             data, share = "data" if layer.train_data is None else "training data", len(why.channels) / layer.channels
             measured = {"effect": Quantity(why.effect, "std"), "channels": Quantity(share, "fraction")}
-            threshold = {key: Quantity(limits[key], measured[key].unit) for key in measured}
+            threshold = {key: Quantity(limits[key], one.unit) for key, one in measured.items()}
             text = (
                 f"running statistics are up to {show(why.effect)} standard deviations from those of the {data} "
                 f"{in_channels(why.channels, layer)}, must be <= {show(self.limits.effect)}"
@@ -101,7 +96,7 @@ class StaleStatistics(ModelCheck[Limits]):
                     f"running_var is {show(why.ratio)} times the variance of the {data} in the median channel, "
                     f"must be {'<' if bound > 1 else '>'}= {show(bound)} times"
                 )
-            text = f"{text}{_reason(layer, way)}"
+            text += _reason(layer, way)
             yield self.finding(layer, text, channels=why.channels, measured=measured, threshold=threshold)
 
     CLEAN = (

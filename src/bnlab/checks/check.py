@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HEADINGS",
-    "OWN_FORMULA",
-    "TRAINED_WITH",
     "AnyCheck",
     "Case",
     "Check",
@@ -69,13 +67,6 @@ class Needs(Enum):
     def argument(self) -> str | None:
         """Key in `ModelEvidence.missing` that records its absence; None for evidence that is always present."""
         return None if self in (Needs.STATE, Needs.MODEL) else self.name.lower()
-
-
-OWN_FORMULA = "its class computes another formula than BN"
-"""The reason to skip a layer whose statistics do not say what it computes."""
-
-TRAINED_WITH = "its weights were trained with these statistics, as the loss shows"
-"""The reason to skip a layer whose stored statistics belong to its weights."""
 
 
 def limit(default: float, *, unit: str, source: str) -> float:

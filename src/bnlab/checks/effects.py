@@ -10,6 +10,7 @@ import numpy as np
 from bnlab.observe.differences import differences
 from bnlab.observe.evidence import Floats, Masks
 from bnlab.observe.model_evidence import ModelLayer
+from bnlab.wording import OWN_FORMULA, TRAINED_WITH
 
 __all__ = [
     "STALE_CHANNELS",
@@ -24,6 +25,7 @@ __all__ = [
     "is_stale",
     "stale_of",
     "staleness_of",
+    "why_skipped",
 ]
 
 STALE_EFFECT = 0.35
@@ -203,6 +205,15 @@ def stale_of(
             off = np.sign(staleness.scale) * staleness.log_scale > scale
         ratio = math.exp(2 * staleness.scale)
     return Stale(tuple(np.flatnonzero(off).tolist()), float(staleness.effect.size[off].max()), ratio)
+
+
+def why_skipped(layer: ModelLayer) -> str | None:
+    """Return why the statistics of a layer are not compared with those of its data; None if they are."""
+    if layer.frozen:
+        return "frozen on purpose"
+    if layer.trained_with:
+        return TRAINED_WITH
+    return OWN_FORMULA if layer.own_formula is not None else None
 
 
 def is_stale(layer: ModelLayer) -> bool:

@@ -8,7 +8,6 @@ from bnlab.checks import CHECKS
 from bnlab.diagnosis.advice import ON_STATISTICS, effect_of_recalibrating, trained_with_statistics
 from bnlab.observe.gap import IN_THE_STATISTICS, shares
 from bnlab.observe.model_evidence import ModelEvidence
-from bnlab.observe.ported import port_of
 from bnlab.observe.upstream import Upstream, upstream_of
 from bnlab.records import Cause, Finding, Level, Outcome, Status, Summary
 from bnlab.wording import counted, enumerated
@@ -179,10 +178,9 @@ def _training_groups(findings: Sequence[Finding]) -> str:
 
 def _reason_of_port(finding: Finding, evidence: ModelEvidence | None, findings: Sequence[Finding]) -> str:
     """Return which mistake of a port is behind a finding on the statistics, as a part of a conclusion; "" for none."""
-    if evidence is None or finding.code not in ("BN102", *ON_STATISTICS):
+    if evidence is None or evidence.port is None or finding.code not in ("BN102", *ON_STATISTICS):
         return ""
-    port = port_of(evidence.layers) if any(other.code == "BN304" for other in findings) else None
-    return "" if port is None else f"; the reason is {port.fault}"
+    return f"; the reason is {evidence.port.fault}" if any(other.code == "BN304" for other in findings) else ""
 
 
 def _other_eps(findings: Sequence[Finding], evidence: ModelEvidence) -> str:

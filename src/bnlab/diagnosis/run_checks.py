@@ -13,7 +13,6 @@ from bnlab.checks.bn401_stale_statistics import StaleStatistics
 from bnlab.diagnosis.settings import Settings
 from bnlab.observe.evidence import NetworkState
 from bnlab.observe.model_evidence import ModelEvidence
-from bnlab.observe.ported import port_of
 from bnlab.records import Finding, Outcome, Status
 from bnlab.wording import counted
 
@@ -79,8 +78,8 @@ def stale_layers(settings: Settings, evidence: ModelEvidence) -> list[str]:
     gap = next((check for check in settings.checks if isinstance(check, TrainEvalGap)), TrainEvalGap())
     gaps = {layer.name: layer.gap.staleness for layer in evidence.layers if layer.gap and gap.lacks(layer) is None}
     by_gap = [name for name, staleness in gaps.items() if staleness > gap.limits.excess and name not in stale]
-    port = port_of(evidence.layers)
-    ported = [] if port is None else [name for name in port.layers if name not in (*stale, *by_gap)]
+    of_port = () if evidence.port is None else evidence.port.layers
+    ported = [name for name in of_port if name not in (*stale, *by_gap)]
     return [*stale, *sorted(by_gap, key=lambda name: -gaps[name]), *ported]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from bnlab.conventions import FEW_VALUES
 from bnlab.errors import UsageError
 from bnlab.observe.between_batches import between_batches
 from bnlab.observe.model_evidence import BetweenBatches, Observed
@@ -26,12 +27,9 @@ from bnlab.observe.passes.sample_means import SampleMeans, sample_means
 from bnlab.observe.passes.subject import ForwardFailed, Subject, usage_error_unless
 from bnlab.wording import counted
 
-__all__ = ["MIN_COUNT", "NOTHING", "CommonCount", "DataPass", "DataPasses", "require_finite"]
+__all__ = ["NOTHING", "CommonCount", "DataPass", "DataPasses", "require_finite"]
 
 NOTHING: Mapping[str, Observed] = {}
-
-MIN_COUNT = 16
-"""Values per channel in a batch below which the size of the batch changes the statistics of the layers behind."""
 
 _OTHER_SIZE = 1.25
 """Ratio of batch sizes above which the sizes count as different."""
@@ -116,7 +114,7 @@ class DataPasses:
         try:
             return self.over(label, data)
         except OneValueInEachBatch:
-            joined = regrouped(data, MIN_COUNT)
+            joined = regrouped(data, FEW_VALUES)
             if joined is None or len(joined) == len(data):
                 raise
             of_joined = self.over(label, joined)
@@ -203,4 +201,4 @@ def _mean_samples(data: KeptBatches) -> float:
 
 
 def _has_few_values(*passes: DataPass) -> bool:
-    return any(seen.count < MIN_COUNT * seen.batches for one in passes for seen in one.seen.values())
+    return any(seen.count < FEW_VALUES * seen.batches for one in passes for seen in one.seen.values())

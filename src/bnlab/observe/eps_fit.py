@@ -19,7 +19,7 @@ from bnlab.conventions import TORCH_EPS
 from bnlab.errors import UsageError
 from bnlab.observe.differences import differences
 from bnlab.observe.evidence import Floats
-from bnlab.observe.model_evidence import EpsFit, ModelLayer, Observed
+from bnlab.observe.model_evidence import EPS_MISMATCH, EpsFit, ModelLayer, Observed
 from bnlab.observe.passes.batches import Batch, KeptBatches, spread
 from bnlab.observe.passes.layer_statistics import observe
 from bnlab.observe.passes.subject import Subject
@@ -34,9 +34,6 @@ _FLOOR = 0.05
 
 _MAX_RATIO = 400.0
 """Largest squared difference of a channel, in units of noise: a few dead channels must not decide."""
-
-_MISMATCH = 1.0
-"""Mismatch above which the statistics do not fit."""
 
 _SENSITIVITY = 0.05
 """Difference that eps makes in the input of a layer, in standard deviations, from which on the layer shows eps."""
@@ -100,7 +97,7 @@ def fit_eps(
         and isinstance(modules[layer.name], _BatchNorm)
         and (layer.execution is None or layer.execution.calls == 1)
     ]
-    misfit = [layer for layer in judged if layer.train_data and mismatch(layer, layer.train_data) > _MISMATCH]
+    misfit = [layer for layer in judged if layer.train_data and mismatch(layer, layer.train_data) > EPS_MISMATCH]
     if not misfit and not always:
         return None
     runner = _Runner(subject, modules, judged, spread(train_data, _BATCHES), advance)
@@ -168,7 +165,7 @@ class _Runner:
             own=own_mismatch,
             best=scores[best],
             fitted=tried[best],
-            misfit=tuple(layer.name for layer in self.layers if self._of(layer, tried[best]) > 4 * _MISMATCH),
+            misfit=tuple(layer.name for layer in self.layers if self._of(layer, tried[best]) > 4 * EPS_MISMATCH),
         )
 
     def _statistics(self, eps: Mapping[str, float]) -> Mapping[str, Observed]:

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bnlab.conventions import LARGE_MOMENTUM
 from bnlab.observe.evidence import Floats, LayerState, Pruned
 from bnlab.records import Numbers, StatisticsVerdict
 from bnlab.wording import counted
 
 __all__ = [
+    "EPS_GAIN",
+    "EPS_MISMATCH",
     "BetweenBatches",
     "EpsFit",
     "ExchangedChannels",
@@ -27,12 +30,16 @@ __all__ = [
     "OutputGap",
     "Padding",
     "PaddingEffect",
+    "Port",
     "Producer",
     "StrayLayer",
 ]
 
-_LARGE_MOMENTUM = 0.5
-"""Momentum above which the running statistics are those of one or two batches."""
+EPS_MISMATCH = 1.0
+"""Mismatch of running statistics above which they do not fit their data; noise and 0.05 std explain 1."""
+
+EPS_GAIN = 4.0
+"""Ratio of the mismatches with the eps of the layers and with another eps above which the other one fits better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +173,7 @@ class Observed:
         Each is SE^2 + Var(batch statistic) a/(2-a): the error of this data, and the noise of a settled moving average
         with momentum a. A momentum above 0.5 keeps one batch or two: their noise is then the fault, and no chance.
         """
-        own = 0.0 if momentum is None or momentum > _LARGE_MOMENTUM else momentum / (2 - momentum)
+        own = 0.0 if momentum is None or momentum > LARGE_MOMENTUM else momentum / (2 - momentum)
         return self.mean_error**2 + own * self.batch_mean_var, self.var_error**2 + own * self.batch_var_var
 
     @property
@@ -361,6 +368,11 @@ class ModelLayer:
     averaged: int | None = None
 
     @property
+    def between_calls(self) -> float:
+        """Difference between its calls within one pass, in standard deviations; 0 for one call, or without data."""
+        return max((seen.between_calls for seen in (self.data, self.train_data) if seen is not None), default=0.0)
+
+    @property
     def compared(self) -> tuple[Observed, Observed] | None:
         """The inputs over `data` and over `train_data`, at a common count; None where they cannot be compared."""
         data, train_data = self.common_data or self.data, self.common_train_data or self.train_data
@@ -401,7 +413,7 @@ class EpsFit:
     @property
     def is_better(self) -> bool:
         """Whether every layer fits with another eps, and not with that of the layers."""
-        return self.is_identified and self.own > max(1.0, 4 * self.best)
+        return self.is_identified and self.own > max(EPS_MISMATCH, EPS_GAIN * self.best)
 
     @property
     def interval(self) -> str:
@@ -432,6 +444,28 @@ class ExchangedChannels:
             f"the colour channels of data may be exchanged (RGB for BGR): {self.name} is {self.value:.3g} as they are, "
             f"and {self.exchanged:.3g} with channels 0 and 2 exchanged, on {counted(self.batches, 'batch', 'batches')}"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """One exact change with which the running statistics of every layer fit the training data.
+
+    Attributes:
+        fault: The mistake as a noun phrase, such as "standard deviations stored as running_var".
+        statement: The mistake as a sentence without a final stop, such as "running_var holds standard deviations".
+        change: What undoes it, as a clause that begins with "once", such as "once it is squared".
+        layers: Paths of the layers that show it.
+        before: Mean effect of the stored statistics on normalised outputs, in standard deviations. A channel counts by
+            abs(difference of means)/std or abs(log of the ratio of variances)/2, whichever is larger, and at most by 1.
+        after: The same after the change.
+    """
+
+    fault: str
+    statement: str
+    change: str
+    layers: tuple[str, ...]
+    before: float
+    after: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -510,7 +544,7 @@ class ModelEvidence:
         trains: Whether any parameter of the model requires a gradient.
         eps_fit: The eps with which the statistics fit the training data; None where they fit as they are, or without
             training data.
-        has_port: Whether one exact change of the statistics fits the training data in every layer.
+        port: The exact change with which the statistics fit the training data in every layer; None without one.
         notes: Remarks on the observation, such as batches that were left out.
     """
 
@@ -530,10 +564,10 @@ class ModelEvidence:
     exchanged: ExchangedChannels | None = None
     trains: bool = True
     eps_fit: EpsFit | None = None
-    has_port: bool = False
+    port: Port | None = None
     notes: tuple[str, ...] = ()
 
     @property
     def is_ported(self) -> bool:
         """Whether another eps or an exact change of the statistics explains that they do not fit."""
-        return self.has_port or (self.eps_fit is not None and self.eps_fit.is_better)
+        return self.port is not None or (self.eps_fit is not None and self.eps_fit.is_better)

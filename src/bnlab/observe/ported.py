@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnlab.observe.evidence import Floats, LayerState
-from bnlab.observe.model_evidence import ModelLayer
+from bnlab.observe.model_evidence import ModelLayer, Port
+from bnlab.wording import OWN_FORMULA
 
-__all__ = ["EFFECT", "RATIO", "Port", "Statistics", "port_of", "why_not_judged"]
+__all__ = ["EFFECT", "RATIO", "Statistics", "port_of", "why_not_judged"]
 
 EFFECT = 0.15
 """Mean effect of the stored statistics, in standard deviations, below which there is nothing to explain."""
@@ -104,28 +105,6 @@ _CONVERSIONS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Port:
-    """One exact change with which the running statistics of every layer fit the training data.
-
-    Attributes:
-        fault: The mistake as a noun phrase, such as "standard deviations stored as running_var".
-        statement: The mistake as a sentence without a final stop, such as "running_var holds standard deviations".
-        change: What undoes it, as a clause that begins with "once", such as "once it is squared".
-        layers: Paths of the layers that show it.
-        before: Mean effect of the stored statistics on normalised outputs, in standard deviations. A channel counts by
-            abs(difference of means)/std or abs(log of the ratio of variances)/2, whichever is larger, and at most by 1.
-        after: The same after the change.
-    """
-
-    fault: str
-    statement: str
-    change: str
-    layers: tuple[str, ...]
-    before: float
-    after: float
-
-
 def why_not_judged(layer: ModelLayer) -> str | None:
     """Return why a layer shows nothing of a port; None if it does.
 
@@ -135,7 +114,7 @@ def why_not_judged(layer: ModelLayer) -> str | None:
     if layer.frozen:
         return "frozen on purpose"
     if layer.own_formula is not None:
-        return "its class computes another formula than BN"
+        return OWN_FORMULA
     if layer.state is None or layer.train_data is None:
         return "no running statistics, or not run on train_data"
     calls = 1 if layer.execution is None else layer.execution.calls

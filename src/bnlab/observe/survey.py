@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from bnlab.conventions import FEW_VALUES
 from bnlab.errors import BnlabWarning, UsageError
 from bnlab.observe.comparison import Comparison
-from bnlab.observe.data_passes import MIN_COUNT, NOTHING, CommonCount, DataPass, DataPasses, require_finite
+from bnlab.observe.data_passes import NOTHING, CommonCount, DataPass, DataPasses, require_finite
 from bnlab.observe.discover import any_batch_norm, channels_of, is_of_frozen_class, why_frozen
 from bnlab.observe.eps_fit import fit_eps
 from bnlab.observe.evidence import LayerState
@@ -131,6 +132,11 @@ class Inputs:
             return Score(self.metric, self.lower_is_better, metric_name(self.metric))
         return None if self.loss is None else mean_loss(self.loss)
 
+    @property
+    def example_or_first_batch(self) -> Batch:
+        """The example, or else the first batch of `data`; None with neither."""
+        return self.example if self.data is None or self.example is not None else next(iter(self.data))
+
     def read(self) -> Inputs:
         """Read each data set once and return these inputs with the batches held in memory."""
         data = None if self.data is None else keep("data", self.data, self.max_batches)
@@ -185,7 +191,7 @@ def _collect_evidence(
     trains = any(parameter.requires_grad for parameter in model.parameters())
     notes = tuple(_steps_without_updates(layers.values(), inputs.optimizer))
     evidence = ModelEvidence(layers=tuple(layers.values()), missing=missing, notes=notes, trains=trains)
-    example = inputs.example if inputs.data is None or inputs.example is not None else next(iter(inputs.data))
+    example = inputs.example_or_first_batch
     if example is None:
         return evidence
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
@@ -311,14 +317,13 @@ def _with_executions(
     Raises:
         ForwardFailed: If forward raises.
     """
-    example = inputs.example if inputs.data is None or inputs.example is not None else next(iter(inputs.data))
-    notes = evidence.notes
+    example, notes = inputs.example_or_first_batch, evidence.notes
     try:
         shown = _executions(subject, example, modules, few=inputs.example is None)
     except ForwardFailed:
         joined = None
         if isinstance(inputs.data, KeptBatches) and inputs.example is None and samples_in(example) == 1:
-            joined = regrouped(inputs.data, MIN_COUNT)
+            joined = regrouped(inputs.data, FEW_VALUES)
         if joined is None:
             raise
         shown = _executions(subject, joined[0], modules, few=False)
@@ -440,9 +445,8 @@ def _with_data(
     with usage_error_unless("forward must run on every batch of data", ForwardFailed):
         evidence = replace(_with_mixing(subject, usable, evidence), output_gap=_output_gap(subject, seen.usable))
     if trained_on is not None:
-        has_port = port_of(evidence.layers) is not None
         eps_fit = _eps_fit(subject, modules, evidence, trained_on, inputs)
-        evidence = replace(evidence, eps_fit=eps_fit, has_port=has_port)
+        evidence = replace(evidence, eps_fit=eps_fit, port=port_of(evidence.layers))
     comparison = Comparison(
         subject=subject,
         modules=modules,

@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bnlab.conventions import SETTLED_WEIGHT, TORCH_MOMENTUM
+from bnlab.conventions import LARGE_MOMENTUM, SETTLED_WEIGHT, TORCH_MOMENTUM
 from bnlab.observe.initial_values import has_initial_values, is_barely_updated, updates_needed, why_counter_is_wrong
 from bnlab.observe.model_evidence import ModelLayer
 
-__all__ = ["BETWEEN_CALLS", "Upstream", "momentum_advice", "upstream_of"]
+__all__ = ["Upstream", "momentum_advice", "upstream_of"]
 
-BETWEEN_CALLS = 0.1
+_BETWEEN_CALLS = 0.1
 """Difference between the calls of a layer within one pass, in standard deviations, above which it matters."""
-
-_LARGE_MOMENTUM = 0.5
-"""Momentum above which the statistics are those of one or two batches."""
 
 _TRAINING = 100_000
 """Number of updates that a long training makes."""
@@ -55,13 +52,13 @@ def momentum_advice(updates: int) -> str:
     """
     needed = math.ceil(100 * (1 - float(SETTLED_WEIGHT ** (1 / max(updates, 1))))) / 100
     momentum = max(TORCH_MOMENTUM, needed)
-    return f"momentum {momentum:.2g} would do" if momentum <= _LARGE_MOMENTUM else "momentum None would do"
+    return f"momentum {momentum:.2g} would do" if momentum <= LARGE_MOMENTUM else "momentum None would do"
 
 
 def _of_calls(layer: ModelLayer) -> Upstream | None:
     calls = 1 if layer.execution is None else layer.execution.calls
-    between = max((seen.between_calls for seen in (layer.data, layer.train_data) if seen is not None), default=0.0)
-    if calls < 2 or between <= BETWEEN_CALLS:
+    between = layer.between_calls
+    if calls < 2 or between <= _BETWEEN_CALLS:
         return None
     return Upstream(
         "calls that differ",
@@ -91,7 +88,7 @@ def _of_updates(layer: ModelLayer) -> Upstream | None:
         )
     if updates_needed(momentum, SETTLED_WEIGHT) > _TRAINING:
         return Upstream("momentum", f"momentum {momentum:g}", f"an update changes nothing: {TORCH_MOMENTUM:g} would do")
-    if momentum > _LARGE_MOMENTUM:
+    if momentum > LARGE_MOMENTUM:
         return Upstream(
             "momentum",
             f"momentum {momentum:g}",

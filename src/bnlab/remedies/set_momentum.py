@@ -8,7 +8,7 @@ from torch import nn
 from typing_extensions import override
 
 from bnlab._version import __version__
-from bnlab.conventions import momentum_from_decay
+from bnlab.conventions import LARGE_MOMENTUM, momentum_from_decay
 from bnlab.errors import UsageError
 from bnlab.observe.discover import batch_norm_layers
 from bnlab.records import Change, Changes, DiagnosisRecord, Finding
@@ -29,7 +29,7 @@ class SetMomentum(Remedy):
     def plan(self, evidence: DiagnosisRecord, finding: Finding) -> RemedyPlan | Refusal:
         """Return the layer with its new momentum."""
         record = record_of(evidence, finding.layer)
-        if record is None or record.momentum is None or not 0.5 < record.momentum < 1:
+        if record is None or record.momentum is None or not LARGE_MOMENTUM < record.momentum < 1:
             return Refusal("momentum does not lie between 0.5 and 1")
         before, after = record.momentum, momentum_from_decay(record.momentum)
         return RemedyPlan(self.name, (record.name,), (Change(record.name, "momentum", f"{before:g}", f"{after:g}"),))
