@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from bnlab.observe.model_evidence import MixingModule
 from bnlab.observe.passes.batches import Batch, batches_of, first_samples, run_batch, samples_in, tensors_in
 from bnlab.observe.passes.modes import set_eval_mode
+from bnlab.observe.passes.module_calls import watching_modules
 from bnlab.observe.passes.subject import Subject
 
 __all__ = ["Mixing", "measure_mixing", "outputs_of"]
@@ -138,19 +138,15 @@ def _calls(model: nn.Module, batch: Batch) -> list[_Call]:
     def enter(module: nn.Module, arguments: object) -> None:
         entered.append((module, _copies(arguments)))  # before the module, which may change its input in place
 
-    def leave(module: nn.Module, _: object, output: object) -> None:
+    def leave(module: nn.Module, _: object, __: object, output: object) -> None:
         while entered:
             other, inputs = entered.pop()
             if other is module:
                 calls.append((module, inputs, _copies(output)))
                 return
 
-    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
-    try:
+    with watching_modules(enter, leave):
         run_batch(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls
 
 

@@ -12,12 +12,11 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Masks, Pruned
+from bnlab.observe.filter_norms import FILTERING, links_by_output
 from bnlab.observe.passes.executed_graph import Call, ExecutedGraph
 
 __all__ = ["pruned_inputs", "zero_outputs"]
 
-_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)  # noqa: SLF001 - the common base of all convolutions
-_TRANSPOSED = nn.modules.conv._ConvTransposeNd  # noqa: SLF001 - the same for transposed ones
 
 _LINEAR_MAPS = {
     F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
@@ -73,13 +72,10 @@ def zero_outputs(module: nn.Module, pruned_inputs: Masks | None = None) -> Masks
         Shape (out,).
     """
     weight: Any = module.weight
-    groups = int(getattr(module, "groups", 1))
-    links = (weight.detach() != 0).flatten(2).any(2) if weight.dim() > 2 else weight.detach() != 0
-    links = links.reshape(groups, -1, links.size(1)).cpu().numpy()
-    if isinstance(module, _TRANSPOSED):
-        links = links.swapaxes(1, 2)
+    is_used = weight.detach() != 0
+    links = links_by_output(module, is_used.flatten(2).any(2) if is_used.dim() > 2 else is_used)
     if pruned_inputs is not None:
-        links = links & ~pruned_inputs.reshape(groups, 1, -1)
+        links = links & ~pruned_inputs.reshape(len(links), 1, -1)
     return np.asarray(~links.any(2)).reshape(-1)
 
 
@@ -102,7 +98,7 @@ def _after(modules: Mapping[str, nn.Module], call: Call, before: Sequence[Pruned
 def _after_weights(modules: Mapping[str, nn.Module], call: Call, before: Pruned | None) -> Pruned | None:
     module = modules.get(call.modules[-1]) if call.modules else None
     weight: object = getattr(module, "weight", None)
-    if not isinstance(module, _LAYERS) or type(weight) not in (Tensor, nn.Parameter):  # quantised weights have others
+    if not isinstance(module, FILTERING) or type(weight) not in (Tensor, nn.Parameter):  # quantised weights have others
         return None
     assert isinstance(weight, Tensor)
     x, output = call.inputs[0], call.outputs[0]

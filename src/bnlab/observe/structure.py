@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from bnlab.observe.discover import channels_of
 from bnlab.observe.feature_axis import feature_axes
-from bnlab.observe.filter_norms import filter_norms
+from bnlab.observe.filter_norms import FILTERING, filter_norms
 from bnlab.observe.model_evidence import Execution, Producer
 from bnlab.observe.passes.dropout import dropping_call, dropping_paths
 from bnlab.observe.passes.executed_graph import Call, ExecutedGraph
@@ -19,7 +19,6 @@ from bnlab.observe.pruned_channels import pruned_inputs
 
 __all__ = ["executions"]
 
-_PRODUCERS = (nn.Linear, nn.modules.conv._ConvNd)  # noqa: SLF001 - the common base of all convolutions
 _SATURATING = {torch.sigmoid: "sigmoid", Tensor.sigmoid: "sigmoid", F.sigmoid: "sigmoid",
               torch.tanh: "tanh", Tensor.tanh: "tanh", F.tanh: "tanh"}  # fmt: skip
 _MAX_CALLS_UPSTREAM = 64
@@ -76,7 +75,7 @@ def _producer(modules: Mapping[str, nn.Module], graph: ExecutedGraph, call: Call
     if before is None or not before.modules:
         return None
     module = modules[before.modules[-1]]
-    if not isinstance(module, _PRODUCERS):
+    if not isinstance(module, FILTERING):
         return None
     rank = len(call.inputs[0].shape)
     bias: object = module.bias

@@ -23,6 +23,7 @@ __all__ = [
     "KeptBatches",
     "MaxBatches",
     "batches_of",
+    "columns_of",
     "first_samples",
     "input_of_batch",
     "keep",
@@ -31,11 +32,13 @@ __all__ = [
     "require_data",
     "require_max_batches",
     "run_batch",
+    "samples_at",
     "samples_in",
     "shuffled_batches",
     "spread",
     "spread_places",
     "tensors_in",
+    "with_tensors",
 ]
 
 Batch: TypeAlias = Any
@@ -76,7 +79,17 @@ def samples_in(batch: Batch) -> int:
 
 def first_samples(batch: Batch, count: int) -> Batch:
     """Return the first samples of a batch; every tensor whose first dimension is the number of samples is cut."""
-    return map_tensors(batch, partial(_rows, size=samples_in(batch), start=0, stop=count))
+    return samples_at(batch, slice(count))
+
+
+def samples_at(batch: Batch, places: slice | Tensor) -> Batch:
+    """Return the samples of a batch at some places; every tensor whose first dimension is the number of samples is cut.
+
+    Args:
+        batch: A batch.
+        places: A slice, or numbers of samples, shape (n,), int64.
+    """
+    return map_tensors(batch, partial(_rows, size=samples_in(batch), places=places))
 
 
 def spread_places(total: int, count: int) -> list[int]:
@@ -107,17 +120,19 @@ def parts_of(batch: Batch, parts: int) -> Iterator[Batch]:
     if size <= step:
         yield batch
         return
-    first = map_tensors(batch, partial(_rows, size=size, start=0, stop=step))
+    first = first_samples(batch, step)
     if samples_in(first) == size:  # an object whose tensors cannot be replaced
         yield batch
         return
     yield first
     for start in range(step, size, step):
-        yield map_tensors(batch, partial(_rows, size=size, start=start, stop=start + step))
+        yield samples_at(batch, slice(start, start + step))
 
 
-def _rows(tensor: Tensor, *, size: int, start: int, stop: int) -> Tensor:
-    return tensor[start:stop] if tensor.dim() and tensor.size(0) == size else tensor
+def _rows(tensor: Tensor, *, size: int, places: slice | Tensor) -> Tensor:
+    if not tensor.dim() or tensor.size(0) != size:
+        return tensor
+    return tensor[places.to(tensor.device) if isinstance(places, Tensor) else places]
 
 
 class _Without:
@@ -328,20 +343,38 @@ def shuffled_batches(data: Sequence[Batch]) -> list[Batch]:
     if len(kept) < 2 or min(sizes) < 1:
         return []
     order = torch.split(torch.randperm(total, generator=torch.Generator().manual_seed(0)), sizes)
-    columns = [[t for t in tensors_in(input_of_batch(batch)) if t.dim()] for batch in kept]
-    mixed: list[Tensor] = []
-    for column in zip(*columns, strict=False):
-        together = [t.size(0) for t in column] == sizes and len({(t.shape[1:], t.dtype) for t in column}) == 1
-        if not together:
-            return []
-        mixed.append(torch.cat(list(column)))
+    columns = columns_of([input_of_batch(batch) for batch in kept], sizes)
+    if columns is None:
+        return []
+    mixed = [torch.cat(column) for column in columns]
     shuffled = [
-        _with_tensors(input_of_batch(batch), [m[part] for m in mixed]) for batch, part in zip(kept, order, strict=True)
+        with_tensors(input_of_batch(batch), [m[part] for m in mixed]) for batch, part in zip(kept, order, strict=True)
     ]
     return [(item,) if isinstance(batch, (tuple, list)) else item for item, batch in zip(shuffled, kept, strict=True)]
 
 
-def _with_tensors(item: Any, tensors: list[Tensor]) -> Any:  # noqa: ANN401
+def columns_of(items: Sequence[Batch], sizes: Sequence[int]) -> list[list[Tensor]] | None:
+    """Return the tensors of some batches, or parts of batches, by their place; None if samples do not fit together.
+
+    Args:
+        items: Batches or parts of them.
+        sizes: Number of samples in each, which must be the first dimension of its tensors.
+
+    Returns:
+        A list for each place, with one tensor of every item. They have the same shape without the first dimension, and
+        the same dtype. Tensors without dimensions are left out.
+    """
+    rows = [[tensor for tensor in tensors_in(item) if tensor.dim()] for item in items]
+    if len({len(row) for row in rows}) != 1:
+        return None
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    fit = ([tensor.size(0) for tensor in column] == list(sizes) for column in columns)
+    alike = (len({(tensor.shape[1:], tensor.dtype) for tensor in column}) == 1 for column in columns)
+    return columns if all(fit) and all(alike) else None
+
+
+def with_tensors(item: Batch, tensors: Iterable[Tensor]) -> Batch:
+    """Return a batch, or a part of one, with other tensors in place of those that have dimensions, in their order."""
     waiting = iter(tensors)
     return map_tensors(item, lambda tensor: next(waiting) if tensor.dim() else tensor)
 

@@ -12,13 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as _torchs_own
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from bnlab.observe.passes.batches import Batch, run_batch, tensors_in
+from bnlab.observe.passes.module_calls import watching_modules
 
 __all__ = ["Call", "ExecutedGraph", "execute"]
 
@@ -222,13 +221,8 @@ class _Recorder(TorchFunctionMode):
                 self._note_hooked(module, arguments, keywords, output)
             self._running.pop()
 
-        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, with_kwargs=True)]
-        try:
+        with watching_modules(enter, leave):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-                _torchs_own._global_forward_hooks_with_kwargs.pop(handle.id, None)  # noqa: SLF001 - torch forgets it
 
 
 def _references(tensors: list[Tensor]) -> list[int]:

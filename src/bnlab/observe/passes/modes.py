@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
 from bnlab.observe.discover import any_batch_norm, is_of_frozen_class
 from bnlab.observe.model_evidence import StrayLayer
 from bnlab.observe.passes.batches import Batch, run_batch, samples_in
+from bnlab.observe.passes.module_calls import watching_modules
 
 __all__ = ["Modes", "kept_in_mode", "observe_modes", "set_eval_mode"]
 
@@ -131,13 +131,8 @@ class _Watcher:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Record the modules that run inside the block."""
-        handles = [register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave)]
-        try:
-            with _BatchNormCalls(self._take):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with watching_modules(self._enter, self._leave), _BatchNormCalls(self._take):
+            yield
 
     def _enter(self, module: nn.Module, _: object) -> None:
         if module in self.layers:

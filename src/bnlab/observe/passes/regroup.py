@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from bnlab.observe.passes.batches import Batch, KeptBatches, map_tensors, samples_in, tensors_in
+from bnlab.observe.passes.batches import Batch, KeptBatches, columns_of, samples_in, with_tensors
 
 __all__ = ["regrouped"]
 
@@ -43,19 +41,5 @@ def _joined(batches: Sequence[Batch]) -> Batch | None:
     """Return one batch with the samples of several; None where their tensors do not fit together."""
     if len(batches) == 1:
         return batches[0]
-    columns: list[Tensor] = []
-    rows = [[tensor for tensor in tensors_in(batch) if tensor.dim()] for batch in batches]
-    sizes = [samples_in(batch) for batch in batches]
-    if len({len(row) for row in rows}) != 1 or not rows[0]:
-        return None
-    for column in zip(*rows, strict=True):
-        fits = [tensor.size(0) for tensor in column] == sizes
-        if not fits or len({(tensor.shape[1:], tensor.dtype) for tensor in column}) != 1:
-            return None
-        columns.append(torch.cat(list(column)))
-    waiting = iter(columns)
-
-    def replaced(tensor: Tensor) -> Any:  # noqa: ANN401
-        return next(waiting) if tensor.dim() else tensor
-
-    return map_tensors(batches[0], replaced)
+    columns = columns_of(batches, [samples_in(batch) for batch in batches])
+    return with_tensors(batches[0], map(torch.cat, columns)) if columns else None

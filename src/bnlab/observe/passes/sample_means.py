@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.observe.discover import channels_of
@@ -22,13 +22,13 @@ from bnlab.observe.passes.batch_rows import spread_channels
 from bnlab.observe.passes.batches import (
     Batch,
     batches_of,
+    columns_of,
     first_samples,
     input_of_batch,
-    map_tensors,
     run_batch,
+    samples_at,
     samples_in,
     spread,
-    tensors_in,
 )
 from bnlab.observe.passes.modes import set_eval_mode
 from bnlab.observe.passes.order import input_of
@@ -195,23 +195,11 @@ class _Recorder:
 
 def _fit_together(batches: Sequence[Batch]) -> bool:
     """Return whether samples of all batches have the same shapes, so that they could be in one batch."""
-    shapes = set()
-    for batch in batches:
-        tensors = [tensor for tensor in tensors_in(input_of_batch(batch)) if tensor.dim()]
-        if not tensors or any(tensor.size(0) != samples_in(batch) for tensor in tensors) or not samples_in(batch):
-            return False
-        shapes.add(tuple((tensor.shape[1:], tensor.dtype) for tensor in tensors))
-    return len(shapes) == 1
+    sizes = [samples_in(batch) for batch in batches]
+    return all(sizes) and bool(columns_of([input_of_batch(batch) for batch in batches], sizes))
 
 
 def _drawn(batch: Batch, count: int, generator: torch.Generator) -> Batch:
     """Return a batch of so many of its samples. A whole batch keeps their order."""
     size = samples_in(batch)
-    if size <= count:
-        return batch
-    places = torch.randperm(size, generator=generator)[:count]
-
-    def rows(tensor: Tensor) -> Tensor:
-        return tensor[places.to(tensor.device)] if tensor.dim() and tensor.size(0) == size else tensor
-
-    return map_tensors(batch, rows)
+    return batch if size <= count else samples_at(batch, torch.randperm(size, generator=generator)[:count])

@@ -9,15 +9,18 @@ from torch import nn
 
 from bnlab.errors import UsageError
 from bnlab.observe.passes.batches import (
+    columns_of,
     first_samples,
     keep,
     parts_of,
     require_data,
     run_batch,
+    samples_at,
     samples_in,
     shuffled_batches,
     spread_places,
     tensors_in,
+    with_tensors,
 )
 
 
@@ -197,3 +200,34 @@ def test_a_batch_that_cannot_be_cut_is_one_part():
 def test_the_first_samples_of_every_tensor():
     batch = first_samples({"x": torch.ones(8, 2), "scale": torch.ones(3)}, 2)
     assert (batch["x"].shape, batch["scale"].shape) == ((2, 2), (3,))
+
+
+def test_samples_are_taken_at_places_and_other_tensors_stay():
+    batch = (torch.arange(6.0)[:, None], {"weights": torch.arange(3), "scale": torch.tensor(2.0)}, torch.arange(6))
+    x, other, labels = samples_at(batch, torch.tensor([4, 1]))
+    assert (x[:, 0].tolist(), labels.tolist()) == ([4, 1], [4, 1])
+    assert other["weights"].tolist() == [0, 1, 2]
+    assert samples_at(batch, slice(2, 4))[2].tolist() == [2, 3]
+
+
+def test_columns_hold_a_tensor_of_every_batch_and_are_put_back_in_order():
+    batches = [{"x": torch.full((n, 2), float(n)), "scale": torch.tensor(1.0), "y": torch.zeros(n)} for n in (2, 3)]
+    columns = columns_of(batches, [2, 3])
+    assert [[tuple(tensor.shape) for tensor in column] for column in columns] == [[(2, 2), (3, 2)], [(2,), (3,)]]
+    joined = with_tensors(batches[0], map(torch.cat, columns))
+    assert (joined["x"][:, 0].tolist(), joined["y"].shape) == ([2, 2, 3, 3, 3], (5,))
+    assert joined["scale"] == 1
+
+
+@pytest.mark.parametrize(
+    ("items", "sizes"),
+    [
+        ([torch.zeros(2, 3), torch.zeros(2, 4)], [2, 2]),
+        ([torch.zeros(2, 3), torch.zeros(2, 3).double()], [2, 2]),
+        ([torch.zeros(2, 3), torch.zeros(2, 3)], [2, 3]),
+        ([[torch.zeros(2)], [torch.zeros(2), torch.zeros(2)]], [2, 2]),
+        ([], []),
+    ],
+)
+def test_samples_that_do_not_fit_together_have_no_columns(items, sizes):
+    assert columns_of(items, sizes) is None

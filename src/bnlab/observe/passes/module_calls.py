@@ -1,0 +1,31 @@
+"""Watches every module that runs, also one that the model does not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as _torchs_own
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+__all__ = ["watching_modules"]
+
+Enter = Callable[[nn.Module, tuple[Any, ...]], None]
+"""Receives a module and its positional arguments, before it runs."""
+
+Leave = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], object], None]
+"""Receives a module, its positional and keyword arguments and its output, after it ran without an exception."""
+
+
+@contextmanager
+def watching_modules(enter: Enter, leave: Leave) -> Iterator[None]:
+    """Call two functions around every call of a module inside the block."""
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, with_kwargs=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+            _torchs_own._global_forward_hooks_with_kwargs.pop(handle.id, None)  # noqa: SLF001 - torch forgets it
