@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bnlab.lab import metrics
 
-from .networks import Trained, trained
+from .networks import ARCHITECTURES, Trained, build, trained
 
 __all__ = ["HEALTHY", "MISHAPS", "Absent", "Case", "Setting", "Subject", "healthy", "mishap"]
 
@@ -40,6 +40,10 @@ class Setting:
     def network(self, name: str = "cnn") -> Trained:
         """Return a copy of a trained network. The architecture of the setting replaces "cnn"."""
         return trained(self.architecture if name == "cnn" else name, self.seed)
+
+    def untrained(self, *, momentum: float | None = 0.1) -> nn.Module:
+        """Return the architecture of the setting with its first weights."""
+        return build(ARCHITECTURES[self.architecture], self.seed, momentum=momentum)
 
 
 @dataclass(frozen=True)

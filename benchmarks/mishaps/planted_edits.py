@@ -11,11 +11,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from .case import Setting, Subject, mishap
 from .networks import (
-    ARCHITECTURES,
     Trained,
     batched,
     bns,
-    build,
     cut,
     fit,
     forward_only,
@@ -23,10 +21,6 @@ from .networks import (
     norm_paths,
     trained,
 )
-
-
-def _name(setting: Setting) -> str:
-    return setting.architecture
 
 
 def _subject(net: Trained, **changes: object) -> Subject:
@@ -48,7 +42,7 @@ def _edited(net: Trained, edit: Callable[[Tensor], Tensor]) -> Subject:
 def averaged_weights(setting: Setting) -> Subject:
     """SWA over the epochs at a constant learning rate keeps the buffers of the first copy."""
     seed = setting.seed
-    model = fit(build(ARCHITECTURES[_name(setting)], seed), seed, epochs=2, rate=1e-2, decaying=False)
+    model = fit(setting.untrained(), seed, epochs=2, rate=1e-2, decaying=False)
     averaged = AveragedModel(model)
     for epoch in range(6):
         fit(model, seed + epoch + 1, epochs=1, rate=1e-2, decaying=False)
@@ -60,7 +54,7 @@ def averaged_weights(setting: Setting) -> Subject:
 def moving_average_without_buffers(setting: Setting) -> Subject:
     """An exponential moving average of the parameters, whose copy never gets the buffers."""
     seed = setting.seed
-    model = build(ARCHITECTURES[_name(setting)], seed)
+    model = setting.untrained()
     shadow = copy.deepcopy(model)
     for epoch in range(6):
         fit(model, seed + epoch, epochs=1, decaying=False)
@@ -122,7 +116,7 @@ def _take_buffers(model: nn.Module, source: nn.Module) -> None:
 def buffers_of_another_checkpoint(setting: Setting) -> Subject:
     """The statistics come from another run of the same architecture."""
     net = setting.network()
-    _take_buffers(net.model, trained(_name(setting), setting.seed + 100).model)
+    _take_buffers(net.model, trained(setting.architecture, setting.seed + 100).model)
     return _subject(net)
 
 
@@ -168,7 +162,7 @@ def partial_load(setting: Setting) -> Subject:
     path = norm_paths(net.model)[1]
     state = {key: value for key, value in net.model.state_dict().items() if not key.startswith(f"{path}.running")}
     state.pop(f"{path}.num_batches_tracked")
-    fresh = build(ARCHITECTURES[_name(setting)], setting.seed)
+    fresh = setting.untrained()
     fresh.load_state_dict(state, strict=False)
     return Subject(fresh, net.test, net.train, planted=(path,))
 

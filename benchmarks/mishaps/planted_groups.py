@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .case import Setting, Subject, healthy, mishap
-from .networks import ARCHITECTURES, Batches, batched, build, fit, images_of
+from .networks import Batches, batched, fit, images_of
 
 _SCANNERS = ((1.0, 0.0), (0.4, 0.8), (1.5, -0.5), (0.7, -1.2), (0.25, 1.6))
 """The contrast and the brightness of each domain."""
@@ -35,8 +35,7 @@ def _mixed(batches: Batches, domains: int, seed: int) -> Batches:
 
 
 def _fitted(setting: Setting, train: Batches, data: Batches) -> Subject:
-    make = ARCHITECTURES[setting.architecture]
-    return Subject(fit(build(make, setting.seed), setting.seed, batches=train), data, train)
+    return Subject(fit(setting.untrained(), setting.seed, batches=train), data, train)
 
 
 def _domains(setting: Setting, domains: int, arrange: Callable[[Batches], Batches], size: int = 64) -> Subject:

@@ -8,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .case import Setting, Subject, healthy, mishap
-from .networks import ARCHITECTURES, batched, bns, build, fit, norm_paths
+from .networks import batched, bns, build, fit, norm_paths
 
 
 class Wrapped(nn.Module):
@@ -41,20 +41,16 @@ def _fitted(setting: Setting, model: nn.Module, epochs: int = 4) -> Subject:
     return Subject(fit(model, seed, epochs=epochs).eval(), batched("test", seed), batched("train", seed))
 
 
-def _built(setting: Setting) -> nn.Module:
-    return build(ARCHITECTURES[setting.architecture], setting.seed)
-
-
 @mishap
 def train_forgets_its_mode(setting: Setting) -> Subject:
     """An overridden train() puts the last BN layer into train mode whatever the mode is."""
-    return _fitted(setting, Wrapped(_built(setting), passes_mode=False))
+    return _fitted(setting, Wrapped(setting.untrained(), passes_mode=False))
 
 
 @healthy
 def train_passes_its_mode(setting: Setting) -> Subject:
     """An overridden train() passes its mode on."""
-    return _fitted(setting, Wrapped(_built(setting), passes_mode=True))
+    return _fitted(setting, Wrapped(setting.untrained(), passes_mode=True))
 
 
 class Switching(nn.Module):
@@ -94,7 +90,7 @@ def _replace(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
 @mishap
 def forward_switches_the_mode(setting: Setting) -> Subject:
     """A forward calls train() on its BN layer."""
-    model = _built(setting)
+    model = setting.untrained()
     path = norm_paths(model)[-1]
     return _fitted(setting, _replace(model, path, Switching(bns(model)[-1])))
 
@@ -102,7 +98,7 @@ def forward_switches_the_mode(setting: Setting) -> Subject:
 @mishap
 def function_with_its_training_flag(setting: Setting) -> Subject:
     """A module calls F.batch_norm(training=True)."""
-    model = _built(setting)
+    model = setting.untrained()
     path = norm_paths(model)[-1]
     return _fitted(setting, _replace(model, path, ByFunction(bns(model)[-1])))
 
@@ -150,7 +146,7 @@ class Distilled(nn.Module):
 @healthy
 def frozen_teacher_in_a_list(setting: Setting) -> Subject:
     """A frozen teacher is kept in a plain list."""
-    return _fitted(setting, Distilled(_built(setting), setting.network().model))
+    return _fitted(setting, Distilled(setting.untrained(), setting.network().model))
 
 
 class ScaleOnly(nn.BatchNorm2d):
@@ -202,7 +198,7 @@ def subclass_with_its_own_forward(setting: Setting) -> Subject:
 def _with_frozen_affine(setting: Setting, *, train_mode: bool) -> Subject:
     seed = setting.seed
     inverted = [(0.5 - x, y) for x, y in batched("train", seed)]
-    model = fit(_built(setting), seed, batches=inverted, epochs=3)
+    model = fit(setting.untrained(), seed, batches=inverted, epochs=3)
     for layer in bns(model):
         layer.requires_grad_(requires_grad=False)
     return Subject(

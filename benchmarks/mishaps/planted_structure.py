@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from .case import Setting, Subject, mishap
-from .networks import ARCHITECTURES, batched, bns, build, cnn, cross_entropy, fit, mlp
+from .networks import batched, bns, build, cnn, cross_entropy, fit, mlp
 
 
 def _trained(setting: Setting, model: nn.Module, epochs: int = 8) -> Subject:
@@ -154,7 +154,7 @@ def mean_over_the_batch(setting: Setting) -> Subject:
 @mishap
 def mixed_momentum(setting: Setting) -> Subject:
     """The momentum differs from that of all other layers in one layer."""
-    model = build(ARCHITECTURES[setting.architecture], setting.seed, momentum=0.05)
+    model = setting.untrained(momentum=0.05)
     bns(model)[-1].momentum = 0.1
     return _trained(setting, model)
 
@@ -162,7 +162,7 @@ def mixed_momentum(setting: Setting) -> Subject:
 @mishap
 def mixed_eps(setting: Setting) -> Subject:
     """One layer has eps 1e-3."""
-    model = build(ARCHITECTURES[setting.architecture], setting.seed)
+    model = setting.untrained()
     bns(model)[0].eps = 1e-3
     return _trained(setting, model, epochs=4)
 

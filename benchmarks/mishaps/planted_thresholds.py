@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .case import Setting, Subject, healthy, mishap
-from .networks import ARCHITECTURES, Batches, batched, bns, build, fit, norm_paths
+from .networks import Batches, batched, bns, build, fit, norm_paths
 
 _SENSORS = 4
 
@@ -32,7 +32,7 @@ def contrast_varied_in_training(setting: Setting) -> Subject:
     def vary(images: Tensor) -> Tensor:
         return images * (0.9 + 0.4 * torch.rand(len(images), 1, 1, 1, generator=generator))
 
-    model = fit(build(ARCHITECTURES[setting.architecture], seed), seed, prepare=vary)
+    model = fit(setting.untrained(), seed, prepare=vary)
     return Subject(model, batched("test", seed), batched("train", seed))
 
 

@@ -9,13 +9,12 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from .case import Setting, Subject, mishap
-from .networks import ARCHITECTURES, Batches, batched, bns, build, cnn, cut, fit, forward_only, images_of, mlp
+from .networks import Batches, batched, bns, build, cnn, cut, fit, forward_only, images_of, mlp
 
 
 def _trained_with(setting: Setting, momentum: float, epochs: int = 8) -> Subject:
     seed = setting.seed
-    make = ARCHITECTURES[setting.architecture]
-    model = fit(build(make, seed, momentum=momentum), seed, epochs=epochs)
+    model = fit(setting.untrained(momentum=momentum), seed, epochs=epochs)
     return Subject(model, batched("test", seed), batched("train", seed))
 
 
@@ -53,8 +52,7 @@ def short_run_with_a_small_momentum(setting: Setting) -> Subject:
 def always_trained_in_eval_mode(setting: Setting) -> Subject:
     """A misplaced eval() before the training loop leaves the initial statistics."""
     seed = setting.seed
-    make = ARCHITECTURES[setting.architecture]
-    model = fit(build(make, seed), seed, train_mode=False)
+    model = fit(setting.untrained(), seed, train_mode=False)
     return Subject(model, batched("test", seed), batched("train", seed))
 
 

@@ -9,11 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from .case import Setting, Subject, healthy, mishap
-from .networks import ARCHITECTURES, Batches, batched, bns, build, fit, images_of, mlp
-
-
-def _built(setting: Setting, momentum: float = 0.1) -> nn.Module:
-    return build(ARCHITECTURES[setting.architecture], setting.seed, momentum=momentum)
+from .networks import Batches, batched, bns, build, fit, images_of, mlp
 
 
 @mishap
@@ -22,7 +18,7 @@ def momentum_one_with_a_small_last_batch(setting: Setting) -> Subject:
     seed = setting.seed
     images, labels = images_of("train")
     batches: Batches = list(zip(torch.split(images[:1252], 32), torch.split(labels[:1252], 32), strict=True))
-    model = fit(_built(setting, momentum=1.0), seed, batches=batches, epochs=6).eval()
+    model = fit(setting.untrained(momentum=1.0), seed, batches=batches, epochs=6).eval()
     return Subject(model, batched("test", seed), batched("train", seed))
 
 
@@ -30,7 +26,7 @@ def momentum_one_with_a_small_last_batch(setting: Setting) -> Subject:
 def momentum_schedule_that_ran_out(setting: Setting) -> Subject:
     """The momentum is halved again and again until no update changes anything, long before the training ends."""
     seed = setting.seed
-    model = _built(setting)
+    model = setting.untrained()
     for momentum in (0.1, 1e-3, 1e-6, 1e-9):
         for layer in bns(model):
             layer.momentum = momentum
@@ -47,7 +43,7 @@ def validation_in_train_mode(setting: Setting) -> Subject:
     """Validation on another domain runs in train mode, and its statistics replace those of the training data."""
     seed = setting.seed
     test = [(_brighter(x), y) for x, y in batched("test", seed)]
-    model = _built(setting)
+    model = setting.untrained()
     for _ in range(4):
         fit(model, seed, epochs=2)
         with torch.no_grad():
