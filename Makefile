@@ -76,9 +76,12 @@ $(TO_RUN): pyproject.toml constraints.txt
 	$(PIP) install --no-compile --constraint constraints.txt --editable '.[lab]'
 	@touch $@
 
+# timm needs nothing else to import, and its dependencies would bring what only its downloads need.
 $(TO_DEVELOP): $(TO_RUN)
 	@echo "Installing what the tests need"
 	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(PIP) install --quiet --no-compile --constraint constraints.txt --no-deps timm torchvision \
+		|| echo "timm does not install here: the tests of its layers are skipped."
 	@touch $@
 
 # Without a compiler bnlab runs on torch's kernels: it says so, and goes on.

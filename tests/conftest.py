@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import tests.torchvision_operators  # noqa: F401 - before a test imports torchvision or timm
 import torch
 from hypothesis import HealthCheck, settings
 
