@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "OTHER_DIRECTION",
@@ -11,6 +12,7 @@ __all__ = [
     "abridged",
     "and_more",
     "counted",
+    "did_you_mean",
     "enumerated",
     "listed",
     "out_of",
@@ -101,3 +103,17 @@ def abridged(names: Sequence[str], limit: int) -> str:
         ('a, b', 'a, b, ...')
     """
     return ", ".join([*names[:limit], *(["..."] if len(names) > limit else [])])
+
+
+def did_you_mean(text: str, names: Iterable[str]) -> str:
+    """Return a sentence, after a space, with the name that is most like a text; "" if no name is like it.
+
+    Example:
+        >>> did_you_mean("acuracy", ["accuracy", "loss"]), did_you_mean("f1", ["accuracy", "loss"])
+        (" Did you mean 'accuracy'?", '')
+    """
+    known = list(names)
+    by_lower = {name.lower(): name for name in reversed(known)}
+    close = difflib.get_close_matches(text, known, n=1)
+    close = close or [by_lower[name] for name in difflib.get_close_matches(text.lower(), by_lower, n=1)]
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -48,6 +48,24 @@ def test_dots_stand_for_names_nobody_counts():
     assert wording.abridged(["a", "b", "c"], 2) == "a, b, ..."
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("acuracy", " Did you mean 'accuracy'?"),
+        ("LOSS", " Did you mean 'loss'?"),
+        ("miuo", " Did you mean 'mIoU'?"),
+        ("f1", ""),
+        ("", ""),
+    ],
+)
+def test_a_name_that_is_alike_is_suggested(text, hint):
+    assert wording.did_you_mean(text, iter(["accuracy", "loss", "mIoU"])) == hint
+
+
+def test_the_suggested_name_has_the_case_of_the_text_if_there_is_a_choice():
+    assert wording.did_you_mean("Net1", ["net", "Net"]) == " Did you mean 'Net'?"
+
+
 def test_no_module_forms_a_plural_of_its_own():
     """An "s" that depends on a count belongs in `counted`."""
     package = Path(wording.__file__).parent

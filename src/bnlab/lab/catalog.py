@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from bnlab.errors import UsageError
@@ -18,6 +17,7 @@ from bnlab.lab.experiments.momentum import Momentum
 from bnlab.lab.experiments.recalibration import Recalibration
 from bnlab.lab.experiments.steps_to_accuracy import StepsToAccuracy
 from bnlab.lab.experiments.train_eval import TrainEval
+from bnlab.wording import did_you_mean
 
 __all__ = ["EXPERIMENTS", "by_name"]
 
@@ -46,6 +46,4 @@ def by_name(name: str) -> Experiment[Any]:
         if experiment.name == name:
             return experiment
     names = [experiment.name for experiment in EXPERIMENTS]
-    close = difflib.get_close_matches(str(name), names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise UsageError(f"lab: name must be one of {', '.join(names)}, got {name!r}.{hint}")
+    raise UsageError(f"lab: name must be one of {', '.join(names)}, got {name!r}.{did_you_mean(str(name), names)}")

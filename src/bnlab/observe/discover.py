@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
@@ -13,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
+from bnlab.wording import did_you_mean
 
 __all__ = ["any_batch_norm", "batch_norm_layers", "channels_of", "is_of_frozen_class", "why_frozen"]
 
@@ -44,7 +44,7 @@ def batch_norm_layers(model: nn.Module, chosen: Iterable[str] | None = None) -> 
     for pattern in chosen:
         matches = {name: layer for name, layer in paths.items() if name == pattern or fnmatchcase(name, pattern)}
         if not matches:
-            raise UsageError(f"layers: each must lead to a BN layer, got {pattern!r}.{_hint(pattern, paths)}")
+            raise UsageError(f"layers: each must lead to a BN layer, got {pattern!r}.{did_you_mean(pattern, paths)}")
         chosen_layers |= matches
     ordered = {name: layer for name, layer in paths.items() if name in chosen_layers}
     return _first_paths(ordered)
@@ -128,8 +128,3 @@ def _modules_on_the_way(model: nn.Module, path: str) -> list[nn.Module]:
 def _first_paths(paths: dict[str, _BatchNorm]) -> dict[str, _BatchNorm]:
     seen: set[int] = set()
     return {name: layer for name, layer in paths.items() if not (id(layer) in seen or seen.add(id(layer)))}  # type: ignore[func-returns-value]
-
-
-def _hint(pattern: str, paths: Iterable[str]) -> str:
-    close = difflib.get_close_matches(pattern, list(paths), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
