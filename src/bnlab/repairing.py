@@ -21,7 +21,7 @@ from bnlab.errors import UsageError
 from bnlab.observe.discover import why_frozen
 from bnlab.observe.losses import Losses, own_loss
 from bnlab.observe.metric import Measured, Metric, measured
-from bnlab.observe.passes.batches import KeptBatches, MaxBatches, require_data
+from bnlab.observe.passes.batches import Forward, KeptBatches, MaxBatches, require_data, require_forward
 from bnlab.observe.passes.subject import random_numbers_kept, untouched
 from bnlab.observe.survey import Inputs
 from bnlab.progress import reporting
@@ -47,6 +47,7 @@ def repair(
     metric: Metric | None = None,
     lower_is_better: bool = False,
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    forward: Forward | None = None,
     max_batches: MaxBatches = "auto",
     diagnosis: Diagnosis | None = None,
     safety: str = "statistics",
@@ -77,6 +78,7 @@ def repair(
         metric: metric(model, data) -> float. A remedy is kept only if the metric on `data` does not get worse.
         lower_is_better: Whether a lower metric is better.
         loss: loss(model, batch) -> scalar, which decides whether statistics are recomputed.
+        forward: forward(model, batch) -> output, as for `bnlab.check`.
         max_batches: How many batches of each data set are used, as for `bnlab.check`.
         diagnosis: The diagnosis that `check` returned for this model and these data, which saves a second check.
         safety: The largest change that is allowed. "exact" keeps the output, "statistics" also allows changes of
@@ -117,6 +119,7 @@ def repair(
             metric=metric,
             lower_is_better=lower_is_better,
             loss=loss,
+            forward=require_forward("repair", forward),
             max_batches=max_batches,
             advance=advance,
         )
@@ -168,6 +171,7 @@ def _material(inputs: Inputs, before: Diagnosis) -> Material:
         ran={layer.name for layer in before.layers if layer.calls},
         advance=lambda: inputs.advance("recomputing statistics"),
         eps=eps_to_set(before),
+        forward=inputs.forward,
     )
 
 
@@ -302,7 +306,7 @@ class _Attempt:
         self._before, self._score = before, inputs.score
         self._data = cast("KeptBatches", inputs.data)
         with untouched(model):
-            self._loss = own_loss(model, inputs.loss, self._data)
+            self._loss = own_loss(model, inputs.loss, self._data, inputs.forward)
         self.kept: list[Receipt] = []
         self._tried: list[Changes] = []
         self._notes: list[str] = []

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bnlab.observe.model_evidence import EpsFit
-    from bnlab.observe.passes.batches import MaxBatches
+    from bnlab.observe.passes.batches import Forward, MaxBatches
     from bnlab.observe.survey import Inputs
 
 __all__ = ["Diagnosis", "check", "check_with"]
@@ -71,6 +71,7 @@ def check(
     example: Any = None,  # noqa: ANN401 - a batch may be anything
     loss: Callable[[nn.Module, Any], torch.Tensor] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
+    forward: Forward | None = None,
     max_batches: MaxBatches = "auto",
     select: Sequence[str] | None = None,
     ignore: Mapping[str, str] | None = None,
@@ -99,6 +100,8 @@ def check(
             the weights. Without it the cross-entropy decides, where integer labels stand beside an output of shape
             (N, K, ...), or else the metric. Without a metric its mean takes the place of the metric.
         optimizer: The optimizer that trains the model, which shows the weight decay of each parameter.
+        forward: forward(model, batch) -> output, for a model that cannot be called on a batch directly. Every
+            measurement calls the model through it. A loss and a metric of the caller call the model by themselves.
         max_batches: How many batches of each data set are used. "auto" uses all of them, or 64 if there are more. These
             64 are spread evenly over data with a length. For data without a length they are the first 64, and a warning
             is issued. The report states how many batches were used. A number uses at most that many batches, held in
@@ -139,6 +142,7 @@ def check(
         "example": example,
         "loss": loss,
         "optimizer": optimizer,
+        "forward": forward,
     }
     observed_with = {key: value for key, value in observed_with.items() if value is not None}
     if observed_with and isinstance(target, (str, os.PathLike)):

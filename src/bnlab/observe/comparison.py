@@ -79,7 +79,7 @@ class Comparison:
     def _loss_measures(self) -> Iterator[LossMeasure]:
         """Yield the losses that may decide: that of the caller, or cross-entropy where there are labels; the metric."""
         with self.subject.untouched():
-            loss = own_loss(self.subject.model, self.loss, self.reference)
+            loss = own_loss(self.subject.model, self.loss, self.reference, self.subject.forward)
         if loss is not None:
             yield loss
         if self.loss is None and self.score is not None:
@@ -106,7 +106,7 @@ class Comparison:
         ):
             return evidence
         with self.subject.untouched():
-            loss = own_loss(self.subject.model, self.loss, self.reference)
+            loss = own_loss(self.subject.model, self.loss, self.reference, self.subject.forward)
         layers = {name: self.modules[name] for name in names}
         if loss is None or not trained_with_batches(self.subject, layers, loss, self.reference):
             return evidence

@@ -77,7 +77,7 @@ def _measured(
     score: Score | None,
 ) -> ExchangedChannels | None:
     model, least_gain = subject.model, _MIN_GAIN_OF_LOSS
-    measure, parts = own_loss(model, loss, batches), batches
+    measure, parts = own_loss(model, loss, batches, subject.forward), batches
     if measure is None and score is not None:
         measure, least_gain = score_measure(score), _MIN_GAIN_OF_METRIC
         pieces = -(-_BATCHES // len(batches))

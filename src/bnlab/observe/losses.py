@@ -18,7 +18,7 @@ from bnlab.errors import BnlabError, UsageError
 from bnlab.observe.evidence import Floats
 from bnlab.observe.labels import IGNORED, classes_of, labels_of, scores_of
 from bnlab.observe.metric import Score, paired_error
-from bnlab.observe.passes.batches import Batch, batches_of, parts_of, run_batch, samples_in
+from bnlab.observe.passes.batches import Batch, Forward, batches_of, parts_of, run_batch, samples_in
 
 __all__ = [
     "Difference",
@@ -142,25 +142,29 @@ def _values_of(loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, parts
     return Losses(*np.array(values, dtype=np.float64).T)
 
 
-def cross_entropy_measure(model: nn.Module, data: Iterable[Batch]) -> LossMeasure | None:
+def cross_entropy_measure(model: nn.Module, data: Iterable[Batch], forward: Forward = run_batch) -> LossMeasure | None:
     """Return the cross-entropy if integer labels stand beside an output of shape (N, K, ...); None otherwise.
 
     Args:
         model: A model in eval mode.
         data: Batches, of which the first decides.
+        forward: Calls the model on a batch.
     """
     with torch.no_grad():
         for batch in batches_of(data, model):
-            scored = _scores_and_classes(model, batch, may_be_void=False)
+            scored = _scores_and_classes(model, batch, forward, may_be_void=False)
             if scored is None:
                 return None
             entropy = partial(_entropy_of_labels, classes=scored[0].size(1))
-            return LossMeasure("cross-entropy", _cross_entropies, entropy)
+            return LossMeasure("cross-entropy", partial(_cross_entropies, forward=forward), entropy)
     return None
 
 
 def own_loss(
-    model: nn.Module, loss: Callable[[nn.Module, Any], Tensor] | None, data: Sequence[Batch]
+    model: nn.Module,
+    loss: Callable[[nn.Module, Any], Tensor] | None,
+    data: Sequence[Batch],
+    forward: Forward = run_batch,
 ) -> LossMeasure | None:
     """Return the measure of the caller's loss, or the cross-entropy where there are labels; None with neither.
 
@@ -168,11 +172,12 @@ def own_loss(
         model: The model, which is left in eval mode.
         loss: loss(model, batch) -> scalar; None without a loss.
         data: The batches that are measured.
+        forward: Calls the model on a batch, where the loss is the cross-entropy.
     """
     if loss is not None:
         return loss_measure(loss, len(data))
     with suppress(Exception):  # a forward that fails is reported where the data are observed
-        return cross_entropy_measure(model.eval(), data)
+        return cross_entropy_measure(model.eval(), data, forward)
     return None
 
 
@@ -208,18 +213,20 @@ def _entropy_of_labels(data: Iterable[Batch], classes: int) -> float:
     return float(-(shares * shares.log()).sum() * counts.sum() / len(labels))
 
 
-def _scores_and_classes(model: nn.Module, batch: Batch, *, may_be_void: bool) -> tuple[Tensor, Tensor] | None:
+def _scores_and_classes(
+    model: nn.Module, batch: Batch, forward: Forward, *, may_be_void: bool
+) -> tuple[Tensor, Tensor] | None:
     """Return the scores of a batch and the classes beside them; None if there are none that fit."""
     labels = labels_of(batch)
-    scores = None if labels is None else scores_of(run_batch(model, batch))
+    scores = None if labels is None else scores_of(forward(model, batch))
     if labels is None or scores is None:
         return None
     classes = classes_of(scores, labels, may_be_void=may_be_void)
     return None if classes is None else (scores, classes.to(scores.device))
 
 
-def _cross_entropies(model: nn.Module, batch: Batch) -> Losses:
-    scored = _scores_and_classes(model, batch, may_be_void=True)
+def _cross_entropies(model: nn.Module, batch: Batch, *, forward: Forward) -> Losses:
+    scored = _scores_and_classes(model, batch, forward, may_be_void=True)
     if scored is None:
         raise UsageError(
             "data: every batch must have labels like the first one, got a batch with other labels or none."

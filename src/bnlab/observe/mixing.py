@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.observe.model_evidence import MixingModule
-from bnlab.observe.passes.batches import Batch, batches_of, first_samples, run_batch, samples_in, tensors_in
+from bnlab.observe.passes.batches import Batch, batches_of, first_samples, samples_in, tensors_in
 from bnlab.observe.passes.modes import set_eval_mode
 from bnlab.observe.passes.module_calls import watching_modules
 from bnlab.observe.passes.subject import Subject
@@ -57,9 +57,9 @@ def measure_mixing(subject: Subject, data: Iterable[Batch], by_function: Mapping
     half = size // 2
     with subject.untouched(), torch.no_grad():
         set_eval_mode(model)
-        whole, again = outputs_of(model, batch), outputs_of(model, batch)
+        whole, again = outputs_of(subject, batch), outputs_of(subject, batch)
         try:
-            alone = outputs_of(model, first_samples(batch, half))
+            alone = outputs_of(subject, first_samples(batch, half))
         except Exception:
             return None
         if any(not torch.equal(left, right) for left, right in zip(whole, again, strict=True)):
@@ -75,31 +75,31 @@ def measure_mixing(subject: Subject, data: Iterable[Batch], by_function: Mapping
         module = None
         if max(changes) > _ROUNDING:
             with suppress(Exception):
-                module = _mixing_module(model, batch, size, by_function)
+                module = _mixing_module(subject, batch, size, by_function)
     return Mixing(max(changes), module)
 
 
-def outputs_of(model: nn.Module, batch: Batch) -> list[Tensor]:
+def outputs_of(subject: Subject, batch: Batch) -> list[Tensor]:
     """Return every floating-point output of a model on a batch, in float64 on the CPU."""
-    return [t.detach().cpu().to(torch.float64) for t in tensors_in(run_batch(model, batch)) if t.is_floating_point()]
+    return [t.detach().cpu().to(torch.float64) for t in tensors_in(subject.run(batch)) if t.is_floating_point()]
 
 
 def _change(whole: Tensor, alone: Tensor, half: int) -> float:
     return float((whole[:half] - alone).abs().max() / whole.std().clamp(min=1e-12))
 
 
-def _mixing_module(model: nn.Module, batch: Batch, size: int, by_function: Mapping[str, str]) -> MixingModule | None:
+def _mixing_module(subject: Subject, batch: Batch, size: int, by_function: Mapping[str, str]) -> MixingModule | None:
     """Return the first module in the order of execution whose input agrees and whose output differs."""
     size = min(size, _MAX_SAMPLES)
     half = size // 2
-    whole = _calls(model, first_samples(batch, size))
-    alone = _calls(model, first_samples(batch, half))
+    whole = _calls(subject, first_samples(batch, size))
+    alone = _calls(subject, first_samples(batch, half))
     for (module, *tensors), (other, *tensors_alone) in zip(whole, alone, strict=False):
         if module is not other:
             return None
         (inputs, outputs), (inputs_alone, outputs_alone) = tensors, tensors_alone
         if _agree(inputs, inputs_alone, half) and not _agree(outputs, outputs_alone, half):
-            paths = {module: path for path, module in model.named_modules()}
+            paths = {module: path for path, module in subject.model.named_modules()}
             path = paths.get(module)
             if path is None:
                 return None
@@ -130,7 +130,7 @@ def _agree(whole: list[Tensor], alone: list[Tensor], half: int) -> bool:
 _Call = tuple[nn.Module, list[Tensor], list[Tensor]]
 
 
-def _calls(model: nn.Module, batch: Batch) -> list[_Call]:
+def _calls(subject: Subject, batch: Batch) -> list[_Call]:
     """Run a batch and return every module that ran with its inputs and outputs, in the order in which they ended."""
     calls: list[_Call] = []
     entered: list[tuple[nn.Module, list[Tensor]]] = []
@@ -146,7 +146,7 @@ def _calls(model: nn.Module, batch: Batch) -> list[_Call]:
                 return
 
     with watching_modules(enter, leave):
-        run_batch(model, batch)
+        subject.run(batch)
     return calls
 
 

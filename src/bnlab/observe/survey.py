@@ -27,19 +27,23 @@ from bnlab.observe.exchanged_channels import exchanged_channels
 from bnlab.observe.formula import OwnFormulas
 from bnlab.observe.gap import RunningStatistics, layer_gap
 from bnlab.observe.losses import mean_loss
-from bnlab.observe.metric import Metric, Score, metric_name
+from bnlab.observe.metric import Metric, Score
 from bnlab.observe.mixing import measure_mixing, outputs_of
 from bnlab.observe.model_evidence import EpsFit, Execution, Gradient, ModelEvidence, ModelLayer, OutputGap
+from bnlab.observe.named_metrics import score_of
 from bnlab.observe.padding import with_padding
 from bnlab.observe.passes.batches import (
     Batch,
+    Forward,
     KeptBatches,
     MaxBatches,
     batches_of,
     first_samples,
     keep,
     require_data,
+    require_forward,
     require_max_batches,
+    run_batch,
     samples_in,
 )
 from bnlab.observe.passes.dropout import dropping_paths
@@ -75,11 +79,12 @@ class Inputs:
     Attributes:
         data: Batches of the data that the model will see.
         train_data: Batches of the data on which the model was trained.
-        metric: metric(model, data) -> float.
+        metric: metric(model, data) -> float, or the name of a metric.
         lower_is_better: Whether a lower metric is better.
         example: One batch; None for the first batch of `data`.
         loss: loss(model, batch) -> scalar.
         optimizer: The optimizer that trains the model.
+        forward: forward(model, batch) -> output, which calls the model on a batch.
         infers_eps: Whether to look for the eps of the training also where the statistics fit the data.
         max_batches: How many batches of each data set are used, as for :func:`keep`.
         advance: Called after every batch with the name of the current step.
@@ -87,11 +92,12 @@ class Inputs:
 
     data: Iterable[Any] | None = None
     train_data: Iterable[Any] | None = None
-    metric: Metric | None = None
+    metric: Metric | str | None = None
     lower_is_better: bool = False
     example: Batch = None
     loss: Callable[[nn.Module, Any], Tensor] | None = None
     optimizer: torch.optim.Optimizer | None = None
+    forward: Forward = run_batch
     infers_eps: bool = False
     max_batches: MaxBatches = "auto"
     advance: Callable[[str], None] = lambda _: None
@@ -105,21 +111,22 @@ class Inputs:
             raise UsageError("check: data must be given with train_data, metric or loss, got none.")
         for name in ("metric", "loss"):
             value = getattr(self, name)
-            if value is not None and not callable(value):
+            if value is not None and not callable(value) and not (name == "metric" and isinstance(value, str)):
                 raise UsageError(f"{name}: it must be callable, got {type(value).__name__}.")
+        require_forward("check", self.forward)
         require_max_batches(self.max_batches)
         self._warn_of_direction()
 
     def _warn_of_direction(self) -> None:
         """Warn of a metric whose name says that lower is better, and which is read the other way round."""
-        if self.metric is None or self.lower_is_better or getattr(self.metric, "higher_is_better", False):
+        score = None if self.metric is None else self.score
+        if score is None or score.lower_is_better or getattr(self.metric, "higher_is_better", False):
             return
         if isinstance(self.data, KeptBatches):  # inputs that were read have warned before
             return
-        name = metric_name(self.metric)
-        if _LOWER_IS_BETTER.search(name.lower()):
+        if _LOWER_IS_BETTER.search(score.name.lower()):
             warnings.warn(
-                f"metric: {name} is read as higher is better, although its name says the opposite. Pass "
+                f"metric: {score.name} is read as higher is better, although its name says the opposite. Pass "
                 "lower_is_better=True, or --minimize on the command line.",
                 BnlabWarning,
                 stacklevel=5,
@@ -129,7 +136,7 @@ class Inputs:
     def score(self) -> Score | None:
         """The metric with its direction, or the mean loss where there is no metric; None with neither."""
         if self.metric is not None:
-            return Score(self.metric, self.lower_is_better, metric_name(self.metric))
+            return score_of(self.metric, lower_is_better=self.lower_is_better, forward=self.forward)
         return None if self.loss is None else mean_loss(self.loss)
 
     @property
@@ -165,7 +172,7 @@ def survey(
     Raises:
         UsageError: If the metric or the loss raises, or if a data set has no batch.
     """
-    subject = Subject(model)
+    subject = Subject(model, inputs.forward)
     with torch.compiler.set_stance("force_eager"), subject.untouched():
         return _collect_evidence(subject, states, inputs.read(), stale_layers)
 
@@ -199,7 +206,7 @@ def _collect_evidence(
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise UsageError("model: it must know its shapes, got a lazy layer. Run one batch first.")
     with subject.untouched():
-        modes = observe_modes(model, next(batches_of([example], model)))
+        modes = observe_modes(model, next(batches_of([example], model)), subject.forward)
     disobedient = dict.fromkeys([*modes.in_train_mode, *modes.disobedient])
     evidence = replace(_with_modes(evidence, modes), notes=(*notes, *_kept_in_eval_mode(disobedient)))
     if not layers:
@@ -374,22 +381,22 @@ def _executions_on(subject: Subject, batch: Batch, modules: Mapping[str, nn.Modu
     with subject.untouched(), torch.no_grad(), usage_error_unless("forward must run on the example", ForwardFailed):
         model.eval()
         with formulas.watching():
-            graph = execute(model, batch, modules.values())
-        train_graph = _train_graph(model, batch)
+            graph = execute(model, batch, modules.values(), forward=subject.forward)
+        train_graph = _train_graph(subject, batch)
         layers = executions(model, graph, modules, train_graph=train_graph)
         return _Shown(layers, dropping_paths(model, graph, train_graph), formulas.reasons())
 
 
-def _train_graph(model: nn.Module, batch: Batch) -> ExecutedGraph | None:
+def _train_graph(subject: Subject, batch: Batch) -> ExecutedGraph | None:
     """Return the calls of a pass in train mode, which may include more dropout than eval mode; None if the pass fails.
 
     A copy of the model runs, because train mode may change things that a snapshot does not restore, such as weights
     that are changed in place.
     """
     with suppress(Exception):
-        twin = copy.deepcopy(model).train()
+        twin = copy.deepcopy(subject.model).train()
         with impose_batch_statistics(twin):
-            return execute(twin, batch, any_batch_norm(twin).values())
+            return execute(twin, batch, any_batch_norm(twin).values(), forward=subject.forward)
     return None
 
 
@@ -545,9 +552,9 @@ def _output_gap(subject: Subject, data: Iterable[Batch]) -> OutputGap | None:
     with subject.untouched(), torch.no_grad():
         set_eval_mode(model)
         for batch in islice(batches_of(data, model), _OUTPUT_BATCHES):
-            running = outputs_of(model, batch)
+            running = outputs_of(subject, batch)
             with impose_batch_statistics(model):
-                by_batch = outputs_of(model, batch)
+                by_batch = outputs_of(subject, batch)
             for left, right in zip(running, by_batch, strict=False):
                 if left.shape != right.shape or not bool(right.isfinite().all()):
                     continue

@@ -13,7 +13,7 @@ from bnlab._version import __version__
 from bnlab.errors import UsageError
 from bnlab.observe.discover import batch_norm_layers
 from bnlab.observe.evidence import Floats
-from bnlab.observe.passes.batches import batches_of
+from bnlab.observe.passes.batches import Forward, batches_of
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.passes.subject import untouched, usage_error_unless
 from bnlab.observe.structure import executions
@@ -54,8 +54,8 @@ class DropBias(Remedy):
         """Remove the biases of the layers that feed only one BN layer, according to the graph of the first batch."""
         chosen = batch_norm_layers(model, layers)
         example = next(iter(batches_of(material.batches, model)))
-        pairs, left_alone = _pairs(model, chosen, example)
-        before = _outputs(model, example)
+        pairs, left_alone = _pairs(model, chosen, example, material.forward)
+        before = _outputs(model, example, material.forward)
         with torch.no_grad():
             new = {
                 path: _without_bias(chosen[path], pair.bias) for path, pair in pairs.items() if pair.keeps_statistics
@@ -65,7 +65,7 @@ class DropBias(Remedy):
             pair.producer.bias = None  # type: ignore[assignment]
         undo = _undo_function(pairs, written.undo)
         try:
-            largest_error = _checked_error(before, _outputs(model, example))
+            largest_error = _checked_error(before, _outputs(model, example, material.forward))
         except BaseException:
             undo()
             raise
@@ -99,10 +99,10 @@ class _Pair:
 
 
 def _pairs(
-    model: nn.Module, chosen: dict[str, _BatchNorm], example: object
+    model: nn.Module, chosen: dict[str, _BatchNorm], example: object, forward: Forward
 ) -> tuple[dict[str, _Pair], list[LeftAlone]]:
     with untouched(model), torch.no_grad(), usage_error_unless("forward must run on the first batch"):
-        graph = execute(model.eval(), example)
+        graph = execute(model.eval(), example, forward=forward)
         ran = executions(model, graph, chosen)
     pairs: dict[str, _Pair] = {}
     left_alone = []
@@ -121,8 +121,9 @@ def _pairs(
     return pairs, left_alone
 
 
-def _outputs(model: nn.Module, example: object) -> dict[str, list[Tensor | None]]:
-    return {what: tensors for what, tensors in behaviour_of(model, example).items() if what.startswith("output")}
+def _outputs(model: nn.Module, example: object, forward: Forward) -> dict[str, list[Tensor | None]]:
+    behaviour = behaviour_of(model, example, forward)
+    return {what: tensors for what, tensors in behaviour.items() if what.startswith("output")}
 
 
 def _checked_error(before: dict[str, list[Tensor | None]], after: dict[str, list[Tensor | None]]) -> float:

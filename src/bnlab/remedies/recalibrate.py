@@ -16,7 +16,7 @@ from bnlab._version import __version__
 from bnlab.errors import UsageError
 from bnlab.observe.discover import batch_norm_layers, why_frozen
 from bnlab.observe.evidence import Floats
-from bnlab.observe.passes.batches import Batch, Forward, require_data, run_batch
+from bnlab.observe.passes.batches import Batch, Forward, require_data, require_forward, run_batch
 from bnlab.observe.passes.pooling import Estimator, Pooling, pool
 from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.records import (
@@ -67,7 +67,7 @@ class Recalibrate(Remedy):
 
     def apply(self, model: nn.Module, layers: Sequence[str], material: Material) -> Receipt:
         """Recalibrate the layers."""
-        settings = RecalibrationSettings(layerwise=material.layerwise)
+        settings = RecalibrationSettings(layerwise=material.layerwise, forward=material.forward)
         return recalibrate_with(
             model, material.batches, settings, layers=layers, ran=material.ran, advance=material.advance
         )
@@ -234,13 +234,11 @@ class RecalibrationSettings:
             raise UsageError(f"recalibrate: max_batches must be a number of at least 1 or None, got {max_batches!r}.")
         if tolerance is not None and not 0 < tolerance < math.inf:
             raise UsageError(f"recalibrate: tolerance must be finite and > 0, got {tolerance!r}.")
-        if forward is not None and not callable(forward):
-            raise UsageError(f"recalibrate: forward must be callable, got {type(forward).__name__}.")
         return cls(
             estimator=estimator,
             layerwise=layerwise,
             max_batches=max_batches,
-            forward=forward or run_batch,
+            forward=require_forward("recalibrate", forward),
             tolerance=tolerance,
             keep_counters=keep_counters,
         )
@@ -269,9 +267,9 @@ def recalibrate_with(
     chosen, left_alone = _chosen(real, layers)
     with torch.compiler.set_stance("force_eager"), usage_error_unless("forward must run on every batch"):
         if settings.layerwise:
-            pooling = _layer_by_layer(Subject(real), chosen, batches, settings, advance)
+            pooling = _layer_by_layer(Subject(real, settings.forward), chosen, batches, settings, advance)
         else:
-            pooling = _pooled(Subject(real), chosen, batches, settings, advance)
+            pooling = _pooled(Subject(real, settings.forward), chosen, batches, settings, advance)
     unused = [LeftAlone(path, "never ran on these batches") for path in chosen if path not in pooling.layers]
     new = {path: (pooled.mean, pooled.var(settings.estimator)) for path, pooled in pooling.layers.items()}
     old = {path: stored_statistics(chosen[path]) for path in new}
@@ -377,7 +375,6 @@ def _pooled(
         batches,
         by_batch=by_batch,
         imposed=imposed,
-        forward=settings.forward,
         max_batches=settings.max_batches,
         tolerance=settings.tolerance,
         advance=advance,

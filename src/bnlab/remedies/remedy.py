@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from bnlab.observe.passes.batches import Forward, run_batch
 from bnlab.records import REMEDIES, Change, DiagnosisRecord, Finding, LayerRecord, Safety
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.refusal import Refusal
@@ -42,6 +43,7 @@ class Material:
         ran: The layers that run on these batches; None where that is not known.
         advance: A function that is called after every batch.
         eps: The eps to set in each layer that needs another one.
+        forward: Calls the model on a batch.
     """
 
     batches: Iterable[Any]
@@ -50,6 +52,7 @@ class Material:
     ran: Collection[str] | None = None
     advance: Callable[[], None] = lambda: None
     eps: Mapping[str, float] = field(default_factory=dict)
+    forward: Forward = run_batch
 
 
 class Remedy(ABC):

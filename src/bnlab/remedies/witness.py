@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnlab.observe.passes.batches import Batch, run_batch, tensors_in
+from bnlab.observe.passes.batches import Batch, Forward, run_batch, tensors_in
 from bnlab.observe.passes.subject import Subject
 
 __all__ = ["behaviour_of", "differences"]
@@ -17,19 +17,19 @@ __all__ = ["behaviour_of", "differences"]
 Behaviour = dict[str, list[Tensor | None]]
 
 
-def behaviour_of(model: nn.Module, example: Batch) -> Behaviour:
+def behaviour_of(model: nn.Module, example: Batch, forward: Forward = run_batch) -> Behaviour:
     """Run a model on a batch in both modes and return every output, gradient and buffer. The model does not change.
 
     The gradients are those of a fixed linear combination of all outputs, for every parameter and floating-point input.
     """
     behaviour: Behaviour = {}
-    subject = Subject(model)
+    subject = Subject(model, forward)
     for training in (True, False):
         with subject.untouched(), torch.enable_grad():
             leaves: list[Tensor] = []
             outputs = [
                 tensor
-                for tensor in tensors_in(run_batch(model.train(training), _copied(example, leaves)))
+                for tensor in tensors_in(forward(model.train(training), _copied(example, leaves)))
                 if tensor.is_floating_point()
             ]
             loss = sum(((_fixed_like(y) * y).sum() for y in outputs if y.requires_grad), torch.zeros(()))

@@ -30,6 +30,7 @@ __all__ = [
     "map_tensors",
     "parts_of",
     "require_data",
+    "require_forward",
     "require_max_batches",
     "run_batch",
     "samples_at",
@@ -64,6 +65,17 @@ def run_batch(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - a batch 
     """Call a model on one batch: a tensor, a tuple or list (input first), or a dict (passed as keywords)."""
     model_input = input_of_batch(batch)
     return model(**model_input) if isinstance(model_input, Mapping) else model(model_input)
+
+
+def require_forward(command: str, forward: Forward | None) -> Forward:
+    """Return the forward of the caller, or else the function that calls a model on a batch.
+
+    Raises:
+        UsageError: If `forward` is not callable.
+    """
+    if forward is not None and not callable(forward):
+        raise UsageError(f"{command}: forward must be callable, got {type(forward).__name__}.")
+    return run_batch if forward is None else forward
 
 
 def input_of_batch(batch: Batch) -> Batch:

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from bnlab.observe.passes.batches import Batch, run_batch, tensors_in
+from bnlab.observe.passes.batches import Batch, Forward, run_batch, tensors_in
 from bnlab.observe.passes.module_calls import watching_modules
 
 __all__ = ["Call", "ExecutedGraph", "execute"]
@@ -100,13 +100,16 @@ class ExecutedGraph:
         return [call for call in self.calls if call.function is None and call.modules[-1] == path]
 
 
-def execute(model: nn.Module, example: Batch, layers: Collection[nn.Module] | None = None) -> ExecutedGraph:
+def execute(
+    model: nn.Module, example: Batch, layers: Collection[nn.Module] | None = None, *, forward: Forward = run_batch
+) -> ExecutedGraph:
     """Run a model on one batch and return the calls. The caller restores modes and buffers.
 
     Args:
         model: Any module.
         example: A batch.
         layers: The BN layers, whose internal calls are not recorded; None for every BN layer of torch and bnlab.
+        forward: Calls the model on a batch.
     """
     batch_norm_layers = (
         [module for module in model.modules() if isinstance(module, _BatchNorm)] if layers is None else layers
@@ -115,7 +118,7 @@ def execute(model: nn.Module, example: Batch, layers: Collection[nn.Module] | No
     own = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     tensors = {name: recorder.value(tensor).id for name, tensor in own if not is_lazy(tensor)}
     with recorder.watching_modules(), recorder:
-        output = run_batch(model, example)
+        output = forward(model, example)
     stored = [tensor for module in model.modules() for tensor in tensors_in(_attributes(module))]
     kept = {recorder.value(tensor).id for tensor in [*tensors_in(output), *stored]}
     return ExecutedGraph(

@@ -18,7 +18,7 @@ from bnlab.observe.evidence import Floats
 from bnlab.observe.gap import batch_sums
 from bnlab.observe.model_evidence import Observed
 from bnlab.observe.passes.batch_rows import BatchRows
-from bnlab.observe.passes.batches import Batch, Forward, batches_of, run_batch
+from bnlab.observe.passes.batches import Batch, batches_of
 from bnlab.observe.passes.statistics import LayerCall, measuring
 from bnlab.observe.passes.subject import ForwardFailed, Subject
 
@@ -44,7 +44,6 @@ def observe(
     data: Iterable[Batch],
     *,
     dropping: Collection[str] = (),
-    forward: Forward = run_batch,
     advance: Callable[[], None] = lambda: None,
     skipped: set[int] | None = None,
     not_finite: set[int] | None = None,
@@ -56,7 +55,6 @@ def observe(
         layers: The BN layers to observe, by path.
         data: Batches.
         dropping: Paths of the modules that drop values; every other dropout is off.
-        forward: Calls the model on a batch.
         advance: Called after every batch.
         skipped: Receives the indices of batches that leave one value per channel in a layer. Such a batch has no
             statistics, and it is left out of that layer and of those behind it.
@@ -77,7 +75,7 @@ def observe(
             not_finite.add(index)
         meters[call.path].take(call, index)
 
-    with measuring(subject, layers, take, dropping=dropping, forward=forward) as run:
+    with measuring(subject, layers, take, dropping=dropping) as run:
         for index, batch in enumerate(batches_of(data, subject.model)):
             path = run.one_batch(batch)
             if path is not None:

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from bnlab.observe.discover import any_batch_norm, is_of_frozen_class
 from bnlab.observe.model_evidence import StrayLayer
-from bnlab.observe.passes.batches import Batch, run_batch, samples_in
+from bnlab.observe.passes.batches import Batch, Forward, run_batch, samples_in
 from bnlab.observe.passes.module_calls import watching_modules
 
 __all__ = ["Modes", "kept_in_mode", "observe_modes", "set_eval_mode"]
@@ -40,7 +40,7 @@ class Modes:
     in_train_mode: tuple[str, ...] = ()
 
 
-def observe_modes(model: nn.Module, batch: Batch) -> Modes:
+def observe_modes(model: nn.Module, batch: Batch, forward: Forward = run_batch) -> Modes:
     """Call `model.eval()`, run one batch, and return what does not obey. The caller restores the model.
 
     A forward that raises ends the observation early.
@@ -48,6 +48,7 @@ def observe_modes(model: nn.Module, batch: Batch) -> Modes:
     Args:
         model: Any module.
         batch: A batch on the device of the model.
+        forward: Calls the model on a batch.
     """
     paths = {module: path for path, module in model.named_modules()}
     layers = {layer: path for path, layer in any_batch_norm(model).items()}
@@ -55,7 +56,7 @@ def observe_modes(model: nn.Module, batch: Batch) -> Modes:
     in_train_mode = tuple(path for module, path in paths.items() if module.training)
     watcher = _Watcher(paths, layers, samples_in(batch))
     with suppress(Exception), torch.no_grad(), watcher.watching():
-        run_batch(model, batch)
+        forward(model, batch)
     disobedient = {
         path: _reason_to_disobey(model, path)
         for layer, path in layers.items()

@@ -20,7 +20,7 @@ from bnlab.errors import UsageError
 from bnlab.functional.streaming import StreamingMoments
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
-from bnlab.observe.passes.batches import Batch, Forward, batches_of, run_batch, samples_in
+from bnlab.observe.passes.batches import Batch, batches_of, samples_in
 from bnlab.observe.passes.order import ForwardEnded
 from bnlab.observe.passes.population import impose_statistics
 from bnlab.observe.passes.statistics import LayerCall, Run, measuring
@@ -109,7 +109,6 @@ def pool(
     *,
     by_batch: Collection[nn.Module] = (),
     imposed: Mapping[_BatchNorm, tuple[Floats, Floats]] | None = None,
-    forward: Forward = run_batch,
     max_batches: int | None = None,
     tolerance: float | None = None,
     advance: Callable[[], None] = lambda: None,
@@ -124,7 +123,6 @@ def pool(
         data: Batches.
         by_batch: Other layers that also normalise with the statistics of each batch.
         imposed: Mean and variance with which further layers normalise instead of their running statistics.
-        forward: Calls the model on a batch.
         max_batches: Number of batches after which the pass stops; None for no limit.
         tolerance: Standard error, in standard deviations, at which the pass stops. It is checked from the eighth batch
             on.
@@ -139,7 +137,7 @@ def pool(
     meters = _Meters({path: _Meter(channels_of(layer)) for path, layer in layers.items()})
     with (
         impose_statistics(imposed or {}),
-        measuring(subject, layers, meters.stage, by_batch=by_batch, forward=forward) as run,
+        measuring(subject, layers, meters.stage, by_batch=by_batch) as run,
     ):
         stopped = _run_batches(run, meters, batches_of(data, subject.model), max_batches, tolerance, advance)
         seen = list(run.order.seen)

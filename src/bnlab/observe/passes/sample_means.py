@@ -25,7 +25,6 @@ from bnlab.observe.passes.batches import (
     columns_of,
     first_samples,
     input_of_batch,
-    run_batch,
     samples_at,
     samples_in,
     spread,
@@ -104,7 +103,7 @@ def sample_means(
         set_eval_mode(subject.model)
         for path, recorder in recorders.items():
             layers[path].register_forward_pre_hook(recorder.take, with_kwargs=True)
-        rows = _run(subject.model, recorders, parts, advance)
+        rows = _run(subject, recorders, parts, advance)
     means = {}
     for path, batches in rows.items():
         finite = [(batch, size) for batch, size in zip(batches, sizes, strict=True) if np.isfinite(batch).all()]
@@ -115,16 +114,16 @@ def sample_means(
 
 
 def _run(
-    model: nn.Module, recorders: Mapping[str, _Recorder], parts: Sequence[Batch], advance: Callable[[], None]
+    subject: Subject, recorders: Mapping[str, _Recorder], parts: Sequence[Batch], advance: Callable[[], None]
 ) -> dict[str, list[Floats]]:
     """Run the parts, and return the samples of each of them at every layer whose rows are those of samples."""
     count = samples_in(parts[0])
     rows: dict[str, list[Floats]] = {path: [] for path in recorders}
-    for index, part in enumerate(batches_of(parts, model)):
-        run_batch(model, part)
+    for index, part in enumerate(batches_of(parts, subject.model)):
+        subject.run(part)
         calls = {path: recorder.taken() for path, recorder in recorders.items()}
         if index == 0:
-            run_batch(model, first_samples(part, max(count // 2, 1)))
+            subject.run(first_samples(part, max(count // 2, 1)))
             half = {path: recorder.taken() for path, recorder in recorders.items()}
             merge = {path: _merge(calls[path], half[path], count) for path in recorders}
         for path, of_layer in calls.items():

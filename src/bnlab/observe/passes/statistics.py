@@ -24,7 +24,7 @@ from bnlab.functional.moments import batch_moments, merge
 from bnlab.nn.base import BatchNormBase
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
-from bnlab.observe.passes.batches import Batch, Forward, run_batch
+from bnlab.observe.passes.batches import Batch
 from bnlab.observe.passes.dropout import drops
 from bnlab.observe.passes.modes import kept_in_mode, set_eval_mode
 from bnlab.observe.passes.order import ExecutionOrder, ForwardEnded, OneValuePerChannel, input_of
@@ -80,15 +80,15 @@ class Run:
         order: The order in which the layers run.
     """
 
-    def __init__(self, model: nn.Module, layers: int, forward: Forward) -> None:
-        self._model, self._forward = model, forward
+    def __init__(self, subject: Subject, layers: int) -> None:
+        self._subject = subject
         self.order = ExecutionOrder(layers)
 
     def one_batch(self, batch: Batch) -> str | None:
         """Run one batch; return the path of the layer at which it ended because of one value per channel, or None."""
         self.order.begin()
         try:
-            self._forward(self._model, batch)
+            self._subject.run(batch)
         except ForwardEnded:
             return None
         except OneValuePerChannel as layer:
@@ -104,7 +104,6 @@ def measuring(
     *,
     by_batch: Collection[nn.Module] = (),
     dropping: Collection[str] = (),
-    forward: Forward = run_batch,
 ) -> Iterator[Run]:
     """Watch the inputs of layers. The model is in eval mode inside the block, and is restored when the block ends.
 
@@ -115,12 +114,11 @@ def measuring(
         by_batch: Other layers that also normalise with the statistics of each batch. All remaining layers use running
             statistics.
         dropping: Paths of the modules that drop values. Every other dropout is off.
-        forward: Calls the model on a batch.
 
     Yields:
         The pass, which runs one batch after the other.
     """
-    run = Run(subject.model, len(layers), forward)
+    run = Run(subject, len(layers))
     with subject.untouched(), torch.no_grad(), _hooked() as handles:
         handles += set_eval_mode(subject.model)
         for path, module in subject.model.named_modules():

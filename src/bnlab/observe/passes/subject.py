@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from bnlab.errors import BnlabError, UsageError
+from bnlab.observe.passes.batches import Batch, Forward, run_batch
 
 __all__ = ["ForwardFailed", "Subject", "random_numbers_kept", "untouched", "usage_error_unless"]
 
@@ -26,13 +28,18 @@ class Subject:
 
     Args:
         model: Any module.
+        forward: Calls the model on a batch.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, forward: Forward = run_batch) -> None:
+        self.model, self.forward = model, forward
         self._states: list[_ModuleState | _ParameterState] = [_ModuleState(module) for module in model.modules()]
         self._states += [_ParameterState(parameter) for parameter in model.parameters() if _has_values(parameter)]
         self._buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if _has_values(buffer)]
+
+    def run(self, batch: Batch) -> Any:  # noqa: ANN401 - a model may return anything
+        """Call the model on one batch, which must be on its device."""
+        return self.forward(self.model, batch)
 
     @contextmanager
     def untouched(self) -> Iterator[None]:

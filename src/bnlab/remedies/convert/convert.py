@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from bnlab._version import __version__
 from bnlab.errors import UsageError
 from bnlab.observe.discover import batch_norm_layers
-from bnlab.observe.passes.batches import Batch
+from bnlab.observe.passes.batches import Batch, Forward, batches_of, require_forward
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.passes.subject import untouched, usage_error_unless
 from bnlab.records import Changes, Safety
@@ -33,6 +33,7 @@ def convert(
     layers: Iterable[str] | None = None,
     fuse: bool = False,
     example: Batch = None,
+    forward: Forward | None = None,
 ) -> Receipt:
     """Convert the BN layers of a model to another class in place, and keep everything else.
 
@@ -48,6 +49,7 @@ def convert(
         fuse: Whether each layer of bnlab also takes in the activation or residual addition that follows it when the
             model runs `example`. A module whose forward must be rewritten for this gets a subclass of its class.
         example: A batch to run the model on. It is needed to fuse, and to convert a SyncBatchNorm if `to` has no rank.
+        forward: forward(model, batch) -> output, for a model that cannot be called on a batch directly.
 
     Returns:
         The receipt. Its `undo()` converts every layer back and keeps what training has changed since.
@@ -79,7 +81,10 @@ def convert(
     if fuse and (example is None or not target.family.is_bnlab_class):
         got = "no example" if example is None else f"{to!r}"
         raise UsageError(f"convert: fuse must come with an example and a layer class of bnlab.nn, got {got}.")
-    ranks = {} if example is None else _executed_ranks(model, selected, example)
+    calling = require_forward("convert", forward)
+    if example is not None:
+        (example,) = batches_of([example], model)
+    ranks = {} if example is None else _executed_ranks(model, selected, example, calling)
     steps = plan_all(selected, lambda path, layer: plan_conversion(path, layer, target, ranks.get(path))).values()
     changes = [change for step in steps for change in step.changes()]
     left_alone = []
@@ -87,7 +92,7 @@ def convert(
         for step in steps:
             undo.push(step.layer, step.apply())
         if fuse:
-            fused = fuse_followers(model, example, selected, undo)
+            fused = fuse_followers(model, example, selected, undo, calling)
             changes += fused.changes
             left_alone += fused.left_alone
         undo.seal()
@@ -101,7 +106,9 @@ def convert(
     return Receipt(model, record, undo.take_back)
 
 
-def _executed_ranks(model: nn.Module, layers: Mapping[str, _BatchNorm], example: object) -> dict[str, int]:
+def _executed_ranks(
+    model: nn.Module, layers: Mapping[str, _BatchNorm], example: Batch, forward: Forward
+) -> dict[str, int]:
     """Return the number of spatial dimensions of the input of each layer, if some class has no rank.
 
     An input of shape (N, C) counts as one dimension.
@@ -110,6 +117,6 @@ def _executed_ranks(model: nn.Module, layers: Mapping[str, _BatchNorm], example:
     if all(family is None or family[0].has_ranks for family in families.values()):
         return {}
     with untouched(model), torch.no_grad(), usage_error_unless("forward must run on the example"):
-        graph = execute(model.eval(), example)
+        graph = execute(model.eval(), example, forward=forward)
     calls = {path: graph.of_layer(path) for path in layers}
     return {path: max(1, len(ran[0].inputs[0].shape) - 2) for path, ran in calls.items() if ran}

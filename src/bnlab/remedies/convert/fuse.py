@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.errors import UsageError
 from bnlab.nn.base import BatchNormBase
-from bnlab.observe.passes.batches import Batch
+from bnlab.observe.passes.batches import Batch, Forward
 from bnlab.observe.passes.executed_graph import Call, ExecutedGraph, execute
 from bnlab.observe.passes.subject import untouched, usage_error_unless
 from bnlab.records import Change, LeftAlone
@@ -44,6 +44,7 @@ def fuse_followers(
     example: Batch,
     layers: Mapping[str, _BatchNorm],
     undo: UndoStack,
+    forward: Forward,
 ) -> Fused:
     """Fuse layers of bnlab with the activation or addition that follows them when the model runs the example.
 
@@ -55,15 +56,16 @@ def fuse_followers(
         example: A batch that the model accepts in either mode.
         layers: The layers to fuse by path.
         undo: The stack to which the undo function of each change is added.
+        forward: Calls the model on the example.
 
     Raises:
         UsageError: If the fused model gives other outputs, gradients or buffers than before.
     """
     with usage_error_unless("forward must run on the example in either mode"):
-        before = behaviour_of(model, example)
+        before = behaviour_of(model, example, forward)
     if not any(before[f"output in {mode} mode"] for mode in ("train", "eval")):
         raise UsageError("convert: the model must return tensors to prove that fusing changed nothing, got none.")
-    graphs = _executed(model, example)
+    graphs = _executed(model, example, forward)
     fused = Fused()
     to_fuse: dict[str, Followers] = {}
     for path, layer in layers.items():
@@ -75,15 +77,15 @@ def fuse_followers(
     _settle_shared_additions(to_fuse, fused)
     _replace_activation_modules(model, to_fuse, graphs, fused, undo)
     _rewrite_containers(model, to_fuse, graphs[0], fused, undo)
-    _prove(before, behaviour_of(model, example))
+    _prove(before, behaviour_of(model, example, forward))
     return fused
 
 
-def _executed(model: nn.Module, example: Batch) -> tuple[ExecutedGraph, ExecutedGraph]:
+def _executed(model: nn.Module, example: Batch, forward: Forward) -> tuple[ExecutedGraph, ExecutedGraph]:
     graphs = []
     for training in (True, False):
         with untouched(model), torch.no_grad():
-            graphs.append(execute(model.train(training), example))
+            graphs.append(execute(model.train(training), example, forward=forward))
     return graphs[0], graphs[1]
 
 

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from bnlab._version import __version__
 from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.observe.discover import any_batch_norm
-from bnlab.observe.passes.batches import Batch, batches_of, map_tensors
+from bnlab.observe.passes.batches import Batch, Forward, batches_of, map_tensors, require_forward
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
@@ -31,7 +31,9 @@ _LARGEST_ERROR = "largest error"
 _ONE_PATH = "planned from one run: other paths through forward are checked only if the random inputs take them"
 
 
-def fold(model: nn.Module, example: Batch, *, tolerance: float | None = None) -> Receipt:
+def fold(
+    model: nn.Module, example: Batch, *, forward: Forward | None = None, tolerance: float | None = None
+) -> Receipt:
     """Return a copy of a model for eval mode with its BN folded into the layers around it, and measure the error.
 
     Each BN layer is folded into the convolution or linear layer that feeds it. If that is impossible, it is folded into
@@ -46,6 +48,7 @@ def fold(model: nn.Module, example: Batch, *, tolerance: float | None = None) ->
     Args:
         model: Any module, in any mode. The call does not change a single bit of it.
         example: A batch for eval mode: a tensor, a tuple or list (input first), or a dict (passed as keywords).
+        forward: forward(model, batch) -> output, for a model that cannot be called on a batch directly.
         tolerance: The largest error allowed, relative to the largest output. If None, it is 1e-9 in float64, 1e-4 in
             float32, 1e-2 in float16, and 5e-2 in bfloat16. A pair with a larger error is not folded.
 
@@ -77,18 +80,19 @@ def fold(model: nn.Module, example: Batch, *, tolerance: float | None = None) ->
     layers = _layers(model)
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise UsageError(f"fold: tolerance must be above 0 and finite, got {tolerance!r}.")
+    original = Subject(model, require_forward("fold", forward))
     (batch,) = batches_of([example], model)
-    with seeded(Subject(model)), usage_error_unless("forward must run on the example"):
-        graph = execute(model, map_tensors(batch, torch.clone), layers.values())
+    with seeded(original), usage_error_unless("forward must run on the example"):
+        graph = execute(model, map_tensors(batch, torch.clone), layers.values(), forward=original.forward)
     plan = plan_of(model, graph, layers)
     with usage_error_unless("copy.deepcopy must accept it"):
         folded = copied(model).eval()
         undo = _install(plan, folded)
-    measured = _prove_pairs(model, folded, batch, plan, undo, tolerance)
+    measured = _prove_pairs(original, folded, batch, plan, undo, tolerance)
     changes = _changes(plan, layers)
     for path in plan.foldings:
         replace_in_place(folded.get_submodule(path), _replacement(plan, path))
-    on_example, on_others = errors_of_models(model, folded, batch, tolerance)
+    on_example, on_others = errors_of_models(original, folded, batch, tolerance)
     measured.append(Measurement(None, f"{_LARGEST_ERROR} on the example", on_example, _UNIT))
     if on_others:
         measured.append(Measurement(None, f"{_LARGEST_ERROR} on {len(on_others)} random inputs", max(on_others), _UNIT))
@@ -154,7 +158,7 @@ def _drop(plan: FoldPlan, host: str, reason: str) -> None:
 
 
 def _prove_pairs(
-    model: nn.Module,
+    original: Subject,
     folded: nn.Module,
     batch: Batch,
     plan: FoldPlan,
@@ -168,7 +172,7 @@ def _prove_pairs(
         pairs[host] = (group.path[0], group.path[-1], _chain(steps))
     for path in plan.affine:
         pairs[path] = (path, path, _chain([_replacement(plan, path)]))
-    errors = errors_of_pairs(model, batch, pairs)
+    errors = errors_of_pairs(original, batch, pairs)
     measured = []
     for name, error in errors.items():
         members = plan.groups[name].path if name in plan.groups else [name]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.errors import UsageError
-from bnlab.observe.passes.batches import Batch, map_tensors, run_batch, tensors_in
+from bnlab.observe.passes.batches import Batch, map_tensors, tensors_in
 from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.remedies.witness import differences
 
@@ -54,13 +54,13 @@ def seeded(subject: Subject) -> Iterator[None]:
         yield
 
 
-def errors_of_pairs(model: nn.Module, example: Batch, pairs: dict[str, Pair]) -> dict[str, float]:
+def errors_of_pairs(original: Subject, example: Batch, pairs: dict[str, Pair]) -> dict[str, float]:
     """Run the original once and compare each pair with its replacement on the input that the pair gets.
 
     Only the input of the pair that runs is held in memory, or several where pairs are nested.
 
     Args:
-        model: The original model.
+        original: The original model.
         example: A batch.
         pairs: The pairs, by any names.
 
@@ -83,16 +83,17 @@ def errors_of_pairs(model: nn.Module, example: Batch, pairs: dict[str, Pair]) ->
 
         return hook
 
-    with seeded(Subject(model)), usage_error_unless("forward must run on the example"):
+    model = original.model
+    with seeded(original), usage_error_unless("forward must run on the example"):
         for name, (first, last, folded) in pairs.items():
             model.get_submodule(first).register_forward_pre_hook(enter(name), with_kwargs=True)
             model.get_submodule(last).register_forward_hook(leave(name, folded))
-        run_batch(model, map_tensors(example, torch.clone))  # untouched() removes the hooks
+        original.run(map_tensors(example, torch.clone))  # untouched() removes the hooks
     return {name: errors.get(name, float("inf")) for name in pairs}
 
 
 def errors_of_models(
-    model: nn.Module,
+    original: Subject,
     folded: nn.Module,
     example: Batch,
     tolerance: float | None,
@@ -102,7 +103,7 @@ def errors_of_models(
     Raises:
         UsageError: If an error exceeds the tolerance, or if there is no output, or no finite output, to compare.
     """
-    original, copy = Subject(model), Subject(folded)
+    model, copy = original.model, Subject(folded, original.forward)
     expected = _outputs(original, example)
     non_empty = [tensor for tensor in expected if tensor.numel()]
     if non_empty and not any(bool(tensor.isfinite().any()) for tensor in non_empty):
@@ -123,7 +124,7 @@ def errors_of_models(
 
 def _outputs(subject: Subject, batch: Batch) -> list[Tensor]:
     with seeded(subject):
-        return [tensor.clone() for tensor in tensors_in(run_batch(subject.model, map_tensors(batch, torch.clone)))]
+        return [tensor.clone() for tensor in tensors_in(subject.run(map_tensors(batch, torch.clone)))]
 
 
 def _error(

@@ -1,0 +1,96 @@
+"""Every command that runs a model calls it through forward=, in every pass, proof and built-in metric."""
+
+import pytest
+import torch
+from torch import nn
+
+import bnlab
+from bnlab.errors import UsageError
+
+
+class Odd(nn.Module):
+    """A classifier with a batch norm that no form of a batch fits."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.bn = nn.BatchNorm2d(8)
+        self.relu = nn.ReLU()
+        self.head = nn.Linear(8, 3)
+        self.calls = 0
+
+    def forward(self, *, one, two):
+        return self.head(self.relu(self.bn(self.conv(one + 0 * two))).mean((2, 3)))
+
+
+class Batch:
+    """A batch of a class that bnlab does not know."""
+
+    def __init__(self, seed):
+        generator = torch.Generator().manual_seed(seed)
+        self.images = 2 + torch.randn(16, 3, 6, 6, generator=generator)
+        self.labels = torch.randint(0, 3, (16,), generator=generator)
+
+
+def forward(model, batch):
+    return model(one=batch.images, two=batch.images)
+
+
+def loss(model, batch):
+    return nn.functional.cross_entropy(forward(model, batch), batch.labels)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Odd()
+
+
+DATA = [Batch(seed) for seed in range(4)]
+
+
+def test_check_calls_the_model_through_it(model):
+    diagnosis = bnlab.check(model, data=DATA, train_data=DATA, loss=loss, forward=forward)
+    (layer,) = diagnosis.layers
+    assert diagnosis.failure is None
+    assert layer.calls == 1
+    assert layer.inputs == ("conv",)
+    assert layer.gap is not None
+    assert {outcome.status for outcome in diagnosis.outcomes} <= {"findings", "passed", "skipped"}
+
+
+def test_repair_recalibrates_through_it(model):
+    receipt = bnlab.repair(model, data=DATA, train_data=DATA, forward=forward, force=True)
+    assert receipt.changes.kept
+    with torch.no_grad():
+        inputs = torch.cat([model.conv(batch.images) for batch in DATA])
+    assert torch.allclose(model.bn.running_mean, inputs.mean((0, 2, 3)), atol=1e-5)
+
+
+def test_fold_proves_the_copy_through_it(model):
+    receipt = bnlab.fold(model, DATA[0], forward=forward)
+    assert isinstance(receipt.model.bn, nn.Identity)
+    model.eval()
+    assert torch.allclose(forward(receipt.model, DATA[1]), forward(model, DATA[1]), atol=1e-5)
+
+
+def test_convert_fuses_through_it(model):
+    before = model.train()(one=DATA[0].images, two=DATA[0].images)
+    bnlab.convert(model, bnlab.nn.BatchNorm2d, fuse=True, example=DATA[0], forward=forward)
+    assert model.bn.activation == "relu"
+    assert torch.allclose(forward(model.train(), DATA[0]), before, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("command", "call"),
+    [
+        ("check", lambda model: bnlab.check(model, data=DATA, forward=3)),
+        ("repair", lambda model: bnlab.repair(model, data=DATA, forward=3)),
+        ("recalibrate", lambda model: bnlab.recalibrate(model, DATA, forward=3)),
+        ("fold", lambda model: bnlab.fold(model, DATA[0], forward=3)),
+        ("convert", lambda model: bnlab.convert(model, bnlab.nn.BatchNorm2d, forward=3)),
+    ],
+)
+def test_it_must_be_callable(model, command, call):
+    with pytest.raises(UsageError, match=f"{command}: forward must be callable, got int"):
+        call(model)
