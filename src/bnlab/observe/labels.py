@@ -9,21 +9,29 @@ from torch import Tensor
 
 from bnlab.observe.passes.batches import tensors_in
 
-__all__ = ["IGNORED", "classes_of", "labels_of", "scores_of"]
+__all__ = ["IGNORED", "LABEL_KEYS", "classes_of", "labels_of", "scores_of"]
 
 IGNORED = -100
 """The label that torch's cross-entropy ignores."""
 
-_LABEL_KEYS = ("labels", "label")
+LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+"""The keys, or the names of attributes, under which a batch holds its labels; the first one that is there counts."""
+
 _LOGIT_KEYS = ("logits", "out")
 
 
 def labels_of(batch: object) -> Tensor | None:
-    """Return the labels of a batch: its second item, or its entry "labels" or "label"; None where there is none."""
+    """Return the labels of a batch, or None where there are none.
+
+    They are the second item of a tuple or list, or what a dict or an object, such as a graph, holds under one of
+    `LABEL_KEYS`. A named tuple without such a name is a tuple.
+    """
     labels: object = None
     if isinstance(batch, Mapping):
-        labels = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
-    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
+        labels = next((batch[key] for key in LABEL_KEYS if key in batch), None)
+    elif not isinstance(batch, Tensor):
+        labels = next((value for key in LABEL_KEYS if (value := getattr(batch, key, None)) is not None), None)
+    if labels is None and isinstance(batch, (tuple, list)) and len(batch) > 1:
         labels = batch[1]
     return labels if isinstance(labels, Tensor) and labels.dim() else None
 

@@ -19,6 +19,12 @@ class Pair(NamedTuple):
     labels: Tensor
 
 
+class Graph(NamedTuple):
+    x: Tensor
+    mask: str
+    y: Tensor
+
+
 @dataclass
 class Answer:
     name: str
@@ -27,7 +33,13 @@ class Answer:
 
 @pytest.mark.parametrize(
     "batch",
-    [(X, Y), [X, Y], (X, Y, Z), Pair(X, Y), {"x": X, "labels": Y}, {"label": Y}, OrderedDict(label=Z, labels=Y)],
+    [
+        *((X, Y), [X, Y], (X, Y, Z), ((X, "meta"), Y)),
+        *(Pair(X, Y), Graph(X, "mask", Y)),
+        *({"x": X, "labels": Y}, {"label": Y}, {"x": X, "targets": Y}, {"target": Y}, {"x": X, "y": Y}),
+        *(OrderedDict(label=Z, labels=Y), OrderedDict(y=Z, label=Y)),
+        *(SimpleNamespace(x=X, y=Y), SimpleNamespace(labels=Y)),
+    ],
 )
 def test_the_labels_of_a_batch_are_recognised(batch):
     assert labels_of(batch) is Y
@@ -43,8 +55,9 @@ def test_the_labels_of_a_batch_are_recognised(batch):
         (X, [0, 1, 1]),
         (X, {"y": Y}),
         (X, torch.tensor(1)),
-        {"x": X, "y": Y},
+        {"x": X, "z": Y},
         {"labels": [0]},
+        SimpleNamespace(x=X, y=None),
         None,
         "ab",
     ],
