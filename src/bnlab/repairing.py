@@ -44,7 +44,7 @@ def repair(
     *,
     data: Iterable[Any],
     train_data: Iterable[Any] | None = None,
-    metric: Metric | None = None,
+    metric: Metric | str | None = None,
     lower_is_better: bool = False,
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
     forward: Forward | None = None,
@@ -75,8 +75,9 @@ def repair(
         data: Batches of the data that the model will see, which can be iterated more than once.
         train_data: Batches of the data on which the model was trained. Statistics are recomputed from these batches, or
             else from `data`. In the second case the receipt states that the model was adapted to the evaluation data.
-        metric: metric(model, data) -> float. A remedy is kept only if the metric on `data` does not get worse.
-        lower_is_better: Whether a lower metric is better.
+        metric: metric(model, data) -> float, or "accuracy", "loss" or "miou", as for `bnlab.check`. A remedy is kept
+            only if the metric on `data` does not get worse.
+        lower_is_better: Whether a lower metric is better. "loss" implies it.
         loss: loss(model, batch) -> scalar, which decides whether statistics are recomputed.
         forward: forward(model, batch) -> output, as for `bnlab.check`.
         max_batches: How many batches of each data set are used, as for `bnlab.check`.
@@ -99,11 +100,11 @@ def repair(
 
     Example:
         >>> import bnlab
-        >>> from bnlab.lab import datasets, metrics
+        >>> from bnlab.lab import datasets
         >>> from bnlab.lab.stuck_statistics import Config, train
         >>> model = train(Config()).model
         >>> receipt = bnlab.repair(
-        ...     model, data=datasets.load("digits"), train_data=datasets.load("digits:train"), metric=metrics.accuracy
+        ...     model, data=datasets.load("digits"), train_data=datasets.load("digits:train"), metric="accuracy"
         ... )
         >>> receipt.changes.metric.before < 0.5 < 0.95 < receipt.changes.metric.after
         True
@@ -125,7 +126,12 @@ def repair(
         )
         with random_numbers_kept():  # starting a loader draws random numbers
             inputs = inputs.read()
-        return _repaired(model, inputs, diagnosis, max_safety, min_level, force=force, dry_run=dry_run)
+        with opened(model) as program:
+            inputs = inputs_of_size(inputs, program.batch_size)
+            rules = _Rules(max_safety, min_level, force=force, dry_run=dry_run, only_statistics=program.is_program)
+            receipt = _repaired(program.model, inputs, diagnosis, rules)
+        receipt.model = model
+        return receipt
 
 
 def _repaired(

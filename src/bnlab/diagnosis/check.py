@@ -62,11 +62,11 @@ _SETTLED = 0.1
 
 
 def check(
-    target: str | os.PathLike[str] | nn.Module,
+    target: str | os.PathLike[str] | Mapping[Any, Any] | nn.Module,
     *,
     data: Iterable[Any] | None = None,
     train_data: Iterable[Any] | None = None,
-    metric: Callable[[nn.Module, Any], float] | None = None,
+    metric: Callable[[nn.Module, Any], float] | str | None = None,
     lower_is_better: bool = False,
     example: Any = None,  # noqa: ANN401 - a batch may be anything
     loss: Callable[[nn.Module, Any], torch.Tensor] | None = None,
@@ -87,15 +87,19 @@ def check(
     and the random number generators are restored.
 
     Args:
-        target: Path of a file written by ``torch.save``, safetensors or an ONNX exporter; or a model.
+        target: Path of a file written by ``torch.save``, safetensors or an ONNX exporter; a model; or a state dict,
+            which may lie inside other containers, as ``torch.load`` returns them.
         data: The data that the model will see: any iterable of batches that can be iterated more than once. A batch is
             a tensor, a tuple or list (input first), a dict (passed as keywords), or any other value that the model
             takes.
         train_data: The data on which the model was trained, in the same form. Without it staleness and shift are one
             cause.
-        metric: metric(model, data) -> float, measured on `data` and on `train_data`.
-        lower_is_better: Whether a lower metric is better.
-        example: One batch, which records the executed graph; None for the first batch of `data`.
+        metric: metric(model, data) -> float, measured on `data` and on `train_data`; or "accuracy", "loss"
+            (cross-entropy) or "miou" (mean intersection over union), for scores of shape (N, K, ...) and integer labels
+            of shape (N, ...). The labels -100 and 255 mean no class, or another one that the name ends in: "miou:0".
+        lower_is_better: Whether a lower metric is better. "loss" implies it.
+        example: One batch, which records the executed graph; None for the first batch of `data`. A loader, a function
+            that returns one, or a list of tuples, lists or dicts stands for its first batch.
         loss: loss(model, batch) -> scalar. It measures the gradients, and decides whether stale statistics belong to
             the weights. Without it the cross-entropy decides, where integer labels stand beside an output of shape
             (N, K, ...), or else the metric. Without a metric its mean takes the place of the metric.
@@ -145,8 +149,9 @@ def check(
         "forward": forward,
     }
     observed_with = {key: value for key, value in observed_with.items() if value is not None}
-    if observed_with and isinstance(target, (str, os.PathLike)):
-        raise UsageError(f"check: target must be a model to use {next(iter(observed_with))}, got a path.")
+    if observed_with and isinstance(target, (str, os.PathLike, Mapping)):
+        got = "a state dict" if isinstance(target, Mapping) else "a path"
+        raise UsageError(f"check: target must be a model to use {next(iter(observed_with))}, got {got}.")
     if not observed_with:
         return check_with(target, settings)
     from bnlab.observe.survey import Inputs
@@ -157,7 +162,7 @@ def check(
 
 
 def check_with(
-    target: str | os.PathLike[str] | nn.Module,
+    target: str | os.PathLike[str] | Mapping[Any, Any] | nn.Module,
     settings: Settings,
     *,
     inputs: Inputs | None = None,
@@ -166,26 +171,28 @@ def check_with(
     """Diagnose one target with validated settings.
 
     Args:
-        target: Path or model, as for :func:`check`.
+        target: Path, state dict or model, as for :func:`check`.
         settings: The checks to run, and the hyperparameters to assume.
         inputs: The data and functions with which a model is observed.
-        name: Name of the target in the diagnosis; None for the path or the name of the class.
+        name: Name of the target in the diagnosis; None for the path, "state dict", or the name of the class.
     """
     observed: ModelEvidence | None = None
-    if isinstance(target, (str, os.PathLike)):
-        if settings.infers_eps:
-            raise UsageError(
-                "eps: value must be a number for a file, got 'infer'. Pass a model with data and train_data."
-            )
-        target_record = Target("checkpoint", name or os.fspath(target))
-        evidence = read_checkpoint(Path(target), settings.hyperparameters)
+    if isinstance(target, (str, os.PathLike, Mapping)):
+        if inputs is not None:
+            raise UsageError("check: target must be a model to use data, got a path or a state dict.")
+        evidence = _stored_evidence(target, settings)
+        target_record = Target(
+            "checkpoint", name or ("state dict" if isinstance(target, Mapping) else os.fspath(target))
+        )
     else:
         from torch import nn
 
         from bnlab.observe.survey import Inputs
 
         if not isinstance(target, nn.Module):
-            raise UsageError(f"check: target must be a path or a torch.nn.Module, got {type(target).__name__}.")
+            raise UsageError(
+                f"check: target must be a path, a torch.nn.Module or its state dict, got {type(target).__name__}."
+            )
         target = getattr(target, "_orig_mod", target)  # the graph of a compiled model hides the layers that run
         target_record = Target("model", name or type(target).__name__)
         evidence, observed = _observed_model(target, settings, inputs or Inputs())
@@ -194,6 +201,25 @@ def check_with(
     score = None if inputs is None else inputs.score
     name_of_metric = "the metric" if score is None else score.name
     return _diagnose(evidence, target_record, settings, observed=observed, metric=name_of_metric)
+
+
+def _stored_evidence(target: str | os.PathLike[str] | Mapping[Any, Any], settings: Settings) -> Evidence:
+    """Read a file or a state dict.
+
+    Raises:
+        UsageError: If eps is to be inferred, or the state dict holds no tensor.
+        UnreadableFile, NotACheckpoint, DamagedFile, PickledModule, MissingPackage: If the file cannot be read.
+    """
+    if settings.infers_eps:
+        kind = "state dict" if isinstance(target, Mapping) else "file"
+        raise UsageError(
+            f"eps: value must be a number for a {kind}, got 'infer'. Pass a model with data and train_data."
+        )
+    if not isinstance(target, Mapping):
+        return read_checkpoint(Path(target), settings.hyperparameters)
+    from bnlab.observe.files.state_in_memory import read_state_dict
+
+    return read_state_dict(target, settings.hyperparameters)
 
 
 def _observed_model(model: nn.Module, settings: Settings, inputs: Inputs) -> tuple[Evidence, ModelEvidence]:

@@ -18,6 +18,7 @@ __all__ = [
     "as_numbers",
     "coarser",
     "item_bytes",
+    "stored_dtype",
     "strided",
     "widen",
 ]
@@ -86,12 +87,17 @@ class StoredTensor:
 
 def item_bytes(dtype: str) -> int | None:
     """Return the size of one value of a dtype in bytes, or None for a dtype that cannot be read."""
-    code = _code(dtype)
-    return None if code is None else np.dtype(code).itemsize
+    stored = stored_dtype(dtype)
+    return None if stored is None else stored.itemsize
 
 
-def _code(dtype: str) -> str | None:
-    return _NUMPY_CODES.get(dtype) or _CODES_OF_BITS.get(dtype)
+def stored_dtype(dtype: str) -> np.dtype[Any] | None:
+    """Return the numpy dtype in which the values of a dtype are read, or None for a dtype that cannot be read.
+
+    For a dtype that numpy lacks, it is that of integers of the same size.
+    """
+    code = _NUMPY_CODES.get(dtype) or _CODES_OF_BITS.get(dtype)
+    return None if code is None else np.dtype(code)
 
 
 def as_numbers(bits: NDArray[Any], dtype: str) -> NDArray[Any]:
@@ -137,10 +143,10 @@ def strided(
     Raises:
         ValueError: If the dtype cannot be read, or if the tensor extends beyond its storage.
     """
-    code = _code(dtype)
-    if code is None:
+    stored = stored_dtype(dtype)
+    if stored is None:
         raise ValueError(f"dtype {dtype} cannot be read")
-    stored = np.dtype(code).newbyteorder(">" if big_endian else "<")
+    stored = stored.newbyteorder(">" if big_endian else "<")
     steps = _contiguous_strides(shape) if strides is None else tuple(strides)
     end = _end(shape, steps, offset)
     if end * stored.itemsize > len(buffer):
