@@ -47,6 +47,7 @@ from bnlab.observe.passes.batches import (
     samples_in,
 )
 from bnlab.observe.passes.dropout import dropping_paths
+from bnlab.observe.passes.example import example_of
 from bnlab.observe.passes.executed_graph import ExecutedGraph, execute
 from bnlab.observe.passes.layer_statistics import OneValueInEachBatch
 from bnlab.observe.passes.modes import Modes, kept_in_mode, observe_modes, set_eval_mode
@@ -81,7 +82,7 @@ class Inputs:
         train_data: Batches of the data on which the model was trained.
         metric: metric(model, data) -> float, or the name of a metric.
         lower_is_better: Whether a lower metric is better.
-        example: One batch; None for the first batch of `data`.
+        example: One batch, or data of which the first batch is used; None for the first batch of `data`.
         loss: loss(model, batch) -> scalar.
         optimizer: The optimizer that trains the model.
         forward: forward(model, batch) -> output, which calls the model on a batch.
@@ -145,10 +146,10 @@ class Inputs:
         return self.example if self.data is None or self.example is not None else next(iter(self.data))
 
     def read(self) -> Inputs:
-        """Read each data set once and return these inputs with the batches held in memory."""
+        """Read each data set once, and return these inputs with one example and the batches held in memory."""
         data = None if self.data is None else keep("data", self.data, self.max_batches)
         train_data = None if self.train_data is None else keep("train_data", self.train_data, self.max_batches)
-        return replace(self, data=data, train_data=train_data)
+        return replace(self, data=data, train_data=train_data, example=example_of(self.example))
 
 
 StaleLayers = Callable[[ModelEvidence], Sequence[str]]

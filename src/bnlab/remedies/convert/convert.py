@@ -13,6 +13,7 @@ from bnlab._version import __version__
 from bnlab.errors import UsageError
 from bnlab.observe.discover import batch_norm_layers
 from bnlab.observe.passes.batches import Batch, Forward, batches_of, require_forward
+from bnlab.observe.passes.example import example_of
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.passes.subject import untouched, usage_error_unless
 from bnlab.records import Changes, Safety
@@ -48,7 +49,8 @@ def convert(
         layers: Paths, or patterns such as "layer4.*"; every BN layer if None.
         fuse: Whether each layer of bnlab also takes in the activation or residual addition that follows it when the
             model runs `example`. A module whose forward must be rewritten for this gets a subclass of its class.
-        example: A batch to run the model on. It is needed to fuse, and to convert a SyncBatchNorm if `to` has no rank.
+        example: A batch to run the model on, or data of which the first batch is used, as for `bnlab.check`. Fusing
+            needs it, and so does a SyncBatchNorm if `to` has no rank.
         forward: forward(model, batch) -> output, for a model that cannot be called on a batch directly.
 
     Returns:
@@ -83,7 +85,7 @@ def convert(
         raise UsageError(f"convert: fuse must come with an example and a layer class of bnlab.nn, got {got}.")
     calling = require_forward("convert", forward)
     if example is not None:
-        (example,) = batches_of([example], model)
+        (example,) = batches_of([example_of(example)], model)
     ranks = {} if example is None else _executed_ranks(model, selected, example, calling)
     steps = plan_all(selected, lambda path, layer: plan_conversion(path, layer, target, ranks.get(path))).values()
     changes = [change for step in steps for change in step.changes()]

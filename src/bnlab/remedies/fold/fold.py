@@ -14,6 +14,7 @@ from bnlab._version import __version__
 from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.observe.discover import any_batch_norm
 from bnlab.observe.passes.batches import Batch, Forward, batches_of, map_tensors, require_forward
+from bnlab.observe.passes.example import example_of
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
@@ -47,7 +48,8 @@ def fold(
 
     Args:
         model: Any module, in any mode. The call does not change a single bit of it.
-        example: A batch for eval mode: a tensor, a tuple or list (input first), or a dict (passed as keywords).
+        example: A batch for eval mode: a tensor, a tuple or list (input first), or a dict (passed as keywords). A
+            loader, or other data as for `bnlab.check`, stands for its first batch.
         forward: forward(model, batch) -> output, for a model that cannot be called on a batch directly.
         tolerance: The largest error allowed, relative to the largest output. If None, it is 1e-9 in float64, 1e-4 in
             float32, 1e-2 in float16, and 5e-2 in bfloat16. A pair with a larger error is not folded.
@@ -81,7 +83,7 @@ def fold(
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise UsageError(f"fold: tolerance must be above 0 and finite, got {tolerance!r}.")
     original = Subject(model, require_forward("fold", forward))
-    (batch,) = batches_of([example], model)
+    (batch,) = batches_of([example_of(example)], model)
     with seeded(original), usage_error_unless("forward must run on the example"):
         graph = execute(model, map_tensors(batch, torch.clone), layers.values(), forward=original.forward)
     plan = plan_of(model, graph, layers)
