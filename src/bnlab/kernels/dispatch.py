@@ -33,6 +33,9 @@ _REASONS = {
 }
 """Why the eager kernel does not run, by the context that sees the operations."""
 
+_TRACED = ("compiler", "exporter", "transform")
+"""The contexts in which a compiler may be reading this code. It must not see the cache of the choices."""
+
 
 class Backend(Protocol):
     """The functions that a backend module offers."""
@@ -77,7 +80,7 @@ class Choice:
 
 def choose(request: Request) -> Choice:
     """Return the first backend, in the order of preference, that can run a request."""
-    if request.context in ("compiler", "exporter"):
+    if request.context in _TRACED:
         return _constant(*request)
     return _cached_choice(request)
 

@@ -105,20 +105,20 @@ class Request(NamedTuple):
 
 def context_of(x: Tensor) -> Context:
     """Return who sees the operations on a tensor."""
+    if _has_transforms():  # first, because a compiler sees through a transform, and under vmap layouts are unknown
+        return "transform"
     if _is_compiling():
         return "exporter" if torch.compiler.is_exporting() else "compiler"
     if _tracing_state() is not None:
         return "exporter" if torch.onnx.is_in_onnx_export() else "tracer"
-    if _has_transforms() or forward_ad._current_level >= 0:  # noqa: SLF001
+    if forward_ad._current_level >= 0:  # noqa: SLF001
         return "transform"
     return "eager" if type(x) in _TENSORS else "subclass"
 
 
 def is_transformed() -> bool:
     """Whether a transform of torch.func or forward-mode differentiation is active. Both need plain formulas."""
-    if torch.compiler.is_compiling():
-        return False
-    return _has_transforms() or forward_ad._current_level >= 0  # noqa: SLF001
+    return _has_transforms() or (not torch.compiler.is_compiling() and forward_ad._current_level >= 0)  # noqa: SLF001
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -59,7 +59,8 @@ def test_who_sees_the_operations():
     torch.func.grad(lambda x: note(x).sum())(x)
     torch.func.jvp(note, (x,), (x,))
     torch.compile(note, backend="eager")(x)
-    assert contexts == ["transform", "transform", "compiler"]
+    torch.compile(torch.vmap(note), backend="eager")(x)
+    assert contexts == ["transform", "transform", "compiler", "transform"]
     torch._dynamo.reset()
     contexts.clear()
 
