@@ -24,6 +24,9 @@ OWN_FORMULA = "its class computes another formula than BN"
 OTHER_DIRECTION = "the direction of the metric is the wrong one (lower_is_better)"
 """The other reading of a metric that speaks against recalibration."""
 
+_MIN_BEGINNING = 3
+"""Number of letters from which the beginning of a name stands for it in a suggestion."""
+
 TRAINED_WITH = "its weights were trained with these statistics, as the loss shows"
 """The reason to skip a layer whose stored statistics belong to its weights."""
 
@@ -106,14 +109,15 @@ def abridged(names: Sequence[str], limit: int) -> str:
 
 
 def did_you_mean(text: str, names: Iterable[str]) -> str:
-    """Return a sentence, after a space, with the name that is most like a text; "" if no name is like it.
+    """Return a sentence, after a space, with the name that is most like a text or begins with it; "" without one.
 
     Example:
         >>> did_you_mean("acuracy", ["accuracy", "loss"]), did_you_mean("f1", ["accuracy", "loss"])
         (" Did you mean 'accuracy'?", '')
     """
-    known = list(names)
+    known, lower = list(names), text.lower()
     by_lower = {name.lower(): name for name in reversed(known)}
     close = difflib.get_close_matches(text, known, n=1)
-    close = close or [by_lower[name] for name in difflib.get_close_matches(text.lower(), by_lower, n=1)]
+    close = close or [by_lower[name] for name in difflib.get_close_matches(lower, by_lower, n=1)]
+    close = close or [name for name in known if len(text) >= _MIN_BEGINNING and name.lower().startswith(lower)]
     return f" Did you mean {close[0]!r}?" if close else ""

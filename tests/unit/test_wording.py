@@ -54,6 +54,8 @@ def test_dots_stand_for_names_nobody_counts():
         ("acuracy", " Did you mean 'accuracy'?"),
         ("LOSS", " Did you mean 'loss'?"),
         ("miuo", " Did you mean 'mIoU'?"),
+        ("acc", " Did you mean 'accuracy'?"),
+        ("ac", ""),
         ("f1", ""),
         ("", ""),
     ],

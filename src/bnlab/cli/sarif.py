@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bnlab.checks import CHECKS
-from bnlab.cli.specs import import_spec
+from bnlab.cli.importing import import_spec
 from bnlab.cli.targets import is_model_spec
 from bnlab.records import DiagnosisRecord
 from bnlab.report.sarif import RuleText, Source

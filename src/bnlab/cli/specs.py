@@ -1,35 +1,29 @@
-"""Resolves SPEC arguments: a built-in name, or `package.module:callable`."""
+"""Resolves SPEC arguments: a built-in name, `package.module:callable`, or `file.py:callable`."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import operator
-import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bnlab.cli.importing import FORMS, hint, import_spec, is_spec
 from bnlab.errors import UsageError
+from bnlab.wording import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["TARGET", "import_spec", "is_spec", "load_data", "load_example", "load_loss", "load_metric", "load_model"]
+__all__ = ["TARGET", "load_data", "load_example", "load_forward", "load_loss", "load_metric", "load_model"]
 
 TARGET = "TARGET"
 """The name of the argument that may be a spec or a path; the options take specs only."""
-
-_SPEC = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
 
 def load_data(spec: str, option: str = "--data") -> Any:
     """Return the batches that a spec stands for.
 
     Args:
-        spec: `digits`, `mnist` or `cifar10`, alone or with `:train` or `:test`; or `package.module:callable`, which is
-            called without arguments.
+        spec: `digits`, `mnist` or `cifar10`, alone or with `:train` or `:test`; or a callable (see
+            :func:`bnlab.cli.importing.import_spec`), which is called without arguments.
         option: The option that holds the spec; errors begin with it.
 
     Returns:
@@ -44,7 +38,7 @@ def load_data(spec: str, option: str = "--data") -> Any:
 
     if datasets.is_data_set(spec):
         return datasets.load(spec)
-    batches = _resolve(spec, option, datasets.NAMES, call=True)
+    batches = _resolve(spec, option, datasets.NAMES, call=True, variants=_splits())
     if isinstance(batches, Iterator):
         raise UsageError(
             f"{option}: {spec} must return batches that can be run through again, got a one-shot "
@@ -55,11 +49,11 @@ def load_data(spec: str, option: str = "--data") -> Any:
 
 
 def load_example(spec: str, option: str = "--example") -> Any:
-    """Return one batch to run a model on.
+    """Return one batch to run a model on, or data of which the first batch is used.
 
     Args:
         spec: As for `load_data`. A built-in name stands for the images of its first batch. A callable returns the
-            batch.
+            batch, or a loader.
         option: As for `load_data`.
 
     Raises:
@@ -70,50 +64,56 @@ def load_example(spec: str, option: str = "--example") -> Any:
 
     if datasets.is_data_set(spec):
         return datasets.load(spec)[0][0]
-    example = _resolve(spec, option, datasets.NAMES, call=True)
+    example = _resolve(spec, option, datasets.NAMES, call=True, variants=_splits())
     if example is None:
         raise UsageError(f"{option}: {spec} must return a batch, got None.")
     return example
 
 
-def load_metric(spec: str, option: str = "--metric") -> Callable[[nn.Module, Any], float]:
-    """Return the metric that a spec stands for: metric(model, data) -> float.
+def load_metric(spec: str, option: str = "--metric") -> Callable[[nn.Module, Any], float] | str:
+    """Return the metric that a spec stands for: metric(model, data) -> float, or the name of a metric as it is.
 
     Args:
-        spec: `accuracy` or `loss`, or `package.module:callable`, which is the metric itself and is not called here.
+        spec: `accuracy`, `loss` or `miou`, alone or with the label that means no class, as in `miou:255`; or a
+            callable, which is the metric itself and is not called here.
         option: As for `load_data`.
 
     Raises:
         UsageError: If the spec cannot be resolved, or its value is not callable.
     """
-    from bnlab.lab import metrics
+    from bnlab.observe.named_metrics import NAMES, is_metric_name
 
-    if spec in metrics.NAMES:
-        return metrics.load(spec)
-    metric: Callable[[nn.Module, Any], float] = _resolve(spec, option, metrics.NAMES, call=False)
-    if not callable(metric):
-        raise UsageError(f"{option}: {spec} must be callable as metric(model, data), got {type(metric).__name__}.")
-    return metric
+    return spec if is_metric_name(spec) else _function(spec, option, "metric(model, data)", NAMES)
 
 
 def load_loss(spec: str, option: str = "--loss") -> Callable[[nn.Module, Any], Tensor]:
     """Return the loss that a spec stands for: loss(model, batch) -> scalar.
 
     Args:
-        spec: `package.module:callable`, which is the loss itself and is not called here.
+        spec: A callable, which is the loss itself and is not called here.
         option: As for `load_data`.
 
     Raises:
         UsageError: If the spec cannot be resolved, or its value is not callable.
     """
-    loss: Callable[[nn.Module, Any], Tensor] = _resolve(spec, option, (), call=False)
-    if not callable(loss):
-        raise UsageError(f"{option}: {spec} must be callable as loss(model, batch), got {type(loss).__name__}.")
-    return loss
+    return _function(spec, option, "loss(model, batch)")
+
+
+def load_forward(spec: str, option: str = "--forward") -> Callable[[nn.Module, Any], Any]:
+    """Return the function with which a model is called on a batch: forward(model, batch) -> output.
+
+    Args:
+        spec: A callable, which is the function itself and is not called here.
+        option: As for `load_data`.
+
+    Raises:
+        UsageError: If the spec cannot be resolved, or its value is not callable.
+    """
+    return _function(spec, option, "forward(model, batch)")
 
 
 def load_model(spec: str, option: str = "--model") -> nn.Module:
-    """Import `package.module:callable` and call it without arguments to build a model.
+    """Import a callable and call it without arguments to build a model.
 
     Args:
         spec: The spec.
@@ -132,40 +132,47 @@ def load_model(spec: str, option: str = "--model") -> nn.Module:
     return model
 
 
-def is_spec(text: str) -> bool:
-    """Whether a text has the form `package.module:callable`; identifiers are those of Python, in any script."""
-    return _SPEC.fullmatch(text) is not None
+def _function(spec: str, option: str, signature: str, names: Sequence[str] = ()) -> Callable[..., Any]:
+    """Return the callable of a spec, which is not called.
+
+    Raises:
+        UsageError: If the spec cannot be resolved, or its value is not callable.
+    """
+    function: Callable[..., Any] = _resolve(spec, option, names, call=False)
+    if not callable(function):
+        raise UsageError(f"{option}: {spec} must be callable as {signature}, got {type(function).__name__}.")
+    return function
 
 
-def _resolve(spec: str, option: str, names: Sequence[str], *, call: bool) -> Any:
-    """Import what a spec names and, if `call` is set, call it. Any exception becomes an error of one line."""
-    rule = f"{option}: value must be {', '.join(names)}{' or ' if names else ''}package.module:callable, got {spec!r}"
+def _splits() -> list[str]:
+    """Return the names of the built-in data sets with those of their splits."""
+    from bnlab.lab import datasets
+
+    return [f"{name}:{split}" for name in datasets.NAMES for split in datasets.SPLITS]
+
+
+def _resolve(spec: str, option: str, names: Sequence[str], *, call: bool, variants: Sequence[str] = ()) -> Any:
+    """Import what a spec names and, if `call` is set, call it. Any exception becomes an error of one line.
+
+    Args:
+        spec: The spec.
+        option: The option that holds it.
+        names: The built-in names that the option takes too.
+        call: Whether to call what is imported.
+        variants: Longer forms of the built-in names, to be suggested for a spec that is like one.
+    """
+    forms = f"{', '.join(names)}, {FORMS}" if names else FORMS
+    rule = f"{option}: value must be {forms}, got {spec!r}"
     if not is_spec(spec):
-        raise UsageError(f"{rule}.")
+        meant = f" Name a callable in the file, as in {spec}:build." if spec.endswith(".py") else ""
+        raise UsageError(f"{rule}.{meant or did_you_mean(spec, [*names, *variants])}")
     try:
         return import_spec(spec, call=call)
     except (Exception, SystemExit) as err:
         reason = " ".join(f"{type(err).__name__}: {err}".split()).rstrip(".")
+        is_missing = isinstance(err, ModuleNotFoundError)
+        meant = (did_you_mean(spec, variants) if is_missing else "") or hint(spec)
         if option == TARGET:
             rule = f"{spec}: target must be a file, or a callable that returns a model, got {reason}"
-            raise UsageError(f"{rule}.") from err
-        raise UsageError(f"{rule} ({reason}).") from err
-
-
-def import_spec(spec: str, *, call: bool) -> Any:
-    """Import what `package.module:callable` names, from the current folder first, and call it if `call` is set.
-
-    Afterwards the current folder is the last entry of `sys.path`, because an imported function may import more modules
-    when it runs. Exceptions of the import or the call pass through.
-    """
-    module_name, _, attribute = spec.partition(":")
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        target: Any = operator.attrgetter(attribute)(importlib.import_module(module_name))
-        return target() if call else target
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(folder)
-        if folder not in sys.path:
-            sys.path.append(folder)
+            raise UsageError(f"{rule}.{meant}") from err
+        raise UsageError(f"{rule} ({reason}).{meant}") from err

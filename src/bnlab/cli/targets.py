@@ -1,4 +1,4 @@
-"""Resolves TARGET arguments: files, folders, globs, and `package.module:callable`."""
+"""Resolves TARGET arguments: files, folders, globs, and callables that build a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnlab.cli.specs import TARGET, is_spec, load_model
+from bnlab.cli.importing import is_spec
+from bnlab.cli.specs import TARGET, load_model
 from bnlab.errors import BnlabError, UnreadableFile, UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Targets:
 
 
 def is_model_spec(target: str) -> bool:
-    """Whether a target is `package.module:callable` rather than a path."""
+    """Whether a target is `package.module:callable` or `file.py:callable` rather than a path."""
     return is_spec(target) and not os.path.exists(target)  # noqa: PTH110 - see expand
 
 
@@ -53,10 +54,12 @@ def expand(arguments: Sequence[str]) -> Targets:
     items: list[str | BnlabError] = []
     several = len(arguments) > 1
     for argument in arguments:
-        if os.path.isdir(argument):  # noqa: PTH112
+        if _is_python_file(argument):
+            items.append(_missing_callable(argument))
+        elif os.path.isdir(argument):  # noqa: PTH112
             items += _in_folder(argument)
             several = True
-        elif glob.has_magic(argument) and not os.path.exists(argument):  # noqa: PTH110
+        elif glob.has_magic(argument) and not is_model_spec(argument) and not os.path.exists(argument):  # noqa: PTH110
             items += _matching(argument)
             several = True
         else:
@@ -70,8 +73,8 @@ def load_target(target: str, spec: str | None, purpose: str) -> tuple[nn.Module,
     """Return the model of a target and, if the target is a checkpoint, its file.
 
     Args:
-        target: A checkpoint, or `package.module:callable`.
-        spec: The `package.module:callable` that builds the model of a checkpoint.
+        target: A checkpoint, or a callable that builds a model.
+        spec: The callable that builds the model of a checkpoint.
         purpose: Why the model is needed, such as "to run data through it".
 
     Raises:
@@ -79,12 +82,25 @@ def load_target(target: str, spec: str | None, purpose: str) -> tuple[nn.Module,
     """
     if is_model_spec(target):
         return load_model(target, TARGET), None
+    if _is_python_file(target):
+        raise _missing_callable(target)
     if spec is None:
         raise UsageError(f"--model: value must be given with {target}, {purpose}, got none.")
     from bnlab.observe.files.load import load_into
 
     model = load_model(spec)
     return model, load_into(model, Path(target))
+
+
+def _is_python_file(target: str) -> bool:
+    return target.endswith(".py") and not os.path.isdir(target)  # noqa: PTH112
+
+
+def _missing_callable(target: str) -> UsageError:
+    return UsageError(
+        f"{target}: target must be a checkpoint, or a callable that returns a model, got a Python file. Name the "
+        f"callable in it, as in {target}:build."
+    )
 
 
 def _matching(pattern: str) -> Iterator[str | BnlabError]:

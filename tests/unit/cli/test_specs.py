@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.cli.specs import load_data, load_example, load_metric, load_model
+from bnlab.cli.specs import load_data, load_example, load_forward, load_loss, load_metric, load_model
 from bnlab.errors import UnreadableFile, UsageError
 
-LOADERS = [load_data, load_example, load_metric, load_model]
+LOADERS = [load_data, load_example, load_metric, load_model, load_loss, load_forward]
+FORMS = "package.module:callable or file.py:callable"
 SOURCE = """
 import sys
 import torch
@@ -27,6 +28,9 @@ def later(model, data):
     import spec_later_module
     return spec_later_module.VALUE
 def model(): return nn.Linear(3, 2)
+def build_network(): return nn.Linear(3, 2)
+def loss(model, batch): return 0.0
+def forward(model, batch): return model(batch)
 def raising(): raise ValueError("two\\nlines.")
 def leaving(): sys.exit(3)
 def needs(argument): return argument
@@ -70,6 +74,8 @@ def test_a_metric_is_not_called(module):
     metric = load_metric(f"{module}:metric")
     assert metric is sys.modules[module].metric
     assert load_metric(f"{module}:needs") is sys.modules[module].needs
+    assert load_loss(f"{module}:loss") is sys.modules[module].loss
+    assert load_forward("spec_module.py:forward") is sys.modules[module].forward
 
 
 def test_what_is_imported_may_import_from_the_current_folder_when_it_is_used(module):
@@ -82,13 +88,14 @@ def test_what_is_imported_may_import_from_the_current_folder_when_it_is_used(mod
 
 def test_built_in_names():
     pytest.importorskip("sklearn")
-    from bnlab.lab import metrics
-
     batches = load_data("digits:train")
     assert sum(len(labels) for _, labels in batches) == 1348
     assert torch.equal(load_example("digits"), load_data("digits")[0][0])
-    assert load_metric("accuracy") is metrics.accuracy
-    assert load_metric("loss") is metrics.loss
+
+
+@pytest.mark.parametrize("name", ["accuracy", "loss", "miou", "miou:255", "accuracy:-100"])
+def test_the_name_of_a_metric_stands_for_itself(name):
+    assert load_metric(name) == name
 
 
 def test_a_callable_of_a_module_named_like_a_data_set(module, tmp_path, monkeypatch):
@@ -103,19 +110,52 @@ def test_a_callable_of_a_module_named_like_a_data_set(module, tmp_path, monkeypa
 
 @pytest.mark.parametrize("spec", ["", "nothing", "mnist:", ":f", "a:b:c", "a b:c", "../a:b", "a.py", "1a:b"])
 def test_a_value_of_no_known_form(module, spec):
-    built_in = "digits, mnist, cifar10 or "
-    end = f"package.module:callable, got {spec!r}."
-    assert refused(load_data, spec) == f"--data: value must be {built_in}{end}"
-    assert refused(load_data, spec, "--train-data") == f"--train-data: value must be {built_in}{end}"
-    assert refused(load_example, spec) == f"--example: value must be {built_in}{end}"
-    assert refused(load_metric, spec) == f"--metric: value must be accuracy, loss or {end}"
-    assert refused(load_model, spec) == f"--model: value must be {end}"
+    built_in = "digits, mnist, cifar10, "
+    end = f"{FORMS}, got {spec!r}."
+    assert refused(load_data, spec).startswith(f"--data: value must be {built_in}{end}")
+    assert refused(load_data, spec, "--train-data").startswith(f"--train-data: value must be {built_in}{end}")
+    assert refused(load_example, spec).startswith(f"--example: value must be {built_in}{end}")
+    assert refused(load_metric, spec).startswith(f"--metric: value must be accuracy, loss, miou, {end}")
+    for load, option in ((load_model, "--model"), (load_loss, "--loss"), (load_forward, "--forward")):
+        assert refused(load, spec).startswith(f"{option}: value must be {end}")
+
+
+@pytest.mark.parametrize(
+    ("load", "spec", "suggestion"),
+    [
+        (load_data, "digts", "Did you mean 'digits'?"),
+        (load_data, "mnist:", "Did you mean 'mnist'?"),
+        (load_data, "digits:tset", "Did you mean 'digits:test'?"),
+        (load_example, "cifar:train", "Did you mean 'cifar10:train'?"),
+        (load_metric, "acuracy", "Did you mean 'accuracy'?"),
+        (load_metric, "mIoU", "Did you mean 'miou'?"),
+        (load_model, "spec_module.py", "Name a callable in the file, as in spec_module.py:build."),
+        (load_model, "spec_module:modle", "Did you mean 'model'?"),
+        (load_model, "spec_module.py:build", "Did you mean 'build_network'?"),
+        (load_data, "spec_module:Space.batch", "Did you mean 'batches'?"),
+        (load_metric, "spec_modul:metric", "Did you mean 'spec_module'?"),
+        (load_loss, "spec_modle.py:loss", "Did you mean 'spec_module.py'?"),
+        (load_forward, "spec_module:zzz", "It has batches, one_shot, one_tensor, nothing, metric and 9 more."),
+    ],
+)
+def test_what_the_user_may_have_meant(module, load, spec, suggestion):
+    assert refused(load, spec).endswith(f" {suggestion}")
+
+
+@pytest.mark.parametrize(
+    "spec", ["xyz", "spec_module:raising", "spec_module.py:raising", "spec_qqqqqqqqqqqqqq.py:f", "q:f"]
+)
+def test_nothing_is_suggested_where_nothing_is_alike(module, spec):
+    assert "Did you mean" not in refused(load_model, spec)
 
 
 @pytest.mark.parametrize("load", LOADERS)
 def test_what_cannot_be_imported(module, load):
-    assert refused(load, "spec_nowhere:f").endswith(
-        "got 'spec_nowhere:f' (ModuleNotFoundError: No module named 'spec_nowhere')."
+    assert "got 'spec_nowhere:f' (ModuleNotFoundError: No module named 'spec_nowhere')." in refused(
+        load, "spec_nowhere:f"
+    )
+    assert "got 'spec_nowhere.py:f' (FileNotFoundError: no file spec_nowhere.py in " in refused(
+        load, "spec_nowhere.py:f"
     )
     assert "(AttributeError: module 'spec_module' has no attribute 'absent')." in refused(load, f"{module}:absent")
     assert "(ModuleNotFoundError: " in refused(load, f"{module}.below:f")
@@ -149,6 +189,12 @@ def test_what_is_of_no_use(module):
     assert refused(load_example, f"{module}:nothing") == "--example: spec_module:nothing must return a batch, got None."
     assert refused(load_metric, f"{module}:number") == (
         "--metric: spec_module:number must be callable as metric(model, data), got int."
+    )
+    assert refused(load_loss, f"{module}:number") == (
+        "--loss: spec_module:number must be callable as loss(model, batch), got int."
+    )
+    assert refused(load_forward, f"{module}:number") == (
+        "--forward: spec_module:number must be callable as forward(model, batch), got int."
     )
     assert refused(load_model, f"{module}:batches") == (
         "--model: spec_module:batches must return a torch.nn.Module, got list."

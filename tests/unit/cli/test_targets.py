@@ -6,7 +6,7 @@ import pytest
 from tests.samples import save, small_network, state_dict
 from torch import nn
 
-from bnlab.cli.specs import is_spec
+from bnlab.cli.importing import is_spec
 from bnlab.cli.targets import expand, is_model_spec, load_target
 from bnlab.errors import UnreadableFile, UsageError
 
@@ -18,6 +18,7 @@ def build(): return small_network()
 def batches(): return [(torch.randn(8, 3, 9, 9), torch.zeros(8, dtype=torch.int64))] * 2
 def one(): return batches()[0]
 def worth(model, data): return 1.0
+def cost(model, batch): return model(batch[0]).square().mean()
 """
 
 
@@ -32,7 +33,19 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "spec",
-    ["a:b", "package.module:build", "ünet:build", "пакет.модуль:собрать", "网络:构建", "_a:b", "a:Space.batches"],
+    [
+        "a.py:b",
+        "../a.py:b",
+        "/a b/c-d.py:Space.batches",
+        "C:\\nets\\a.py:b",
+        "a:b",
+        "package.module:build",
+        "ünet:build",
+        "пакет.модуль:собрать",
+        "网络:构建",
+        "_a:b",
+        "a:Space.batches",
+    ],
 )
 def test_a_spec_is_one_wherever_it_stands(folder, spec):
     assert is_spec(spec)
@@ -59,6 +72,18 @@ def test_a_file_of_that_name_is_a_file(folder):
         ["check", "ünet:build", "--example", "ünet:one"],
         ["check", "a.pt", "--model", "ünet:build", "--data", "ünet:batches", "--train-data", "ünet:batches"],
         ["repair", "ünet:build", "--data", "ünet:batches", "--dry-run"],
+        ["check", "ünet.py:build", "./ünet.py:build", "--data", "ünet.py:batches", "--metric", "./ünet.py:worth"],
+        [
+            "repair",
+            "a.pt",
+            "--model",
+            "ünet.py:build",
+            "--data",
+            "ünet.py:batches",
+            "--loss",
+            "ünet.py:cost",
+            "--dry-run",
+        ],
     ],
 )
 def test_every_argument_takes_the_same_specs(folder, bnlab_command, arguments):
@@ -83,6 +108,22 @@ def test_a_checkpoint_and_what_builds_its_model(folder):
     with pytest.raises(UsageError) as error:
         load_target("a.pt", None, "to run it")
     assert str(error.value) == "--model: value must be given with a.pt, to run it, got none."
+
+
+def test_a_python_file_without_a_callable(folder):
+    message = (
+        "ünet.py: target must be a checkpoint, or a callable that returns a model, got a Python file. "
+        "Name the callable in it, as in ünet.py:build."
+    )
+    (error,) = expand(["ünet.py"]).items
+    assert str(error) == message
+    with pytest.raises(UsageError) as raised:
+        load_target("ünet.py", "ünet:build", "to run it")
+    assert str(raised.value) == message
+
+
+def test_a_spec_is_no_pattern(folder):
+    assert expand(["[a].py:build"]).items == ("[a].py:build",)
 
 
 def test_arguments_stand_for_files_each_once(folder):
