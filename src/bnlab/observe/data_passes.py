@@ -128,7 +128,7 @@ class DataPasses:
     def over_shuffled(self, label: str, data: KeptBatches) -> Mapping[str, Observed]:
         """Return the inputs of every layer over shuffled samples; an empty mapping if they cannot be shuffled."""
         with suppress(UsageError):
-            return self._observed(f"shuffled {label}", shuffled_batches(data))
+            return self._observed(f"shuffled {label}", shuffled_batches(data, self.subject.inputs_taken(data)))
         return NOTHING
 
     def between_batches(self, label: str, of: DataPass | None) -> Mapping[str, BetweenBatches]:

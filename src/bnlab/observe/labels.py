@@ -20,19 +20,23 @@ LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 _LOGIT_KEYS = ("logits", "out")
 
 
-def labels_of(batch: object) -> Tensor | None:
+def labels_of(batch: object, taken: int = 1) -> Tensor | None:
     """Return the labels of a batch, or None where there are none.
 
-    They are the second item of a tuple or list, or what a dict or an object, such as a graph, holds under one of
-    `LABEL_KEYS`. A named tuple without such a name is a tuple.
+    They are the first item of a tuple or list behind its input, or what a dict or an object, such as a graph, holds
+    under one of `LABEL_KEYS`. A named tuple without such a name is a tuple.
+
+    Args:
+        batch: A batch.
+        taken: Number of items of a tuple or list that are input; 0 where it is not known, which counts as 1.
     """
     labels: object = None
     if isinstance(batch, Mapping):
         labels = next((batch[key] for key in LABEL_KEYS if key in batch), None)
     elif not isinstance(batch, Tensor):
         labels = next((value for key in LABEL_KEYS if (value := getattr(batch, key, None)) is not None), None)
-    if labels is None and isinstance(batch, (tuple, list)) and len(batch) > 1:
-        labels = batch[1]
+    if labels is None and isinstance(batch, (tuple, list)):
+        labels = next(iter(batch[max(1, taken) :]), None)
     return labels if isinstance(labels, Tensor) and labels.dim() else None
 
 

@@ -18,7 +18,7 @@ from bnlab.errors import BnlabError, UsageError
 from bnlab.observe.evidence import Floats
 from bnlab.observe.labels import IGNORED, classes_of, labels_of, scores_of
 from bnlab.observe.metric import Score, paired_error
-from bnlab.observe.passes.batches import Batch, Forward, batches_of, parts_of, run_batch, samples_in
+from bnlab.observe.passes.batches import Batch, Forward, batches_of, inputs_taken, parts_of, run_batch, samples_in
 
 __all__ = [
     "Difference",
@@ -155,7 +155,8 @@ def cross_entropy_measure(model: nn.Module, data: Iterable[Batch], forward: Forw
             scored = _scores_and_classes(model, batch, forward, may_be_void=False)
             if scored is None:
                 return None
-            entropy = partial(_entropy_of_labels, classes=scored[0].size(1))
+            taken = inputs_taken(model, batch, forward)
+            entropy = partial(_entropy_of_labels, classes=scored[0].size(1), taken=taken)
             return LossMeasure("cross-entropy", partial(_cross_entropies, forward=forward), entropy)
     return None
 
@@ -200,13 +201,13 @@ def mean_loss(loss: Callable[[nn.Module, Any], Tensor]) -> Score:
     return Score(metric, lower_is_better=True, name="loss", errors=2.0)
 
 
-def _entropy_of_labels(data: Iterable[Batch], classes: int) -> float:
+def _entropy_of_labels(data: Iterable[Batch], classes: int, taken: int) -> float:
     """Return the mean cross-entropy of the best constant output, in nats.
 
     It is the entropy of the labels that count, times their share, because the loss of an ignored label is 0.
     """
     labels = torch.cat(
-        [of_batch.flatten().to("cpu", torch.int64) for of_batch in map(labels_of, data) if of_batch is not None]
+        [labels.flatten().to("cpu", torch.int64) for batch in data if (labels := labels_of(batch, taken)) is not None]
     )
     counts = torch.bincount(labels[(labels >= 0) & (labels < classes)]).to(torch.float64)
     shares = counts[counts > 0] / counts.sum()
@@ -217,7 +218,7 @@ def _scores_and_classes(
     model: nn.Module, batch: Batch, forward: Forward, *, may_be_void: bool
 ) -> tuple[Tensor, Tensor] | None:
     """Return the scores of a batch and the classes beside them; None if there are none that fit."""
-    labels = labels_of(batch)
+    labels = labels_of(batch, inputs_taken(model, batch, forward))
     scores = None if labels is None else scores_of(forward(model, batch))
     if labels is None or scores is None:
         return None

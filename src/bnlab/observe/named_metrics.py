@@ -20,7 +20,7 @@ from bnlab.errors import UsageError
 from bnlab.observe.labels import IGNORED, LABEL_KEYS, labels_of, scores_of
 from bnlab.observe.losses import cross_entropies
 from bnlab.observe.metric import Metric, Score, metric_name
-from bnlab.observe.passes.batches import Batch, Forward, batches_of, require_data, run_batch
+from bnlab.observe.passes.batches import Batch, Forward, batches_of, inputs_taken, require_data, run_batch
 from bnlab.wording import did_you_mean
 
 __all__ = ["NAMES", "accuracy", "cross_entropy", "is_metric_name", "miou", "named_metric", "score_of"]
@@ -267,9 +267,8 @@ def _labelled(
     Raises:
         UsageError: If the scores or the labels do not fit.
     """
-    require_data("data", data)
-    for index, batch in enumerate(batches_of(data, model)):
-        labels = labels_of(batch)
+    for index, batch in enumerate(batches_of(require_data("data", data), model)):
+        labels = labels_of(batch, inputs_taken(model, batch, forward))
         if labels is None:
             raise UsageError(
                 f"{name}: batches must be (input, label, ...) with a tensor of labels, or have one of the keys "

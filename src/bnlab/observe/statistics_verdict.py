@@ -207,7 +207,7 @@ class _Judge:
 
     def _statistics(self, names: Sequence[str], batches: Sequence[Batch]) -> Statistics:
         # Batches that are sorted by class would give the wrong statistics: their samples are mixed where they can be.
-        mixed = shuffled_batches(batches) or batches
+        mixed = shuffled_batches(batches, self.subject.inputs_taken(batches)) or batches
         return pooled_statistics(self.subject, {name: self.layers[name] for name in names}, mixed, self.advance)
 
     def _losses(self, statistics: Statistics, batches: Sequence[Batch]) -> Losses:

@@ -107,7 +107,7 @@ class Inputs:
         for name in ("data", "train_data"):
             value = getattr(self, name)
             if value is not None:
-                require_data(name, value)
+                object.__setattr__(self, name, require_data(name, value))
         if self.data is None and (self.train_data is not None or self.metric is not None or self.loss is not None):
             raise UsageError("check: data must be given with train_data, metric or loss, got none.")
         for name in ("metric", "loss"):

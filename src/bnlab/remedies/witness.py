@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import starmap
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bnlab.observe.passes.batches import Batch, Forward, run_batch, tensors_in
+from bnlab.observe.passes.batches import Batch, Forward, copy_of_batch, map_tensors, run_batch, tensors_in
 from bnlab.observe.passes.subject import Subject
 
 __all__ = ["behaviour_of", "differences"]
@@ -44,17 +43,17 @@ def behaviour_of(model: nn.Module, example: Batch, forward: Forward = run_batch)
     return behaviour
 
 
-def _copied(item: Any, leaves: list[Tensor]) -> Any:  # noqa: ANN401
+def _copied(batch: Batch, leaves: list[Tensor]) -> Batch:
     """Copy a batch. Floating-point tensors become differentiable, and the model may change them in place."""
-    if isinstance(item, Tensor):
-        if not item.is_floating_point():
-            return item.clone()
-        leaf = item.detach().clone().requires_grad_()
+
+    def copy(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor.clone()
+        leaf = tensor.detach().clone().requires_grad_()
         leaves.append(leaf)
         return leaf.clone()
-    if isinstance(item, dict):
-        return {key: _copied(part, leaves) for key, part in item.items()}
-    return type(item)(_copied(part, leaves) for part in item) if type(item) in (tuple, list) else item
+
+    return map_tensors(copy_of_batch(batch), copy)
 
 
 def _fixed_like(output: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Defines the forms of batches and data sets, and how a model is called on a batch."""
+"""Defines what a sample of a batch is, how a batch moves to a device, and which batches of a data set are held."""
 
 from __future__ import annotations
 
@@ -7,14 +7,26 @@ import itertools
 import random
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import fields, is_dataclass
 from functools import partial
 from itertools import count, islice
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from bnlab.errors import BnlabError, BnlabWarning, UsageError
+from bnlab.observe.passes.calling import (
+    IMAGE_KEYS,
+    Batch,
+    Forward,
+    inputs_taken,
+    is_list_of_images,
+    is_opaque,
+    require_forward,
+    run_batch,
+)
 
 __all__ = [
     "MAX_KEPT",
@@ -24,8 +36,11 @@ __all__ = [
     "MaxBatches",
     "batches_of",
     "columns_of",
+    "copy_of_batch",
     "first_samples",
     "input_of_batch",
+    "inputs_taken",
+    "is_list_of_images",
     "keep",
     "map_tensors",
     "parts_of",
@@ -42,12 +57,6 @@ __all__ = [
     "with_tensors",
 ]
 
-Batch: TypeAlias = Any
-"""A tensor, a tuple or list (input first), a dict, or any other value that the model accepts."""
-
-Forward = Callable[[nn.Module, Batch], Any]
-"""Calls a model on one batch."""
-
 MaxBatches: TypeAlias = int | Literal["auto"] | None
 """How many batches of a data set are used: at most this number, all of them (None), or at most `MAX_KEPT` ("auto")."""
 
@@ -61,32 +70,37 @@ _MAX_SHUFFLED = 12
 """Largest number of batches whose samples are shuffled together."""
 
 
-def run_batch(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - a batch may be anything
-    """Call a model on one batch: a tensor, a tuple or list (input first), or a dict (passed as keywords)."""
-    model_input = input_of_batch(batch)
-    return model(**model_input) if isinstance(model_input, Mapping) else model(model_input)
-
-
-def require_forward(command: str, forward: Forward | None) -> Forward:
-    """Return the forward of the caller, or else the function that calls a model on a batch.
-
-    Raises:
-        UsageError: If `forward` is not callable.
-    """
-    if forward is not None and not callable(forward):
-        raise UsageError(f"{command}: forward must be callable, got {type(forward).__name__}.")
-    return run_batch if forward is None else forward
-
-
 def input_of_batch(batch: Batch) -> Batch:
-    """Return the part of a batch that the model takes: the first item of a tuple or list, else the whole batch."""
-    return batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    """Return the part of a batch with the input: the first item of a tuple or list, else the whole batch.
+
+    A list of images is an input as a whole.
+    """
+    if not isinstance(batch, (tuple, list)) or not batch or is_opaque(batch):
+        return batch
+    return batch if isinstance(batch, list) and is_list_of_images(batch) else batch[0]
 
 
 def samples_in(batch: Batch) -> int:
-    """Return the number of samples in a batch: the first dimension of its first tensor, or 0 without a tensor."""
-    sizes = [tensor.size(0) for tensor in tensors_in(input_of_batch(batch)) if tensor.dim()]
-    return sizes[0] if sizes else 0
+    """Return the number of samples in a batch; 0 where it is not known.
+
+    It is the first dimension of the first tensor of the input, the number of images in a list of them, or of sequences
+    in a packed one. A batch of graphs has as many samples as graphs, and a single graph as many as nodes.
+    """
+    value = input_of_batch(batch)
+    if isinstance(value, Mapping):
+        images = [value[key] for key in IMAGE_KEYS if key in value]
+        value = images[0] if len(images) == 1 else value
+    if is_list_of_images(value):
+        return len(value)
+    if isinstance(value, PackedSequence):
+        return int(value.batch_sizes[0])
+    if is_opaque(value):
+        counts = (getattr(value, name, None) for name in ("num_graphs", "num_nodes"))
+        known = next((count for count in counts if isinstance(count, int)), None)
+        if known is not None:
+            return known
+        value = getattr(value, "__dict__", value)
+    return next((tensor.size(0) for tensor in tensors_in(value) if tensor.dim()), 0)
 
 
 def first_samples(batch: Batch, count: int) -> Batch:
@@ -97,11 +111,25 @@ def first_samples(batch: Batch, count: int) -> Batch:
 def samples_at(batch: Batch, places: slice | Tensor) -> Batch:
     """Return the samples of a batch at some places; every tensor whose first dimension is the number of samples is cut.
 
+    A list of images is cut as a list, and so is a list of as many targets beside it. An object that moves itself to a
+    device, such as a graph, stays whole.
+
     Args:
         batch: A batch.
         places: A slice, or numbers of samples, shape (n,), int64.
     """
-    return map_tensors(batch, partial(_rows, size=samples_in(batch), places=places))
+    size = samples_in(batch)
+    cut = partial(map_tensors, function=partial(_rows, size=size, places=places))
+    if not is_list_of_images(input_of_batch(batch)):
+        return cut(batch)
+    chosen = range(size)[places] if isinstance(places, slice) else places.tolist()
+    if input_of_batch(batch) is batch:
+        return [batch[place] for place in chosen]
+    parts = [
+        type(part)(part[place] for place in chosen) if type(part) in (list, tuple) and len(part) == size else cut(part)
+        for part in batch
+    ]
+    return _sequence_like(batch, parts)
 
 
 def spread_places(total: int, count: int) -> list[int]:
@@ -197,7 +225,7 @@ class KeptBatches(Sequence[Batch]):
     def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - an int or a slice, as of a list
         """Return a copy of a held batch, which the caller may change; a list of copies for a slice."""
         chosen = self._held[index]
-        return [_copied(batch) for batch in chosen] if isinstance(index, slice) else _copied(chosen)
+        return [copy_of_batch(batch) for batch in chosen] if isinstance(index, slice) else copy_of_batch(chosen)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the data has
         """Return the attribute of the data itself if every batch is held: the `dataset` of a part has another size."""
@@ -298,30 +326,25 @@ def _picked(data: Iterable[Batch], max_kept: int, wanted: Collection[int] | None
     for batch in data:
         if wanted is None and place == max_kept:
             return first, place, False
-        copied = _copied(batch) if place < max_kept or (wanted is not None and place in wanted) else None
+        own = copy_of_batch(batch) if place < max_kept or (wanted is not None and place in wanted) else None
         if place < max_kept:
-            first[place] = copied
+            first[place] = own
         if wanted is not None and place in wanted:
-            spread[place] = copied
+            spread[place] = own
             if len(spread) == len(wanted):
                 return spread, place + 1, False
         place += 1
     return (first if place <= max_kept else spread), place, True
 
 
-def _copied(item: Batch) -> Batch:
+def copy_of_batch(item: Batch) -> Batch:
     """Return a copy of a batch, with new containers and tensors of the same types."""
-    return map_tensors(item, torch.clone, _of_same_type)
+    return map_tensors(item, torch.clone, _copy_of_object)
 
 
-def _of_same_type(item: Mapping[Any, Any], parts: dict[Any, Any]) -> Mapping[Any, Any]:
-    if type(item) is dict:
-        return parts
-    if not isinstance(item, MutableMapping):
-        return item
-    other = copy.copy(item)
-    other.update(parts)
-    return other
+def _copy_of_object(item: Any) -> Any:  # noqa: ANN401
+    clone = getattr(item, "clone", None)
+    return clone() if callable(clone) else copy.copy(item)
 
 
 def _length(data: Iterable[Batch]) -> int | None:
@@ -343,8 +366,13 @@ def require_max_batches(value: MaxBatches) -> MaxBatches:
     return value
 
 
-def shuffled_batches(data: Sequence[Batch]) -> list[Batch]:
+def shuffled_batches(data: Sequence[Batch], taken: int = 1) -> list[Batch]:
     """Return some batches of a data set, spread over it, with their samples shuffled among them at random.
+
+    Args:
+        data: Batches.
+        taken: Number of elements of a tuple or list that are input. Where samples of whole batches cannot be shuffled,
+            as with targets of different lengths, these elements alone are. 0 if only whole batches are of use.
 
     Returns:
         Up to `_MAX_SHUFFLED` batches; an empty list if the shapes of their tensors do not allow shuffling.
@@ -354,15 +382,15 @@ def shuffled_batches(data: Sequence[Batch]) -> list[Batch]:
     total = sum(sizes)
     if len(kept) < 2 or min(sizes) < 1:
         return []
-    order = torch.split(torch.randperm(total, generator=torch.Generator().manual_seed(0)), sizes)
-    columns = columns_of([input_of_batch(batch) for batch in kept], sizes)
-    if columns is None:
+    columns = columns_of(kept, sizes)
+    if not columns and taken:
+        kept = [batch[:taken] if type(batch) in (tuple, list) else batch for batch in kept]
+        columns = columns_of(kept, sizes)
+    if not columns:
         return []
+    order = torch.split(torch.randperm(total, generator=torch.Generator().manual_seed(0)), sizes)
     mixed = [torch.cat(column) for column in columns]
-    shuffled = [
-        with_tensors(input_of_batch(batch), [m[part] for m in mixed]) for batch, part in zip(kept, order, strict=True)
-    ]
-    return [(item,) if isinstance(batch, (tuple, list)) else item for item, batch in zip(shuffled, kept, strict=True)]
+    return [with_tensors(batch, [m[part] for m in mixed]) for batch, part in zip(kept, order, strict=True)]
 
 
 def columns_of(items: Sequence[Batch], sizes: Sequence[int]) -> list[list[Tensor]] | None:
@@ -376,6 +404,8 @@ def columns_of(items: Sequence[Batch], sizes: Sequence[int]) -> list[list[Tensor
         A list for each place, with one tensor of every item. They have the same shape without the first dimension, and
         the same dtype. Tensors without dimensions are left out.
     """
+    if not all(map(_has_columns, items)):
+        return None
     rows = [[tensor for tensor in tensors_in(item) if tensor.dim()] for item in items]
     if len({len(row) for row in rows}) != 1:
         return None
@@ -385,56 +415,136 @@ def columns_of(items: Sequence[Batch], sizes: Sequence[int]) -> list[list[Tensor
     return columns if all(fit) and all(alike) else None
 
 
+def _has_columns(item: Batch) -> bool:
+    """Return whether the samples of an item are the rows of its tensors: not those of a graph or a list of images."""
+    if isinstance(item, Mapping):
+        return all(map(_has_columns, item.values()))
+    if is_opaque(item) or is_list_of_images(item):
+        return False
+    return all(map(_has_columns, item)) if isinstance(item, (tuple, list)) else True
+
+
 def with_tensors(item: Batch, tensors: Iterable[Tensor]) -> Batch:
     """Return a batch, or a part of one, with other tensors in place of those that have dimensions, in their order."""
     waiting = iter(tensors)
     return map_tensors(item, lambda tensor: next(waiting) if tensor.dim() else tensor)
 
 
-def require_data(name: str, data: object) -> None:
-    """Refuse data that cannot be iterated twice.
+def require_data(name: str, data: Any) -> Iterable[Batch]:  # noqa: ANN401 - a caller may pass anything
+    """Return data that can be iterated more than once. A function is called for each pass, and returns the batches.
 
     Raises:
-        UsageError: If `data` is a one-shot iterator, a single tensor, or not iterable at all.
+        UsageError: If `data` is a one-shot iterator, a single tensor, or neither iterable nor a function.
     """
     if isinstance(data, Tensor):
         raise UsageError(f"{name}: it must be an iterable of batches, got one tensor. Wrap it: [tensor].")
+    if callable(data) and not isinstance(data, (Iterable, nn.Module)):
+        return _Stream(name, data)
     if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
         raise UsageError(f"{name}: it must be an iterable of batches, got {type(data).__name__}.")
     if isinstance(data, Iterator):
         raise UsageError(
             f"{name}: it must be an iterable that can be run through again, got a one-shot {type(data).__name__}, "
-            f"whose second pass would be empty. Give list({name}) or the loader itself."
+            f"whose second pass would be empty. Give list({name}), the loader itself, or a function that returns a new "
+            "iterator."
         )
+    return data
+
+
+class _Stream:
+    """Batches that a function returns anew for each pass."""
+
+    def __init__(self, name: str, function: Callable[[], Iterable[Batch]]) -> None:
+        self._name, self._function = name, function
+        self._last: object = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches: object = self._function()
+        if isinstance(batches, (Tensor, str, bytes, Mapping)) or not isinstance(batches, Iterable):
+            raise UsageError(
+                f"{self._name}: the function must return an iterable of batches, got {type(batches).__name__}."
+            )
+        if isinstance(batches, Iterator) and batches is self._last:
+            raise UsageError(
+                f"{self._name}: the function must return a new iterator on each call, got the same "
+                f"{type(batches).__name__} again. Make the iterator inside the function."
+            )
+        self._last = batches
+        return iter(batches)
 
 
 def batches_of(data: Iterable[Any], like: nn.Module) -> Iterator[Any]:
-    """Yield every batch on the device of the model `like`."""
-    device = next((tensor.device for tensor in (*like.parameters(), *like.buffers())), None)
+    """Yield every batch on the device of the model `like`, unless the model places its input itself."""
+    device = _device_of(like)
     for batch in data:
-        yield batch if device is None else map_tensors(batch, lambda tensor: tensor.to(device))
+        yield batch if device is None else _moved(batch, device)
+
+
+def _device_of(model: nn.Module) -> torch.device | None:
+    """Return the device of a model; None for a model that places its input itself, or that has no tensors.
+
+    A model on several devices places its input. So does one with hooks of accelerate, which keep the weights elsewhere
+    and load them for each call.
+    """
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return None
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    return devices.pop() if len(devices) == 1 else None
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    def move(item: Any) -> Any:  # noqa: ANN401
+        other = copy.copy(item)  # a graph moves itself in place, and a batch may be held for later
+        result = other.to(device)
+        return other if result is None else result
+
+    return map_tensors(batch, lambda tensor: tensor.to(device), move)
 
 
 def map_tensors(
     item: Any,  # noqa: ANN401
-    function: Callable[[Tensor], Tensor],
-    rebuilt: Callable[[Mapping[Any, Any], dict[Any, Any]], Mapping[Any, Any]] = lambda _, parts: parts,
+    function: Callable[[Tensor], Any],
+    of_object: Callable[[Any], Any] = lambda item: item,
 ) -> Any:  # noqa: ANN401
-    """Apply a function to every tensor in nested tuples, lists and mappings.
+    """Apply a function to every tensor in nested tuples, lists, mappings and dataclasses, whose types are kept.
 
     Args:
         item: A batch.
         function: Maps a tensor to its replacement.
-        rebuilt: Returns the replacement of a mapping from that mapping and its new parts; by default, a plain dict.
+        of_object: Maps an object that moves itself to a device, such as a graph, to its replacement.
     """
     if isinstance(item, Tensor):
         return function(item)
+    if is_opaque(item):
+        return of_object(item)
     if isinstance(item, Mapping):
-        return rebuilt(item, {key: map_tensors(part, function, rebuilt) for key, part in item.items()})
+        return _mapping_like(item, {key: map_tensors(part, function, of_object) for key, part in item.items()})
     if isinstance(item, (tuple, list)):
-        parts = [map_tensors(part, function, rebuilt) for part in item]
-        return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
-    return item
+        return _sequence_like(item, [map_tensors(part, function, of_object) for part in item])
+    if not is_dataclass(item) or isinstance(item, type):
+        return item
+    other = copy.copy(item)
+    for name, part in _fields_of(item).items():
+        object.__setattr__(other, name, map_tensors(part, function, of_object))  # it may be frozen
+    return other
+
+
+def _mapping_like(item: Mapping[Any, Any], parts: dict[Any, Any]) -> Mapping[Any, Any]:
+    if type(item) is dict or not isinstance(item, MutableMapping):
+        return parts
+    other = copy.copy(item)
+    other.update(parts)
+    return other
+
+
+def _sequence_like(item: Any, parts: list[Any]) -> Any:  # noqa: ANN401
+    return type(item)(*parts) if hasattr(item, "_fields") else type(item)(parts)
+
+
+def _fields_of(record: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass
+    if hasattr(record, "__dict__"):
+        return dict(vars(record))
+    return {field.name: getattr(record, field.name) for field in fields(record) if hasattr(record, field.name)}
 
 
 def tensors_in(value: Any) -> list[Tensor]:  # noqa: ANN401
@@ -445,5 +555,6 @@ def tensors_in(value: Any) -> list[Tensor]:  # noqa: ANN401
         return [tensor for item in value.values() for tensor in tensors_in(item)]
     if isinstance(value, (tuple, list, set)):
         return [tensor for item in value for tensor in tensors_in(item)]
-    is_record = hasattr(value, "__dataclass_fields__") and not isinstance(value, type)
-    return [tensor for item in vars(value).values() for tensor in tensors_in(item)] if is_record else []
+    if not is_dataclass(value) or isinstance(value, type):
+        return []
+    return [tensor for item in _fields_of(value).values() for tensor in tensors_in(item)]

@@ -203,6 +203,8 @@ class _Recorder(TorchFunctionMode):
         def enter(module: nn.Module, arguments: tuple[Any, ...]) -> None:
             if module not in self._names:
                 return
+            if not self._names[module]:  # a first call of the model that raised has not left
+                self._running.clear()
             self._running.append(module)
             if module in self._layers:
                 if not self._layers_running:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from bnlab.errors import BnlabError, UsageError
-from bnlab.observe.passes.batches import Batch, Forward, run_batch
+from bnlab.nn.base import BatchNormBase
+from bnlab.observe.passes.batches import Batch, Forward, inputs_taken, run_batch
 
 __all__ = ["ForwardFailed", "Subject", "random_numbers_kept", "untouched", "usage_error_unless"]
 
@@ -35,11 +36,17 @@ class Subject:
         self.model, self.forward = model, forward
         self._states: list[_ModuleState | _ParameterState] = [_ModuleState(module) for module in model.modules()]
         self._states += [_ParameterState(parameter) for parameter in model.parameters() if _has_values(parameter)]
-        self._buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if _has_values(buffer)]
+        counts = [module.skipped_batches for module in model.modules() if isinstance(module, BatchNormBase)]
+        buffers = [buffer for buffer in (*model.buffers(), *counts) if _has_values(buffer)]
+        self._buffers = [(buffer, buffer.detach().clone()) for buffer in buffers]
 
     def run(self, batch: Batch) -> Any:  # noqa: ANN401 - a model may return anything
         """Call the model on one batch, which must be on its device."""
         return self.forward(self.model, batch)
+
+    def inputs_taken(self, data: Iterable[Batch]) -> int:
+        """Return the number of elements of each batch that are input, as far as the first batch shows it; else 0."""
+        return next((inputs_taken(self.model, batch, self.forward) for batch in data), 0)
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
@@ -99,6 +106,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 def _restore_buffer(buffer: Tensor, value: Tensor) -> None:
+    if buffer.shape != value.shape:  # the observers of quantization resize their buffers in place
+        buffer.resize_(value.shape)
     if not torch.equal(buffer, value):
         buffer.copy_(value)
 

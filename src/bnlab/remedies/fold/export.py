@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,63 +14,84 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.errors import UsageError
-from bnlab.observe.passes.batches import Batch, map_tensors, run_batch, samples_in, tensors_in
+from bnlab.observe.passes.batches import Batch, Forward, copy_of_batch, map_tensors, run_batch, samples_in, tensors_in
 from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.remedies.fold.proof import relative_error, seeded, tolerance_of
 
 __all__ = ["exported"]
 
 
-def exported(model: nn.Module, example: Batch) -> tuple[bytes, str]:
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""The positional and the keyword arguments of a call."""
+
+
+def exported(model: nn.Module, example: Batch, forward: Forward = run_batch) -> tuple[bytes, str]:
     """Return the content of a `.pt2` file for a model, and a note on the batch sizes that it accepts.
 
     The batch dimension is dynamic if torch.export allows it. Otherwise it is that of the example. The file is loaded
-    again, and must give the output of the model on the example, and on a batch of another size if that is allowed.
+    again, and must give the output of the model on the example, and on a batch of another size if that is allowed. It
+    takes the arguments with which the model is called on the example.
 
     Args:
         model: The model in eval mode, as `fold` returns it. It does not change.
-        example: A batch: a tensor, a tuple or list (input first), or a dict (passed as keywords).
+        example: A batch, as for `fold`.
+        forward: Calls the model on the batch.
 
     Raises:
         UsageError: If torch cannot export the model, or if the file gives another output.
     """
-    inputs = example[0] if isinstance(example, (tuple, list)) and example else example
-    samples = samples_in(inputs)
-    dynamic, reason = _dynamic(model, _resized(inputs, samples, max(2, samples)), max(2, samples))
+    samples = samples_in(example)
+    arguments = _arguments(Subject(model, forward), example)
+    dynamic, reason = _dynamic(model, _resized(arguments, samples, max(2, samples)), max(2, samples))
     if dynamic is not None and samples:
-        others = [inputs, _resized(inputs, samples, max(2, samples) + 1)]
+        others = [arguments, _resized(arguments, samples, max(2, samples) + 1)]
         try:
             return _proven(dynamic, model, others), "the batch may have any size"
         except UsageError as error:
             reason = str(error)
     with usage_error_unless("torch.export must take it"), _quiet(), seeded(Subject(model)):
-        static = torch.export.export(model, *_arguments(inputs))
-    return _proven(static, model, [inputs]), f"the batch must have {samples} samples, because {reason}"
+        static = torch.export.export(model, *arguments)
+    return _proven(static, model, [arguments]), f"the batch must have {samples} samples, because {reason}"
 
 
-def _dynamic(model: nn.Module, batch: Batch, samples: int) -> tuple[torch.export.ExportedProgram | None, str]:
+def _arguments(subject: Subject, batch: Batch) -> _Arguments:
+    """Return copies of the arguments with which a model is called on a batch."""
+    calls: list[_Arguments] = []
+
+    def take(_: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        calls.append(copy_of_batch((positional, keywords)))
+
+    with seeded(subject), usage_error_unless("forward must run on the example"):
+        subject.model.register_forward_pre_hook(take, with_kwargs=True)  # seeded() removes it
+        subject.run(copy_of_batch(batch))
+    return calls[-1]
+
+
+def _dynamic(model: nn.Module, arguments: _Arguments, samples: int) -> tuple[torch.export.ExportedProgram | None, str]:
     """Export with a dynamic batch dimension. There are at least 2 samples, because torch treats 1 as a constant."""
     size = torch.export.Dim("batch")
 
     def dimensions(tensor: Tensor) -> Any:  # noqa: ANN401 - torch defines the type
         return {0: size} if tensor.dim() and tensor.size(0) == samples else None
 
-    shapes = map_tensors(batch, dimensions)
-    positional, keywords = _arguments(batch)
+    positional, keywords = arguments
+    shapes = map_tensors(arguments, dimensions)
     try:
         with _quiet(), seeded(Subject(model)):
-            named = shapes if isinstance(batch, Mapping) else (shapes,)
+            named = {**_by_name(model, shapes[0]), **shapes[1]} if keywords else shapes[0]
             return torch.export.export(model, positional, keywords, dynamic_shapes=named), ""
     except Exception as error:
         text = " ".join(str(error).split())
         return None, f"torch.export raises {type(error).__name__}: {text[:150]}"
 
 
-def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:  # noqa: ANN401
-    return ((), dict(batch)) if isinstance(batch, Mapping) else ((batch,), {})
+def _by_name(model: nn.Module, positional: tuple[Any, ...]) -> dict[str, Any]:
+    """Return positional arguments by the names of the parameters, as torch.export wants them beside keywords."""
+    names = list(inspect.signature(model.forward).parameters) if positional else []
+    return dict(zip(names, positional, strict=False))
 
 
-def _resized(batch: Any, samples: int, size: int) -> Any:  # noqa: ANN401
+def _resized(arguments: _Arguments, samples: int, size: int) -> _Arguments:
     """Repeat the samples of a batch up to a new batch size."""
 
     def resize(tensor: Tensor) -> Tensor:
@@ -77,10 +99,11 @@ def _resized(batch: Any, samples: int, size: int) -> Any:  # noqa: ANN401
             return tensor
         return tensor[torch.arange(size, device=tensor.device) % samples]
 
-    return map_tensors(batch, resize)
+    resized: _Arguments = map_tensors(arguments, resize)
+    return resized
 
 
-def _proven(program: torch.export.ExportedProgram, model: nn.Module, batches: list[Any]) -> bytes:
+def _proven(program: torch.export.ExportedProgram, model: nn.Module, calls: Sequence[_Arguments]) -> bytes:
     """Write a program, read it back, compare it with the model, and return the content of the file.
 
     Raises:
@@ -91,10 +114,11 @@ def _proven(program: torch.export.ExportedProgram, model: nn.Module, batches: li
         torch.export.save(program, file)
         file.seek(0)
         loaded = torch.export.load(file).module()
-    for batch in batches:
+    for call in calls:
         with seeded(Subject(model)), usage_error_unless("the exported model must run"), _quiet():
-            expected = [tensor.clone() for tensor in tensors_in(run_batch(model, map_tensors(batch, torch.clone)))]
-            positional, keywords = _arguments(map_tensors(batch, torch.clone))
+            positional, keywords = copy_of_batch(call)
+            expected = [tensor.clone() for tensor in tensors_in(model(*positional, **keywords))]
+            positional, keywords = copy_of_batch(call)
             got = tensors_in(loaded(*positional, **keywords))
         allowed = tolerance_of(tensor.dtype for tensor in (*expected, *model.parameters()))
         errors = [relative_error(a, b) for a, b in zip(expected, got, strict=False)]

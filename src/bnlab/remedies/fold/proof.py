@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.errors import UsageError
-from bnlab.observe.passes.batches import Batch, map_tensors, tensors_in
+from bnlab.observe.passes.batches import Batch, copy_of_batch, map_tensors, tensors_in
 from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.remedies.witness import differences
 
@@ -88,7 +88,7 @@ def errors_of_pairs(original: Subject, example: Batch, pairs: dict[str, Pair]) -
         for name, (first, last, folded) in pairs.items():
             model.get_submodule(first).register_forward_pre_hook(enter(name), with_kwargs=True)
             model.get_submodule(last).register_forward_hook(leave(name, folded))
-        original.run(map_tensors(example, torch.clone))  # untouched() removes the hooks
+        original.run(copy_of_batch(example))  # untouched() removes the hooks
     return {name: errors.get(name, float("inf")) for name in pairs}
 
 
@@ -124,7 +124,7 @@ def errors_of_models(
 
 def _outputs(subject: Subject, batch: Batch) -> list[Tensor]:
     with seeded(subject):
-        return [tensor.clone() for tensor in tensors_in(subject.run(map_tensors(batch, torch.clone)))]
+        return [tensor.clone() for tensor in tensors_in(subject.run(copy_of_batch(batch)))]
 
 
 def _error(
