@@ -13,6 +13,7 @@ TESTED_ELSEWHERE = {
     "remedies/remedy": "tests/contracts/test_remedies.py",
     "remedies/_conversion": "remedies/test_pickled_homes.py",
     "remedies/_fold_affine": "remedies/test_pickled_homes.py",
+    "remedies/_followed": "remedies/test_pickled_homes.py",
     "remedies/_frozen_state": "remedies/test_pickled_homes.py",
     "remedies/_rewritten": "remedies/test_pickled_homes.py",
 }

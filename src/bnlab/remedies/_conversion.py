@@ -17,11 +17,13 @@ class Origin:
         kind: The class of the layer, if that was a subclass of a layer of torch.
         activation: The activation that this class applies.
         required_grad: Parameters that required a gradient before the layer was frozen.
+        modules: Names of the submodules that this class runs after BN.
     """
 
     kind: type[nn.Module] | None = None
     activation: str | None = None
     required_grad: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
 
 
 def origin_of(layer: nn.Module) -> Origin:

@@ -7,10 +7,11 @@ module cannot read is left alone.
 from __future__ import annotations
 
 import ast
+import builtins
 import inspect
 import textwrap
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -18,22 +19,44 @@ from torch import nn
 
 from bnlab.remedies.refusal import Refusal
 
-__all__ = ["require_plain_subclass", "require_straight_line"]
+__all__ = ["STANDARD_ATTRIBUTES", "Undecided", "attributes_read", "definition", "require_straight_line", "resolved"]
 
 
-def _definition(kind: type) -> tuple[ast.FunctionDef, dict[str, Any]]:
-    forward = kind.__dict__.get("forward") or next(
-        (base.__dict__["forward"] for base in kind.__mro__ if "forward" in base.__dict__), None
-    )
-    if not isinstance(forward, types.FunctionType) or hasattr(forward, "__wrapped__"):
+def definition(function: object) -> tuple[ast.FunctionDef, dict[str, Any]]:
+    """Return the syntax tree of a function, and what the global names in it stand for.
+
+    Raises:
+        Refusal: If the source code is not available, or does not show what a call does.
+    """
+    if not isinstance(function, types.FunctionType) or hasattr(function, "__wrapped__"):
         raise Refusal("its forward is wrapped")
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(forward))).body[0]
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     except (OSError, TypeError, SyntaxError, IndexError):
         raise Refusal("the source code of its forward is not available") from None
     if not isinstance(tree, ast.FunctionDef) or tree.decorator_list:
         raise Refusal("its forward is decorated")
-    return tree, forward.__globals__
+    known = {**vars(builtins), **function.__globals__}
+    return tree, {name: known[name] for name in function.__code__.co_names if name in known}
+
+
+def resolved(expression: ast.expr, names: Mapping[str, Any]) -> object:
+    """Return what a dotted name stands for, however it was imported; an ellipsis if it stands for nothing known.
+
+    Args:
+        expression: The expression, such as `F.relu`.
+        names: What the global names of the function stand for.
+    """
+    if isinstance(expression, ast.Name):
+        return names.get(expression.id, ...)
+    if isinstance(expression, ast.Attribute):
+        home = resolved(expression.value, names)
+        return getattr(home, expression.attr, ...) if isinstance(home, (types.ModuleType, type)) else ...
+    return ...
+
+
+def _definition(kind: type) -> tuple[ast.FunctionDef, dict[str, Any]]:
+    return definition(next((vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base)), None))
 
 
 def require_straight_line(container: nn.Module) -> None:
@@ -143,12 +166,7 @@ class _StraightLine(ast.NodeVisitor):
 
     def _is_torch_function(self, function: ast.expr) -> bool:
         """Return whether a function belongs to torch or torch.nn.functional, under any imported name."""
-        parts = ast.unparse(function).split(".")
-        if not all(part.isidentifier() for part in parts) or parts[0] not in self._names:
-            return False
-        value: object = self._names[parts[0]]
-        for part in parts[1:]:
-            value = getattr(value, part, None)
+        value = resolved(function, self._names)
         home = getattr(value, "__module__", None)
         builtin = isinstance(value, types.BuiltinFunctionType) and getattr(torch, value.__name__, None) is value
         return builtin or home in ("torch.nn.functional", "torch.functional", "torch._C._nn")
@@ -172,42 +190,62 @@ def _construct_name(node: ast.AST) -> str:
     return names.get(type(node), f"a {type(node).__name__}")
 
 
-_STANDARD = frozenset({
+STANDARD_ATTRIBUTES = frozenset({
     "training", "momentum", "eps", "weight", "bias", "running_mean", "running_var", "num_batches_tracked",
     "track_running_stats", "affine", "num_features", "_check_input_dim",
 })  # fmt: skip
+"""The attributes that BN itself reads."""
 
 
-def require_plain_subclass(kind: type, submodules: Collection[str]) -> None:
-    """Refuse the forward of a BN subclass that could depend on more than its input, its mode and its BN settings.
+class Undecided(Refusal):
+    """The reason why the source code does not show what a forward does."""
+
+
+def attributes_read(kind: type, submodules: Collection[str]) -> frozenset[str]:
+    """Return the attributes that the forward of a BN subclass reads.
+
+    Args:
+        kind: The subclass.
+        submodules: The names of the submodules of the layer, which the forward may call.
 
     Raises:
-        Refusal: If the forward could.
+        Undecided: If the source code of the forward does not show what it does.
+        Refusal: If the forward could depend on more than its input, its mode and its BN settings.
     """
-    tree, _ = _definition(kind)
+    try:
+        tree, names = _definition(kind)
+    except Refusal as reason:
+        raise Undecided(f"a forward that cannot be read: {reason}") from None
     arguments = tree.args
     if len(arguments.args) != 2 or arguments.vararg or arguments.kwarg or arguments.kwonlyargs or arguments.defaults:
         raise Refusal("a forward with more arguments than the input")
     self_name, input_name = arguments.args[0].arg, arguments.args[1].arg
-    _PlainSubclass(self_name, input_name, {*_STANDARD, *submodules}).visit(ast.Module(tree.body, []))
+    reader = _PlainSubclass(self_name, input_name, {*STANDARD_ATTRIBUTES, *submodules}, names)
+    reader.visit(ast.Module(tree.body, []))
+    if reader.undecided is not None:
+        raise Undecided(reader.undecided)
+    return frozenset(reader.read)
 
 
 class _PlainSubclass(ast.NodeVisitor):
     """Walks through the syntax tree of the forward of a subclass."""
 
-    _NEVER = (
+    _HARD_TO_READ = (
         ast.With, ast.For, ast.While, ast.Try, ast.Lambda, ast.FunctionDef, ast.Global, ast.Nonlocal, ast.Delete,
         ast.Yield, ast.YieldFrom, ast.Await, ast.NamedExpr, ast.Subscript,
     )  # fmt: skip
 
-    def __init__(self, self_name: str, input_name: str, attributes: set[str]) -> None:
+    def __init__(self, self_name: str, input_name: str, attributes: set[str], names: Mapping[str, Any]) -> None:
         self._self = self_name
         self._input_name = input_name
         self._attributes = attributes
+        self._names = names
+        self.read: set[str] = set()
+        self.undecided: str | None = None
 
     def generic_visit(self, node: ast.AST) -> None:
-        if isinstance(node, self._NEVER):
-            raise Refusal(f"a forward with {_construct_name(node)}")
+        if isinstance(node, self._HARD_TO_READ):
+            self.undecided = self.undecided or f"a forward with {_construct_name(node)}"
         super().generic_visit(node)
 
     def visit_Assign(self, node: ast.Assign) -> None:
@@ -230,18 +268,23 @@ class _PlainSubclass(ast.NodeVisitor):
         self.generic_visit(node)
 
     def _require_own(self, test: ast.expr) -> None:
+        if isinstance(test, ast.Call) and ast.unparse(test).startswith(f"hasattr({self._self}, '"):
+            return  # depends on how the layer is built
         names = {part.id for part in ast.walk(test) if isinstance(part, ast.Name)}
         if not names <= {self._self, "bn_training", "None"} or any(isinstance(p, ast.Call) for p in ast.walk(test)):
             raise Refusal(f"a forward that depends on {ast.unparse(test)[:60]}")
 
     def visit_Call(self, node: ast.Call) -> None:
-        if ast.unparse(node.func) in ("torch._assert", f"{self._self}._check_input_dim"):
+        function = resolved(node.func, self._names)
+        if function is torch._assert or ast.unparse(node.func) == f"{self._self}._check_input_dim":  # noqa: SLF001
             return  # only checks the shape
         self.generic_visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        if isinstance(node.value, ast.Name) and node.value.id == self._self and node.attr not in self._attributes:
-            raise Refusal(f"a forward that reads {ast.unparse(node)}")
+        if isinstance(node.value, ast.Name) and node.value.id == self._self:
+            if node.attr not in self._attributes:
+                raise Refusal(f"a forward that reads {ast.unparse(node)}")
+            self.read.add(node.attr)
         if isinstance(node.value, ast.Name) and node.value.id == self._input_name:
             raise Refusal(f"a forward that reads {ast.unparse(node)}")
         if node.attr in ("is_grad_enabled", "detach", "no_grad", "dtype", "shape", "size", "dim"):

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.remedies import _conversion, _fold_affine, _frozen_state, _rewritten
+import bnlab
+from bnlab.remedies import _conversion, _fold_affine, _followed, _frozen_state, _rewritten
 
 HOMES = {
     "bnlab.remedies._conversion": (_conversion.Origin,),
     "bnlab.remedies._fold_affine": (_fold_affine.ScaleAndShift,),
+    "bnlab.remedies._followed": (_followed.followed_class,),
     "bnlab.remedies._frozen_state": (_frozen_state.FrozenFrom, _frozen_state.Switches),
     "bnlab.remedies._rewritten": (_rewritten._empty, _rewritten._Module),
 }
@@ -89,6 +91,16 @@ def test_an_old_scale_and_shift_loads():
     assert not old.training
     old.__dict__.update(vars(new))
     assert old(torch.ones(1, 1)).item() == 5
+
+
+def test_an_old_layer_that_runs_submodules_after_bn_loads():
+    opcodes = name("bnlab.remedies._followed", "followed_class") + b"(" + name("bnlab.nn", "BatchNorm1d") + b"tR"
+    kind = loaded(opcodes)
+    assert issubclass(kind, bnlab.nn.BatchNorm1d)
+    layer = kind(3)
+    layer.followed_by, layer.act = ("act",), nn.Mish()
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(layer(x), nn.Mish()(nn.BatchNorm1d(3)(x)))
 
 
 def test_an_old_rewritten_module_loads_and_runs():

@@ -16,6 +16,7 @@ from bnlab.observe.passes.batches import Batch, Forward
 from bnlab.observe.passes.executed_graph import Call, ExecutedGraph, execute
 from bnlab.observe.passes.subject import untouched, usage_error_unless
 from bnlab.records import Change, LeftAlone
+from bnlab.remedies._followed import followed_by
 from bnlab.remedies._rewritten import rewritten_class
 from bnlab.remedies.convert.change_class import change_class
 from bnlab.remedies.convert.families import class_name
@@ -92,7 +93,7 @@ def _executed(model: nn.Module, example: Batch, forward: Forward) -> tuple[Execu
 def _followers(layer: _BatchNorm, path: str, graphs: tuple[ExecutedGraph, ExecutedGraph]) -> Followers:
     if not isinstance(layer, BatchNormBase):
         raise Refusal("it is not a layer of bnlab")
-    if layer.activation is not None:
+    if layer.activation is not None or followed_by(layer):
         raise Refusal("it has an activation already")
     if has_hooks(layer):
         raise Refusal("a hook reads its output")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,10 +13,11 @@ from torch.nn.parameter import is_lazy
 from bnlab.errors import UsageError
 from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
 from bnlab.remedies._conversion import Origin, origin_of
+from bnlab.remedies._followed import followed_by, followed_class
 from bnlab.remedies._frozen_state import FrozenFrom
 from bnlab.remedies.convert.conversion import Conversion
 from bnlab.remedies.convert.families import FROZEN, RANKS, Family, class_name, family_of
-from bnlab.remedies.convert.subclass import activation_inside, own_behaviour
+from bnlab.remedies.convert.subclass import Beyond, beyond_batch_norm, own_behaviour
 from bnlab.remedies.convert.target import ConversionTarget
 from bnlab.remedies.refusal import Refusal
 
@@ -83,14 +84,15 @@ def plan_conversion(
     if rank is None and target.family.has_ranks:
         _refuse(path, "have a known rank", class_name(base), "Pass example=, a batch to run the model on.")
     rank = rank or 1
-    activation = _activation(path, layer, base, rank)
-    origin = _new_origin(layer, base, activation, becomes_frozen=target.family.freezes and not source.freezes)
+    beyond = _beyond(path, layer, base, rank)
+    activation = beyond.activation
+    origin = _new_origin(layer, base, beyond, becomes_frozen=target.family.freezes and not source.freezes)
     if target.family.freezes and layer.running_mean is None:
         _refuse(path, "keep running statistics to be frozen", "track_running_stats=False")
     kind = _new_class(
         path,
         target.family.classes[rank],
-        activation,
+        beyond,
         origin,
         is_bnlab_class=target.family.is_bnlab_class,
         takes_residual="takes_residual" in vars(layer),
@@ -99,7 +101,9 @@ def plan_conversion(
         template = target.fresh(layer, rank)
     except (ValueError, TypeError) as error:
         _refuse(path, f"fit the arguments of {class_name(kind)}", f"the error '{error}'")
-    settings = {key: value for key, value in target.options.items() if key != "num_groups"}
+    settings: dict[str, Any] = {key: value for key, value in target.options.items() if key != "num_groups"}
+    if beyond.modules and target.family.is_bnlab_class:
+        settings["followed_by"] = beyond.modules
     if (
         target.family.is_bnlab_class
         and activation is not None
@@ -167,28 +171,28 @@ def _family(path: str, layer: _BatchNorm) -> tuple[Family, type[nn.Module]]:
     return family_and_base
 
 
-def _new_origin(layer: _BatchNorm, base: type, activation: str | None, *, becomes_frozen: bool) -> Origin:
+def _new_origin(layer: _BatchNorm, base: type, beyond: Beyond, *, becomes_frozen: bool) -> Origin:
     origin = origin_of(layer)
-    if type(layer) is not base:
-        origin = Origin(type(layer), activation, origin.required_grad)
+    if type(layer) is not base and not followed_by(layer):
+        origin = Origin(type(layer), beyond.activation, origin.required_grad, beyond.modules)
     if not becomes_frozen:
         return origin
     required = tuple(name for name, tensor in layer.named_parameters(recurse=False) if tensor.requires_grad)
-    return Origin(origin.kind, origin.activation, required)
+    return replace(origin, required_grad=required)
 
 
-def _activation(path: str, layer: _BatchNorm, base: type[nn.Module], rank: int) -> str | None:
-    """Return the activation that a layer applies, and raise if the layer does anything else beyond BN."""
+def _beyond(path: str, layer: _BatchNorm, base: type[nn.Module], rank: int) -> Beyond:
+    """Return what a layer does after BN, and raise if conversion would lose it."""
     patched = [key for key, value in vars(layer).items() if callable(value) and callable(getattr(base, key, None))]
-    if type(layer) is base and not patched:
-        return getattr(layer, "activation", None)
+    if (type(layer) is base or followed_by(layer)) and not patched:
+        return Beyond(getattr(layer, "activation", None), followed_by(layer))
     way_out = "Leave the layer out with layers=, or convert it by hand."
     name = class_name(type(layer))
     behaviour = patched[0] if patched else own_behaviour(type(layer), base)
     if behaviour is not None:
         _refuse(path, "do nothing beyond BN and an activation", f"{name} with {behaviour} of its own", way_out)
     try:
-        return activation_inside(layer, base, rank)
+        return beyond_batch_norm(layer, base, rank)
     except Refusal as reason:
         _refuse(path, "do nothing beyond BN and an activation", f"{name} with {reason}", way_out)
 
@@ -196,7 +200,7 @@ def _activation(path: str, layer: _BatchNorm, base: type[nn.Module], rank: int) 
 def _new_class(
     path: str,
     kind: type[nn.Module],
-    activation: str | None,
+    beyond: Beyond,
     origin: Origin,
     *,
     is_bnlab_class: bool,
@@ -204,17 +208,21 @@ def _new_class(
 ) -> type[nn.Module]:
     """Return the new class: the one from before a conversion to bnlab if the layer is converted back to it."""
     if is_bnlab_class:
-        return kind
-    comes_back = origin.kind is not None and issubclass(origin.kind, kind) and origin.activation == activation
-    if origin.kind is not None and comes_back and not takes_residual:
+        return followed_class(kind) if beyond.modules else kind  # type: ignore[arg-type]
+    comes_back = origin.kind is not None and issubclass(origin.kind, kind)
+    does_the_same = (origin.activation, origin.modules) == (beyond.activation, beyond.modules)
+    if origin.kind is not None and comes_back and does_the_same and not takes_residual:
         return origin.kind
     if takes_residual:
         _refuse(
             path, f"have no residual to become {class_name(kind)}", "one that was fused in", "Undo the fusing first."
         )
-    if activation is not None:
+    if beyond.activation is not None:
         way_out = "Put the activation behind the layer as a module of its own, and set activation to None."
-        _refuse(path, f"have no activation to become {class_name(kind)}", repr(activation), way_out)
+        _refuse(path, f"have no activation to become {class_name(kind)}", repr(beyond.activation), way_out)
+    if beyond.modules:
+        way_out = "Convert it to a layer class of bnlab.nn, which keeps them."
+        _refuse(path, f"run no submodule after BN to become {class_name(kind)}", ", ".join(beyond.modules), way_out)
     return kind
 
 

@@ -4,7 +4,7 @@ import pickle
 import pytest
 import torch
 from tests.architectures import BatchNormAct2d, BatchNormReLU, build, images
-from tests.unit.remedies.convert.samples import Dropping, Scaled
+from tests.unit.remedies.convert.samples import Dropping, Scaled, assert_same, outputs, snapshot
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrizations
@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 import bnlab
 from bnlab.errors import UsageError
-from bnlab.remedies.convert.subclass import own_behaviour
+from bnlab.remedies.convert.subclass import Beyond, beyond_batch_norm, own_behaviour
 
 
 def test_a_class_with_an_activation_keeps_it_both_ways():
@@ -124,7 +124,7 @@ NO_MORE = "do nothing beyond BN and an activation, got test_convert"
 OTHERS = [
     (WithArgument(3), f"{NO_MORE}.WithArgument with a forward with more arguments than the input."),
     (Detached(3), f"{NO_MORE}.Detached with a forward that reads input.detach."),
-    (WithoutGrad(3), f"{NO_MORE}.WithoutGrad with a forward with a with statement."),
+    (WithoutGrad(3), f"{NO_MORE}.WithoutGrad with a forward that uses no_grad."),
     (InFloat(3), f"{NO_MORE}.InFloat with a forward that depends on input.dtype == torch.float16."),
     (BySize(3), f"{NO_MORE}.BySize with a forward that depends on input.dim() == 2."),
     (ByGrad(3), f"{NO_MORE}.ByGrad with a forward that depends on torch.is_grad_enabled()."),
@@ -178,6 +178,126 @@ def test_an_activation_has_no_place_in_torchs_layer():
         ):
             bnlab.convert(model, to)
     assert bnlab.convert(model, bnlab.nn.BatchRenorm2d).model[0].activation == "relu"
+
+
+class Mish(nn.BatchNorm2d):
+    """BN, a dropout that is off, and an activation that bnlab does not have."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.Mish(inplace=True)
+
+    def forward(self, input):
+        return self.act(self.drop(super().forward(input)))
+
+
+def test_submodules_that_are_no_activation_of_bnlab_are_kept_and_run():
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 1), Mish(4)).double(), images(4).double()
+    before, original = snapshot(model), copy.deepcopy(model)
+    expected = outputs(model, x)
+    receipt = bnlab.convert(model, bnlab.nn.BatchNorm2d)
+    assert "followed_by: - -> ('act',) (1)" in str(receipt)
+    assert isinstance(model[1], bnlab.nn.BatchNorm2d)
+    assert_close(outputs(model, x), expected)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert_close(outputs(other, x), expected)
+    with pytest.raises(
+        UsageError, match=r"^1: layer must run no submodule after BN to become torch.nn.GroupNorm, got act"
+    ):
+        bnlab.convert(model, nn.GroupNorm)
+    bnlab.freeze(model)
+    assert_close(pickle.loads(pickle.dumps(model)).train()(x), original.eval()(x))
+    bnlab.unfreeze(model)
+    assert_close(outputs(model, x), expected)
+    fused = bnlab.convert(model, bnlab.nn.BatchRenorm2d, fuse=True, example=x)
+    assert [left.reason for left in fused.changes.left_alone] == ["it has an activation already"]
+    fused.undo()
+    receipt.undo()
+    assert_same(snapshot(model), before)
+    bnlab.convert(model, bnlab.nn.BatchNorm2d)
+    bnlab.convert(model, nn.BatchNorm2d)
+    assert type(model[1]) is Mish
+    assert torch.equal(model.eval()(x), original.eval()(x))
+
+
+class Wrapped(nn.BatchNorm2d):
+    """A forward behind a decorator, which the source code does not show."""
+
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, input):
+        return nn.functional.relu(super().forward(input))
+
+
+class WrappedScale(nn.BatchNorm2d):
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, input):
+        return 2 * nn.functional.relu(super().forward(input))
+
+
+def test_a_forward_that_cannot_be_read_is_proven_by_runs():
+    model = nn.Sequential(Wrapped(3))
+    bnlab.convert(model, bnlab.nn.BatchNorm2d)
+    assert model[0].activation == "relu"
+    bnlab.convert(model, nn.BatchNorm2d)
+    bnlab.freeze(model)
+    assert model[0].activation == "relu"
+    for remedy in (bnlab.freeze, lambda model: bnlab.convert(model, bnlab.nn.BatchNorm2d)):
+        with pytest.raises(UsageError, match="WrappedScale with a forward of its own, which gives other outputs in"):
+            remedy(nn.Sequential(WrappedScale(3)))
+
+
+def test_an_answer_is_for_one_class_and_its_settings():
+    layers = [Mish(4), Mish(4), Mish(4)]
+    layers[1].act = nn.SiLU()
+    layers[2].act = nn.Dropout(0.5)
+    assert [beyond_batch_norm(layer, nn.BatchNorm2d, 2) for layer in layers] == [
+        Beyond(modules=("act",)), Beyond("silu"), Beyond(modules=("act",))
+    ]  # fmt: skip
+
+
+def timm_layers():
+    from tests import torchvision_operators  # noqa: F401 - declares what timm imports
+
+    norm_act = pytest.importorskip("timm.layers.norm_act")
+    layer = norm_act.BatchNormAct2d
+    return [
+        (layer(4), Beyond("relu")),
+        (layer(4, apply_act=False), Beyond()),
+        (layer(4, act_layer="hard_swish"), Beyond("hardswish")),
+        (layer(4, act_layer="leaky_relu", act_kwargs={"negative_slope": 1e-3}), Beyond(modules=("act",))),
+        (layer(4, act_layer="gelu_tanh"), Beyond(modules=("act",))),
+        (layer(4, drop_layer=nn.Dropout), Beyond(modules=("drop", "act"))),
+        (layer(4, momentum=None), Beyond("relu")),
+        (norm_act.convert_sync_batchnorm(layer(4)), Beyond("relu")),
+    ]
+
+
+def test_the_layers_of_timm():
+    for layer, expected in timm_layers():
+        base = nn.SyncBatchNorm if isinstance(layer, nn.SyncBatchNorm) else nn.BatchNorm2d
+        assert beyond_batch_norm(layer, base, 2) == expected
+        model, x = nn.Sequential(nn.Conv2d(3, 4, 1), layer).double(), images(4).double()
+        before, results = snapshot(model), outputs(model, x)
+        receipt = bnlab.convert(model, bnlab.nn.BatchNorm2d)
+        assert_close(outputs(model, x), results)
+        receipt.undo()
+        assert_same(snapshot(model), before)
+        frozen = bnlab.freeze(model)
+        frozen.undo()
+        assert_same(snapshot(model), before)
+
+
+def test_a_layer_of_timm_that_does_more_is_refused():
+    from tests import torchvision_operators  # noqa: F401 - declares what timm imports
+
+    norm_act = pytest.importorskip("timm.layers.norm_act")
+
+    class Clamped(norm_act.BatchNormAct2d):
+        def forward(self, x):
+            return super().forward(x).clamp(max=50.0)
+
+    with pytest.raises(UsageError, match="Clamped with a forward of its own"):
+        bnlab.convert(nn.Sequential(Clamped(4)), bnlab.nn.BatchNorm2d)
 
 
 class Repeats(nn.BatchNorm2d):
