@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bnlab.cli.device import device_of, move
 from bnlab.cli.diagnosis_writer import CheckFormat, DiagnosisWriter
 from bnlab.cli.options import (
     DataSpec,
+    DeviceName,
     ExampleSpec,
+    ForwardSpec,
     LossSpec,
     LowestLevel,
     MetricSpec,
@@ -37,7 +40,10 @@ __all__ = ["command"]
 def command(
     targets: Annotated[
         list[str],
-        typer.Argument(metavar="TARGET...", help="Checkpoints, folders, globs, or package.module:callable."),
+        typer.Argument(
+            metavar="TARGET...",
+            help="Checkpoints, folders, globs, or package.module:callable or file.py:callable that builds a model.",
+        ),
     ],
     model: ModelSpec = None,
     data: DataSpec = None,
@@ -46,6 +52,8 @@ def command(
     minimize: Minimize = False,
     loss: LossSpec = None,
     example: ExampleSpec = None,
+    forward: ForwardSpec = None,
+    device: DeviceName = None,
     select: Annotated[
         list[str] | None, typer.Option(metavar="CODES", help="Checks to run, comma-separated; BN1 is all of BN1xx.")
     ] = None,
@@ -89,6 +97,8 @@ def command(
         minimize=minimize,
         loss=loss,
         example=example,
+        forward=forward,
+        device=device,
     )
     check = _checker(specs, _settings(select, ignore, momentum, eps, per_channel))
     writer = DiagnosisWriter(format_, level, output)
@@ -101,7 +111,7 @@ def command(
 
 @dataclass(frozen=True, kw_only=True)
 class _Specs:
-    """The SPEC options of the command line."""
+    """The options of the command line that need a model."""
 
     model: str | None
     data: str | None
@@ -110,21 +120,24 @@ class _Specs:
     minimize: bool
     loss: str | None
     example: str | None
+    forward: str | None
+    device: str | None
 
     def model_for(self, target: str) -> nn.Module | str:
         """Return the model to check, or the path of a checkpoint that is checked without a model."""
         if self.model is None and not is_model_spec(target):
-            for option in ("data", "train_data", "metric", "loss", "example"):
+            for option in ("data", "train_data", "metric", "loss", "example", "forward", "device"):
                 if getattr(self, option) is not None:
                     name = option.replace("_", "-")
                     raise UsageError(f"--{name}: target must be a model, got {target}. Name its code with --model.")
             return target
         model, _ = load_target(target, self.model, "to check it")
+        move(model, self.device)
         return model
 
     def inputs(self) -> dict[str, Any]:
-        """Load the data, the metric, the loss and the example."""
-        from bnlab.cli.specs import load_data, load_example, load_loss, load_metric
+        """Load the data, the metric, the loss, the example and the forward."""
+        from bnlab.cli.specs import load_data, load_example, load_forward, load_loss, load_metric
 
         inputs: dict[str, Any] = {}
         if self.data is not None:
@@ -138,6 +151,8 @@ class _Specs:
             inputs["loss"] = load_loss(self.loss, "--loss")
         if self.example is not None:
             inputs["example"] = load_example(self.example, "--example")
+        if self.forward is not None:
+            inputs["forward"] = load_forward(self.forward, "--forward")
         return inputs
 
 
@@ -164,6 +179,8 @@ def _checker(specs: _Specs, settings: Settings) -> Callable[[str | BnlabError], 
     from bnlab.diagnosis.check import check_with
 
     inputs = specs.inputs()
+    if specs.device is not None:
+        device_of(specs.device)
 
     def check(target: str | BnlabError) -> Diagnosis:
         if isinstance(target, BnlabError):

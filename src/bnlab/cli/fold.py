@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bnlab.cli.options import ExampleSpec, ModelSpec
+from bnlab.cli.device import move
+from bnlab.cli.options import DeviceName, ExampleSpec, ForwardSpec, ModelSpec
 from bnlab.cli.output import Format, check_output, show_receipt, write_output
-from bnlab.cli.specs import load_example
+from bnlab.cli.specs import load_example, load_forward
 from bnlab.cli.targets import load_target
 from bnlab.errors import UsageError
 
@@ -24,24 +26,32 @@ _EXPORTED = ".pt2"
 
 def command(
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="An ONNX file, a checkpoint, or package.module:callable.")
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="An ONNX file, a checkpoint, or package.module:callable or file.py:callable that builds a model.",
+        ),
     ],
     output: Annotated[Path, typer.Option(metavar="PATH", help="File of the folded model: .onnx for ONNX, else .pt2.")],
     model: ModelSpec = None,
     example: ExampleSpec = None,
+    forward: ForwardSpec = None,
+    device: DeviceName = None,
     format_: Annotated[Format, typer.Option("--format", help="Format of the receipt.")] = Format.TEXT,
 ) -> None:
     """Fold batch normalization into the layers around it and write a new file; the input is never changed.
 
     bnlab runs the folded model beside the original and writes no file if their outputs differ. torch.export writes a
-    model, because a folded state dict does not fit the old class. Exit code 0: the file is written. 2: it is not.
+    model, because a folded state dict does not fit the old class. The file runs on the device of --device, and takes
+    the arguments with which --forward calls the model. Exit code 0: the file is written. 2: it is not.
     """
     check_output(output, [target])
     is_onnx = target.lower().endswith(_ONNX)
     wanted = _ONNX if is_onnx else _EXPORTED
     if output.suffix != wanted:
         raise UsageError(f"--output: path must end in {wanted} for {target}, got {output}.")
-    content, changes, notes = _onnx(target, model, example) if is_onnx else _torch(target, model, example)
+    specs = _Specs(model, example, forward, device)
+    content, changes, notes = _onnx(target, specs) if is_onnx else _torch(target, specs)
     write_output(content, output)
     if format_ is Format.JSON:
         print(changes.dumps())
@@ -49,12 +59,26 @@ def command(
         show_receipt(changes, notes)
 
 
-def _onnx(target: str, model: str | None, example: str | None) -> tuple[bytes, Changes, list[str]]:
-    if model is not None:
-        raise UsageError(f"--model: value must not be given with an ONNX file, got {model}.")
+@dataclass(frozen=True)
+class _Specs:
+    """The options of the command line that concern a model."""
+
+    model: str | None
+    example: str | None
+    forward: str | None
+    device: str | None
+
+
+def _onnx(target: str, specs: _Specs) -> tuple[bytes, Changes, list[str]]:
+    for option in ("model", "forward", "device"):
+        value = getattr(specs, option)
+        if value is not None:
+            raise UsageError(f"--{option}: value must not be given with an ONNX file, got {value}.")
+    from bnlab.observe.passes.example import example_of
     from bnlab.remedies.fold_onnx.fold_onnx import fold_onnx
 
-    folded = fold_onnx(Path(target), example=None if example is None else _arrays(load_example(example)))
+    example = None if specs.example is None else _arrays(example_of(load_example(specs.example), "--example"))
+    folded = fold_onnx(Path(target), example=example)
     return folded.content, folded.changes, []
 
 
@@ -71,14 +95,18 @@ def _arrays(batch: Any) -> Any:
     return batch.numpy() if isinstance(batch, Tensor) else batch
 
 
-def _torch(target: str, model: str | None, example: str | None) -> tuple[bytes, Changes, list[str]]:
-    if example is None:
+def _torch(target: str, specs: _Specs) -> tuple[bytes, Changes, list[str]]:
+    if specs.example is None:
         raise UsageError(f"--example: value must be given to see what {target} executes, got none.")
-    loaded, _ = load_target(target, model, "to see what it executes")
+    loaded, _ = load_target(target, specs.model, "to see what it executes")
+    move(loaded, specs.device)
+    from bnlab.observe.passes.batches import batches_of, require_forward
+    from bnlab.observe.passes.example import example_of
     from bnlab.remedies.fold.export import exported
     from bnlab.remedies.fold.fold import fold
 
-    batch = load_example(example)
-    receipt = fold(loaded, batch)
-    content, note = exported(receipt.model, batch)
+    forward = require_forward("fold", None if specs.forward is None else load_forward(specs.forward))
+    (batch,) = batches_of([example_of(load_example(specs.example), "--example")], loaded)
+    receipt = fold(loaded, batch, forward=forward)
+    content, note = exported(receipt.model, batch, forward)
     return content, receipt.changes, [f"  written by torch.export: {note}"]

@@ -4,23 +4,47 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
+import typer.core
 
 from bnlab._version import __version__
 from bnlab.cli import bench, check, demo, explain, fold, lab, repair, report
 from bnlab.cli.output import print_error, print_notice
 from bnlab.errors import BnlabError, BnlabWarning
+from bnlab.wording import did_you_mean
 
 __all__ = ["app", "main"]
 
+_WRONG_CHOICE = re.compile(r"'(?P<value>.*)' is not one of (?P<choices>'.*')")
+"""The message of typer and click for a value that an option does not take."""
+
+
+class _Commands(typer.core.TyperGroup):
+    """The commands, which suggest the value that a user may have meant where an option takes one of a few."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            message = getattr(error, "message", None)  # each version of typer has its own class for a wrong value
+            wrong = _WRONG_CHOICE.search(message) if isinstance(message, str) else None
+            if wrong is not None:
+                names = re.findall("'([^']*)'", wrong["choices"])
+                error.message = f"{message}{did_you_mean(wrong['value'], names)}"  # type: ignore[attr-defined]
+            raise
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -9,9 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bnlab.cli.options import LossSpec, LowestLevel, MetricSpec, Minimize, ModelSpec, RequiredDataSpec, TrainDataSpec
+from bnlab.cli.device import move
+from bnlab.cli.options import (
+    DeviceName,
+    ForwardSpec,
+    LossSpec,
+    LowestLevel,
+    MetricSpec,
+    Minimize,
+    ModelSpec,
+    RequiredDataSpec,
+    TrainDataSpec,
+)
 from bnlab.cli.output import PageFormat, check_output, print_notice, require_pages, show_receipt, write_output
-from bnlab.cli.specs import load_data, load_loss, load_metric
+from bnlab.cli.specs import load_data, load_forward, load_loss, load_metric
 from bnlab.cli.targets import load_target
 from bnlab.errors import UsageError
 from bnlab.records import Level, Safety, Target
@@ -34,13 +45,20 @@ class HighestSafety(str, Enum):
 
 
 def command(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="A checkpoint, or package.module:callable.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET", help="A checkpoint, or package.module:callable or file.py:callable that builds a model."
+        ),
+    ],
     data: RequiredDataSpec,
     model: ModelSpec = None,
     train_data: TrainDataSpec = None,
     metric: MetricSpec = None,
     minimize: Minimize = False,
     loss: LossSpec = None,
+    forward: ForwardSpec = None,
+    device: DeviceName = None,
     output: Annotated[
         Path | None, typer.Option(metavar="PATH", help="The new checkpoint; required without --dry-run.")
     ] = None,
@@ -67,6 +85,7 @@ def command(
     loaded, file = load_target(target, model, "to run data through it")
     if file is not None and to_write is not None:
         file.require_rewritable(to_write.suffix)
+    move(loaded, device)
     before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
     from bnlab.remedies.recalibrate import UNDECIDED
     from bnlab.repairing import repair
@@ -78,6 +97,7 @@ def command(
         metric=None if metric is None else load_metric(metric, "--metric"),
         lower_is_better=minimize,
         loss=None if loss is None else load_loss(loss, "--loss"),
+        forward=None if forward is None else load_forward(forward, "--forward"),
         safety=safety.value,
         level=level.value,
         force=force,
@@ -139,6 +159,8 @@ def _checkpoint_bytes(model: nn.Module, before: dict[str, Tensor], file: Checkpo
     if file is None:
         from bnlab.observe.files.load import state_dict_file
 
+        for name, tensor in after.items():
+            after[name] = tensor.cpu()  # so that a machine without the device of --device can load the file
         return state_dict_file(after, output.suffix)
     changed = {
         name: value

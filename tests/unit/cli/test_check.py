@@ -55,6 +55,24 @@ def shifted():
 def one():
     return batches()[0]
 
+def loader():
+    images = torch.cat([images for images, _ in batches()])
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images), batch_size=16)
+
+class Keyed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = build()
+
+    def forward(self, image, scale):
+        return self.net(image * scale)
+
+def keyed(model, batch):
+    return model(batch[0], 1.0)
+
+def cost(model, batch):
+    return model(batch[0]).square().mean()
+
 def first_class(model, data):
     return float(torch.cat([model(x).argmax(1) == label for x, label in data]).float().mean())
 """
@@ -130,6 +148,20 @@ def test_an_example_shows_the_structure(bnlab_command, code):
             "other.pt: state dict must fit the model, got no 0.weight, no 0.bias, no",
         ),
         (["absent.pt", "--model", "mine:build"], "absent.pt: file must be readable, got: no such file or directory."),
+        (
+            ["helthy.pt", "--model", "mine:build"],
+            "helthy.pt: file must be readable, got: no such file or directory. Did",
+        ),
+        (["healthy.pt", "--forward", "mine:keyed"], "--forward: target must be a model, got healthy.pt. Name its code"),
+        (["healthy.pt", "--device", "cpu"], "--device: target must be a model, got healthy.pt. Name its code with"),
+        (["mine:build", "--device", "warp"], "--device: value must be cpu"),
+        (
+            ["mine:build", "--loss", "mine:coast", "--data", "mine:batches"],
+            "--loss: value must be package.module:callable",
+        ),
+        (["mine.py"], "mine.py: target must be a checkpoint, or a callable that returns a model, got a Python file."),
+        (["mne.py:build"], "mne.py:build: target must be a file, or a callable that returns a model, got FileNotFound"),
+        (["mine:build", "--metric", "acc", "--data", "mine:batches"], "--metric: value must be accuracy, loss, miou, "),
         (["module.pt", "--model", "mine:build"], "module.pt: file must hold tensors only, got a pickled module"),
         (["cut.pt", "--model", "mine:build"], "cut.pt: file must be "),
         (["empty.pt", "--model", "mine:build"], "empty.pt: file must hold a state dict, got none."),
@@ -486,3 +518,49 @@ def test_per_channel_puts_values_into_the_json(tmp_path, bnlab_command):
     full = json.loads(bnlab_command("check", path, "--format", "json", "--per-channel")[1])
     assert plain["layers"][0]["per_channel"] is None
     assert len(full["layers"][0]["per_channel"]["running_var"]) == full["layers"][0]["channels"]
+
+
+def test_a_model_that_is_called_through_a_function(bnlab_command, code):
+    arguments = ["mine.py:Keyed", "--data", "mine.py:batches", "--forward", "mine.py:keyed", "--format", "json"]
+    status, out, err = bnlab_command("check", *arguments, "--metric", "loss", "--device", "cpu")
+    diagnosis = DiagnosisRecord.from_json(json.loads(out))
+    assert (status, err, diagnosis.target.name, diagnosis.failure) == (0, "", "mine.py:Keyed", None)
+    assert diagnosis.numbers.lower_is_better
+    assert diagnosis.numbers.eval_running > 0
+    status, out, err = bnlab_command("check", *arguments[:3], "--format", "json")
+    assert status == 2
+    assert json.loads(out)["failure"]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss", "miou", "miou:-1"])
+def test_every_metric_by_its_name(bnlab_command, code, metric):
+    status, out, err = bnlab_command(
+        "check", "mine:build", "--data", "mine:batches", "--metric", metric, "--format", "json"
+    )
+    assert (status, err) == (0, "")
+    numbers = DiagnosisRecord.from_json(json.loads(out)).numbers
+    assert numbers.lower_is_better == (metric == "loss")
+
+
+def test_a_loader_as_an_example_and_a_loss(bnlab_command, code):
+    status, out, err = bnlab_command(
+        "check", "mine.py:build", "--example", "mine.py:loader", "--select", "BN201", "--level", "info"
+    )
+    assert (status, err) == (1, "")
+    assert "BN201" in out
+    status, out, err = bnlab_command(
+        "check", "mine:build", "--data", "mine:batches", "--loss", "mine:cost", "--format", "json"
+    )
+    assert (status, err) == (0, "")
+    assert DiagnosisRecord.from_json(json.loads(out)).numbers.lower_is_better
+
+
+def test_the_names_of_files_and_values_are_suggested(bnlab_command, code, healthy):
+    assert bnlab_command("check", "helthy.pt")[2].endswith("no such file or directory. Did you mean 'healthy.pt'?\n")
+    assert bnlab_command("check", "mne.py:build")[2].endswith("Did you mean 'mine.py'?\n")
+    status, out, err = bnlab_command("check", "healthy.pt", "--format", "jsn")
+    assert (status, out) == (2, "")
+    assert "Did you mean 'json'?" in err
+    status, _, err = bnlab_command("check", "healthy.pt", "--level", "warn")
+    assert status == 2
+    assert "Did you mean 'warning'?" in err

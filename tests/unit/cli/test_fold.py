@@ -36,6 +36,23 @@ def odd():
 
 def picture():
     return {"x": torch.randn(1, 1, 6, 6)}
+
+def loader():
+    return torch.utils.data.DataLoader([picture()["x"][0] for _ in range(2)])
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = ready()
+
+    def forward(self, image, scale):
+        return self.net(image * scale)
+
+def samples():
+    return [{"pixels": example(), "factor": 2.0}]
+
+def forward(model, batch):
+    return model(batch["pixels"], scale=torch.tensor(batch["factor"]))
 """
 
 
@@ -138,6 +155,30 @@ def test_an_onnx_file_becomes_an_onnx_file(specs, bnlab_command, example):
             "error: --model: value must not be given",
         ),
         (
+            ("old.onnx", "--forward", "fold_specs:forward", "--output", "new.onnx"),
+            "error: --forward: value must not be given with an ONNX file, got fold_specs:forward.",
+        ),
+        (
+            ("old.onnx", "--device", "cpu", "--output", "new.onnx"),
+            "error: --device: value must not be given with an ONNX file, got cpu.",
+        ),
+        (
+            ("fold_specs:ready", "--device", "warp", "--example", "fold_specs:example", "--output", "new.pt2"),
+            "error: --device: value must be cpu",
+        ),
+        (
+            (
+                "fold_specs.py:Scaled",
+                "--forward",
+                "fold_specs:forwards",
+                "--example",
+                "fold_specs:one",
+                "--output",
+                "new.pt2",
+            ),
+            "error: --forward: value must be package.module:callable or file.py:callable, got 'fold_specs:forwards'",
+        ),
+        (
             ("fold_specs:odd", "--example", "fold_specs:example", "--output", "new.pt2"),
             "error: model: it must contain a BN",
         ),
@@ -153,3 +194,16 @@ def test_what_cannot_be_done_is_one_line_and_writes_nothing(specs, bnlab_command
     assert err.startswith(message)
     assert err.count("\n") == 1
     assert not list(tmp_path.glob("*new*"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_model_that_is_called_through_a_function(specs, bnlab_command):
+    code, out, err = bnlab_command(
+        "fold", "fold_specs.py:Scaled", "--example", "fold_specs.py:samples", "--forward", "fold_specs.py:forward",
+        "--device", "cpu", "--output", "new.pt2",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "fold: " in out
+    folded = torch.export.load("new.pt2").module()
+    image, scale = specs.example(), torch.tensor(2.0)
+    assert_close(folded(image, scale=scale), specs.Scaled().eval()(image, scale), rtol=1e-4, atol=1e-5)

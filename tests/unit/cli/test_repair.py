@@ -49,6 +49,21 @@ def ready():
             optimizer.step()
     return model.eval()
 
+def bare_loss(model, batch):
+    return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+class Keyed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = stale()
+        self.eval()
+
+    def forward(self, points, scale):
+        return self.net(points * scale)
+
+def keyed(model, batch):
+    return model(batch[0], scale=1.0)
+
 def stale():
     model = ready()
     model[1].running_mean.add_(30)
@@ -283,3 +298,56 @@ def test_a_file_with_foreign_objects_beside_the_state_dict_gives_a_new_state_dic
     assert changed == {"_orig_mod.1.running_mean", "_orig_mod.1.running_var"}
     code, _, err = bnlab_command("check", "new.safetensors", *OPTIONS)
     assert (code, err) == (0, "")
+
+
+def test_a_model_that_is_called_through_a_function(specs, bnlab_command):
+    arguments = (
+        *("repair", "repair_specs.py:Keyed", "--forward", "repair_specs.py:keyed", "--device", "cpu"),
+        *("--data", "repair_specs.py:held_out", "--train-data", "repair_specs.py:training", "--output", "new.pt"),
+    )
+    code, out, err = bnlab_command(*arguments, "--metric", "loss")
+    assert (code, err) == (0, "")
+    assert "running statistics: " in out
+    new = torch.load("new.pt", weights_only=True)
+    assert float(new["net.1.running_mean"].mean()) == pytest.approx(float(specs.ready()[1].running_mean.mean()), abs=1)
+    code, out, err = bnlab_command(*arguments[:2], *arguments[6:])
+    assert (code, out) == (2, "")
+    assert "forward" in err
+
+
+def test_the_loss_of_the_caller_decides(specs, bnlab_command):
+    code, out, err = bnlab_command(
+        "repair", "repair_specs:stale", "--data", "repair_specs:held_out", "--train-data", "repair_specs:training",
+        "--loss", "repair_specs.py:bare_loss", "--output", "new.pt",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "running statistics: " in out
+    code, out, err = bnlab_command(
+        "repair",
+        "repair_specs:stale",
+        "--data",
+        "repair_specs:held_out",
+        "--loss",
+        "repair_specs:bare_los",
+        "--dry-run",
+    )
+    assert (code, out) == (2, "")
+    assert err.endswith("Did you mean 'bare_loss'?\n")
+
+
+def test_a_higher_accuracy_is_never_worse(specs, bnlab_command):
+    code, out, err = bnlab_command(
+        "repair",
+        "repair_specs:stale",
+        "--data",
+        "repair_specs:held_out",
+        "--metric",
+        "accuracy",
+        "--minimize",
+        "--dry-run",
+    )
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: metric: lower_is_better must be False for accuracy, got True. Leave out lower_is_better=True, or "
+        "--minimize on the command line.\n"
+    )

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from bnlab.errors import NotACheckpoint, UnreadableFile
+from bnlab.wording import did_you_mean
 
 __all__ = ["Content", "open_content"]
 
@@ -32,7 +33,8 @@ def open_content(path: Path) -> Content:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as err:
         reason = getattr(err, "strerror", None) or str(err)
-        raise UnreadableFile(f"file must be readable, got: {reason.lower()}.") from None
+        hint = _names_beside(path) if isinstance(err, FileNotFoundError) else ""
+        raise UnreadableFile(f"file must be readable, got: {reason.lower()}.{hint}") from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -45,3 +47,15 @@ def open_content(path: Path) -> Content:
     if hasattr(mmap, "MADV_RANDOM"):
         content.madvise(mmap.MADV_RANDOM)  # BN tensors lie far apart, so reading ahead would read other tensors
     return content
+
+
+def _names_beside(path: Path) -> str:
+    """Return a sentence with the name of a file in the same folder that is like that of a missing file; "" without one.
+
+    Only names with the same suffix count.
+    """
+    try:
+        names = [beside.name for beside in path.parent.iterdir()]
+    except OSError:
+        return ""
+    return did_you_mean(path.name, (name for name in names if Path(name).suffix == path.suffix))

@@ -40,3 +40,13 @@ def test_empty_missing_and_special_files(tmp_path):
         open_content(tmp_path / "absent")
     with pytest.raises(UnreadableFile, match="regular file"):
         open_content(tmp_path)
+
+
+def test_a_missing_file_is_reported_with_one_that_is_alike(tmp_path):
+    for name in ("resnet18.pt", "resnet18.py", "resnet18.pth"):
+        (tmp_path / name).write_bytes(b"0")
+    with pytest.raises(UnreadableFile, match=r"got: no such file or directory\. Did you mean 'resnet18\.pt'\?$"):
+        open_content(tmp_path / "resnet1.pt")
+    for path in ("other.pt", "absent/resnet18.pt", "resnet18.onnx"):
+        with pytest.raises(UnreadableFile, match=r"got: no such file or directory\.$"):
+            open_content(tmp_path / path)
