@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import starmap
 
 import torch
 from torch import Tensor, nn
@@ -63,13 +62,29 @@ def _fixed_like(output: Tensor) -> Tensor:
 
 
 def differences(before: Behaviour, after: Behaviour) -> dict[str, float]:
-    """Return the largest difference of each kind, relative to the largest value. It is 0 for identical bits."""
-    return {
-        what: max(starmap(_difference, zip(before[what], after[what], strict=True)), default=0.0) for what in before
-    }
+    """Return the largest difference of each kind, relative to the largest value. It is 0 for identical bits.
+
+    Outputs and buffers are compared with the largest value of their own tensor. Gradients are compared with the largest
+    gradient of the whole model. A bias before BN, for example, has a gradient of 0, and what autograd returns for it is
+    rounding.
+    """
+    result = {}
+    for what, tensors in before.items():
+        shared = max(map(_largest, tensors), default=0.0) if what.startswith("gradients") else None
+        pairs = zip(tensors, after[what], strict=True)
+        result[what] = max((_difference(left, right, shared) for left, right in pairs), default=0.0)
+    return result
 
 
-def _difference(left: Tensor | None, right: Tensor | None) -> float:
+def _largest(tensor: Tensor | None) -> float:
+    """Return the largest finite absolute value of a tensor; 0 where there is none."""
+    if tensor is None or tensor.numel() == 0:
+        return 0.0
+    return float(tensor.to(torch.float64).abs().nan_to_num(posinf=0, neginf=0).amax())
+
+
+def _difference(left: Tensor | None, right: Tensor | None, scale: float | None) -> float:
+    """Return the largest difference between two tensors, relative to a scale or to the largest value of the first."""
     if left is None or right is None:
         return 0.0 if left is right else float("inf")
     if left.shape != right.shape or left.dtype != right.dtype:
@@ -79,4 +94,4 @@ def _difference(left: Tensor | None, right: Tensor | None) -> float:
     wide = left.to(torch.float64), right.to(torch.float64)
     same = (wide[0] == wide[1]) | (wide[0].isnan() & wide[1].isnan())
     gap = torch.where(same, 0, (wide[0] - wide[1]).abs()).nan_to_num(nan=float("inf"))
-    return float(gap.amax() / wide[0].abs().nan_to_num(posinf=0, neginf=0).amax().clamp(min=1e-300))
+    return float(gap.amax() / max(_largest(left) if scale is None else scale, 1e-300))

@@ -55,3 +55,15 @@ def test_another_shape_or_dtype_is_an_infinite_difference_and_nan_equals_nan():
     assert differences(left, {"output": [torch.tensor([1.0]), None]}) == {"output": float("inf")}
     assert differences(left, {"output": [left["output"][0].double(), None]}) == {"output": float("inf")}
     assert differences(left, {"output": [left["output"][0], torch.ones(1)]}) == {"output": float("inf")}
+
+
+def test_gradients_are_compared_on_the_scale_of_the_largest_gradient_of_the_model():
+    rounding, other = torch.tensor([3e-9, -2e-9]), torch.tensor([-1e-9, 1e-9])
+    before = {"gradients in train mode": [torch.tensor([2.0]), rounding], "output in train mode": [rounding]}
+    after = {"gradients in train mode": [torch.tensor([2.0]), other], "output in train mode": [other]}
+    assert differences(before, after)["gradients in train mode"] == pytest.approx(2e-9)
+    assert differences(before, after)["output in train mode"] == pytest.approx(4 / 3)
+    wrong = {**after, "gradients in train mode": [torch.tensor([2.0]), torch.tensor([0.1, 0.0])]}
+    assert differences(before, wrong)["gradients in train mode"] == pytest.approx(0.05)
+    nothing = {"gradients in train mode": [torch.zeros(1), None]}
+    assert differences(nothing, nothing) == {"gradients in train mode": 0.0}
