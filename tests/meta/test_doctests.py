@@ -65,7 +65,7 @@ def test_examples_in_docstrings(name):
     assert not failed
 
 
-PAGES = ("background", "batch_norm", "convert", "fold", "freeze", "lab", "layers")
+PAGES = ("background", "batch_norm", "batches", "convert", "fold", "freeze", "lab", "layers")
 TRAINING_PAGES = [pytest.param(page, marks=pytest.mark.trains) for page in ("diagnosis", "recalibrate")]
 
 

@@ -19,7 +19,6 @@ __all__ = [
     "IMAGE_KEYS",
     "Arguments",
     "Batch",
-    "BatchDoesNotFit",
     "Forward",
     "arguments_of",
     "inputs_taken",
@@ -41,10 +40,6 @@ IMAGE_KEYS = ("image", "images", "img", "pixel_values", "input", "inputs", "x")
 _IMAGE_CHANNELS = (1, 3, 4)
 _NAME_OF_IMAGES = re.compile(r"(images|imgs|pictures|image_list|img_list|tensor_list|batched_inputs)$")
 _NAME_OF_DICT = re.compile(r"(^|_)(batch|sample|dict|tensordict)$")
-
-
-class BatchDoesNotFit(UsageError):
-    """A batch cannot be turned into the arguments of a forward."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ def run_batch(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - a batch 
     cannot use the pair.
 
     Raises:
-        BatchDoesNotFit: If the batch does not fit the forward of the model.
+        UsageError: If the batch does not fit the forward of the model.
     """
     arguments = arguments_of(model, batch)
     try:
@@ -109,12 +104,12 @@ def arguments_of(model: nn.Module, batch: Batch) -> Arguments:
         batch: A batch.
 
     Raises:
-        BatchDoesNotFit: If forward requires arguments that the batch does not give.
+        UsageError: If forward requires arguments that the batch does not give.
     """
     signature = signature_of(model)
-    arguments = next(iter(_candidates(model, batch, signature)), None)
+    arguments = next(_candidates(model, batch, signature), None)
     if arguments is None:
-        raise BatchDoesNotFit(misfit(model, batch, signature))
+        raise UsageError(misfit(model, batch, signature))
     return arguments
 
 
@@ -123,10 +118,10 @@ def inputs_taken(model: nn.Module, batch: Batch, forward: Forward = run_batch) -
 
     It is 0 where that is not known, because the caller calls the model, or the batch does not fit.
     """
-    try:
-        return arguments_of(model, batch).taken if forward is run_batch else 0
-    except BatchDoesNotFit:
+    if forward is not run_batch:
         return 0
+    arguments = next(_candidates(model, batch, signature_of(model)), None)
+    return 0 if arguments is None else arguments.taken
 
 
 def is_list_of_images(value: object) -> bool:

@@ -91,8 +91,8 @@ def _suggestion(batch: Any, signature: Signature | None) -> str:  # noqa: ANN401
 
 def _parts(value: Any, path: str, name: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401
     """Yield the name and the expression of every tensor in a batch, those of floating point first."""
-    found = sorted(_tensors(value, path, name), key=lambda part: not part[2])
-    yield from ((name, path) for name, path, _ in found)
+    tensors = sorted(_tensors(value, path, name), key=lambda part: not part[2])
+    yield from ((name, path) for name, path, _ in tensors)
 
 
 def _tensors(value: Any, path: str, name: str) -> Iterator[tuple[str, str, bool]]:  # noqa: ANN401

@@ -165,13 +165,21 @@ def variants(example: Batch, count: int = 2) -> Iterator[Batch]:
     """Yield other inputs of the same form: normal values with the mean and deviation of each floating-point tensor.
 
     Integers may be indices, so they are only shuffled along the batch. A constant tensor, such as a mask, stays as it
-    is, unless all floating-point tensors are constant.
+    is, unless all floating-point tensors are constant. A graph gets other tensors too.
     """
     floating = [tensor for tensor in tensors_in(example) if tensor.is_floating_point() and tensor.numel()]
     constant = all(bool((tensor == tensor.flatten()[0]).all()) for tensor in floating)
     for seed in range(1, count + 1):
         generator = torch.Generator().manual_seed(seed)
-        yield map_tensors(example, partial(_other, generator=generator, spread=constant))
+        replace = partial(_other, generator=generator, spread=constant)
+        yield map_tensors(example, replace, partial(_other_object, replace=replace))
+
+
+def _other_object(item: Any, replace: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
+    """Return a copy of a graph with other tensors, or of an object that can replace its tensors as a graph can."""
+    other = copy_of_batch(item)
+    apply = getattr(other, "apply", None)
+    return apply(replace) if callable(apply) else other
 
 
 def _other(tensor: Tensor, generator: torch.Generator, *, spread: bool) -> Tensor:

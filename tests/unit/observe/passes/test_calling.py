@@ -13,7 +13,6 @@ from torch.nn.utils.rnn import pack_sequence
 from bnlab.errors import UsageError
 from bnlab.observe.passes.calling import (
     Arguments,
-    BatchDoesNotFit,
     arguments_of,
     inputs_taken,
     is_list_of_images,
@@ -144,7 +143,7 @@ def test_one_image_key_stands_for_the_missing_argument_beside_keywords():
     ],
 )
 def test_a_batch_that_does_not_fit_is_shown_with_the_forward_to_pass(model, batch, shown, pass_):
-    with pytest.raises(BatchDoesNotFit) as caught:
+    with pytest.raises(UsageError) as caught:
         run_batch(model, batch)
     text = str(caught.value)
     assert text.startswith("Model: a batch must fit forward(")
