@@ -31,7 +31,7 @@ from bnlab.remedies.recalibrate import why_kept
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan
 from bnlab.remedies.set_eps import eps_to_set
-from bnlab.wording import OTHER_DIRECTION
+from bnlab.wording import OTHER_DIRECTION, did_you_mean
 
 __all__ = ["repair"]
 
@@ -445,14 +445,16 @@ def _label(finding: Finding) -> str:
 def _safety(value: str) -> Safety:
     known = [safety.value for safety in _SAFETIES]
     if value not in known:
-        raise UsageError(f"repair: safety must be one of {', '.join(known)}, got {value!r}.")
+        hint = did_you_mean(str(value), known)
+        raise UsageError(f"repair: safety must be one of {', '.join(known)}, got {value!r}.{hint}")
     return Safety(value)
 
 
 def _level(value: str) -> Level:
     known = [level.value for level in Level]
     if value not in known:
-        raise UsageError(f"repair: level must be one of {', '.join(known)}, got {value!r}.")
+        hint = did_you_mean(str(value), known)
+        raise UsageError(f"repair: level must be one of {', '.join(known)}, got {value!r}.{hint}")
     return Level(value)
 
 

@@ -322,6 +322,8 @@ def test_a_diagnosis_of_something_else_is_refused(healthy):
     ("arguments", "message"),
     [
         ({"safety": "total"}, "safety must be one of exact, statistics, behaviour, got 'total'"),
+        ({"safety": "statistic"}, "got 'statistic'. Did you mean 'statistics'?"),
+        ({"metric": "acuracy"}, "got 'acuracy'. Did you mean 'accuracy'?"),
         ({"level": "loud"}, "level must be one of error, warning, info, got 'loud'"),
         ({"data": iter([])}, "got a one-shot list_iterator"),
         ({"data": []}, "it must hold at least one batch, got none"),

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from bnlab.errors import UsageError
+from bnlab.wording import did_you_mean
 
 __all__ = ["command"]
 
@@ -22,7 +23,7 @@ def command(
     folder = _folder()
     names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
     if name not in names:
-        raise UsageError(f"bench: name must be one of {', '.join(names)}, got {name!r}.")
+        raise UsageError(f"bench: name must be one of {', '.join(names)}, got {name!r}.{did_you_mean(name, names)}")
     sys.argv = [name, *(arguments or [])]
     runpy.run_path(str(folder / f"{name}.py"), run_name="__main__")
 

@@ -12,6 +12,7 @@ from bnlab import checks
 from bnlab.checks import AnyCheck
 from bnlab.errors import UsageError
 from bnlab.observe.evidence import Hyperparameters
+from bnlab.wording import did_you_mean
 
 __all__ = ["Settings"]
 
@@ -76,7 +77,8 @@ def _with_limits(check: AnyCheck[Any, Any, Any], changed: Mapping[str, float]) -
         raise UsageError(f"limits: value for {check.code} must be a mapping by name, got {changed!r}.")
     for name, value in changed.items():
         if name not in known:
-            raise UsageError(f"limits: name for {check.code} must be one of {known}, got {name!r}.")
+            hint = did_you_mean(str(name), known)
+            raise UsageError(f"limits: name for {check.code} must be one of {known}, got {name!r}.{hint}")
         if not _is_number(value) or math.isnan(value):
             raise UsageError(f"limits: {name} of {check.code} must be a number, got {value!r}.")
     return check.with_limits(**changed) if changed else check

@@ -5,6 +5,7 @@ def test_bench_names_what_there_is(bnlab_command):
         "accuracy, check, diagnose, estimators, fold, harm, hidden, mishaps, onednn, ops, recalibrate, small, training"
     )
     assert err == f"error: bench: name must be one of {names}, got 'nothing'.\n"
+    assert bnlab_command("bench", "mishap")[2].endswith("got 'mishap'. Did you mean 'mishaps'?\n")
 
 
 def test_bench_outside_a_checkout(bnlab_command, monkeypatch, tmp_path):

@@ -25,6 +25,8 @@ def test_an_unknown_set_or_size(folder):
     with pytest.raises(UsageError) as error:
         datasets.load("imagenet")
     one_line(error, "datasets: spec must be digits, mnist, cifar10, alone or with :train or :test, got 'imagenet'.")
+    with pytest.raises(UsageError, match=r"got 'digit:train'\. Did you mean 'digits:train'"):
+        datasets.load("digit:train")
     with pytest.raises(UsageError, match="batch_size must be at least 1, got 0"):
         datasets.load("digits", batch_size=0)
 

@@ -248,7 +248,7 @@ def test_the_output_of_a_segmentation_network_of_torchvision():
         answers = model(images)["out"].argmax(1)
     assert miou(model, [(images, masks)]) == pytest.approx(oracle_miou(answers, masks, range(5), {255}))
     right = (answers == masks)[:, 4:].double().mean((1, 2)).mean()
-    assert accuracy(model, [(images, masks)]) == pytest.approx(float(right))
+    assert accuracy(model, [{"input": images, "target": masks}]) == pytest.approx(float(right))
 
 
 def test_a_label_that_means_no_class_is_left_out():

@@ -10,6 +10,7 @@ from torch import Tensor
 from bnlab.errors import UnreadableFile, UsageError
 from bnlab.lab.datasets import cifar10, digits, mnist
 from bnlab.lab.datasets.images import Images
+from bnlab.wording import did_you_mean
 
 __all__ = ["NAMES", "SPLITS", "chosen", "first_present", "is_data_set", "load", "read"]
 
@@ -46,7 +47,10 @@ def read(spec: str, *, folder: Path | None = None) -> Images:
         MissingPackage: If the data set needs a package that is not installed.
     """
     if not is_data_set(spec):
-        raise UsageError(f"datasets: spec must be {', '.join(NAMES)}, alone or with :train or :test, got {spec!r}.")
+        hint = did_you_mean(str(spec), [*NAMES, *(f"{name}:{split}" for name in NAMES for split in SPLITS)])
+        raise UsageError(
+            f"datasets: spec must be {', '.join(NAMES)}, alone or with :train or :test, got {spec!r}.{hint}"
+        )
     name, _, split = spec.partition(":")
     return _READERS[name](split or "test", folder)
 
