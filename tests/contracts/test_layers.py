@@ -79,6 +79,7 @@ def test_compiled_is_eager(kind, shape):
 
 
 @layers
+@pytest.mark.filterwarnings("ignore:.*train-mode export:bnlab.errors.BnlabWarning")
 def test_exported_is_eager(kind, shape):
     layer, x = trained(kind).eval(), torch.randn(shape)
     assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))

@@ -14,6 +14,7 @@ from bnlab.functional.streaming import merged_moments
 
 __all__ = [
     "Moments",
+    "arithmetic_dtype",
     "batch_moments",
     "channel_sum",
     "merge",
@@ -54,6 +55,14 @@ class Moments:
 def widened(x: Tensor) -> Tensor:
     """Return `x` in float64, where the square of any float32 is finite, or in float32 on devices without float64."""
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+
+
+def arithmetic_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which a transform of `x` is computed: float64 for float64, and float32 for everything else.
+
+    torch.promote_types would become a node of every exported graph.
+    """
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
 def per_channel(values: Tensor, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from bnlab.functional.activations import Activation
 
-__all__ = ["Buffers", "Context", "Request", "Statistics", "context_of", "is_channels_last", "is_transformed"]
+__all__ = ["Buffers", "Context", "Request", "Statistics", "context_of", "is_channels_last", "needs_formulas"]
 
 Context = Literal["eager", "compiler", "exporter", "tracer", "transform", "subclass"]
 Statistics = Literal["batch", "running"]
@@ -116,9 +116,15 @@ def context_of(x: Tensor) -> Context:
     return "eager" if type(x) in _TENSORS else "subclass"
 
 
-def is_transformed() -> bool:
-    """Whether a transform of torch.func or forward-mode differentiation is active. Both need plain formulas."""
-    return _has_transforms() or (not torch.compiler.is_compiling() and forward_ad._current_level >= 0)  # noqa: SLF001
+def needs_formulas() -> bool:
+    """Whether torch.func, forward-mode differentiation or an ONNX exporter sees the operations: none knows bnlab's."""
+    if _has_transforms():
+        return True
+    if _is_compiling():
+        return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    if _tracing_state() is not None:
+        return torch.onnx.is_in_onnx_export()
+    return forward_ad._current_level >= 0  # noqa: SLF001
 
 
 def is_channels_last(x: Tensor) -> bool:

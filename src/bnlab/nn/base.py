@@ -13,8 +13,10 @@ from bnlab.kernels import Choice, Request, batch_norm_eval, batch_norm_train, ch
 from bnlab.kernels.compiled import batch_norm_activated_train
 from bnlab.kernels.eager import eval_in_one_kernel, train_in_one_kernel
 from bnlab.kernels.native.calls import SATURATED, Running
-from bnlab.kernels.request import Buffers, Statistics
+from bnlab.kernels.request import Buffers, Context, Statistics
 from bnlab.nn import input_check
+from bnlab.nn.exported import batch_norm_of_torch, exports_updates, is_exporting, trains_as_torch
+from bnlab.nn.fx_leaf import PROXY, module_node
 from bnlab.nn.options import Nonfinite, Options, check_options
 from bnlab.nn.running_update import (
     BatchNormWithSafeStatistics,
@@ -111,6 +113,8 @@ class BatchNormBase(BatchNormWithSafeStatistics):
                 statistics would come from one value per channel, or eps is 0 in train mode.
             DtypeError: If the input is not floating point.
         """
+        if isinstance(input, PROXY):
+            return module_node(self, input, residual, mask)  # type: ignore[no-any-return]
         if input.dim() not in self.ranks or input.size(1) != self.num_features:
             input_check.check_input(self, input)
         request = self._request(input, residual, mask)
@@ -132,10 +136,15 @@ class BatchNormBase(BatchNormWithSafeStatistics):
             y = batch_norm_eval(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)  # type: ignore[arg-type]
         y = y if residual is None else y + residual
         y = y if activate is None else activate(y)
-        if self.training and self.track_running_stats:
-            for batch in batches:
-                self._update(batch)
+        if batches and self.training and self.track_running_stats:
+            self._move_statistics(batches, request.context)
         return y
+
+    def _move_statistics(self, batches: list[BatchStatistics], context: Context) -> None:
+        if context == "exporter" and not exports_updates(self):
+            return
+        for batch in batches:
+            self._update(batch)
 
     def _request(self, x: Tensor, residual: Tensor | None, mask: Tensor | None) -> Request:
         """Return the request to the kernels for an input of the right rank and channels."""
@@ -193,6 +202,8 @@ class BatchNormBase(BatchNormWithSafeStatistics):
 
     def _normalized_by_batch(self, x: Tensor, weights: Tensor | None) -> tuple[Tensor, list[BatchStatistics]]:
         """Return the output by batch statistics, and the statistics that update the running ones, in order."""
+        if is_exporting(x) and trains_as_torch(self, x, weights):
+            return batch_norm_of_torch(self, x), []
         y, mean, var = batch_norm_train(x, self.weight, self.bias, weights, self.eps)
         return y, [BatchStatistics.of(mean, var, x, weights)]
 

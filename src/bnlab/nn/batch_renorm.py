@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from bnlab.errors import UsageError
-from bnlab.functional.moments import per_channel
+from bnlab.functional.moments import arithmetic_dtype, per_channel
 from bnlab.kernels import batch_norm_train, renorm_correction
 from bnlab.nn.base import BatchNormBase
 from bnlab.nn.layer_path import layer_path
@@ -124,7 +124,7 @@ class BatchRenorm(BatchNormBase):
     def _normalized_by_batch(self, x: Tensor, weights: Tensor | None) -> tuple[Tensor, list[BatchStatistics]]:
         if self.running_mean is None or self.running_var is None:
             return super()._normalized_by_batch(x, weights)
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype = arithmetic_dtype(x)
         x_hat, mean, var = batch_norm_train(x.to(dtype), None, None, weights, self.eps)
         r, d = self._correction(mean, var, self.running_mean, self.running_var)
         scale, shift = _composed(r, d, self.weight, self.bias)

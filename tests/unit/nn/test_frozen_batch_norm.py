@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import bnlab
-from bnlab.errors import UsageError
+from bnlab.errors import BnlabWarning, UsageError
 from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
 
 
@@ -165,7 +165,8 @@ def test_checkpointing_recomputes_with_the_statistics_of_the_first_time():
 def test_compiled_and_exported_moving_is_eager(trains):
     eager = moving(momentum=None).requires_grad_(trains)
     compiled, (_, first) = copy.deepcopy(eager), layer_and_input()
-    program = torch.export.export(copy.deepcopy(eager), (first,)).module()
+    with pytest.warns(BnlabWarning, match="Export the model in eval mode"):
+        program = torch.export.export(copy.deepcopy(eager), (first,)).module()
     assert_close(program(first), copy.deepcopy(eager)(first), rtol=1e-4, atol=1e-5)
     run = torch.compile(compiled, fullgraph=True, backend="aot_eager")
     for _ in range(3):

@@ -12,7 +12,7 @@ from torch.library import Library
 
 from bnlab.functional import renorm
 from bnlab.kernels.registration import define
-from bnlab.kernels.request import is_transformed
+from bnlab.kernels.request import needs_formulas
 
 __all__ = ["copied", "register", "renorm_correction"]
 
@@ -35,7 +35,7 @@ def renorm_correction(
 ) -> tuple[Tensor, Tensor]:
     """Return r and d as `functional.renorm_correction` does, without gradient."""
     with torch.no_grad():
-        if is_transformed():
+        if needs_formulas():
             return renorm.renorm_correction(mean, var, running_mean, running_var, limits, eps)
         r, d = torch.ops.bnlab.renorm_correction(mean, var, running_mean, running_var, limits, eps)
     return r, d
@@ -43,7 +43,7 @@ def renorm_correction(
 
 def copied(x: Tensor) -> Tensor:
     """Return a copy, which a compiler makes once, in the forward pass."""
-    result: Tensor = torch.ops.bnlab.copied(x)
+    result: Tensor = x.clone() if needs_formulas() else torch.ops.bnlab.copied(x)
     return result
 
 
