@@ -6,6 +6,7 @@ from torch import nn
 
 import bnlab
 from bnlab.errors import UsageError
+from bnlab.lab import metrics
 
 
 class Odd(nn.Module):
@@ -79,6 +80,21 @@ def test_convert_fuses_through_it(model):
     bnlab.convert(model, bnlab.nn.BatchNorm2d, fuse=True, example=DATA[0], forward=forward)
     assert model.bn.activation == "relu"
     assert torch.allclose(forward(model.train(), DATA[0]), before, atol=1e-5)
+
+
+@pytest.mark.parametrize("metric", [metrics.accuracy, metrics.loss])
+def test_built_in_metrics_get_it(metric):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    data = [({"wrong": torch.randn(8, 4)}, torch.randint(0, 3, (8,))) for _ in range(4)]
+
+    def call(model, batch):
+        return model(batch[0]["wrong"])
+
+    plain = [(batch["wrong"], labels) for batch, labels in data]
+    diagnosis = bnlab.check(model, data=data, metric=metric, forward=call)
+    assert diagnosis.numbers.eval_running == pytest.approx(metric(model.eval(), plain))
+    assert metric(model, data, forward=call) == metric(model, plain)
 
 
 @pytest.mark.parametrize(

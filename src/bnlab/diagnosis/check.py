@@ -89,9 +89,10 @@ def check(
     Args:
         target: Path of a file written by ``torch.save``, safetensors or an ONNX exporter; a model; or a state dict,
             which may lie inside other containers, as ``torch.load`` returns them.
-        data: The data that the model will see: any iterable of batches that can be iterated more than once. A batch is
-            a tensor, a tuple or list (input first), a dict (passed as keywords), or any other value that the model
-            takes.
+        data: The data that the model will see: any iterable of batches that can be iterated more than once, or a
+            function that returns a new one. A batch is a tensor, a tuple or list (input first, and as many elements as
+            forward requires), a dict (the keywords that forward has), a list of images, a graph, or any other value
+            that the model takes (docs/batches.md).
         train_data: The data on which the model was trained, in the same form. Without it staleness and shift are one
             cause.
         metric: metric(model, data) -> float, measured on `data` and on `train_data`; or "accuracy", "loss"
@@ -263,11 +264,13 @@ def _why_eps_stays(fit: EpsFit | None) -> str:
 
 def _observe(model: nn.Module, settings: Settings, inputs: Inputs) -> tuple[Evidence, ModelEvidence]:
     from bnlab.observe.model import read_model
+    from bnlab.observe.passes.offloaded import values_at_hand
     from bnlab.observe.survey import survey
 
-    evidence = read_model(model, settings.hyperparameters)
-    states = {layer.name: layer for network in evidence.networks for layer in network.layers}
-    observed = survey(model, states, inputs, partial(stale_layers, settings))
+    with values_at_hand(model):
+        evidence = read_model(model, settings.hyperparameters)
+        states = {layer.name: layer for network in evidence.networks for layer in network.layers}
+        observed = survey(model, states, inputs, partial(stale_layers, settings))
     return _with_settled_layers(evidence, observed), observed
 
 

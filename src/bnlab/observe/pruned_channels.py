@@ -101,6 +101,8 @@ def _after_weights(modules: Mapping[str, nn.Module], call: Call, before: Pruned 
     if not isinstance(module, FILTERING) or type(weight) not in (Tensor, nn.Parameter):  # quantised weights have others
         return None
     assert isinstance(weight, Tensor)
+    if weight.is_meta:  # accelerate keeps its values elsewhere
+        return None
     x, output = call.inputs[0], call.outputs[0]
     if len(output.shape) != weight.dim():  # an input without a batch, or a linear layer on the last of several axes
         return None

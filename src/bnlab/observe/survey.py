@@ -51,6 +51,7 @@ from bnlab.observe.passes.example import example_of
 from bnlab.observe.passes.executed_graph import ExecutedGraph, execute
 from bnlab.observe.passes.layer_statistics import OneValueInEachBatch
 from bnlab.observe.passes.modes import Modes, kept_in_mode, observe_modes, set_eval_mode
+from bnlab.observe.passes.offloaded import has_hooks_of_accelerate
 from bnlab.observe.passes.population import impose_batch_statistics
 from bnlab.observe.passes.regroup import regrouped
 from bnlab.observe.passes.subject import ForwardFailed, Subject, usage_error_unless
@@ -202,7 +203,8 @@ def _collect_evidence(
     example = inputs.example_or_first_batch
     if example is None:
         return evidence
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+    tensors = (*model.parameters(), *model.buffers())
+    if any(tensor.is_meta for tensor in tensors) and not has_hooks_of_accelerate(model):
         raise UsageError("model: it must have values to run on data, got parameters on the meta device.")
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise UsageError("model: it must know its shapes, got a lazy layer. Run one batch first.")

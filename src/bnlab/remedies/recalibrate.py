@@ -17,6 +17,7 @@ from bnlab.errors import UsageError
 from bnlab.observe.discover import batch_norm_layers, why_frozen
 from bnlab.observe.evidence import Floats
 from bnlab.observe.passes.batches import Batch, Forward, require_data, require_forward, run_batch
+from bnlab.observe.passes.offloaded import values_at_hand
 from bnlab.observe.passes.pooling import Estimator, Pooling, pool
 from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.records import (
@@ -151,10 +152,11 @@ def recalibrate(
 
     Args:
         model: Any module, in any mode.
-        batches: An iterable that can be iterated over more than once. A batch is a tensor, a tuple or list (input
-            first), a dict (passed as keywords), or whatever `forward` takes. A batch in which a layer gets a NaN, an
-            inf, or one value per channel is left out of every layer, and the receipt counts it. Use shuffled training
-            data with the preprocessing of training, in batches of 100 samples or more.
+        batches: An iterable that can be iterated over more than once, or a function that returns a new one. A batch is
+            a tensor, a tuple or list (input first, and as many elements as the forward of the model requires), a dict
+            (the keywords that it has), any other form in docs/batches.md, or whatever `forward` takes. A batch in which
+            a layer gets a NaN, an inf, or one value per channel is left out of every layer, and the receipt counts it.
+            Use shuffled training data with the preprocessing of training, in batches of 100 samples or more.
         estimator: "population" pools all batches exactly: it weights them by count, applies the law of total variance,
             and stores M2/(N-1). "within-batch" stores the mean of the unbiased batch variances, weighted by count. The
             BN paper and torch's buffers estimate this one. It ignores the differences between batches.
@@ -197,7 +199,7 @@ def recalibrate(
         tolerance=tolerance,
         keep_counters=keep_counters,
     )
-    require_data("batches", batches)
+    batches = require_data("batches", batches)
     return recalibrate_with(model, batches, settings, layers=layers)
 
 
@@ -265,7 +267,8 @@ def recalibrate_with(
     """
     real = getattr(model, "_orig_mod", model)  # the original of a compiled model, whose single graph hides the layers
     chosen, left_alone = _chosen(real, layers)
-    with torch.compiler.set_stance("force_eager"), usage_error_unless("forward must run on every batch"):
+    rule = "forward must run on every batch"
+    with values_at_hand(real), torch.compiler.set_stance("force_eager"), usage_error_unless(rule):
         if settings.layerwise:
             pooling = _layer_by_layer(Subject(real, settings.forward), chosen, batches, settings, advance)
         else:
@@ -327,6 +330,12 @@ def _chosen(model: nn.Module, named: Iterable[str] | None) -> tuple[dict[str, _B
     selected = batch_norm_layers(model, named)
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise UsageError("model: it must know its shapes, got a lazy layer. Run one batch first.")
+    empty = [path for path, layer in selected.items() if layer.running_mean is not None and layer.running_mean.is_meta]
+    if empty:
+        raise UsageError(
+            f"{empty[0] or 'model'}: layer must hold its running statistics to be recalibrated, got them on the meta "
+            "device. Load a state dict, or dispatch the model with offload_buffers=False."
+        )
     without_statistics = [
         path for path, layer in selected.items() if layer.running_mean is None or layer.running_var is None
     ]

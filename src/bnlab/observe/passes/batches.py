@@ -27,6 +27,7 @@ from bnlab.observe.passes.calling import (
     require_forward,
     run_batch,
 )
+from bnlab.observe.passes.offloaded import has_hooks_of_accelerate
 
 __all__ = [
     "MAX_KEPT",
@@ -486,7 +487,7 @@ def _device_of(model: nn.Module) -> torch.device | None:
     A model on several devices places its input. So does one with hooks of accelerate, which keep the weights elsewhere
     and load them for each call.
     """
-    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+    if has_hooks_of_accelerate(model):
         return None
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     return devices.pop() if len(devices) == 1 else None

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from bnlab._version import __version__
 from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.observe.discover import any_batch_norm
-from bnlab.observe.passes.batches import Batch, Forward, batches_of, map_tensors, require_forward
+from bnlab.observe.passes.batches import Batch, Forward, batches_of, copy_of_batch, require_forward
 from bnlab.observe.passes.example import example_of
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.passes.subject import Subject, usage_error_unless
@@ -48,8 +48,8 @@ def fold(
 
     Args:
         model: Any module, in any mode. The call does not change a single bit of it.
-        example: A batch for eval mode: a tensor, a tuple or list (input first), or a dict (passed as keywords). A
-            loader, or other data as for `bnlab.check`, stands for its first batch.
+        example: A batch for eval mode: a tensor, a tuple or list (input first), a dict, or another form in
+            docs/batches.md. A loader, or other data as for `bnlab.check`, stands for its first batch.
         forward: forward(model, batch) -> output, for a model that cannot be called on a batch directly.
         tolerance: The largest error allowed, relative to the largest output. If None, it is 1e-9 in float64, 1e-4 in
             float32, 1e-2 in float16, and 5e-2 in bfloat16. A pair with a larger error is not folded.
@@ -85,7 +85,7 @@ def fold(
     original = Subject(model, require_forward("fold", forward))
     (batch,) = batches_of([example_of(example)], model)
     with seeded(original), usage_error_unless("forward must run on the example"):
-        graph = execute(model, map_tensors(batch, torch.clone), layers.values(), forward=original.forward)
+        graph = execute(model, copy_of_batch(batch), layers.values(), forward=original.forward)
     plan = plan_of(model, graph, layers)
     with usage_error_unless("copy.deepcopy must accept it"):
         folded = copied(model).eval()
