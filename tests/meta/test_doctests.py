@@ -17,6 +17,7 @@ MODULES = [
     "bnlab.lab.api",
     "bnlab.lab.metrics",
     "bnlab.nn.batch_renorm",
+    "bnlab.observe.named_metrics",
     "bnlab.remedies.convert.convert",
     pytest.param("bnlab.repairing", marks=pytest.mark.trains),
     "bnlab.remedies.fold.fold",
@@ -65,7 +66,7 @@ def test_examples_in_docstrings(name):
     assert not failed
 
 
-PAGES = ("background", "batch_norm", "batches", "convert", "fold", "freeze", "lab", "layers")
+PAGES = ("background", "batch_norm", "batches", "checkpoints", "convert", "fold", "freeze", "lab", "layers")
 TRAINING_PAGES = [pytest.param(page, marks=pytest.mark.trains) for page in ("diagnosis", "recalibrate")]
 
 

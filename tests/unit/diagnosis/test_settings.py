@@ -48,7 +48,7 @@ def test_limits_can_be_replaced():
         ({"select": []}, "select: codes must name at least one check, got none."),
         (
             {"limits": {"BN107": {"rate": 1}}},
-            "limits: name for BN107 must be one of ['ratio', 'near_eps', 'lead', 'dead_weight'], got 'rate'. Did you mean 'ratio'?",
+            "must be one of ['ratio', 'near_eps', 'lead', 'dead_weight'], got 'rate'. Did you mean 'ratio'?",
         ),
     ],
 )
