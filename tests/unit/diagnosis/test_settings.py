@@ -47,8 +47,8 @@ def test_limits_can_be_replaced():
         ({"limits": {"BN107": {"ratio": "x"}}}, "limits: ratio of BN107 must be a number, got 'x'."),
         ({"select": []}, "select: codes must name at least one check, got none."),
         (
-            {"limits": {"BN107": {"rate": 1}}},
-            "must be one of ['ratio', 'near_eps', 'lead', 'dead_weight'], got 'rate'. Did you mean 'ratio'?",
+            {"limits": {"BN107": {"xyz": 1}}},
+            "limits: name for BN107 must be one of ['ratio', 'near_eps', 'lead', 'dead_weight'], got 'xyz'.",
         ),
     ],
 )
@@ -64,3 +64,8 @@ def test_settings_hold_checks_with_limits_of_their_own_and_change_no_other():
     assert (changed.code, changed.limits.ratio) == ("BN107", 3)
     assert usual.checks == CHECKS
     assert by_code("BN107").limits.ratio != 3
+
+
+def test_the_name_of_a_limit_is_suggested():
+    with pytest.raises(UsageError, match=r"got 'rate'\. Did you mean 'ratio'\?$"):
+        Settings.of(limits={"BN107": {"rate": 1}})
