@@ -19,10 +19,12 @@ from bnlab.diagnosis.check import Diagnosis, check_with
 from bnlab.diagnosis.settings import Settings
 from bnlab.errors import UsageError
 from bnlab.observe.discover import why_frozen
+from bnlab.observe.fixed_batch_size import inputs_of_size
 from bnlab.observe.losses import Losses, own_loss
 from bnlab.observe.metric import Measured, Metric, measured
 from bnlab.observe.passes.batches import Forward, KeptBatches, MaxBatches, require_data, require_forward
 from bnlab.observe.passes.subject import random_numbers_kept, untouched
+from bnlab.observe.programs.opened import opened
 from bnlab.observe.survey import Inputs
 from bnlab.progress import reporting
 from bnlab.records import Advice, Change, Changes, Finding, GapChange, LeftAlone, Level, MetricChange, Recheck, Safety
@@ -71,8 +73,8 @@ def repair(
     unless `force` is set. Statistics that are not finite are always recomputed.
 
     Args:
-        model: Any module.
-        data: Batches of the data that the model will see, which can be iterated more than once.
+        model: Any module, or a graph of `torch.export`, of which only the buffers change.
+        data: Batches of the data that the model will see, in the forms that `bnlab.check` takes.
         train_data: Batches of the data on which the model was trained. Statistics are recomputed from these batches, or
             else from `data`. In the second case the receipt states that the model was adapted to the evaluation data.
         metric: metric(model, data) -> float, or "accuracy", "loss" or "miou", as for `bnlab.check`. A remedy is kept
@@ -112,7 +114,7 @@ def repair(
     max_safety, min_level = _safety(safety), _level(level)
     if diagnosis is not None and not isinstance(diagnosis, Diagnosis):
         raise UsageError(f"repair: diagnosis must be what bnlab.check returned, got {type(diagnosis).__name__}.")
-    require_data("data", data)
+    data = require_data("data", data)
     with reporting(progress) as advance:
         inputs = Inputs(
             data=data,
@@ -126,10 +128,18 @@ def repair(
         )
         with random_numbers_kept():  # starting a loader draws random numbers
             inputs = inputs.read()
-        with opened(model) as program:
-            inputs = inputs_of_size(inputs, program.batch_size)
-            rules = _Rules(max_safety, min_level, force=force, dry_run=dry_run, only_statistics=program.is_program)
-            receipt = _repaired(program.model, inputs, diagnosis, rules)
+        with opened(unwrapped(model)) as program:
+            inputs, _ = inputs_of_size(inputs, program.batch_size)
+            receipt = _repaired(
+                program.model,
+                inputs,
+                diagnosis,
+                max_safety,
+                min_level,
+                force=force,
+                dry_run=dry_run,
+                is_program=program.is_program,
+            )
         receipt.model = model
         return receipt
 
@@ -143,6 +153,7 @@ def _repaired(
     *,
     force: bool,
     dry_run: bool,
+    is_program: bool,
 ) -> Receipt:
     """Repair a model with validated arguments and data that are held in memory."""
     settings = Settings.of()
@@ -151,7 +162,7 @@ def _repaired(
         raise UsageError(before.failure)
     _require_same_model(model, before)
     _require_observed_layers(model, before)
-    planned = plan(before, max_safety, min_level, force=force)
+    planned = plan(before, max_safety, min_level, force=force, is_program=is_program)
     if dry_run or not planned.layers:
         return Receipt(model, planned.record(before, is_plan=dry_run), lambda: None)
     attempt = _Attempt(model, planned, _material(inputs, before), before, inputs)
@@ -209,10 +220,13 @@ class RepairPlan:
         )
 
 
-def plan(diagnosis: Diagnosis, max_safety: Safety, min_level: Level, *, force: bool = False) -> RepairPlan:
+def plan(
+    diagnosis: Diagnosis, max_safety: Safety, min_level: Level, *, force: bool = False, is_program: bool = False
+) -> RepairPlan:
     """Return a plan that assigns to each finding of a diagnosis its first applicable remedy.
 
-    With `force`, the plan recalibrates stale layers on which nothing could decide.
+    With `force`, the plan recalibrates stale layers on which nothing could decide. Of a program, whose operators are
+    fixed, it changes the buffers alone.
     """
     if force and diagnosis.statistics is not None and diagnosis.statistics.advice is Advice.UNDECIDED:
         diagnosis = replace(diagnosis, statistics=replace(diagnosis.statistics, advice=Advice.RECALIBRATE))
@@ -222,7 +236,7 @@ def plan(diagnosis: Diagnosis, max_safety: Safety, min_level: Level, *, force: b
     for finding in diagnosis.findings:
         if not finding.level.at_least(min_level):
             continue
-        choice = _choose_remedy(diagnosis, finding, max_safety)
+        choice = _choose_remedy(diagnosis, finding, max_safety, is_program=is_program)
         if isinstance(choice, Refusal):
             reasons[finding.code, finding.layer or "the network"] = choice.reason
             continue
@@ -237,7 +251,9 @@ def plan(diagnosis: Diagnosis, max_safety: Safety, min_level: Level, *, force: b
     )
 
 
-def _choose_remedy(diagnosis: Diagnosis, finding: Finding, max_safety: Safety) -> tuple[Remedy, RemedyPlan] | Refusal:
+def _choose_remedy(
+    diagnosis: Diagnosis, finding: Finding, max_safety: Safety, *, is_program: bool
+) -> tuple[Remedy, RemedyPlan] | Refusal:
     by_name = {remedy.name: remedy for remedy in REMEDIES_IN_ORDER}
     refusal = _reason_to_keep_statistics(diagnosis, finding, max_safety) or Refusal(
         f"no remedy repairs this finding: run bnlab explain {finding.code}"
@@ -245,6 +261,9 @@ def _choose_remedy(diagnosis: Diagnosis, finding: Finding, max_safety: Safety) -
     for name in finding.remedies:
         remedy = by_name.get(name)
         if remedy is None:
+            continue
+        if is_program and remedy.safety is not Safety.STATISTICS:
+            refusal = Refusal(f"{name} cannot change the operators of a graph: change the model before you export it")
             continue
         if _SAFETIES.index(remedy.safety) > _SAFETIES.index(max_safety):
             refusal = Refusal(f"{name} changes behaviour: pass safety='{remedy.safety.value}' to allow it")
@@ -459,7 +478,7 @@ def _level(value: str) -> Level:
 
 
 def _require_same_model(model: nn.Module, diagnosis: Diagnosis) -> None:
-    paths = {name for name, _ in getattr(model, "_orig_mod", model).named_modules()}
+    paths = {name for name, _ in model.named_modules()}
     unknown_layer = next((layer.name for layer in diagnosis.layers if layer.name not in paths), None)
     if diagnosis.target.kind != "model" or unknown_layer is not None:
         got = f"one of a {diagnosis.target.kind}" if unknown_layer is None else f"one with the layer {unknown_layer!r}"
@@ -468,7 +487,6 @@ def _require_same_model(model: nn.Module, diagnosis: Diagnosis) -> None:
 
 def _require_observed_layers(model: nn.Module, diagnosis: Diagnosis) -> None:
     """Refuse data that give no evidence on any layer, because every batch was left out as not finite."""
-    model = getattr(model, "_orig_mod", model)
     modules = dict(model.named_modules())
     verdict = diagnosis.statistics
     trained_with = verdict.layers if verdict is not None and verdict.advice is Advice.KEEP else ()

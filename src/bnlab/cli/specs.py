@@ -117,7 +117,7 @@ def load_model(spec: str, option: str = "--model") -> nn.Module:
 
     Args:
         spec: The spec.
-        option: As for `load_data`; TARGET if the model itself is the target.
+        option: As for `load_data`; TARGET if the model itself is the target, which may also be an exported program.
 
     Raises:
         UsageError: If the callable does not exist, raises, exits, or does not return a module.
@@ -126,6 +126,10 @@ def load_model(spec: str, option: str = "--model") -> nn.Module:
 
     from torch import nn
 
+    from bnlab.observe.programs.opened import is_program
+
+    if option == TARGET and is_program(model):
+        model = model.module()
     if not isinstance(model, nn.Module):
         subject = f"{spec}: target" if option == TARGET else f"{option}: {spec}"
         raise UsageError(f"{subject} must return a torch.nn.Module, got {type(model).__name__}.")

@@ -28,6 +28,7 @@ from bnlab.records import DiagnosisRecord, Finding, LayerRecord, Level, Summary,
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.export import ExportedProgram
 
     from bnlab.observe.model_evidence import EpsFit
     from bnlab.observe.passes.batches import Forward, MaxBatches
@@ -163,7 +164,7 @@ def check(
 
 
 def check_with(
-    target: str | os.PathLike[str] | Mapping[Any, Any] | nn.Module,
+    target: str | os.PathLike[str] | Mapping[Any, Any] | nn.Module | ExportedProgram,
     settings: Settings,
     *,
     inputs: Inputs | None = None,
@@ -188,15 +189,17 @@ def check_with(
     else:
         from torch import nn
 
+        from bnlab.observe.programs.opened import is_program
         from bnlab.observe.survey import Inputs
+        from bnlab.observe.wrappers import unwrapped
 
-        if not isinstance(target, nn.Module):
+        if not (isinstance(target, nn.Module) or is_program(target)):
             raise UsageError(
                 f"check: target must be a path, a torch.nn.Module or its state dict, got {type(target).__name__}."
             )
-        target = getattr(target, "_orig_mod", target)  # the graph of a compiled model hides the layers that run
+        target = unwrapped(target) if isinstance(target, nn.Module) else target
         target_record = Target("model", name or type(target).__name__)
-        evidence, observed = _observed_model(target, settings, inputs or Inputs())
+        evidence, observed = _observed_target(target, settings, inputs or Inputs())
     if not evidence.networks and not (observed is not None and (observed.layers or _runs_strays(observed))):
         raise NoBatchNorm(_no_batch_norm(target_record, evidence))
     score = None if inputs is None else inputs.score
@@ -221,6 +224,29 @@ def _stored_evidence(target: str | os.PathLike[str] | Mapping[Any, Any], setting
     from bnlab.observe.files.state_in_memory import read_state_dict
 
     return read_state_dict(target, settings.hyperparameters)
+
+
+def _observed_target(
+    target: nn.Module | ExportedProgram, settings: Settings, inputs: Inputs
+) -> tuple[Evidence, ModelEvidence]:
+    """Return the evidence on a model or a graph of operators."""
+    from bnlab.observe.fixed_batch_size import inputs_of_size
+    from bnlab.observe.model import with_stored_layers
+    from bnlab.observe.programs.opened import opened
+
+    with opened(target) as program:
+        inputs, left_out = inputs_of_size(inputs, program.batch_size)
+        evidence, observed = _observed_model(program.model, settings, inputs)
+        if not program.is_program:
+            return evidence, observed
+        if not (evidence.networks or observed.layers or program.stored or program.left_alone):
+            raise NoBatchNorm(
+                f"{program.kind}: the graph must hold BN, got none. It was folded away, it is spelled out in other "
+                "operators, or it was never there."
+            )
+        evidence = with_stored_layers(evidence, program.stored, program.left_alone, settings.hyperparameters)
+        notes = (*program.notes, *left_out, *observed.notes)
+        return evidence, dataclasses.replace(observed, notes=notes, unknown=program.unknown)
 
 
 def _observed_model(model: nn.Module, settings: Settings, inputs: Inputs) -> tuple[Evidence, ModelEvidence]:

@@ -62,6 +62,8 @@ def run_check(
     missing = None if check.needs.argument is None else model.missing.get(check.needs.argument)
     if missing is not None:
         return [], Outcome(check.code, Status.SKIPPED, f"{missing}: needs {check.needs.value}")
+    if check.code in model.unknown:
+        return [], Outcome(check.code, Status.SKIPPED, model.unknown[check.code])
     return _run_on_layers(check, [model])
 
 

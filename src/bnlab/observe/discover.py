@@ -12,42 +12,61 @@ from torch.nn.parameter import is_lazy
 
 from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
-from bnlab.wording import did_you_mean
+from bnlab.observe.wrappers import has_no_mode, path_inside, unwrapped
+from bnlab.observe.programs.opened import require_modules
+from bnlab.wording import did_you_mean, enumerated
 
-__all__ = ["any_batch_norm", "batch_norm_layers", "channels_of", "is_of_frozen_class", "why_frozen"]
+__all__ = [
+    "any_batch_norm",
+    "batch_norm_layers",
+    "channels_of",
+    "is_of_frozen_class",
+    "is_quantised",
+    "similar_layers",
+    "why_frozen",
+]
+
+_MAX_NAMES = 3
 
 
 def batch_norm_layers(model: nn.Module, chosen: Iterable[str] | None = None) -> dict[str, _BatchNorm]:
     """Return the BN layers of a model by path: those of torch and bnlab, and their subclasses.
 
     Args:
-        model: Any module. The function does not run it.
+        model: Any module. The function does not run it. The paths are those in the model inside all wrappers.
         chosen: Paths, or patterns such as "layer4.*"; None selects every layer. Either path selects a layer that has
             two.
 
     Raises:
         NoBatchNorm: If the model has no BN layer at all.
-        UsageError: If the model is not a module, or if a path or pattern matches no BN layer.
+        UsageError: If the model is not a module, if its BN layers are operators of a graph, or if a path or pattern
+            matches no BN layer.
     """
+    require_modules(model)
     if not isinstance(model, nn.Module):
         raise UsageError(f"model: it must be a torch.nn.Module, got {type(model).__name__}.")
     if isinstance(chosen, str):
         raise UsageError(f"layers: they must be a list of paths, got the text {chosen!r}. Write [{chosen!r}].")
-    paths: dict[str, _BatchNorm] = {
-        name: module for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, _BatchNorm)
-    }
+    modules = unwrapped(model).named_modules(remove_duplicate=False)
+    paths: dict[str, _BatchNorm] = {name: module for name, module in modules if isinstance(module, _BatchNorm)}
     if not paths:
-        raise NoBatchNorm("model: it must contain a BN layer, got none.")
+        raise NoBatchNorm(f"model: it must contain a BN layer, got {similar_layers(model)}.")
     if chosen is None:
         return _first_paths(paths)
     chosen_layers: dict[str, _BatchNorm] = {}
-    for pattern in chosen:
+    for pattern in [path_inside(model, path) for path in chosen]:
         matches = {name: layer for name, layer in paths.items() if name == pattern or fnmatchcase(name, pattern)}
         if not matches:
             raise UsageError(f"layers: each must lead to a BN layer, got {pattern!r}.{did_you_mean(pattern, paths)}")
         chosen_layers |= matches
     ordered = {name: layer for name, layer in paths.items() if name in chosen_layers}
     return _first_paths(ordered)
+
+
+def similar_layers(model: nn.Module) -> str:
+    """Return what a model without BN has in its place."""
+    names = [name or "the model" for name, module in model.named_modules() if isinstance(module, _InstanceNorm)]
+    return f"only instance normalization in {enumerated(names, _MAX_NAMES)}" if names else "none"
 
 
 def any_batch_norm(model: nn.Module) -> dict[str, nn.Module]:
@@ -83,8 +102,17 @@ def channels_of(layer: nn.Module) -> int:
 
 
 def is_of_frozen_class(layer: nn.Module) -> bool:
-    """Return whether the class of a layer normalises with running statistics in both modes."""
-    return isinstance(layer, FrozenBatchNorm) or not (isinstance(layer, _BatchNorm) or hasattr(layer, "momentum"))
+    """Return whether the class of a layer normalises with running statistics in both modes.
+
+    The quantised layers of torch do: their operators have no train mode.
+    """
+    has_train_mode = isinstance(layer, _BatchNorm) or hasattr(layer, "momentum")
+    return is_quantised(layer) or isinstance(layer, FrozenBatchNorm) or not has_train_mode
+
+
+def is_quantised(layer: nn.Module) -> bool:
+    """Return whether a layer is one of torch that computes with quantised values."""
+    return type(layer).__module__.startswith("torch.ao.nn.quantized.")
 
 
 def why_frozen(model: nn.Module, path: str) -> str | None:
@@ -107,14 +135,14 @@ def why_frozen(model: nn.Module, path: str) -> str | None:
         return "is frozen"
     if not getattr(layer, "track_running_stats", True):
         return "has frozen statistics"
-    if not layer.training and any(module.training and not _is_wrapper(module) for module in above):
+    if not layer.training and any(module.training and not _only_holds(module) for module in above):
         return "is in eval mode within a module in train mode: frozen"
     return None
 
 
-def _is_wrapper(module: nn.Module) -> bool:
-    """Return whether a module only wraps another one: AveragedModel, DataParallel or a compiled model."""
-    return [name for name, _ in module.named_children()] in (["module"], ["_orig_mod"])
+def _only_holds(module: nn.Module) -> bool:
+    """Return whether a module only holds others: AveragedModel, DataParallel, a compiled model, a container of FX."""
+    return type(module) is nn.Module or has_no_mode(module)
 
 
 def _modules_on_the_way(model: nn.Module, path: str) -> list[nn.Module]:

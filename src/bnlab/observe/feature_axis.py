@@ -212,7 +212,12 @@ def _reshape(call: Call, inputs: Sequence[_Axes]) -> list[_Axes]:
 
 
 def _convolution(call: Call, inputs: Sequence[_Axes]) -> list[_Axes]:
-    """Convolutions write the axis before the positions: axis 1, or axis 0 without a batch."""
+    """Convolutions write the axis before the positions: axis 1, or axis 0 without a batch.
+
+    The operator of a quantised layer takes its weights in another form than a tensor. Its axes are unclear.
+    """
+    if len(inputs) < 2:
+        return []
     channel = len(inputs[0]) - len(inputs[1]) + 1
     return [(*inputs[0][:channel], call, *_positions(inputs[0][channel + 1 :]))]
 

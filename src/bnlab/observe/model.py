@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
 import torch
@@ -11,8 +12,9 @@ from torch.nn.parameter import is_lazy
 
 from bnlab.observe.evidence import Evidence, Floats, Hyperparameters, LayerState, NetworkState
 from bnlab.observe.files.tensors import coarser
+from bnlab.observe.programs.graph_layers import INSTANCE_NORM
 
-__all__ = ["read_model"]
+__all__ = ["read_model", "with_stored_layers"]
 
 
 def read_model(model: nn.Module, hyperparameters: Hyperparameters) -> Evidence:
@@ -40,11 +42,36 @@ def read_model(model: nn.Module, hyperparameters: Hyperparameters) -> Evidence:
     return Evidence(networks, tuple(left_alone))
 
 
+def with_stored_layers(
+    evidence: Evidence,
+    stored: Mapping[str, nn.Module],
+    left_alone: Sequence[tuple[str, str]],
+    hyperparameters: Hyperparameters,
+) -> Evidence:
+    """Return evidence with the layers of a graph whose numbers alone are known.
+
+    Args:
+        evidence: The evidence on the other layers.
+        stored: The modules that hold the numbers, by path.
+        left_alone: Name and reason of what is not read as a BN layer.
+        hyperparameters: Momentum and eps, which such modules do not have.
+    """
+    own = [layer for network in evidence.networks for layer in network.layers]
+    reasons = [*evidence.left_alone, *left_alone]
+    for name, module in stored.items():
+        reason = _unreadable(module)
+        if reason is None:
+            own.append(_layer(name, module, hyperparameters))
+        else:
+            reasons.append((name, reason))
+    return Evidence((NetworkState("", tuple(own)),) if own else (), tuple(reasons))
+
+
 def _unreadable(module: nn.Module) -> str | None:
     mean: object = module.running_mean
     var: object = module.running_var
     if isinstance(module, _InstanceNorm):
-        return "is instance normalization: its statistics are those of single samples"
+        return INSTANCE_NORM if isinstance(mean, torch.Tensor) else "is instance normalization"
     if mean is None and var is None:
         return "keeps no running statistics"
     if not (_is_values(mean) and _is_values(var)):

@@ -546,6 +546,7 @@ class ModelEvidence:
             training data.
         port: The exact change with which the statistics fit the training data in every layer; None without one.
         notes: Remarks on the observation, such as batches that were left out.
+        unknown: Codes of the checks for which the model gives no evidence whatever is passed, each with the reason.
     """
 
     layers: tuple[ModelLayer, ...]
@@ -566,6 +567,7 @@ class ModelEvidence:
     eps_fit: EpsFit | None = None
     port: Port | None = None
     notes: tuple[str, ...] = ()
+    unknown: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_ported(self) -> bool:

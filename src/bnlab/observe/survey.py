@@ -20,7 +20,7 @@ from bnlab.conventions import FEW_VALUES
 from bnlab.errors import BnlabWarning, UsageError
 from bnlab.observe.comparison import Comparison
 from bnlab.observe.data_passes import NOTHING, CommonCount, DataPass, DataPasses, require_finite
-from bnlab.observe.discover import any_batch_norm, channels_of, is_of_frozen_class, why_frozen
+from bnlab.observe.discover import any_batch_norm, channels_of, is_of_frozen_class, is_quantised, why_frozen
 from bnlab.observe.eps_fit import fit_eps
 from bnlab.observe.evidence import LayerState
 from bnlab.observe.exchanged_channels import exchanged_channels
@@ -57,7 +57,7 @@ from bnlab.observe.passes.regroup import regrouped
 from bnlab.observe.passes.subject import ForwardFailed, Subject, usage_error_unless
 from bnlab.observe.ported import port_of
 from bnlab.observe.structure import executions
-from bnlab.wording import counted, enumerated
+from bnlab.wording import counted, enumerated, listed
 
 __all__ = ["Inputs", "StaleLayers", "survey"]
 
@@ -198,7 +198,7 @@ def _collect_evidence(
         if getattr(inputs, key) is None
     }
     trains = any(parameter.requires_grad for parameter in model.parameters())
-    notes = tuple(_steps_without_updates(layers.values(), inputs.optimizer))
+    notes = (*_steps_without_updates(layers.values(), inputs.optimizer), *_quantised(modules))
     evidence = ModelEvidence(layers=tuple(layers.values()), missing=missing, notes=notes, trains=trains)
     example = inputs.example_or_first_batch
     if example is None:
@@ -305,6 +305,14 @@ def _steps_without_updates(layers: Iterable[ModelLayer], optimizer: torch.optim.
             f"the optimizer took {max(steps):,} steps and no layer counted more than "
             f"{counted(counted_batches, 'batch', 'batches')}: the weights changed while the statistics did not"
         )
+
+
+def _quantised(modules: Mapping[str, nn.Module]) -> Iterator[str]:
+    """Yield a note on the layers that compute with quantised values."""
+    names = [name or "the model" for name, module in modules.items() if is_quantised(module)]
+    if names:
+        layers = listed(names, _MAX_NAMES)
+        yield f"quantised layers normalise with their running statistics in every measurement: {layers}"
 
 
 def _decay(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:

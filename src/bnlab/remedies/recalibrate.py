@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
@@ -13,13 +13,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from bnlab._version import __version__
-from bnlab.errors import UsageError
-from bnlab.observe.discover import batch_norm_layers, why_frozen
+from bnlab.errors import NoBatchNorm, UsageError
+from bnlab.observe.discover import any_batch_norm, batch_norm_layers, why_frozen
 from bnlab.observe.evidence import Floats
+from bnlab.observe.fixed_batch_size import BatchesOfSize
 from bnlab.observe.passes.batches import Batch, Forward, require_data, require_forward, run_batch
 from bnlab.observe.passes.offloaded import values_at_hand
 from bnlab.observe.passes.pooling import Estimator, Pooling, pool
 from bnlab.observe.passes.subject import Subject, usage_error_unless
+from bnlab.observe.programs.opened import opened
 from bnlab.records import (
     Advice,
     Change,
@@ -151,7 +153,7 @@ def recalibrate(
     forward pass gets the statistics over all its calls.
 
     Args:
-        model: Any module, in any mode.
+        model: Any module, in any mode, or a graph of `torch.export`, whose buffers change in place.
         batches: An iterable that can be iterated over more than once, or a function that returns a new one. A batch is
             a tensor, a tuple or list (input first, and as many elements as the forward of the model requires), a dict
             (the keywords that it has), any other form in docs/batches.md, or whatever `forward` takes. A batch in which
@@ -265,7 +267,31 @@ def recalibrate_with(
         ran: The layers that are known to run; None where that is not known.
         advance: Called after every batch.
     """
-    real = getattr(model, "_orig_mod", model)  # the original of a compiled model, whose single graph hides the layers
+    with opened(unwrapped(model)) as program:
+        if program.batch_size is not None and settings.forward is run_batch:
+            batches = BatchesOfSize(batches, program.batch_size)
+        if program.left_alone and not any_batch_norm(program.model):
+            name, reason = program.left_alone[0]
+            raise NoBatchNorm(f"model: it must contain a BN layer, got none: {name or 'the model'} {reason}.")
+        receipt = _recalibrated(program.model, batches, settings, layers, ran, advance)
+    left_out = batches.note if isinstance(batches, BatchesOfSize) else None
+    notes = (*receipt.changes.notes, *program.notes, *([] if left_out is None else [left_out]))
+
+    def undo() -> None:
+        receipt.undo()
+
+    return Receipt(model, replace(receipt.changes, notes=notes), undo)
+
+
+def _recalibrated(
+    real: nn.Module,
+    batches: Iterable[Any],
+    settings: RecalibrationSettings,
+    layers: Iterable[str] | None,
+    ran: Collection[str] | None,
+    advance: Callable[[], None],
+) -> Receipt:
+    """Recalibrate a model whose BN layers are modules."""
     chosen, left_alone = _chosen(real, layers)
     rule = "forward must run on every batch"
     with values_at_hand(real), torch.compiler.set_stance("force_eager"), usage_error_unless(rule):
@@ -306,7 +332,7 @@ def recalibrate_with(
         notes=tuple(_notes(pooling, written.clipped)),
         measurements=tuple(_measurements(chosen, pooling, old, new)),
     )
-    return Receipt(model, record, undo)
+    return Receipt(real, record, undo)
 
 
 def _counted_layers(

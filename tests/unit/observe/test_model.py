@@ -5,7 +5,8 @@ from tests.samples import small_network
 from torch import nn
 
 from bnlab.observe.evidence import Hyperparameters
-from bnlab.observe.model import read_model
+from bnlab.observe.model import read_model, with_stored_layers
+from bnlab.observe.programs.graph_layers import INSTANCE_NORM
 
 
 def layers(model, known=None):
@@ -48,7 +49,7 @@ def test_other_classes_with_running_statistics():
     assert [layer.name for layer in layers(model)] == ["0", "2"]
     assert layers(model)[1].weight is None
     left = read_model(model, Hyperparameters()).left_alone
-    assert left == (("1", "is instance normalization: its statistics are those of single samples"),)
+    assert left == (("1", INSTANCE_NORM),)
 
 
 def test_an_odd_counter_is_no_counter():
@@ -70,3 +71,19 @@ def test_layers_without_running_statistics_are_left_alone(module, reason):
     assert evidence.networks == ()
     assert evidence.left_alone[0][0] == "0"
     assert reason in evidence.left_alone[0][1]
+
+
+def test_layers_of_which_only_the_numbers_are_known_join_the_others():
+    holder = nn.Module()
+    holder.register_buffer("running_mean", torch.arange(3.0))
+    holder.register_buffer("running_var", torch.ones(3))
+    broken = nn.Module()
+    broken.register_buffer("running_mean", torch.zeros(2, 2))
+    broken.register_buffer("running_var", torch.zeros(2, 2))
+    before = read_model(nn.Sequential(nn.BatchNorm1d(2)), Hyperparameters())
+    evidence = with_stored_layers(before, {"a": holder, "b": broken}, [("c", "is folded")], Hyperparameters())
+    (network,) = evidence.networks
+    assert [layer.name for layer in network.layers] == ["0", "a"]
+    assert network.layers[1].running_mean.tolist() == [0, 1, 2]
+    assert network.layers[1].hyperparameters.assumed == ("momentum", "eps")
+    assert [name for name, _ in evidence.left_alone] == ["c", "b"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from bnlab.observe.discover import any_batch_norm, is_of_frozen_class
 from bnlab.observe.model_evidence import StrayLayer
 from bnlab.observe.passes.batches import Batch, Forward, run_batch, samples_in
 from bnlab.observe.passes.module_calls import watching_modules
+from bnlab.observe.programs.operators import operator_arguments
 
 __all__ = ["Modes", "kept_in_mode", "observe_modes", "set_eval_mode"]
 
@@ -158,7 +159,7 @@ class _Watcher:
         if module in self.layers:
             if not module.training and _keeps_batch_statistics_out(module):
                 self.disobedient[path] = "calls batch_norm with its training flag after model.eval()"
-        elif has_statistics or x.size(0) == self.samples > 1:
+        elif x.size(0) == self.samples > 1 or (has_statistics and (x.size(0) > 1 or self.samples == 1)):
             # Instance normalization and weight standardization also use this flag, on inputs of one sample.
             self.by_function[path] = type(module).__name__
 
@@ -205,15 +206,7 @@ class _BatchNormCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         keywords = kwargs or {}
-        if "batch_norm" in func.__name__ and "backward" not in func.__name__:
-            named = _named_arguments(func, args, keywords)
-            is_training = named.get("training", named.get("train", "with_update" in func.__name__))
-            x = named.get("input")
-            if is_training is True and isinstance(x, Tensor) and x.dim() > 0:
-                self._take(x, has_statistics=isinstance(named.get("running_mean"), Tensor))
+        call = operator_arguments(func, args, keywords)
+        if call is not None and call.training is True and isinstance(call.input, Tensor) and call.input.dim() > 0:
+            self._take(call.input, has_statistics=isinstance(call.running_mean, Tensor))
         return func(*args, **keywords)
-
-
-def _named_arguments(func: Any, args: Iterable[Any], keywords: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
-    names = [argument.name for argument in func._schema.arguments]  # noqa: SLF001 - the only way to the names
-    return dict(zip(names, args, strict=False)) | dict(keywords)

@@ -20,6 +20,7 @@ __all__ = [
     "has_own_forward",
     "impose_batch_statistics",
     "impose_statistics",
+    "layers_read_by_others",
     "population_statistics",
     "use_batch_statistics",
 ]
@@ -55,15 +56,31 @@ def has_own_forward(layer: nn.Module) -> bool:
     return "forward" in vars(layer) or (own and not isinstance(layer, BatchNormBase))
 
 
-def use_batch_statistics(layer: _BatchNorm) -> list[RemovableHandle]:
+def layers_read_by_others(model: nn.Module) -> frozenset[nn.Module]:
+    """Return the BN layers whose running statistics another module reads.
+
+    The fused modules of torch's quantization-aware training scale their weights by the running variance of the BN layer
+    inside. They have a flag `freeze_bn`, and the layer is their `bn`.
+    """
+    fused = (module for module in model.modules() if hasattr(module, "freeze_bn"))
+    return frozenset(layer for module in fused if isinstance(layer := getattr(module, "bn", None), _BatchNorm))
+
+
+def use_batch_statistics(layer: _BatchNorm, *, is_read: bool = False) -> list[RemovableHandle]:
     """Make a layer normalise with the statistics of its batch, in either mode; the caller restores it.
 
     The layer gets no running statistics. A layer with its own forward may read them, so it gets copies of them and is
     kept in train mode instead.
 
+    Args:
+        layer: The layer.
+        is_read: Whether another module reads the running statistics. They are then withheld only while the layer runs.
+
     Returns:
         The hooks that the caller must remove.
     """
+    if is_read and not has_own_forward(layer):
+        return _withheld_while_running(layer)
     if not has_own_forward(layer) or layer.running_mean is None:
         layer.running_mean = layer.running_var = None
         return []
@@ -74,6 +91,18 @@ def use_batch_statistics(layer: _BatchNorm) -> list[RemovableHandle]:
     return [kept_in_mode(layer, training=True)]
 
 
+def _withheld_while_running(layer: _BatchNorm) -> list[RemovableHandle]:
+    statistics = layer.running_mean, layer.running_var
+
+    def withhold(_: nn.Module, __: object) -> None:
+        layer.running_mean = layer.running_var = None
+
+    def give_back(_: nn.Module, __: object, ___: object) -> None:
+        layer.running_mean, layer.running_var = statistics
+
+    return [layer.register_forward_pre_hook(withhold), layer.register_forward_hook(give_back, always_call=True)]
+
+
 @contextmanager
 def impose_batch_statistics(model: nn.Module) -> Iterator[None]:
     """Make every BN layer normalise with the statistics of its batch, in either mode.
@@ -82,13 +111,14 @@ def impose_batch_statistics(model: nn.Module) -> Iterator[None]:
     not change the mode of the model: a metric that calls ``model.eval()`` still measures batch statistics, and dropout
     stays as it is. Only a layer with its own forward runs in train mode.
     """
+    read = layers_read_by_others(model)
     with ExitStack() as restoring:
         for layer in model.modules():
             if isinstance(layer, _BatchNorm):
                 restoring.callback(
                     _restore, layer, layer.training, {name: getattr(layer, name) for name in _STATISTICS}
                 )
-                for handle in use_batch_statistics(layer):
+                for handle in use_batch_statistics(layer, is_read=layer in read):
                     restoring.callback(handle.remove)
         yield
 

@@ -41,14 +41,19 @@ class Scratch:
             dtype = torch.float64
         self.mean = torch.zeros(layer.num_features, dtype=dtype, device=like.device)
         self.var = torch.full_like(self.mean, _UNWRITTEN)
-        layer.running_mean, layer.running_var = self.mean, self.var
+        self._layer, self._statistics = layer, (layer.running_mean, layer.running_var)
         layer.num_batches_tracked = None
         layer.momentum, layer.track_running_stats, layer.training = 1.0, True, True
 
-    def clear(self) -> None:
-        """Mark the buffers as unwritten."""
+    def put(self) -> None:
+        """Mark the buffers as unwritten, and give them to the layer, which is about to run."""
         self.mean.zero_()
         self.var.fill_(_UNWRITTEN)
+        self._layer.running_mean, self._layer.running_var = self.mean, self.var
+
+    def take_away(self) -> None:
+        """Give its running statistics back to the layer, which other modules may read."""
+        self._layer.running_mean, self._layer.running_var = self._statistics
 
     def read(self) -> tuple[Floats, Floats] | None:
         """Return mean and unbiased variance of the batch in float64; None if the layer did not write them."""
@@ -64,7 +69,6 @@ class ExactScratch(Scratch):
 
     def __init__(self, layer: _BatchNorm) -> None:
         super().__init__(layer)
-        self._layer = layer
         self.mean, self.var = self.mean.to(torch.float64), self.var.to(torch.float64)
         layer.forward = self._forward  # type: ignore[method-assign]
 

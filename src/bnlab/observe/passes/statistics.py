@@ -28,7 +28,7 @@ from bnlab.observe.passes.batches import Batch
 from bnlab.observe.passes.dropout import drops
 from bnlab.observe.passes.modes import kept_in_mode, set_eval_mode
 from bnlab.observe.passes.order import ExecutionOrder, ForwardEnded, OneValuePerChannel, input_of
-from bnlab.observe.passes.population import use_batch_statistics
+from bnlab.observe.passes.population import layers_read_by_others, use_batch_statistics
 from bnlab.observe.passes.scratch import ExactScratch, Scratch, scratch_of
 from bnlab.observe.passes.subject import Subject
 
@@ -124,12 +124,13 @@ def measuring(
         for path, module in subject.model.named_modules():
             if path in dropping or drops(module):
                 handles.append(kept_in_mode(module, training=path in dropping))
+        read = layers_read_by_others(subject.model)
         for path, layer in layers.items():
-            handles += _watched(path, layer, take, run.order)
+            handles += _watched(path, layer, take, run.order, is_read=layer in read)
         for layer in by_batch:
             handles.append(layer.register_forward_pre_hook(_refuse_one_value, with_kwargs=True))
             if isinstance(layer, _BatchNorm):
-                handles += use_batch_statistics(layer)
+                handles += use_batch_statistics(layer, is_read=layer in read)
         yield run
 
 
@@ -149,21 +150,26 @@ def _refuse_one_value(layer: nn.Module, arguments: tuple[Any, ...], keywords: di
 
 
 def _watched(
-    path: str, layer: nn.Module, take: Callable[[LayerCall], None], order: ExecutionOrder
+    path: str, layer: nn.Module, take: Callable[[LayerCall], None], order: ExecutionOrder, *, is_read: bool
 ) -> list[RemovableHandle]:
     channels, scratch = channels_of(layer), scratch_of(layer)
-    imposing = use_batch_statistics(layer) if scratch is None and isinstance(layer, _BatchNorm) else []
+    imposing = []
+    if scratch is None and isinstance(layer, _BatchNorm):
+        imposing = use_batch_statistics(layer, is_read=is_read)
 
     def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if input_of(arguments, keywords).numel() == channels:
             raise OneValuePerChannel(path)
         if scratch is not None:
             layer.training = True  # a forward may have called eval() before this layer
-            scratch.clear()
+            scratch.put()
 
     def after(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], __: object) -> None:
         x = input_of(arguments, keywords)
+        x = x.dequantize() if x.is_quantized else x
         call = _call(path, layer, x, scratch) if x.numel() > 0 else None
+        if scratch is not None:
+            scratch.take_away()
         if call is not None:
             take(call)
         order.count(path)

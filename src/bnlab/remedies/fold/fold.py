@@ -12,11 +12,12 @@ from torch.nn.parameter import is_lazy
 
 from bnlab._version import __version__
 from bnlab.errors import NoBatchNorm, UsageError
-from bnlab.observe.discover import any_batch_norm
+from bnlab.observe.discover import any_batch_norm, similar_layers
 from bnlab.observe.passes.batches import Batch, Forward, batches_of, copy_of_batch, require_forward
 from bnlab.observe.passes.example import example_of
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.passes.subject import Subject, usage_error_unless
+from bnlab.observe.programs.opened import require_modules
 from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
 from bnlab.remedies._fold_affine import ScaleAndShift
 from bnlab.remedies.convert.families import class_name
@@ -113,6 +114,7 @@ def fold(
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the BN layers by path, and raise if the model cannot be folded at all."""
+    require_modules(model)
     if not isinstance(model, nn.Module):
         raise UsageError(f"model: it must be a torch.nn.Module, got {type(model).__name__}.")
     for name, module in model.named_modules():
@@ -130,7 +132,7 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
         raise UsageError("fold: the model must have values, got tensors on the meta device. Load a state dict.")
     batch_norms = any_batch_norm(model)
     if not batch_norms:
-        raise NoBatchNorm("model: it must contain a BN layer, got none.")
+        raise NoBatchNorm(f"model: it must contain a BN layer, got {similar_layers(model)}.")
     return {
         path: layer for path, layer in batch_norms.items() if not any(_is_inside(path, other) for other in batch_norms)
     }

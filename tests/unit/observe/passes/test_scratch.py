@@ -21,12 +21,15 @@ def test_statistics_of_the_last_batch_are_exact(kind, layout):
     layer, x = kind(3), (1e3 + torch.randn(8, 3, 5, 5)).to(memory_format=layout)
     with untouched(layer), torch.no_grad():
         scratch = scratch_of(layer)
+        scratch.put()
         assert scratch.read() is None
         layer(torch.randn(4, 3, 5, 5))
         layer(x)
         mean, var = scratch.read()
-        scratch.clear()
+        scratch.put()
         assert scratch.read() is None
+        scratch.take_away()
+        assert torch.equal(layer.running_mean, torch.zeros(3))
     values = x.double().movedim(1, 0).flatten(1).numpy()
     np.testing.assert_allclose(mean, values.mean(1), rtol=1e-9)
     np.testing.assert_allclose(var, values.var(1, ddof=1), rtol=1e-6)
