@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnlab.functional.activations import Activation, activation_function
 from bnlab.functional.moments import without_padding_garbage
@@ -25,6 +27,7 @@ from bnlab.nn.running_update import (
     is_recomputation,
     kind_of_buffers,
 )
+from bnlab.nn.sync_conversion import warn_if_dropped
 
 __all__ = ["BatchNormBase", "BatchStatistics", "Options", "is_recomputation"]
 
@@ -92,7 +95,7 @@ class BatchNormBase(BatchNormWithSafeStatistics):
         self.activation = activation
         self.nonfinite = nonfinite
         self.statistics_dtype = statistics_dtype
-        self.register_buffer("skipped_batches", torch.zeros((), dtype=torch.long, device=device), persistent=False)
+        self.skipped_batches = torch.zeros((), dtype=torch.long, device=device)
         self.keep_statistics_wide()
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
@@ -143,17 +146,23 @@ class BatchNormBase(BatchNormWithSafeStatistics):
     def _move_statistics(self, batches: list[BatchStatistics], context: Context) -> None:
         if context == "exporter" and not exports_updates(self):
             return
+        if context == "transform":
+            input_check.check_buffers_under_vmap(self, batches[0].mean)
         for batch in batches:
             self._update(batch)
 
     def _request(self, x: Tensor, residual: Tensor | None, mask: Tensor | None) -> Request:
         """Return the request to the kernels for an input of the right rank and channels."""
-        mean, var = self._buffers["running_mean"], self._buffers["running_var"]
+        buffers = self._buffers
+        try:
+            mean, var, batches = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+        except KeyError:  # a tool keeps them as attributes, which are slower to read
+            mean, var, batches = self.running_mean, self.running_var, self.num_batches_tracked
         is_withheld = mean is None or var is None
         by_batch = is_withheld or self._normalizes_by_batch()
         buffers_kind: Buffers = "fit"
         if by_batch and self.training and self.track_running_stats:
-            buffers_kind = kind_of_buffers(mean, var, self._buffers["num_batches_tracked"])
+            buffers_kind = kind_of_buffers(mean, var, batches)
         statistics: Statistics = "batch" if by_batch else "running"
         special = by_batch and self._is_special
         return Request.of_layer(
@@ -162,22 +171,32 @@ class BatchNormBase(BatchNormWithSafeStatistics):
 
     def _in_one_kernel(self, x: Tensor, residual: Tensor | None, by_batch: bool) -> Tensor:
         parameters, buffers, momentum = self._parameters, self._buffers, self.momentum
-        weight, bias = parameters["weight"], parameters["bias"]
-        mean, var = buffers["running_mean"], buffers["running_var"]
+        try:
+            weight, bias = parameters["weight"], parameters["bias"]
+            mean, var, batches = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+        except KeyError:
+            weight, bias = self.weight, self.bias
+            mean, var, batches = self.running_mean, self.running_var, self.num_batches_tracked
         if not by_batch:
             return eval_in_one_kernel(x, residual, mean, var, weight, bias, self.eps, self.activation)  # type: ignore[arg-type]
         if not (self.eps > 0 and (momentum is None or 0 <= momentum <= 1)):
             self._check_batch(x)
         running = _NO_BUFFERS
-        if self.training and self.track_running_stats:
-            batches = buffers["num_batches_tracked"]
-            if (momentum is not None or batches is not None) and not is_in_backward():
-                running = Running(mean, var, batches, buffers["skipped_batches"])
+        updates = self.training and self.track_running_stats and (momentum is not None or batches is not None)
+        if updates and not is_in_backward():
+            if not self.skipped_batches.is_cpu:
+                self._place_own_tensors(x.device)
+            running = Running(mean, var, batches, self.skipped_batches)
         skips = self.nonfinite == "skip"
         y, status = train_in_one_kernel(x, residual, weight, bias, running, momentum, self.eps, self.activation, skips)
         if status == SATURATED and var is not None:
             self._warn_if_saturated(var)
         return y
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """Return the submodules with their names, as torch does."""
+        warn_if_dropped(self, self.activation, sys._getframe(1))  # noqa: SLF001 - documented; shows who asks
+        return super().named_children()
 
     def extra_repr(self) -> str:
         """Return the arguments and the backend. bnlab's own arguments appear where they differ from `shown`."""
@@ -186,15 +205,14 @@ class BatchNormBase(BatchNormWithSafeStatistics):
 
     def _choice(self) -> Choice:
         """Return the backend for the layer in its current state, on a contiguous batch in its parameters' dtype."""
-        weight = self._parameters["weight"]
+        weight: Tensor | None = self.weight
         dtype = torch.get_default_dtype() if weight is None else weight.dtype
         batch = torch.empty((2, self.num_features, *[1] * (self.ranks[0] - 2)), dtype=dtype, device="meta")
         request = self._request(batch, None, None)
         return choose(request._replace(device=self._layer_device().type, context="eager"))
 
     def _needs_batch_statistics(self) -> bool:
-        buffers = self._buffers
-        return self._normalizes_by_batch() or buffers["running_mean"] is None or buffers["running_var"] is None
+        return self._normalizes_by_batch() or self.running_mean is None or self.running_var is None
 
     def _normalizes_by_batch(self) -> bool:
         """Whether the layer uses batch statistics although it has running statistics."""

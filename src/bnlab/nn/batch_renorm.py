@@ -61,6 +61,7 @@ class BatchRenorm(BatchNormBase):
 
     shown = {**BatchNormBase.shown, "r_max": None, "d_max": None}  # noqa: RUF012 - declared a ClassVar in the base
     renorm_limits: Tensor
+    _own_tensors = (*BatchNormBase._own_tensors, "renorm_limits")  # noqa: SLF001 - of its base class
 
     def __init__(
         self,
@@ -75,9 +76,8 @@ class BatchRenorm(BatchNormBase):
         options.setdefault("momentum", 0.01)
         super().__init__(num_features, **options)
         # The limits are a tensor because a float that a schedule changes would recompile the model at every step.
-        self.register_buffer("renorm_limits", torch.ones(2, device=options.get("device")), persistent=False)
         self._limits = [r_max, d_max]
-        self._fill_limits()
+        self._fill_limits(self._layer_device())
         self._recent: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=_MAX_IN_FLIGHT)
         self.r_max = r_max
         self.d_max = d_max
@@ -106,19 +106,18 @@ class BatchRenorm(BatchNormBase):
         self._limits = [self._limits[0], float(value)]
         self.renorm_limits[1] = value
 
-    def _fill_own_buffers(self) -> None:
-        super()._fill_own_buffers()
-        self._fill_limits()
+    def _place_own_tensors(self, device: torch.device) -> None:
+        super()._place_own_tensors(device)
+        self._fill_limits(device)
 
-    def _fill_limits(self) -> None:
-        device = self._layer_device()
+    def _fill_limits(self, device: torch.device) -> None:
         widest = torch.float32 if device.type == "mps" else torch.float64
         self.renorm_limits = torch.tensor(self._limits, dtype=widest, device=device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Apply a conversion to everything except the limits, which it would round."""
         super()._apply(fn, recurse)
-        self._fill_limits()
+        self._fill_limits(self._layer_device())
         return self
 
     def _normalized_by_batch(self, x: Tensor, weights: Tensor | None) -> tuple[Tensor, list[BatchStatistics]]:
@@ -146,6 +145,8 @@ class BatchRenorm(BatchNormBase):
                 f"{layer_path(self)}: at most {_MAX_IN_FLIGHT} batches must be in flight between a forward pass and "
                 f"its recomputation by activation checkpointing, got more. Keep the layer outside of the checkpoint."
             )
+        if self.renorm_limits.device != mean.device:
+            self._place_own_tensors(mean.device)
         r, d = renorm_correction(mean, var, running_mean, running_var, self.renorm_limits, self.eps)
         if not torch.compiler.is_compiling():
             self._recent.append((mean, r, d))

@@ -10,7 +10,7 @@ from bnlab.nn.layer_path import layer_path
 from bnlab.nn.options import MOMENTUM_WAY_OUT
 from bnlab.nn.running_update import BatchNormWithSafeStatistics, is_readable
 
-__all__ = ["check_batch", "check_input", "check_residual", "position_weights", "refusal"]
+__all__ = ["check_batch", "check_buffers_under_vmap", "check_input", "check_residual", "position_weights", "refusal"]
 
 
 def check_input(layer: BatchNormWithSafeStatistics, x: Tensor) -> None:
@@ -61,6 +61,24 @@ def check_batch(layer: BatchNormWithSafeStatistics, x: Tensor) -> None:
         raise refusal(layer, "eps", "be > 0 in train mode", f"{layer.eps}", "Set it to 1e-5.")
     if layer.momentum is not None and not 0 <= layer.momentum <= 1:
         raise refusal(layer, "momentum", "be in [0, 1] or None", f"{layer.momentum}", MOMENTUM_WAY_OUT)
+
+
+def check_buffers_under_vmap(layer: BatchNormWithSafeStatistics, batch_mean: Tensor) -> None:
+    """Check that every model has running statistics of its own where vmap runs several.
+
+    Raises:
+        UsageError: If one buffer would have to hold the statistics of several models.
+    """
+    is_batched = torch._C._functorch.is_batchedtensor  # noqa: SLF001 - torch has no public test for it
+    running = layer.running_mean
+    if running is not None and is_batched(batch_mean) and not is_batched(running):
+        raise refusal(
+            layer,
+            "running statistics",
+            "be stacked to be updated under vmap",
+            f"buffers of shape {tuple(running.shape)} that all models share",
+            "Pass the buffers of torch.func.stack_module_state to functional_call, or set track_running_stats=False.",
+        )
 
 
 def position_weights(layer: BatchNormWithSafeStatistics, x: Tensor, mask: object) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -69,11 +69,13 @@ class BatchNormWithSafeStatistics(TorchBatchNorm):
     nonfinite: Nonfinite
     statistics_dtype: torch.dtype | None
     skipped_batches: Tensor
+    _own_tensors: ClassVar[tuple[str, ...]] = ("skipped_batches",)
+    """Tensors that are neither parameters nor buffers: tools that fill or broadcast buffers must not touch them."""
 
     def reset_running_stats(self) -> None:
         """Set the running statistics and counters back to their initial values."""
         super().reset_running_stats()
-        if "skipped_batches" in self._buffers:  # torch's constructor calls this method before the buffer exists
+        if "skipped_batches" in vars(self):  # torch's constructor calls this method before the tensor exists
             self.skipped_batches.zero_()
 
     @torch.no_grad()
@@ -92,10 +94,10 @@ class BatchNormWithSafeStatistics(TorchBatchNorm):
             finite = (mean + var).isfinite().all()
             counts = bool(counts and finite) if readable else counts & finite
         if readable and not counts:
-            self.skipped_batches += 1
+            self._count_skipped(mean.device, 1)
             return
         if isinstance(counts, Tensor):
-            self.skipped_batches += ~counts
+            self._count_skipped(mean.device, ~counts)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked += counts
         if self.running_mean is None or self.running_var is None:
@@ -108,6 +110,18 @@ class BatchNormWithSafeStatistics(TorchBatchNorm):
             running.copy_(torch.where(counts, updated, running) if isinstance(counts, Tensor) else updated)
         if readable:
             self._warn_if_saturated(self.running_var)
+
+    def _count_skipped(self, device: torch.device, batches: int | Tensor) -> None:
+        """Count batches that update nothing.
+
+        Exported programs and functions under torch.func do not count them. Neither can change a tensor that is not a
+        buffer, and under vmap one counter would have to count for many models.
+        """
+        if torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting():  # noqa: SLF001
+            return
+        if self.skipped_batches.device != device:
+            self._place_own_tensors(device)
+        self.skipped_batches.add_(batches)
 
     def _moving_average(self, running: Tensor, new: Tensor) -> Tensor:
         """Return a moving average after one more update."""
@@ -142,30 +156,59 @@ class BatchNormWithSafeStatistics(TorchBatchNorm):
         """Load as torch does, then widen the buffers: with assign=True the loaded tensors replace them."""
         super()._load_from_state_dict(*arguments)
         if self.skipped_batches.device != self._layer_device():
-            self._fill_own_buffers()
+            self._place_own_tensors(self._layer_device())
         self.keep_statistics_wide()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Apply a conversion, and keep the running statistics at least as wide as `statistics_dtype`."""
         before = {key: self._buffers.get(key) for key in _STATISTICS}
-        was_meta = self.skipped_batches.is_meta
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for key, old in before.items():
             new = self._buffers.get(key)
             if old is not None and new is not None and self._is_too_narrow(new.dtype):
                 self._buffers[key] = old.to(device=new.device)
-        if was_meta and not self.skipped_batches.is_meta:
-            self._fill_own_buffers()
+        self.skipped_batches = _converted_count(fn, self.skipped_batches)
         return self
 
-    def _fill_own_buffers(self) -> None:
-        """Set the buffers that are not part of a state dict, where nothing else sets them."""
-        self.skipped_batches = torch.zeros((), dtype=torch.long, device=self._layer_device())
+    def _place_own_tensors(self, device: torch.device) -> None:
+        """Move the tensors that are neither parameters nor buffers to a device, which torch leaves to the layer.
+
+        Some tools move only parameters and buffers, one by one. Tensors without values begin anew.
+        """
+        count = self.skipped_batches
+        self.skipped_batches = torch.zeros_like(count, device=device) if count.is_meta else count.to(device)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy or pickle. In older pickles the layer's own tensors are buffers."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        for name in self._own_tensors:
+            if name in self._buffers:
+                setattr(self, name, _taken_out(self, name))
 
     def _layer_device(self) -> torch.device:
         """Return the device of the layer."""
-        own = (*self.parameters(recurse=False), *(self._buffers[key] for key in _STATISTICS))
+        own = (*self.parameters(recurse=False), *(getattr(self, key) for key in _STATISTICS))
         return next((tensor.device for tensor in own if tensor is not None), self.skipped_batches.device)
+
+
+def _taken_out(layer: nn.Module, name: str) -> Tensor:
+    """Remove a buffer from a layer and return it."""
+    buffer = layer.get_buffer(name)
+    delattr(layer, name)
+    return buffer
+
+
+def _converted_count(fn: Callable[[Tensor], Tensor], count: Tensor) -> Tensor:
+    """Apply a conversion of a layer to a count: to its device and memory, but never to its value or dtype.
+
+    `to_empty` returns memory with any values. The count then begins anew.
+    """
+    converted = fn(count)
+    if converted is count or converted.is_meta or type(converted) is not Tensor:
+        return converted
+    if count.is_meta or not torch.equal(converted.to(count.device, count.dtype), count):
+        return torch.zeros_like(converted, dtype=count.dtype)
+    return converted.to(count.dtype)
 
 
 def is_readable(values: Tensor) -> bool:

@@ -1,6 +1,9 @@
 """BatchNorm1d, BatchNorm2d and BatchNorm3d against torch's layers."""
 
+import copy
+
 import pytest
+import tests.torchvision_operators  # noqa: F401 - timm imports torchvision
 import torch
 from torch import nn
 from torch.testing import assert_close
@@ -90,3 +93,67 @@ def test_program_1_keeps_learning_however_far_the_inputs_are_apart(second):
 def test_program_1_is_stuck_with_torchs_layer_from_1e20_on():
     assert program_1(3e19, nn.BatchNorm1d(1)) < 0.005
     assert program_1(1e20, nn.BatchNorm1d(1)) == pytest.approx(0.5, abs=1e-3)
+
+
+@pairs
+def test_it_is_an_instance_of_torchs_layer(bnlab_class, torch_class, shape):
+    layer = bnlab_class(5)
+    assert isinstance(layer, torch_class)
+    assert not any(isinstance(layer, other) for _, other, _ in PAIRS if other is not torch_class)
+    layer._check_input_dim(torch.zeros(shape))
+
+
+def test_the_variants_do_not_pose_as_plain_layers():
+    for family in ("FrozenBatchNorm", "GhostBatchNorm", "BatchRenorm"):
+        for rank in (1, 2, 3):
+            kind = getattr(bnlab.nn, f"{family}{rank}d")
+            assert issubclass(kind, nn.modules.batchnorm._BatchNorm)
+            assert not issubclass(kind, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
+
+
+def convolution_and_batch_norm():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNorm2d(4)).eval()
+    nn.init.normal_(model[1].running_mean)
+    return model, torch.randn(2, 3, 6, 6)
+
+
+def test_torch_fuses_it_by_attributes_and_by_a_mapping():
+    mappings = pytest.importorskip("torch.ao.quantization.fuser_method_mappings")
+    quantization = pytest.importorskip("torch.ao.quantization")
+    model, x = convolution_and_batch_norm()
+    assert_close(nn.utils.fuse_conv_bn_eval(*model)(x), model(x))
+    with pytest.raises(AssertionError, match="did not find fuser method"):  # it goes by the exact class
+        quantization.fuse_modules(model, [["0", "1"]])
+    mapping = {(nn.Conv2d, BatchNorm2d): mappings.fuse_conv_bn}
+    fused = quantization.fuse_modules(
+        model, [["0", "1"]], fuse_custom_config_dict={"additional_fuser_method_mapping": mapping}
+    )
+    assert type(fused[1]) is nn.Identity
+    assert_close(fused(x), model(x))
+
+
+def test_timm_freezes_it():
+    timm = pytest.importorskip("timm.utils.model")
+    model, x = convolution_and_batch_norm()
+    frozen = timm.freeze_batch_norm_2d(copy.deepcopy(model))
+    assert type(frozen[1]).__name__ == "FrozenBatchNorm2d"
+    assert_close(frozen(x), model(x))
+
+
+def test_fvcore_sees_it():
+    precise_bn = pytest.importorskip("fvcore.nn.precise_bn")
+    model, x = convolution_and_batch_norm()
+    assert precise_bn.get_bn_modules(model.train()) == [model[1]]
+    precise_bn.update_bn_stats(model, [x], 1)
+    assert_close(model[1].running_mean, model[0](x).mean((0, 2, 3)))
+
+
+def test_ultralytics_sees_it():
+    trainer = pytest.importorskip("ultralytics.engine.trainer").BaseTrainer
+    model, x = convolution_and_batch_norm()
+    optimizer = trainer.build_optimizer(None, model, name="SGD")
+    groups = {group["param_group"]: group["params"] for group in optimizer.param_groups}
+    assert [id(parameter) for parameter in groups["bn"]] == [id(model[1].weight)]
+    fuse = pytest.importorskip("ultralytics.utils.torch_utils").fuse_conv_and_bn
+    assert_close(fuse(copy.deepcopy(model[0]), model[1])(x), model(x))

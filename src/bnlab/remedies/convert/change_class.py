@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnlab.nn.base import BatchNormBase
+
 __all__ = ["change_class", "narrow_statistics"]
 
 _CONTAINERS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -58,7 +60,8 @@ def change_class(
             if key not in _CONTAINERS and (key not in after_change or after_change[key] is not value)
             if key in before or key not in after_change
         }
-        _replace(layer, old_kind, {**before, **changed, **_tensors(layer, before, now)})
+        stashed = _on_device_of(layer, {key: value for key, value in before.items() if key not in now})
+        _replace(layer, old_kind, {**before, **stashed, **changed, **_tensors(layer, before, now)})
         narrow_statistics(layer)
 
     return undo
@@ -70,7 +73,8 @@ def _after(
     """Return the attributes that the layer has after the change to the class of the template."""
     before = _snapshot(layer)
     after = {key: value for key, value in before.items() if key in vars(template) or key not in vars(plain)}
-    after |= {key: value for key, value in vars(template).items() if key not in after or key in overridden}
+    fresh = {key: value for key, value in vars(template).items() if key not in after or key in overridden}
+    after |= _on_device_of(layer, fresh)
     after["_parameters"] = _merged(before["_parameters"], plain._parameters, template._parameters)  # noqa: SLF001
     kept = before["_buffers"] if keeps_buffers else {}
     after["_buffers"] = _merged(kept, plain._buffers, _on_device_of(layer, template._buffers))  # noqa: SLF001
@@ -108,11 +112,12 @@ def _merged(own: dict[str, Any], plain: dict[str, Any], fresh: dict[str, Any]) -
     return {name: own.get(name, value) for name, value in fresh.items()} | added
 
 
-def _on_device_of(layer: nn.Module, tensors: dict[str, Any]) -> dict[str, Any]:
-    """Return copies of tensors on the device of the layer."""
+def _on_device_of(layer: nn.Module, attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return attributes with tensors on the device of the layer."""
     own = next((t for t in (*layer.parameters(recurse=False), *layer.buffers(recurse=False))), None)
-    on_own_device = {name: None if t is None or own is None else t.to(own.device) for name, t in tensors.items()}
-    return tensors if own is None else on_own_device
+    if own is None:
+        return attributes
+    return {name: value.to(own.device) if isinstance(value, Tensor) else value for name, value in attributes.items()}
 
 
 def narrow_statistics(layer: nn.Module) -> None:
@@ -121,7 +126,7 @@ def narrow_statistics(layer: nn.Module) -> None:
     Layers of bnlab keep running statistics in float32 when the weight is in half precision.
     """
     weight: object = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor) or "skipped_batches" in layer._buffers:  # noqa: SLF001
+    if not isinstance(weight, Tensor) or isinstance(layer, BatchNormBase):
         return
     for name in ("running_mean", "running_var"):
         buffer = layer._buffers.get(name)  # noqa: SLF001

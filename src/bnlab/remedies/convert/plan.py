@@ -209,7 +209,7 @@ def _new_class(
     """Return the new class: the one from before a conversion to bnlab if the layer is converted back to it."""
     if is_bnlab_class:
         return followed_class(kind) if beyond.modules else kind  # type: ignore[arg-type]
-    comes_back = origin.kind is not None and issubclass(origin.kind, kind)
+    comes_back = origin.kind is not None and _derives_from(origin.kind, kind)
     does_the_same = (origin.activation, origin.modules) == (beyond.activation, beyond.modules)
     if origin.kind is not None and comes_back and does_the_same and not takes_residual:
         return origin.kind
@@ -224,6 +224,12 @@ def _new_class(
         way_out = "Convert it to a layer class of bnlab.nn, which keeps them."
         _refuse(path, f"run no submodule after BN to become {class_name(kind)}", ", ".join(beyond.modules), way_out)
     return kind
+
+
+def _derives_from(kind: type[nn.Module], base: type[nn.Module]) -> bool:
+    """Whether a class belongs to a family by this class. Plain layers of bnlab derive from those of torch too."""
+    family_and_base = family_of(kind)
+    return family_and_base is not None and family_and_base[1] is base
 
 
 def _refuse(path: str, rule: str, got: str, way_out: str = "") -> NoReturn:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+import bnlab
 from bnlab.errors import UsageError
 from bnlab.observe.passes.subject import Subject, untouched, usage_error_unless
 
@@ -49,6 +50,14 @@ def test_buffers_with_nan_are_restored_too():
     assert model.running_mean.isnan().all()
 
 
+def test_a_count_of_skipped_batches_is_restored_too():
+    layer = bnlab.nn.BatchNorm1d(2)
+    with untouched(layer):
+        layer(torch.full((4, 2), float("nan")))
+        assert layer.skipped_batches == 1
+    assert layer.skipped_batches == 0
+
+
 def test_one_snapshot_serves_any_number_of_blocks_within_one_another():
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     mean = model[1].running_mean
@@ -74,3 +83,25 @@ def test_what_a_model_raises_becomes_one_line_and_errors_of_bnlab_stay():
         raise ValueError("two\nlines")
     with pytest.raises(UsageError, match=r"^mine$"), usage_error_unless("it must run"):
         raise UsageError("mine")
+
+
+def test_buffers_that_a_forward_resizes_get_their_size_back():
+    class Observer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("smallest", torch.tensor([]))
+            self.register_buffer("scale", torch.tensor([2.0]))
+
+        def forward(self, x):
+            self.smallest.resize_(3).copy_(x.amin(0))
+            self.scale.resize_(3).fill_(7)
+            return x
+
+    model = Observer()
+    buffers = dict(model.named_buffers())
+    with untouched(model):
+        model(torch.randn(4, 3))
+        assert model.scale.shape == (3,)
+    assert model.smallest.shape == (0,)
+    assert model.scale.tolist() == [2]
+    assert all(tensor is buffers[name] for name, tensor in model.named_buffers())

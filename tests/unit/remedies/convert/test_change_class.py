@@ -60,3 +60,34 @@ def test_undo_of_a_parametrized_layer_is_refused():
     parametrizations.weight_norm(model[0], "weight", dim=0)
     with pytest.raises(UsageError, match="undo: every module must be unchanged"):
         receipt.undo()
+
+
+class Own(bnlab.nn.BatchNorm2d):
+    pass
+
+
+def test_a_class_of_bnlab_does_not_come_back_as_one_of_torch():
+    model = nn.Sequential(Own(3))
+    bnlab.convert(model, bnlab.nn.GhostBatchNorm2d)
+    receipt = bnlab.convert(model, nn.BatchNorm2d)
+    assert type(model[0]) is nn.BatchNorm2d
+    assert "skipped_batches" not in vars(model[0])
+    receipt.undo()
+    assert type(model[0]) is bnlab.nn.GhostBatchNorm2d
+
+
+def test_the_count_of_skipped_batches_comes_and_goes_with_the_class():
+    model, bad = nn.Sequential(bnlab.nn.BatchNorm2d(3)), torch.full((4, 3, 2, 2), float("nan"))
+    model(bad)
+    count, user_tensor = model[0].skipped_batches, torch.ones(2)
+    model[0].user_tensor = user_tensor
+    receipt = bnlab.convert(model, nn.BatchNorm2d)
+    model.double()
+    receipt.undo()
+    assert model[0].skipped_batches is count
+    assert count == 1
+    assert model[0].user_tensor is user_tensor
+    model = nn.Sequential(nn.BatchNorm2d(3)).to("meta")
+    bnlab.convert(model, bnlab.nn.BatchRenorm2d)
+    assert model[0].skipped_batches.is_meta
+    assert model[0].renorm_limits.is_meta

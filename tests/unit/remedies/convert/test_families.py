@@ -17,6 +17,11 @@ def test_a_subclass_belongs_to_the_family_of_its_base(kind):
     assert family.classes[2] is base
 
 
+def test_layers_of_bnlab_are_no_family_of_torch_although_they_derive_from_its_classes():
+    family, base = family_of(bnlab.nn.BatchNorm2d)
+    assert (base, family.is_bnlab_class, family.is_plain) == (bnlab.nn.BatchNorm2d, True, True)
+
+
 def test_classes_of_any_rank_have_none():
     for kind in (nn.SyncBatchNorm, nn.GroupNorm):
         family, base = family_of(kind)
