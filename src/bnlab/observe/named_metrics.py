@@ -223,7 +223,8 @@ def score_of(metric: Metric | str, *, lower_is_better: bool = False, forward: Fo
                 f"metric: lower_is_better must be False for {name}, got True. Leave out lower_is_better=True, or "
                 "--minimize on the command line."
             )
-    if getattr(measure, "takes_forward", False):
+    inner = measure.func if isinstance(measure, partial) else measure  # as in partial(accuracy, ignore_index=0)
+    if getattr(inner, "takes_forward", False):
         measure = partial(measure, forward=forward)
     return Score(measure, lower_is_better or is_higher_better is False, name)
 

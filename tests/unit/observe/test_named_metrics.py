@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -327,7 +328,7 @@ def test_a_function_keeps_its_direction():
     assert score_of(error).lower_is_better
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "accuracy:-1", accuracy])
+@pytest.mark.parametrize("metric", ["accuracy", "accuracy:-1", accuracy, partial(accuracy, ignore_index=9)])
 def test_the_model_is_called_through_the_forward_of_the_caller(metric):
     class Twofold(nn.Module):
         def forward(self, x, scale):
