@@ -1,3 +1,5 @@
+import os
+import subprocess
 import sys
 
 import pytest
@@ -36,3 +38,15 @@ def test_a_warning_is_one_line_without_the_source_that_issued_it(bnlab_command, 
         "Pass lower_is_better=True, or --minimize on the command line.\n"
     )
     assert [str(warning.message) for warning in recwarn] == ["of somebody else"]
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [("bnlab che", "check"), ("bnlab check --forw", "--forward"), ("bnlab check --format j", "json")],
+)
+def test_a_shell_completes_commands_options_and_values(words, completed):
+    environment = {**os.environ, "_BNLAB_COMPLETE": "complete_bash", "COMP_WORDS": words}
+    environment["COMP_CWORD"] = str(words.count(" "))
+    code = "import sys; sys.argv = ['bnlab']; from bnlab.cli.main import app; app(prog_name='bnlab')"
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout.split(), result.stderr) == (0, [completed], "")
