@@ -26,10 +26,11 @@ from bnlab.observe.passes.batches import Forward, KeptBatches, MaxBatches, requi
 from bnlab.observe.passes.subject import random_numbers_kept, untouched
 from bnlab.observe.programs.opened import opened
 from bnlab.observe.survey import Inputs
+from bnlab.observe.wrappers import unwrapped
 from bnlab.progress import reporting
 from bnlab.records import Advice, Change, Changes, Finding, GapChange, LeftAlone, Level, MetricChange, Recheck, Safety
 from bnlab.remedies.catalog import REMEDIES_IN_ORDER
-from bnlab.remedies.recalibrate import why_kept
+from bnlab.remedies.recalibrate import Recalibrate, why_kept
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan
 from bnlab.remedies.set_eps import eps_to_set
@@ -262,7 +263,7 @@ def _choose_remedy(
         remedy = by_name.get(name)
         if remedy is None:
             continue
-        if is_program and remedy.safety is not Safety.STATISTICS:
+        if is_program and not isinstance(remedy, Recalibrate):
             refusal = Refusal(f"{name} cannot change the operators of a graph: change the model before you export it")
             continue
         if _SAFETIES.index(remedy.safety) > _SAFETIES.index(max_safety):

@@ -22,6 +22,7 @@ from bnlab.observe.passes.offloaded import values_at_hand
 from bnlab.observe.passes.pooling import Estimator, Pooling, pool
 from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.observe.programs.opened import opened
+from bnlab.observe.wrappers import unwrapped
 from bnlab.records import (
     Advice,
     Change,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.cli.specs import load_data, load_example, load_forward, load_loss, load_metric, load_model
+from bnlab.cli.specs import TARGET, load_data, load_example, load_forward, load_loss, load_metric, load_model
 from bnlab.errors import UnreadableFile, UsageError
 
 LOADERS = [load_data, load_example, load_metric, load_model, load_loss, load_forward]
@@ -210,3 +210,14 @@ def test_files_that_are_not_there(module):
 def test_importing_the_loaders_imports_no_torch():
     code = "import sys, bnlab.cli.specs; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:copyreg")
+def test_a_target_may_be_an_exported_program_and_other_options_may_not(tmp_path, monkeypatch):
+    (tmp_path / "exported_spec.py").write_text(
+        "import torch\ndef build():\n    return torch.export.export(torch.nn.BatchNorm1d(2), (torch.randn(3, 2),))\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(load_model("exported_spec:build", TARGET), torch.fx.GraphModule)
+    assert "must return a torch.nn.Module, got ExportedProgram" in refused(load_model, "exported_spec:build")

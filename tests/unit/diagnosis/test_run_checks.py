@@ -91,3 +91,9 @@ def test_the_layers_of_a_model_are_judged_as_those_of_a_file_are():
     assert outcome == Outcome("BN401", Status.FINDINGS, "no running statistics, or not run in 1 of 2 layers")
     findings, outcome = run_check(checks.by_code("BN401"), [], model(layers[0]))
     assert (findings, outcome.status) == ([], Status.SKIPPED)
+
+
+def test_a_check_for_which_a_model_has_no_evidence_is_skipped_with_the_reason():
+    check = next(check for check in checks.CHECKS if check.code == "BN206")
+    evidence = model(unknown={"BN206": "a graph shows no calls"})
+    assert run_check(check, (), evidence) == ([], Outcome("BN206", Status.SKIPPED, "a graph shows no calls"))

@@ -3,10 +3,13 @@
 import pytest
 import torch
 from torch import nn
+from torch.ao.nn import quantized as nnq
+from torch.fx import symbolic_trace
 from torch.optim.swa_utils import AveragedModel
 
 import bnlab
-from bnlab.observe.discover import why_frozen
+from bnlab.errors import NoBatchNorm
+from bnlab.observe.discover import is_quantised, similar_layers, why_frozen
 
 GENERATOR = torch.Generator().manual_seed(0)
 DATA = [torch.randn(8, 3, 6, 6, generator=GENERATOR) for _ in range(6)]
@@ -157,3 +160,24 @@ def test_the_same_statistics_are_stale_where_nothing_is_frozen():
         assert float(model[0][1].running_mean.abs().max()) < 10
     few = bnlab.check(network().train(), example=DATA[0][:1, :, :5, :5])
     assert ("BN208", "0.1") in {(finding.code, finding.layer) for finding in few.findings}
+
+
+def test_a_container_without_a_forward_has_no_mode():
+    model = symbolic_trace(network().eval())
+    assert model.get_submodule("0").training  # FX makes it anew
+    assert why_frozen(model, "0.1") is None
+
+
+def test_instance_normalization_is_named_where_batch_normalization_is_missing():
+    model = nn.Sequential(nn.InstanceNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True))
+    assert similar_layers(model) == "only instance normalization in 0 and 1"
+    assert similar_layers(nn.Linear(1, 1)) == "none"
+    with pytest.raises(NoBatchNorm, match=r"got only instance normalization in 0 and 1\."):
+        bnlab.freeze(model)
+
+
+def test_quantised_layers_are_frozen_by_their_class():
+    layer = nnq.BatchNorm2d(3)
+    assert is_quantised(layer)
+    assert why_frozen(layer, "") == FROZEN_BY_CLASS
+    assert not is_quantised(nn.BatchNorm2d(3))

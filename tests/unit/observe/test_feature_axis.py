@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from bnlab import nn as bnlab_nn
 from bnlab.observe.discover import any_batch_norm
 from bnlab.observe.feature_axis import _axes_after, _Unwritten, feature_axes
-from bnlab.observe.passes.executed_graph import execute
+from bnlab.observe.passes.executed_graph import Call, Value, execute
 
 STEPS, INPUTS, WIDTH = 7, 6, 10
 
@@ -436,3 +436,10 @@ def test_what_is_known_of_axes_that_no_layer_wrote():
     assert labels_behind(torch.sort, (steps,) * 4) == (unclear,) * 4
     assert labels_behind(lambda x: x[:, ::2], (steps,) * 4) == (steps, unclear, steps, steps)
     assert labels_behind(lambda x: x[:, torch.tensor([0])], (steps,) * 4) == (unclear,) * 4
+
+
+def test_a_convolution_whose_weights_are_no_tensor_ends_the_trail():
+    value = Value(1, (2, 3, 5, 5), torch.float32)
+    output = Value(2, (2, 4, 3, 3), torch.float32)
+    call = Call(torch.conv2d, (value, "packed"), {}, (), (value,), (output,))
+    assert _axes_after(call, [(_Unwritten.OTHER,) * 4]) == [(_Unwritten.UNCLEAR,) * 4]

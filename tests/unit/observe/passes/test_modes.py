@@ -185,3 +185,16 @@ def test_the_global_hooks_are_removed():
     observe_modes(Detector(), torch.randn(4, 3, 5, 5))
     after = len(nn.modules.module._global_forward_hooks), len(nn.modules.module._global_forward_pre_hooks)
     assert after == before
+
+
+def test_instance_normalization_with_running_statistics_is_no_batch_norm():
+    class Instance(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("running_mean", torch.zeros(3))
+            self.register_buffer("running_var", torch.ones(3))
+
+        def forward(self, x):
+            return F.instance_norm(x, self.running_mean, self.running_var, use_input_stats=True)
+
+    assert observe_modes(Instance(), torch.randn(4, 3, 5)).by_function == {}

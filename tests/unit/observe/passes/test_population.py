@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from bnlab.observe.passes.population import impose_batch_statistics, impose_statistics
+from bnlab.observe.passes.population import impose_batch_statistics, impose_statistics, layers_read_by_others
 
 
 @pytest.fixture
@@ -37,3 +37,31 @@ def test_running_statistics_are_restored_when_the_block_raises(model):
     with pytest.raises(RuntimeError), impose_batch_statistics(model):
         raise RuntimeError
     assert model[0].running_mean is mean
+
+
+class Fused(nn.Module):
+    """Scales by the running variance of its BN layer, as the fused modules of torch.ao do."""
+
+    def __init__(self):
+        super().__init__()
+        self.freeze_bn = False
+        self.bn = nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        scale = (self.bn.running_var + self.bn.eps).sqrt()
+        return self.bn(x * scale / scale)
+
+
+def test_statistics_that_another_module_reads_are_withheld_only_while_the_layer_runs():
+    model, x = Fused().eval(), 5 + 2 * torch.randn(64, 3)
+    assert layers_read_by_others(model) == {model.bn}
+    buffers = dict(model.named_buffers())
+    with impose_batch_statistics(model):
+        y = model(x)
+        assert model.bn.running_var is buffers["bn.running_var"]
+        with pytest.raises(RuntimeError):
+            model(torch.randn(2, 4))
+        assert model.bn.running_var is buffers["bn.running_var"]
+    assert_close(y.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    assert not model.bn._forward_hooks
+    assert not layers_read_by_others(nn.Sequential(nn.BatchNorm1d(3)))
