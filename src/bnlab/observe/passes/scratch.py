@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import bnlab.nn as bnlab_nn
 from bnlab.kernels import batch_norm_train, native
+from bnlab.kernels.request import needs_formulas
 from bnlab.nn.base import BatchNormBase
 from bnlab.observe.evidence import Floats
 
@@ -77,6 +78,8 @@ class ExactScratch(Scratch):
         layer = self._layer
         layer._check_input_dim(input)  # type: ignore[no-untyped-call] # noqa: SLF001 - torch's forward begins so
         arguments = (input, layer.weight, layer.bias, None, layer.eps)
+        if needs_formulas():  # under vmap these are the statistics of many batches
+            return batch_norm_train(*arguments)[0]
         ready = input.dtype in native.DTYPES and input.device.type == "cpu"
         y, self.mean, var = native.forward(*arguments) if ready else batch_norm_train(*arguments)
         count = input.numel() // max(input.size(1), 1)

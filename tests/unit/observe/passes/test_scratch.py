@@ -36,6 +36,16 @@ def test_statistics_of_the_last_batch_are_exact(kind, layout):
     assert torch.equal(layer.running_mean, torch.zeros(3))
 
 
+def test_a_layer_that_runs_under_vmap_leaves_no_statistics():
+    layer, x = nn.BatchNorm2d(3), torch.randn(2, 8, 3, 5, 5)
+    expected = torch.stack([nn.BatchNorm2d(3)(part) for part in x])
+    with untouched(layer), torch.no_grad():
+        scratch = scratch_of(layer)
+        scratch.put()
+        torch.testing.assert_close(torch.vmap(layer)(x), expected)
+        assert scratch.read() is None
+
+
 @pytest.mark.parametrize(
     "layer",
     [Other(), nn.BatchNorm2d(3).half(), bnlab.nn.GhostBatchNorm2d(4, ghost_size=2), bnlab.nn.FrozenBatchNorm2d(3)],

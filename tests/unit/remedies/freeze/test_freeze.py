@@ -165,11 +165,15 @@ def everything(model):
         "types": [type(module) for module in modules],
         "state": {key: value.clone() for key, value in model.state_dict().items()},
         "tensors": {key: id(value) for key, value in model.state_dict(keep_vars=True).items()},
-        "attributes": [{k: v for k, v in vars(m).items() if not k.startswith("_")} for m in modules],
+        "attributes": [{k: comparable(v) for k, v in vars(m).items() if not k.startswith("_")} for m in modules],
         "limits": [[m.r_max, m.d_max, *m.renorm_limits.tolist()] for m in modules if hasattr(m, "r_max")],
         "names": [[sorted(m._parameters), sorted(m._buffers), sorted(m._modules)] for m in modules],
         "required": required(model),
     }
+
+
+def comparable(value):
+    return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
 def assert_same(left, right):
