@@ -24,7 +24,7 @@ from bnlab.observe.losses import Losses, own_loss
 from bnlab.observe.metric import Measured, Metric, measured
 from bnlab.observe.passes.batches import Forward, KeptBatches, MaxBatches, require_data, require_forward
 from bnlab.observe.passes.subject import random_numbers_kept, untouched
-from bnlab.observe.programs.opened import opened
+from bnlab.observe.programs.opened import is_program, opened
 from bnlab.observe.survey import Inputs
 from bnlab.observe.wrappers import unwrapped
 from bnlab.progress import reporting
@@ -115,6 +115,7 @@ def repair(
     max_safety, min_level = _safety(safety), _level(level)
     if diagnosis is not None and not isinstance(diagnosis, Diagnosis):
         raise UsageError(f"repair: diagnosis must be what bnlab.check returned, got {type(diagnosis).__name__}.")
+    _require_model(model)
     data = require_data("data", data)
     with reporting(progress) as advance:
         inputs = Inputs(
@@ -476,6 +477,13 @@ def _level(value: str) -> Level:
         hint = did_you_mean(str(value), known)
         raise UsageError(f"repair: level must be one of {', '.join(known)}, got {value!r}.{hint}")
     return Level(value)
+
+
+def _require_model(model: object) -> None:
+    if not (isinstance(model, nn.Module) or is_program(model)):
+        raise UsageError(
+            f"repair: model must be a torch.nn.Module, got {type(model).__name__}. Load a state dict into its model."
+        )
 
 
 def _require_same_model(model: nn.Module, diagnosis: Diagnosis) -> None:

@@ -153,7 +153,7 @@ def test_data_need_a_model(option):
         UsageError, match=f"check: target must be a model to use {next(iter(option))}, got a state dict."
     ):
         bnlab.check(broken(), **option)
-    with pytest.raises(UsageError, match="check: target must be a model to use data"):
+    with pytest.raises(UsageError, match=r"repair: model must be a torch\.nn\.Module, got OrderedDict\. Load"):
         bnlab.repair(broken(), data=[torch.ones(2, 3)])
     with pytest.raises(UsageError, match="eps: value must be a number for a state dict, got 'infer'"):
         bnlab.check(broken(), eps="infer")
