@@ -5,12 +5,12 @@ name. Copies and pickles therefore carry the code.
 """
 
 from __future__ import annotations
+import __future__
 
-import types
 from functools import lru_cache
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 __all__ = ["Rewritten", "rewritten_class"]
 
@@ -26,16 +26,22 @@ class Rewritten:
         return _empty, (type(self).__bases__[1], self._code, tuple(self._names.items())), vars(self)
 
 
-def rewritten_class(kind: type[nn.Module], graph: fx.Graph) -> type[nn.Module]:
-    """Return a subclass of `kind` whose forward runs the graph."""
-    python = graph.python_code("self")
-    names = {name: _portable(value) for name, value in python.globals.items()}
-    return _class(kind, python.src, tuple(names.items()))  # type: ignore[arg-type]
+def rewritten_class(kind: type[nn.Module], code: str, home: str) -> type[nn.Module]:
+    """Return a subclass of `kind` with other methods.
+
+    Args:
+        kind: The class.
+        code: The source code of the methods.
+        home: The name of the module whose names the code refers to.
+    """
+    return _class(kind, code, ((_HOME, _Module(home)),))  # type: ignore[arg-type]
 
 
-def _portable(value: object) -> object:
-    """Return a picklable stand-in for a value that the generated code refers to."""
-    return _Module(value.__name__) if isinstance(value, types.ModuleType) else value
+_HOME = "__name__"
+"""The name under which the name of this module is kept."""
+
+_LAZY = __future__.annotations.compiler_flag
+"""Annotations are not evaluated, because they may name what is only imported for type checkers."""
 
 
 class _Module(str):
@@ -48,11 +54,16 @@ class _Module(str):
 def _class(kind: type[nn.Module], code: str, names: tuple[tuple[str, Any], ...]) -> type[nn.Module]:
     from importlib import import_module
 
-    scope: dict[str, Any] = {
-        name: import_module(value) if isinstance(value, _Module) else value for name, value in names
-    }
-    exec(compile(code, f"<{kind.__qualname__}, rewritten by bnlab>", "exec"), scope)
-    attributes = {"forward": scope["forward"], "_code": code, "_names": dict(names), "__module__": kind.__module__}
+    by_name = dict(names)
+    modules = {name: import_module(value) if isinstance(value, _Module) else value for name, value in names}
+    home = vars(modules[_HOME]) if _HOME in by_name else modules
+    scope: dict[str, Any] = {}
+    compiled = compile(code, f"<{kind.__qualname__}, rewritten by bnlab>", "exec", dont_inherit=True, flags=_LAZY)
+    exec(compiled, home, scope)
+    for name, function in scope.items():
+        original = getattr(kind, name)
+        function.__defaults__, function.__kwdefaults__ = original.__defaults__, original.__kwdefaults__
+    attributes = {**scope, "_code": code, "_names": by_name, "__module__": kind.__module__}
     return type(kind.__name__, (Rewritten, kind), attributes)
 
 

@@ -1,7 +1,6 @@
-"""Reads the source code of a forward method to decide whether it may be rewritten or replaced.
+"""Reads the source code of a forward method, and what the names in it stand for.
 
-A run shows one path through a forward. Only the source code shows that there is no other path. A forward that this
-module cannot read is left alone.
+A run shows one path through a forward. Only the source code shows that there is no other path.
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from bnlab.remedies.refusal import Refusal
 
-__all__ = ["STANDARD_ATTRIBUTES", "Undecided", "attributes_read", "definition", "require_straight_line", "resolved"]
+__all__ = ["STANDARD_ATTRIBUTES", "Undecided", "attributes_read", "definition", "resolved"]
 
 
 def definition(function: object) -> tuple[ast.FunctionDef, dict[str, Any]]:
@@ -28,16 +26,18 @@ def definition(function: object) -> tuple[ast.FunctionDef, dict[str, Any]]:
     Raises:
         Refusal: If the source code is not available, or does not show what a call does.
     """
+    name = getattr(function, "__name__", "forward")
     if not isinstance(function, types.FunctionType) or hasattr(function, "__wrapped__"):
-        raise Refusal("its forward is wrapped")
+        raise Refusal(f"its {name} is wrapped")
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     except (OSError, TypeError, SyntaxError, IndexError):
-        raise Refusal("the source code of its forward is not available") from None
+        raise Refusal(f"the source code of its {name} is not available") from None
     if not isinstance(tree, ast.FunctionDef) or tree.decorator_list:
-        raise Refusal("its forward is decorated")
+        raise Refusal(f"its {name} is decorated")
     known = {**vars(builtins), **function.__globals__}
-    return tree, {name: known[name] for name in function.__code__.co_names if name in known}
+    own = function.__code__.co_varnames
+    return tree, {name: known[name] for name in function.__code__.co_names if name in known and name not in own}
 
 
 def resolved(expression: ast.expr, names: Mapping[str, Any]) -> object:
@@ -57,119 +57,6 @@ def resolved(expression: ast.expr, names: Mapping[str, Any]) -> object:
 
 def _definition(kind: type) -> tuple[ast.FunctionDef, dict[str, Any]]:
     return definition(next((vars(base)["forward"] for base in kind.__mro__ if "forward" in vars(base)), None))
-
-
-def require_straight_line(container: nn.Module) -> None:
-    """Refuse a forward that could take another path for other inputs, modes or settings.
-
-    A forward may assign to local names, do arithmetic, and call submodules, functions of torch and
-    torch.nn.functional, and methods of the tensors these return. A condition may only depend on how the module is
-    built: on whether it has a submodule, or on an attribute that is a bool. Its current value counts.
-
-    Raises:
-        Refusal: If the forward does anything else.
-    """
-    tree, names = _definition(type(container))
-    reader = _StraightLine(container, tree.args.args[0].arg, names)
-    if any(default is not None for default in (*tree.args.defaults, *tree.args.kw_defaults)):
-        raise Refusal("its forward has optional arguments")
-    if tree.args.vararg or tree.args.kwarg:
-        raise Refusal("its forward takes any number of arguments")
-    for statement in tree.body:
-        reader.visit(statement)
-
-
-class _StraightLine(ast.NodeVisitor):
-    """Walks through the syntax tree of a forward and refuses every construct that is not allowed."""
-
-    _PLAIN = (
-        ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.Constant, ast.Tuple, ast.List, ast.Load, ast.Store,
-        ast.Name, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Return, ast.keyword, ast.Starred, ast.Slice,
-        ast.Subscript,
-    )  # fmt: skip
-
-    def __init__(self, container: nn.Module, self_name: str, names: dict[str, Any]) -> None:
-        self._container = container
-        self._self = self_name
-        self._names = names
-
-    def generic_visit(self, node: ast.AST) -> None:
-        if not isinstance(node, self._PLAIN):
-            raise Refusal(f"its forward has {_construct_name(node)}")
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        for target in targets:
-            if target is not None and not _is_local(target):
-                raise Refusal(f"its forward sets {ast.unparse(target)}")
-        super().generic_visit(node)
-
-    def visit_Expr(self, node: ast.Expr) -> None:
-        if not isinstance(node.value, ast.Constant):
-            raise Refusal(f"its forward has an expression statement: {ast.unparse(node)[:60]}")
-
-    def visit_If(self, node: ast.If) -> None:
-        for statement in node.body if self._holds(node.test) else node.orelse:
-            self.visit(statement)
-
-    def visit_IfExp(self, node: ast.IfExp) -> None:
-        self.visit(node.body if self._holds(node.test) else node.orelse)
-
-    def _holds(self, test: ast.expr) -> bool:
-        """Return the truth value of a condition on how the module is built, and refuse any other condition."""
-        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-            return not self._holds(test.operand)
-        text = ast.unparse(test)
-        if isinstance(test, ast.Compare) and text.endswith((" is None", " is not None")):
-            value = self._attribute(test.left)
-            if value is None or isinstance(value, nn.Module):
-                return (value is None) == text.endswith(" is None")
-        elif isinstance(test, ast.Call) and text.startswith(f"hasattr({self._self}, '"):
-            return hasattr(self._container, text.split("'")[1])
-        else:
-            value = self._attribute(test)
-            if isinstance(value, bool) and text != f"{self._self}.training":
-                return value
-        raise Refusal(f"its forward depends on {text[:60]}")
-
-    def _attribute(self, node: ast.expr) -> object:
-        """Return the value of `self.x`, or an ellipsis for any other expression."""
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == self._self:
-            return getattr(self._container, node.attr, ...)
-        return ...
-
-    def visit_Attribute(self, node: ast.Attribute) -> None:
-        value = self._attribute(node)
-        if value is not ...:
-            if not isinstance(value, (nn.Module, torch.Tensor)):
-                raise Refusal(f"its forward reads {ast.unparse(node)}")
-            return
-        if node.attr in ("dtype", "device", "requires_grad", "is_cuda", "grad_fn", "data", "grad"):
-            raise Refusal(f"its forward reads {ast.unparse(node)}")
-        self.visit(node.value)
-
-    def visit_Call(self, node: ast.Call) -> None:
-        function = node.func
-        if isinstance(function, ast.Attribute) and self._attribute(function) is not ...:
-            if not isinstance(self._attribute(function), nn.Module):
-                raise Refusal(f"its forward calls {ast.unparse(function)}")
-        elif self._is_torch_function(function):
-            arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
-            if not any(isinstance(part, ast.Name) for item in arguments for part in ast.walk(item)):
-                raise Refusal(f"its forward creates a tensor by {ast.unparse(node)[:60]}")
-        elif isinstance(function, ast.Attribute):
-            if not hasattr(torch.Tensor, function.attr) or function.attr in ("detach", "item", "register_hook", "data"):
-                raise Refusal(f"its forward calls {ast.unparse(function)[:60]}")
-            self.visit(function.value)
-        else:
-            raise Refusal(f"its forward calls {ast.unparse(function)[:60]}")
-        for part in (*node.args, *node.keywords):
-            self.visit(part)
-
-    def _is_torch_function(self, function: ast.expr) -> bool:
-        """Return whether a function belongs to torch or torch.nn.functional, under any imported name."""
-        value = resolved(function, self._names)
-        home = getattr(value, "__module__", None)
-        builtin = isinstance(value, types.BuiltinFunctionType) and getattr(torch, value.__name__, None) is value
-        return builtin or home in ("torch.nn.functional", "torch.functional", "torch._C._nn")
 
 
 def _is_local(target: ast.expr) -> bool:

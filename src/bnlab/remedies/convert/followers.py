@@ -89,11 +89,13 @@ class Followers:
     Attributes:
         activation: The name of the activation, or None.
         residual: Whether a residual is added before the activation.
-        last: The last call of these operations.
+        first: The first call of these operations.
+        last: The last one.
     """
 
     activation: Activation | None
     residual: bool
+    first: Call
     last: Call
 
 
@@ -156,7 +158,7 @@ def followers(graph: ExecutedGraph, path: str) -> Followers:
         raise Refusal("its output is used more than once, or returned")
     activation = activation_of(following.function, following.arguments, following.keywords)
     if activation is not None:
-        return Followers(activation, residual=False, last=following)
+        return Followers(activation, residual=False, first=following, last=following)
     if not is_addition(following.function, following.arguments, following.keywords):
         raise Refusal("neither an activation nor an addition follows it")
     if changes_in_place(following.function) and following.inputs[0] != output:
@@ -169,7 +171,7 @@ def followers(graph: ExecutedGraph, path: str) -> Followers:
     behind = _only_consumer(graph, following.outputs[0].id)
     activation = None if behind is None else activation_of(behind.function, behind.arguments, behind.keywords)
     last = following if activation is None or behind is None else behind
-    return Followers(activation, residual=True, last=last)
+    return Followers(activation, residual=True, first=following, last=last)
 
 
 def _only_consumer(graph: ExecutedGraph, value: int) -> Call | None:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ast
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.errors import UsageError
+from bnlab.functional.activations import Activation
 from bnlab.nn.base import BatchNormBase
 from bnlab.observe.passes.batches import Batch, Forward
-from bnlab.observe.passes.executed_graph import Call, ExecutedGraph, execute
+from bnlab.observe.passes.executed_graph import ExecutedGraph, execute
 from bnlab.observe.passes.subject import untouched, usage_error_unless
 from bnlab.records import Change, LeftAlone
 from bnlab.remedies._followed import followed_by
-from bnlab.remedies._rewritten import rewritten_class
 from bnlab.remedies.convert.change_class import change_class
 from bnlab.remedies.convert.families import class_name
+from bnlab.remedies.convert.flow import Flow, flows_of, is_passed_through
 from bnlab.remedies.convert.followers import Followers, activation_of_module, followers, has_hooks
-from bnlab.remedies.convert.rewrite import fused_graph, traced
+from bnlab.remedies.convert.methods import Method, methods_that_call
+from bnlab.remedies.convert.rewrite import require_rewritable, rewritten
 from bnlab.remedies.refusal import Refusal, attempted
 from bnlab.remedies.undo import UndoStack
 from bnlab.remedies.witness import behaviour_of, differences
@@ -76,8 +80,8 @@ def fuse_followers(
         else:
             to_fuse[path] = following
     _settle_shared_additions(to_fuse, fused)
-    _replace_activation_modules(model, to_fuse, graphs, fused, undo)
-    _rewrite_containers(model, to_fuse, graphs[0], fused, undo)
+    places = _places(model, to_fuse, graphs[0], fused)
+    _apply(model, places, graphs, fused, undo)
     _prove(before, behaviour_of(model, example, forward))
     return fused
 
@@ -116,83 +120,194 @@ def _settle_shared_additions(to_fuse: dict[str, Followers], fused: Fused) -> Non
             fused.left_alone.append(LeftAlone(path, f"{paths[0]} takes in the addition"))
 
 
-def _replace_activation_modules(
+@dataclass
+class _Place:
+    """The place in a model where the operation that follows a layer runs.
+
+    Attributes:
+        container: The path of the module that runs the operation.
+        activation: The activation, or None.
+        module: The path of the module that is the activation, if one is.
+        flows: Where the output goes in the methods of the container; none for a Sequential, which has no code.
+    """
+
+    container: str
+    activation: Activation | None
+    module: str | None = None
+    flows: tuple[Flow, ...] = ()
+
+    @property
+    def residual(self) -> bool:
+        """Whether the operation adds a residual."""
+        return any(flow.addition is not None for flow in self.flows)
+
+
+def _places(
+    model: nn.Module, to_fuse: Mapping[str, Followers], graph: ExecutedGraph, fused: Fused
+) -> dict[str, _Place]:
+    """Return the place of each operation to fuse, by the path of its layer."""
+    reader, places = _Reader(model), {}
+    for path, following in to_fuse.items():
+        place = attempted(partial(reader.place, path, following, graph.of_layer(path)[0].modules))
+        if isinstance(place, Refusal):
+            fused.left_alone.append(LeftAlone(path, place.reason))
+        else:
+            places[path] = place
+    return places
+
+
+class _Reader:
+    """Reads in the source code of the modules around a layer where its output goes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._paths = Counter(module for _, module in model.named_modules(remove_duplicate=False))
+        self._methods: dict[tuple[str, str], list[Method]] = {}
+
+    def methods(self, container: str, attribute: str) -> list[Method]:
+        """Return the methods of a module that call one of its submodules, the same objects for every submodule."""
+        known = {method.name: method for (path, _), ms in self._methods.items() if path == container for method in ms}
+        if (container, attribute) not in self._methods:
+            calling = methods_that_call(self._model.get_submodule(container), attribute)
+            self._methods[container, attribute] = [known.get(method.name, method) for method in calling]
+        return self._methods[container, attribute]
+
+    def place(self, path: str, following: Followers, running: tuple[str, ...]) -> _Place:
+        """Return where the operation that follows a layer runs.
+
+        Args:
+            path: The path of the layer.
+            following: The operation, as a run shows it.
+            running: The paths of the modules that run when the layer runs, outermost first.
+
+        Raises:
+            Refusal: If the source code of a module does not show this operation on every path through it.
+        """
+        if following.residual and following.first.modules != running[:-1]:
+            raise Refusal("the operation that follows it runs in another module")
+        child = path
+        for container in reversed(running[:-1]):
+            module, name = self._model.get_submodule(container), child.removeprefix(f"{container}.")
+            if "." in name or self._paths[self._model.get_submodule(child)] != 1:
+                raise Refusal("it is called from a list, or from more than one place")
+            if child != path and has_hooks(self._model.get_submodule(child)):
+                raise Refusal("a hook reads its output")
+            place = (
+                _after_in_sequence(module, container, name) if _is_sequence(module) else self._in_code(container, name)
+            )
+            if place is not None:
+                if place.residual != following.residual or place.activation not in (following.activation, None):
+                    raise Refusal("its forward does not show the operations that follow it")
+                return place
+            child = container
+        raise Refusal("its forward does not show the operations that follow it")
+
+    def _in_code(self, container: str, attribute: str) -> _Place | None:
+        """Return where the output of a submodule goes in the code of its container; None if it is returned."""
+        methods = self.methods(container, attribute)
+        flows = [flow for method in methods for flow in flows_of(method, attribute)]
+        running = [flow for flow in flows if flow.runs]
+        ways = {(flow.activation, flow.addition is not None, flow.returns) for flow in running}
+        if len(ways) != 1:
+            raise Refusal("different operations follow it on different paths through its forward")
+        if running[0].returns:
+            return None
+        modules = {flow.module for flow in running}
+        module = (
+            f"{container}.{running[0].module}".removeprefix(".") if len(modules) == 1 and running[0].module else None
+        )
+        return _Place(container, running[0].activation, module, tuple(flows))
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _after_in_sequence(sequence: nn.Module, path: str, name: str) -> _Place | None:
+    """Return the activation behind a module in a Sequential; None if the module is the last one."""
+    names = list(sequence._modules)  # noqa: SLF001
+    for other in names[names.index(name) + 1 :]:
+        module = sequence.get_submodule(other)
+        if not is_passed_through(module):
+            activation = activation_of_module(module)
+            if activation is None:
+                raise Refusal("the operation that follows it runs in another module")
+            return _Place(path, activation, f"{path}.{other}".removeprefix("."))
+    return None
+
+
+def _apply(
     model: nn.Module,
-    to_fuse: dict[str, Followers],
+    places: Mapping[str, _Place],
     graphs: tuple[ExecutedGraph, ExecutedGraph],
     fused: Fused,
     undo: UndoStack,
 ) -> None:
-    """Replace activation modules by an Identity if they follow their layer in a Sequential and run nowhere else."""
+    """Fuse each layer with the operation at its place."""
     by_module: dict[str, list[str]] = {}
-    for path, following in to_fuse.items():
-        if not following.residual and activation_of_module(_innermost(model, following.last)) is not None:
-            by_module.setdefault(following.last.modules[-1], []).append(path)
-    for name, paths in by_module.items():
+    for path, place in places.items():
+        if place.module is not None and not place.residual:
+            by_module.setdefault(place.module, []).append(path)
+    replaced = {name for name, paths in by_module.items() if _runs_only_here(model, name, paths, places, graphs)}
+    for name in replaced:
         module = model.get_submodule(name)
-        calls = [sum(call.modules[-1:] == (name,) for call in graph.calls) for graph in graphs]
-        if (
-            calls != [len(paths)] * 2
-            or has_hooks(module)
-            or not all(_side_by_side(model, path, name) for path in paths)
-        ):
-            continue
         fused.changes.append(Change(name, "class", class_name(type(module)), class_name(nn.Identity)))
         undo.push(module, change_class(module, nn.Identity(), plain=type(module)()))
-        for path in paths:
-            _activate(model.get_submodule(path), path, to_fuse.pop(path).activation, fused, undo)
-
-
-def _side_by_side(model: nn.Module, layer: str, activation: str) -> bool:
-    """Return whether the activation directly follows the layer in a Sequential, and each has only one path."""
-    parent, _, last = layer.rpartition(".")
-    sequence = model.get_submodule(parent)
-    if not isinstance(sequence, nn.Sequential) or type(sequence).forward is not nn.Sequential.forward:
-        return False
-    names = [f"{parent}.{name}".removeprefix(".") for name in sequence._modules]  # noqa: SLF001
-    pair = (model.get_submodule(layer), model.get_submodule(activation))
-    once = all(sum(other is m for _, other in model.named_modules(remove_duplicate=False)) == 1 for m in pair)
-    return once and bool(last) and names[names.index(layer) + 1 :][:1] == [activation]
-
-
-def _rewrite_containers(
-    model: nn.Module, to_fuse: dict[str, Followers], graph: ExecutedGraph, fused: Fused, undo: UndoStack
-) -> None:
-    """Rewrite the forward of every module that runs both a layer and the operation that follows it."""
+        for path in by_module[name]:
+            _activate(model.get_submodule(path), path, places[path].activation, fused, undo)
     by_container: dict[str, list[str]] = {}
-    for path, following in to_fuse.items():
-        caller = graph.of_layer(path)[0].modules[-2] if path else ""
-        if _container(model, following.last) != caller:
-            fused.left_alone.append(LeftAlone(path, "the operation that follows it runs in another module"))
-        elif isinstance(model.get_submodule(caller), nn.Sequential) or not path:
-            reason = "the activation module that follows it is used elsewhere too, or has hooks"
-            fused.left_alone.append(LeftAlone(path, reason))
-        else:
-            by_container.setdefault(caller, []).append(path)
+    for path, place in places.items():
+        if place.module not in replaced or place.residual:
+            by_container.setdefault(place.container, []).append(path)
     for name, paths in by_container.items():
-        container = model.get_submodule(name)
-        inside = {path.removeprefix(f"{name}."): to_fuse[path].residual for path in paths}
-        rewritten = attempted(partial(_rewritten_graph, container, inside))
-        if isinstance(rewritten, Refusal):
-            fused.left_alone += [LeftAlone(path, rewritten.reason) for path in paths]
-            continue
-        new_graph, activations = rewritten
-        old_kind = type(container)
-        undo.push(container, partial(setattr, container, "__class__", old_kind))
-        container.__class__ = rewritten_class(old_kind, new_graph)
-        fused.changes.append(Change(name, "forward", class_name(old_kind), "rewritten for its fused layers"))
-        for path, activation, residual in zip(paths, activations.values(), inside.values(), strict=True):
-            if residual:
-                layer = model.get_submodule(path)
-                layer.takes_residual = True  # type: ignore[assignment]
-                undo.push(layer, partial(vars(layer).pop, "takes_residual", None))
-                fused.changes.append(Change(path, "residual", "-", "taken in"))
-            _activate(model.get_submodule(path), path, activation, fused, undo)
+        reason = attempted(partial(_rewrite, model, name, {path: places[path] for path in paths}, fused, undo))
+        if isinstance(reason, Refusal):
+            fused.left_alone += [LeftAlone(path, reason.reason) for path in paths]
 
 
-def _rewritten_graph(container: nn.Module, inside: Mapping[str, bool]) -> tuple[fx.Graph, dict[str, str | None]]:
-    graph = traced(container)
-    return graph, fused_graph(container, graph, inside)
+def _runs_only_here(
+    model: nn.Module,
+    name: str,
+    paths: Sequence[str],
+    places: Mapping[str, _Place],
+    graphs: tuple[ExecutedGraph, ExecutedGraph],
+) -> bool:
+    """Return whether an activation module runs directly after these layers and nowhere else."""
+    module, (parent, _, attribute) = model.get_submodule(name), name.rpartition(".")
+    calls = [sum(call.modules[-1:] == (name,) for call in graph.calls) for graph in graphs]
+    has_one_path = sum(other is module for _, other in model.named_modules(remove_duplicate=False)) == 1
+    if calls != [len(paths)] * 2 or has_hooks(module) or not has_one_path:
+        return False
+    container = model.get_submodule(parent)
+    if _is_sequence(container):
+        return True
+    methods = attempted(lambda: methods_that_call(container, attribute))
+    if isinstance(methods, Refusal):
+        return False
+    own = {ast.unparse(flow.activated) for path in paths for flow in places[path].flows if flow.activated is not None}
+    count = sum(flow.activated is not None for path in paths for flow in places[path].flows)
+    calling = [call for method in methods for call in method.calls_of(attribute)]
+    return len(calling) == count and {ast.unparse(call) for call in calling} == own
+
+
+def _rewrite(model: nn.Module, name: str, places: Mapping[str, _Place], fused: Fused, undo: UndoStack) -> None:
+    """Rewrite the methods of a module without the operations that its layers take in."""
+    container = model.get_submodule(name)
+    flows = [flow for place in places.values() for flow in place.flows]
+    if not flows:
+        raise Refusal("the activation module that follows it is used elsewhere too, or has hooks")
+    require_rewritable(container, {flow.method.name: flow.method for flow in flows}.values())
+    old_kind, new_kind = type(container), rewritten(container, flows)
+    undo.push(container, partial(setattr, container, "__class__", old_kind))
+    container.__class__ = new_kind
+    fused.changes.append(Change(name, "forward", class_name(old_kind), "rewritten for its fused layers"))
+    for path, place in places.items():
+        layer = model.get_submodule(path)
+        if place.residual:
+            layer.takes_residual = True  # type: ignore[assignment]
+            undo.push(layer, partial(vars(layer).pop, "takes_residual", None))
+            fused.changes.append(Change(path, "residual", "-", "taken in"))
+        _activate(layer, path, place.activation, fused, undo)
 
 
 def _activate(layer: nn.Module, path: str, activation: str | None, fused: Fused, undo: UndoStack) -> None:
@@ -200,16 +315,6 @@ def _activate(layer: nn.Module, path: str, activation: str | None, fused: Fused,
         undo.push(layer, partial(setattr, layer, "activation", None))
         layer.activation = activation  # type: ignore[assignment]
         fused.changes.append(Change(path, "activation", "None", activation))
-
-
-def _innermost(model: nn.Module, call: Call) -> nn.Module:
-    return model.get_submodule(call.modules[-1])
-
-
-def _container(model: nn.Module, call: Call) -> str:
-    """Return the path of the module whose forward made a call, either directly or through an activation module."""
-    inside = activation_of_module(_innermost(model, call)) is not None and len(call.modules) > 1
-    return call.modules[-2] if inside else call.modules[-1]
 
 
 def _prove(before: Mapping[str, list[torch.Tensor | None]], after: Mapping[str, list[torch.Tensor | None]]) -> None:

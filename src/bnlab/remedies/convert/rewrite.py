@@ -1,125 +1,109 @@
-"""Rewrites the forward of a module to fuse its BN layers with the operations that follow them."""
+"""Rewrites the methods of a module to fuse its BN layers with the operations that follow them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import ast
+import copy
+import sys
+from collections.abc import Iterable
 
-from torch import Tensor, fx, nn
-from typing_extensions import override
+from torch import nn
 
-from bnlab.remedies._rewritten import Rewritten
-from bnlab.remedies.convert.followers import (
-    activation_of,
-    activation_of_module,
-    changes_in_place,
-    has_hooks,
-    is_addition,
-)
+from bnlab.remedies._rewritten import rewritten_class
+from bnlab.remedies.convert.flow import Addition, Flow
+from bnlab.remedies.convert.methods import Method
 from bnlab.remedies.refusal import Refusal
-from bnlab.remedies.source import require_straight_line
 
-__all__ = ["fused_graph", "traced"]
-
+__all__ = ["require_rewritable", "rewritten"]
 
 _OF_THE_CLASS = ("__getstate__", "__reduce__", "__reduce_ex__", "__call__", "__getattribute__", "__init_subclass__")
 """Methods that a generated subclass would bypass."""
 
 
-class _Tracer(fx.Tracer):
-    """Traces the forward of one module and does not enter its submodules."""
-
-    proxy_buffer_attributes = True
-
-    @override
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def traced(container: nn.Module) -> fx.Graph:
-    """Return the graph of a module's forward.
+def require_rewritable(container: nn.Module, methods: Iterable[Method]) -> None:
+    """Refuse a module whose class cannot be replaced by one with other methods.
 
     Raises:
-        Refusal: If the source code does not show that every run has this graph, or if tracing fails.
+        Refusal: If the class has methods that a generated subclass would bypass, or methods of several modules or of a
+            module that cannot be imported.
     """
     kind = type(container)
-    if issubclass(kind, Rewritten):
-        raise Refusal("its forward was rewritten before")
     bases = [base for base in kind.__mro__ if base not in nn.Module.__mro__]
     own = [name for name in _OF_THE_CLASS if any(name in vars(base) for base in bases)]
-    if "forward" in vars(container) or own:
-        raise Refusal(f"its class or instance has a {own[0] if own else 'forward'} of its own")
-    require_straight_line(container)
-    before = dict(vars(container))
-    try:
-        return _Tracer().trace(container)
-    except Exception as error:
-        raise Refusal(f"its forward cannot be traced: {str(error).partition(chr(10))[0]}") from error
-    finally:
-        vars(container).clear()
-        vars(container).update(before)
+    patched = [method.name for method in methods if method.name in vars(container)]
+    if own or patched:
+        raise Refusal(f"its class or instance has a {(own or patched)[0]} of its own")
+    homes = {method.function.__module__: method.function.__globals__ for method in methods}
+    if len(homes) != 1 or any(vars(sys.modules.get(home, ast)) is not names for home, names in homes.items()):
+        raise Refusal("its methods are not of one module that can be imported")
 
 
-def fused_graph(container: nn.Module, graph: fx.Graph, layers: Mapping[str, bool]) -> dict[str, str | None]:
-    """Change a graph in place to fuse BN layers with the operations that follow them.
+def rewritten(container: nn.Module, flows: Iterable[Flow]) -> type[nn.Module]:
+    """Return a subclass of the class of a module whose methods leave out the operations of the flows.
 
-    Args:
-        container: The module whose forward the graph represents.
-        graph: The graph, which is changed in place.
-        layers: Whether to fuse a residual addition, by the name of each layer in the container.
-
-    Returns:
-        The activation that was fused into each layer, by name of the layer; None where there is none.
-
-    Raises:
-        Refusal: If the graph does not show the operations that were executed.
+    A call with an addition takes its place: `self.bn(x) + y` becomes `self.bn(x, y)`. Conditions that a flow depends on
+    get the value that they have now.
     """
-    return {name: _fuse(container, graph, name, residual=residual) for name, residual in layers.items()}
+    flows = list(flows)
+    methods = {flow.method.name: flow.method for flow in flows}
+    code = []
+    for method in methods.values():
+        editor = _Editor([flow for flow in flows if flow.method is method])
+        tree = ast.fix_missing_locations(editor.edited(method.tree))
+        code.append(ast.unparse(tree))
+    home = next(iter(methods.values())).function.__module__
+    return rewritten_class(type(container), "\n\n\n".join(code) + "\n", home)
 
 
-def _fuse(container: nn.Module, graph: fx.Graph, name: str, *, residual: bool) -> str | None:
-    calls = [node for node in graph.nodes if node.op == "call_module" and node.target == name]
-    if len(calls) != 1 or len(calls[0].args) != 1 or calls[0].kwargs:
-        raise Refusal("its forward does not show one plain call of the layer")
-    call = calls[0]
-    if residual:
-        last = _only_user(call)
-        if not is_addition(_function(last), last.args, last.kwargs):
-            raise Refusal("its forward does not show the addition")
-        if changes_in_place(_function(last)) and last.args[0] is not call:
-            raise Refusal("it is added to another tensor in place")
-        other = last.args[1] if last.args[0] is call else last.args[0]
-        with graph.inserting_before(last):
-            new = graph.call_module(name, (call.args[0], other))
-        last.replace_all_uses_with(new)
-        graph.erase_node(last)
-        graph.erase_node(call)
-        call = new
-    users = list(call.users)
-    activation = _activation(container, users[0]) if len(users) == 1 else None
-    if activation is not None:
-        users[0].replace_all_uses_with(call)
-        graph.erase_node(users[0])
-    elif not residual:
-        raise Refusal("its forward does not show the activation")
-    return activation
+class _Editor(ast.NodeTransformer):
+    """Edits a copy of the syntax tree of a method."""
 
+    def __init__(self, flows: Iterable[Flow]) -> None:
+        self._operands: dict[ast.AST, ast.expr] = {}
+        self._additions: dict[ast.AST, tuple[ast.expr, Addition]] = {}
+        self._settled: dict[ast.AST, bool] = {}
+        for flow in flows:
+            self._settled.update(flow.settled)
+            if flow.activated is not None and flow.operand is not None:
+                self._operands[flow.activated] = flow.operand
+            if flow.addition is not None:
+                self._operands[flow.call] = flow.call.args[0]
+                self._additions[flow.addition.node] = flow.call.func, flow.addition
 
-def _only_user(node: fx.Node) -> fx.Node:
-    users = list(node.users)
-    if len(users) != 1:
-        raise Refusal("its forward uses the output of the layer more than once")
-    return users[0]
+    def edited(self, tree: ast.FunctionDef) -> ast.FunctionDef:
+        """Return an edited copy of a tree."""
+        nodes, copied = [*ast.walk(tree)], copy.deepcopy(tree)
+        twins = dict(zip(nodes, ast.walk(copied), strict=True))
+        self._operands = {twins[node]: twins[operand] for node, operand in self._operands.items()}  # type: ignore[misc]
+        self._settled = {twins[node]: value for node, value in self._settled.items()}
+        self._additions = {
+            twins[node]: (copy.deepcopy(layer), Addition(*(twins[part] for part in (sum_.node, sum_.own, sum_.other))))  # type: ignore[arg-type]
+            for node, (layer, sum_) in self._additions.items()
+        }
+        edited = self.visit(copied)
+        assert isinstance(edited, ast.FunctionDef)  # no edit replaces a whole method
+        return edited
 
-
-def _activation(container: nn.Module, node: fx.Node) -> str | None:
-    if node.op == "call_module":
-        module = container.get_submodule(str(node.target))
-        return None if has_hooks(module) else activation_of_module(module)
-    return activation_of(_function(node), node.args, node.kwargs)
-
-
-def _function(node: fx.Node) -> Callable[..., Any] | None:
-    if node.op == "call_method":
-        return getattr(Tensor, str(node.target), None)
-    return node.target if node.op == "call_function" and callable(node.target) else None
+    def visit(self, node: ast.AST) -> ast.AST | list[ast.stmt]:
+        """Return what takes the place of a node."""
+        if node in self._operands:
+            return self.visit(self._operands[node])
+        if node in self._additions:
+            layer, addition = self._additions[node]
+            own = self.visit(
+                ast.Name(addition.own.id, ast.Load()) if isinstance(addition.own, ast.Name) else addition.own
+            )
+            call = ast.Call(layer, [own, self.visit(addition.other)], [])  # type: ignore[list-item]
+            if not isinstance(node, ast.AugAssign):
+                return call
+            return ast.Assign([node.target], call)
+        if isinstance(node, ast.If) and node in self._settled:
+            branch = node.body if self._settled[node] else node.orelse
+            kept: list[ast.stmt] = []
+            for statement in branch:
+                new = self.visit(statement)
+                kept += new if isinstance(new, list) else [new]  # type: ignore[list-item]
+            return kept or [ast.Pass()]
+        if isinstance(node, ast.IfExp) and node in self._settled:
+            return self.visit(node.body if self._settled[node] else node.orelse)
+        return super().visit(node)  # type: ignore[no-any-return]

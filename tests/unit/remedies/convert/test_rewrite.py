@@ -1,27 +1,25 @@
+import pickle
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torch.testing import assert_close
 
-from bnlab.remedies._rewritten import rewritten_class
-from bnlab.remedies.convert.rewrite import fused_graph, traced
+import bnlab
+from bnlab.remedies.convert.flow import flows_of
+from bnlab.remedies.convert.methods import methods_that_call
+from bnlab.remedies.convert.rewrite import require_rewritable, rewritten
 from bnlab.remedies.refusal import Refusal
 
 
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
-        self.bn = nn.BatchNorm1d(3)
+        self.bn = bnlab.nn.BatchNorm1d(3)
 
     def forward(self, x):
         return F.relu(self.bn(x))
-
-
-class Looks(Block):
-    def forward(self, x):
-        if x.sum() > 0:
-            return F.relu(self.bn(x))
-        return x
 
 
 class Pickled(Block):
@@ -29,37 +27,81 @@ class Pickled(Block):
         return (Block, ())
 
 
-def test_the_graph_loses_what_the_layer_takes_in():
-    block = Block()
-    graph = traced(block)
-    assert fused_graph(block, graph, {"bn": False}) == {"bn": "relu"}
-    block.__class__ = rewritten_class(Block, graph)
-    x = torch.randn(4, 3)
-    assert torch.equal(block(x), nn.BatchNorm1d(3)(x))
+class Elaborate(Block):
+    """A forward with everything that a graph of one run does not show."""
+
+    calls = 0
+    shortcut = None
+
+    def forward(self, x: "torch.Tensor", scale: float = 1.0, *, twice=False) -> "torch.Tensor":
+        self.calls += 1
+        for _ in range(2 if twice else 1):
+            y = self.bn(x * scale)
+            if self.shortcut is not None:
+                x = self.shortcut(x)
+            x = y + x
+            x = F.relu(x)
+        with torch.no_grad():
+            self.last = x.mean()
+        return x if x.shape[0] > 2 else -x
 
 
-@pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        (Looks, "its forward depends on x.sum"),
-        (Pickled, "its class or instance has a __reduce__ of its own"),
-    ],
-)
-def test_a_forward_that_is_not_sure_is_refused(kind, reason):
-    with pytest.raises(Refusal, match=reason):
-        traced(kind())
+def rewrite(block):
+    flows = [flow for method in methods_that_call(block, "bn") for flow in flows_of(method, "bn")]
+    require_rewritable(block, [flow.method for flow in flows])
+    block.__class__ = rewritten(block, flows)
+    return flows
+
+
+def test_the_forward_loses_what_the_layer_takes_in():
+    block, x = Block(), torch.randn(4, 3)
+    expected = block(x)
+    rewrite(block)
+    assert_close(block(x), nn.BatchNorm1d(3)(x))
+    block.bn.activation = "relu"
+    assert torch.equal(block(x), expected)
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+@pytest.mark.parametrize("keywords", [{}, {"scale": 2.0}, {"twice": True}])
+def test_everything_else_stays(batch, keywords):
+    block, twin, x = Elaborate(), Elaborate(), torch.randn(batch, 3)
+    rewrite(block)
+    block.bn.activation = "relu"
+    for module in (block, pickle.loads(pickle.dumps(block))):
+        twin.load_state_dict(module.state_dict())
+        assert_close(module(x, **keywords), twin(x, **keywords))
+        assert_close(module.bn.running_var, twin.bn.running_var)
+    assert (block.calls, block.last) == (1, block.last)
+    assert "self.bn(x * scale, x)" not in block._code
+    assert "x = self.bn(y, x)" in block._code
+    assert "self.shortcut(x)" in block._code
+
+
+class Settled(Block):
+    wide = False
+
+    def forward(self, x):
+        y = self.bn(x)
+        if self.wide:
+            y = torch.exp(y)
+        return F.relu(y)
+
+
+def test_a_condition_that_the_way_depends_on_gets_the_value_that_it_has():
+    block, x = Settled(), torch.randn(4, 3)
+    rewrite(block)
+    assert "wide" not in block._code
+    assert_close(block(x), nn.BatchNorm1d(3)(x))
+
+
+def test_a_class_that_reduces_itself_is_refused():
+    with pytest.raises(Refusal, match="its class or instance has a __reduce__ of its own"):
+        rewrite(Pickled())
 
 
 def test_a_forward_is_rewritten_once():
     block = Block()
-    graph = traced(block)
-    fused_graph(block, graph, {"bn": False})
-    block.__class__ = rewritten_class(Block, graph)
+    rewrite(block)
     with pytest.raises(Refusal, match="its forward was rewritten before"):
-        traced(block)
-
-
-def test_an_addition_that_the_graph_does_not_show_is_refused():
-    block = Block()
-    with pytest.raises(Refusal, match="its forward does not show the addition"):
-        fused_graph(block, traced(block), {"bn": True})
+        rewrite(block)
