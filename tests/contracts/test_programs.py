@@ -36,8 +36,7 @@ def by_code(diagnosis):
     return {(finding.code, finding.layer): finding.message for finding in diagnosis.findings}
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("decomposed", [True, False])
+@pytest.mark.parametrize(("training", "decomposed"), [(True, True), (False, False)])
 def test_the_findings_on_a_program_are_those_on_its_model(training, decomposed):
     model = trained().train(training)
     program = program_of(copy.deepcopy(model), dynamic=not training)

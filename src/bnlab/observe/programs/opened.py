@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
@@ -82,21 +82,23 @@ def opened(target: Any) -> Iterator[OpenedProgram]:  # noqa: ANN401
         target: A `torch.export.ExportedProgram`, a GraphModule of operators, or any other module.
 
     Raises:
-        UsageError: If the target is a graph without its tensors, or an unflattened program.
+        UsageError: If the target is no module, a graph without its tensors, or an unflattened program.
     """
     kind = type(target).__name__
     if is_program(target):
         with _without_warnings_of_copies():
             target = target.module()
+    if not isinstance(target, nn.Module):
+        raise UsageError(f"model: it must be a torch.nn.Module, got {kind}.")
     programs = _programs(target)
     if not programs:
         yield OpenedProgram(model=target, kind=kind)
         return
-    if "" in programs:
-        yield replace(_open(target, programs[""]), kind=kind)
+    originals = {path: cast("GraphModule", target.get_submodule(path)) for path in programs}
+    inner = {path: _open(originals[path], layers) for path, layers in programs.items()}
+    if "" in inner:
+        yield replace(inner[""], kind=kind)
         return
-    inner = {path: _open(target.get_submodule(path), layers) for path, layers in programs.items()}
-    originals = {path: target.get_submodule(path) for path in inner}
     try:
         for path, program in inner.items():
             _place(target, path, program.model)

@@ -18,9 +18,9 @@ def values(program):
     return {name: tensor.detach().clone() for name, tensor in program.state_dict.items()}
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("decomposed", [True, False])
-@pytest.mark.parametrize("kind", [Net, Mixed])
+@pytest.mark.parametrize(
+    ("kind", "training", "decomposed"), [(Net, False, True), (Mixed, True, True), (Mixed, True, False)]
+)
 def test_an_opened_program_computes_and_updates_what_the_program_does(kind, decomposed, training):
     torch.manual_seed(0)
     program = program_of(kind().train(training))
@@ -101,6 +101,13 @@ def test_an_unflattened_program_and_a_graph_without_tensors_are_refused():
     for target in (torch.export.unflatten(program), program.graph_module):
         with pytest.raises(UsageError, match="Pass the ExportedProgram"), opened(target):
             pass
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(UsageError, match=r"model: it must be a torch.nn.Module, got dict\."), opened({}):
+        pass
+    with pytest.raises(UsageError, match=r"model: it must be a torch.nn.Module, got dict\."):
+        bnlab.recalibrate({}, batches())
 
 
 def test_a_program_is_recognised():
