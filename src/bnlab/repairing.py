@@ -23,6 +23,7 @@ from bnlab.observe.fixed_batch_size import inputs_of_size
 from bnlab.observe.losses import Losses, own_loss
 from bnlab.observe.metric import Measured, Metric, measured
 from bnlab.observe.passes.batches import Forward, KeptBatches, MaxBatches, require_data, require_forward
+from bnlab.observe.passes.offloaded import values_at_hand
 from bnlab.observe.passes.subject import random_numbers_kept, untouched
 from bnlab.observe.programs.opened import is_program, opened
 from bnlab.observe.survey import Inputs
@@ -130,7 +131,7 @@ def repair(
         )
         with random_numbers_kept():  # starting a loader draws random numbers
             inputs = inputs.read()
-        with opened(unwrapped(model)) as program:
+        with opened(unwrapped(model)) as program, values_at_hand(program.model):
             inputs, _ = inputs_of_size(inputs, program.batch_size)
             receipt = _repaired(
                 program.model,

@@ -12,8 +12,8 @@ from torch.nn.parameter import is_lazy
 
 from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
-from bnlab.observe.wrappers import has_no_mode, path_inside, unwrapped
 from bnlab.observe.programs.opened import require_modules
+from bnlab.observe.wrappers import has_no_mode, path_inside, unwrapped
 from bnlab.wording import did_you_mean, enumerated
 
 __all__ = [

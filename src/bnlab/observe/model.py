@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeGuard
 
 import torch
@@ -110,7 +110,8 @@ def _layer(name: str, module: nn.Module, known: Hyperparameters) -> LayerState:
 
 def _float64(value: object) -> Floats:
     assert isinstance(value, torch.Tensor)  # checked by _unreadable
-    values: Floats = value.detach().to("cpu", torch.float64).numpy().copy()
+    gather: Callable[[], torch.Tensor] = getattr(value, "full_tensor", lambda: value)  # a DTensor holds a part of it
+    values: Floats = gather().detach().to("cpu", torch.float64).numpy().copy()
     return values
 
 

@@ -1,4 +1,4 @@
-"""Holds the values of BN layers in the layers themselves while accelerate keeps the weights of a model elsewhere."""
+"""Holds the values of BN layers in the layers themselves while accelerate or FSDP keeps the weights elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from bnlab.observe.discover import any_batch_norm
+from bnlab.observe.passes.sharded import gathered
 
 __all__ = ["has_hooks_of_accelerate", "values_at_hand"]
 
@@ -25,9 +26,11 @@ def values_at_hand(model: nn.Module) -> Iterator[None]:
 
     A hook of accelerate replaces the forward of a layer by one that loads its tensors from the CPU or the disk and puts
     empty ones in their place afterwards. The tensors of BN layers are small: they are loaded once, and the layers run
-    without their hooks until the block ends. All other modules keep their hooks.
+    without their hooks until the block ends. All other modules keep their hooks. Parameters that
+    `fully_shard` shards are gathered until the block ends.
     """
     with ExitStack() as restoring:
+        restoring.enter_context(gathered(model))
         for layer in any_batch_norm(model).values():
             if hasattr(layer, "_hf_hook") and any(tensor.is_meta for tensor in (*layer.parameters(), *layer.buffers())):
                 _load(layer, restoring)

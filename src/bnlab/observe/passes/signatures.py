@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from bnlab.observe.wrappers import wrapped
+
 __all__ = ["accepts_any_keyword", "positional", "required", "signature_of"]
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
-"""The attributes under which a wrapper of torch holds the model that it calls."""
 
 
 def signature_of(model: nn.Module) -> Signature | None:
@@ -53,10 +53,9 @@ def accepts_any_keyword(signature: Signature) -> bool:
 
 
 def _wrapped(model: nn.Module) -> nn.Module | None:
-    """Return the model that a wrapper calls: one under a known name, or its only child."""
+    """Return the model that a wrapper calls: the one inside a wrapper of torch, or its only child."""
     children = list(model.children())
-    named = (getattr(model, name, None) for name in _WRAPPED)
-    inner = next((module for module in named if isinstance(module, nn.Module)), None)
+    inner = wrapped(model)
     return inner if inner is not None else children[0] if len(children) == 1 else None
 
 

@@ -16,6 +16,7 @@ from bnlab.observe.passes.batches import Batch, Forward, batches_of, require_for
 from bnlab.observe.passes.example import example_of
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.passes.subject import untouched, usage_error_unless
+from bnlab.observe.wrappers import unwrapped
 from bnlab.records import Changes, Safety
 from bnlab.remedies.convert.families import family_of
 from bnlab.remedies.convert.fuse import fuse_followers
@@ -76,8 +77,7 @@ def convert(
     """
     target = ConversionTarget.of(to)
     selected = batch_norm_layers(model, layers)
-    if hasattr(model, "_orig_mod"):
-        raise UsageError("convert: the model must not be compiled yet, got a compiled one. Compile it afterwards.")
+    whole, model = model, unwrapped(model)
     if example is not None and any(is_lazy(parameter) for parameter in model.parameters()):
         raise UsageError("convert: the model must know its shapes, got a lazy layer. Run one batch first.")
     if fuse and (example is None or not target.family.is_bnlab_class):
@@ -105,7 +105,7 @@ def convert(
         changes=tuple(changes),
         left_alone=tuple(left_alone),
     )
-    return Receipt(model, record, undo.take_back)
+    return Receipt(whole, record, undo.take_back)
 
 
 def _executed_ranks(

@@ -18,6 +18,7 @@ from bnlab.observe.passes.example import example_of
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.observe.programs.opened import require_modules
+from bnlab.observe.wrappers import unwrapped
 from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
 from bnlab.remedies._fold_affine import ScaleAndShift
 from bnlab.remedies.convert.families import class_name
@@ -48,7 +49,8 @@ def fold(
     not checked.
 
     Args:
-        model: Any module, in any mode. The call does not change a single bit of it.
+        model: Any module, in any mode. The call does not change a single bit of it. What DataParallel,
+            DistributedDataParallel or torch.compile wrap is folded without the wrapper.
         example: A batch for eval mode: a tensor, a tuple or list (input first), a dict, or another form in
             docs/batches.md. A loader, or other data as for `bnlab.check`, stands for its first batch.
         forward: forward(model, batch) -> output, for a model that cannot be called on a batch directly.
@@ -61,8 +63,8 @@ def fold(
 
     Raises:
         NoBatchNorm: If there is no BN layer.
-        UsageError: If the model cannot be run or copied, if it is compiled, scripted or lazy, if it returns no tensor,
-            or if the error of the whole folded model exceeds the tolerance.
+        UsageError: If the model cannot be run or copied, if a part of it is compiled, scripted or lazy, if it returns
+            no tensor, or if the error of the whole folded model exceeds the tolerance.
 
     Source:
         Jacob et al. 2018 (arXiv:1712.05877), section 3.2, for BN after a convolution.
@@ -80,6 +82,7 @@ def fold(
         >>> receipt.changes.measurements[0].value < 1e-6
         True
     """
+    whole, model = model, unwrapped(model)
     layers = _layers(model)
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise UsageError(f"fold: tolerance must be above 0 and finite, got {tolerance!r}.")
@@ -108,7 +111,7 @@ def fold(
         notes=(_ONE_PATH,) if changes else (),
         measurements=tuple(measured),
     )
-    receipt = Receipt(folded, record, lambda: setattr(receipt, "model", model))
+    receipt = Receipt(folded, record, lambda: setattr(receipt, "model", whole))
     return receipt
 
 
