@@ -19,11 +19,12 @@ from bnlab.remedies.convert.followers import (
     changes_in_place,
     has_hooks,
     is_addition,
+    is_passed_through,
 )
 from bnlab.remedies.convert.methods import Method
 from bnlab.remedies.refusal import Refusal
 
-__all__ = ["Addition", "Flow", "flows_of", "is_passed_through"]
+__all__ = ["Addition", "Flow", "flows_of"]
 
 _SCOPES = (ast.Lambda, ast.FunctionDef, ast.AsyncFunctionDef, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _LEAVES = (ast.Return, ast.Raise, ast.Break, ast.Continue)
@@ -72,11 +73,6 @@ class Flow:
     returns: bool = False
     runs: bool = True
     settled: tuple[tuple[ast.If | ast.IfExp, bool], ...] = ()
-
-
-def is_passed_through(module: object) -> bool:
-    """Return whether a module returns its input and does nothing else."""
-    return type(module) is nn.Identity and not has_hooks(module)
 
 
 def flows_of(method: Method, attribute: str) -> list[Flow]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from bnlab.functional.activations import ACTIVATIONS, Activation
-from bnlab.observe.passes.executed_graph import Call, ExecutedGraph
+from bnlab.observe.passes.executed_graph import Call, ExecutedGraph, Value
 from bnlab.remedies.refusal import Refusal
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "followers",
     "has_hooks",
     "is_addition",
+    "is_passed_through",
 ]
 
 _ARGUMENTS: dict[Activation, dict[str, object]] = {
@@ -67,6 +68,8 @@ _FUNCTIONS: dict[Callable[..., Any], Activation] = {
     Tensor.tanh: "tanh",
     Tensor.tanh_: "tanh",
 }
+
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 
 _MODULES = {form.module: name for name, form in ACTIVATIONS.items()}
 
@@ -124,6 +127,14 @@ def activation_of_module(module: nn.Module) -> Activation | None:
     return name if same else None
 
 
+def is_passed_through(module: object) -> bool:
+    """Return whether a module returns its input and does nothing else: an Identity, or a dropout of probability 0."""
+    if not isinstance(module, nn.Module) or has_hooks(module):
+        return False
+    dropouts = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+    return type(module) is nn.Identity or (type(module) in dropouts and getattr(module, "p", None) == 0)
+
+
 def is_addition(function: Callable[..., Any] | None, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> bool:
     """Return whether a call adds two operands and does nothing else."""
     return function in _ADDITIONS and len(arguments) == 2 and keywords.get("alpha", 1) == 1 and not keywords.get("out")
@@ -152,10 +163,7 @@ def followers(graph: ExecutedGraph, path: str) -> Followers:
     call = calls[0]
     if len(call.inputs) != 1 or len(call.outputs) != 1:
         raise Refusal("it is called with a residual or a mask already")
-    output = call.outputs[0]
-    following = _only_consumer(graph, output.id)
-    if following is None:
-        raise Refusal("its output is used more than once, or returned")
+    output, following = _consumer_that_does_something(graph, call.outputs[0])
     activation = activation_of(following.function, following.arguments, following.keywords)
     if activation is not None:
         return Followers(activation, residual=False, first=following, last=following)
@@ -172,6 +180,25 @@ def followers(graph: ExecutedGraph, path: str) -> Followers:
     activation = None if behind is None else activation_of(behind.function, behind.arguments, behind.keywords)
     last = following if activation is None or behind is None else behind
     return Followers(activation, residual=True, first=following, last=last)
+
+
+def _consumer_that_does_something(graph: ExecutedGraph, value: Value) -> tuple[Value, Call]:
+    """Return the only call that takes a value and does something with it, and the value that it takes."""
+    following = _only_consumer(graph, value.id)
+    while following is not None and _drops_nothing(following):
+        value = following.outputs[0]
+        following = _only_consumer(graph, value.id)
+    if following is None:
+        raise Refusal("its output is used more than once, or returned")
+    if following.function in (F.prelu, torch.prelu, Tensor.prelu):
+        raise Refusal("the activation that follows it has a learned slope")
+    return value, following
+
+
+def _drops_nothing(call: Call) -> bool:
+    """Return whether a call is a dropout with probability 0, which returns its input in either mode."""
+    arguments = dict(zip(("input", "p"), call.arguments, strict=False)) | call.keywords
+    return call.function in _DROPOUTS and arguments.get("p") == 0 and len(call.outputs) == 1
 
 
 def _only_consumer(graph: ExecutedGraph, value: int) -> Call | None:

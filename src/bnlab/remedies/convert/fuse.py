@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +12,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.errors import UsageError
-from bnlab.functional.activations import Activation
 from bnlab.nn.base import BatchNormBase
 from bnlab.observe.passes.batches import Batch, Forward
 from bnlab.observe.passes.executed_graph import ExecutedGraph, execute
@@ -22,9 +20,9 @@ from bnlab.records import Change, LeftAlone
 from bnlab.remedies._followed import followed_by
 from bnlab.remedies.convert.change_class import change_class
 from bnlab.remedies.convert.families import class_name
-from bnlab.remedies.convert.flow import Flow, flows_of, is_passed_through
-from bnlab.remedies.convert.followers import Followers, activation_of_module, followers, has_hooks
-from bnlab.remedies.convert.methods import Method, methods_that_call
+from bnlab.remedies.convert.followers import Followers, followers, has_hooks
+from bnlab.remedies.convert.methods import methods_that_call
+from bnlab.remedies.convert.places import Place, PlaceReader, is_sequence
 from bnlab.remedies.convert.rewrite import require_rewritable, rewritten
 from bnlab.remedies.refusal import Refusal, attempted
 from bnlab.remedies.undo import UndoStack
@@ -120,33 +118,9 @@ def _settle_shared_additions(to_fuse: dict[str, Followers], fused: Fused) -> Non
             fused.left_alone.append(LeftAlone(path, f"{paths[0]} takes in the addition"))
 
 
-@dataclass
-class _Place:
-    """The place in a model where the operation that follows a layer runs.
-
-    Attributes:
-        container: The path of the module that runs the operation.
-        activation: The activation, or None.
-        module: The path of the module that is the activation, if one is.
-        flows: Where the output goes in the methods of the container; none for a Sequential, which has no code.
-    """
-
-    container: str
-    activation: Activation | None
-    module: str | None = None
-    flows: tuple[Flow, ...] = ()
-
-    @property
-    def residual(self) -> bool:
-        """Whether the operation adds a residual."""
-        return any(flow.addition is not None for flow in self.flows)
-
-
-def _places(
-    model: nn.Module, to_fuse: Mapping[str, Followers], graph: ExecutedGraph, fused: Fused
-) -> dict[str, _Place]:
+def _places(model: nn.Module, to_fuse: Mapping[str, Followers], graph: ExecutedGraph, fused: Fused) -> dict[str, Place]:
     """Return the place of each operation to fuse, by the path of its layer."""
-    reader, places = _Reader(model), {}
+    reader, places = PlaceReader(model), {}
     for path, following in to_fuse.items():
         place = attempted(partial(reader.place, path, following, graph.of_layer(path)[0].modules))
         if isinstance(place, Refusal):
@@ -156,89 +130,9 @@ def _places(
     return places
 
 
-class _Reader:
-    """Reads in the source code of the modules around a layer where its output goes."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._paths = Counter(module for _, module in model.named_modules(remove_duplicate=False))
-        self._methods: dict[tuple[str, str], list[Method]] = {}
-
-    def methods(self, container: str, attribute: str) -> list[Method]:
-        """Return the methods of a module that call one of its submodules, the same objects for every submodule."""
-        known = {method.name: method for (path, _), ms in self._methods.items() if path == container for method in ms}
-        if (container, attribute) not in self._methods:
-            calling = methods_that_call(self._model.get_submodule(container), attribute)
-            self._methods[container, attribute] = [known.get(method.name, method) for method in calling]
-        return self._methods[container, attribute]
-
-    def place(self, path: str, following: Followers, running: tuple[str, ...]) -> _Place:
-        """Return where the operation that follows a layer runs.
-
-        Args:
-            path: The path of the layer.
-            following: The operation, as a run shows it.
-            running: The paths of the modules that run when the layer runs, outermost first.
-
-        Raises:
-            Refusal: If the source code of a module does not show this operation on every path through it.
-        """
-        if following.residual and following.first.modules != running[:-1]:
-            raise Refusal("the operation that follows it runs in another module")
-        child = path
-        for container in reversed(running[:-1]):
-            module, name = self._model.get_submodule(container), child.removeprefix(f"{container}.")
-            if "." in name or self._paths[self._model.get_submodule(child)] != 1:
-                raise Refusal("it is called from a list, or from more than one place")
-            if child != path and has_hooks(self._model.get_submodule(child)):
-                raise Refusal("a hook reads its output")
-            place = (
-                _after_in_sequence(module, container, name) if _is_sequence(module) else self._in_code(container, name)
-            )
-            if place is not None:
-                if place.residual != following.residual or place.activation not in (following.activation, None):
-                    raise Refusal("its forward does not show the operations that follow it")
-                return place
-            child = container
-        raise Refusal("its forward does not show the operations that follow it")
-
-    def _in_code(self, container: str, attribute: str) -> _Place | None:
-        """Return where the output of a submodule goes in the code of its container; None if it is returned."""
-        methods = self.methods(container, attribute)
-        flows = [flow for method in methods for flow in flows_of(method, attribute)]
-        running = [flow for flow in flows if flow.runs]
-        ways = {(flow.activation, flow.addition is not None, flow.returns) for flow in running}
-        if len(ways) != 1:
-            raise Refusal("different operations follow it on different paths through its forward")
-        if running[0].returns:
-            return None
-        modules = {flow.module for flow in running}
-        module = (
-            f"{container}.{running[0].module}".removeprefix(".") if len(modules) == 1 and running[0].module else None
-        )
-        return _Place(container, running[0].activation, module, tuple(flows))
-
-
-def _is_sequence(module: nn.Module) -> bool:
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
-
-
-def _after_in_sequence(sequence: nn.Module, path: str, name: str) -> _Place | None:
-    """Return the activation behind a module in a Sequential; None if the module is the last one."""
-    names = list(sequence._modules)  # noqa: SLF001
-    for other in names[names.index(name) + 1 :]:
-        module = sequence.get_submodule(other)
-        if not is_passed_through(module):
-            activation = activation_of_module(module)
-            if activation is None:
-                raise Refusal("the operation that follows it runs in another module")
-            return _Place(path, activation, f"{path}.{other}".removeprefix("."))
-    return None
-
-
 def _apply(
     model: nn.Module,
-    places: Mapping[str, _Place],
+    places: Mapping[str, Place],
     graphs: tuple[ExecutedGraph, ExecutedGraph],
     fused: Fused,
     undo: UndoStack,
@@ -269,7 +163,7 @@ def _runs_only_here(
     model: nn.Module,
     name: str,
     paths: Sequence[str],
-    places: Mapping[str, _Place],
+    places: Mapping[str, Place],
     graphs: tuple[ExecutedGraph, ExecutedGraph],
 ) -> bool:
     """Return whether an activation module runs directly after these layers and nowhere else."""
@@ -279,7 +173,7 @@ def _runs_only_here(
     if calls != [len(paths)] * 2 or has_hooks(module) or not has_one_path:
         return False
     container = model.get_submodule(parent)
-    if _is_sequence(container):
+    if is_sequence(container):
         return True
     methods = attempted(lambda: methods_that_call(container, attribute))
     if isinstance(methods, Refusal):
@@ -290,7 +184,7 @@ def _runs_only_here(
     return len(calling) == count and {ast.unparse(call) for call in calling} == own
 
 
-def _rewrite(model: nn.Module, name: str, places: Mapping[str, _Place], fused: Fused, undo: UndoStack) -> None:
+def _rewrite(model: nn.Module, name: str, places: Mapping[str, Place], fused: Fused, undo: UndoStack) -> None:
     """Rewrite the methods of a module without the operations that its layers take in."""
     container = model.get_submodule(name)
     flows = [flow for place in places.values() for flow in place.flows]

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from bnlab.remedies.convert.flow import flows_of, is_passed_through
+from bnlab.remedies.convert.flow import flows_of
 from bnlab.remedies.convert.methods import methods_that_call
 from bnlab.remedies.refusal import Refusal
 
@@ -326,10 +326,3 @@ def test_different_ways_on_different_paths():
         return F.relu(self.bn(x)) if x.sum() > 0 else F.gelu(self.bn(x))
 
     assert ways(either) == {("relu", False, False), ("gelu", False, False)}
-
-
-def test_only_a_plain_identity_is_passed_through():
-    hooked = nn.Identity()
-    hooked.register_forward_hook(lambda module, x, y: 2 * y)
-    assert is_passed_through(nn.Identity())
-    assert not any(map(is_passed_through, (hooked, type("Mine", (nn.Identity,), {})(), nn.Dropout(), None)))

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from bnlab.observe.passes.executed_graph import execute
-from bnlab.remedies.convert.followers import activation_of, activation_of_module, followers
+from bnlab.remedies.convert.followers import activation_of, activation_of_module, followers, is_passed_through
 from bnlab.remedies.refusal import Refusal
 
 
@@ -30,6 +30,8 @@ def behind(function):
         (lambda bn, x: F.gelu(bn(x)), ("gelu", False)),
         (lambda bn, x: bn(x) + x, (None, True)),
         (lambda bn, x: torch.sigmoid(x + bn(x)), ("sigmoid", True)),
+        (lambda bn, x: F.relu(F.dropout(bn(x), 0.0)), ("relu", False)),
+        (lambda bn, x: F.dropout(bn(x), p=0) + x, (None, True)),
     ],
 )
 def test_what_follows(function, expected):
@@ -42,6 +44,8 @@ def test_what_follows(function, expected):
     [
         (lambda bn, x: bn(bn(x)).relu(), "it ran 2 times in one forward pass"),
         (lambda bn, x: bn(x), "its output is used more than once, or returned"),
+        (lambda bn, x: F.dropout(bn(x), 0.1).relu(), "neither an activation nor an addition follows it"),
+        (lambda bn, x: F.prelu(bn(x), torch.ones(1)), "the activation that follows it has a learned slope"),
         (lambda bn, x: bn(x).exp(), "neither an activation nor an addition follows it"),
         (lambda bn, x: bn(x) + x[:1], "the tensor that is added to it has another shape or dtype"),
         (lambda bn, x: bn(x) + 1, "the addition does not add another tensor"),
@@ -59,3 +63,12 @@ def test_an_activation_with_other_parameters_is_none():
     assert activation_of(F.hardtanh, (x, 0.0, 6.0), {}) == "relu6"
     assert activation_of_module(nn.GELU()) == "gelu"
     assert activation_of_module(nn.GELU("tanh")) is None
+
+
+def test_only_modules_that_do_nothing_are_passed_through():
+    hooked = nn.Identity()
+    hooked.register_forward_hook(lambda module, x, y: 2 * y)
+    assert is_passed_through(nn.Identity())
+    assert is_passed_through(nn.Dropout(0.0))
+    others = (hooked, type("Mine", (nn.Identity,), {})(), nn.Dropout(0.1), nn.AlphaDropout(0.0), None)
+    assert not any(map(is_passed_through, others))
