@@ -121,7 +121,8 @@ class BatchNormWithSafeStatistics(TorchBatchNorm):
             return
         if self.skipped_batches.device != device:
             self._place_own_tensors(device)
-        self.skipped_batches.add_(batches)
+        gather = getattr(batches, "full_tensor", None)  # of a DTensor; the count itself is an ordinary tensor
+        self.skipped_batches.add_(batches if gather is None else gather())
 
     def _moving_average(self, running: Tensor, new: Tensor) -> Tensor:
         """Return a moving average after one more update."""

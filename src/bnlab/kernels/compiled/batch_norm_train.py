@@ -13,10 +13,11 @@ from torch.library import Library
 
 from bnlab.functional.transform import batch_norm_backward
 from bnlab.kernels.backends import reference
+from bnlab.kernels.compiled.sharding import is_sharded, register_shardings
 from bnlab.kernels.compiled.strides import with_strides_of
 from bnlab.kernels.dispatch import BACKENDS, choose
 from bnlab.kernels.registration import define
-from bnlab.kernels.request import Request, needs_formulas
+from bnlab.kernels.request import Request, context_of, needs_formulas
 
 __all__ = ["batch_norm_train", "register"]
 
@@ -61,6 +62,8 @@ def batch_norm_train(
     if needs_formulas():
         y, mean, var = reference.forward(x, weight, bias, mask, eps)
         return y, mean.detach(), var.detach()
+    if context_of(x) == "subclass" and is_sharded(x):
+        register_shardings()
     y, mean, var = torch.ops.bnlab.batch_norm_train(x, weight, bias, mask, eps)
     return y, mean, var
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.library import Library
 
 from bnlab.functional import renorm
+from bnlab.kernels.compiled.sharding import replicated_like
 from bnlab.kernels.registration import define
 from bnlab.kernels.request import needs_formulas
 
@@ -37,6 +38,7 @@ def renorm_correction(
     with torch.no_grad():
         if needs_formulas():
             return renorm.renorm_correction(mean, var, running_mean, running_var, limits, eps)
+        limits = replicated_like(limits, mean)
         r, d = torch.ops.bnlab.renorm_correction(mean, var, running_mean, running_var, limits, eps)
     return r, d
 
