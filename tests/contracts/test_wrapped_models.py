@@ -150,6 +150,9 @@ def test_the_names_of_a_wrapper_select_layers_too(whole_and_model):
     whole, model = whole_and_model
     names = [name for name, module in whole.named_modules() if module is model[4]]
     assert layers_of(bnlab.freeze(whole, layers=names)) == {"4"}
+    bnlab.unfreeze(whole)
+    receipt = bnlab.recalibrate(whole, DATA, layers=names)
+    assert {change.layer for change in receipt.changes.changes if "statistics" in change.what} == {"4"}
 
 
 def test_a_wrapper_within_a_model_keeps_its_name():

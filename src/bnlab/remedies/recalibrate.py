@@ -22,7 +22,7 @@ from bnlab.observe.passes.offloaded import values_at_hand
 from bnlab.observe.passes.pooling import Estimator, Pooling, pool
 from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.observe.programs.opened import opened
-from bnlab.observe.wrappers import unwrapped
+from bnlab.observe.wrappers import path_inside, unwrapped
 from bnlab.records import (
     Advice,
     Change,
@@ -268,6 +268,8 @@ def recalibrate_with(
         ran: The layers that are known to run; None where that is not known.
         advance: Called after every batch.
     """
+    if layers is not None and not isinstance(layers, str):
+        layers = [path_inside(model, path) for path in layers]
     with opened(unwrapped(model)) as program:
         if program.batch_size is not None and settings.forward is run_batch:
             batches = BatchesOfSize(batches, program.batch_size)
