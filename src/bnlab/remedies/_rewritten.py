@@ -7,12 +7,15 @@ name. Copies and pickles therefore carry the code.
 from __future__ import annotations
 import __future__
 
+import sys
+import types
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
 from torch import nn
 
-__all__ = ["Rewritten", "rewritten_class"]
+__all__ = ["Rewritten", "names_in", "rewritten_class"]
 
 
 class Rewritten:
@@ -26,15 +29,36 @@ class Rewritten:
         return _empty, (type(self).__bases__[1], self._code, tuple(self._names.items())), vars(self)
 
 
-def rewritten_class(kind: type[nn.Module], code: str, home: str) -> type[nn.Module]:
+def rewritten_class(kind: type[nn.Module], code: str, functions: Iterable[types.FunctionType]) -> type[nn.Module]:
     """Return a subclass of `kind` with other methods.
 
     Args:
         kind: The class.
-        code: The source code of the methods.
-        home: The name of the module whose names the code refers to.
+        code: The source code of the methods. It uses the names of the module of the functions. If this module cannot be
+            imported, the class keeps the values that these names have now.
+        functions: The functions whose place the methods take.
+
+    Raises:
+        TypeError: If a value cannot be kept.
     """
-    return _class(kind, code, ((_HOME, _Module(home)),))  # type: ignore[arg-type]
+    functions = list(functions)
+    home = functions[0].__module__
+    names: dict[str, Any] = {_HOME: _Module(home)}
+    if not all(vars(sys.modules[home]) is function.__globals__ for function in functions):
+        used = {name: function.__globals__ for function in functions for name in names_in(function.__code__)}
+        names = {name: _portable(home[name]) for name, home in used.items() if name in home}
+    return _class(kind, code, tuple(names.items()))  # type: ignore[arg-type]
+
+
+def names_in(code: types.CodeType) -> set[str]:
+    """Return the names of globals and attributes in compiled code, and in the functions inside it."""
+    inner = [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    return set(code.co_names).union(*map(names_in, inner))
+
+
+def _portable(value: object) -> object:
+    """Return a picklable stand-in for a value that the code refers to."""
+    return _Module(value.__name__) if isinstance(value, types.ModuleType) else value
 
 
 _HOME = "__name__"

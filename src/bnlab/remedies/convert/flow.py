@@ -116,6 +116,7 @@ class _Follower:
         sink, value = self._sink(call)
         addition = self._addition(sink, value)
         if addition is not None:
+            self._require_same_input(call, addition)
             try:
                 sink, value = self._sink(addition.node)
             except Refusal:
@@ -128,6 +129,16 @@ class _Follower:
         if isinstance(sink, ast.Return):
             return self._ends(call, returns=True)
         raise Refusal(f"its {self._method.name} uses its output in {_short(sink)}")
+
+    def _require_same_input(self, call: ast.Call, addition: Addition) -> None:
+        """Refuse a call that cannot move to an addition, because code in between may change its input in place."""
+        first, last = self._method.statement_of(call), self._method.statement_of(addition.node)
+        source = call.args[0]
+        if not isinstance(source, ast.Name) or _mentions(first, source.id)[1]:
+            return
+        lines = range((first.end_lineno or 0) + 1, last.lineno)
+        if any(node.lineno in lines for node in _mentions(self._method.tree, source.id)[0]):
+            raise Refusal("its input is used before the addition")
 
     def _ends(self, call: ast.Call, addition: Addition | None = None, *rest: Any, returns: bool = False) -> Flow:  # noqa: ANN401
         parts = dict(zip(("activation", "activated", "operand", "module"), rest, strict=False))

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from bnlab.remedies._rewritten import Rewritten
+from bnlab.remedies._rewritten import Rewritten, names_in
 from bnlab.remedies.refusal import Refusal
 from bnlab.remedies.source import definition, resolved
 
@@ -186,10 +186,10 @@ def methods_that_call(container: nn.Module, attribute: str) -> list[Method]:
         name = waiting.pop()
         if name in functions and name not in reached:
             reached.add(name)
-            waiting += _names_in(functions[name].__code__)
+            waiting += names_in(functions[name].__code__)
     calling = []
     for name, function in functions.items():
-        mentions = attribute in _names_in(function.__code__)
+        mentions = attribute in names_in(function.__code__)
         if name not in reached and (not mentions or name == "__init__"):
             continue
         method = Method(container, name, function)
@@ -207,8 +207,3 @@ def _functions(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
     for base in reversed(kind.__mro__):
         if base not in nn.Module.__mro__:
             yield from ((name, value) for name, value in vars(base).items() if isinstance(value, types.FunctionType))
-
-
-def _names_in(code: types.CodeType) -> set[str]:
-    inner = [part for part in code.co_consts if isinstance(part, types.CodeType)]
-    return set(code.co_names).union(*map(_names_in, inner))

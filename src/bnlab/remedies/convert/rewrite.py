@@ -24,8 +24,7 @@ def require_rewritable(container: nn.Module, methods: Iterable[Method]) -> None:
     """Refuse a module whose class cannot be replaced by one with other methods.
 
     Raises:
-        Refusal: If the class has methods that a generated subclass would bypass, or methods of several modules or of a
-            module that cannot be imported.
+        Refusal: If the class has methods that a generated subclass would bypass, or methods of several modules.
     """
     kind = type(container)
     bases = [base for base in kind.__mro__ if base not in nn.Module.__mro__]
@@ -33,9 +32,9 @@ def require_rewritable(container: nn.Module, methods: Iterable[Method]) -> None:
     patched = [method.name for method in methods if method.name in vars(container)]
     if own or patched:
         raise Refusal(f"its class or instance has a {(own or patched)[0]} of its own")
-    homes = {method.function.__module__: method.function.__globals__ for method in methods}
-    if len(homes) != 1 or any(vars(sys.modules.get(home, ast)) is not names for home, names in homes.items()):
-        raise Refusal("its methods are not of one module that can be imported")
+    homes = {id(method.function.__globals__) for method in methods}
+    if len(homes) > 1 or any(method.function.__module__ not in sys.modules for method in methods):
+        raise Refusal("its methods are not of one module")
 
 
 def rewritten(container: nn.Module, flows: Iterable[Flow]) -> type[nn.Module]:
@@ -51,8 +50,8 @@ def rewritten(container: nn.Module, flows: Iterable[Flow]) -> type[nn.Module]:
         editor = _Editor([flow for flow in flows if flow.method is method])
         tree = ast.fix_missing_locations(editor.edited(method.tree))
         code.append(ast.unparse(tree))
-    home = next(iter(methods.values())).function.__module__
-    return rewritten_class(type(container), "\n\n\n".join(code) + "\n", home)
+    functions = [method.function for method in methods.values()]
+    return rewritten_class(type(container), "\n\n\n".join(code) + "\n", functions)
 
 
 class _Editor(ast.NodeTransformer):

@@ -281,6 +281,12 @@ def unused(self, x):
     return x
 
 
+def input_changes(self, x):
+    y = self.bn(x)
+    x.relu_()
+    return y + self.conv(x)
+
+
 TWICE = "its output is used more than once, or returned"
 REFUSED = {
     twice: TWICE,
@@ -310,6 +316,7 @@ REFUSED = {
     two_arguments: "its forward does not show a plain call of the layer",
     size: TWICE,
     condition: "its forward uses its output in x if self.bn(x) else F.relu(x)",
+    input_changes: "its input is used before the addition",
     unused: "its forward does not show what uses its output",
 }
 

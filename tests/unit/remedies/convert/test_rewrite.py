@@ -1,4 +1,5 @@
 import pickle
+import types
 
 import pytest
 import torch
@@ -93,6 +94,18 @@ def test_a_condition_that_the_way_depends_on_gets_the_value_that_it_has():
     rewrite(block)
     assert "wide" not in block._code
     assert_close(block(x), nn.BatchNorm1d(3)(x))
+
+
+def test_a_class_of_no_module_keeps_the_names_that_its_code_uses():
+    names = {"nn": nn, "F": F, "__name__": "__main__", "Block": Block}
+    function = types.FunctionType(Block.forward.__code__, names)
+    kind = type("Mine", (Block,), {"forward": function, "__module__": __name__})
+    block, x = kind(), torch.randn(4, 3)
+    expected = block(x)
+    rewrite(block)
+    block.bn.activation = "relu"
+    assert torch.equal(block(x), expected)
+    assert set(block._names) == {"F"}
 
 
 def test_a_class_that_reduces_itself_is_refused():
