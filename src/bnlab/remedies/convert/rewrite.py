@@ -42,6 +42,9 @@ def rewritten(container: nn.Module, flows: Iterable[Flow]) -> type[nn.Module]:
 
     A call with an addition takes its place: `self.bn(x) + y` becomes `self.bn(x, y)`. Conditions that a flow depends on
     get the value that they have now.
+
+    Raises:
+        Refusal: If the class cannot be rebuilt from its code and the names that the code uses.
     """
     flows = list(flows)
     methods = {flow.method.name: flow.method for flow in flows}
@@ -51,7 +54,10 @@ def rewritten(container: nn.Module, flows: Iterable[Flow]) -> type[nn.Module]:
         tree = ast.fix_missing_locations(editor.edited(method.tree))
         code.append(ast.unparse(tree))
     functions = [method.function for method in methods.values()]
-    return rewritten_class(type(container), "\n\n\n".join(code) + "\n", functions)
+    try:
+        return rewritten_class(type(container), "\n\n\n".join(code) + "\n", functions)
+    except TypeError:
+        raise Refusal("its forward uses values that the rewritten class cannot keep") from None
 
 
 class _Editor(ast.NodeTransformer):

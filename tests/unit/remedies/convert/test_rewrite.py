@@ -108,6 +108,21 @@ def test_a_class_of_no_module_keeps_the_names_that_its_code_uses():
     assert set(block._names) == {"F"}
 
 
+def test_a_class_of_no_module_whose_names_cannot_be_kept_is_refused():
+    names = {"F": {"relu": F.relu}, "__name__": "__main__", "Block": Block}
+    kind = type(
+        "Mine", (Block,), {"forward": types.FunctionType(Other.forward.__code__, names), "__module__": __name__}
+    )
+    with pytest.raises(Refusal, match="its forward uses values that the rewritten class cannot keep"):
+        rewrite(kind())
+
+
+class Other(Block):
+    def forward(self, x):
+        x = self.bn(x)
+        return x.relu() * len(F)
+
+
 def test_a_class_that_reduces_itself_is_refused():
     with pytest.raises(Refusal, match="its class or instance has a __reduce__ of its own"):
         rewrite(Pickled())
