@@ -8,6 +8,7 @@ way to fix the problem, a sentence that starts with a verb follows.
 from __future__ import annotations
 
 __all__ = [
+    "BatchMisfit",
     "BnlabError",
     "BnlabWarning",
     "DamagedFile",
@@ -28,6 +29,10 @@ class BnlabError(Exception):
 
 class UsageError(BnlabError, ValueError):
     """An argument is outside what the function or command accepts."""
+
+
+class BatchMisfit(UsageError):
+    """A batch has another structure than the forward of the model requires."""
 
 
 class UnreadableFile(BnlabError, RuntimeError):

@@ -228,6 +228,29 @@ FAILURES = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("model", "batch", "message"),
+    [
+        (
+            nn.Sequential(nn.Linear(6, 4), bnlab.nn.BatchNorm2d(4)),
+            torch.ones(8, 6),
+            "UsageError: 1: input must be 4-d, got shape (8, 4)",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(torch.bfloat16),
+            torch.ones(8, 3, 6, 6),
+            "UsageError: Sequential: a batch must have the dtype of the model, bfloat16, got float32 (8, 3, 6, 6)",
+        ),
+    ],
+)
+def test_errors_of_layers_and_of_dtypes_are_failures_too(model, batch, message):
+    for arguments in ({"data": [batch] * 2}, {"example": batch}):
+        diagnosis = bnlab.check(model, **arguments)
+        assert diagnosis.failure.startswith(f"model: forward must run on the example, got {message}")
+        assert not diagnosis.failure.endswith(".")
+        assert {finding.code for finding in diagnosis.findings} >= {"BN104"}
+
+
 @pytest.mark.parametrize(("arguments", "message"), FAILURES)
 def test_where_forward_fails_stored_numbers_and_structure_are_reported(arguments, message):
     model = trained()

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from bnlab.errors import UsageError
-from bnlab.observe.passes.misfit import misfit
+from bnlab.errors import BatchMisfit, UsageError
+from bnlab.observe.passes.misfit import misfit, misfit_of_dtype
 from bnlab.observe.passes.signatures import accepts_any_keyword, positional, required, signature_of
 
 __all__ = [
@@ -66,15 +66,23 @@ def run_batch(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - a batch 
     cannot use the pair.
 
     Raises:
-        UsageError: If the batch does not fit the forward of the model.
+        BatchMisfit: If the batch does not fit the forward of the model.
+        UsageError: If forward raises because of the dtype of the batch.
     """
     arguments = arguments_of(model, batch)
     try:
         return model(*arguments.positional, **arguments.keywords)
-    except (TypeError, AttributeError) as error:
-        if not arguments.is_pair or not re.search(r"\b(tuple|list)\b", str(error)):
+    except Exception as error:
+        if not arguments.is_pair or not _is_about(error, TypeError, AttributeError, words="tuple|list"):
+            text = misfit_of_dtype(model, batch, signature_of(model))
+            if text is not None and _is_about(error, RuntimeError, ValueError, TypeError, words="d?types?"):
+                raise UsageError(text) from error
             raise
     return model(arguments.positional[0][0])
+
+
+def _is_about(error: Exception, *kinds: type[Exception], words: str) -> bool:
+    return isinstance(error, kinds) and re.search(rf"\b({words})\b", str(error), re.IGNORECASE) is not None
 
 
 def require_forward(command: str, forward: Forward | None) -> Forward:
@@ -104,12 +112,12 @@ def arguments_of(model: nn.Module, batch: Batch) -> Arguments:
         batch: A batch.
 
     Raises:
-        UsageError: If forward requires arguments that the batch does not give.
+        BatchMisfit: If forward requires arguments that the batch does not give.
     """
     signature = signature_of(model)
     arguments = next(_candidates(model, batch, signature), None)
     if arguments is None:
-        raise UsageError(misfit(model, batch, signature))
+        raise BatchMisfit(misfit(model, batch, signature))
     return arguments
 
 

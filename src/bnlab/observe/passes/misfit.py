@@ -1,4 +1,4 @@
-"""Says why a batch does not fit the forward of a model, and which `forward=` does."""
+"""Says why a batch does not fit the forward of a model, or its dtype, and which `forward=` does."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from inspect import Parameter, Signature
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bnlab.observe.passes.signatures import required
 
-__all__ = ["described", "misfit"]
+__all__ = ["described", "misfit", "misfit_of_dtype"]
 
 _MAX_ITEMS = 6
 _MAX_DEPTH = 3
@@ -31,10 +32,31 @@ def misfit(model: nn.Module, batch: Any, signature: Signature | None) -> str:  #
     )
 
 
+def misfit_of_dtype(model: nn.Module, batch: Any, signature: Signature | None) -> str | None:  # noqa: ANN401
+    """Return an error message where a batch has another floating dtype than a model, and the `forward=` to pass.
+
+    Args:
+        model: The model, whose first floating parameter shows its dtype.
+        batch: A batch on which forward raised.
+        signature: The signature of its forward; None where it cannot be read.
+
+    Returns:
+        The message; None if the dtypes agree, or if the model or the batch has none.
+    """
+    dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), None)
+    others = [tensor.dtype for _, _, tensor in _tensors(batch, "batch", "") if tensor.is_floating_point()]
+    if dtype is None or not others or others[0] == dtype:
+        return None
+    return (
+        f"{type(model).__name__}: a batch must have the dtype of the model, {_name_of(dtype)}, got {described(batch)}. "
+        f"Pass forward={_suggestion(batch, signature, dtype)}."
+    )
+
+
 def described(value: Any, depth: int = 0) -> str:  # noqa: ANN401 - a batch may be anything
     """Return the structure of a batch, such as ``{"image": float32 (8, 3, 32, 32), "name": [8 of str]}``."""
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        return f"{_name_of(value.dtype)} {tuple(value.shape)}"
     if isinstance(value, Mapping):
         items = [f"{_key(key)}: {described(part, depth + 1)}" for key, part in _first(value.items())]
         text = _joined(items, len(value), depth)
@@ -42,6 +64,10 @@ def described(value: Any, depth: int = 0) -> str:  # noqa: ANN401 - a batch may 
     if isinstance(value, (tuple, list)):
         return _described_sequence(value, depth)
     return "None" if value is None else type(value).__name__
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _described_sequence(value: Any, depth: int) -> str:  # noqa: ANN401
@@ -76,9 +102,16 @@ def _without_annotations(signature: Signature) -> str:
     return str(Signature(bare))
 
 
-def _suggestion(batch: Any, signature: Signature | None) -> str:  # noqa: ANN401
-    """Return a lambda that calls the model with parts of the batch, as far as their names and order tell which."""
-    parts = list(_parts(batch, "batch"))
+def _suggestion(batch: Any, signature: Signature | None, dtype: torch.dtype | None = None) -> str:  # noqa: ANN401
+    """Return a lambda that calls the model with parts of the batch, as far as their names and order tell which.
+
+    With a dtype, the parts of floating point are converted to it.
+    """
+    tensors = sorted(_tensors(batch, "batch", ""), key=lambda part: not _is_input(part[2]))
+    parts = [
+        (name, path if dtype is None or not tensor.is_floating_point() else f"{path}.to({dtype})")
+        for name, path, tensor in tensors
+    ]
     by_name = {name: path for name, path in parts if name}
     wanted = required(signature) if signature is not None else []
     left = [path for name, path in parts if name not in {one.name for one in wanted}]
@@ -89,15 +122,14 @@ def _suggestion(batch: Any, signature: Signature | None) -> str:  # noqa: ANN401
     return f"lambda model, batch: model({', '.join(arguments) or next(iter(left), '...')})"
 
 
-def _parts(value: Any, path: str, name: str = "") -> Iterator[tuple[str, str]]:  # noqa: ANN401
-    """Yield the name and the expression of every tensor in a batch, those of floating point first."""
-    tensors = sorted(_tensors(value, path, name), key=lambda part: not part[2])
-    yield from ((name, path) for name, path, _ in tensors)
+def _is_input(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dim() > 1
 
 
-def _tensors(value: Any, path: str, name: str) -> Iterator[tuple[str, str, bool]]:  # noqa: ANN401
+def _tensors(value: Any, path: str, name: str) -> Iterator[tuple[str, str, Tensor]]:  # noqa: ANN401
+    """Yield the name, the expression and the value of every tensor in a batch."""
     if isinstance(value, Tensor):
-        yield name, path, value.is_floating_point() and value.dim() > 1
+        yield name, path, value
     elif isinstance(value, Mapping):
         for key, part in value.items():
             yield from _tensors(part, f"{path}[{_key(key)}]", str(key))

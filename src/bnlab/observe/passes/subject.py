@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from bnlab.errors import BnlabError, UsageError
+from bnlab.errors import BatchMisfit, BnlabError, UsageError
 from bnlab.nn.base import BatchNormBase
 from bnlab.observe.passes.batches import Batch, Forward, inputs_taken, run_batch
 
@@ -173,11 +173,19 @@ def _attributes(module: nn.Module) -> dict[str, object]:
 
 @contextmanager
 def usage_error_unless(rule: str, kind: type[UsageError] = UsageError) -> Iterator[None]:
-    """Turn any exception that a model raises into a UsageError, or a kind of it, of one line."""
+    """Turn any exception that a model raises into a UsageError, or a kind of it, of one line.
+
+    Errors of that kind stay as they are, and so does the error for a batch that does not fit. Other errors of bnlab
+    count as those of the model for :class:`ForwardFailed` alone, because the layers of bnlab raise them too.
+    """
     try:
         yield
-    except BnlabError:
+    except (kind, BatchMisfit):
         raise
+    except BnlabError as error:
+        if kind is UsageError:
+            raise
+        raise kind(f"model: {rule}, got {type(error).__name__}: {str(error).rstrip('.')}") from error
     except Exception as error:
         text = " ".join(str(error).split())
         raise kind(f"model: {rule}, got {type(error).__name__}: {text[:300]}") from error

@@ -160,6 +160,26 @@ def test_the_signature_is_shown_without_annotations():
         run_batch(model_with(forward), X)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("model", [nn.Linear(3, 2), nn.Conv1d(8, 2, 3, bias=False), nn.LSTM(3, 2)])
+def test_a_batch_of_another_dtype_is_shown_with_the_forward_to_pass(model, dtype):
+    with pytest.raises(UsageError) as caught:
+        run_batch(model, (X.to(dtype), Y))
+    got = f"({str(dtype).removeprefix('torch.')} (8, 3), float32 (8,))"
+    assert str(caught.value) == (
+        f"{type(model).__name__}: a batch must have the dtype of the model, float32, got {got}. "
+        "Pass forward=lambda model, batch: model(batch[0].to(torch.float32))."
+    )
+    assert isinstance(caught.value.__cause__, (RuntimeError, ValueError))
+
+
+def test_other_errors_of_a_model_with_another_dtype_pass_through():
+    with pytest.raises(ValueError, match="expected 4D input"):
+        run_batch(nn.BatchNorm2d(3), X.double())
+    with pytest.raises(RuntimeError, match="must have the same dtype"):
+        run_batch(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).double()), X)
+
+
 def test_errors_inside_a_model_that_was_called_rightly_pass_through():
     def broken(self, x, mask):
         raise TypeError("forward() missing 1 required positional argument: 'z'")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnlab.observe.passes.misfit import described, misfit
+from bnlab.observe.passes.misfit import described, misfit, misfit_of_dtype
 from bnlab.observe.passes.signatures import signature_of
 
 
@@ -50,6 +50,17 @@ def test_message_without_a_signature():
         'Identity: a batch must fit forward, got {"a": float32 (8, 3)}. Pass forward=lambda model, batch: '
         'model(batch["a"]).'
     )
+
+
+def test_message_on_a_dtype():
+    model, batch = nn.Linear(3, 2).half(), {"size": torch.ones(8, dtype=torch.int64), "input": X}
+    assert misfit_of_dtype(model, batch, signature_of(model)) == (
+        'Linear: a batch must have the dtype of the model, float16, got {"size": int64 (8,), "input": float32 (8, 3)}. '
+        'Pass forward=lambda model, batch: model(batch["input"].to(torch.float16)).'
+    )
+    assert misfit_of_dtype(model, X.half(), None) is None
+    assert misfit_of_dtype(model, torch.ones(8, dtype=torch.int64), None) is None
+    assert misfit_of_dtype(nn.ReLU(), X, None) is None
 
 
 def test_images_come_before_labels_and_names_before_places():

@@ -9,8 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 
 import bnlab
-from bnlab.errors import UsageError
-from bnlab.observe.passes.subject import Subject, untouched, usage_error_unless
+from bnlab.errors import BatchMisfit, DtypeError, UsageError
+from bnlab.observe.passes.subject import ForwardFailed, Subject, untouched, usage_error_unless
 
 
 def test_untouched_restores_everything():
@@ -83,6 +83,18 @@ def test_what_a_model_raises_becomes_one_line_and_errors_of_bnlab_stay():
         raise ValueError("two\nlines")
     with pytest.raises(UsageError, match=r"^mine$"), usage_error_unless("it must run"):
         raise UsageError("mine")
+
+
+def test_a_failed_forward_includes_what_layers_of_bnlab_raise_and_no_batch_that_does_not_fit():
+    for error in (UsageError("0: mine."), DtypeError("0: mine.")):
+        with (
+            pytest.raises(ForwardFailed, match=rf"^model: it must run, got {type(error).__name__}: 0: mine$"),
+            usage_error_unless("it must run", ForwardFailed),
+        ):
+            raise error
+    for error in (ForwardFailed("mine"), BatchMisfit("mine")):
+        with pytest.raises(type(error), match=r"^mine$"), usage_error_unless("it must run", ForwardFailed):
+            raise error
 
 
 def test_buffers_that_a_forward_resizes_get_their_size_back():
