@@ -23,7 +23,8 @@ def load_data(spec: str, option: str = "--data") -> Any:
 
     Args:
         spec: `digits`, `mnist` or `cifar10`, alone or with `:train` or `:test`; or a callable (see
-            :func:`bnlab.cli.importing.import_spec`), which is called without arguments.
+            :func:`bnlab.cli.importing.import_spec`), which is called without arguments. A callable that returns an
+            iterator, such as a generator function, is called again for each pass.
         option: The option that holds the spec; errors begin with it.
 
     Returns:
@@ -39,13 +40,9 @@ def load_data(spec: str, option: str = "--data") -> Any:
     if datasets.is_data_set(spec):
         return datasets.load(spec)
     batches = _resolve(spec, option, datasets.NAMES, call=True, variants=_splits())
-    if isinstance(batches, Iterator):
-        raise UsageError(
-            f"{option}: {spec} must return batches that can be run through again, got a one-shot "
-            f"{type(batches).__name__}. Return a list, or the loader itself."
-        )
-    require_data(f"{option} {spec}", batches)
-    return batches
+    if isinstance(batches, Iterator):  # the function itself gives the batches of every pass
+        batches = _resolve(spec, option, datasets.NAMES, call=False)
+    return require_data(f"{option} {spec}", batches)
 
 
 def load_example(spec: str, option: str = "--example") -> Any:

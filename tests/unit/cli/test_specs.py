@@ -20,7 +20,9 @@ BATCHES = [(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64))]
 number = 3
 
 def batches(): return BATCHES
-def one_shot(): yield from BATCHES
+def stream(): yield from BATCHES
+ITERATOR = iter(BATCHES)
+def one_shot(): return ITERATOR
 def one_tensor(): return torch.ones(3)
 def nothing(): return None
 def metric(model, data): return 1.0
@@ -135,7 +137,7 @@ def test_a_value_of_no_known_form(module, spec):
         (load_data, "spec_module:Space.batch", "Did you mean 'batches'?"),
         (load_metric, "spec_modul:metric", "Did you mean 'spec_module'?"),
         (load_loss, "spec_modle.py:loss", "Did you mean 'spec_module.py'?"),
-        (load_forward, "spec_module:zzz", "It has batches, one_shot, one_tensor, nothing, metric and 9 more."),
+        (load_forward, "spec_module:zzz", "It has batches, stream, one_shot, one_tensor, nothing and 10 more."),
     ],
 )
 def test_what_the_user_may_have_meant(module, load, spec, suggestion):
@@ -179,11 +181,19 @@ def test_a_module_that_does_not_import(module, tmp_path, load, source):
     assert "got 'spec_broken:f' (" in refused(load, "spec_broken:f")
 
 
+def test_a_function_that_returns_an_iterator_is_called_for_each_pass(module):
+    data = load_data(f"{module}:stream")
+    for _ in range(2):
+        ((x, label),) = data
+        assert torch.equal(x, torch.ones(2, 3))
+        assert torch.equal(label, torch.zeros(2, dtype=torch.int64))
+    data = load_data(f"{module}:one_shot")
+    assert len(list(data)) == 1
+    with pytest.raises(UsageError, match=r"^--data spec_module:one_shot: the function must return a new iterator"):
+        list(data)
+
+
 def test_what_is_of_no_use(module):
-    assert refused(load_data, f"{module}:one_shot") == (
-        "--data: spec_module:one_shot must return batches that can be run through again, got a one-shot generator. "
-        "Return a list, or the loader itself."
-    )
     assert "must be an iterable of batches, got one tensor" in refused(load_data, f"{module}:one_tensor")
     assert refused(load_data, f"{module}:nothing").startswith("--data spec_module:nothing: ")
     assert refused(load_example, f"{module}:nothing") == "--example: spec_module:nothing must return a batch, got None."
