@@ -66,7 +66,7 @@ def snapshots(monkeypatch):
     """Count the snapshots that are taken."""
     taken = []
     begin = subject.Subject.__init__
-    monkeypatch.setattr(subject.Subject, "__init__", lambda self, model: (taken.append(model), begin(self, model))[1])
+    monkeypatch.setattr(subject.Subject, "__init__", lambda self, *args: (taken.append(args), begin(self, *args))[1])
     return taken
 
 
