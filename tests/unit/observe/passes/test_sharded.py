@@ -47,16 +47,32 @@ def test_parameters_are_whole_in_the_block_and_after_each_forward(sharded):
     assert not is_whole(sharded[1])
 
 
+def whole_parameters(model):
+    """Return the names of the parameters that FSDP leaves whole after a forward, and after its backward."""
+    output = model(DATA[0][0])
+    after_forward = {name for name, parameter in model.named_parameters() if not hasattr(parameter, "full_tensor")}
+    output.sum().backward()
+    after_backward = {name for name, parameter in model.named_parameters() if not hasattr(parameter, "full_tensor")}
+    return after_forward, after_backward
+
+
 def test_the_settings_of_fsdp_come_back(sharded):
-    sharded(DATA[0][0])  # FSDP decides now how it treats the whole model
-    for part in (sharded, sharded[0]):
-        part.reshard() if hasattr(part, "reshard") else None
-    before = is_whole(sharded[0])
+    is_split = isinstance(sharded[0], fsdp.FSDPModule)
+    names = {name for name, _ in sharded.named_parameters() if not (is_split and name.startswith("0."))}
+    assert whole_parameters(sharded) == (names, set())
+    with gathered(sharded):
+        assert len(whole_parameters(sharded)[1]) == 10
+    assert whole_parameters(sharded) == (names, set())
+
+
+def test_settings_of_the_caller_come_back(sharded):
+    sharded.set_reshard_after_forward(True)
+    sharded.set_reshard_after_backward(False)
+    everything = {name for name, _ in sharded.named_parameters()}
+    assert whole_parameters(sharded) == (set(), everything)
     with gathered(sharded):
         pass
-    sharded(DATA[0][0])
-    assert is_whole(sharded[0]) is (not hasattr(sharded[0], "reshard"))
-    assert not before
+    assert whole_parameters(sharded) == (set(), everything)
 
 
 def test_a_model_that_is_not_sharded_is_left_alone():
