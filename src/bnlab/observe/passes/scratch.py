@@ -35,19 +35,27 @@ class Scratch:
     """
 
     def __init__(self, layer: _BatchNorm) -> None:
+        self._layer, self._statistics = layer, (layer.running_mean, layer.running_var)
         weight: Tensor | None = layer.weight
         like = weight if weight is not None else next(iter(layer.buffers()), torch.zeros(()))
-        dtype = like.dtype if like.is_floating_point() else torch.float32
-        if isinstance(layer, BatchNormBase) and like.device.type != "mps":
-            dtype = torch.float64
-        self.mean = torch.zeros(layer.num_features, dtype=dtype, device=like.device)
-        self.var = torch.full_like(self.mean, _UNWRITTEN)
-        self._layer, self._statistics = layer, (layer.running_mean, layer.running_var)
+        self._dtype = like.dtype if like.is_floating_point() else torch.float32
+        self._make(torch.device("cpu"))
         layer.num_batches_tracked = None
         layer.momentum, layer.track_running_stats, layer.training = 1.0, True, True
 
-    def put(self) -> None:
-        """Mark the buffers as unwritten, and give them to the layer, which is about to run."""
+    def _make(self, device: torch.device) -> None:
+        is_exact = isinstance(self._layer, BatchNormBase) and device.type != "mps"
+        dtype = torch.float64 if is_exact else self._dtype
+        self.mean = torch.zeros(self._layer.num_features, dtype=dtype, device=device)
+        self.var = torch.full_like(self.mean, _UNWRITTEN)
+
+    def put(self, x: Tensor) -> None:
+        """Mark the buffers as unwritten, and give them to the layer, which is about to run on a batch.
+
+        The batch decides on their device, because a layer without parameters and buffers does not show its own.
+        """
+        if self.mean.device != x.device:
+            self._make(x.device)
         self.mean.zero_()
         self.var.fill_(_UNWRITTEN)
         self._layer.running_mean, self._layer.running_var = self.mean, self.var
@@ -88,9 +96,9 @@ class ExactScratch(Scratch):
 
     def of_torch(self, x: Tensor) -> tuple[Floats, Floats]:
         """Return mean and unbiased variance as the kernel of torch computes them, which may be inexact."""
-        mean, var = (torch.zeros(x.size(1), dtype=self._own_dtype) for _ in range(2))
+        mean, var = (torch.zeros(x.size(1), dtype=self._own_dtype, device=x.device) for _ in range(2))
         F.batch_norm(x, mean, var, self._layer.weight, self._layer.bias, True, 1.0, self._layer.eps)
-        return mean.numpy().astype(np.float64), var.numpy().astype(np.float64)
+        return mean.cpu().numpy().astype(np.float64), var.cpu().numpy().astype(np.float64)
 
     @property
     def _own_dtype(self) -> torch.dtype:

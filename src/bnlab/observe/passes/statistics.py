@@ -158,11 +158,12 @@ def _watched(
         imposing = use_batch_statistics(layer, is_read=is_read)
 
     def before(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if input_of(arguments, keywords).numel() == channels:
+        x = input_of(arguments, keywords)
+        if x.numel() == channels:
             raise OneValuePerChannel(path)
         if scratch is not None:
             layer.training = True  # a forward may have called eval() before this layer
-            scratch.put()
+            scratch.put(x)
 
     def after(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], __: object) -> None:
         x = input_of(arguments, keywords)

@@ -21,12 +21,12 @@ def test_statistics_of_the_last_batch_are_exact(kind, layout):
     layer, x = kind(3), (1e3 + torch.randn(8, 3, 5, 5)).to(memory_format=layout)
     with untouched(layer), torch.no_grad():
         scratch = scratch_of(layer)
-        scratch.put()
+        scratch.put(x)
         assert scratch.read() is None
         layer(torch.randn(4, 3, 5, 5))
         layer(x)
         mean, var = scratch.read()
-        scratch.put()
+        scratch.put(x)
         assert scratch.read() is None
         scratch.take_away()
         assert torch.equal(layer.running_mean, torch.zeros(3))
@@ -36,12 +36,28 @@ def test_statistics_of_the_last_batch_are_exact(kind, layout):
     assert torch.equal(layer.running_mean, torch.zeros(3))
 
 
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, bnlab.nn.BatchNorm2d])
+@pytest.mark.parametrize("has_tensors", [False, True])
+def test_buffers_are_on_the_device_of_the_batch(kind, has_tensors):
+    layer = kind(3, affine=has_tensors, track_running_stats=has_tensors)
+    x = torch.randn(4, 3, 5, 5)
+    with untouched(layer), torch.no_grad():
+        scratch = scratch_of(layer)
+        for device in ("meta", "cpu"):
+            scratch.put(x.to(device))
+            assert {scratch.mean.device.type, layer.running_var.device.type} == {device}
+        layer(x)
+        mean, var = scratch.read()
+    np.testing.assert_allclose(mean, x.double().mean((0, 2, 3)).numpy(), atol=1e-6)
+    np.testing.assert_allclose(var, x.double().var((0, 2, 3)).numpy(), rtol=1e-6)
+
+
 def test_a_layer_that_runs_under_vmap_leaves_no_statistics():
     layer, x = nn.BatchNorm2d(3), torch.randn(2, 8, 3, 5, 5)
     expected = torch.stack([nn.BatchNorm2d(3)(part) for part in x])
     with untouched(layer), torch.no_grad():
         scratch = scratch_of(layer)
-        scratch.put()
+        scratch.put(x)
         torch.testing.assert_close(torch.vmap(layer)(x), expected)
         assert scratch.read() is None
 

@@ -59,6 +59,8 @@ def whole_parameters(model):
 def test_the_settings_of_fsdp_come_back(sharded):
     is_split = isinstance(sharded[0], fsdp.FSDPModule)
     names = {name for name, _ in sharded.named_parameters() if not (is_split and name.startswith("0."))}
+    with gathered(sharded):
+        pass
     assert whole_parameters(sharded) == (names, set())
     with gathered(sharded):
         assert len(whole_parameters(sharded)[1]) == 10
