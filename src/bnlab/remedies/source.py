@@ -36,7 +36,7 @@ def definition(function: object) -> tuple[ast.FunctionDef, dict[str, Any]]:
     if not isinstance(tree, ast.FunctionDef) or tree.decorator_list:
         raise Refusal(f"its {name} is decorated")
     known = {**vars(builtins), **function.__globals__}
-    own = function.__code__.co_varnames
+    own = (*function.__code__.co_varnames, *function.__code__.co_cellvars)
     return tree, {name: known[name] for name in function.__code__.co_names if name in known and name not in own}
 
 

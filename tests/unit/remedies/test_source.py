@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from bnlab.remedies.refusal import Refusal
-from bnlab.remedies.source import Undecided, attributes_read
+from bnlab.remedies.source import Undecided, attributes_read, definition
 
 
 class Plain(nn.BatchNorm1d):
@@ -90,3 +90,12 @@ def test_a_subclass_that_could_do_more_is_refused(kind, reason):
     with pytest.raises(Refusal) as refusal:
         attributes_read(kind, ())
     assert refusal.value.reason == reason
+
+
+def test_a_local_name_that_an_inner_function_uses_stands_for_nothing_global():
+    def forward(self, input):
+        check = torch.exp
+        return (lambda: check(input.check)), F
+
+    _, names = definition(forward)
+    assert names == {"F": F, "torch": torch}

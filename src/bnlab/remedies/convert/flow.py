@@ -7,6 +7,7 @@ the output of every call of the layer goes into that operation and nowhere else.
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,10 @@ from bnlab.remedies.convert.followers import (
 from bnlab.remedies.convert.methods import Method
 from bnlab.remedies.refusal import Refusal
 
-__all__ = ["Addition", "Flow", "flows_of"]
+__all__ = ["Addition", "Flow", "flows_of", "other_results"]
 
 _SCOPES = (ast.Lambda, ast.FunctionDef, ast.AsyncFunctionDef, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-_LEAVES = (ast.Return, ast.Raise, ast.Break, ast.Continue)
+_LEAVES = (ast.Return, ast.Raise)
 _USED_TWICE = "its output is used more than once, or returned"
 
 
@@ -58,7 +59,7 @@ class Flow:
         activated: The call of this activation.
         operand: The argument of this call.
         module: The name of the submodule that is the activation, if one is.
-        returns: Whether the method returns the output.
+        result: The statement that returns the output, if one does.
         runs: Whether the call ever runs.
         settled: Conditions on how the module is built that the way depends on, with their values.
     """
@@ -70,18 +71,36 @@ class Flow:
     activated: ast.Call | None = None
     operand: ast.expr | None = None
     module: str | None = None
-    returns: bool = False
+    result: ast.Return | None = None
     runs: bool = True
     settled: tuple[tuple[ast.If | ast.IfExp, bool], ...] = ()
 
+    @property
+    def returns(self) -> bool:
+        """Whether the method returns the output."""
+        return self.result is not None
 
-def flows_of(method: Method, attribute: str) -> list[Flow]:
-    """Return where the output of each call of `self.<attribute>` goes.
+
+def flows_of(method: Method, attribute: str, *, elements: bool = False) -> list[Flow]:
+    """Return where the output of each call of `self.<attribute>` goes, or of each call of an element of this list.
 
     Raises:
         Refusal: If the output goes anywhere else than into an activation, an addition or the result of the method.
     """
-    return [_Follower(method).flow(call) for call in method.calls_of(attribute)]
+    return [_Follower(method).flow(call) for call in method.calls_of(attribute, elements=elements)]
+
+
+def other_results(method: Method, flows: Iterable[Flow]) -> list[ast.Return]:
+    """Return the statements that may run and return something else than the output of a submodule."""
+    own = {flow.result for flow in flows if flow.runs}
+    nested = {
+        part
+        for node in ast.walk(method.tree)
+        if isinstance(node, _SCOPES) and node is not method.tree
+        for part in ast.walk(node)
+    }
+    results = [node for node in ast.walk(method.tree) if isinstance(node, ast.Return) and node not in nested]
+    return [node for node in results if node not in own and _dead_condition(method, node) is None]
 
 
 class _Follower:
@@ -95,22 +114,10 @@ class _Follower:
         """Return where the output of a call goes."""
         if len(call.args) != 1 or call.keywords or isinstance(call.args[0], ast.Starred):
             raise Refusal("its forward does not show a plain call of the layer")
-        dead = self._dead_condition(call)
+        dead = _dead_condition(self._method, call)
         if dead is not None:
             return Flow(self._method, call, runs=False, settled=(dead,))
         return self._flow(call)
-
-    def _dead_condition(self, node: ast.AST) -> tuple[ast.If | ast.IfExp, bool] | None:
-        """Return the condition because of which the code around a node never runs, with its value."""
-        while node is not self._method.tree:
-            parent = self._method.parents[node]
-            if isinstance(parent, (ast.If, ast.IfExp)) and node is not parent.test:
-                holds = self._method.holds(parent.test)
-                branch = parent.body if holds else parent.orelse
-                if holds is not None and node is not branch and not (isinstance(branch, list) and node in branch):
-                    return parent, holds
-            node = parent
-        return None
 
     def _flow(self, call: ast.Call) -> Flow:
         sink, value = self._sink(call)
@@ -127,12 +134,19 @@ class _Follower:
         if addition is not None:
             return self._ends(call, addition)
         if isinstance(sink, ast.Return):
-            return self._ends(call, returns=True)
+            return self._ends(call, result=sink)
         raise Refusal(f"its {self._method.name} uses its output in {_short(sink)}")
 
     def _require_same_input(self, call: ast.Call, addition: Addition) -> None:
         """Refuse a call that cannot move to an addition, because code in between may change its input in place."""
         first, last = self._method.statement_of(call), self._method.statement_of(addition.node)
+        names = {node.id for node in ast.walk(call.func) if isinstance(node, ast.Name)}
+        between = range(first.lineno, (last.end_lineno or last.lineno) + 1)
+        nodes = [node for node in ast.walk(self._method.tree) if getattr(node, "lineno", None) in between]
+        if any(
+            isinstance(node, ast.Name) and node.id in names and not isinstance(node.ctx, ast.Load) for node in nodes
+        ):
+            raise Refusal(f"its {self._method.name} sets what {ast.unparse(call.func)} stands for")
         source = call.args[0]
         if not isinstance(source, ast.Name) or _mentions(first, source.id)[1]:
             return
@@ -140,9 +154,15 @@ class _Follower:
         if any(node.lineno in lines for node in _mentions(self._method.tree, source.id)[0]):
             raise Refusal("its input is used before the addition")
 
-    def _ends(self, call: ast.Call, addition: Addition | None = None, *rest: Any, returns: bool = False) -> Flow:  # noqa: ANN401
+    def _ends(
+        self,
+        call: ast.Call,
+        addition: Addition | None = None,
+        *rest: Any,  # noqa: ANN401
+        result: ast.Return | None = None,
+    ) -> Flow:
         parts = dict(zip(("activation", "activated", "operand", "module"), rest, strict=False))
-        return Flow(self._method, call, addition, **parts, returns=returns, settled=tuple(self._settled.items()))
+        return Flow(self._method, call, addition, **parts, result=result, settled=tuple(self._settled.items()))
 
     def _sink(self, value: ast.expr | ast.AugAssign) -> tuple[ast.AST, ast.expr]:
         """Return the node that uses a value, and the expression that stands for the value there."""
@@ -262,11 +282,13 @@ class _Follower:
         """Collect the expressions that read a name. Return whether a statement sets it again or leaves the block."""
         for statement in statements:
             reads, sets = _mentions(statement, name)
-            if isinstance(statement, ast.If) and (reads or sets):
+            if isinstance(statement, ast.If) and (reads or sets) and not _leaves_the_loop(statement):
                 if self._scan(self._live_branch(statement), name, uses):
                     return True
                 continue
             is_simple = isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr, *_LEAVES))
+            if _leaves_the_loop(statement):
+                raise Refusal(f"its {self._method.name} may leave the loop before it uses its output")
             if (reads or sets) and not is_simple:
                 raise Refusal(f"its {self._method.name} uses its output in {_short(statement)}")
             uses += reads
@@ -283,6 +305,26 @@ class _Follower:
 
     def _reads_elsewhere(self, name: str, uses: list[ast.expr]) -> bool:
         return any(node not in uses for node in _mentions(self._method.tree, name)[0])
+
+
+def _dead_condition(method: Method, node: ast.AST) -> tuple[ast.If | ast.IfExp, bool] | None:
+    """Return the condition because of which the code around a node never runs, with its value."""
+    while node is not method.tree:
+        parent = method.parents[node]
+        if isinstance(parent, (ast.If, ast.IfExp)) and node is not parent.test:
+            holds = method.holds(parent.test)
+            branch = parent.body if holds else parent.orelse
+            if holds is not None and node is not branch and not (isinstance(branch, list) and node in branch):
+                return parent, holds
+        node = parent
+    return None
+
+
+def _leaves_the_loop(node: ast.AST) -> bool:
+    """Return whether a statement may leave the loop around it, or the present round of this loop."""
+    if isinstance(node, (ast.For, ast.AsyncFor, ast.While)):
+        return any(map(_leaves_the_loop, node.orelse))
+    return isinstance(node, (ast.Break, ast.Continue)) or any(map(_leaves_the_loop, ast.iter_child_nodes(node)))
 
 
 def _mentions(tree: ast.AST, name: str) -> tuple[list[ast.expr], bool]:

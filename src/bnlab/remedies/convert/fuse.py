@@ -127,7 +127,24 @@ def _places(model: nn.Module, to_fuse: Mapping[str, Followers], graph: ExecutedG
             fused.left_alone.append(LeftAlone(path, place.reason))
         else:
             places[path] = place
+    _keep_whole_lists(model, places, fused)
     return places
+
+
+def _keep_whole_lists(model: nn.Module, places: dict[str, Place], fused: Fused) -> None:
+    """Leave alone the layers of a list that is not fused as a whole: the code calls all of its elements alike."""
+    by_list: dict[str, list[str]] = {}
+    for path, place in places.items():
+        if place.element is not None:
+            by_list.setdefault(place.element.rpartition(".")[0], []).append(path)
+    for name, paths in by_list.items():
+        elements = [f"{name}.{index}" for index, _ in model.get_submodule(name).named_children()]
+        fusing = [str(places[path].element) for path in paths]
+        other = next((element for element in elements if element not in fusing), None)
+        for path in paths:
+            if other is not None:
+                del places[path]
+                fused.left_alone.append(LeftAlone(path, f"the same code calls {other}, which cannot take it in"))
 
 
 def _apply(
@@ -179,7 +196,7 @@ def _runs_only_here(
     if isinstance(methods, Refusal):
         return False
     own = {ast.unparse(flow.activated) for path in paths for flow in places[path].flows if flow.activated is not None}
-    count = sum(flow.activated is not None for path in paths for flow in places[path].flows)
+    count = len({flow.activated for path in paths for flow in places[path].flows if flow.activated is not None})
     calling = [call for method in methods for call in method.calls_of(attribute)]
     return len(calling) == count and {ast.unparse(call) for call in calling} == own
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from bnlab.remedies._rewritten import Rewritten, names_in
+from bnlab.remedies.convert.lists import ListReader
 from bnlab.remedies.refusal import Refusal
 from bnlab.remedies.source import definition, resolved
 
@@ -65,8 +66,16 @@ class Method:
         name = self.attribute(node)
         return resolved(node, self._names) if name is None else getattr(self.container, name, ...)
 
-    def calls_of(self, attribute: str) -> list[ast.Call]:
-        """Return the calls of `self.<attribute>`."""
+    def _elements_of(self, attribute: str) -> ListReader:
+        """Return a reader of the elements of the list `self.<attribute>`."""
+        slices = isinstance(getattr(self.container, attribute, None), nn.Sequential)
+        own = lambda node: self.attribute(node) == attribute  # noqa: E731
+        return ListReader(self.tree, self.parents, own, self.value_of, slices=slices)
+
+    def calls_of(self, attribute: str, *, elements: bool = False) -> list[ast.Call]:
+        """Return the calls of `self.<attribute>`, or those of the elements of this list."""
+        if elements:
+            return self._elements_of(attribute).calls()
         calls = [node for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
         return [call for call in calls if self.attribute(call.func) == attribute]
 
@@ -130,6 +139,10 @@ class Method:
             node = self.parents[node]
         return node
 
+    def _is_module_of(self, attribute: str, name: str) -> bool:
+        """Return whether `self.<attribute>.<name>` is a module."""
+        return isinstance(getattr(getattr(self.container, attribute, None), name, None), nn.Module)
+
     def _may_look_up(self, call: ast.Call, attribute: str) -> bool:
         """Return whether `getattr(self, ...)` may return the attribute of this name."""
         name = call.args[1] if len(call.args) > 1 else None
@@ -140,12 +153,18 @@ class Method:
         lists = [value for value in own if isinstance(value, (list, tuple, set, dict))]
         return any(_may_be(text, attribute) for text in texts) or any(attribute in value for value in lists)
 
-    def require_plain_calls(self, attribute: str) -> None:
+    def require_plain_calls(self, attribute: str, *, elements: bool = False) -> None:
         """Refuse a method that could run a submodule in another way than by `self.<attribute>(...)`.
+
+        Args:
+            attribute: The name of the submodule.
+            elements: Whether it is a list of submodules, whose elements the method may call.
 
         Raises:
             Refusal: If the method passes the submodule or the module itself on, or takes the module apart.
         """
+        if elements:
+            self._elements_of(attribute).require_plain_calls(self.name)
         for node in ast.walk(self.tree):
             parent = self.parents.get(node)
             looks = isinstance(parent, ast.Call) and isinstance(parent.func, ast.Name) and parent.func.id in _LOOKS
@@ -154,9 +173,11 @@ class Method:
                 raise Refusal(f"its {self.name} passes {self._self} on")
             if self.attribute(node) in _TAKES_APART:
                 raise Refusal(f"its {self.name} reads {ast.unparse(node)}")
-            if self.attribute(node) != attribute or looks or isinstance(parent, ast.Compare):
+            if elements or self.attribute(node) != attribute or looks or isinstance(parent, ast.Compare):
                 continue
             reads = isinstance(parent, ast.Attribute) and parent.attr not in ("forward", "__call__")
+            if reads and isinstance(parent, ast.Attribute) and self._is_module_of(attribute, parent.attr):
+                raise Refusal(f"its {self.name} reads {ast.unparse(parent)}")
             calls = isinstance(parent, ast.Call) and parent.func is node
             if not reads and not calls and isinstance(getattr(node, "ctx", None), ast.Load):
                 raise Refusal(f"its {self.name} uses {ast.unparse(node)} without calling it")
@@ -170,8 +191,8 @@ def _may_be(node: ast.Constant | ast.JoinedStr, text: str) -> bool:
     return re.fullmatch("".join(parts), text) is not None
 
 
-def methods_that_call(container: nn.Module, attribute: str) -> list[Method]:
-    """Return the methods of a module that call `self.<attribute>`.
+def methods_that_call(container: nn.Module, attribute: str, *, elements: bool = False) -> list[Method]:
+    """Return the methods of a module that call `self.<attribute>`, or the elements of this list.
 
     Raises:
         Refusal: If a method that forward may call runs the submodule in another way, or cannot be read.
@@ -193,10 +214,11 @@ def methods_that_call(container: nn.Module, attribute: str) -> list[Method]:
         if name not in reached and (not mentions or name == "__init__"):
             continue
         method = Method(container, name, function)
-        if method.calls_of(attribute):
+        calls = method.calls_of(attribute, elements=elements)
+        if calls:
             calling.append(method)
-        if name in reached or method.calls_of(attribute):
-            method.require_plain_calls(attribute)
+        if name in reached or calls:
+            method.require_plain_calls(attribute, elements=elements)
     if not any(method.name in reached for method in calling):
         raise Refusal("its forward does not show a plain call of the layer")
     return calling

@@ -1,9 +1,11 @@
+import ast
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from bnlab.remedies.convert.flow import flows_of
+from bnlab.remedies.convert.flow import flows_of, other_results
 from bnlab.remedies.convert.methods import methods_that_call
 from bnlab.remedies.refusal import Refusal
 
@@ -81,6 +83,14 @@ def in_a_loop(self, x):
     return x
 
 
+def a_loop_behind(self, x):
+    y = self.bn(x)
+    for _ in range(2):
+        if x is None:
+            break
+    return F.relu(y)
+
+
 def in_a_with_statement(self, x):
     with torch.no_grad():
         return F.relu(self.bn(x))
@@ -122,6 +132,7 @@ ONE_WAY = {
     in_a_loop: ("relu", False, False),
     in_a_with_statement: ("relu", False, False),
     settled: ("relu", False, False),
+    a_loop_behind: ("relu", False, False),
     settled_expression: (None, True, False),
     in_a_comprehension: ("silu", False, False),
     under_any_condition: ("relu", False, False),
@@ -200,6 +211,23 @@ def into_a_with_statement(self, x):
     y = self.bn(x)
     with torch.no_grad():
         return F.relu(y)
+
+
+def leaves_a_loop(self, x):
+    for _ in range(1):
+        y = self.bn(x)
+        if x.sum() > 0:
+            break
+        y = F.relu(y)
+    return y
+
+
+def leaves_a_loop_with_both(self, x):
+    for _ in range(1):
+        y = self.bn(x)
+        z = F.relu(y)
+        break
+    return y + z
 
 
 def into_another(self, x):
@@ -300,6 +328,8 @@ REFUSED = {
     out_of_a_loop: TWICE,
     out_of_a_with_statement: TWICE,
     into_a_with_statement: "its forward uses its output in with torch.no_grad():",
+    leaves_a_loop: "its forward may leave the loop before it uses its output",
+    leaves_a_loop_with_both: "its forward may leave the loop before it uses its output",
     into_another: "it is added to another tensor in place",
     other_slope: "its forward uses its output in F.leaky_relu(self.bn(x), 0.2)",
     unknown_slope: "its forward uses its output in F.leaky_relu(self.bn(x), self.conv)",
@@ -333,3 +363,88 @@ def test_different_ways_on_different_paths():
         return F.relu(self.bn(x)) if x.sum() > 0 else F.gelu(self.bn(x))
 
     assert ways(either) == {("relu", False, False), ("gelu", False, False)}
+
+
+class Listed(Block):
+    def __init__(self):
+        super().__init__()
+        self.bns = nn.ModuleList(nn.BatchNorm1d(3) for _ in range(2))
+
+
+def ways_in_a_list(forward):
+    kind = type("Mine", (Listed,), {"forward": forward, "__module__": __name__})
+    methods = methods_that_call(kind(), "bns", elements=True)
+    flows = [flow for method in methods for flow in flows_of(method, "bns", elements=True)]
+    return {(flow.activation, flow.addition is not None, flow.returns) for flow in flows}
+
+
+def test_the_way_of_the_output_of_every_element():
+    def added(self, x):
+        for bn in self.bns:
+            y = bn(self.conv(x))
+            x = F.relu(y + x)
+        return x
+
+    assert ways_in_a_list(added) == {("relu", True, False)}
+
+
+def kept_too(self, x):
+    outputs = []
+    for bn in self.bns:
+        y = bn(x)
+        outputs.append(y)
+        x = F.relu(y)
+    return outputs
+
+
+def by_index(self, x):
+    for i, bn in enumerate(self.bns):
+        x = bn(x)
+        if i < 1:
+            x = F.relu(x)
+    return x
+
+
+def one_after_the_other(self, x):
+    for bn in self.bns:
+        x = bn(x)
+    return F.relu(x)
+
+
+def index_changes(self, x):
+    i = 0
+    y = self.bns[i](self.conv(x))
+    i = 1
+    return y + self.bns[i](x)
+
+
+REFUSED_IN_A_LIST = {
+    kept_too: TWICE,
+    by_index: "its forward depends on i < 1",
+    one_after_the_other: TWICE,
+    index_changes: "its forward sets what self.bns[i] stands for",
+}
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"), REFUSED_IN_A_LIST.items(), ids=lambda value: getattr(value, "__name__", "")
+)
+def test_any_other_way_of_an_element_is_refused(forward, reason):
+    with pytest.raises(Refusal) as refusal:
+        ways_in_a_list(forward)
+    assert refusal.value.reason == reason
+
+
+def test_what_else_a_method_returns():
+    def several(self, x):
+        if self.nothing is not None:
+            return self.nothing
+        if x.sum() > 0:
+            return self.conv(x)
+        pick = lambda: x  # noqa: E731
+        return self.bn(pick())
+
+    kind = type("Mine", (Block,), {"forward": several, "__module__": __name__})
+    (method,) = methods_that_call(kind(), "bn")
+    others = other_results(method, flows_of(method, "bn"))
+    assert [ast.unparse(other) for other in others] == ["return self.conv(x)"]

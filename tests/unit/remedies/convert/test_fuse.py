@@ -662,17 +662,6 @@ class Residual(nn.Module):
         return self.inner(x) + x
 
 
-class InAList(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.ModuleList([ConvBatchNorm(3, 3)])
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = F.relu(layer(x))
-        return x
-
-
 class HookedOnTheWay(nn.Module):
     def __init__(self):
         super().__init__()
@@ -700,7 +689,6 @@ class AlsoReturned(nn.Module):
     ("kind", "reason", "path"),
     [
         (Residual, "the operation that follows it runs in another module", "inner.bn"),
-        (InAList, "it is called from a list, or from more than one place", "layers.0.bn"),
         (HookedOnTheWay, "a hook reads its output", "inner.bn"),
         (AlsoReturned, "its output is used more than once, or returned", "inner.bn"),
     ],
@@ -708,6 +696,175 @@ class AlsoReturned(nn.Module):
 def test_borders_that_fusing_does_not_cross(kind, reason, path):
     receipt = fuse(kind(), images(4))
     assert [(left.layer, left.reason) for left in receipt.changes.left_alone] == [(path, reason)]
+
+
+class InAList(nn.Module):
+    """A loop over lists. Each layer is in a module of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([ConvBatchNorm(3, 3) for _ in range(3)])
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = self.act(layer(x))
+        return x
+
+
+class AddsInAList(InAList):
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(3))
+        self.layers = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(3))
+
+    def forward(self, x):
+        for i in range(len(self.layers)):
+            y = self.layers[i](self.convs[i](x))
+            x = F.silu(y + x)
+        return x
+
+
+@pytest.mark.parametrize(("kind", "activation"), [(InAList, "relu"), (AddsInAList, "silu")])
+def test_a_loop_over_a_list_takes_in_the_activation_of_every_element(kind, activation):
+    model, x = kind().double(), images(4).double()
+    keys, before, expected = [*model.state_dict()], snapshot(model), outputs(model, x)
+    receipt = fuse(model, x)
+    assert taken_in(model) == [activation] * 3
+    assert receipt.changes.left_alone == ()
+    assert [*model.state_dict()] == keys
+    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert_close(outputs(other, x), expected)
+    receipt.undo()
+    assert_same(snapshot(model), before)
+
+
+def test_an_activation_module_of_one_loop_becomes_an_identity():
+    model = InAList()
+    fuse(model, images(4))
+    assert type(model.act) is nn.Identity
+    assert type(model) is InAList
+
+
+class Hooks(InAList):
+    def __init__(self):
+        super().__init__()
+        self.layers[1].register_forward_hook(lambda module, x, y: None)
+
+
+class OtherClass(InAList):
+    def __init__(self):
+        super().__init__()
+        self.layers[1] = nn.Conv2d(3, 3, 1)
+
+
+class OtherActivation(InAList):
+    def __init__(self):
+        super().__init__()
+        self.layers[1] = nn.Sequential(self.layers[1], nn.SiLU())
+
+
+class SharedElement(InAList):
+    def __init__(self):
+        super().__init__()
+        self.first = self.layers[1]
+
+
+class OneMore(InAList):
+    """The code calls an element once more, without an activation, for large batches."""
+
+    def forward(self, x):
+        x = super(InAList, self).forward(x) if x is None else x
+        for layer in self.layers:
+            x = self.act(layer(x))
+        return x
+
+
+class CalledElsewhere(InAList):
+    def forward(self, x):
+        for layer in self.layers:
+            x = self.act(layer(x))
+        return self.layers[0](x) if x.shape[0] > 100 else x
+
+
+class NeverRun(InAList):
+    def forward(self, x):
+        for layer, _ in zip(self.layers, range(2), strict=False):
+            x = self.act(layer(x))
+        return x
+
+
+class ByIndex(InAList):
+    def forward(self, x):
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if i < 3:
+                x = self.act(x)
+        return x
+
+
+class Stops(InAList):
+    def forward(self, x):
+        for layer in self.layers:
+            x = self.act(layer(x))
+            if x.shape[0] > 100:
+                break
+        return x
+
+
+class Otherwise(InAList):
+    def forward(self, x):
+        for layer in self.layers:
+            x = self.act(layer(x))
+        else:
+            x = x + 1
+        return x
+
+
+class Kept(InAList):
+    def forward(self, x):
+        outputs = []
+        for layer in self.layers:
+            x = layer(x)
+            if x.shape[0] > 100:
+                outputs.append(x)
+            x = self.act(x)
+        return sum(outputs, x)
+
+
+MISSING = "the same code calls layers.1, which cannot take it in"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reasons"),
+    [
+        (Hooks, [MISSING, "a hook reads its output", MISSING]),
+        (OtherClass, [MISSING, MISSING]),
+        (OtherActivation, [MISSING, MISSING]),
+        (SharedElement, [MISSING, "it is called from more than one place", MISSING]),
+        (OneMore, ["its forward uses variables of an enclosing function, or super()"] * 3),
+        (CalledElsewhere, ["its forward depends on x.shape[0] > 100"] * 3),
+        (NeverRun, [MISSING.replace("1", "2")] * 2 + ["it ran 0 times in one forward pass"]),
+        (ByIndex, ["its forward depends on i < 3"] * 3),
+        (Stops, ["its forward may leave the loop over the list early"] * 3),
+        (Otherwise, ["its forward may leave the loop over the list early"] * 3),
+        (Kept, ["its forward depends on x.shape[0] > 100"] * 3),
+    ],
+)
+def test_a_loop_in_which_one_element_differs_is_left_alone(kind, reasons):
+    model = kind()
+    before = snapshot(model)
+    receipt = fuse(model, images(4))
+    left = {item.layer: item.reason for item in receipt.changes.left_alone}
+    assert [left[path] for path in sorted(left)] == reasons
+    receipt.undo()
+    assert_same(snapshot(model), before)
+
+
+def test_layers_of_a_list_that_are_not_chosen():
+    model = InAList()
+    receipt = bnlab.convert(model, BatchNorm2d, fuse=True, example=images(4), layers=["layers.0.bn", "layers.2.bn"])
+    assert {item.reason for item in receipt.changes.left_alone} == {MISSING}
 
 
 def test_a_bias_before_bn_has_no_gradient_to_compare():
@@ -739,6 +896,44 @@ def test_a_resnet_of_timm():
     assert_close(outputs(model, x), expected)
     receipt.undo()
     assert_same(snapshot(model), before)
+
+
+def test_a_res2net_of_timm_calls_its_layers_from_lists():
+    timm_model("test_resnet")
+    from timm.models.res2net import Bottle2neck
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        Bottle2neck(16, 8, downsample=nn.Conv2d(16, 32, 1), norm_layer=nn.BatchNorm2d),
+        Bottle2neck(32, 8, norm_layer=nn.BatchNorm2d),
+    ).double()
+    x = torch.randn(4, 16, 8, 8, dtype=torch.float64)
+    keys, before, expected = [*model.state_dict()], snapshot(model), outputs(model, x)
+    receipt = fuse(model, x)
+    assert taken_in(model) == ["relu"] * 10
+    assert receipt.changes.left_alone == ()
+    assert "for i, (conv, bn) in enumerate(zip(self.convs, self.bns)):" in model[1]._code
+    assert isinstance(model[1], Bottle2neck)
+    assert [*model.state_dict()] == keys
+    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert_close(outputs(other, x), expected)
+    receipt.undo()
+    assert_same(snapshot(model), before)
+
+
+def test_a_hrnet_of_timm_calls_the_forward_of_a_sequence_from_a_list():
+    timm_model("test_resnet")
+    from timm.models.hrnet import HighResolutionNet, cfg_cls
+
+    torch.manual_seed(0)
+    config = copy.deepcopy(cfg_cls["hrnet_w18_small"])
+    for number in range(1, 5):
+        stage = config[f"stage{number}"]
+        stage.update(num_modules=1, num_blocks=(1,) * number, num_channels=tuple(2**n for n in range(number)))
+    model, x = HighResolutionNet(config, num_classes=3, head_conv_bias=True), torch.randn(2, 3, 32, 32)
+    left = {item.layer for item in fuse(model, x).changes.left_alone}
+    assert not any(path.startswith("downsamp_modules") for path in left)
+    assert [type(block[2]) for block in model.downsamp_modules] == [nn.Identity] * 3
 
 
 def test_torchvision_mobilenet():

@@ -107,6 +107,18 @@ class Direct(Block):
         return self.bn.forward(self.bn(x))
 
 
+class Inside(Block):
+    """Runs a module inside the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.Sequential(nn.BatchNorm1d(3))
+        self.bn.inner = self.bn[0]
+
+    def forward(self, x):
+        return self.bn.inner(self.bn(x))
+
+
 class Helped(Block):
     def forward(self, x):
         return self.helper(self.bn(x))
@@ -140,6 +152,7 @@ class Elsewhere(Block):
         (Formats, "its forward passes self on"),
         (Children, "its forward reads self.children"),
         (Direct, "its forward uses self.bn without calling it"),
+        (Inside, "its forward reads self.bn.inner"),
         (Helped, "its helper uses self.bn without calling it"),
         (Super, "its forward uses variables of an enclosing function, or super()"),
         (Wrapped, "its forward is wrapped"),

@@ -1,6 +1,9 @@
+import ast
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.remedies.convert.followers import followers
@@ -57,6 +60,101 @@ class TwoWays(Outer):
         return self.inner(x).tanh()
 
 
+class Listed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bns = nn.ModuleList(nn.BatchNorm1d(3) for _ in range(2))
+
+    def forward(self, x):
+        for bn in self.bns:
+            x = F.relu(bn(x))
+        return x
+
+
+class Directly(nn.Module):
+    """Runs a Sequential without calling it."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.BatchNorm1d(3), nn.ReLU())])
+
+    def forward(self, x):
+        block = self.blocks[0]
+        return block.forward(x)
+
+
+def test_the_place_of_an_element_of_a_list():
+    at = place(Listed(), "bns.1")
+    assert (at.container, at.activation, at.element) == ("", "relu", "bns.1")
+    assert [ast.unparse(flow.call) for flow in at.flows] == ["bn(x)"]
+
+
+def test_the_place_in_an_element_whose_forward_is_called_directly():
+    at = place(Directly(), "blocks.0.0")
+    assert (at.container, at.activation, at.module, at.element) == ("blocks.0", "relu", "blocks.0.1", None)
+
+
+class Picked(nn.Sequential):
+    """One element of a list is the last thing that the module in front of the activation runs."""
+
+    def __init__(self):
+        super().__init__(Pick(), nn.ReLU())
+
+
+class Pick(Listed):
+    number = 0
+
+    def forward(self, x):
+        return self.bns[self.number](x)
+
+
+class InPieces(nn.Module):
+    """A Sequential in a list whose modules are run one by one."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([Pieces(nn.BatchNorm1d(3), nn.ReLU())])
+
+    def forward(self, x):
+        return self.layers[0].forward(x)
+
+
+class Pieces(nn.Sequential):
+    def forward(self, x):
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class Returns(Inner):
+    def forward(self, x):
+        if x.shape[0] > 100:
+            return -x
+        return self.bn(x)
+
+
+class OtherResults(Outer):
+    """An activation behind a module that returns something else for large batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Returns()
+
+
+class Helper(Inner):
+    def forward(self, x):
+        return -x if x.shape[0] > 100 else self.helper(x)
+
+    def helper(self, x):
+        return self.bn(x)
+
+
+class Helped(Outer):
+    def __init__(self):
+        super().__init__()
+        self.inner = Helper()
+
+
 class Adds(Outer):
     def forward(self, x):
         return self.inner(x) + x
@@ -65,7 +163,11 @@ class Adds(Outer):
 @pytest.mark.parametrize(
     ("model", "path", "reason"),
     [
-        (Shared(), "inner.bn", "it is called from a list, or from more than one place"),
+        (Shared(), "inner.bn", "it is called from more than one place"),
+        (OtherResults(), "inner.bn", "its forward returns other values too"),
+        (Helped(), "inner.bn", "its helper returns its output"),
+        (InPieces(), "layers.0.0", "the source code does not show how it is called"),
+        (Picked(), "0.bns.0", "the element of a list returns its output"),
         (TwoWays(), "inner.bn", "different operations follow it on different paths through its forward"),
         (Adds(), "inner.bn", "the operation that follows it runs in another module"),
         (
