@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["has_no_mode", "path_inside", "unwrapped", "wrapped"]
+__all__ = ["has_no_mode", "is_compiled", "path_inside", "unwrapped", "wrapped"]
 
+_COMPILED = "_orig_mod"
 _SHARDED = "_fsdp_wrapped_module"
 _WRAPPERS = {
-    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch._dynamo.eval_frame.OptimizedModule": _COMPILED,
     "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": _SHARDED,
     "torch.nn.parallel.data_parallel.DataParallel": "module",
     "torch.nn.parallel.distributed.DistributedDataParallel": "module",
@@ -37,6 +38,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while (inner := wrapped(model)) is not None:
         model = inner
     return model
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether a module is what `torch.compile` returns for another one."""
+    return _name_inside(module) == _COMPILED
 
 
 def path_inside(model: nn.Module, path: str) -> str:

@@ -4,7 +4,7 @@ from torch import distributed, nn
 from torch.optim.swa_utils import AveragedModel
 
 from bnlab.conventions import WRAPPER_PREFIXES
-from bnlab.observe.wrappers import has_no_mode, path_inside, unwrapped, wrapped
+from bnlab.observe.wrappers import has_no_mode, is_compiled, path_inside, unwrapped, wrapped
 
 
 def compiled(model):
@@ -42,6 +42,13 @@ def test_the_model_inside(wrap, path):
     assert path_inside(whole, "0") == "0"
     assert has_no_mode(whole) is (whole is not model)
     assert path.removesuffix("0") in ("", *WRAPPER_PREFIXES, "module._orig_mod.", "_orig_mod.module.")
+
+
+def test_which_modules_are_compiled():
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    assert is_compiled(compiled(model))
+    for other in (model, nn.DataParallel(compiled(model)), nn.Sequential(compiled(model))):
+        assert not is_compiled(other)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:FSDP is switching")  # torch's own

@@ -18,7 +18,7 @@ from bnlab.observe.passes.example import example_of
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.observe.programs.opened import require_modules
-from bnlab.observe.wrappers import unwrapped
+from bnlab.observe.wrappers import is_compiled, unwrapped
 from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
 from bnlab.remedies._fold_affine import ScaleAndShift
 from bnlab.remedies.convert.families import class_name
@@ -126,7 +126,7 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
             raise UsageError(
                 f"fold: the model must not be scripted, got a {type(module).__name__}{where}. Fold it first."
             )
-        if "_orig_mod" in module._modules:  # noqa: SLF001
+        if is_compiled(module):
             raise UsageError(f"fold: the model must not be compiled yet, got a compiled module{where}. Fold it first.")
     tensors = [*model.parameters(), *model.buffers()]
     if any(map(is_lazy, tensors)):
