@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bnlab.observe.passes.batches import Batch, Forward, copy_of_batch, map_tensors, run_batch, tensors_in
 from bnlab.observe.passes.subject import Subject
 
-__all__ = ["behaviour_of", "differences"]
+__all__ = ["behaviour_of", "difference", "differences", "fixed_weights", "largest"]
 
 Behaviour = dict[str, list[Tensor | None]]
 
@@ -30,7 +30,7 @@ def behaviour_of(model: nn.Module, example: Batch, forward: Forward = run_batch)
                 for tensor in tensors_in(forward(model.train(training), _copied(example, leaves)))
                 if tensor.is_floating_point()
             ]
-            loss = sum(((_fixed_like(y) * y).sum() for y in outputs if y.requires_grad), torch.zeros(()))
+            loss = sum(((fixed_weights(y) * y).sum() for y in outputs if y.requires_grad), torch.zeros(()))
             wanted = [*leaves, *(p for p in model.parameters() if p.requires_grad)]
             grads: Sequence[Tensor | None] = ()
             if loss.requires_grad and wanted:
@@ -55,7 +55,7 @@ def _copied(batch: Batch, leaves: list[Tensor]) -> Batch:
     return map_tensors(copy_of_batch(batch), copy)
 
 
-def _fixed_like(output: Tensor) -> Tensor:
+def fixed_weights(output: Tensor) -> Tensor:
     """Return fixed weights for the outputs, which no symmetry of the model cancels."""
     steps = torch.arange(output.numel(), dtype=torch.float64).cos()
     return steps.reshape(output.shape).to(output)
@@ -70,20 +70,20 @@ def differences(before: Behaviour, after: Behaviour) -> dict[str, float]:
     """
     result = {}
     for what, tensors in before.items():
-        shared = max(map(_largest, tensors), default=0.0) if what.startswith("gradients") else None
+        shared = max(map(largest, tensors), default=0.0) if what.startswith("gradients") else None
         pairs = zip(tensors, after[what], strict=True)
-        result[what] = max((_difference(left, right, shared) for left, right in pairs), default=0.0)
+        result[what] = max((difference(left, right, shared) for left, right in pairs), default=0.0)
     return result
 
 
-def _largest(tensor: Tensor | None) -> float:
+def largest(tensor: Tensor | None) -> float:
     """Return the largest finite absolute value of a tensor; 0 where there is none."""
     if tensor is None or tensor.numel() == 0:
         return 0.0
     return float(tensor.to(torch.float64).abs().nan_to_num(posinf=0, neginf=0).amax())
 
 
-def _difference(left: Tensor | None, right: Tensor | None, scale: float | None) -> float:
+def difference(left: Tensor | None, right: Tensor | None, scale: float | None) -> float:
     """Return the largest difference between two tensors, relative to a scale or to the largest value of the first."""
     if left is None or right is None:
         return 0.0 if left is right else float("inf")
@@ -94,4 +94,4 @@ def _difference(left: Tensor | None, right: Tensor | None, scale: float | None) 
     wide = left.to(torch.float64), right.to(torch.float64)
     same = (wide[0] == wide[1]) | (wide[0].isnan() & wide[1].isnan())
     gap = torch.where(same, 0, (wide[0] - wide[1]).abs()).nan_to_num(nan=float("inf"))
-    return float(gap.amax() / max(_largest(left) if scale is None else scale, 1e-300))
+    return float(gap.amax() / max(largest(left) if scale is None else scale, 1e-300))

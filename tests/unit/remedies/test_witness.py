@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from bnlab.remedies import witness
-from bnlab.remedies.witness import differences
+from bnlab.remedies.witness import difference, differences, fixed_weights, largest
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
@@ -67,3 +67,21 @@ def test_gradients_are_compared_on_the_scale_of_the_largest_gradient_of_the_mode
     assert differences(before, wrong)["gradients in train mode"] == pytest.approx(0.05)
     nothing = {"gradients in train mode": [torch.zeros(1), None]}
     assert differences(nothing, nothing) == {"gradients in train mode": 0.0}
+
+
+def test_a_difference_is_measured_on_a_scale():
+    left, right = torch.tensor([2.0, -8.0, float("nan")]), torch.tensor([3.0, -8.0, float("nan")])
+    assert difference(left, right, 4.0) == 0.25
+    assert difference(left, right, None) == 0.125
+    assert difference(None, None, 1.0) == 0.0
+    assert difference(left, None, 1.0) == difference(left, left.double(), 1.0) == float("inf")
+    assert difference(torch.tensor([float("inf")]), torch.tensor([1.0]), 1.0) > 1e300
+    assert largest(torch.tensor([1.0, -3.0, float("inf"), float("nan")])) == 3.0
+    assert largest(None) == largest(torch.empty(0)) == 0.0
+
+
+def test_weights_are_fixed_and_have_the_form_of_the_output():
+    for output in (torch.ones(2, 3), torch.ones(6, dtype=torch.float64)):
+        weights = fixed_weights(output)
+        assert (weights.shape, weights.dtype) == (output.shape, output.dtype)
+        assert weights.flatten()[4].item() == pytest.approx(-0.6536436, abs=1e-6)  # cos(4)

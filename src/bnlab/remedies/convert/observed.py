@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnlab.remedies.convert.sizes import WatchedSizes, is_of_torch
 from bnlab.remedies.refusal import Refusal
+from bnlab.remedies.witness import fixed_weights
 
 __all__ = ["Forward", "Observation", "Probe", "observed"]
 
@@ -109,8 +110,7 @@ def observed(layer: _BatchNorm, forward: Forward, probe: Probe) -> Observation:
             raise Refusal(f"a forward that returns {type(y).__name__}")
         gradients: tuple[Tensor | None, ...] = ()
         if probe.has_grad and y.requires_grad:
-            weights = torch.arange(y.numel(), dtype=torch.float64).cos().reshape(y.shape).to(y)
-            gradients = torch.autograd.grad((weights * y).sum(), [x, *parameters], allow_unused=True)
+            gradients = torch.autograd.grad((fixed_weights(y) * y).sum(), [x, *parameters], allow_unused=True)
     return Observation(
         output=y.detach(),
         state={name: value.detach().clone() for name, value in copied.state_dict().items()},

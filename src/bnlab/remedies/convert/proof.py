@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.remedies.convert.observed import Forward, Observation, Probe, observed
 from bnlab.remedies.refusal import Refusal
 from bnlab.remedies.source import STANDARD_ATTRIBUTES
+from bnlab.remedies.witness import difference, largest
 
 __all__ = ["agrees", "require_equal"]
 
@@ -163,18 +164,13 @@ def _difference(own: Observation, expected: Observation) -> str | None:
 
 
 def _close(left: Sequence[Tensor | None], right: Sequence[Tensor | None]) -> bool:
-    """Return whether tensors agree up to rounding, on the scale of the largest value of all of them."""
-    if [value is None for value in left] != [value is None for value in right]:
+    """Return whether tensors agree up to rounding, each on the scale of its largest value, and of 1 at least."""
+    if len(left) != len(right):
         return False
-    pairs = [(a, b) for a, b in zip(left, right, strict=True) if a is not None and b is not None]
-    if any(a.shape != b.shape or a.dtype != b.dtype for a, b in pairs):
-        return False
-    for a, b in pairs:
-        if torch.equal(a, b):
-            continue
-        wide, other = a.double(), b.double()
-        scale = max(1.0, float(other.nan_to_num(posinf=0, neginf=0).abs().amax()))
-        allowed = _TOLERANCE if a.dtype == torch.float64 else _ROUNDING * torch.finfo(a.dtype).eps
-        if not torch.allclose(wide, other, rtol=0, atol=allowed * scale, equal_nan=True):
-            return False
-    return True
+    return all(difference(a, b, max(1.0, largest(b))) <= _rounding(a) for a, b in zip(left, right, strict=True))
+
+
+def _rounding(tensor: Tensor | None) -> float:
+    if tensor is None or tensor.dtype == torch.float64 or not tensor.is_floating_point():
+        return _TOLERANCE
+    return _ROUNDING * torch.finfo(tensor.dtype).eps
