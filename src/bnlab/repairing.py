@@ -465,19 +465,18 @@ def _label(finding: Finding) -> str:
 
 
 def _safety(value: str) -> Safety:
-    known = [safety.value for safety in _SAFETIES]
-    if value not in known:
-        hint = did_you_mean(str(value), known)
-        raise UsageError(f"repair: safety must be one of {', '.join(known)}, got {value!r}.{hint}")
-    return Safety(value)
+    return Safety(_one_of("safety", value, [safety.value for safety in _SAFETIES]))
 
 
 def _level(value: str) -> Level:
-    known = [level.value for level in Level]
+    return Level(_one_of("level", value, [level.value for level in Level]))
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
         hint = did_you_mean(str(value), known)
-        raise UsageError(f"repair: level must be one of {', '.join(known)}, got {value!r}.{hint}")
-    return Level(value)
+        raise UsageError(f"repair: {name} must be one of {', '.join(known)}, got {value!r}.{hint}")
+    return value
 
 
 def _require_model(model: object) -> None:

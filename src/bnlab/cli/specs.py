@@ -39,7 +39,7 @@ def load_data(spec: str, option: str = "--data") -> Any:
 
     if datasets.is_data_set(spec):
         return datasets.load(spec)
-    batches = _resolve(spec, option, datasets.NAMES, call=True, variants=_splits())
+    batches = _resolve(spec, option, datasets.NAMES, call=True, variants=datasets.split_names())
     if isinstance(batches, Iterator):  # the function itself gives the batches of every pass
         batches = _resolve(spec, option, datasets.NAMES, call=False)
     return require_data(f"{option} {spec}", batches)
@@ -61,7 +61,7 @@ def load_example(spec: str, option: str = "--example") -> Any:
 
     if datasets.is_data_set(spec):
         return datasets.load(spec)[0][0]
-    example = _resolve(spec, option, datasets.NAMES, call=True, variants=_splits())
+    example = _resolve(spec, option, datasets.NAMES, call=True, variants=datasets.split_names())
     if example is None:
         raise UsageError(f"{option}: {spec} must return a batch, got None.")
     return example
@@ -143,13 +143,6 @@ def _function(spec: str, option: str, signature: str, names: Sequence[str] = ())
     if not callable(function):
         raise UsageError(f"{option}: {spec} must be callable as {signature}, got {type(function).__name__}.")
     return function
-
-
-def _splits() -> list[str]:
-    """Return the names of the built-in data sets with those of their splits."""
-    from bnlab.lab import datasets
-
-    return [f"{name}:{split}" for name in datasets.NAMES for split in datasets.SPLITS]
 
 
 def _resolve(spec: str, option: str, names: Sequence[str], *, call: bool, variants: Sequence[str] = ()) -> Any:

@@ -12,7 +12,7 @@ from bnlab.lab.datasets import cifar10, digits, mnist
 from bnlab.lab.datasets.images import Images
 from bnlab.wording import did_you_mean
 
-__all__ = ["NAMES", "SPLITS", "chosen", "first_present", "is_data_set", "load", "read"]
+__all__ = ["NAMES", "SPLITS", "chosen", "first_present", "is_data_set", "load", "read", "split_names"]
 
 _READERS: dict[str, Callable[[str, Path | None], Images]] = {
     "digits": lambda split, _: digits.read(split),
@@ -33,6 +33,11 @@ def is_data_set(spec: str) -> bool:
     return name in NAMES and (split in SPLITS if colon else True)
 
 
+def split_names() -> list[str]:
+    """Return every name of a data set with every split, such as "mnist:train"."""
+    return [f"{name}:{split}" for name in NAMES for split in SPLITS]
+
+
 def read(spec: str, *, folder: Path | None = None) -> Images:
     """Read a data set in the order of its files.
 
@@ -47,7 +52,7 @@ def read(spec: str, *, folder: Path | None = None) -> Images:
         MissingPackage: If the data set needs a package that is not installed.
     """
     if not is_data_set(spec):
-        hint = did_you_mean(str(spec), [*NAMES, *(f"{name}:{split}" for name in NAMES for split in SPLITS)])
+        hint = did_you_mean(str(spec), [*NAMES, *split_names()])
         raise UsageError(
             f"datasets: spec must be {', '.join(NAMES)}, alone or with :train or :test, got {spec!r}.{hint}"
         )
