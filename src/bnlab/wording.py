@@ -14,6 +14,7 @@ __all__ = [
     "counted",
     "did_you_mean",
     "enumerated",
+    "error_line",
     "listed",
     "out_of",
 ]
@@ -106,6 +107,20 @@ def abridged(names: Sequence[str], limit: int) -> str:
         ('a, b', 'a, b, ...')
     """
     return ", ".join([*names[:limit], *(["..."] if len(names) > limit else [])])
+
+
+def error_line(error: BaseException, limit: int = 300) -> str:
+    """Return the class of an error and the beginning of its text, in one line.
+
+    Args:
+        error: The error.
+        limit: Number of characters of the text that are kept.
+
+    Example:
+        >>> error_line(ValueError("two\\n  lines")), error_line(ValueError("a long text"), 6)
+        ('ValueError: two lines', 'ValueError: a long')
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:limit]}"
 
 
 def did_you_mean(text: str, names: Iterable[str]) -> str:

@@ -68,6 +68,16 @@ def test_the_suggested_name_has_the_case_of_the_text_if_there_is_a_choice():
     assert wording.did_you_mean("Net1", ["net", "Net"]) == " Did you mean 'Net'?"
 
 
+def test_an_error_is_one_line():
+    class Odd(Exception):
+        """An error of a caller."""
+
+    assert wording.error_line(Odd("two\n\t lines  ")) == "Odd: two lines"
+    assert wording.error_line(Odd()) == "Odd: "
+    assert wording.error_line(Odd("a" * 400)) == "Odd: " + "a" * 300
+    assert wording.error_line(Odd("a b c"), 3) == "Odd: a b"
+
+
 def test_no_module_forms_a_plural_of_its_own():
     """An "s" that depends on a count belongs in `counted`."""
     package = Path(wording.__file__).parent

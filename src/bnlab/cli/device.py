@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bnlab.errors import UsageError
-from bnlab.wording import did_you_mean, enumerated
+from bnlab.wording import did_you_mean, enumerated, error_line
 
 if TYPE_CHECKING:
     import torch
@@ -57,8 +57,7 @@ def move(model: nn.Module, name: str | None) -> None:
     try:
         model.to(device)
     except (RuntimeError, NotImplementedError, TypeError) as error:  # such as float64 on mps, or too little memory
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UsageError(f"--device: model must fit {device}, got {type(error).__name__}: {reason[:300]}.") from error
+        raise UsageError(f"--device: model must fit {device}, got {error_line(error).rstrip('.')}.") from error
 
 
 def _why_unusable(name: str) -> str | None:

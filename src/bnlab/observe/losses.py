@@ -19,6 +19,7 @@ from bnlab.observe.evidence import Floats
 from bnlab.observe.labels import IGNORED, classes_of, labels_of, scores_of
 from bnlab.observe.metric import Score, paired_error
 from bnlab.observe.passes.batches import Batch, Forward, batches_of, inputs_taken, parts_of, run_batch, samples_in
+from bnlab.wording import error_line
 
 __all__ = [
     "Difference",
@@ -129,10 +130,7 @@ def loss_measure(loss: Callable[[nn.Module, Any], Tensor], batches: int) -> Loss
         except BnlabError:
             raise
         except Exception as error:
-            text = " ".join(str(error).split())
-            raise UsageError(
-                f"loss: it must be a scalar of model and batch, got {type(error).__name__}: {text[:300]}"
-            ) from error
+            raise UsageError(f"loss: it must be a scalar of model and batch, got {error_line(error)}") from error
 
     return LossMeasure("loss", of_batch)
 

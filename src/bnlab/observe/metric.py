@@ -18,6 +18,7 @@ from bnlab.observe.passes.batches import KeptBatches
 from bnlab.observe.passes.population import Statistics, impose_batch_statistics, impose_statistics
 from bnlab.observe.passes.subject import Subject
 from bnlab.records import Numbers
+from bnlab.wording import error_line
 
 __all__ = ["Measured", "Metric", "Score", "measure", "measured", "metric_name", "paired_error"]
 
@@ -52,8 +53,7 @@ class Score:
         except BnlabError:
             raise
         except Exception as error:
-            text = " ".join(str(error).split())
-            raise UsageError(f"metric: it must return a number, got {type(error).__name__}: {text[:300]}") from error
+            raise UsageError(f"metric: it must return a number, got {error_line(error)}") from error
 
     def on_all(self, model: nn.Module, data: KeptBatches) -> float:
         """Return the metric on the batches in use, or on the original data if the metric needs attributes of it."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bnlab.errors import UsageError
 from bnlab.observe.passes.batches import Batch
 from bnlab.observe.passes.subject import random_numbers_kept
+from bnlab.wording import error_line
 
 __all__ = ["example_of"]
 
@@ -46,8 +47,7 @@ def example_of(example: Any, name: str = "example") -> Batch:  # noqa: ANN401 - 
     except UsageError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise UsageError(f"{name}: data must yield batches, got {type(error).__name__}: {text[:300]}") from error
+        raise UsageError(f"{name}: data must yield batches, got {error_line(error)}") from error
 
 
 def _is_batch(value: object) -> bool:

@@ -17,6 +17,7 @@ from bnlab.errors import UsageError
 from bnlab.observe.passes.batches import Batch, Forward, copy_of_batch, map_tensors, run_batch, samples_in, tensors_in
 from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.remedies.fold.proof import relative_error, seeded, tolerance_of
+from bnlab.wording import error_line
 
 __all__ = ["exported"]
 
@@ -81,8 +82,7 @@ def _dynamic(model: nn.Module, arguments: _Arguments, samples: int) -> tuple[tor
             named = {**_by_name(model, shapes[0]), **shapes[1]} if keywords else shapes[0]
             return torch.export.export(model, positional, keywords, dynamic_shapes=named), ""
     except Exception as error:
-        text = " ".join(str(error).split())
-        return None, f"torch.export raises {type(error).__name__}: {text[:150]}"
+        return None, f"torch.export raises {error_line(error, 150)}"
 
 
 def _by_name(model: nn.Module, positional: tuple[Any, ...]) -> dict[str, Any]:
