@@ -110,14 +110,14 @@ def abridged(names: Sequence[str], limit: int) -> str:
 
 
 def error_line(error: BaseException, limit: int = 300) -> str:
-    """Return the class of an error and the beginning of its text, in one line.
+    r"""Return the class of an error and the beginning of its text, in one line.
 
     Args:
         error: The error.
         limit: Number of characters of the text that are kept.
 
     Example:
-        >>> error_line(ValueError("two\\n  lines")), error_line(ValueError("a long text"), 6)
+        >>> error_line(ValueError("two\n  lines")), error_line(ValueError("a long text"), 6)
         ('ValueError: two lines', 'ValueError: a long')
     """
     return f"{type(error).__name__}: {' '.join(str(error).split())[:limit]}"
