@@ -19,9 +19,9 @@ from bnlab.remedies.convert.sizes import WatchedSizes, is_of_torch
 from bnlab.remedies.refusal import Refusal
 from bnlab.remedies.witness import fixed_weights
 
-__all__ = ["Forward", "Observation", "Probe", "observed"]
+__all__ = ["LayerForward", "Observation", "Probe", "observed"]
 
-Forward = Callable[[Any, Tensor], Any]
+LayerForward = Callable[[Any, Tensor], Any]
 """A function that takes a layer and its input."""
 
 _UNSEEN = ("detach", "alias", "lift_fresh")
@@ -83,7 +83,7 @@ class Observation:
     written: frozenset[str]
 
 
-def observed(layer: _BatchNorm, forward: Forward, probe: Probe) -> Observation:
+def observed(layer: _BatchNorm, forward: LayerForward, probe: Probe) -> Observation:
     """Run a forward on a copy of a layer, in the dtype of the probe on the CPU.
 
     Args:

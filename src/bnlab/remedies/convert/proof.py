@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlab.remedies.convert.observed import Forward, Observation, Probe, observed
+from bnlab.remedies.convert.observed import LayerForward, Observation, Probe, observed
 from bnlab.remedies.refusal import Refusal
 from bnlab.remedies.source import STANDARD_ATTRIBUTES
 from bnlab.remedies.witness import difference, largest
@@ -42,7 +42,7 @@ _ARITHMETIC = frozenset({
 """Operators whose results are the same formula for every input."""
 
 
-def agrees(layer: _BatchNorm, replacement: Forward, probe: Probe) -> bool:
+def agrees(layer: _BatchNorm, replacement: LayerForward, probe: Probe) -> bool:
     """Return whether a layer and its replacement give the same results, up to rounding."""
     try:
         own = observed(layer, type(layer).forward, probe)
@@ -51,7 +51,7 @@ def agrees(layer: _BatchNorm, replacement: Forward, probe: Probe) -> bool:
     return _difference(own, observed(layer, replacement, probe)) is None
 
 
-def require_equal(layer: _BatchNorm, replacement: Forward, spatial: int) -> None:
+def require_equal(layer: _BatchNorm, replacement: LayerForward, spatial: int) -> None:
     """Refuse a layer that differs from its replacement, or whose runs do not prove that it never differs.
 
     Args:

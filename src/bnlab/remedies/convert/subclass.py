@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.functional.activations import ACTIVATIONS
 from bnlab.remedies.convert.followers import activation_of_module, has_hooks
-from bnlab.remedies.convert.observed import Forward, Probe, observed
+from bnlab.remedies.convert.observed import LayerForward, Probe, observed
 from bnlab.remedies.convert.proof import agrees, require_equal
 from bnlab.remedies.refusal import Refusal, attempted
 from bnlab.remedies.source import Undecided, attributes_read
@@ -115,7 +115,7 @@ def _beyond(layer: _BatchNorm, base: type[nn.Module], spatial: int) -> Beyond:
     raise Refusal("a forward of its own")
 
 
-def _other_operators(layer: _BatchNorm, replacement: Forward, probe: Probe) -> tuple[int, bool]:
+def _other_operators(layer: _BatchNorm, replacement: LayerForward, probe: Probe) -> tuple[int, bool]:
     """Return how many operators only one of a layer and a replacement runs, and whether they give other results."""
     try:
         own = observed(layer, type(layer).forward, probe)
@@ -142,7 +142,7 @@ def _candidates(layer: _BatchNorm, read: Collection[str]) -> Iterator[Beyond]:
         yield Beyond(modules=tuple(modules))
 
 
-def _replacement(base: type[nn.Module], candidate: Beyond) -> Forward:
+def _replacement(base: type[nn.Module], candidate: Beyond) -> LayerForward:
     """Return a function that computes what the converted layer computes, from a copy of the layer."""
 
     def replacement(layer: nn.Module, x: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def _replacement(base: type[nn.Module], candidate: Beyond) -> Forward:
     return replacement
 
 
-def _same(layer: _BatchNorm, replacement: Forward, probe: Probe) -> bool:
+def _same(layer: _BatchNorm, replacement: LayerForward, probe: Probe) -> bool:
     """Return whether a layer runs the operators of a replacement and gives the same bits."""
     try:
         own = observed(layer, type(layer).forward, probe)
