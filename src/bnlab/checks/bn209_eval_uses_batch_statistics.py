@@ -49,7 +49,7 @@ class EvalUsesBatchStatistics(ModelCheck[NoLimits]):
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer without running statistics."""
         for layer in evidence.layers:
-            if layer.state is None:
+            if layer.state is None and not layer.is_unreadable:
                 yield self.finding(
                     layer,
                     "the layer keeps no running statistics, must keep them for eval mode",
@@ -60,6 +60,7 @@ class EvalUsesBatchStatistics(ModelCheck[NoLimits]):
     CLEAN = (
         Case("running statistics", model),
         Case("kept but not updated", lambda: model(model_layer(updates=False))),
+        Case("kept on the meta device", lambda: model(model_layer(state=None, updates=False, is_unreadable=True))),
     )
     BROKEN = (
         Case(

@@ -23,7 +23,7 @@ from bnlab.cli.options import (
     OutputPath,
     TrainDataSpec,
 )
-from bnlab.cli.output import check_output, require_pages
+from bnlab.cli.output import check_output, prints_on_stderr, require_pages
 from bnlab.cli.targets import expand, is_model_spec, load_target
 from bnlab.errors import BnlabError, UsageError
 from bnlab.records import Level
@@ -191,7 +191,7 @@ def _checker(specs: _Specs, settings: Settings) -> Callable[[str | BnlabError], 
         from bnlab.observe.survey import Inputs
         from bnlab.progress import reporting
 
-        with reporting() as advance:
+        with prints_on_stderr(), reporting() as advance:
             return check_with(subject, settings, inputs=Inputs(**inputs, advance=advance), name=target)
 
     return check

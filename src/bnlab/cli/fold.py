@@ -10,7 +10,7 @@ import typer
 
 from bnlab.cli.device import move
 from bnlab.cli.options import DeviceName, ExampleSpec, ForwardSpec, ModelSpec
-from bnlab.cli.output import Format, check_output, show_receipt, write_output
+from bnlab.cli.output import Format, check_output, prints_on_stderr, show_receipt, write_output
 from bnlab.cli.specs import load_example, load_forward
 from bnlab.cli.targets import load_target
 from bnlab.errors import UsageError
@@ -107,6 +107,7 @@ def _torch(target: str, specs: _Specs) -> tuple[bytes, Changes, list[str]]:
 
     forward = require_forward("fold", None if specs.forward is None else load_forward(specs.forward))
     (batch,) = batches_of([example_of(load_example(specs.example), "--example")], loaded)
-    receipt = fold(loaded, batch, forward=forward)
-    content, note = exported(receipt.model, batch, forward)
+    with prints_on_stderr():
+        receipt = fold(loaded, batch, forward=forward)
+        content, note = exported(receipt.model, batch, forward)
     return content, receipt.changes, [f"  written by torch.export: {note}"]

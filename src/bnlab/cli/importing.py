@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from bnlab.cli.output import prints_on_stderr
 from bnlab.wording import did_you_mean, enumerated
 
 __all__ = ["FORMS", "hint", "import_spec", "is_spec"]
@@ -38,11 +39,12 @@ def import_spec(spec: str, *, call: bool) -> Any:
     The folder of the file, or the current folder for a module, comes first in `sys.path` while this runs, and is its
     last entry afterwards, because an imported function may import more modules when it runs. A file inside a package
     is imported as a module of the package, so that its relative imports work. Exceptions of the import or the call
-    pass through.
+    pass through. What it prints goes to stderr.
     """
     place, attribute = _parts(spec)
     file = _file_of(spec)
-    with _importable([str(Path.cwd())] if file is None else _folders(file)):
+    folders = [str(Path.cwd())] if file is None else _folders(file)
+    with _importable(folders), prints_on_stderr():
         module = importlib.import_module(place) if file is None else _module_in(file)
         target: Any = operator.attrgetter(attribute)(module)
         return target() if call else target

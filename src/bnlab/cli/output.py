@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, redirect_stdout
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ __all__ = [
     "check_output",
     "print_error",
     "print_notice",
+    "prints_on_stderr",
     "require_pages",
     "show_receipt",
     "write_output",
@@ -75,6 +77,11 @@ def print_notice(message: str) -> None:
     from bnlab.report.shortening import plain
 
     print(plain(message), file=sys.stderr)
+
+
+def prints_on_stderr() -> AbstractContextManager[object]:
+    """Return a block in which the code of the user prints on stderr, because stdout holds the result of the command."""
+    return redirect_stdout(sys.stderr)
 
 
 def require_pages() -> None:

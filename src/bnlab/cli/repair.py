@@ -21,7 +21,15 @@ from bnlab.cli.options import (
     RequiredDataSpec,
     TrainDataSpec,
 )
-from bnlab.cli.output import PageFormat, check_output, print_notice, require_pages, show_receipt, write_output
+from bnlab.cli.output import (
+    PageFormat,
+    check_output,
+    print_notice,
+    prints_on_stderr,
+    require_pages,
+    show_receipt,
+    write_output,
+)
 from bnlab.cli.specs import load_data, load_forward, load_loss, load_metric
 from bnlab.cli.targets import load_target
 from bnlab.errors import UsageError
@@ -90,19 +98,20 @@ def command(
     from bnlab.remedies.recalibrate import UNDECIDED
     from bnlab.repairing import repair
 
-    receipt = repair(
-        loaded,
-        data=load_data(data, "--data"),
-        train_data=None if train_data is None else load_data(train_data, "--train-data"),
-        metric=None if metric is None else load_metric(metric, "--metric"),
-        lower_is_better=minimize,
-        loss=None if loss is None else load_loss(loss, "--loss"),
-        forward=None if forward is None else load_forward(forward, "--forward"),
-        safety=safety.value,
-        level=level.value,
-        force=force,
-        dry_run=dry_run,
-    )
+    with prints_on_stderr():
+        receipt = repair(
+            loaded,
+            data=load_data(data, "--data"),
+            train_data=None if train_data is None else load_data(train_data, "--train-data"),
+            metric=None if metric is None else load_metric(metric, "--metric"),
+            lower_is_better=minimize,
+            loss=None if loss is None else load_loss(loss, "--loss"),
+            forward=None if forward is None else load_forward(forward, "--forward"),
+            safety=safety.value,
+            level=level.value,
+            force=force,
+            dry_run=dry_run,
+        )
     changes = replace(receipt.changes, target=Target("model" if file is None else "checkpoint", target))
     _print(changes, format_)
     clean = not _findings_remain(changes, level)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -65,6 +66,8 @@ def batch_norm_layers(model: nn.Module, chosen: Iterable[str] | None = None) -> 
 
 def similar_layers(model: nn.Module) -> str:
     """Return what a model without BN has in its place."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        return "a TorchScript module, whose layers are compiled. Change the model before you script it"
     names = [name or "the model" for name, module in model.named_modules() if isinstance(module, _InstanceNorm)]
     return f"only instance normalization in {enumerated(names, _MAX_NAMES)}" if names else "none"
 

@@ -332,6 +332,7 @@ class ModelLayer:
         own_formula: Why its output is not that of BN, as the end of a sentence that begins with "it"; None if it is.
         averaged: Number of models of which its weights are the average, as `torch.optim.swa_utils.AveragedModel`
             counts them; None if its weights are not an average.
+        is_unreadable: Whether it has running statistics that cannot be read, such as those on the meta device.
     """
 
     name: str
@@ -366,6 +367,7 @@ class ModelLayer:
     reason_to_disobey: str = ""
     own_formula: str | None = None
     averaged: int | None = None
+    is_unreadable: bool = False
 
     @property
     def between_calls(self) -> float:

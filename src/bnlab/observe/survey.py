@@ -292,6 +292,7 @@ def _layer(
         affine_trains=any(parameter.requires_grad for parameter in affine) if affine else None,
         decay=None if optimizer is None else _decay(module, optimizer),
         state=state,
+        is_unreadable=state is None and getattr(module, "running_mean", None) is not None,
     )
 
 

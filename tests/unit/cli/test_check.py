@@ -70,6 +70,11 @@ class Keyed(torch.nn.Module):
 def keyed(model, batch):
     return model(batch[0], 1.0)
 
+def talking():
+    model = build()
+    model.register_forward_hook(lambda *_: print("a forward"))
+    return model
+
 def cost(model, batch):
     return model(batch[0]).square().mean()
 
@@ -530,6 +535,12 @@ def test_a_model_that_is_called_through_a_function(bnlab_command, code):
     status, out, err = bnlab_command("check", *arguments[:3], "--format", "json")
     assert status == 2
     assert json.loads(out)["failure"]
+
+
+def test_what_a_model_prints_is_not_part_of_the_result(bnlab_command, code):
+    status, out, err = bnlab_command("check", "mine:talking", "--data", "mine:batches", "--format", "json")
+    assert (status, json.loads(out)["target"]["name"]) == (0, "mine:talking")
+    assert "a forward" in err
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "loss", "miou", "miou:-1"])

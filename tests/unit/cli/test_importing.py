@@ -138,3 +138,9 @@ def test_importing_imports_no_torch():
 
     code = "import sys, bnlab.cli.importing; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path.cwd()).returncode == 0
+
+
+def test_what_the_code_prints_does_not_go_to_stdout(folder, capsys):
+    write(folder / "net.py", "print('imported')\ndef build(): print('built')\n")
+    import_spec("net.py:build", call=True)
+    assert tuple(capsys.readouterr()) == ("", "imported\nbuilt\n")

@@ -176,6 +176,14 @@ def test_instance_normalization_is_named_where_batch_normalization_is_missing():
         bnlab.freeze(model)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch deprecates TorchScript
+def test_a_scripted_module_is_named_where_batch_normalization_is_missing():
+    model = torch.jit.script(nn.Sequential(nn.BatchNorm1d(3)))
+    for command in (bnlab.freeze, lambda model: bnlab.recalibrate(model, DATA)):
+        with pytest.raises(NoBatchNorm, match=r"got a TorchScript module, whose layers are compiled\. Change"):
+            command(model)
+
+
 def test_quantised_layers_are_frozen_by_their_class():
     layer = nnq.BatchNorm2d(3)
     assert is_quantised(layer)

@@ -10,6 +10,7 @@ import torch
 from tests.architectures import ARCHITECTURES, ResNet, build, images
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import TensorDataset
 
 import bnlab
 from bnlab.errors import NoBatchNorm, UsageError
@@ -205,6 +206,10 @@ CALLS = [
     ({"data": images(4)}, r"data: it must be an iterable of batches, got one tensor. Wrap it: \[tensor\]."),
     ({"data": []}, "data: it must hold at least one batch, got none."),
     ({"data": 3}, "data: it must be an iterable of batches, got int."),
+    (
+        {"data": TensorDataset(torch.zeros(2, 3))},
+        r"data: it must be an iterable of batches, got TensorDataset. Pass DataLoader\(data, batch_size=32\).",
+    ),
     ({"metric": accuracy}, "check: data must be given with train_data, metric or loss, got none."),
     ({"data": data(1), "metric": 3}, "metric: it must be callable, got int."),
     ({"data": data(1), "metric": lambda m, d: 1 / 0}, "metric: it must return a number, got ZeroDivisionError: "),
@@ -296,6 +301,7 @@ def test_models_without_values_are_refused():
         UsageError, match="model: it must have values to run on data, got parameters on the meta device"
     ):
         bnlab.check(model, data=data(1))
+    assert "BN209" not in {finding.code for finding in bnlab.check(model).findings}
 
 
 def test_a_data_loader_draws_no_random_number():

@@ -146,6 +146,11 @@ def _as_file(content: Content) -> BinaryIO:
 def _root(records: dict[str, zipfile.ZipInfo]) -> str:
     """Return the folder of ``data.pkl`` in the archive, which torch names after the file."""
     roots = [name.removesuffix("data.pkl") for name in records if name == "data.pkl" or name.endswith("/data.pkl")]
+    if not roots and any(name.endswith("archive_format") for name in records):
+        raise NotACheckpoint(
+            "file must hold tensors only, got a program of torch.export. "
+            "Name a callable that returns torch.export.load(path), as in file.py:load."
+        )
     if not roots:
         raise NotACheckpoint("file must be a checkpoint, got a zip archive that torch.save did not write.")
     root = min(roots, key=len)

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import Dataset
 
 from bnlab.errors import BnlabError, BnlabWarning, UsageError
 from bnlab.observe.passes.calling import (
@@ -442,7 +443,8 @@ def require_data(name: str, data: Any) -> Iterable[Batch]:  # noqa: ANN401 - a c
     if callable(data) and not isinstance(data, (Iterable, nn.Module)):
         return _Stream(name, data)
     if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
-        raise UsageError(f"{name}: it must be an iterable of batches, got {type(data).__name__}.")
+        way_out = f" Pass DataLoader({name}, batch_size=32)." if isinstance(data, Dataset) else ""
+        raise UsageError(f"{name}: it must be an iterable of batches, got {type(data).__name__}.{way_out}")
     if isinstance(data, Iterator):
         raise UsageError(
             f"{name}: it must be an iterable that can be run through again, got a one-shot {type(data).__name__}, "

@@ -56,9 +56,11 @@ class Subject:
         Buffers are the same tensors as before and get their values back. Random numbers continue as if the block had
         not run. Other attributes are restored by reference, so a list to which forward appends keeps the new items.
         Parameters are restored by reference too: a parameter whose `data` forward replaces gets its own data back, but
-        changes in place remain.
+        changes in place remain. No code of the model is compiled in the block, because hooks and layers that come and
+        go would make it compile again and again.
         """
-        with random_numbers_kept({buffer.device for buffer, _ in self._buffers}):
+        devices = {buffer.device for buffer, _ in self._buffers}
+        with random_numbers_kept(devices), torch.compiler.set_stance("force_eager"):
             try:
                 yield
             finally:
@@ -188,4 +190,9 @@ def usage_error_unless(rule: str, kind: type[UsageError] = UsageError) -> Iterat
         raise kind(f"model: {rule}, got {type(error).__name__}: {str(error).rstrip('.')}") from error
     except Exception as error:
         text = " ".join(str(error).split())
+        if "not supported on ScriptModules" in text:
+            raise kind(
+                "model: its layers must take hooks to be measured, got a TorchScript module. "
+                "Pass the model that was scripted."
+            ) from error
         raise kind(f"model: {rule}, got {type(error).__name__}: {text[:300]}") from error

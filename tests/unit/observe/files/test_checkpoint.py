@@ -110,6 +110,14 @@ def test_a_zip_archive_of_something_else(tmp_path):
     assert "zip archive that torch.save did not write" in error(path, NotACheckpoint)
 
 
+def test_an_exported_program(tmp_path):
+    path = tmp_path / "model.pt2"
+    torch.export.save(torch.export.export(small_network().eval(), (torch.zeros(2, 3, 9, 9),)), path)
+    assert "got a program of torch.export. Name a callable that returns torch.export.load" in error(
+        path, NotACheckpoint
+    )
+
+
 def test_a_torchscript_program(tmp_path):
     path = save(state_dict("bn"), tmp_path / "model.pt")
     with zipfile.ZipFile(path, "a") as archive:

@@ -117,3 +117,33 @@ def test_buffers_that_a_forward_resizes_get_their_size_back():
     assert model.smallest.shape == (0,)
     assert model.scale.tolist() == [2]
     assert all(tensor is buffers[name] for name, tensor in model.named_buffers())
+
+
+def test_nothing_is_compiled_while_a_model_is_observed():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x)
+
+    model = Net(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    model.compile(backend=backend)
+    with untouched(model):
+        model(torch.randn(4, 3))
+    assert not graphs
+    model(torch.randn(4, 3))
+    assert graphs
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch deprecates TorchScript
+def test_a_scripted_model_is_named_where_its_layers_take_no_hooks():
+    scripted = torch.jit.script(nn.Sequential(nn.BatchNorm1d(3)))
+    with (
+        pytest.raises(ForwardFailed, match=r"got a TorchScript module\. Pass the model that was scripted\.$"),
+        usage_error_unless("it must run", ForwardFailed),
+    ):
+        scripted.register_forward_pre_hook(print)
