@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from bnlab.functional.activations import Activation
 from bnlab.remedies.convert.followers import (
@@ -187,8 +187,8 @@ class _Follower:
                 return parent, value
 
     def _passes(self, call: ast.Call) -> bool:
-        is_own = self._method.attribute(call.func) is not None and not call.keywords
-        return is_own and is_passed_through(self._method.value_of(call.func))
+        modules = self._method.modules_at(call.func)
+        return bool(modules) and not call.keywords and all(map(is_passed_through, modules))
 
     def _settle_expression(self, expression: ast.IfExp) -> ast.IfExp:
         holds = self._method.holds(expression.test)
@@ -239,11 +239,13 @@ class _Follower:
         function, operands, keywords = self._called(node)
         if not operands or operands[0] is not value:
             return None, None
-        if isinstance(function, nn.Module):
-            if has_hooks(function):
+        modules = self._method.modules_at(node.func)
+        if modules:
+            if any(map(has_hooks, modules)):
                 raise Refusal(f"a hook reads its output in {ast.unparse(node.func)}")
-            plain = len(operands) == 1 and not keywords
-            return (activation_of_module(function) if plain else None), self._method.attribute(node.func)
+            activations = {activation_of_module(module) for module in modules}
+            is_one = len(operands) == 1 and not keywords and len(activations) == 1
+            return (activations.pop() if is_one else None), self._method.attribute(node.func)
         others = tuple(self._constant(operand) for operand in operands[1:])
         return activation_of(function, (value, *others), keywords), None
 

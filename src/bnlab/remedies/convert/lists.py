@@ -68,6 +68,11 @@ class ListReader:
         """Return the calls of an element, as `element(...)` or `element.forward(...)`."""
         return [call for call in map(self._call_of, self._elements) if call is not None]
 
+    def is_element(self, node: ast.AST) -> bool:
+        """Return whether an expression stands for an element of the list and for nothing else."""
+        named = isinstance(node, ast.Name) and not self._binders.get(node.id, set()) >= _setters(self._tree, node.id)
+        return node in self._elements and not named
+
     def require_plain_calls(self, method: str) -> None:
         """Refuse a method that could run an element in another way, or that may leave a loop early.
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from bnlab.remedies._rewritten import Rewritten, names_in
-from bnlab.remedies.convert.lists import ListReader
+from bnlab.remedies.convert.lists import ListReader, is_list
 from bnlab.remedies.refusal import Refusal
 from bnlab.remedies.source import definition, resolved
 
@@ -71,6 +71,18 @@ class Method:
         slices = isinstance(getattr(self.container, attribute, None), nn.Sequential)
         own = lambda node: self.attribute(node) == attribute  # noqa: E731
         return ListReader(self.tree, self.parents, own, self.value_of, slices=slices)
+
+    def modules_at(self, node: ast.expr) -> list[nn.Module]:
+        """Return the modules for which a name, `self.x` or an element of a list may stand; none if it is not clear."""
+        name = self.attribute(node)
+        if name is not None:
+            module = getattr(self.container, name, None)
+            return [module] if isinstance(module, nn.Module) and name not in self._set_here else []
+        module = self.value_of(node)
+        if isinstance(module, nn.Module):
+            return [module]
+        lists = [(name, module) for name, module in self.container.named_children() if is_list(module)]
+        return next(([*module.children()] for name, module in lists if self._elements_of(name).is_element(node)), [])
 
     def calls_of(self, attribute: str, *, elements: bool = False) -> list[ast.Call]:
         """Return the calls of `self.<attribute>`, or those of the elements of this list."""

@@ -369,6 +369,10 @@ class Listed(Block):
     def __init__(self):
         super().__init__()
         self.bns = nn.ModuleList(nn.BatchNorm1d(3) for _ in range(2))
+        self.acts = nn.ModuleList([nn.Tanh(), nn.Tanh()])
+        self.drops = nn.Sequential(nn.Identity(), nn.Dropout(0.0))
+        self.mixed = nn.ModuleList([nn.Tanh(), nn.ReLU()])
+        self.watched = nn.ModuleList([nn.Tanh(), self.hooked])
 
 
 def ways_in_a_list(forward):
@@ -386,6 +390,41 @@ def test_the_way_of_the_output_of_every_element():
         return x
 
     assert ways_in_a_list(added) == {("relu", True, False)}
+
+
+def test_an_activation_in_a_list_of_equal_ones():
+    def side_by_side(self, x):
+        for bn, drop, act in zip(self.bns, self.drops, self.acts, strict=True):
+            x = bn(x)
+            x = act(drop(x))
+        return self.acts[0](self.bns[0](x))
+
+    assert ways_in_a_list(side_by_side) == {("tanh", False, False)}
+
+
+def mixed_activations(self, x):
+    for bn, act in zip(self.bns, self.mixed, strict=True):
+        x = act(bn(x))
+    return x
+
+
+def watched_activations(self, x):
+    for bn, act in zip(self.bns, self.watched, strict=True):
+        x = act(bn(x))
+    return x
+
+
+def activation_of_two_kinds(self, x):
+    for bn, act in zip(self.bns, self.acts, strict=True):
+        if x is None:
+            act = self.act
+        x = act(bn(x))
+    return x
+
+
+def activation_that_changes(self, x):
+    self.act = self.nothing or self.act
+    return self.act(self.bns[0](x))
 
 
 def kept_too(self, x):
@@ -420,6 +459,10 @@ def index_changes(self, x):
 
 REFUSED_IN_A_LIST = {
     kept_too: TWICE,
+    mixed_activations: "its forward uses its output in act(bn(x))",
+    watched_activations: "a hook reads its output in act",
+    activation_of_two_kinds: "its forward uses its output in act(bn(x))",
+    activation_that_changes: "its forward uses its output in self.act(self.bns[0](x))",
     by_index: "its forward depends on i < 1",
     one_after_the_other: TWICE,
     index_changes: "its forward sets what self.bns[i] stands for",

@@ -725,7 +725,20 @@ class AddsInAList(InAList):
         return x
 
 
-@pytest.mark.parametrize(("kind", "activation"), [(InAList, "relu"), (AddsInAList, "silu")])
+class ActivationsInAList(AddsInAList):
+    def __init__(self):
+        super().__init__()
+        self.acts = nn.ModuleList(nn.ELU() for _ in range(3))
+
+    def forward(self, x):
+        for conv, bn, act in zip(self.convs, self.layers, self.acts, strict=True):
+            x = act(bn(conv(x)))
+        return x
+
+
+@pytest.mark.parametrize(
+    ("kind", "activation"), [(InAList, "relu"), (AddsInAList, "silu"), (ActivationsInAList, "elu")]
+)
 def test_a_loop_over_a_list_takes_in_the_activation_of_every_element(kind, activation):
     model, x = kind().double(), images(4).double()
     keys, before, expected = [*model.state_dict()], snapshot(model), outputs(model, x)
