@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 import bnlab
 from bnlab.lab import datasets
 from bnlab.lab.small_networks import seeded
-from bnlab.observe.passes.batches import run_batch
+from bnlab.observe.passes.calling import run_batch
 
 from .case import Setting, Subject, healthy, mishap
 

@@ -22,7 +22,8 @@ from bnlab.observe.discover import why_frozen
 from bnlab.observe.fixed_batch_size import inputs_of_size
 from bnlab.observe.losses import Losses, own_loss
 from bnlab.observe.metric import Measured, Metric, measured
-from bnlab.observe.passes.batches import Forward, KeptBatches, MaxBatches, require_data, require_forward
+from bnlab.observe.passes.calling import Forward, require_forward
+from bnlab.observe.passes.kept_batches import KeptBatches, MaxBatches, require_data
 from bnlab.observe.passes.offloaded import values_at_hand
 from bnlab.observe.passes.subject import random_numbers_kept, untouched
 from bnlab.observe.programs.opened import is_program, opened

@@ -35,7 +35,7 @@ def load_data(spec: str, option: str = "--data") -> Any:
         UnreadableFile, DamagedFile, MissingPackage: If a built-in data set cannot be read.
     """
     from bnlab.lab import datasets
-    from bnlab.observe.passes.batches import require_data
+    from bnlab.observe.passes.kept_batches import require_data
 
     if datasets.is_data_set(spec):
         return datasets.load(spec)

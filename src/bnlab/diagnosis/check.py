@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from bnlab.observe.model_evidence import EpsFit
-    from bnlab.observe.passes.batches import Forward, MaxBatches
+    from bnlab.observe.passes.calling import Forward
+    from bnlab.observe.passes.kept_batches import MaxBatches
     from bnlab.observe.survey import Inputs
 
 __all__ = ["Diagnosis", "check", "check_with"]

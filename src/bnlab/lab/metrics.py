@@ -10,7 +10,7 @@ from torch import nn
 from bnlab.errors import UsageError
 from bnlab.observe.metric import Metric
 from bnlab.observe.named_metrics import NAMES, accuracy, cross_entropy, miou
-from bnlab.observe.passes.batches import Forward, run_batch
+from bnlab.observe.passes.calling import Forward, run_batch
 from bnlab.wording import did_you_mean
 
 __all__ = ["NAMES", "Metric", "accuracy", "load", "loss", "miou"]

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.observe.losses import LossMeasure, own_loss, score_measure
 from bnlab.observe.metric import Score, measure
 from bnlab.observe.model_evidence import ModelEvidence
-from bnlab.observe.passes.batches import KeptBatches
+from bnlab.observe.passes.kept_batches import KeptBatches
 from bnlab.observe.passes.population import Statistics, population_statistics
 from bnlab.observe.passes.subject import Subject
 from bnlab.observe.statistics_verdict import decide, pooled_statistics, trained_with_batches

@@ -13,18 +13,14 @@ from bnlab.conventions import FEW_VALUES
 from bnlab.errors import UsageError
 from bnlab.observe.between_batches import between_batches
 from bnlab.observe.model_evidence import BetweenBatches, Observed
-from bnlab.observe.passes.batches import (
-    Batch,
-    KeptBatches,
-    input_of_batch,
-    samples_in,
-    shuffled_batches,
-    tensors_in,
-)
+from bnlab.observe.passes.batches import input_of_batch, samples_in, shuffled_batches
+from bnlab.observe.passes.calling import Batch
+from bnlab.observe.passes.kept_batches import KeptBatches
 from bnlab.observe.passes.layer_statistics import OneValueInEachBatch, observe
 from bnlab.observe.passes.regroup import regrouped
 from bnlab.observe.passes.sample_means import SampleMeans, sample_means
 from bnlab.observe.passes.subject import ForwardFailed, Subject, usage_error_unless
+from bnlab.observe.passes.tensors import tensors_in
 from bnlab.wording import counted
 
 __all__ = ["NOTHING", "CommonCount", "DataPass", "DataPasses", "require_finite"]

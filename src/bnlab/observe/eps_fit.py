@@ -20,7 +20,8 @@ from bnlab.errors import UsageError
 from bnlab.observe.differences import differences
 from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import EPS_MISMATCH, EpsFit, ModelLayer, Observed
-from bnlab.observe.passes.batches import Batch, KeptBatches, spread
+from bnlab.observe.passes.calling import Batch
+from bnlab.observe.passes.kept_batches import KeptBatches, spread
 from bnlab.observe.passes.layer_statistics import observe
 from bnlab.observe.passes.subject import Subject
 

@@ -19,9 +19,12 @@ from bnlab.errors import BnlabError
 from bnlab.observe.losses import Losses, LossMeasure, own_loss, score_measure
 from bnlab.observe.metric import Score
 from bnlab.observe.model_evidence import ExchangedChannels
-from bnlab.observe.passes.batches import Batch, KeptBatches, map_tensors, parts_of, samples_in, spread, tensors_in
+from bnlab.observe.passes.batches import parts_of, samples_in
+from bnlab.observe.passes.calling import Batch
+from bnlab.observe.passes.kept_batches import KeptBatches, spread
 from bnlab.observe.passes.population import impose_batch_statistics
 from bnlab.observe.passes.subject import Subject, usage_error_unless
+from bnlab.observe.passes.tensors import map_tensors, tensors_in
 
 __all__ = ["exchanged_channels"]
 

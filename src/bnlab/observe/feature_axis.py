@@ -12,8 +12,8 @@ from torch import nn
 
 from bnlab.observe.discover import channels_of
 from bnlab.observe.model_evidence import FeatureAxis
-from bnlab.observe.passes.batches import tensors_in
 from bnlab.observe.passes.executed_graph import Call, ExecutedGraph, Value
+from bnlab.observe.passes.tensors import tensors_in
 
 __all__ = ["feature_axes"]
 

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from bnlab.errors import UsageError
-from bnlab.observe.passes.batches import Batch, KeptBatches, run_batch, samples_in
+from bnlab.observe.passes.batches import samples_in
+from bnlab.observe.passes.calling import Batch, run_batch
+from bnlab.observe.passes.kept_batches import KeptBatches
 from bnlab.observe.survey import Inputs
 from bnlab.wording import counted
 

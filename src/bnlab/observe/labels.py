@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bnlab.observe.passes.batches import tensors_in
+from bnlab.observe.passes.tensors import tensors_in
 
 __all__ = ["IGNORED", "LABEL_KEYS", "classes_of", "labels_of", "scores_of"]
 

@@ -18,7 +18,8 @@ from bnlab.errors import BnlabError, UsageError
 from bnlab.observe.evidence import Floats
 from bnlab.observe.labels import IGNORED, classes_of, labels_of, scores_of
 from bnlab.observe.metric import Score, paired_error
-from bnlab.observe.passes.batches import Batch, Forward, batches_of, inputs_taken, parts_of, run_batch, samples_in
+from bnlab.observe.passes.batches import batches_of, parts_of, samples_in
+from bnlab.observe.passes.calling import Batch, Forward, inputs_taken, run_batch
 from bnlab.wording import error_line
 
 __all__ = [

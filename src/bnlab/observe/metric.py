@@ -14,7 +14,7 @@ from torch import nn
 from bnlab.errors import BnlabError, UsageError
 from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import ModelEvidence
-from bnlab.observe.passes.batches import KeptBatches
+from bnlab.observe.passes.kept_batches import KeptBatches
 from bnlab.observe.passes.population import Statistics, impose_batch_statistics, impose_statistics
 from bnlab.observe.passes.subject import Subject
 from bnlab.records import Numbers

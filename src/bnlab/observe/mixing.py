@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.observe.model_evidence import MixingModule
-from bnlab.observe.passes.batches import Batch, batches_of, first_samples, samples_in, tensors_in
+from bnlab.observe.passes.batches import batches_of, first_samples, samples_in
+from bnlab.observe.passes.calling import Batch
 from bnlab.observe.passes.modes import set_eval_mode
 from bnlab.observe.passes.module_calls import watching_modules
 from bnlab.observe.passes.subject import Subject
+from bnlab.observe.passes.tensors import tensors_in
 
 __all__ = ["Mixing", "measure_mixing", "outputs_of"]
 

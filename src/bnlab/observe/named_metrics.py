@@ -20,7 +20,9 @@ from bnlab.errors import UsageError
 from bnlab.observe.labels import IGNORED, LABEL_KEYS, labels_of, scores_of
 from bnlab.observe.losses import cross_entropies
 from bnlab.observe.metric import Metric, Score, metric_name
-from bnlab.observe.passes.batches import Batch, Forward, batches_of, inputs_taken, require_data, run_batch
+from bnlab.observe.passes.batches import batches_of
+from bnlab.observe.passes.calling import Batch, Forward, inputs_taken, run_batch
+from bnlab.observe.passes.kept_batches import require_data
 from bnlab.wording import did_you_mean
 
 __all__ = ["NAMES", "accuracy", "cross_entropy", "is_metric_name", "miou", "named_metric", "score_of"]

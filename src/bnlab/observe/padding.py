@@ -17,10 +17,13 @@ from bnlab.functional.moments import batch_moments, merge
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer, PaddingEffect
-from bnlab.observe.passes.batches import Batch, batches_of, input_of_batch, spread, tensors_in
+from bnlab.observe.passes.batches import batches_of, input_of_batch
+from bnlab.observe.passes.calling import Batch
+from bnlab.observe.passes.kept_batches import spread
 from bnlab.observe.passes.order import input_of
 from bnlab.observe.passes.statistics import LayerCall, measuring
 from bnlab.observe.passes.subject import ForwardFailed, Subject, usage_error_unless
+from bnlab.observe.passes.tensors import tensors_in
 from bnlab.observe.tails import Extent, Tails, input_tensors, padded_ends
 
 __all__ = ["with_padding"]

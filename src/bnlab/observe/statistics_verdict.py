@@ -19,7 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.errors import UsageError
 from bnlab.observe.losses import Losses, LossMeasure
-from bnlab.observe.passes.batches import Batch, KeptBatches, parts_of, shuffled_batches, spread
+from bnlab.observe.passes.batches import parts_of, shuffled_batches
+from bnlab.observe.passes.calling import Batch
+from bnlab.observe.passes.kept_batches import KeptBatches, spread
 from bnlab.observe.passes.pooling import pool
 from bnlab.observe.passes.population import Statistics, impose_statistics
 from bnlab.observe.passes.subject import Subject, usage_error_unless

@@ -32,23 +32,12 @@ from bnlab.observe.mixing import measure_mixing, outputs_of
 from bnlab.observe.model_evidence import EpsFit, Execution, Gradient, ModelEvidence, ModelLayer, OutputGap
 from bnlab.observe.named_metrics import score_of
 from bnlab.observe.padding import with_padding
-from bnlab.observe.passes.batches import (
-    Batch,
-    Forward,
-    KeptBatches,
-    MaxBatches,
-    batches_of,
-    first_samples,
-    keep,
-    require_data,
-    require_forward,
-    require_max_batches,
-    run_batch,
-    samples_in,
-)
+from bnlab.observe.passes.batches import batches_of, first_samples, samples_in
+from bnlab.observe.passes.calling import Batch, Forward, require_forward, run_batch
 from bnlab.observe.passes.dropout import dropping_paths
 from bnlab.observe.passes.example import example_of
 from bnlab.observe.passes.executed_graph import ExecutedGraph, execute
+from bnlab.observe.passes.kept_batches import KeptBatches, MaxBatches, keep, require_data, require_max_batches
 from bnlab.observe.passes.layer_statistics import OneValueInEachBatch
 from bnlab.observe.passes.modes import Modes, kept_in_mode, observe_modes, set_eval_mode
 from bnlab.observe.passes.offloaded import has_hooks_of_accelerate

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bnlab.observe.model_evidence import Padding
-from bnlab.observe.passes.batches import Batch, input_of_batch
+from bnlab.observe.passes.batches import input_of_batch
+from bnlab.observe.passes.calling import Batch
 
 __all__ = ["Extent", "Tails", "input_tensors", "padded_ends"]
 

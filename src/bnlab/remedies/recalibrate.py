@@ -17,7 +17,8 @@ from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.observe.discover import any_batch_norm, batch_norm_layers, why_frozen
 from bnlab.observe.evidence import Floats
 from bnlab.observe.fixed_batch_size import BatchesOfSize
-from bnlab.observe.passes.batches import Batch, Forward, require_data, require_forward, run_batch
+from bnlab.observe.passes.calling import Batch, Forward, require_forward, run_batch
+from bnlab.observe.passes.kept_batches import require_data
 from bnlab.observe.passes.offloaded import values_at_hand
 from bnlab.observe.passes.pooling import Estimator, Pooling, pool
 from bnlab.observe.passes.subject import Subject, usage_error_unless

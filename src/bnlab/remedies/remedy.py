@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from bnlab.observe.passes.batches import Forward, run_batch
+from bnlab.observe.passes.calling import Forward, run_batch
 from bnlab.records import REMEDIES, Change, DiagnosisRecord, Finding, LayerRecord, Safety
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.refusal import Refusal

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bnlab.observe.passes.batches import Batch, Forward, copy_of_batch, map_tensors, run_batch, tensors_in
+from bnlab.observe.passes.calling import Batch, Forward, run_batch
 from bnlab.observe.passes.subject import Subject
+from bnlab.observe.passes.tensors import copy_of_batch, map_tensors, tensors_in
 
 __all__ = ["behaviour_of", "difference", "differences", "fixed_weights", "largest"]
 

@@ -14,7 +14,7 @@ from bnlab.checks.cases import model, model_layer
 from bnlab.observe.comparison import Comparison, _judged_by_metric
 from bnlab.observe.discover import any_batch_norm
 from bnlab.observe.metric import Score
-from bnlab.observe.passes.batches import keep
+from bnlab.observe.passes.kept_batches import keep
 from bnlab.observe.passes.subject import Subject
 from bnlab.records import Advice, Numbers, StatisticsVerdict
 

@@ -7,7 +7,7 @@ from torch import nn
 import bnlab
 from bnlab.observe.data_passes import DataPasses, require_finite
 from bnlab.observe.discover import any_batch_norm
-from bnlab.observe.passes.batches import keep
+from bnlab.observe.passes.kept_batches import keep
 from bnlab.observe.passes.layer_statistics import OneValueInEachBatch
 from bnlab.observe.passes.subject import ForwardFailed, Subject
 

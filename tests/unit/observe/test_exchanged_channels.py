@@ -14,7 +14,7 @@ from bnlab.observe import exchanged_channels as module
 from bnlab.observe.exchanged_channels import exchanged_channels
 from bnlab.observe.metric import Score
 from bnlab.observe.model_evidence import ExchangedChannels
-from bnlab.observe.passes.batches import keep
+from bnlab.observe.passes.kept_batches import keep
 from bnlab.observe.passes.subject import Subject
 
 ACCURACY = Score(metrics.accuracy, name="accuracy")

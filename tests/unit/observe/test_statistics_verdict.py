@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 import bnlab
 from bnlab.observe.losses import cross_entropy_measure, loss_measure
-from bnlab.observe.passes.batches import keep
+from bnlab.observe.passes.kept_batches import keep
 from bnlab.observe.passes.subject import Subject
 from bnlab.observe.statistics_verdict import decide, pooled_statistics
 from bnlab.records import Advice

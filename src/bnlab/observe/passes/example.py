@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from bnlab.errors import UsageError
-from bnlab.observe.passes.batches import Batch
+from bnlab.observe.passes.calling import Batch
 from bnlab.observe.passes.subject import random_numbers_kept
 from bnlab.wording import error_line
 

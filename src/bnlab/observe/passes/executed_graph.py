@@ -16,8 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from bnlab.observe.passes.batches import Batch, Forward, run_batch, tensors_in
+from bnlab.observe.passes.calling import Batch, Forward, run_batch
 from bnlab.observe.passes.module_calls import watching_modules
+from bnlab.observe.passes.tensors import tensors_in
 
 __all__ = ["Call", "ExecutedGraph", "execute"]
 

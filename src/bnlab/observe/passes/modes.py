@@ -15,7 +15,8 @@ from torch.utils.hooks import RemovableHandle
 
 from bnlab.observe.discover import any_batch_norm, is_of_frozen_class
 from bnlab.observe.model_evidence import StrayLayer
-from bnlab.observe.passes.batches import Batch, Forward, run_batch, samples_in
+from bnlab.observe.passes.batches import samples_in
+from bnlab.observe.passes.calling import Batch, Forward, run_batch
 from bnlab.observe.passes.module_calls import watching_modules
 from bnlab.observe.programs.operators import operator_arguments
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bnlab.observe.passes.batches import tensors_in
+from bnlab.observe.passes.tensors import tensors_in
 
 __all__ = ["ExecutionOrder", "ForwardEnded", "OneValuePerChannel", "input_of"]
 

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from bnlab.observe.passes.batches import Batch, KeptBatches, columns_of, samples_in, with_tensors
+from bnlab.observe.passes.batches import columns_of, samples_in
+from bnlab.observe.passes.calling import Batch
+from bnlab.observe.passes.kept_batches import KeptBatches
+from bnlab.observe.passes.tensors import with_tensors
 
 __all__ = ["regrouped"]
 

@@ -19,16 +19,9 @@ from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import Observed
 from bnlab.observe.passes.batch_rows import spread_channels
-from bnlab.observe.passes.batches import (
-    Batch,
-    batches_of,
-    columns_of,
-    first_samples,
-    input_of_batch,
-    samples_at,
-    samples_in,
-    spread,
-)
+from bnlab.observe.passes.batches import batches_of, columns_of, first_samples, input_of_batch, samples_at, samples_in
+from bnlab.observe.passes.calling import Batch
+from bnlab.observe.passes.kept_batches import spread
 from bnlab.observe.passes.modes import set_eval_mode
 from bnlab.observe.passes.order import input_of
 from bnlab.observe.passes.population import impose_statistics

@@ -24,7 +24,7 @@ from bnlab.functional.moments import batch_moments, merge
 from bnlab.nn.base import BatchNormBase
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
-from bnlab.observe.passes.batches import Batch
+from bnlab.observe.passes.calling import Batch
 from bnlab.observe.passes.dropout import drops
 from bnlab.observe.passes.modes import kept_in_mode, set_eval_mode
 from bnlab.observe.passes.order import ExecutionOrder, ForwardEnded, OneValuePerChannel, input_of

@@ -15,7 +15,8 @@ from torch.utils.hooks import RemovableHandle
 
 from bnlab.errors import BatchMisfit, BnlabError, UsageError
 from bnlab.nn.base import BatchNormBase
-from bnlab.observe.passes.batches import Batch, Forward, inputs_taken, run_batch
+from bnlab.observe.passes.calling import Batch, Forward, inputs_taken, run_batch
+from bnlab.wording import error_line
 
 __all__ = ["ForwardFailed", "Subject", "random_numbers_kept", "untouched", "usage_error_unless"]
 
@@ -189,10 +190,9 @@ def usage_error_unless(rule: str, kind: type[UsageError] = UsageError) -> Iterat
             raise
         raise kind(f"model: {rule}, got {type(error).__name__}: {str(error).rstrip('.')}") from error
     except Exception as error:
-        text = " ".join(str(error).split())
-        if "not supported on ScriptModules" in text:
+        if "not supported on ScriptModules" in str(error):
             raise kind(
                 "model: its layers must take hooks to be measured, got a TorchScript module. "
                 "Pass the model that was scripted."
             ) from error
-        raise kind(f"model: {rule}, got {type(error).__name__}: {text[:300]}") from error
+        raise kind(f"model: {rule}, got {error_line(error)}") from error

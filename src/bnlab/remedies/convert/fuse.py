@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.errors import UsageError
 from bnlab.nn.base import BatchNormBase
-from bnlab.observe.passes.batches import Batch, Forward
+from bnlab.observe.passes.calling import Batch, Forward
 from bnlab.observe.passes.executed_graph import ExecutedGraph, execute
 from bnlab.observe.passes.subject import untouched, usage_error_unless
 from bnlab.records import Change, LeftAlone

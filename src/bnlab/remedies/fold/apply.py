@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bnlab.functional.folding import fold_into_consumer, fold_into_producer
 from bnlab.functional.moments import widened
-from bnlab.observe.passes.batches import tensors_in
+from bnlab.observe.passes.tensors import tensors_in
 from bnlab.remedies.fold.hosts import is_transposed
 from bnlab.remedies.fold.layer import Folding
 from bnlab.remedies.fold.plan import Group

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.errors import UsageError
-from bnlab.observe.passes.batches import Batch, Forward, copy_of_batch, map_tensors, run_batch, samples_in, tensors_in
+from bnlab.observe.passes.batches import samples_in
+from bnlab.observe.passes.calling import Batch, Forward, run_batch
 from bnlab.observe.passes.subject import Subject, usage_error_unless
+from bnlab.observe.passes.tensors import copy_of_batch, map_tensors, tensors_in
 from bnlab.remedies.fold.proof import relative_error, seeded, tolerance_of
 from bnlab.wording import error_line
 

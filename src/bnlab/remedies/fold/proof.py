@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.errors import UsageError
-from bnlab.observe.passes.batches import Batch, copy_of_batch, map_tensors, tensors_in
+from bnlab.observe.passes.calling import Batch
 from bnlab.observe.passes.subject import Subject, usage_error_unless
+from bnlab.observe.passes.tensors import copy_of_batch, map_tensors, tensors_in
 from bnlab.remedies.witness import differences
 
 __all__ = ["errors_of_models", "errors_of_pairs", "relative_error", "seeded", "tolerance_of", "variants"]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnlab.observe.passes.batches import keep
+from bnlab.observe.passes.kept_batches import keep
 from bnlab.observe.passes.regroup import regrouped
 
 
