@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlab.errors import BatchMisfit, UsageError
-from bnlab.observe.passes.misfit import misfit, misfit_of_dtype
+from bnlab.observe.passes.misfit import misfit, misfit_of_arguments, misfit_of_dtype
 from bnlab.observe.passes.signatures import accepts_any_keyword, positional, required, signature_of
 
 __all__ = [
@@ -74,9 +74,13 @@ def run_batch(model: nn.Module, batch: Batch) -> Any:  # noqa: ANN401 - a batch 
         return model(*arguments.positional, **arguments.keywords)
     except Exception as error:
         if not arguments.is_pair or not _is_about(error, TypeError, AttributeError, words="tuple|list"):
-            text = misfit_of_dtype(model, batch, signature_of(model))
+            signature = signature_of(model)
+            text = misfit_of_dtype(model, batch, signature)
             if text is not None and _is_about(error, RuntimeError, ValueError, TypeError, words="d?types?"):
                 raise UsageError(text) from error
+            text = misfit_of_arguments(model, batch, signature, arguments.positional, error)
+            if text is not None:
+                raise BatchMisfit(text) from error
             raise
     return model(arguments.positional[0][0])
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from inspect import Parameter, Signature
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnlab.observe.passes.signatures import required
+from bnlab.observe.passes.signatures import positional, required
 
-__all__ = ["described", "misfit", "misfit_of_dtype"]
+__all__ = ["described", "misfit", "misfit_of_arguments", "misfit_of_dtype"]
 
 _MAX_ITEMS = 6
 _MAX_DEPTH = 3
+_MAX_REASON = 120
+_NAME_OF_BATCH = re.compile(r"(^|_)(batch|sample|data|example|item)$")
 
 
 def misfit(model: nn.Module, batch: Any, signature: Signature | None) -> str:  # noqa: ANN401
@@ -25,11 +30,56 @@ def misfit(model: nn.Module, batch: Any, signature: Signature | None) -> str:  #
         batch: A batch that does not fit.
         signature: The signature of its forward; None where it cannot be read.
     """
+    return _misfit(model, signature, described(batch), _suggestion(batch, signature))
+
+
+def misfit_of_arguments(
+    model: nn.Module,
+    batch: Any,  # noqa: ANN401
+    signature: Signature | None,
+    passed: Sequence[Any],
+    error: Exception,
+) -> str | None:
+    """Return an error message where forward raised because of what it got from a batch, and the `forward=` to pass.
+
+    Two cases show. The error names the class of an argument, such as a dataclass or an array, where a tensor is needed.
+    Or a parameter called `batch`, `sample` or `data` got one tensor of a batch that has more parts.
+
+    Args:
+        model: The model.
+        batch: A batch on which forward raised.
+        signature: The signature of its forward; None where it cannot be read.
+        passed: The positional arguments that forward got.
+        error: What it raised.
+
+    Returns:
+        The message; None in any other case.
+    """
+    if not isinstance(error, (TypeError, AttributeError, IndexError, KeyError, ValueError)):
+        return None
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    got = f"{described(batch)} ({text[:_MAX_REASON]})"
+    if any(_is_no_tensor(part, error) for part in passed):
+        return _misfit(model, signature, got, _suggestion(batch, signature))
+    first = next(iter(positional(signature)), None) if signature is not None else None
+    if first is None or _NAME_OF_BATCH.search(first.name) is None or isinstance(batch, Tensor):
+        return None
+    is_part = len(passed) == 1 and isinstance(passed[0], Tensor)
+    return _misfit(model, signature, got, "lambda model, batch: model(batch)") if is_part else None
+
+
+def _is_no_tensor(value: object, error: Exception) -> bool:
+    """Return whether an error says that a value is not the tensor that an operation needs."""
+    kind = type(value)
+    if isinstance(value, Tensor) or kind.__module__ == "builtins" or not isinstance(error, (TypeError, AttributeError)):
+        return False
+    is_named = re.search(rf"\b{re.escape(kind.__name__)}\b", str(error)) is not None
+    return is_named and (isinstance(error, TypeError) or hasattr(Tensor, str(error.name)))
+
+
+def _misfit(model: nn.Module, signature: Signature | None, got: str, suggestion: str) -> str:
     shown = "forward" if signature is None else f"forward{_without_annotations(signature)}"
-    return (
-        f"{type(model).__name__}: a batch must fit {shown}, got {described(batch)}. "
-        f"Pass forward={_suggestion(batch, signature)}."
-    )
+    return f"{type(model).__name__}: a batch must fit {shown}, got {got}. Pass forward={suggestion}."
 
 
 def misfit_of_dtype(model: nn.Module, batch: Any, signature: Signature | None) -> str | None:  # noqa: ANN401
@@ -63,6 +113,12 @@ def described(value: Any, depth: int = 0) -> str:  # noqa: ANN401 - a batch may 
         return f"{{{text}}}" if type(value) is dict else f"{type(value).__name__}({{{text}}})"
     if isinstance(value, (tuple, list)):
         return _described_sequence(value, depth)
+    if isinstance(value, np.ndarray):
+        return f"ndarray {value.dtype} {value.shape}"
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = vars(value) if hasattr(value, "__dict__") else {}
+        items = [f"{name}={described(part, depth + 1)}" for name, part in _first(parts.items())]
+        return f"{type(value).__name__}({_joined(items, len(parts), depth)})"
     return "None" if value is None else type(value).__name__
 
 
@@ -72,7 +128,7 @@ def _name_of(dtype: torch.dtype) -> str:
 
 def _described_sequence(value: Any, depth: int) -> str:  # noqa: ANN401
     kinds = {type(part) for part in value}
-    has_structure = any(isinstance(part, (Tensor, Mapping, tuple, list)) for part in value)
+    has_structure = any(isinstance(part, (Tensor, np.ndarray, Mapping, tuple, list)) for part in value)
     if len(value) > 1 and len(kinds) == 1 and not has_structure:
         text = f"{len(value)} of {next(iter(kinds)).__name__}"
     else:
@@ -130,6 +186,8 @@ def _tensors(value: Any, path: str, name: str) -> Iterator[tuple[str, str, Tenso
     """Yield the name, the expression and the value of every tensor in a batch."""
     if isinstance(value, Tensor):
         yield name, path, value
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        yield name, f"torch.as_tensor({path})", torch.as_tensor(value)
     elif isinstance(value, Mapping):
         for key, part in value.items():
             yield from _tensors(part, f"{path}[{_key(key)}]", str(key))
@@ -138,5 +196,5 @@ def _tensors(value: Any, path: str, name: str) -> Iterator[tuple[str, str, Tenso
             yield from _tensors(part, f"{path}[{index}]", "")
     elif hasattr(value, "__dict__") and not isinstance(value, type):
         for key, part in vars(value).items():
-            if isinstance(part, Tensor):
+            if isinstance(part, (Tensor, np.ndarray)):
                 yield from _tensors(part, f"{path}.{key}", key)

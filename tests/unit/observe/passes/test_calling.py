@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from bnlab.errors import UsageError
+from bnlab.errors import BatchMisfit, UsageError
 from bnlab.observe.passes.calling import (
     Arguments,
     arguments_of,
@@ -337,3 +337,59 @@ def test_forward_must_be_callable():
     assert require_forward("check", print) is print
     with pytest.raises(UsageError, match="check: forward must be callable, got str"):
         require_forward("check", "model")
+
+
+@dataclasses.dataclass
+class Named:
+    image: torch.Tensor
+    label: torch.Tensor
+
+
+class Multiplies(nn.Linear):
+    def forward(self, x):
+        return super().forward(x)
+
+
+class Flattens(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)
+
+
+class Unpacks(nn.Module):
+    def forward(self, batch):
+        first, second = batch
+        return first + second
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "forward"),
+    [
+        (Multiplies(3, 2), Named(X, Y), "model(batch.image)"),
+        (Flattens(), Named(X, Y), "model(batch.image)"),
+        (Multiplies(3, 2), (X.numpy(), 0), "model(torch.as_tensor(batch[0]))"),
+        (Unpacks(), (X, X), "model(batch)"),
+    ],
+)
+def test_a_forward_that_cannot_use_what_it_gets_shows_how_to_pass_it(model, batch, forward):
+    with pytest.raises(BatchMisfit) as caught:
+        run_batch(model, batch)
+    assert str(caught.value).endswith(f"Pass forward=lambda model, batch: {forward}.")
+    assert str(caught.value.__cause__)[:40] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fails", "batch", "error"),
+    [
+        (lambda x: x.missing, (X, Y), AttributeError),
+        (lambda x: x.missing, Named(X, Y), AttributeError),
+        (lambda x: x + "text", (X, Y), TypeError),
+        (lambda x: {}["key"], {"x": X}, KeyError),
+    ],
+)
+def test_what_a_forward_gets_wrong_by_itself_stays_its_own_error(fails, batch, error):
+    class Fails(nn.Module):
+        def forward(self, x):
+            return fails(x)
+
+    with pytest.raises(error):
+        run_batch(Fails(), batch)

@@ -1,8 +1,10 @@
 """The text on a batch that does not fit a forward."""
 
 import collections
+import dataclasses
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +16,12 @@ from bnlab.observe.passes.signatures import signature_of
 class Fields(NamedTuple):
     data: torch.Tensor
     target: int
+
+
+@dataclasses.dataclass
+class Sample:
+    image: torch.Tensor
+    name: str
 
 
 X = torch.ones(8, 3)
@@ -38,6 +46,8 @@ X = torch.ones(8, 3)
         ((), "()"),
         ({}, "{}"),
         (nn.Identity(), "Identity"),
+        ([np.ones((2, 3), np.float32), 1], "[ndarray float32 (2, 3), int]"),
+        (Sample(X, "a"), "Sample(image=float32 (8, 3), name=str)"),
     ],
 )
 def test_structure(batch, text):
