@@ -20,6 +20,7 @@ from bnlab.diagnosis.settings import Settings
 from bnlab.errors import UsageError
 from bnlab.observe.discover import why_frozen
 from bnlab.observe.fixed_batch_size import inputs_of_size
+from bnlab.observe.inputs import Inputs
 from bnlab.observe.losses import Losses, own_loss
 from bnlab.observe.metric import Measured, Metric, measured
 from bnlab.observe.passes.calling import Forward, require_forward
@@ -27,7 +28,6 @@ from bnlab.observe.passes.kept_batches import KeptBatches, MaxBatches, require_d
 from bnlab.observe.passes.offloaded import values_at_hand
 from bnlab.observe.passes.subject import random_numbers_kept, untouched
 from bnlab.observe.programs.opened import is_program, opened
-from bnlab.observe.survey import Inputs
 from bnlab.observe.wrappers import unwrapped
 from bnlab.progress import reporting
 from bnlab.records import Advice, Change, Changes, Finding, GapChange, LeftAlone, Level, MetricChange, Recheck, Safety

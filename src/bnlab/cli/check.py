@@ -188,7 +188,7 @@ def _checker(specs: _Specs, settings: Settings) -> Callable[[str | BnlabError], 
         subject = specs.model_for(target)
         if not inputs:
             return check_with(subject, settings, name=target)
-        from bnlab.observe.survey import Inputs
+        from bnlab.observe.inputs import Inputs
         from bnlab.progress import reporting
 
         with prints_on_stderr(), reporting() as advance:

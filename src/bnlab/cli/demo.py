@@ -70,7 +70,7 @@ def _diagnose(path: Path, model: nn.Module, config: Config, console: Console) ->
     from bnlab.diagnosis.settings import Settings
     from bnlab.lab.datasets import load
     from bnlab.lab.metrics import accuracy
-    from bnlab.observe.survey import Inputs
+    from bnlab.observe.inputs import Inputs
     from bnlab.records import Level
     from bnlab.report.problems import count, problems_of
     from bnlab.report.text.diagnosis import renderable

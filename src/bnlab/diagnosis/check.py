@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
+    from bnlab.observe.inputs import Inputs
     from bnlab.observe.model_evidence import EpsFit
     from bnlab.observe.passes.calling import Forward
     from bnlab.observe.passes.kept_batches import MaxBatches
-    from bnlab.observe.survey import Inputs
 
 __all__ = ["Diagnosis", "check", "check_with"]
 
@@ -157,7 +157,7 @@ def check(
         raise UsageError(f"check: target must be a model to use {next(iter(observed_with))}, got {got}.")
     if not observed_with:
         return check_with(target, settings)
-    from bnlab.observe.survey import Inputs
+    from bnlab.observe.inputs import Inputs
 
     with reporting(progress) as advance:
         inputs = Inputs(**observed_with, lower_is_better=lower_is_better, max_batches=max_batches, advance=advance)
@@ -190,8 +190,8 @@ def check_with(
     else:
         from torch import nn
 
+        from bnlab.observe.inputs import Inputs
         from bnlab.observe.programs.opened import is_program
-        from bnlab.observe.survey import Inputs
         from bnlab.observe.wrappers import unwrapped
 
         if not (isinstance(target, nn.Module) or is_program(target)):

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from bnlab.errors import UsageError
+from bnlab.observe.inputs import Inputs
 from bnlab.observe.passes.batches import samples_in
 from bnlab.observe.passes.calling import Batch, run_batch
 from bnlab.observe.passes.kept_batches import KeptBatches
-from bnlab.observe.survey import Inputs
 from bnlab.wording import counted
 
 __all__ = ["BatchesOfSize", "inputs_of_size"]

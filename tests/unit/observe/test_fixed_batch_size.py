@@ -3,7 +3,7 @@ import torch
 
 from bnlab.errors import UsageError
 from bnlab.observe.fixed_batch_size import BatchesOfSize, inputs_of_size
-from bnlab.observe.survey import Inputs
+from bnlab.observe.inputs import Inputs
 
 RAGGED = [torch.randn(4, 2), torch.randn(4, 2), torch.randn(1, 2)]
 

@@ -14,11 +14,12 @@ from bnlab.diagnosis.settings import Settings
 from bnlab.errors import BnlabWarning, UsageError
 from bnlab.lab import metrics
 from bnlab.observe.evidence import Hyperparameters
+from bnlab.observe.inputs import Inputs
 from bnlab.observe.metric import Measured, Score, measured, metric_name, paired_error
 from bnlab.observe.model import read_model
 from bnlab.observe.passes.kept_batches import keep
 from bnlab.observe.passes.population import impose_batch_statistics
-from bnlab.observe.survey import Inputs, survey
+from bnlab.observe.survey import survey
 from bnlab.records import Advice
 
 
