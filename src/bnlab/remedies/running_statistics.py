@@ -35,12 +35,21 @@ def write_statistics(layers: Mapping[str, _BatchNorm], new: Mapping[str, tuple[F
     Args:
         layers: The layers by path. Each must keep running statistics.
         new: The mean and the variance by path, of shape (C,).
+
+    Raises:
+        UsageError: If a buffer is an inference tensor, which cannot change outside of `torch.inference_mode`.
     """
     targets = [
         (path, buffer, value)
         for path, values in new.items()
         for buffer, value in zip(_buffers(layers[path]), values, strict=True)
     ]
+    for path, buffer, _ in targets:
+        if buffer.is_inference() and not torch.is_inference_mode_enabled():
+            raise UsageError(
+                f"{path or 'the model'}: buffers must be tensors that can change, got inference tensors. "
+                "Copy the model outside of torch.inference_mode: copy.deepcopy(model)."
+            )
     before = [buffer.detach().clone() for _, buffer, _ in targets]
     clipped: dict[str, int] = {}
     try:

@@ -1,5 +1,7 @@
 """New statistics are written in place, all or none, and can be taken back."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -61,3 +63,13 @@ def test_how_far_outputs_move_is_the_root_mean_square_over_the_new_data():
 
 def test_ranges_as_text():
     assert statistics_text(*values([0, 1.5], [1, np.nan])) == "mean 0..1.5, var 1 not finite"
+
+
+def test_inference_tensors_are_named_before_anything_changes(layers):
+    with torch.inference_mode():
+        layers["b"] = nn.BatchNorm1d(2)
+    new = {"a": values([1, 2], [3, 4]), "b": values([5, 6], [7, 8])}
+    with pytest.raises(UsageError, match=r"^b: buffers must be tensors that can change, got inference tensors\. Copy"):
+        write_statistics(layers, new)
+    assert layers["a"].running_mean.tolist() == [0, 0]
+    write_statistics(copy.deepcopy(layers), new)

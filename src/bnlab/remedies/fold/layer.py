@@ -42,7 +42,7 @@ def folding_of(layer: nn.Module, spatial: int) -> Folding:
     """Return the scale, the shift and the activation of a layer from `any_batch_norm`.
 
     They are computed from the attributes of the layer. A class may use abs(weight), another eps, or an activation, so a
-    copy of the layer in float64 must give the same output, on inputs up to 1e4 standard deviations from its mean.
+    copy of the layer in float64 must give the same output, on inputs up to 1e6 standard deviations from its mean.
 
     Args:
         layer: The layer. It does not change.
@@ -84,10 +84,10 @@ def _require_valid(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tenso
 
 
 def _probe(mean: Tensor, var: Tensor, spatial: int) -> Tensor:
-    """Return inputs up to 1e4 standard deviations from the mean. Shape (K, C, *[2]*spatial), float64, on the CPU."""
+    """Return inputs up to 1e6 standard deviations from the mean. Shape (K, C, *[2]*spatial), float64, on the CPU."""
     near = torch.linspace(-6, 6, 25, dtype=torch.float64)
-    far = near.new_tensor([-1e4, -1e2, -20, 20, 1e2, 1e4])
-    steps = torch.cat([near, far])[torch.randperm(31, generator=torch.Generator().manual_seed(0))]
+    far = near.new_tensor([-1e6, -1e4, -1e2, -20, 20, 1e2, 1e4, 1e6])
+    steps = torch.cat([near, far])[torch.randperm(33, generator=torch.Generator().manual_seed(0))]
     x = mean.cpu().double() + steps[:, None] * var.cpu().double().sqrt()
     return x.reshape(*x.shape, *[1] * spatial).repeat(1, 1, *[2] * spatial)
 
