@@ -45,11 +45,7 @@ def write_statistics(layers: Mapping[str, _BatchNorm], new: Mapping[str, tuple[F
         for buffer, value in zip(_buffers(layers[path]), values, strict=True)
     ]
     for path, buffer, _ in targets:
-        if buffer.is_inference() and not torch.is_inference_mode_enabled():
-            raise UsageError(
-                f"{path or 'the model'}: buffers must be tensors that can change, got inference tensors. "
-                "Copy the model outside of torch.inference_mode: copy.deepcopy(model)."
-            )
+        _require_writable(path, buffer)
     before = [buffer.detach().clone() for _, buffer, _ in targets]
     clipped: dict[str, int] = {}
     try:
@@ -105,6 +101,14 @@ def _range(values: Floats) -> str:
     if np.isfinite(values).all():
         return f"{values.min():.3g}..{values.max():.3g}"
     return f"{np.count_nonzero(~np.isfinite(values))} not finite"
+
+
+def _require_writable(path: str, buffer: Tensor) -> None:
+    if buffer.is_inference() and not torch.is_inference_mode_enabled():
+        raise UsageError(
+            f"{path or 'the model'}: buffers must be tensors that can change, got inference tensors. "
+            "Copy the model outside of torch.inference_mode: copy.deepcopy(model)."
+        )
 
 
 def _buffers(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
