@@ -7,18 +7,20 @@ import operator
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from bnlab.remedies._rewritten import Rewritten, names_in
 from bnlab.remedies.convert.lists import ListReader, is_list
-from bnlab.remedies.refusal import Refusal
+from bnlab.remedies.refusal import Refusal, attempted
 from bnlab.remedies.source import definition, resolved
 
-__all__ = ["Method", "methods_that_call"]
+__all__ = ["Method", "methods_that_call", "require_whole"]
 
 _TAKES_APART = ("children", "named_children", "modules", "named_modules", "_modules", "get_submodule", "__dict__")
+_ITERATORS = (enumerate, zip, reversed, iter, list, tuple)
 _LOOKS = ("hasattr", "isinstance", "getattr")
 _COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq,
@@ -165,6 +167,18 @@ class Method:
         lists = [value for value in own if isinstance(value, (list, tuple, set, dict))]
         return any(_may_be(text, attribute) for text in texts) or any(attribute in value for value in lists)
 
+    def takes_apart(self, attribute: str) -> bool:
+        """Return whether the method indexes or iterates the Sequential `self.<attribute>`."""
+        for node in ast.walk(self.tree):
+            parent = self.parents.get(node)
+            if self.attribute(node) == attribute and (
+                (isinstance(parent, ast.Subscript) and parent.value is node)
+                or (isinstance(parent, (ast.For, ast.comprehension)) and parent.iter is node)
+                or (isinstance(parent, ast.Call) and self.value_of(parent.func) in _ITERATORS)
+            ):
+                return True
+        return False
+
     def require_plain_calls(self, attribute: str, *, elements: bool = False) -> None:
         """Refuse a method that could run a submodule in another way than by `self.<attribute>(...)`.
 
@@ -214,12 +228,7 @@ def methods_that_call(container: nn.Module, attribute: str, *, elements: bool = 
     if "forward" in vars(container):
         raise Refusal("its class or instance has a forward of its own")
     functions = dict(_functions(type(container)))
-    reached, waiting = set[str](), ["forward"]
-    while waiting:
-        name = waiting.pop()
-        if name in functions and name not in reached:
-            reached.add(name)
-            waiting += names_in(functions[name].__code__)
+    reached = _reached(functions)
     calling = []
     for name, function in functions.items():
         mentions = attribute in names_in(function.__code__)
@@ -234,6 +243,31 @@ def methods_that_call(container: nn.Module, attribute: str, *, elements: bool = 
     if not any(method.name in reached for method in calling):
         raise Refusal("its forward does not show a plain call of the layer")
     return calling
+
+
+def require_whole(container: nn.Module, attribute: str) -> None:
+    """Refuse a Sequential `self.<attribute>` of which the forward of a module may run only a part.
+
+    Raises:
+        Refusal: If a method that forward may call takes single modules out of the Sequential.
+    """
+    functions = dict(_functions(type(container)))
+    for name in sorted(_reached(functions)):
+        if attribute in names_in(functions[name].__code__):
+            method = attempted(partial(Method, container, name, functions[name]))
+            if not isinstance(method, Refusal) and method.takes_apart(attribute):
+                raise Refusal(f"its {name} takes single modules out of self.{attribute}")
+
+
+def _reached(functions: Mapping[str, types.FunctionType]) -> set[str]:
+    """Return the names of the methods that forward may call."""
+    reached, waiting = set[str](), ["forward"]
+    while waiting:
+        name = waiting.pop()
+        if name in functions and name not in reached:
+            reached.add(name)
+            waiting += names_in(functions[name].__code__)
+    return reached
 
 
 def _functions(kind: type) -> Iterator[tuple[str, types.FunctionType]]:

@@ -12,7 +12,7 @@ from bnlab.functional.activations import Activation
 from bnlab.remedies.convert.flow import Flow, flows_of, other_results
 from bnlab.remedies.convert.followers import Followers, activation_of_module, has_hooks, is_passed_through
 from bnlab.remedies.convert.lists import is_list
-from bnlab.remedies.convert.methods import Method, methods_that_call
+from bnlab.remedies.convert.methods import Method, methods_that_call, require_whole
 from bnlab.remedies.refusal import Refusal
 
 __all__ = ["Place", "PlaceReader", "is_sequence"]
@@ -91,6 +91,8 @@ class PlaceReader:
                 place = self._in_list(container, attribute, child)
             elif is_sequence(module):
                 place = _after_in_sequence(module, container, name)
+                if place is not None:
+                    self._require_whole(container)
             else:
                 place = self._in_code(container, name)
             if place is not None:
@@ -117,6 +119,14 @@ class PlaceReader:
                 yield directly
             yield container
             child = container
+
+    def _require_whole(self, sequence: str) -> None:
+        """Refuse a Sequential if the module that holds it may run only a part of it."""
+        child, parent = sequence, sequence.rpartition(".")[0]
+        while child and is_sequence(self._model.get_submodule(parent)):
+            child, parent = parent, parent.rpartition(".")[0]
+        if child:
+            require_whole(self._model.get_submodule(parent), child.rpartition(".")[2])
 
     def _child(self, container: str, name: str) -> nn.Module:
         return self._model.get_submodule(f"{container}.{name}".removeprefix("."))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
-from bnlab.remedies.convert.methods import Method, methods_that_call
+from bnlab.remedies.convert.methods import Method, methods_that_call, require_whole
 from bnlab.remedies.refusal import Refusal
 
 
@@ -163,6 +163,50 @@ def test_any_other_way_to_run_a_layer_is_refused(kind, reason):
     with pytest.raises(Refusal) as refusal:
         methods_that_call(kind(), "bn")
     assert refusal.value.reason == reason
+
+
+class Apart(Block):
+    def __init__(self):
+        super().__init__()
+        self.bn, self.other = nn.Sequential(nn.BatchNorm1d(3), nn.ReLU()), nn.Sequential(nn.ReLU())
+
+    def forward(self, x):
+        x = self.other[0](x)
+        return self.bn(x)
+
+    def features(self, x):
+        return self.bn[0](x)
+
+
+class Sliced(Apart):
+    def forward(self, x):
+        return self.bn[:1](x) if x.shape[0] > 100 else self.bn(x)
+
+
+class Iterated(Apart):
+    def forward(self, x):
+        for layer in self.bn:
+            x = layer(x)
+        return self.bn(x)
+
+
+class Numbered(Apart):
+    def forward(self, x):
+        return self.features(x) if x.shape[0] > 100 else self.bn(x)
+
+    def features(self, x):
+        return next(layer(x) for _, layer in enumerate(self.bn))
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Sliced, "forward"), (Iterated, "forward"), (Numbered, "features")])
+def test_a_sequential_in_pieces_is_refused(kind, name):
+    with pytest.raises(Refusal) as refusal:
+        require_whole(kind(), "bn")
+    assert refusal.value.reason == f"its {name} takes single modules out of self.bn"
+
+
+def test_a_sequential_that_runs_as_a_whole():
+    require_whole(Apart(), "bn")  # `features` is no part of its forward
 
 
 def test_looking_up_other_names_is_fine():

@@ -126,6 +126,17 @@ class Pieces(nn.Sequential):
         return x
 
 
+class Part(nn.Module):
+    """Runs only a part of a Sequential for large batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Sequential(nn.BatchNorm1d(3), nn.ReLU()))
+
+    def forward(self, x):
+        return self.layers[0][0](x) if x.shape[0] > 100 else self.layers(x)
+
+
 class Returns(Inner):
     def forward(self, x):
         if x.shape[0] > 100:
@@ -166,6 +177,7 @@ class Adds(Outer):
         (Shared(), "inner.bn", "it is called from more than one place"),
         (OtherResults(), "inner.bn", "its forward returns other values too"),
         (Helped(), "inner.bn", "its helper returns its output"),
+        (Part(), "layers.0.0", "its forward takes single modules out of self.layers"),
         (InPieces(), "layers.0.0", "the source code does not show how it is called"),
         (Picked(), "0.bns.0", "the element of a list returns its output"),
         (TwoWays(), "inner.bn", "different operations follow it on different paths through its forward"),
