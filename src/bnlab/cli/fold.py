@@ -88,8 +88,9 @@ def _arrays(batch: Any) -> Any:
 
     from torch import Tensor
 
-    if isinstance(batch, (tuple, list)) and batch:
-        batch = batch[0]
+    from bnlab.observe.passes.batches import input_of_batch
+
+    batch = input_of_batch(batch)
     if isinstance(batch, Mapping):
         return {name: _arrays(value) for name, value in batch.items()}
     return batch.numpy() if isinstance(batch, Tensor) else batch
