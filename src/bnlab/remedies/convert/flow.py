@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -117,9 +117,10 @@ class _Follower:
         dead = _dead_condition(self._method, call)
         if dead is not None:
             return Flow(self._method, call, runs=False, settled=(dead,))
-        return self._flow(call)
+        return replace(self._flow(call), settled=tuple(self._settled.items()))
 
     def _flow(self, call: ast.Call) -> Flow:
+        """Return where the output of a call goes, and note the conditions that this depends on."""
         sink, value = self._sink(call)
         addition = self._addition(sink, value)
         if addition is not None:
@@ -127,14 +128,14 @@ class _Follower:
             try:
                 sink, value = self._sink(addition.node)
             except Refusal:
-                return self._ends(call, addition)
+                return Flow(self._method, call, addition)
         activation, module = self._activation(sink, value)
         if activation is not None and isinstance(sink, ast.Call):
-            return self._ends(call, addition, activation, sink, value, module)
+            return Flow(self._method, call, addition, activation, activated=sink, operand=value, module=module)
         if addition is not None:
-            return self._ends(call, addition)
+            return Flow(self._method, call, addition)
         if isinstance(sink, ast.Return):
-            return self._ends(call, result=sink)
+            return Flow(self._method, call, result=sink)
         raise Refusal(f"its {self._method.name} uses its output in {_short(sink)}")
 
     def _require_same_input(self, call: ast.Call, addition: Addition) -> None:
@@ -153,16 +154,6 @@ class _Follower:
         lines = range((first.end_lineno or 0) + 1, last.lineno)
         if any(node.lineno in lines for node in _mentions(self._method.tree, source.id)[0]):
             raise Refusal("its input is used before the addition")
-
-    def _ends(
-        self,
-        call: ast.Call,
-        addition: Addition | None = None,
-        *rest: Any,  # noqa: ANN401
-        result: ast.Return | None = None,
-    ) -> Flow:
-        parts = dict(zip(("activation", "activated", "operand", "module"), rest, strict=False))
-        return Flow(self._method, call, addition, **parts, result=result, settled=tuple(self._settled.items()))
 
     def _sink(self, value: ast.expr | ast.AugAssign) -> tuple[ast.AST, ast.expr]:
         """Return the node that uses a value, and the expression that stands for the value there."""
