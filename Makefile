@@ -5,11 +5,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 TO_RUN := $(VENV)/.installed-to-run
 TO_DEVELOP := $(VENV)/.installed-to-develop
+INTEGRATION := .venv-integration
+TO_INTEGRATE := $(INTEGRATION)/.installed
 KERNELS := src/bnlab/kernels/native/libbnlab_native.so
 KERNEL_SOURCES := $(wildcard src/bnlab/kernels/native/src/*) src/bnlab/kernels/native/build.py
 EVERY_SET := $(VENV)/.every-set-compiled
 
-.PHONY: run test test-machines test-browser test-native lint kernels every-set bench docs pictures wheel clean
+.PHONY: run test test-machines test-browser test-integration test-native lint kernels every-set bench docs pictures wheel clean
 
 run: $(TO_RUN)  ## train a small network with a classic mishap, diagnose its checkpoint and repair it
 	$(BIN)/bnlab demo
@@ -29,6 +31,12 @@ test-browser: $(TO_DEVELOP)  ## the pages, in headless Chromium
 	command -v chromium && command -v chromedriver || (apt-get update -qq && apt-get install -y -qq chromium chromium-driver)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[browser]'
 	$(BIN)/pytest tests/browser
+
+test-integration: $(KERNELS)  ## real models of ten libraries; writes docs/integrations.md
+	@rm -f build/integrations.json
+	@$(MAKE) --no-print-directory $(TO_INTEGRATE) || echo "Skipped: a library does not install here."
+	test ! -e $(TO_INTEGRATE) || $(INTEGRATION)/bin/python -m pytest -n 2 --dist loadgroup tests/integration
+	test ! -e build/integrations.json || $(BIN)/python tools/build_integrations.py build/integrations.json
 
 test-native: $(TO_DEVELOP)  ## the C entry points on odd shapes, with the address sanitizer
 	$(BIN)/python tests/native/run.py
@@ -65,7 +73,7 @@ pictures: $(TO_DEVELOP) $(KERNELS)  ## draw docs/images again; the page needs ch
 	cp lab-records/train-eval-quick.svg docs/images/train-eval.svg
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(INTEGRATION) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # torch goes first and pinned: a package that pulls it unpinned would fetch the CUDA build. Files are compiled to bytecode
 # when they are first imported: most of torch never is.
@@ -82,6 +90,16 @@ $(TO_DEVELOP): $(TO_RUN)
 	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	$(PIP) install --quiet --no-compile --constraint constraints.txt --no-deps timm torchvision \
 		|| echo "timm does not install here: the tests of its layers are skipped."
+	@touch $@
+
+# The libraries lie in an environment of their own that sees .venv: torch is there once, and .venv stays as it is.
+$(TO_INTEGRATE): $(TO_DEVELOP) tests/integration/requirements.txt
+	@echo "Creating $(INTEGRATION), with the libraries of tests/integration"
+	@test -x $(INTEGRATION)/bin/python || $(BIN)/python -m venv $(INTEGRATION)
+	@purelib='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+		echo "import site; site.addsitedir('$$($(BIN)/python -c "$$purelib")')" \
+		> "$$($(INTEGRATION)/bin/python -c "$$purelib")/base.pth"
+	$(INTEGRATION)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile --no-deps --requirement tests/integration/requirements.txt
 	@touch $@
 
 # Without a compiler bnlab runs on torch's kernels: it says so, and goes on.
