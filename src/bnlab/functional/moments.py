@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
+from itertools import repeat
 from typing import Literal
 
 import torch
@@ -18,6 +19,7 @@ __all__ = [
     "batch_moments",
     "channel_sum",
     "merge",
+    "moments_in_blocks",
     "per_channel",
     "population_moments",
     "position_weights",
@@ -25,6 +27,9 @@ __all__ = [
     "widened",
     "without_padding_garbage",
 ]
+
+_BLOCK = 1 << 21
+"""Number of values that are widened to float64 at once."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,18 @@ def batch_moments(x: Tensor, mask: Tensor | None = None) -> Moments:
         deviation = torch.where(weights > 0, values - per_channel(mean, x), 0)
         m2 = channel_sum(weights * deviation.square()) - channel_sum(weights * deviation).square() / total
     return Moments(count, mean, m2.clamp(min=0))
+
+
+def moments_in_blocks(x: Tensor, mask: Tensor | None = None) -> Moments:
+    """Return the moments of every channel over a batch, of which only a part is widened to float64 at once.
+
+    Args:
+        x: As for `batch_moments`.
+        mask: As for `batch_moments`, of shape (N, 1, *spatial).
+    """
+    rows = max(1, _BLOCK // max(1, x.numel() // max(1, x.size(0))))
+    masks = repeat(None) if mask is None else torch.split(mask, rows)
+    return reduce(merge, map(batch_moments, torch.split(x, rows), masks))
 
 
 def without_padding_garbage(x: Tensor, mask: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
 from itertools import chain
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bnlab.functional.moments import batch_moments, merge
+from bnlab.functional.moments import moments_in_blocks
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer, PaddingEffect
@@ -30,9 +29,6 @@ __all__ = ["with_padding"]
 
 _BATCHES = 8
 """Number of training batches that are examined and measured."""
-
-_BLOCK = 1 << 21
-"""Number of values that are widened to float64 at once."""
 
 _MAX_LOST = 0.25
 """Largest share of positions that a layer may have lost to convolutions without padding, relative to those left."""
@@ -270,10 +266,8 @@ def _grid(size: int, extent: Extent, ratio: int, lost: float) -> NDArray[np.bool
 
 
 def _moments(x: Tensor, kept: Tensor) -> tuple[Floats, Floats]:
-    """Return the mean and the biased variance of the kept positions in float64, one block of samples at a time."""
-    rows = max(1, _BLOCK // max(1, x[0].numel()))
-    blocks = zip(torch.split(x, rows), torch.split(kept.unsqueeze(1), rows), strict=True)
-    moments = reduce(merge, (batch_moments(block, mask) for block, mask in blocks))
+    """Return the mean and the biased variance of the kept positions in float64."""
+    moments = moments_in_blocks(x, kept.unsqueeze(1))
     mean, var = (values.cpu().numpy().astype(np.float64) for values in (moments.mean, moments.var))
     return mean, var
 

@@ -18,7 +18,7 @@ from bnlab.observe.discover import any_batch_norm, batch_norm_layers, why_frozen
 from bnlab.observe.evidence import Floats
 from bnlab.observe.fixed_batch_size import BatchesOfSize
 from bnlab.observe.passes.calling import Batch, Forward, require_forward, run_batch
-from bnlab.observe.passes.kept_batches import require_data
+from bnlab.observe.passes.kept_batches import is_count, require_data
 from bnlab.observe.passes.offloaded import values_at_hand
 from bnlab.observe.passes.pooling import Estimator, Pooling, pool
 from bnlab.observe.passes.subject import Subject, usage_error_unless
@@ -236,7 +236,7 @@ class RecalibrationSettings:
         """
         if estimator not in get_args(Estimator):
             raise UsageError(f"recalibrate: estimator must be 'population' or 'within-batch', got {estimator!r}.")
-        if max_batches is not None and not _is_count(max_batches):
+        if max_batches is not None and not is_count(max_batches):
             raise UsageError(f"recalibrate: max_batches must be a number of at least 1 or None, got {max_batches!r}.")
         if tolerance is not None and not 0 < tolerance < math.inf:
             raise UsageError(f"recalibrate: tolerance must be finite and > 0, got {tolerance!r}.")
@@ -349,10 +349,6 @@ def _counted_layers(
         for path, layer in batch_norm_layers(model).items()
         if path not in left_out and (ran is None or path in ran) and why_frozen(model, path) is None
     }
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _chosen(model: nn.Module, named: Iterable[str] | None) -> tuple[dict[str, _BatchNorm], list[LeftAlone]]:

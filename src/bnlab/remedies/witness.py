@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bnlab.observe.passes.calling import Batch, Forward, run_batch
 from bnlab.observe.passes.subject import Subject
-from bnlab.observe.passes.tensors import copy_of_batch, map_tensors, tensors_in
+from bnlab.observe.passes.tensors import copy_of_object, map_tensors, tensors_in
 
 __all__ = ["behaviour_of", "difference", "differences", "fixed_weights", "largest"]
 
@@ -53,7 +53,7 @@ def _copied(batch: Batch, leaves: list[Tensor]) -> Batch:
         leaves.append(leaf)
         return leaf.clone()
 
-    return map_tensors(copy_of_batch(batch), copy)
+    return map_tensors(batch, copy, copy_of_object)
 
 
 def fixed_weights(output: Tensor) -> Tensor:

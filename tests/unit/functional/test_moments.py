@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from bnlab.functional import Moments, batch_moments, merge, population_moments
+from bnlab.functional.moments import moments_in_blocks
 
 values = st.floats(-1e6, 1e6, width=32)
 columns = st.lists(values, min_size=1, max_size=12)
@@ -119,6 +120,21 @@ def test_a_weight_of_two_equals_the_value_twice():
     weighted = batch_moments(x, weights)
     expected = batch_moments(x.repeat_interleave(weights.flatten().long(), 0))
     assert_close((weighted.count, weighted.mean, weighted.m2), (expected.count, expected.mean, expected.m2))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 700, 700), (5, 3), (0, 3)])
+def test_blocks_equal_the_whole_batch(shape):
+    x = 1e3 + torch.randn(shape)
+    mask = torch.rand(shape[0], 1, *shape[2:]) > 0.5
+    for own, whole in (
+        (moments_in_blocks(x), batch_moments(x)),
+        (moments_in_blocks(x, mask), batch_moments(x, mask)),
+    ):
+        assert torch.equal(own.count, whole.count)
+        assert_close(own.mean, whole.mean, rtol=1e-13, atol=0)
+        assert_close(own.m2, whole.m2, rtol=1e-10, atol=0)
+    if len(x) > 1:
+        assert not torch.equal(moments_in_blocks(x, mask).mean, batch_moments(x, ~mask).mean)
 
 
 def test_population_estimators():

@@ -21,6 +21,7 @@ __all__ = [
     "MAX_KEPT",
     "KeptBatches",
     "MaxBatches",
+    "is_count",
     "keep",
     "require_data",
     "require_max_batches",
@@ -203,14 +204,18 @@ def _length(data: Iterable[Batch]) -> int | None:
         return None
 
 
+def is_count(value: object) -> bool:
+    """Return whether a value is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def require_max_batches(value: MaxBatches) -> MaxBatches:
     """Return `value` if it is "auto", None or a number of at least 1.
 
     Raises:
         UsageError: If the value is anything else.
     """
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if not (is_count or value is None or value == "auto"):
+    if not (is_count(value) or value is None or value == "auto"):
         raise UsageError(f"max_batches: value must be 'auto', None or a number of at least 1, got {value!r}.")
     return value
 

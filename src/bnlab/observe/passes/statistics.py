@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from bnlab.functional.moments import batch_moments, merge
+from bnlab.functional.moments import moments_in_blocks
 from bnlab.nn.base import BatchNormBase
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
@@ -39,9 +38,6 @@ _FAR = 16.0
 
 _AGREEING = 0.02
 """Difference in standard deviations that the kernels of torch explain. A larger one shows a changed input."""
-
-_BLOCK = 1 << 21
-"""Number of values that are widened to float64 at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,8 +236,7 @@ def _computed_unless_different(
 
 
 def _computed(x: Tensor) -> tuple[Floats, Floats]:
-    """Compute mean and unbiased variance in float64, one block of samples at a time."""
-    rows = max(1, _BLOCK // max(1, x.numel() // max(1, x.size(0))))
-    moments = reduce(merge, (batch_moments(block) for block in torch.split(x, rows)))
+    """Compute mean and unbiased variance in float64."""
+    moments = moments_in_blocks(x)
     mean, var = (values.cpu().numpy().astype(np.float64) for values in (moments.mean, moments.unbiased_var))
     return mean, var

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bnlab.observe.passes.calling import Batch, is_opaque
 
-__all__ = ["copy_of_batch", "map_tensors", "sequence_like", "tensors_in", "with_tensors"]
+__all__ = ["copy_of_batch", "copy_of_object", "map_tensors", "sequence_like", "tensors_in", "with_tensors"]
 
 
 def map_tensors(
@@ -45,10 +45,11 @@ def map_tensors(
 
 def copy_of_batch(item: Batch) -> Batch:
     """Return a copy of a batch, with new containers and tensors of the same types."""
-    return map_tensors(item, torch.clone, _copy_of_object)
+    return map_tensors(item, torch.clone, copy_of_object)
 
 
-def _copy_of_object(item: Any) -> Any:  # noqa: ANN401
+def copy_of_object(item: Any) -> Any:  # noqa: ANN401
+    """Return a copy of an object that moves itself to a device, such as a graph; its `clone()` if it has one."""
     clone = getattr(item, "clone", None)
     return clone() if callable(clone) else copy.copy(item)
 

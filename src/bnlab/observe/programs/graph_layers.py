@@ -74,6 +74,7 @@ class GraphLayers:
 
 def graph_layers(program: GraphModule) -> GraphLayers:
     """Return the BN layers of a graph whose tensors are attributes of its module."""
+    modules = dict(program.named_modules())
     calls: dict[str, list[tuple[Node, OperatorArguments]]] = {}
     stored: dict[str, str] = {}
     left_alone: dict[str, str] = {}
@@ -83,14 +84,14 @@ def graph_layers(program: GraphModule) -> GraphLayers:
             left_alone[name] = INSTANCE_NORM
         elif _is_readable(node, arguments):
             calls.setdefault(name, []).append((node, arguments))
-        elif name in dict(program.named_modules()) and _keeps_statistics(program.get_submodule(name)):
+        elif name in modules and _keeps_statistics(modules[name]):
             stored[name] = f"by {operator_name(node.target)}"  # type: ignore[arg-type]
         else:
             left_alone[name] = "normalises with tensors that the graph computes"
     used = {path_of(str(node.target)) for node in program.graph.nodes if node.op == "get_attr" and node.users}
     holders = {path_of(source_of(a.running_mean) or "") for of in calls.values() for _, a in of if a.running_mean}
     called = [str(node.target) for node in program.graph.nodes if node.op == "call_module"]
-    for name, module in program.named_modules():
+    for name, module in modules.items():
         known = name in holders or name in calls or name in stored or name in left_alone
         is_called = any(name == path or name.startswith(f"{path}.") for path in called)
         if known or is_called or isinstance(module, _NormBase) or not _keeps_statistics(module):

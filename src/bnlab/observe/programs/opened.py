@@ -305,14 +305,8 @@ class _Twin:
             node = nodes[original]
             now = operator_arguments(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
             assert now is not None  # the node is a copy of the original
-            output = self._call(node, path, now.input)
             self._replaced.add(node)
-            if not arguments.is_tuple:
-                self._replace(node, output)
-                continue
-            for user in list(node.users):
-                if user.args[1] == 0:
-                    self._replace(user, output)
+            self._replace(node, self._call(node, path, now.input), is_tuple=arguments.is_tuple)
 
     def _put_other(self, node: Node) -> None:
         """Put a module or function of torch in the place of a filter, dropout or activation."""
@@ -330,13 +324,8 @@ class _Twin:
                 return
             self.has_dropout = True
         self._own[path] = module
-        output = self._call(node, path, node.args[0])
-        if operator_name(node.target) != "aten::native_dropout":  # type: ignore[arg-type]
-            self._replace(node, output)
-            return
-        for user in list(node.users):
-            if user.args[1] == 0:
-                self._replace(user, output)
+        is_tuple = operator_name(node.target) == "aten::native_dropout"  # type: ignore[arg-type]
+        self._replace(node, self._call(node, path, node.args[0]), is_tuple=is_tuple)
 
     def _call(self, node: Node, path: str, argument: Any) -> Node:  # noqa: ANN401
         with self._graph.inserting_before(node):
@@ -344,9 +333,11 @@ class _Twin:
         output.meta = {}
         return output
 
-    def _replace(self, node: Node, output: Node) -> None:
-        node.replace_all_uses_with(output)
-        self._graph.erase_node(node)
+    def _replace(self, node: Node, output: Node, *, is_tuple: bool) -> None:
+        """Put an output in the place of a node, or of the first element of its result if that is a tuple."""
+        for old in [user for user in node.users if user.args[1] == 0] if is_tuple else [node]:
+            old.replace_all_uses_with(output)
+            self._graph.erase_node(old)
 
     def _free_path(self, wanted: str, otherwise: str) -> str:
         """Return a path for a module: the wanted one, unless the program has another module or tensor there."""

@@ -195,10 +195,9 @@ def _runs_only_here(
     methods = attempted(lambda: methods_that_call(container, attribute))
     if isinstance(methods, Refusal):
         return False
-    own = {ast.unparse(flow.activated) for path in paths for flow in places[path].flows if flow.activated is not None}
-    count = len({flow.activated for path in paths for flow in places[path].flows if flow.activated is not None})
+    own = {flow.activated for path in paths for flow in places[path].flows if flow.activated is not None}
     calling = [call for method in methods for call in method.calls_of(attribute)]
-    return len(calling) == count and {ast.unparse(call) for call in calling} == own
+    return len(calling) == len(own) and set(map(ast.unparse, calling)) == set(map(ast.unparse, own))
 
 
 def _rewrite(model: nn.Module, name: str, places: Mapping[str, Place], fused: Fused, undo: UndoStack) -> None:
