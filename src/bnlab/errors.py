@@ -17,6 +17,7 @@ __all__ = [
     "NoBatchNorm",
     "NotACheckpoint",
     "PickledModule",
+    "TooMuchWork",
     "UnreadableFile",
     "UnwritableFile",
     "UsageError",
@@ -53,6 +54,10 @@ class DamagedFile(BnlabError, ValueError):
 
 class PickledModule(BnlabError, TypeError):
     """The file holds a pickled module, which can be read only by running code from the file."""
+
+
+class TooMuchWork(BnlabError, ValueError):
+    """Reading the file would take more time or memory than that of any honest checkpoint does."""
 
 
 class NoBatchNorm(BnlabError, ValueError):

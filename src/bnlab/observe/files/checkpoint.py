@@ -90,7 +90,7 @@ class StoredFile:
 def looks_like_checkpoint(path: Path) -> bool:
     """Return whether the first bytes of a file are those of a format that `read_checkpoint` reads."""
     try:
-        head = open_content(path)[:_HEAD_BYTES]
+        head = open_content(path).head(_HEAD_BYTES)
     except BnlabError:
         return False
     return _format_of(Path(), head) is not None
@@ -112,7 +112,7 @@ def read_checkpoint(path: Path, hyperparameters: Hyperparameters) -> Evidence:
     """
     with named_errors(path):
         content = open_content(path)
-        head = content[:_HEAD_BYTES]
+        head = content.head(_HEAD_BYTES)
         if _format_of(path, head) is None and _is_onnx(path, head):
             return read_onnx(path, hyperparameters)
         return find_batch_norm(_stored(path, content).tree, hyperparameters)
@@ -143,7 +143,7 @@ def named_errors(path: Path) -> Iterator[None]:
 
 
 def _stored(path: Path, content: Content) -> StoredFile:
-    head = content[:_HEAD_BYTES]
+    head = content.head(_HEAD_BYTES)
     format_ = _format_of(path, head)
     if format_ is None:
         kind = "an ONNX model" if _is_onnx(path, head) else _kind(head)

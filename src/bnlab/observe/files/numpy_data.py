@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from bnlab.observe.files.content import Span
 from bnlab.observe.files.pickle_data import InertObject
 from bnlab.observe.files.tensors import StoredTensor, item_bytes, strided
 
@@ -46,7 +47,7 @@ def _tensor(shape: tuple[Any, ...], kind: InertObject, data: bytes, *, fortran: 
         return None
     order = kind.state[1] if isinstance(kind.state, tuple) and len(kind.state) > 1 else "<"
     strides = _fortran_strides(shape) if fortran else None
-    bits = partial(strided, memoryview(data), dtype, shape, strides=strides, big_endian=order == ">")
+    bits = partial(strided, Span.of(data), dtype, shape, strides=strides, big_endian=order == ">")
     return StoredTensor(dtype, shape, bits)
 
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from bnlab.observe.files.content import Content
-from bnlab.observe.files.tensors import StoredTensor, item_bytes, strided
+from bnlab.observe.files.content import Content, Span
+from bnlab.observe.files.tensors import MAX_RANK, StoredTensor, item_bytes, strided
 
 __all__ = ["looks_like_safetensors", "read_metadata", "read_safetensors"]
 
@@ -56,7 +56,7 @@ def read_safetensors(content: Content) -> dict[str, StoredTensor]:
         ValueError, TypeError: If the header is invalid, or describes tensors that the file does not hold.
     """
     header, start = _header(content)
-    data = memoryview(content)[start:]
+    data = content.span(start)
     return {name: _tensor(name, entry, data) for name, entry in header.items() if name != _METADATA}
 
 
@@ -72,26 +72,28 @@ def read_metadata(content: Content) -> dict[str, str] | None:
 
 def _header(content: Content) -> tuple[dict[str, Any], int]:
     """Return the header, and the position at which the bytes of the tensors begin."""
-    if len(content) < _LENGTH.size:
+    if content.size < _LENGTH.size:
         raise ValueError("its header is cut off")
-    (length,) = _LENGTH.unpack_from(content)
+    (length,) = _LENGTH.unpack(content.head(_LENGTH.size))
     start = _LENGTH.size + length
-    if length > _LARGEST_HEADER or start > len(content):
-        raise ValueError(f"its header claims {length} bytes, the file has {len(content)}")
-    header = json.loads(content[_LENGTH.size : start])
+    if length > _LARGEST_HEADER or start > content.size:
+        raise ValueError(f"its header claims {length} bytes, the file has {content.size}")
+    header = json.loads(content.read_at(_LENGTH.size, length))
     if not isinstance(header, dict):
         raise TypeError("its header is not a JSON object")
     return header, start
 
 
-def _tensor(name: str, entry: Mapping[str, Any], data: memoryview) -> StoredTensor:
+def _tensor(name: str, entry: Mapping[str, Any], data: Span) -> StoredTensor:
     try:
         kind, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise ValueError(f"its header has an invalid entry for {name!r}") from None
     dtype = _DTYPES.get(kind, str(kind))
-    whole = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)) and begin <= end <= len(data)
+    if len(shape) > MAX_RANK:
+        raise ValueError(f"tensor {name!r} has {len(shape)} dimensions, torch has at most {MAX_RANK}")
+    whole = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)) and begin <= end <= data.size
     size = item_bytes(dtype)
     if not whole or (size is not None and end - begin != math.prod(shape) * size):
         raise ValueError(f"tensor {name!r} does not fit into the file")
-    return StoredTensor(dtype, shape, partial(strided, data[begin:end], dtype, shape))
+    return StoredTensor(dtype, shape, partial(strided, data.part(begin, end - begin), dtype, shape))

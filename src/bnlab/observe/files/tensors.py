@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bnlab.observe.files.content import Span
+
 __all__ = [
     "FLOATING",
     "INTEGER",
     "MAX_CHANNELS",
+    "MAX_RANK",
     "StoredTensor",
     "as_numbers",
     "coarser",
@@ -53,6 +58,8 @@ FLOATING = frozenset(_BY_PRECISION)
 INTEGER = frozenset({"int64", "int32", "int16", "int8", "uint8"})
 MAX_CHANNELS = 1 << 20
 """Limit above which a tensor is not read. No layer has so many channels, but a tensor of a few bytes may claim them."""
+MAX_RANK = 64
+"""The largest number of dimensions of a tensor in torch."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ def coarser(left: str, right: str) -> str:
 
 
 def strided(
-    buffer: memoryview,
+    storage: Span,
     dtype: str,
     shape: Sequence[int],
     *,
@@ -130,7 +137,7 @@ def strided(
     """Copy a tensor out of the bytes of its storage.
 
     Args:
-        buffer: The bytes of the storage.
+        storage: The bytes of the storage, of which those of the tensor are read.
         dtype: Name of the stored dtype.
         shape: Shape of the tensor.
         strides: Steps in values, one per dimension; None for a contiguous tensor.
@@ -147,13 +154,16 @@ def strided(
     if stored is None:
         raise ValueError(f"dtype {dtype} cannot be read")
     stored = stored.newbyteorder(">" if big_endian else "<")
+    if len(shape) > MAX_RANK:
+        raise ValueError(f"tensor has {len(shape)} dimensions, torch has at most {MAX_RANK}")
     steps = _contiguous_strides(shape) if strides is None else tuple(strides)
     end = _end(shape, steps, offset)
-    if end * stored.itemsize > len(buffer):
-        raise ValueError(f"tensor needs {end * stored.itemsize} bytes, its storage has {len(buffer)}")
+    if end * stored.itemsize > storage.size:
+        raise ValueError(f"tensor needs {end * stored.itemsize} bytes, its storage has {storage.size}")
     if 0 in shape:
         return np.empty(tuple(shape), dtype=stored.newbyteorder("="))
-    flat = np.frombuffer(buffer, dtype=stored, count=end - offset, offset=offset * stored.itemsize)
+    data = storage.part(offset * stored.itemsize, (end - offset) * stored.itemsize).read()
+    flat = np.frombuffer(data, dtype=stored)
     if steps == _contiguous_strides(shape):
         view = flat.reshape(shape)
     else:
@@ -177,4 +187,4 @@ def widen(values: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+    return tuple(itertools.accumulate(reversed(shape[1:]), operator.mul, initial=1))[::-1] if shape else ()

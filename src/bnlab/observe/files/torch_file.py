@@ -13,10 +13,9 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import BinaryIO, cast
 
 from bnlab.errors import NotACheckpoint
-from bnlab.observe.files.content import Content
+from bnlab.observe.files.content import Content, Span
 from bnlab.observe.files.pickle_data import Data, Global, InertObject, read_pickle
 from bnlab.observe.files.tensors import StoredTensor, item_bytes, strided
 
@@ -52,7 +51,7 @@ _OTHER_STORAGE_BYTES = {
 }
 _EMPTY_DICTS = frozenset({"dict", "defaultdict", "OrderedDict"})
 
-Locate = Callable[[str], memoryview]
+Locate = Callable[[str], Span]
 
 
 @dataclass(frozen=True)
@@ -76,23 +75,22 @@ def read_zip(content: Content) -> Data:
         ValueError: If the archive is damaged.
     """
     try:
-        archive = zipfile.ZipFile(_as_file(content))
+        archive = zipfile.ZipFile(content.stream())
     except zipfile.BadZipFile:
         raise ValueError("its zip directory, which comes last, is missing: the file is cut off") from None
     records = {info.filename: info for info in archive.infolist()}
     root = _root(records)
     order = _read_record(archive, records, f"{root}byteorder") or b"little"
-    view = memoryview(content)
 
-    def locate(key: str) -> memoryview:
+    def locate(key: str) -> Span:
         info = records.get(f"{root}data/{key}")
         if info is None:
             raise ValueError(f"storage {key} is missing")
         if info.compress_type != zipfile.ZIP_STORED:
-            return memoryview(_unpack(archive, info))
-        name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(content, info.header_offset)
+            return Span.of(_unpack(archive, info))
+        name_bytes, extra_bytes = _LOCAL_HEADER.unpack(content.read_at(info.header_offset, _LOCAL_HEADER.size))
         start = info.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
-        return view[start : start + info.file_size]
+        return content.span(start, info.file_size)
 
     pickle = _read_record(archive, records, f"{root}data.pkl")
     if pickle is None:
@@ -108,39 +106,32 @@ def read_legacy(content: Content) -> Data:
     """
     places: dict[str, tuple[int, int]] = {}
     dtypes: dict[str, str] = {}
-    view = memoryview(content)
 
-    def locate(key: str) -> memoryview:
-        start, size = places[key]
-        return view[start : start + size]
+    def locate(key: str) -> Span:
+        return content.span(*places[key])
 
     def persistent_load(identifier: Data) -> _Storage:
         storage = _persistent_load(identifier)
         dtypes[storage.key] = storage.dtype
         return storage
 
-    stream = _as_file(content)
+    stream = content.stream()
     magic, protocol, system = (read_pickle(stream, _refuse, _refuse) for _ in range(3))
     if (magic, protocol) != (_LEGACY_MAGIC, _LEGACY_PROTOCOL) or not isinstance(system, dict):
         raise ValueError("its header is not that of a legacy checkpoint")
     big_endian = not system.get("little_endian", True)
     tree = read_pickle(stream, _Builder(locate, big_endian).build, persistent_load)
     keys = read_pickle(stream, _refuse, _refuse)
-    at = content.tell()
+    at = stream.tell()
     length = struct.Struct(">q" if big_endian else "<q")
     for key in keys:
-        (count,) = length.unpack_from(content, at)
+        (count,) = length.unpack(content.read_at(at, length.size))
         size = count * _storage_item_bytes(dtypes[key])
         places[key] = (at + length.size, size)
         at += length.size + size
-        if size < 0 or at > len(content):
+        if size < 0 or at > content.size:
             raise ValueError(f"storage {key} reaches beyond the end of the file")
     return tree
-
-
-def _as_file(content: Content) -> BinaryIO:
-    """Return a mapped file with the type of a binary file, whose reading methods it has."""
-    return cast("BinaryIO", content)
 
 
 def _root(records: dict[str, zipfile.ZipInfo]) -> str:

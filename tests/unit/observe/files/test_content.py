@@ -1,18 +1,72 @@
 import io
+import os
+import socket
 import zipfile
+from pathlib import Path
 
 import pytest
 
-from bnlab.errors import NotACheckpoint, UnreadableFile
-from bnlab.observe.files.content import open_content
+from bnlab.errors import DamagedFile, NotACheckpoint, UnreadableFile
+from bnlab.observe.files.content import Span, open_content
 
 
 def test_the_bytes_of_a_file(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"0123456789")
     content = open_content(path)
-    assert content[2:5] == b"234"
-    assert len(content) == 10
+    assert content.size == 10
+    assert content.read_at(2, 3) == b"234"
+    assert content.head(2) == b"01"
+    assert content.head(99) == b"0123456789"
+    assert content.span(2, 5).part(1, 2).read() == b"34"
+    assert content.span(8).read() == b"89"
+    for start, size in ((-1, 2), (4, 7), (11, 0), (2, -1)):
+        with pytest.raises(ValueError, match="reach beyond"):
+            content.span(start, size)
+
+
+def test_bytes_in_memory_are_a_span_too():
+    assert Span.of(b"0123456789").part(2, 5).part(1, 2).read() == b"34"
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_ends_in_one_line(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(bytes(100_000))
+    content = open_content(path)
+    os.truncate(path, 10)
+    with pytest.raises(DamagedFile, match=r"keep its 100000 bytes while it is read, got an end at byte 10\."):
+        content.read_at(5, 50_000)
+    with pytest.raises(DamagedFile, match="got an end at byte 10"):
+        content.stream().read()
+
+
+def test_a_file_that_grows_ends_where_it_ended(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"0123")
+    content = open_content(path)
+    path.write_bytes(b"0123456789")
+    assert content.stream().read() == b"0123"
+
+
+def test_a_stream_seeks_as_a_file_does(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"0123456789")
+    stream = open_content(path).stream()
+    assert (stream.seek(-3, os.SEEK_END), stream.read(2), stream.tell()) == (7, b"78", 9)
+    assert (stream.seek(2), stream.seek(2, os.SEEK_CUR), stream.read()) == (2, 4, b"456789")
+    assert stream.read() == b""
+    with pytest.raises(ValueError, match="before the beginning"):
+        stream.seek(-11, os.SEEK_END)
+
+
+def test_the_descriptor_is_closed_with_the_last_span(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"0123")
+    descriptors = len([*Path("/dev/fd").iterdir()])
+    span = open_content(path).span()
+    assert span.read() == b"0123"
+    del span
+    assert len([*Path("/dev/fd").iterdir()]) == descriptors
 
 
 def test_zipfile_reads_from_content(tmp_path):
@@ -21,15 +75,8 @@ def test_zipfile_reads_from_content(tmp_path):
         archive.writestr("name", b"inside")
     path = tmp_path / "a.zip"
     path.write_bytes(buffer.getvalue())
-    with zipfile.ZipFile(open_content(path)) as archive:
+    with zipfile.ZipFile(open_content(path).stream()) as archive:
         assert archive.read("name") == b"inside"
-
-
-def test_content_cannot_be_written_to(tmp_path):
-    path = tmp_path / "a"
-    path.write_bytes(b"0123")
-    with pytest.raises(TypeError):
-        open_content(path)[0] = 1
 
 
 def test_empty_missing_and_special_files(tmp_path):
@@ -40,6 +87,19 @@ def test_empty_missing_and_special_files(tmp_path):
         open_content(tmp_path / "absent")
     with pytest.raises(UnreadableFile, match="regular file"):
         open_content(tmp_path)
+
+
+def test_pipes_devices_sockets_and_loops_are_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind("socket")
+    Path("loop").symlink_to("loop")
+    Path("to_pipe").symlink_to("pipe")
+    for name in ("pipe", "to_pipe", "socket", "loop", "/dev/zero", "/dev/stdin"):
+        with pytest.raises(UnreadableFile, match=r"regular file|no such device|too many levels"):
+            open_content(Path(name))
+    listener.close()
 
 
 def test_a_missing_file_is_reported_with_one_that_is_alike(tmp_path):

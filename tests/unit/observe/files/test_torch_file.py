@@ -19,7 +19,7 @@ formats = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"]
 
 def read(path):
     content = open_content(path)
-    return read_legacy(content) if is_legacy(content[:64]) else read_zip(content)
+    return read_legacy(content) if is_legacy(content.head(64)) else read_zip(content)
 
 
 def assert_same(stored, tensor):
