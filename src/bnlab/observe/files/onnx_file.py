@@ -6,25 +6,24 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from bnlab.conventions import from_float32, momentum_from_decay
 from bnlab.errors import DamagedFile, MissingPackage, NotACheckpoint
 from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, NetworkState, distinct
-from bnlab.observe.files.tensors import MAX_CHANNELS, coarser, widen
+from bnlab.observe.files.onnx_model.constants import Allowance, Constants, is_standard
+from bnlab.observe.files.tensors import FLOATING, coarser, widen
 
 if TYPE_CHECKING:
-    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
+    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
 
 __all__ = ["Constants", "layer_name", "looks_like_onnx", "read_onnx", "subgraphs"]
 
 _DEFAULT_EPSILON = 1e-5
 _DEFAULT_MOMENTUM = 0.9
 _PARAMETERS = ("weight", "bias", "running_mean", "running_var")
-_DTYPES = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 _LARGEST_PROTOBUF = 1 << 31
+_MAX_VALUES = 1 << 24
 _SEPARATORS = "._/"
 
 
@@ -62,7 +61,7 @@ def read_onnx(path: Path, hyperparameters: Hyperparameters) -> Evidence:
     left_alone: list[tuple[str, str]] = []
     for scope, constants in _scopes(model, path.parent):
         for node in scope.node:
-            if node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx"):
+            if is_standard(node, "BatchNormalization"):
                 layer = _layer(node, constants, hyperparameters)
                 if isinstance(layer, LayerState):
                     layers.append(layer)
@@ -77,12 +76,13 @@ def _scopes(model: ModelProto, folder: Path) -> Iterator[tuple[GraphProto | Func
 
     A subgraph can use the names of the graph around it; a function can use only its own names.
     """
-    pending = [(scope, Constants(scope, folder)) for scope in (model.graph, *model.functions)]
+    allowance = Allowance(_MAX_VALUES)
+    pending = [(scope, Constants(scope, folder, allowance=allowance)) for scope in (model.graph, *model.functions)]
     while pending:
         scope, constants = pending.pop(0)
         yield scope, constants
         for node in scope.node:
-            pending += [(graph, Constants(graph, folder, constants)) for graph in subgraphs(node)]
+            pending += [(graph, constants.inside(graph)) for graph in subgraphs(node)]
 
 
 def subgraphs(node: NodeProto) -> list[GraphProto]:
@@ -91,92 +91,6 @@ def subgraphs(node: NodeProto) -> list[GraphProto]:
     for attribute in node.attribute:
         graphs += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
     return graphs
-
-
-class Constants:
-    """The tensors of a graph or function whose values are known without running it, by name.
-
-    Args:
-        scope: A graph or function.
-        folder: The folder of external data.
-        around: The constants of the graph around a subgraph.
-        limit: The largest number of values to read. A tensor with more values is read as one of shape (0,).
-    """
-
-    def __init__(
-        self,
-        scope: GraphProto | FunctionProto,
-        folder: Path,
-        around: Constants | None = None,
-        *,
-        limit: int = MAX_CHANNELS,
-    ) -> None:
-        self._folder = folder
-        self._limit = limit
-        self.tensors: dict[str, TensorProto] = dict(around.tensors) if around else {}
-        self.nodes: dict[str, NodeProto] = dict(around.nodes) if around else {}
-        self.tensors.update((tensor.name, tensor) for tensor in getattr(scope, "initializer", ()))
-        known = ("Constant", "ConstantOfShape", "Identity")
-        self.nodes.update((node.output[0], node) for node in scope.node if node.op_type in known and node.output)
-
-    def find(self, name: str) -> tuple[str, np.ndarray[Any, Any]] | None:
-        """Return stored dtype and values of a tensor, or None if the tensor is computed or fed at run time."""
-        name = self.root(name)
-        if name in self.tensors:
-            return self._read(self.tensors[name])
-        node = self.nodes.get(name)
-        if node is None or node.op_type == "Identity":
-            return None
-        return self._constant(node) if node.op_type == "Constant" else self._constant_of_shape(node)
-
-    def root(self, name: str) -> str:
-        """Return the name of a tensor before the Identity nodes that rename it."""
-        seen: set[str] = set()
-        while name in self.nodes and self.nodes[name].op_type == "Identity" and name not in seen:
-            seen.add(name)
-            name = self.nodes[name].input[0]
-        return name
-
-    def _constant(self, node: NodeProto) -> tuple[str, np.ndarray[Any, Any]] | None:
-        for attribute in node.attribute:
-            if attribute.name == "value":
-                return self._read(attribute.t)
-            if attribute.name in ("value_float", "value_floats"):
-                values = attribute.floats if attribute.name == "value_floats" else [attribute.f]
-                return "float32", np.asarray(values, dtype=np.float32)
-        return None
-
-    def _constant_of_shape(self, node: NodeProto) -> tuple[str, np.ndarray[Any, Any]] | None:
-        shape = self.find(node.input[0])
-        if shape is None or shape[1].ndim != 1 or not shape[1].size:
-            return None
-        sides = [int(side) for side in shape[1]]
-        if min(sides) <= 0 or math.prod(sides) > self._limit:
-            return None
-        filled = [self._read(attribute.t) for attribute in node.attribute if attribute.name == "value"]
-        dtype, value = filled[0] if filled else ("float32", np.zeros(1, dtype=np.float32))
-        return dtype, np.broadcast_to(value.reshape(-1)[:1], sides)
-
-    def _read(self, tensor: TensorProto) -> tuple[str, np.ndarray[Any, Any]]:
-        import onnx.helper
-        from onnx import numpy_helper
-        from onnx.checker import ValidationError
-
-        if math.prod(tensor.dims) > self._limit:
-            return f"onnx type {tensor.data_type}", np.empty((0,))
-        external = {entry.key: entry.value for entry in tensor.external_data}
-        if tensor.external_data and "length" not in external:
-            # to_array would read the whole file, which may hold every weight of the model
-            itemsize = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
-            tensor.external_data.add(key="length", value=str(math.prod(tensor.dims) * itemsize))
-        try:
-            values = numpy_helper.to_array(tensor, base_dir=os.fspath(self._folder))
-        except (OSError, ValidationError):
-            location = external.get("location", "?")
-            raise DamagedFile(
-                f"external data of {tensor.name!r} must be readable beside the model, got no such data in {location!r}."
-            ) from None
-        return _DTYPES.get(tensor.data_type, f"onnx type {tensor.data_type}"), values
 
 
 def _layer(node: NodeProto, constants: Constants, known: Hyperparameters) -> LayerState | str:
@@ -189,13 +103,13 @@ def _layer(node: NodeProto, constants: Constants, known: Hyperparameters) -> Lay
         if constant is None:
             return f"{key} ({name!r}) is computed or fed when the model runs"
         parameters[key] = constant
+    unreadable = [dtype for dtype, _ in parameters.values() if dtype not in FLOATING]
+    if unreadable:
+        return f"parameters have the dtype {unreadable[0]}"
     shapes = {values.shape for _, values in parameters.values()}
     shape = min(shapes, key=len)
     if len(shapes) > 1 or len(shape) != 1 or shape == (0,):
         return f"parameters have the shapes {sorted(shapes)}, not all the (C,) of a BN layer"
-    unreadable = [dtype for dtype, _ in parameters.values() if dtype not in _DTYPES.values()]
-    if unreadable:
-        return f"parameters have the dtype {unreadable[0]}"
     values = {key: widen(array) for key, (_, array) in parameters.items()}
     return LayerState(
         name=layer_name(node),

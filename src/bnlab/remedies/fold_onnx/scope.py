@@ -97,7 +97,7 @@ class Scope:
         self.is_main = False
         self.lists_initializers = False
         self._inputs = {getattr(value, "name", value) for value in proto.input}
-        self._constants = Constants(proto, path.parent, limit=_MAX_VALUES)
+        self._constants = Constants(proto, path.parent, limit=_MAX_VALUES, replaceable=replaceable)
         self._path = path
         self._used_names = used_names
         self._replaceable = replaceable

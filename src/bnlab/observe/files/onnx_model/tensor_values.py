@@ -1,0 +1,130 @@
+"""Turns the tensors of an ONNX model into arrays, after their size is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnlab.observe.files.onnx_model.external_data import read_external
+
+if TYPE_CHECKING:
+    from onnx import SparseTensorProto, TensorProto
+
+__all__ = ["dense", "dtype_name", "holds_numbers", "number_of_values", "tensor_values"]
+
+_FLOATING = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
+_NO_NUMBERS = (0, 8)  # undefined, and strings
+_MAX_RANK = 64  # numpy has no more
+_EXTERNAL = 1
+_FIELDS = {
+    **dict.fromkeys((1, 14), "float_data"),
+    **dict.fromkeys((11, 15), "double_data"),
+    **dict.fromkeys((12, 13), "uint64_data"),
+    7: "int64_data",
+}
+_PACKED = {"INT4": 4, "4E2M1": 4, "INT2": 2}
+"""Bits of the types of which a byte holds several values, by the end of their name."""
+_PARTS = {14: 2, 15: 2}
+"""Values in the field for one value of the tensor: a complex number has two."""
+
+
+def dtype_name(data_type: int) -> str:
+    """Return the name of an ONNX data type: that of torch for the floating types BN computes in."""
+    return _FLOATING.get(data_type, f"onnx type {data_type}")
+
+
+def holds_numbers(data_type: int) -> bool:
+    """Return whether numpy, with ml_dtypes, has a dtype for an ONNX data type."""
+    from onnx import TensorProto, helper
+
+    if data_type in _NO_NUMBERS or data_type not in TensorProto.DataType.values():
+        return False
+    try:
+        helper.tensor_dtype_to_np_dtype(data_type)
+    except KeyError:
+        return False
+    return True
+
+
+def number_of_values(dims: Sequence[int]) -> int:
+    """Return the number of values of a shape; one too large to read for a shape that no array has."""
+    if len(dims) > _MAX_RANK:
+        return 1 << 63
+    if min(dims, default=0) < 0:
+        raise ValueError(f"a tensor has the impossible shape {list(dims)}")
+    return math.prod(dims)
+
+
+def tensor_values(tensor: TensorProto, folder: Path) -> NDArray[Any]:
+    """Return the values of a tensor in its own dtype, also bfloat16 and float8.
+
+    Args:
+        tensor: A tensor whose number of values the caller has judged.
+        folder: The folder of external data.
+
+    Raises:
+        ValueError: If the tensor does not hold the values that its dims promise, or values that are no numbers.
+        DamagedFile: If its external data cannot be read.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    if not holds_numbers(tensor.data_type):
+        raise ValueError(f"tensor {tensor.name!r} has the data type {tensor.data_type}, which holds no numbers")
+    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    count, bits = number_of_values(tensor.dims), _bits(tensor.data_type, dtype)
+    size = -(-count * bits // 8)
+    if tensor.data_location == _EXTERNAL:
+        content = read_external(tensor, folder, size)
+        if bits >= 8:
+            return np.frombuffer(content, dtype=dtype).reshape(tensor.dims)
+        packed = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=content)
+        return np.asarray(numpy_helper.to_array(packed))
+    _check_length(tensor, count, bits, size)
+    return np.asarray(numpy_helper.to_array(tensor))
+
+
+def dense(tensor: SparseTensorProto, folder: Path) -> NDArray[Any]:
+    """Return the values of a sparse tensor, with zeros where it stores none.
+
+    Raises:
+        ValueError: If indices and values do not fit together, or an index lies outside the shape.
+        DamagedFile: If its external data cannot be read.
+    """
+    shape = tuple(tensor.dims)
+    count, stored = number_of_values(shape), number_of_values(tensor.values.dims)
+    if stored > count or number_of_values(tensor.indices.dims) > max(1, len(shape)) * stored:
+        raise ValueError("a sparse tensor has more values than its shape")
+    values, indices = (tensor_values(part, folder) for part in (tensor.values, tensor.indices))
+    if indices.ndim > 1:
+        indices = np.ravel_multi_index(tuple(indices.reshape(-1, len(shape)).T), shape)
+    if indices.size != values.size or (indices.size and not 0 <= indices.min() <= indices.max() < count):
+        raise ValueError("a sparse tensor has an index outside its shape")
+    flat = np.zeros(count, dtype=values.dtype)
+    flat[indices] = values.reshape(-1)
+    return flat.reshape(shape)
+
+
+def _bits(data_type: int, dtype: np.dtype[Any]) -> int:
+    """Return the bits of one value: those of 2 and 4 bits are packed."""
+    from onnx import TensorProto
+
+    name = TensorProto.DataType.Name(data_type)
+    return next((bits for ending, bits in _PACKED.items() if name.endswith(ending)), dtype.itemsize * 8)
+
+
+def _check_length(tensor: TensorProto, count: int, bits: int, size: int) -> None:
+    """Refuse a tensor that holds more or fewer values than its dims, before they are converted."""
+    if tensor.HasField("raw_data"):
+        stored, needed = len(tensor.raw_data), size
+    else:
+        stored = len(getattr(tensor, _FIELDS.get(tensor.data_type, "int32_data")))
+        needed = count * _PARTS.get(tensor.data_type, 1)
+        if bits < 8:
+            needed = size
+    if stored != needed:
+        raise ValueError(f"tensor {tensor.name!r} must hold the values its dims promise, got others")
