@@ -151,8 +151,9 @@ def test_permission_denied_with_the_message_of_the_system(tmp_path, monkeypatch)
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
+    path = save(state_dict("bn"), tmp_path / "a.pt")
     monkeypatch.setattr(os, "open", refuse)
-    assert error(tmp_path / "a.pt", UnreadableFile) == "file must be readable, got: permission denied."
+    assert error(path, UnreadableFile) == "file must be readable, got: permission denied."
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
