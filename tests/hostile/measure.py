@@ -1,0 +1,160 @@
+"""Measures what a hostile file costs, above the same command on an honest one."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.hostile.case import Case
+from tests.hostile.zips import MEMBERS, written
+
+__all__ = ["LIMIT", "MEGABYTES", "SECONDS", "Cost", "Meter"]
+
+SECONDS, MEGABYTES, LIMIT = 5.0, 300.0, 20.0
+"""What a hostile file may cost above an honest one, and when a command is killed."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one command cost above the same command on an honest file.
+
+    Attributes:
+        case: The hostile file.
+        command: The command.
+        seconds: Wall time.
+        megabytes: Peak of the resident memory.
+        code: The exit code; None if the command was killed.
+        stderr: What the command wrote there.
+    """
+
+    case: Case
+    command: str
+    seconds: float
+    megabytes: float
+    code: int | None
+    stderr: str
+
+    def complaint(self, tolerance: float = 1.0) -> str | None:
+        """Return the first rule that the command broke, or None. `tolerance` multiplies the seconds."""
+        lines = self.stderr.strip().splitlines()
+        if self.code is None:
+            return f"hangs: killed after {self.seconds:.0f} s"
+        if self.code < 0:
+            return f"dies of signal {-self.code}"
+        if any(line.startswith("Traceback") for line in lines):
+            return f"traceback: {lines[-1][:200]}"
+        if self.code not in self.case.codes:
+            return f"exit code {self.code}, not {' or '.join(map(str, self.case.codes))}"
+        if self.code == 2 and len(lines) != 1 and "{dir}/**" not in self.command:
+            return f"{len(lines)} lines on stderr"
+        if self.seconds > SECONDS * tolerance:
+            return f"takes {self.seconds:.1f} s"
+        if self.megabytes > MEGABYTES:
+            return f"takes {self.megabytes:.0f} MB"
+        return None
+
+
+@dataclass
+class Meter:
+    """Runs commands through a launcher.
+
+    Attributes:
+        folder: A folder for files.
+        new_process: Run every command in a process of its own, as a user does, even where a copy of one that has
+            imported everything would do.
+        source: The folder of the package to measure; None for the one that is installed.
+        limit: The seconds after which a command is killed.
+    """
+
+    folder: Path
+    new_process: bool = False
+    source: Path | None = None
+    limit: float = LIMIT
+    _launcher: subprocess.Popen[str] | None = None
+    _honest: dict[tuple[str, bool], tuple[float, float]] = field(default_factory=dict)
+
+    def __enter__(self) -> Meter:
+        """Start the launcher."""
+        import os
+
+        paths = [str(self.source)] if self.source else []
+        paths += os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        self._launcher = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("launcher.py")), *([] if self.new_process else ["imported"])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the launcher."""
+        if self._launcher is not None:
+            assert self._launcher.stdin is not None
+            self._launcher.stdin.close()
+            self._launcher.wait()
+
+    def costs(self, case: Case, folder: Path) -> Iterator[Cost]:
+        """Build the file in an empty folder, and yield what each command on it costs."""
+        path = case.build(folder)
+        for command in case.commands:
+            honest = self._honest_cost(command, case.new_process)
+            answer = self._run(command, path, folder, case.new_process)
+            yield Cost(
+                case,
+                command,
+                max(0.0, answer["seconds"] - honest[0]),
+                max(0.0, answer["megabytes"] - honest[1]),
+                answer["code"],
+                answer["stderr"],
+            )
+
+    def _honest_cost(self, command: str, new_process: bool) -> tuple[float, float]:
+        """Return the seconds and megabytes of a command on a small honest file: the median of three runs."""
+        if (command, new_process) not in self._honest:
+            with _fresh(self.folder / "honest") as folder:
+                (folder / "code.py").write_text(
+                    "from torch import nn\n\n\ndef build():\n    return nn.BatchNorm1d(1)\n"
+                )
+                path = written(folder, MEMBERS)
+                answers = [self._run(command, path, folder, new_process) for _ in range(3)]
+            self._honest[command, new_process] = (
+                statistics.median(answer["seconds"] for answer in answers),
+                statistics.median(answer["megabytes"] for answer in answers),
+            )
+        return self._honest[command, new_process]
+
+    def _run(self, command: str, path: Path, folder: Path, new_process: bool) -> dict:
+        assert self._launcher is not None
+        assert self._launcher.stdin is not None
+        assert self._launcher.stdout is not None
+        words = [word.replace("{dir}", str(folder)).replace("{}", str(path)) for word in shlex.split(command)]
+        request = {
+            "arguments": words,
+            "folder": str(folder),
+            "limit": self.limit,
+            "new_process": self.new_process or new_process,
+        }
+        self._launcher.stdin.write(json.dumps(request) + "\n")
+        self._launcher.stdin.flush()
+        return json.loads(self._launcher.stdout.readline())
+
+
+@contextmanager
+def _fresh(folder: Path) -> Iterator[Path]:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
