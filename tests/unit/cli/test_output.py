@@ -17,7 +17,7 @@ def test_a_failed_write_names_the_option(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    monkeypatch.setattr("bnlab.atomic_file.writing", refuse)
     with pytest.raises(UnwritableFile) as error:
         write_output(b"", tmp_path / "a")
     assert str(error.value) == f"--output: path must be writable, got {tmp_path / 'a'}: permission denied."
