@@ -55,6 +55,7 @@ def run(arguments: list[str], folder: str, limit: float, new_process: bool) -> d
         err.seek(0)
         return {
             "seconds": seconds,
+            "processor_seconds": usage.ru_utime + usage.ru_stime,
             "megabytes": usage.ru_maxrss / 1024,
             "code": None if killed else os.waitstatus_to_exitcode(status),
             "stderr": err.read(100_000).decode(errors="replace"),

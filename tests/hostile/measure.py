@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -14,9 +16,11 @@ from pathlib import Path
 
 from tests.hostile.case import Case
 from tests.hostile.zips import MEMBERS, written
+from typing_extensions import Self
 
 __all__ = ["LIMIT", "MEGABYTES", "SECONDS", "Cost", "Meter"]
 
+_MEASURED = ("seconds", "processor_seconds", "megabytes")
 SECONDS, MEGABYTES, LIMIT = 5.0, 300.0, 20.0
 """What a hostile file may cost above an honest one, and when a command is killed."""
 
@@ -29,6 +33,7 @@ class Cost:
         case: The hostile file.
         command: The command.
         seconds: Wall time.
+        processor_seconds: Time of the processor, which a busy machine does not change.
         megabytes: Peak of the resident memory.
         code: The exit code; None if the command was killed.
         stderr: What the command wrote there.
@@ -37,13 +42,15 @@ class Cost:
     case: Case
     command: str
     seconds: float
+    processor_seconds: float
     megabytes: float
     code: int | None
     stderr: str
 
-    def complaint(self, tolerance: float = 1.0) -> str | None:
-        """Return the first rule that the command broke, or None. `tolerance` multiplies the seconds."""
+    def complaint(self, *, busy: bool = False) -> str | None:
+        """Return the first rule that the command broke, or None; `busy` judges the time of the processor."""
         lines = self.stderr.strip().splitlines()
+        seconds = self.processor_seconds if busy else self.seconds
         if self.code is None:
             return f"hangs: killed after {self.seconds:.0f} s"
         if self.code < 0:
@@ -54,8 +61,8 @@ class Cost:
             return f"exit code {self.code}, not {' or '.join(map(str, self.case.codes))}"
         if self.code == 2 and len(lines) != 1 and "{dir}/**" not in self.command:
             return f"{len(lines)} lines on stderr"
-        if self.seconds > SECONDS * tolerance:
-            return f"takes {self.seconds:.1f} s"
+        if seconds > SECONDS:
+            return f"takes {seconds:.1f} s"
         if self.megabytes > MEGABYTES:
             return f"takes {self.megabytes:.0f} MB"
         return None
@@ -78,12 +85,10 @@ class Meter:
     source: Path | None = None
     limit: float = LIMIT
     _launcher: subprocess.Popen[str] | None = None
-    _honest: dict[tuple[str, bool], tuple[float, float]] = field(default_factory=dict)
+    _honest: dict[tuple[str, bool], dict[str, float]] = field(default_factory=dict)
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> Self:
         """Start the launcher."""
-        import os
-
         paths = [str(self.source)] if self.source else []
         paths += os.environ.get("PYTHONPATH", "").split(os.pathsep)
         self._launcher = subprocess.Popen(
@@ -106,19 +111,13 @@ class Meter:
         """Build the file in an empty folder, and yield what each command on it costs."""
         path = case.build(folder)
         for command in case.commands:
-            honest = self._honest_cost(command, case.new_process)
+            typical = self._honest_cost(command, case.new_process)
             answer = self._run(command, path, folder, case.new_process)
-            yield Cost(
-                case,
-                command,
-                max(0.0, answer["seconds"] - honest[0]),
-                max(0.0, answer["megabytes"] - honest[1]),
-                answer["code"],
-                answer["stderr"],
-            )
+            seconds, processor_seconds, megabytes = (max(0.0, answer[name] - typical[name]) for name in _MEASURED)
+            yield Cost(case, command, seconds, processor_seconds, megabytes, answer["code"], answer["stderr"])
 
-    def _honest_cost(self, command: str, new_process: bool) -> tuple[float, float]:
-        """Return the seconds and megabytes of a command on a small honest file: the median of three runs."""
+    def _honest_cost(self, command: str, new_process: bool) -> dict[str, float]:
+        """Return the measurements of a command on a small honest file: the median of three runs."""
         if (command, new_process) not in self._honest:
             with _fresh(self.folder / "honest") as folder:
                 (folder / "code.py").write_text(
@@ -126,13 +125,11 @@ class Meter:
                 )
                 path = written(folder, MEMBERS)
                 answers = [self._run(command, path, folder, new_process) for _ in range(3)]
-            self._honest[command, new_process] = (
-                statistics.median(answer["seconds"] for answer in answers),
-                statistics.median(answer["megabytes"] for answer in answers),
-            )
+            medians = {name: statistics.median(answer[name] for answer in answers) for name in _MEASURED}
+            self._honest[command, new_process] = medians
         return self._honest[command, new_process]
 
-    def _run(self, command: str, path: Path, folder: Path, new_process: bool) -> dict:
+    def _run(self, command: str, path: Path, folder: Path, new_process: bool) -> dict[str, Any]:
         assert self._launcher is not None
         assert self._launcher.stdin is not None
         assert self._launcher.stdout is not None
@@ -145,13 +142,12 @@ class Meter:
         }
         self._launcher.stdin.write(json.dumps(request) + "\n")
         self._launcher.stdin.flush()
-        return json.loads(self._launcher.stdout.readline())
+        answer: dict[str, Any] = json.loads(self._launcher.stdout.readline())
+        return answer
 
 
 @contextmanager
 def _fresh(folder: Path) -> Iterator[Path]:
-    import shutil
-
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:

@@ -86,10 +86,8 @@ def recursive_function(folder: Path) -> Path:
 @onnx("5k functions that call the next", *BOTH)
 def chained_functions(folder: Path) -> Path:
     functions = [function("f0", ["x", *NAMES], ["y"], [batch_norm()])]
-    for level in range(1, 5_000):
-        functions.append(
-            function(f"f{level}", ["x", *NAMES], ["y"], [node(f"f{level - 1}", ["x", *NAMES], ["y"], domain="local")])
-        )
+    calls = [node(f"f{level}", ["x", *NAMES], ["y"], domain="local") for level in range(4_999)]
+    functions += [function(f"f{level}", ["x", *NAMES], ["y"], [call]) for level, call in enumerate(calls, 1)]
     return model(folder, graph([node("f4999", ["x", *NAMES], ["y"], domain="local")], four()), functions)
 
 

@@ -93,9 +93,9 @@ def giant_storage(folder: Path) -> Path:
 def zip64_lie(folder: Path) -> Path:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in MEMBERS.items():
+        for name, content in MEMBERS.items():
             with archive.open(name, "w", force_zip64=True) as member:
-                member.write(data)
+                member.write(content)
     data = bytearray(buffer.getvalue())
     entry = data.rindex(b"archive/data.pkl") - 46
     name_bytes, extra_bytes = struct.unpack_from("<HH", data, entry + 28)
