@@ -155,21 +155,17 @@ def _replace(target: Path, data: bytes, old: os.stat_result | None) -> list[str]
     remove_stale(target.parent)
     partial = partial_path(target)
     notes: list[str] = []
-    try:
-        # A new file gets the permissions that the folder and the umask give it. One that replaces another is private
-        # until it has the permissions of the other.
-        with writing(partial, 0o600 if old else 0o666) as file:
-            file.write(data)
-            file.flush()
-            if old is not None:
-                notes = _keep_attributes(file.fileno(), target, old)
-            _sync(file.fileno())
-            if os.name == "nt":
-                file.close()  # Windows renames no open file
-            partial.replace(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    # A new file gets the permissions that the folder and the umask give it. One that replaces another is private until
+    # it has the permissions of the other.
+    with writing(partial, 0o600 if old else 0o666) as file:
+        file.write(data)
+        file.flush()
+        if old is not None:
+            notes = _keep_attributes(file.fileno(), target, old)
+        _sync(file.fileno())
+        if os.name == "nt":
+            file.close()  # Windows renames no open file
+        partial.replace(target)
     _sync_folder(target.parent)
     if old is not None and old.st_nlink > 1:
         others = counted(old.st_nlink - 1, "other name")

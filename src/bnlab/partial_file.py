@@ -23,17 +23,18 @@ from typing import BinaryIO
 if sys.platform != "win32":  # which has no such locks: there, nothing stale is removed
     import fcntl
 
-__all__ = ["partial_path", "remove_stale", "writing"]
+__all__ = ["partial_path", "remove_stale", "remove_unfinished", "writing"]
 
 _LONGEST_NAME = 30
 _SUFFIX = ".bnlab-partial"
+_unfinished: set[Path] = set()
 _NAME = re.compile(rf"\..*\.(?P<machine>[0-9a-f]{{8}})-(?P<process>\d+)-(?P<start>\d+)-[0-9a-f]+{re.escape(_SUFFIX)}")
 
 
 def partial_path(target: Path) -> Path:
     """Return a path for the temporary file of a target, beside it, that no other writer uses."""
     process = os.getpid()
-    owner = f"{_machine()}-{process}-{_start_of(process) or 0}-{secrets.token_hex(4)}"
+    owner = f"{_machine()}-{process}-{_start_of(process) or 0}-{secrets.token_hex(8)}"
     return target.with_name(f".{target.name[:_LONGEST_NAME]}.{owner}{_SUFFIX}")
 
 
@@ -41,16 +42,32 @@ def partial_path(target: Path) -> Path:
 def writing(path: Path, mode: int) -> Iterator[BinaryIO]:
     """Create a file and open it for writing. Until it is closed, at the end of the block, the file is locked.
 
+    If the block raises, the file is removed.
+
     Args:
         path: The path, at which there must be nothing.
         mode: The permissions of the file, from which the umask takes some.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
-    with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor has no path
-        if sys.platform != "win32":
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield file
+    _unfinished.add(path)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor has no path
+            if sys.platform != "win32":
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield file
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        _unfinished.discard(path)
+
+
+def remove_unfinished() -> None:
+    """Remove the files that this process is writing, before it ends at once."""
+    for path in tuple(_unfinished):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def remove_stale(folder: Path) -> None:

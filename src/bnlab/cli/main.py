@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -10,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 import typer.core
@@ -18,6 +19,8 @@ import typer.core
 from bnlab._version import __version__
 from bnlab.cli import bench, check, demo, explain, fold, lab, repair, report
 from bnlab.cli.output import print_error, print_notice
+from bnlab.cli.stopping import Stopped, leave, stops_on_signals
+from bnlab.cli.unexpected import show_traceback, unexpected_line
 from bnlab.errors import BnlabError, BnlabWarning
 from bnlab.wording import did_you_mean
 
@@ -27,6 +30,18 @@ _WRONG_CHOICE = re.compile(r"'(?P<value>.*)' is not one of (?P<choices>'.*')")
 """The message of typer and click for a value that an option does not take."""
 
 
+_RUNS_SCRIPTS = "bench"
+"""The command whose scripts may end it with exit codes of their own."""
+
+
+class _ForMain(Exception):
+    """Carries an error through typer, which would end the program with exit code 1: that of findings."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class _Commands(typer.core.TyperGroup):
     """The commands, which suggest the value that a user may have meant where an option takes one of a few."""
 
@@ -34,6 +49,12 @@ class _Commands(typer.core.TyperGroup):
         """Run a command."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except (EOFError, OSError, SystemExit) as error:
+            if isinstance(error, (BnlabError, Stopped)) or ctx.invoked_subcommand == _RUNS_SCRIPTS:
+                raise
+            raise _ForMain(error) from error
         except Exception as error:
             message = getattr(error, "message", None)  # each version of typer has its own class for a wrong value
             wrong = _WRONG_CHOICE.search(message) if isinstance(message, str) else None
@@ -77,8 +98,22 @@ def _bnlab(
 
 
 def main() -> None:
-    """Run the command line. An error that is meant for the user becomes one line on stderr and exit code 2."""
+    """Run the command line. Any error becomes one line on stderr and exit code 2.
+
+    The environment variable BNLAB_TRACEBACK shows where an error comes from. SIGTERM and SIGHUP end the command as an
+    error does.
+    """
     _behave_in_pipes()
+    try:
+        with stops_on_signals():
+            message = _run()
+    except Stopped as stopped:
+        leave(stopped)
+    _fail(message)  # here the error and what it keeps in memory are gone
+
+
+def _run() -> str:
+    """Run the command, and return what to tell the user if it fails."""
     try:
         try:
             with _warnings_on_one_line():
@@ -86,12 +121,27 @@ def main() -> None:
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
-    except BnlabError as err:
-        _fail(str(err))
-    except OSError as err:
-        if sys.stdout is not None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # drop the rest of its buffer
-        _fail(f"output must be writable, got: {(err.strerror or str(err)).lower()}.")
+    except Exception as error:
+        return _message(error.error if isinstance(error, _ForMain) else error)
+    return ""  # not reached: typer ends with SystemExit
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, BnlabError):
+        show_traceback(error)
+        return str(error)
+    if isinstance(error, OSError) and error.filename is None:
+        _drop_output()
+        show_traceback(error)
+        return f"output must be writable, got: {(error.strerror or str(error)).lower()}."
+    return unexpected_line(error)
+
+
+def _drop_output() -> None:
+    """Send the rest of what stdout keeps to nowhere, so that Python does not fail again when it ends."""
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _behave_in_pipes() -> None:
@@ -126,6 +176,7 @@ def _warnings_on_one_line() -> Iterator[None]:
         yield
 
 
-def _fail(message: str) -> None:
-    print_error(message)
+def _fail(message: str) -> NoReturn:
+    with contextlib.suppress(OSError):  # stderr may be full or closed, too
+        print_error(message)
     sys.exit(2)

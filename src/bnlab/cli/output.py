@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnlab.atomic_file import write_whole
+from bnlab.atomic_file import require_writable, write_whole
 from bnlab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,9 +59,11 @@ def check_output(output: Path, inputs: Iterable[str]) -> None:
 
     Raises:
         UsageError: If the path is an input or a folder, or its folder does not exist.
+        UnwritableFile: If the path is a read-only file, or cannot be the path of a file.
     """
-    if not os.path.isdir(output.resolve().parent) or os.path.isdir(output):  # noqa: PTH112 - these never raise
+    if os.path.isdir(output) or not os.path.isdir(output.parent):  # noqa: PTH112 - these never raise
         raise UsageError(f"--output: path must be a file in an existing folder, got {output}.")
+    require_writable(output, option="--output")
     for path in inputs:
         if os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):  # noqa: PTH110, PTH121
             raise UsageError(f"--output: path must not be an input, got {output}.")
@@ -122,7 +124,7 @@ def write_text(text: str, output: Path | None) -> None:
 
 
 def write_output(data: bytes, output: Path) -> None:
-    """Write the file that --output names, completely or not at all.
+    """Write the file that --output names, completely or not at all. See `write_whole`.
 
     Raises:
         UnwritableFile: If the file cannot be written.

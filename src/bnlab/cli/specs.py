@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bnlab.cli.importing import FORMS, hint, import_spec, is_spec
+from bnlab.cli.stopping import Stopped
 from bnlab.errors import UsageError
 from bnlab.wording import did_you_mean
 
@@ -162,6 +163,8 @@ def _resolve(spec: str, option: str, names: Sequence[str], *, call: bool, varian
         raise UsageError(f"{rule}.{meant or did_you_mean(spec, [*names, *variants])}")
     try:
         return import_spec(spec, call=call)
+    except Stopped:
+        raise
     except (Exception, SystemExit) as err:
         reason = " ".join(f"{type(err).__name__}: {err}".split()).rstrip(".")
         is_missing = isinstance(err, ModuleNotFoundError)
