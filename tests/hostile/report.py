@@ -56,9 +56,9 @@ def line(cost: Cost, busy: bool) -> str:
     """Return one line about a cost."""
     verdict = cost.complaint(busy=busy) or "ends well"
     return (
-        f"{cost.case.kind}: {cost.case.name} | {cost.command} | {cost.seconds:.1f} s ({cost.processor_seconds:.1f} of the "
-        f"processor), {cost.megabytes:.0f} MB, "
-        f"exit {cost.code} | {verdict} | {cost.stderr.strip()[-160:]!r}"
+        f"{cost.case.kind}: {cost.case.name} | {cost.command} | {cost.seconds:.1f} s "
+        f"({cost.processor_seconds:.1f} of the processor), {cost.megabytes:.0f} MB, exit {cost.code} | "
+        f"{verdict} | {cost.stderr.strip()[-160:]!r}"
     )
 
 
