@@ -13,6 +13,7 @@ __all__ = [
     "BnlabWarning",
     "DamagedFile",
     "DtypeError",
+    "IncompleteFile",
     "MissingPackage",
     "NoBatchNorm",
     "NotACheckpoint",
@@ -62,6 +63,10 @@ class TooMuchWork(BnlabError, ValueError):
 
 class NoBatchNorm(BnlabError, ValueError):
     """The target can be read but holds no batch normalization."""
+
+
+class IncompleteFile(BnlabError, ValueError):
+    """The file holds a part of a BN layer or of a network; the rest lies in other files, or is missing."""
 
 
 class MissingPackage(BnlabError, RuntimeError):

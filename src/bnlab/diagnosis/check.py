@@ -15,10 +15,11 @@ from bnlab._version import __version__
 from bnlab.diagnosis.advice import advised
 from bnlab.diagnosis.assumptions import assumption_behind, eps_that_matters
 from bnlab.diagnosis.conclusion import concluded_causes, conclusion
+from bnlab.diagnosis.incomplete import missing_parts, with_missing_parts
 from bnlab.diagnosis.layer_records import layer_records
 from bnlab.diagnosis.run_checks import run_checks, stale_layers
 from bnlab.diagnosis.settings import Settings
-from bnlab.errors import NoBatchNorm, UsageError
+from bnlab.errors import IncompleteFile, NoBatchNorm, UsageError
 from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, NetworkState
 from bnlab.observe.files.checkpoint import read_checkpoint
 from bnlab.observe.model_evidence import ModelEvidence
@@ -202,6 +203,8 @@ def check_with(
         target_record = Target("model", name or type(target).__name__)
         evidence, observed = _observed_target(target, settings, inputs or Inputs())
     if not evidence.networks and not (observed is not None and (observed.layers or _runs_strays(observed))):
+        if evidence.incomplete:
+            raise IncompleteFile(f"{target_record.name}: {missing_parts(evidence)}")
         raise NoBatchNorm(_no_batch_norm(target_record, evidence))
     score = None if inputs is None else inputs.score
     name_of_metric = "the metric" if score is None else score.name
@@ -360,20 +363,21 @@ def _diagnose(
     layers = layer_records(evidence, observed, per_channel=settings.per_channel)
     summary = _summary(layers, findings)
     causes = concluded_causes(observed, findings)
+    concluded = conclusion(findings, outcomes, summary, observed, causes, metric=metric, assumption=assumption)
     return Diagnosis(
         bnlab=__version__,
         target=target,
         layers=layers,
         outcomes=tuple(outcomes),
         findings=tuple(findings),
-        conclusion=conclusion(findings, outcomes, summary, observed, causes, metric=metric, assumption=assumption),
+        conclusion=with_missing_parts(concluded, evidence),
         causes=causes,
         numbers=None if observed is None else observed.numbers,
         summary=summary,
         notes=tuple(_notes(layers, evidence, observed, assumption)),
         statistics=None if observed is None else observed.statistics,
         assumption=assumption,
-        failure=None if observed is None else observed.failure,
+        failure=missing_parts(evidence) if observed is None else observed.failure,
     )
 
 

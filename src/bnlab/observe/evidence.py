@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bnlab.conventions import TORCH_EPS, TORCH_MOMENTUM
+from bnlab.observe.graph_state import unique_names
+
+if TYPE_CHECKING:
+    from bnlab.observe.graph_state import GraphState, NodeMode
 
 __all__ = ["Evidence", "Floats", "Hyperparameters", "LayerState", "Masks", "NetworkState", "Pruned", "distinct"]
 
@@ -20,22 +24,29 @@ Masks = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Momentum and eps of a layer. They are the defaults of torch where they are not known.
+    """Momentum and eps of a layer. They are the defaults of a library where they are not known.
 
     Attributes:
         momentum: Weight of the new batch; None for a cumulative average.
         eps: The constant added to the variance, in squared input units.
-        assumed: The names of those that neither the caller nor the target states, and that have the default of torch.
+        assumed: The names of those that neither the caller nor the target states, and that have the default of `house`.
+        house: The library whose defaults are assumed.
     """
 
     momentum: float | None = TORCH_MOMENTUM
     eps: float = TORCH_EPS
     assumed: tuple[str, ...] = ("momentum", "eps")
+    house: str = "torch"
 
     def stating(self, **known: float | None) -> Hyperparameters:
         """Return these hyperparameters with the known values of `momentum`, `eps` or both."""
         assumed = tuple(name for name in self.assumed if name not in known)
         return replace(self, **known, assumed=assumed)  # type: ignore[arg-type]
+
+    def of_house(self, house: str, momentum: float, eps: float) -> Hyperparameters:
+        """Return these hyperparameters with the defaults of a library in place of those that are assumed."""
+        defaults = {"momentum": momentum, "eps": eps}
+        return replace(self, house=house, **{name: defaults[name] for name in self.assumed})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,7 @@ class LayerState:
         trained_with: Whether the loss on data showed that the weights were trained with these statistics.
         pruned: The pruned channels; None where there are none, or where no pass showed which they are.
         filter_norms: The norms of the filters that compute the channels, shape (C,); None where no pass showed them.
+        mode: Which statistics the node of a graph uses; None where only numbers are stored.
     """
 
     name: str
@@ -98,6 +110,7 @@ class LayerState:
     trained_with: bool = False
     pruned: Pruned | None = None
     filter_norms: Floats | None = None
+    mode: NodeMode | None = None
 
     @property
     def channels(self) -> int:
@@ -197,13 +210,12 @@ class NetworkState:
 
 def distinct(networks: Iterable[NetworkState]) -> tuple[NetworkState, ...]:
     """Return the networks with a number added to every name that occurs more than once, as in "bn#2"."""
-    seen: Counter[str] = Counter()
-
-    def named(layer: LayerState) -> LayerState:
-        seen[layer.name] += 1
-        return layer if seen[layer.name] == 1 else replace(layer, name=f"{layer.name}#{seen[layer.name]}")
-
-    return tuple(NetworkState(network.name, tuple(map(named, network.layers))) for network in networks)
+    networks = list(networks)
+    names = iter(unique_names(layer.name for network in networks for layer in network.layers))
+    return tuple(
+        NetworkState(network.name, tuple(replace(layer, name=next(names)) for layer in network.layers))
+        for network in networks
+    )
 
 
 def _range(ordered: Floats) -> tuple[float, float, float] | None:
@@ -223,7 +235,13 @@ class Evidence:
     Attributes:
         networks: The networks of the target, each with at least one BN layer.
         left_alone: Name and reason for everything that looks like a BN layer and is not read as one.
+        incomplete: Name and reason for every BN layer or part of a network of which something is missing in the target.
+        way_to_the_rest: A sentence on how to check the incomplete layers; "" for the usual one.
+        graph: What the graph in the file says beside the numbers; None for a file that holds no graph.
     """
 
     networks: tuple[NetworkState, ...]
     left_alone: tuple[tuple[str, str], ...] = ()
+    incomplete: tuple[tuple[str, str], ...] = ()
+    way_to_the_rest: str = ""
+    graph: GraphState | None = None

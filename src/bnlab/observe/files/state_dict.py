@@ -13,6 +13,7 @@ from typing import Any
 from bnlab.conventions import wrapper_prefix
 from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, NetworkState, distinct
 from bnlab.observe.files.containers import containers, keys_of, kind_of, refusal_of_module, tensors_in
+from bnlab.observe.files.half_layers import HalfLayer, half_of
 from bnlab.observe.files.numpy_data import as_stored_tensor
 from bnlab.observe.files.tensors import FLOATING, INTEGER, MAX_CHANNELS, StoredTensor, coarser, widen
 
@@ -36,6 +37,7 @@ class _Contents:
 
     networks: dict[tuple[str, ...], _Network] = field(default_factory=dict)
     left_alone: list[tuple[str, str]] = field(default_factory=list)
+    halves: list[tuple[str, HalfLayer]] = field(default_factory=list)
     pickled_modules: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -69,7 +71,10 @@ def find_batch_norm(tree: object, hyperparameters: Hyperparameters) -> Evidence:
     pickled = [
         (name, f"is a pickled module ({kind}), which is never unpickled") for name, kind in contents.pickled_modules
     ]
-    return Evidence(distinct(_networks(contents.networks)), tuple(contents.left_alone + pickled))
+    left_alone = contents.left_alone + pickled
+    incomplete = [(name, half.reason) for name, half in contents.halves if half.is_certain or contents.networks]
+    left_alone += [(name, half.reason) for name, half in contents.halves if not half.is_certain and not incomplete]
+    return Evidence(distinct(_networks(contents.networks)), tuple(left_alone), tuple(incomplete))
 
 
 def _dotted(keys: tuple[str, ...]) -> str:
@@ -94,6 +99,10 @@ def _collect(
     for prefix in prefixes:
         own = {key: mapping[prefix + key] for key in _OWN_KEYS if mapping.get(prefix + key) is not None}
         own = {key: as_stored_tensor(value) or value for key, value in own.items()}
+        half = _half(prefix, own, mapping)
+        if half is not None:
+            contents.halves.append((_dotted((*path, *([prefix[:-1]] if prefix else []))), half))
+            continue
         reason = _not_batch_norm(own) or _something_beside(prefix, own, mapping)
         if reason is not None:
             contents.left_alone.append((_dotted((*path, *([prefix[:-1]] if prefix else []))), reason))
@@ -132,13 +141,25 @@ def _not_batch_norm(own: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _half(prefix: str, own: Mapping[str, Any], mapping: Mapping[Any, Any]) -> HalfLayer | None:
+    """Return what is missing in a BN layer; None if nothing is, or if it is no BN layer."""
+    if half_of(own, ()) is None:
+        return None  # before the search through all keys, which is slow
+    return half_of(own, _beside(prefix, mapping))
+
+
 def _something_beside(prefix: str, own: Mapping[str, Any], mapping: Mapping[Any, Any]) -> str | None:
     """Return a reason if statistics without weight or counter have another tensor beside them, as no BN layer has."""
     if own.keys() & {"weight", "num_batches_tracked"}:
         return None
-    tensors = (key for key, value in mapping.items() if isinstance(key, str) and isinstance(value, StoredTensor))
-    beside = [key for key in _direct_keys(prefix, tensors) if key not in _OWN_KEYS]
+    beside = _beside(prefix, mapping)
     return f"has {beside[0]!r} beside its running_mean, which no BN layer has" if beside else None
+
+
+def _beside(prefix: str, mapping: Mapping[Any, Any]) -> list[str]:
+    """Return the names of the tensors of a layer that no BN layer has."""
+    tensors = (key for key, value in mapping.items() if isinstance(key, str) and isinstance(value, StoredTensor))
+    return [key for key in _direct_keys(prefix, tensors) if key not in _OWN_KEYS]
 
 
 def _direct_keys(prefix: str, names: Iterable[str]) -> list[str]:

@@ -241,3 +241,20 @@ def test_a_tree_that_holds_itself_and_one_that_is_very_deep():
         tree = {"deeper": tree}
     (network,) = find_batch_norm(tree, Hyperparameters()).networks
     assert [layer.name for layer in network.layers] == ["bn"]
+
+
+def test_half_a_layer_is_incomplete():
+    tree = state_dict("bn1", "bn2")
+    del tree["bn2.running_var"]
+    evidence = find(tree)
+    assert [layer.name for layer in evidence.networks[0].layers] == ["bn1"]
+    assert evidence.incomplete == (("bn2", "has no running_var"),)
+    assert not evidence.left_alone
+
+
+@pytest.mark.parametrize("has_network", [True, False])
+def test_statistics_alone_are_half_a_layer_beside_whole_ones_only(has_network):
+    tree = (state_dict("bn1") if has_network else {}) | {"center.running_mean": torch.ones(4)}
+    evidence = find(tree)
+    half = (("center", "has no running_var"),)
+    assert (evidence.incomplete, evidence.left_alone) == ((half, ()) if has_network else ((), half))
