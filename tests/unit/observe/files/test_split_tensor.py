@@ -1,5 +1,7 @@
 """Tensors in pieces. The oracle is the array that numpy cuts into the pieces."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -20,8 +22,8 @@ def split(*pieces, shape=(4, 6), dtype="float32"):
 def blocks(rows, columns):
     return [
         piece(WHOLE[top:bottom, left:right], top, left)
-        for top, bottom in zip(rows, rows[1:], strict=False)
-        for left, right in zip(columns, columns[1:], strict=False)
+        for top, bottom in itertools.pairwise(rows)
+        for left, right in itertools.pairwise(columns)
     ]
 
 

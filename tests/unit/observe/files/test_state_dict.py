@@ -141,12 +141,6 @@ def test_no_counter_and_no_affine():
         ({"running_mean": torch.tensor(1.0)}, "running_mean has the shape (), not the (C,) of a BN layer"),
         ({"running_mean": torch.ones(0)}, "running_mean has the shape (0,), not the (C,) of a BN layer"),
         ({"running_mean": torch.ones(4, dtype=torch.int64)}, "running_mean has the dtype int64"),
-        ({"running_var": None}, "has no running_var"),
-        ({"running_mean": None}, "has no running_mean"),
-        (
-            {"running_var": torch.ones(5)},
-            "running_var has the shape (5,) and dtype float32, running_mean has (4,)",
-        ),
         ({"weight": torch.ones(512, 4)}, "weight has the shape (512, 4) and dtype float32, running_mean has (4,)"),
         (
             {"weight": None, "bias": None, "num_batches_tracked": None, "count": torch.tensor(1.0)},
@@ -243,13 +237,20 @@ def test_a_tree_that_holds_itself_and_one_that_is_very_deep():
     assert [layer.name for layer in network.layers] == ["bn"]
 
 
-def test_half_a_layer_is_incomplete():
-    tree = state_dict("bn1", "bn2")
-    del tree["bn2.running_var"]
-    evidence = find(tree)
-    assert [layer.name for layer in evidence.networks[0].layers] == ["bn1"]
-    assert evidence.incomplete == (("bn2", "has no running_var"),)
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"running_var": None}, "has no running_var"),
+        ({"running_mean": None}, "has no running_mean"),
+        ({"running_var": torch.ones(5)}, "has a running_mean of 4 and a running_var of 5 values"),
+    ],
+)
+def test_half_a_layer_is_incomplete(changes, reason):
+    state = {key: value for key, value in (layer_state() | changes).items() if value is not None}
+    evidence = find({"model": {f"half.{key}": value for key, value in state.items()} | state_dict("bn")})
+    assert evidence.incomplete == (("model.half", reason),)
     assert not evidence.left_alone
+    assert [layer.name for layer in evidence.networks[0].layers] == ["bn"]
 
 
 @pytest.mark.parametrize("has_network", [True, False])
