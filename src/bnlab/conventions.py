@@ -6,6 +6,7 @@ average. Keras, Flax and ONNX store the weight of the *old* value instead.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "TORCH_EPS",
     "TORCH_MOMENTUM",
     "WRAPPER_PREFIXES",
+    "bare_names",
     "from_float32",
     "momentum_from_decay",
     "wrapper_prefix",
@@ -35,8 +37,15 @@ TORCH_MOMENTUM = 0.1
 TORCH_EPS = 1e-5
 """Default ``eps`` of ``torch.nn.BatchNorm*d``, in squared input units."""
 
-WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-"""Prefixes that DataParallel and DDP, ``torch.compile`` and common trainers add to every name of a state dict."""
+WRAPPER_PREFIXES = (
+    *("module.", "_orig_mod.", "model.", "net.", "_forward_module."),
+    *("_fsdp_wrapped_module.", "_checkpoint_wrapped_module."),
+)
+"""Prefixes that DataParallel and DDP, `torch.compile`, FSDP, activation checkpointing and common trainers add to every
+name of a state dict."""
+
+_INNER_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""Wrappers whose names have no other meaning, so that they count as such in the middle of a name too."""
 
 _FLOAT32_DIGITS = 6
 
@@ -63,10 +72,38 @@ def wrapper_prefix(names: Collection[str], model_names: Collection[str] = ()) ->
     if not names:
         return ""
     possible = [prefix for prefix in WRAPPER_PREFIXES if not any(name.startswith(prefix) for name in model_names)]
-    whole = ""
-    while prefix := next((p for p in possible if all(name.startswith(whole + p) for name in names)), ""):
-        whole += prefix
-    return whole
+    first, last = min(names), max(names)  # what these two begin with, all names between them begin with
+    end = 0
+    while prefix := next((one for one in possible if first.startswith(one, end) and last.startswith(one, end)), ""):
+        end += len(prefix)
+    return first[:end]
+
+
+def bare_names(names: Collection[str], model_names: Collection[str] = ()) -> dict[str, str]:
+    """Return the names of a state dict without what wrappers put into them.
+
+    Apart from the prefix of all names (`wrapper_prefix`), the parts that FSDP, activation checkpointing and
+    `torch.compile` put into the middle of names are dropped, unless the model has them too, or two names would become
+    one.
+
+    Args:
+        names: The names of the tensors in the state dict.
+        model_names: The names in the model that the state dict belongs to, if the model is known.
+
+    Returns:
+        The names in the model by the names in the state dict.
+
+    Example:
+        >>> bare_names(["module.bn.bias", "module.layer1._checkpoint_wrapped_module.bn.bias"])
+        {'module.bn.bias': 'bn.bias', 'module.layer1._checkpoint_wrapped_module.bn.bias': 'layer1.bn.bias'}
+    """
+    inner = [part for part in _INNER_WRAPPERS if not any(part in name for name in model_names)]
+    pattern = re.compile(rf"(?<=\.)(?:{'|'.join(map(re.escape, inner))})+") if inner else None
+    short = {name: pattern.sub("", name) if pattern and "._" in name else name for name in names}
+    if len(set(short.values())) < len(short):
+        short = {name: name for name in names}
+    prefix = wrapper_prefix(short.values(), model_names)
+    return {name: bare.removeprefix(prefix) for name, bare in short.items()}
 
 
 def from_float32(value: float) -> float:

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from tests.samples import save
 from torch import nn
 
-from bnlab.conventions import WRAPPER_PREFIXES, wrapper_prefix
+from bnlab.conventions import WRAPPER_PREFIXES, bare_names, wrapper_prefix
 from bnlab.errors import UsageError
 from bnlab.observe.evidence import Hyperparameters
 from bnlab.observe.files.checkpoint import read_checkpoint
@@ -93,6 +93,5 @@ def test_a_file_of_a_wrapped_model_loads_or_is_refused(tmp_path, paths, around, 
 def test_check_names_the_layers_by_the_same_rule(tmp_path, paths, around):
     state = {"".join(around) + name: tensor for name, tensor in network(paths).state_dict().items()}
     (checkpoint,) = read_checkpoint(save(state, tmp_path / "a.pt"), Hyperparameters()).networks
-    prefix = wrapper_prefix(state)
-    expected = {name.removeprefix(prefix).rpartition(".")[0] for name in state}
+    expected = {name.rpartition(".")[0] for name in bare_names(state).values()}
     assert {layer.name for layer in checkpoint.layers} == expected

@@ -2,7 +2,7 @@ import struct
 
 import pytest
 
-from bnlab.conventions import from_float32, momentum_from_decay
+from bnlab.conventions import bare_names, from_float32, momentum_from_decay, wrapper_prefix
 
 
 def as_float32(value):
@@ -18,3 +18,29 @@ def test_a_float32_attribute_reads_back_as_the_decimal_it_stood_for(value):
 @pytest.mark.parametrize(("decay", "momentum"), [(0.9, 0.1), (0.99, 0.01), (0.997, 0.003), (0.2, 0.8), (0.0, 1.0)])
 def test_a_decay_is_the_weight_of_the_old_value(decay, momentum):
     assert momentum_from_decay(as_float32(decay)) == momentum
+
+
+@pytest.mark.parametrize(
+    ("names", "model_names", "bare"),
+    [
+        (
+            ["_fsdp_wrapped_module.a._fsdp_wrapped_module._checkpoint_wrapped_module.bn.bias"],
+            [],
+            ["a.bn.bias"],
+        ),
+        (["_forward_module.model.bn.bias", "_forward_module.model.fc.bias"], [], ["bn.bias", "fc.bias"]),
+        (["a._orig_mod._orig_mod.bn.bias", "b.bias"], [], ["a.bn.bias", "b.bias"]),
+        (["a._orig_mod.bn.bias", "b.bias"], ["a._orig_mod.bn.bias"], ["a._orig_mod.bn.bias", "b.bias"]),
+        (["a._orig_mod.bn.bias", "a.bn.bias"], [], ["a._orig_mod.bn.bias", "a.bn.bias"]),
+        (["a.module.bn.bias", "b.model.bias"], [], ["a.module.bn.bias", "b.model.bias"]),
+        (["a_orig_mod.bn.bias", "b.bias"], [], ["a_orig_mod.bn.bias", "b.bias"]),
+        ([], [], []),
+    ],
+)
+def test_bare_names(names, model_names, bare):
+    assert bare_names(names, model_names) == dict(zip(names, bare, strict=True))
+
+
+def test_the_prefix_of_a_long_chain_of_wrappers_takes_linear_time():
+    chain = "module." * 100_000
+    assert wrapper_prefix([f"{chain}{index}" for index in range(100)]) == chain

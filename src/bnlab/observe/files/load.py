@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bnlab.conventions import wrapper_prefix
+from bnlab.conventions import bare_names, wrapper_prefix
 from bnlab.errors import UsageError
 from bnlab.observe.files.checkpoint import FileFormat, StoredFile, named_errors, read_stored
 from bnlab.observe.files.containers import Container, containers, keys_of, kind_of, refusal_of_module, tensors_in
@@ -33,7 +33,7 @@ def load_into(model: nn.Module, path: Path) -> CheckpointFile:
     Args:
         model: The model, which changes only if every tensor fits.
         path: A file of torch.save or safetensors. The state dict may lie inside other containers, under any key, and
-            wrappers may have put a prefix before all its names (`wrapper_prefix`).
+            wrappers may have put a prefix before all its names, and parts into them (`bare_names`).
 
     Returns:
         The file, which can be written again with other numbers.
@@ -63,12 +63,12 @@ class _StateDict:
 
     Attributes:
         container: The container of the file that holds the state dict.
-        prefix: The prefix of every name in the file.
+        keys: The names in the file by the names in the model.
         tensors: The tensors of the state dict, by their names in the model.
     """
 
     container: Container
-    prefix: str
+    keys: Mapping[str, str]
     tensors: Mapping[str, StoredTensor]
 
     def fitting(self, wanted: Mapping[str, Tensor]) -> int:
@@ -78,11 +78,12 @@ class _StateDict:
     def unfit(self, wanted: Mapping[str, Tensor]) -> list[str]:
         """Describe the tensors that are missing, unexpected or of another kind. BN counters may be missing."""
         missing = [name for name in wanted if name not in self.tensors and not name.endswith("num_batches_tracked")]
+        prefix = wrapper_prefix(self.keys.values(), wanted.keys())
         kinds = {name: kind_of(value) for name, value in self.container.children.items()}
         both = [(name, has, tuple(wanted[name].shape)) for name, has in self.tensors.items() if name in wanted]
         return [
-            *(f"no {name}" for name in missing if self.prefix + name not in kinds),
-            *(f"{name} stored as {kinds[self.prefix + name]}" for name in missing if self.prefix + name in kinds),
+            *(f"no {name}" for name in missing if prefix + name not in kinds),
+            *(f"{name} stored as {kinds[prefix + name]}" for name in missing if prefix + name in kinds),
             *(f"an unexpected {name}" for name in self.tensors if name not in wanted),
             *(f"{name} of shape {has.shape} instead of {shape}" for name, has, shape in both if has.shape != shape),
             *(f"{name} of dtype {has.dtype}" for name, has, _ in both if item_bytes(has.dtype) is None),
@@ -97,9 +98,8 @@ def _best_state_dict(tree: object, wanted: Mapping[str, Tensor]) -> _StateDict:
         modules += [container.module] if container.module else []
         tensors = tensors_in(container.children)
         if tensors:
-            prefix = wrapper_prefix(tensors.keys(), wanted.keys())
-            bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-            states.append(_StateDict(container, prefix, bare))
+            keys = {bare: key for key, bare in bare_names(tensors.keys(), wanted.keys()).items()}
+            states.append(_StateDict(container, keys, {name: tensors[key] for name, key in keys.items()}))
     if states:
         return max(states, key=lambda state: state.fitting(wanted))
     if modules:
@@ -163,7 +163,7 @@ class CheckpointFile:
         self, mapping: MutableMapping[str, Tensor], changed: Mapping[str, Tensor], dropped: Collection[str]
     ) -> None:
         for name in self._state.tensors:
-            key = self._state.prefix + name
+            key = self._state.keys[name]
             if name in dropped:
                 mapping.pop(key, None)
             elif name in changed:
@@ -172,7 +172,7 @@ class CheckpointFile:
     def _tensors_of_file(self) -> dict[str, Tensor]:
         """Return the tensors of the state dict by their names in the file."""
         with named_errors(self._path):
-            return {self._state.prefix + name: _as_tensor(stored) for name, stored in self._state.tensors.items()}
+            return {self._state.keys[name]: _as_tensor(stored) for name, stored in self._state.tensors.items()}
 
     @cached_property
     def _content(self) -> tuple[object, MutableMapping[str, Tensor]]:
@@ -198,7 +198,7 @@ class CheckpointFile:
         mapping: Any = content
         for key in keys_of(self._state.container.path):
             mapping = mapping[key]
-        keys = {self._state.prefix + name for name in self._state.tensors}
+        keys = {self._state.keys[name] for name in self._state.tensors}
         if not isinstance(mapping, MutableMapping) or not keys <= mapping.keys():
             raise LookupError("torch.load returned another state dict than the data reader")
         return mapping

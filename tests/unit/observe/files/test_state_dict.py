@@ -4,7 +4,7 @@ import torch
 from tests.samples import layer_state, state_dict
 from torch import nn
 
-from bnlab.errors import PickledModule
+from bnlab.errors import PickledModule, TooMuchWork
 from bnlab.observe.evidence import Hyperparameters
 from bnlab.observe.files.pickle_data import Global, InertObject
 from bnlab.observe.files.state_dict import find_batch_norm
@@ -259,3 +259,133 @@ def test_statistics_alone_are_half_a_layer_beside_whole_ones_only(has_network):
     evidence = find(tree)
     half = (("center", "has no running_var"),)
     assert (evidence.incomplete, evidence.left_alone) == ((half, ()) if has_network else ((), half))
+
+
+def fsdp(name):
+    return name.replace("layer1.", "layer1._fsdp_wrapped_module._checkpoint_wrapped_module.")
+
+
+def test_wrappers_in_the_middle_of_names_are_dropped():
+    state = state_dict("bn1", "layer1.bn", prefix="_fsdp_wrapped_module.")
+    assert names({fsdp(name): value for name, value in state.items()}) == {"": ["bn1", "layer1.bn"]}
+
+
+def pair(first, second, *, around=""):
+    return state_dict("bn1", "a.bn", prefix=f"{around}{first}.") | state_dict(
+        "bn1", "a.bn", prefix=f"{around}{second}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("online_model", "ema_model"), ("model", "model_ema"), ("online_network", "target_network"), ("net1", "net1_avg")],
+)
+@pytest.mark.parametrize("around", ["", "module."])
+def test_a_network_and_its_average_are_two_networks(first, second, around):
+    assert names(pair(first, second, around=around)) == {
+        name: [f"{around}{name}.bn1", f"{around}{name}.a.bn"] for name in (first, second)
+    }
+
+
+def test_an_average_within_an_average():
+    tree = pair("online_model", "ema_model", around="ema.") | state_dict("bn1", "a.bn", prefix="net.")
+    assert names(tree) == {
+        "": ["net.bn1", "net.a.bn"],
+        "ema.online_model": ["ema.online_model.bn1", "ema.online_model.a.bn"],
+        "ema.ema_model": ["ema.ema_model.bn1", "ema.ema_model.a.bn"],
+    }
+
+
+def test_a_target_network_without_the_predictor_of_its_online_network():
+    tree = pair("online_network", "target_network") | state_dict("predictor", prefix="online_network.")
+    assert list(names(tree)) == ["online_network", "target_network"]
+
+
+@pytest.mark.parametrize("name", ["ema", "ema_state_dict", "model_ema"])
+def test_an_average_in_a_container_of_its_own(name):
+    tree = {"state_dict": state_dict("bn1"), name: state_dict("bn1")}
+    assert names(tree) == {"state_dict": ["state_dict.bn1"], name: [f"{name}.bn1"]}
+
+
+def test_blocks_with_the_word_of_an_average_are_one_network_where_they_differ():
+    tree = state_dict("bn", prefix="backbone.avg_branch.") | state_dict("bn", prefix="backbone.max_branch.")
+    assert names(tree) == {"": ["backbone.avg_branch.bn", "backbone.max_branch.bn"]}
+
+
+def stacked(*trees):
+    return {key: torch.stack([tree[key] for tree in trees]) for key in trees[0]}
+
+
+def test_a_stacked_ensemble_is_one_network_a_member():
+    members = [state_dict("1", "2"), state_dict("1", "2")]
+    members[1]["1.num_batches_tracked"] += 5
+    first, second = find(stacked(*members)).networks
+    assert [layer.name for layer in first.layers] == ["1[0]", "2[0]"]
+    assert [layer.name for layer in second.layers] == ["1[1]", "2[1]"]
+    assert [layer.num_batches_tracked for layer in second.layers] == [1005, 1000]
+    for index, network in enumerate((first, second)):
+        for layer, name in zip(network.layers, "12", strict=True):
+            for key in ("weight", "bias", "running_mean", "running_var"):
+                assert np.array_equal(getattr(layer, key), members[index][f"{name}.{key}"].double().numpy())
+
+
+def test_the_ensemble_that_torch_stacks():
+    models = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False)) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(models)
+    assert list(names({**parameters, **buffers}).values()) == [["1[0]"], ["1[1]"], ["1[2]"]]
+
+
+def test_an_ensemble_with_two_leading_axes_in_a_container():
+    tree = {"model": {key: value.expand(2, 3, *value.shape) for key, value in state_dict("bn").items()}}
+    expected = [f"model.bn[{row},{column}]" for row in range(2) for column in range(3)]
+    assert [layer.name for network in find(tree).networks for layer in network.layers] == expected
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1, 1), (4, 1, 1), (1, 4)])
+def test_statistics_that_keep_axes_of_length_one_are_one_layer(shape):
+    state = {key: value.reshape(shape) for key, value in layer_state(4).items() if value.ndim}
+    (layer,) = find({f"bn.{key}": value for key, value in state.items()}).networks[0].layers
+    assert (layer.name, layer.channels) == ("bn", 4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weight": None, "bias": None, "num_batches_tracked": None},
+        {"weight": None, "bias": None, "num_batches_tracked": torch.tensor(3)},
+        {"weight": torch.ones(3), "bias": None, "num_batches_tracked": None},
+        {"weight": None, "bias": None, "num_batches_tracked": torch.ones(3)},
+    ],
+)
+def test_a_codebook_is_no_ensemble(changes):
+    state = {"running_mean": torch.zeros(8, 3), "running_var": torch.ones(8, 3)} | changes
+    evidence = find({f"codebook.{key}": value for key, value in state.items() if value is not None})
+    assert evidence.networks == ()
+    assert evidence.left_alone == (("codebook", "running_mean has the shape (8, 3), not the (C,) of a BN layer"),)
+
+
+def test_an_ensemble_of_too_many_members_is_left_alone():
+    state = {key: value.expand(5000, *value.shape) for key, value in layer_state(2).items()}
+    assert find({f"bn.{key}": value for key, value in state.items()}).networks == ()
+
+
+def test_more_channels_than_any_honest_file_has_are_not_read():
+    state = {
+        f"{index}.{key}": torch.ones(1).expand(1 << 20) for index in range(3) for key in ("running_mean", "running_var")
+    }
+    with pytest.raises(TooMuchWork, match="2,097,152 channels"):
+        find(state)
+
+
+@pytest.mark.parametrize("path", ["optimizer.{}", "opt_state/{}", "state.exp_avg.{}"])
+def test_what_an_optimizer_keeps_is_no_layer(path):
+    tree = {path.format(key): value for key, value in state_dict("bn").items()}
+    evidence = find(tree | state_dict("bn"))
+    assert [layer.name for network in evidence.networks for layer in network.layers] == ["bn"]
+    assert "in the state of an optimizer" in evidence.left_alone[0][1]
+
+
+def test_many_layers_without_affine_take_linear_time():
+    tensor = StoredTensor("float32", (2,), lambda: np.ones(2, dtype=np.float32))
+    tree = {f"layer{index}.bn.{key}": tensor for index in range(20_000) for key in ("running_mean", "running_var")}
+    assert len(find_batch_norm(tree, Hyperparameters()).networks[0].layers) == 20_000
