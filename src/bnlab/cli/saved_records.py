@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from bnlab.errors import BnlabError, DamagedFile, UnreadableFile, UsageError
+from bnlab.errors import BnlabError, UsageError
 from bnlab.records import Changes, DiagnosisRecord, ExperimentRecord
+from bnlab.records.json_file import as_record, read_values
 
 __all__ = ["FolderRecords", "SavedRecord", "read_folder", "read_saved"]
 
@@ -41,20 +41,14 @@ def read_saved(file: Path) -> list[SavedRecord]:
     """Return the records of a file: one JSON object, or JSON Lines.
 
     Raises:
-        UnreadableFile: If the file cannot be read.
-        DamagedFile: If the file is not JSON, or breaks the schema that it names.
+        UnreadableFile: If the file cannot be read, or is not a regular file.
+        DamagedFile: If the file is too large, is not JSON, or breaks the schema that it names.
         UsageError: If the file holds no record, or a record with a schema that this version does not know.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise DamagedFile(f"{file}: file must be JSON, got bytes that are not UTF-8 text.") from None
-    except OSError as error:
-        raise UnreadableFile(f"{file}: file must be readable, got: {(error.strerror or str(error)).lower()}.") from None
-    values = _values(file, text)
-    if not values:
+    records = [_record(file, value) for value in read_values(file)]
+    if not records:
         raise UsageError(f"{file}: file must hold a record, got none.")
-    return [_record(file, value) for value in values]
+    return records
 
 
 def read_folder(folder: Path) -> FolderRecords:
@@ -77,37 +71,24 @@ def read_folder(folder: Path) -> FolderRecords:
     return folder_records
 
 
-def _values(file: Path, text: str) -> list[Any]:
-    try:
-        return [json.loads(text)] if text.strip() else []
-    except (ValueError, RecursionError) as whole:
-        lines = [line for line in text.splitlines() if line.strip()]
-        try:
-            if len(lines) > 1:
-                return [json.loads(line) for line in lines]
-        except (ValueError, RecursionError):
-            pass
-        raise DamagedFile(f"{file}: file must be JSON or JSON Lines, got {str(whole).lower()}.") from None
-
-
 def _record(file: Path, value: object) -> SavedRecord:
     schema = value.get("schema") if isinstance(value, dict) else None
     known = {kind.schema: kind for kind in _KINDS}
     if not isinstance(value, dict) or not isinstance(schema, str) or schema not in known:
-        rule = f"{file}: schema must be one of {', '.join(known)}, got {schema!r}"
+        rule = f"{file}: schema must be one of {', '.join(known)}, got {reprlib.repr(schema)}"
         newer = isinstance(schema, str) and schema.partition("/")[0] in {name.partition("/")[0] for name in known}
         raise UsageError(
             f"{rule}. Update bnlab: the file follows another version of the schema." if newer else f"{rule}."
         )
-    try:
-        return known[schema].from_json(value)
-    except UsageError as error:
-        raise DamagedFile(f"{file}: record must follow {schema}, got: {error}") from None
+    return as_record(known[schema], value, file)
 
 
 def _modification_order(path: Path) -> tuple[float, str]:
-    """Return the sort key for the order of modification. A dangling link sorts first; reading it reports the error."""
-    return (path.stat().st_mtime if path.exists() else 0.0, path.name)
+    """Return the sort key for the order of modification. A link that leads nowhere sorts first; reading it fails."""
+    try:
+        return path.stat().st_mtime, path.name
+    except OSError:
+        return 0.0, path.name
 
 
 def _experiments(path: Path, folder_records: FolderRecords) -> list[ExperimentRecord]:

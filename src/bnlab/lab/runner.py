@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import itertools
 import json
 import math
 import os
@@ -22,10 +23,11 @@ import torch
 
 import bnlab
 from bnlab._version import __version__
-from bnlab.errors import UnreadableFile, UsageError
+from bnlab.errors import DamagedFile, UsageError
 from bnlab.lab.experiment import Experiment, Observation
 from bnlab.lab.verdict import judge
 from bnlab.records import Column, ExperimentRecord, Figure
+from bnlab.records.json_file import as_record, read_values
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -135,7 +137,7 @@ def saved(folder: Path) -> list[ExperimentRecord]:
     """Return the records in a folder, sorted by file name. Other JSON files are ignored.
 
     Raises:
-        UnreadableFile: If a file cannot be read.
+        UnreadableFile, DamagedFile: As `read_record` does.
     """
     records = [read_record(path) for path in sorted(folder.glob("*.json"))]
     return [record for record in records if record is not None]
@@ -145,16 +147,17 @@ def read_record(path: Path) -> ExperimentRecord | None:
     """Return the record in a file, or None if the file holds something else.
 
     Raises:
-        UnreadableFile: If the file cannot be read.
+        UnreadableFile: If the file cannot be read, or is not a regular file.
+        DamagedFile: If the file holds a record that breaks its schema.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UnreadableFile(f"{path}: file must be readable, got: {(error.strerror or '').lower()}.") from None
-    except ValueError:
+        values = [*itertools.islice(read_values(path), 2)]
+    except DamagedFile:
         return None
-    is_record = isinstance(data, Mapping) and data.get("schema") == ExperimentRecord.schema
-    return ExperimentRecord.from_json(data) if is_record else None
+    data = values[0] if len(values) == 1 else None
+    if not isinstance(data, Mapping) or data.get("schema") != ExperimentRecord.schema:
+        return None
+    return as_record(ExperimentRecord, data, path)
 
 
 def _as_text(config: DataclassInstance) -> dict[str, str]:

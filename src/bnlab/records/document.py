@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import reprlib
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -31,6 +33,13 @@ _ADDED_LATER = frozenset(
     }
 )
 """Keys that older JSON texts do not have, because they were added later."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlist, _SHORT.maxdict = 3, 100, 100, 50, 5
+"""Shows values in errors, however large they are."""
+
+_LONGEST_KEY = 100
+"""Number of characters of a key that an error shows."""
 
 _FILES = {
     "bnlab.diagnosis/1": "diagnosis-1.json",
@@ -65,7 +74,7 @@ class Document:
         schema = data.get("schema")
         if schema != cls.schema:
             what = cls.schema.removeprefix("bnlab.").partition("/")[0]
-            raise UsageError(f"{what}: schema must be {cls.schema!r}, got {schema!r}.")
+            raise UsageError(f"{what}: schema must be {cls.schema!r}, got {_SHORT.repr(schema)}.")
         return from_json(cls, data)
 
 
@@ -124,7 +133,7 @@ def _decode(kind: Any, data: object, where: str) -> Any:
     if origin is tuple and isinstance(data, list):
         return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data))
     if origin is Mapping and isinstance(data, Mapping):
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in data.items()}
+        return {key: _decode(arguments[1], item, f"{where}.{key[:_LONGEST_KEY]}") for key, item in data.items()}
     return _decode_scalar(kind, data, where)
 
 
@@ -134,7 +143,7 @@ def _decode_record(record: type, data: object, where: str) -> object:
         f.name for f in dataclasses.fields(record) if f.name in _ADDED_LATER and f.default is not dataclasses.MISSING
     }
     if not isinstance(data, Mapping) or not set(expected) - later <= set(data) <= set(expected):
-        got = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+        got = _SHORT.repr(sorted(map(str, data))) if isinstance(data, Mapping) else type(data).__name__
         raise UsageError(f"{where}: keys must be {sorted(expected)}, got {got}.")
     return record(**{name: _decode(expected[name], data[name], f"{where}.{name}") for name in expected if name in data})
 
@@ -142,14 +151,27 @@ def _decode_record(record: type, data: object, where: str) -> object:
 def _decode_scalar(kind: type, data: object, where: str) -> object:
     if kind is float and data in ("nan", "inf", "-inf"):
         return float(str(data))
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
+    if kind in (int, float) and isinstance(data, (int, float)) and not isinstance(data, bool):
+        _require_double(data, where)
+        if kind is float:
+            return float(data)
     if issubclass(kind, Enum):
         try:
             return kind(data)
         except ValueError:
             allowed = [member.value for member in kind]
-            raise UsageError(f"{where}: value must be one of {allowed}, got {data!r}.") from None
+            raise UsageError(f"{where}: value must be one of {allowed}, got {_SHORT.repr(data)}.") from None
     if type(data) is not kind:
-        raise UsageError(f"{where}: value must be of type {kind.__name__}, got {data!r}.")
+        raise UsageError(f"{where}: value must be of type {kind.__name__}, got {_SHORT.repr(data)}.")
     return data
+
+
+def _require_double(number: float, where: str) -> None:
+    """Refuse a number beyond the doubles, and what parsers of JSON make of NaN, Infinity and 1e999.
+
+    Raises:
+        UsageError: If it is one.
+    """
+    if not abs(number) <= sys.float_info.max:
+        got = "an integer beyond the doubles" if isinstance(number, int) else f"{number}"
+        raise UsageError(f'{where}: value must be a finite number, or "nan", "inf" or "-inf", got {got}.')

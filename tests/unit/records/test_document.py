@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 
 import jsonschema
 import pytest
@@ -120,3 +121,48 @@ def test_broken_json_is_refused_with_its_place(record, data, message):
     with pytest.raises(UsageError) as err:
         records.from_json(record, data)
     assert str(err.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [
+        ("1e999", "inf"),
+        ("-1e999", "-inf"),
+        ("NaN", "nan"),
+        ("-Infinity", "-inf"),
+        ("9" * 400, "an integer beyond the doubles"),
+        ("-" + "9" * 400, "an integer beyond the doubles"),
+    ],
+)
+@pytest.mark.parametrize("key", ["value", "channels"])
+def test_numbers_that_are_no_doubles_are_refused(text, got, key):
+    data = json.loads(f'{{"value": {text}, "unit": "x"}}')
+    record = Quantity
+    if key == "channels":
+        record, data = Summary, {**dict.fromkeys(("layers", "errors", "warnings", "infos"), 1), key: data["value"]}
+    with pytest.raises(UsageError) as err:
+        records.from_json(record, data)
+    assert str(err.value) == (
+        f'{record.__name__}.{key}: value must be a finite number, or "nan", "inf" or "-inf", got {got}.'
+    )
+
+
+def test_the_largest_numbers_are_kept():
+    largest = int(sys.float_info.max)
+    assert records.from_json(Quantity, {"value": largest, "unit": ""}).value == sys.float_info.max
+    assert records.from_json(Quantity, {"value": "-inf", "unit": ""}).value == -math.inf
+    counts = dict.fromkeys(("layers", "channels", "errors", "warnings", "infos"), largest)
+    assert records.from_json(Summary, counts).channels == largest
+    with pytest.raises(UsageError, match="beyond the doubles"):
+        records.from_json(Quantity, {"value": 2 * largest, "unit": ""})
+
+
+@pytest.mark.parametrize("value", ["x" * 10**6, ["x"] * 10**6, {"x" * 10**6: 1}, [[[["deep"]]]]])
+def test_a_message_is_short_however_large_the_value(value):
+    for data in ({"value": value, "unit": "x"}, value):
+        with pytest.raises(UsageError) as err:
+            records.from_json(Quantity, data)
+        assert len(str(err.value)) < 1000
+    with pytest.raises(UsageError) as err:
+        DiagnosisRecord.from_json({"schema": value})
+    assert len(str(err.value)) < 1000
