@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from bnlab.observe.files.content import Span
-from bnlab.observe.files.pickle_data import InertObject
-from bnlab.observe.files.tensors import StoredTensor, item_bytes, strided
+from bnlab.observe.files.pickle_data import InertObject, LongText
+from bnlab.observe.files.tensors import MAX_RANK, StoredTensor, item_bytes, strided
 
 __all__ = ["as_stored_tensor"]
 
-_RECONSTRUCT = frozenset({"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"})
+_PACKAGES = ("numpy.core", "numpy._core")  # before and since numpy 2
+_RECONSTRUCT = frozenset(f"{package}.multiarray._reconstruct" for package in _PACKAGES)
+_FROM_BUFFER = frozenset(f"{package}.numeric._frombuffer" for package in _PACKAGES)
+_SCALAR = frozenset(f"{package}.multiarray.scalar" for package in _PACKAGES)
 _DTYPES = {
     "f8": "float64",
     "f4": "float32",
@@ -28,27 +33,70 @@ _DTYPES = {
 def as_stored_tensor(value: object) -> StoredTensor | None:
     """Return the array that a InertObject represents, or None if it is not an array of a dtype that BN state can have.
 
-    Converters from other frameworks write state dicts of numpy arrays, so arrays count as tensors.
+    Converters from other frameworks write state dicts of numpy arrays, so arrays count as tensors. A numpy scalar is an
+    array of shape ().
     """
-    if not (isinstance(value, InertObject) and value.kind.path in _RECONSTRUCT):
+    if not isinstance(value, InertObject):
         return None
-    match value.state:
-        case (int(), tuple(shape), InertObject() as kind, bool(fortran), bytes(data)):
-            return _tensor(shape, kind, data, fortran=fortran)
+    path = value.kind.path
+    if path in _RECONSTRUCT:
+        match value.state:
+            case (int(), tuple(shape), InertObject() as kind, bool(fortran), data):
+                return _tensor(shape, kind, data, fortran=fortran)
+    elif path in _FROM_BUFFER:
+        match value.arguments:
+            case (data, InertObject() as kind, tuple(shape), str(order)):
+                return _tensor(shape, kind, data, fortran=order == "F")
+    elif path in _SCALAR:
+        match value.arguments:
+            case (InertObject() as kind, data):
+                return _tensor((), kind, data, fortran=False)
+    return None
+
+
+def _tensor(shape: tuple[Any, ...], kind: InertObject, data: object, *, fortran: bool) -> StoredTensor | None:
+    name = kind.arguments[0] if kind.arguments else None
+    dtype = _DTYPES.get(name) if isinstance(name, str) else None
+    size = None if dtype is None else item_bytes(dtype)
+    if dtype is None or size is None or len(shape) > MAX_RANK:
+        return None
+    if not all(type(n) is int and 0 <= n < 1 << 63 for n in shape):
+        return None
+    span = _span(data, math.prod(shape) * size)
+    if span is None:
+        return None
+    order = kind.state[1] if isinstance(kind.state, tuple) and len(kind.state) > 1 else "<"
+    strides = _fortran_strides(shape) if fortran else None
+    bits = partial(strided, span, dtype, shape, strides=strides, big_endian=order == ">")
+    return StoredTensor(dtype, shape, bits)
+
+
+def _span(data: object, size: int) -> Span | None:
+    """Return the bytes of an array of a size. Protocol 2 writes them as text, and Python 2 cannot tell them from it."""
+    match data:
+        case Span():
+            return data
+        case bytes():
+            return Span.of(data)
+        case str():
+            return Span.of(data.encode("latin-1"))
+        case LongText():
+            return Span(_BytesAsText(data), 0, size)
         case _:
             return None
 
 
-def _tensor(shape: tuple[Any, ...], kind: InertObject, data: bytes, *, fortran: bool) -> StoredTensor | None:
-    name = kind.arguments[0] if kind.arguments else None
-    dtype = _DTYPES.get(name) if isinstance(name, str) else None
-    size = None if dtype is None else item_bytes(dtype)
-    if dtype is None or size is None or not all(isinstance(n, int) for n in shape):
-        return None
-    order = kind.state[1] if isinstance(kind.state, tuple) and len(kind.state) > 1 else "<"
-    strides = _fortran_strides(shape) if fortran else None
-    bits = partial(strided, Span.of(data), dtype, shape, strides=strides, big_endian=order == ">")
-    return StoredTensor(dtype, shape, bits)
+@dataclass(frozen=True)
+class _BytesAsText:
+    """Bytes that are written as text, whose number is known only when the text is read."""
+
+    text: LongText
+
+    def read_at(self, start: int, size: int) -> bytes:
+        data = self.text.latin1()[start : start + size]
+        if len(data) < size:
+            raise ValueError(f"array needs {start + size} bytes, its text has {len(self.text.latin1())}")
+        return data
 
 
 def _fortran_strides(shape: tuple[int, ...]) -> list[int]:
