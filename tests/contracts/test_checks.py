@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bnlab.checks import CHECKS, AnyCheck, Group, ModelCheck, Needs
-from bnlab.checks.cases import executed, healthy, model, model_layer, network, observed, of
+from bnlab.checks import CHECKS, AnyCheck, Check, GraphCheck, Group, ModelCheck, Needs
+from bnlab.checks.cases import executed, folded_graph, healthy, model, model_layer, network, observed, of
 from bnlab.checks.check import HEADINGS
 from bnlab.diagnosis.run_checks import run_check
 from bnlab.observe.evidence import NetworkState
+from bnlab.observe.graph_state import GraphState, LinearNode
 from bnlab.observe.model_evidence import Gradient, ModelEvidence
 from bnlab.records import Level, to_json
 
@@ -34,6 +35,8 @@ NAMES = {
     "BN112": ("CounterMismatch", Level.INFO, Needs.STATE),
     "BN113": ("ZeroVariance", Level.WARNING, Needs.STATE),
     "BN114": ("DenormalValues", Level.INFO, Needs.STATE),
+    "BN115": ("StoredStatisticsIgnored", Level.ERROR, Needs.STATE),
+    "BN116": ("NonFiniteFoldedWeights", Level.ERROR, Needs.GRAPH),
     "BN201": ("BiasBeforeBatchNorm", Level.INFO, Needs.EXAMPLE),
     "BN202": ("MomentumIsDecay", Level.WARNING, Needs.MODEL),
     "BN203": ("MomentumZero", Level.WARNING, Needs.MODEL),
@@ -76,14 +79,17 @@ broken_cases = pytest.mark.parametrize(
 )
 
 
-def run(check: AnyCheck, evidence: NetworkState | ModelEvidence):
+def run(check: AnyCheck, evidence: NetworkState | GraphState | ModelEvidence):
+    if isinstance(check, GraphCheck):
+        return run_check(check, [], None, evidence)
     if isinstance(check, ModelCheck):
         return run_check(check, [], evidence)
     return run_check(check, [evidence], None)
 
 
 def suitable(evidence):
-    return [check for check in CHECKS if isinstance(check, ModelCheck) == isinstance(evidence, ModelEvidence)]
+    kinds = {ModelEvidence: ModelCheck, GraphState: GraphCheck, NetworkState: Check}
+    return [check for check in CHECKS if isinstance(check, kinds[type(evidence)])]
 
 
 def test_the_catalogue_is_that_of_the_design():
@@ -165,8 +171,9 @@ def test_no_value_anywhere_crashes_a_check(part, value, dtype):
 
 @every_check
 def test_healthy_layers_give_no_finding(check):
-    assert run(check, of() if check.needs is Needs.STATE else model())[0] == []
-    if check.needs is not Needs.STATE:
+    healthy_evidence = {Needs.STATE: of, Needs.GRAPH: lambda: folded_graph(LinearNode("conv", "Conv", 4))}
+    assert run(check, healthy_evidence.get(check.needs, model)())[0] == []
+    if isinstance(check, ModelCheck):
         assert run(check, model(model_layer("a"), model_layer("b", training=False)))[0] == []
 
 

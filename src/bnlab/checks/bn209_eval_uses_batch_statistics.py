@@ -24,7 +24,9 @@ class EvalUsesBatchStatistics(ModelCheck[NoLimits]):
     in eval mode. The layer cannot be folded, and exporters write it in training mode.
 
     ## Evidence
-    The check looks at the buffers of the layer. It accepts a layer with buffers and `track_running_stats=False`, which
+    The check looks at the buffers of the layer, or in an ONNX file at the graph: exporters write such a layer as a BN
+    node whose statistics the graph computes from its input (`ReduceMean`), or a node in training mode without stored
+    statistics. It accepts a layer with buffers and `track_running_stats=False`, which
     uses them in eval mode.
 
     ## Threshold
@@ -45,6 +47,7 @@ class EvalUsesBatchStatistics(ModelCheck[NoLimits]):
     remedies = ("manual",)
     why = "eval mode normalises with the batch: the output of a sample depends on the samples beside it"
     limits = NoLimits()
+    judges_graphs = True
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer without running statistics."""
@@ -52,7 +55,8 @@ class EvalUsesBatchStatistics(ModelCheck[NoLimits]):
             if layer.state is None and not layer.is_unreadable:
                 yield self.finding(
                     layer,
-                    "the layer keeps no running statistics, must keep them for eval mode",
+                    "the layer keeps no running statistics and normalises with batch statistics, "
+                    "must keep them for eval mode",
                     measured={"running statistics": Quantity(0, "buffers")},
                     threshold={"running statistics": Quantity(2, "buffers")},
                 )

@@ -8,9 +8,10 @@ import numpy as np
 
 from bnlab.observe.evidence import Floats, Hyperparameters, LayerState, NetworkState, Pruned
 from bnlab.observe.gap import RunningStatistics, batch_sums, layer_gap
+from bnlab.observe.graph_state import GraphState, LinearNode, NodeMode
 from bnlab.observe.model_evidence import Execution, FeatureAxis, Gap, ModelEvidence, ModelLayer, Observed, Producer
 
-__all__ = ["executed", "healthy", "model", "model_layer", "network", "observed", "of", "untrained"]
+__all__ = ["executed", "folded_graph", "healthy", "model", "model_layer", "network", "observed", "of", "untrained"]
 
 
 def healthy(
@@ -28,6 +29,7 @@ def healthy(
     settled: bool = False,
     pruned: Pruned | None = None,
     filter_norms: Sequence[float] | None = None,
+    mode: NodeMode | None = None,
 ) -> LayerState:
     """Return the state of a trained layer with four channels; every part can be replaced."""
     return LayerState(
@@ -43,6 +45,7 @@ def healthy(
         settled=settled,
         pruned=pruned,
         filter_norms=None if filter_norms is None else _column(filter_norms),
+        mode=mode,
     )
 
 
@@ -66,6 +69,11 @@ def network(*layers: LayerState) -> NetworkState:
 def of(**changes: object) -> NetworkState:
     """Return a network of one healthy layer with some parts replaced."""
     return network(healthy(**changes))  # type: ignore[arg-type]  # the parts of `healthy`, typed there
+
+
+def folded_graph(*nodes: LinearNode) -> GraphState:
+    """Return the state of a graph with these convolutions and matrix products, and without BN nodes."""
+    return GraphState((), 0, nodes)
 
 
 def executed(

@@ -19,6 +19,8 @@ from bnlab.checks.bn111_cancelling_mean import CancellingMean
 from bnlab.checks.bn112_counter_mismatch import CounterMismatch
 from bnlab.checks.bn113_zero_variance import ZeroVariance
 from bnlab.checks.bn114_denormal_values import DenormalValues
+from bnlab.checks.bn115_stored_statistics_ignored import StoredStatisticsIgnored
+from bnlab.checks.bn116_non_finite_folded_weights import NonFiniteFoldedWeights
 from bnlab.checks.bn201_bias_before_batch_norm import BiasBeforeBatchNorm
 from bnlab.checks.bn202_momentum_is_decay import MomentumIsDecay
 from bnlab.checks.bn203_momentum_zero import MomentumZero
@@ -65,6 +67,8 @@ CHECKS: tuple[AnyCheck[Any, Any, Any], ...] = (
     CounterMismatch(),
     ZeroVariance(),
     DenormalValues(),
+    StoredStatisticsIgnored(),
+    NonFiniteFoldedWeights(),
     BiasBeforeBatchNorm(),
     MomentumIsDecay(),
     MomentumZero(),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from typing_extensions import Self
 
 from bnlab.observe.evidence import LayerState, NetworkState
+from bnlab.observe.graph_state import GraphState, LinearNode
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.records import REMEDIES, Finding, Level, Quantity
 from bnlab.wording import out_of
@@ -26,6 +27,7 @@ __all__ = [
     "AnyCheck",
     "Case",
     "Check",
+    "GraphCheck",
     "Group",
     "ModelCheck",
     "Needs",
@@ -56,6 +58,7 @@ class Needs(Enum):
     """The evidence that a check needs."""
 
     STATE = "the stored numbers; a checkpoint is enough"
+    GRAPH = "the graph of an ONNX file"
     MODEL = "the model object"
     OPTIMIZER = "the model and its optimizer"
     EXAMPLE = "the model and an example input, or data"
@@ -66,7 +69,7 @@ class Needs(Enum):
     @property
     def argument(self) -> str | None:
         """Key in `ModelEvidence.missing` that records its absence; None for evidence that is always present."""
-        return None if self in (Needs.STATE, Needs.MODEL) else self.name.lower()
+        return None if self in (Needs.STATE, Needs.GRAPH, Needs.MODEL) else self.name.lower()
 
 
 def limit(default: float, *, unit: str, source: str) -> float:
@@ -80,8 +83,8 @@ class NoLimits:
 
 
 Limits = TypeVar("Limits", bound="DataclassInstance")
-Evidence = TypeVar("Evidence", NetworkState, ModelEvidence)
-Layer = TypeVar("Layer", LayerState, ModelLayer)
+Evidence = TypeVar("Evidence", NetworkState, GraphState, ModelEvidence)
+Layer = TypeVar("Layer", LayerState, LinearNode, ModelLayer)
 
 
 @dataclass(frozen=True)
@@ -208,8 +211,18 @@ class Check(AnyCheck[NetworkState, LayerState, Limits]):
     """A check of the stored numbers of a network."""
 
 
+class GraphCheck(AnyCheck[GraphState, LinearNode, Limits]):
+    """A check of a graph in a file that holds no BN node."""
+
+
 class ModelCheck(AnyCheck[ModelEvidence, ModelLayer, Limits]):
-    """A check of a model: its structure, and how it processes an example or data."""
+    """A check of a model: its structure, and how it processes an example or data.
+
+    Attributes:
+        judges_graphs: Whether the graph of an ONNX file is enough evidence.
+    """
+
+    judges_graphs: ClassVar[bool] = False
 
 
 def show(value: float) -> str:
@@ -217,6 +230,6 @@ def show(value: float) -> str:
     return f"{value:.3g}"
 
 
-def in_channels(channels: tuple[int, ...], layer: LayerState | ModelLayer) -> str:
+def in_channels(channels: tuple[int, ...], layer: LayerState | LinearNode | ModelLayer) -> str:
     """Return "in 3 of 64 channels"."""
     return f"in {out_of(len(channels), layer.channels, 'channel')}"

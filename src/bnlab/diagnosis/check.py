@@ -15,6 +15,7 @@ from bnlab._version import __version__
 from bnlab.diagnosis.advice import advised
 from bnlab.diagnosis.assumptions import assumption_behind, eps_that_matters
 from bnlab.diagnosis.conclusion import concluded_causes, conclusion
+from bnlab.diagnosis.graphs import NO_NODE, as_model, is_folded
 from bnlab.diagnosis.incomplete import missing_parts, with_missing_parts
 from bnlab.diagnosis.layer_records import layer_records
 from bnlab.diagnosis.run_checks import run_checks, stale_layers
@@ -185,6 +186,7 @@ def check_with(
         if inputs is not None:
             raise UsageError("check: target must be a model to use data, got a path or a state dict.")
         evidence = _stored_evidence(target, settings)
+        observed = as_model(evidence)
         target_record = Target(
             "checkpoint", name or ("state dict" if isinstance(target, Mapping) else os.fspath(target))
         )
@@ -202,7 +204,8 @@ def check_with(
         target = unwrapped(target) if isinstance(target, nn.Module) else target
         target_record = Target("model", name or type(target).__name__)
         evidence, observed = _observed_target(target, settings, inputs or Inputs())
-    if not evidence.networks and not (observed is not None and (observed.layers or _runs_strays(observed))):
+    has_layers = evidence.networks or (observed is not None and (observed.layers or _runs_strays(observed)))
+    if not has_layers and not is_folded(evidence):
         if evidence.incomplete:
             raise IncompleteFile(f"{target_record.name}: {missing_parts(evidence)}")
         raise NoBatchNorm(_no_batch_norm(target_record, evidence))
@@ -357,13 +360,18 @@ def _diagnose(
     metric: str = "the metric",
 ) -> Diagnosis:
     """Run the selected checks on evidence with at least one layer."""
-    findings, outcomes = run_checks(settings, evidence.networks, observed)
+    findings, outcomes = run_checks(settings, evidence.networks, observed, evidence.graph)
     findings = advised(findings, observed)
     assumption = assumption_behind(settings, evidence.networks, findings)
     layers = layer_records(evidence, observed, per_channel=settings.per_channel)
     summary = _summary(layers, findings)
     causes = concluded_causes(observed, findings)
-    concluded = conclusion(findings, outcomes, summary, observed, causes, metric=metric, assumption=assumption)
+    concluded = conclusion(
+        *(findings, outcomes, summary, observed, causes),
+        metric=metric,
+        assumption=assumption,
+        instead=NO_NODE if is_folded(evidence) else None,
+    )
     return Diagnosis(
         bnlab=__version__,
         target=target,
@@ -397,6 +405,8 @@ def _notes(
 ) -> Iterable[str]:
     if assumption is not None:
         yield assumption
+    if is_folded(evidence):
+        yield NO_NODE
     if observed is not None and observed.numbers is not None and "train_data" in observed.missing:
         yield "no train_data given: the recalibrated model is adapted to the evaluation data"
     yield from () if observed is None else observed.notes

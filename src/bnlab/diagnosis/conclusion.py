@@ -45,6 +45,7 @@ def conclusion(
     *,
     metric: str,
     assumption: str | None = None,
+    instead: str | None = None,
 ) -> str:
     """Return the conclusion as one sentence without a final stop.
 
@@ -56,6 +57,7 @@ def conclusion(
         causes: The causes of the gap, largest first.
         metric: Name of the metric.
         assumption: How the verdict hangs on an assumption.
+        instead: What to conclude where there is neither an error nor a warning; None for what is healthy.
     """
     crashed = [outcome.code for outcome in outcomes if outcome.status is Status.CRASHED]
     crash_note = f"; {', '.join(crashed)} crashed and judged nothing" if crashed else ""
@@ -63,7 +65,7 @@ def conclusion(
     worst = findings[0] if findings else None
     kept = "" if evidence is None else "; ".join(_remarks(evidence))
     if worst is None or not summary.errors + summary.warnings:
-        healthy = _healthy(outcomes, summary, evidence, metric)
+        healthy = instead or _healthy(outcomes, summary, evidence, metric)
         healthy += "" if assumption is None else f"; {assumption}"
         return (f"{kept}; {healthy}" if kept else healthy) + crash_note
     crash_note = (f"; {kept}" if kept else "") + crash_note

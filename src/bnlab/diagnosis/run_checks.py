@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from bnlab.checks import AnyCheck, ModelCheck
+from bnlab.checks import AnyCheck, GraphCheck, ModelCheck
 from bnlab.checks.bn301_train_eval_gap import TrainEvalGap
 from bnlab.checks.bn401_stale_statistics import StaleStatistics
 from bnlab.diagnosis.settings import Settings
 from bnlab.observe.evidence import NetworkState
+from bnlab.observe.graph_state import GraphState
 from bnlab.observe.model_evidence import ModelEvidence
 from bnlab.records import Finding, Outcome, Status
 from bnlab.wording import counted
@@ -21,11 +22,14 @@ __all__ = ["run_check", "run_checks", "stale_layers"]
 _LEADING = ("BN212", "BN213", "BN501")
 """Errors that explain others: a model that does not obey `eval()`, and inputs that overflow."""
 
-Part = TypeVar("Part", NetworkState, ModelEvidence)
+Part = TypeVar("Part", NetworkState, GraphState, ModelEvidence)
 
 
 def run_checks(
-    settings: Settings, networks: Sequence[NetworkState], model: ModelEvidence | None
+    settings: Settings,
+    networks: Sequence[NetworkState],
+    model: ModelEvidence | None,
+    graph: GraphState | None = None,
 ) -> tuple[list[Finding], list[Outcome]]:
     """Run every selected check.
 
@@ -33,6 +37,7 @@ def run_checks(
         settings: The checks, and the codes whose findings are dropped.
         networks: The stored numbers, for the checks that need nothing else.
         model: The evidence on a model; None if the target is a file.
+        graph: What the graph in a file says; None if it holds none.
 
     Returns:
         The findings, most serious first, and one outcome for each check.
@@ -40,7 +45,7 @@ def run_checks(
     findings: list[Finding] = []
     outcomes: list[Outcome] = []
     for check in settings.checks:
-        of_check, outcome = run_check(check, networks, model)
+        of_check, outcome = run_check(check, networks, model, graph)
         if check.code in settings.ignore:
             outcome = Outcome(check.code, Status.SKIPPED, _ignored(settings.ignore[check.code], of_check))
             of_check = []
@@ -53,17 +58,20 @@ def run_check(
     check: AnyCheck[Any, Any, Any],
     networks: Sequence[NetworkState],
     model: ModelEvidence | None,
+    graph: GraphState | None = None,
 ) -> tuple[list[Finding], Outcome]:
     """Run one check. A check that raises has crashed: it has no findings and has not passed."""
+    if isinstance(check, GraphCheck):
+        return _run_on_graph(check, graph)
     if not isinstance(check, ModelCheck):
         return _run_on_layers(check, networks)
     if model is None:
         return [], Outcome(check.code, Status.SKIPPED, f"needs {check.needs.value}")
+    if check.code in model.unknown:
+        return [], Outcome(check.code, Status.SKIPPED, model.unknown[check.code])
     missing = None if check.needs.argument is None else model.missing.get(check.needs.argument)
     if missing is not None:
         return [], Outcome(check.code, Status.SKIPPED, f"{missing}: needs {check.needs.value}")
-    if check.code in model.unknown:
-        return [], Outcome(check.code, Status.SKIPPED, model.unknown[check.code])
     return _run_on_layers(check, [model])
 
 
@@ -83,6 +91,18 @@ def stale_layers(settings: Settings, evidence: ModelEvidence) -> list[str]:
     of_port = () if evidence.port is None else evidence.port.layers
     ported = [name for name in of_port if name not in (*stale, *by_gap)]
     return [*stale, *sorted(by_gap, key=lambda name: -gaps[name]), *ported]
+
+
+def _run_on_graph(check: AnyCheck[Any, Any, Any], graph: GraphState | None) -> tuple[list[Finding], Outcome]:
+    """Run a check of graphs without BN nodes."""
+    reason = f"needs {check.needs.value}"
+    if graph is not None and not graph.is_folded:
+        reason = "the graph holds BN nodes"
+    elif graph is not None and graph.layers:
+        return _run_on_layers(check, [graph])
+    elif graph is not None:
+        reason = "the graph holds no convolution or matrix product with stored weights"
+    return [], Outcome(check.code, Status.SKIPPED, reason)
 
 
 def _run_on_layers(

@@ -213,9 +213,13 @@ def distinct(networks: Iterable[NetworkState]) -> tuple[NetworkState, ...]:
     networks = list(networks)
     names = iter(unique_names(layer.name for network in networks for layer in network.layers))
     return tuple(
-        NetworkState(network.name, tuple(replace(layer, name=next(names)) for layer in network.layers))
+        NetworkState(network.name, tuple(_named(layer, next(names)) for layer in network.layers))
         for network in networks
     )
+
+
+def _named(layer: LayerState, name: str) -> LayerState:
+    return layer if layer.name == name else replace(layer, name=name)
 
 
 def _range(ordered: Floats) -> tuple[float, float, float] | None:

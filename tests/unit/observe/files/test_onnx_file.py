@@ -112,14 +112,31 @@ def test_layers_in_subgraphs_and_functions(tmp_path):
         "mine", "Block", ["x"], ["y"], [*constants, batch_norm("f.")], [helper.make_opsetid("", 17)]
     )
     evidence = read(write(tmp_path / "m.onnx", [branch], [condition], [function]))
-    assert [layer.name for layer in evidence.networks[0].layers] == ["f", "inner", "inner#2"]
+    assert [layer.name for layer in evidence.networks[0].layers] == ["inner", "inner#2", "f"]
+
+
+def block(*inputs):
+    """Return a function whose BN node takes its parameters from the inputs, and the node that calls it."""
+    function = helper.make_function(
+        "mine", "Block", ["x", *KEYS], ["y"], [batch_norm("")], [helper.make_opsetid("", 17)], ["epsilon"]
+    )
+    function.node[0].attribute.add(name="epsilon", ref_attr_name="epsilon", type=onnx.AttributeProto.FLOAT)
+    return function, [helper.make_node("Block", ["x", *names], ["y"], domain="mine") for names in inputs]
+
+
+def test_the_weights_of_a_function_are_those_of_each_call(tmp_path):
+    function, calls = block([f"a.{key}" for key in KEYS], [f"b.{key}" for key in KEYS], [f"a.{key}" for key in KEYS])
+    calls[1].attribute.append(helper.make_attribute("epsilon", 0.5))
+    other = {key: value + 1 for key, value in VALUES.items()}
+    tensors = [*initializers("a."), *initializers("b.", values=other)]
+    (network,) = read(write(tmp_path / "m.onnx", calls, tensors, [function])).networks
+    assert [(layer.name, layer.hyperparameters.eps) for layer in network.layers] == [("a", 1e-5), ("b", 0.5)]
+    assert np.array_equal(network.layers[1].running_mean, other["running_mean"])
 
 
 def test_a_function_sees_its_own_names_only(tmp_path):
-    function = helper.make_function(
-        "mine", "Block", ["x", *(f"bn.{key}" for key in KEYS)], ["y"], [batch_norm()], [helper.make_opsetid("", 17)]
-    )
-    call = helper.make_node("Block", ["x", *(f"bn.{key}" for key in KEYS)], ["y"], domain="mine")
+    function = helper.make_function("mine", "Block", ["x"], ["y"], [batch_norm()], [helper.make_opsetid("", 17)])
+    call = helper.make_node("Block", ["x"], ["y"], domain="mine")
     evidence = read(write(tmp_path / "m.onnx", [call], initializers(), [function]))
     assert evidence.networks == ()
     assert evidence.left_alone == (("bn", "weight ('bn.weight') is computed or fed when the model runs"),)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnlab.errors import DamagedFile
+from bnlab.errors import TooMuchWork
 from bnlab.observe.files.onnx_model.constant_operators import OPERATORS, compute
+from bnlab.observe.files.onnx_model.external_data import ModelFile
 from bnlab.observe.files.onnx_model.tensor_values import (
     dense,
     dtype_name,
@@ -57,11 +58,11 @@ class Allowance:
         """Count values that are about to be read.
 
         Raises:
-            DamagedFile: If they are more than what is left.
+            TooMuchWork: If they are more than what is left.
         """
         self.left -= count
         if self.left < 0:
-            raise DamagedFile(
+            raise TooMuchWork(
                 "file must hold BN parameters of a size that networks have, got one whose nodes ask for far more."
             )
 
@@ -84,11 +85,12 @@ class Constants:
         tensors: The initializers of this scope.
         sparse: The sparse initializers of this scope.
         nodes: The nodes of this scope that may compute a constant, by their output.
+        file: The file of the model, which leads to external data.
         own_names: The names that this scope defines, which hide those around it; empty without a scope around it.
 
     Args:
         scope: A graph or function.
-        folder: The folder of external data.
+        folder: The folder of external data, or the file of a model whose tensors `skim` left in it.
         around: The constants of the graph around a subgraph.
         limit: The largest number of values to read. A tensor with more values is read as one of shape (0,).
         allowance: How many values may be read in total; None for any number.
@@ -100,7 +102,7 @@ class Constants:
     def __init__(
         self,
         scope: GraphProto | FunctionProto,
-        folder: Path,
+        folder: Path | ModelFile,
         around: Constants | None = None,
         *,
         limit: int = MAX_CHANNELS,
@@ -109,7 +111,7 @@ class Constants:
         arguments: Mapping[str, Place] | None = None,
         attributes: Mapping[str, AttributeProto] | None = None,
     ) -> None:
-        self._folder = folder
+        self.file = folder if isinstance(folder, ModelFile) else ModelFile(folder)
         self.around = around
         self._limit = limit
         self._allowance = allowance
@@ -130,11 +132,30 @@ class Constants:
         """Return the constants of a subgraph of a node in this scope, which can use the names of this scope."""
         return Constants(
             scope,
-            self._folder,
+            self.file,
             self,
             limit=self._limit,
             allowance=self._allowance,
             attributes=self._attributes,
+        )
+
+    def of_function(
+        self, function: FunctionProto, arguments: Mapping[str, Place], attributes: Mapping[str, AttributeProto]
+    ) -> Constants:
+        """Return the constants of a function as a call of it sees them.
+
+        Args:
+            function: The function, which sees no other names than its own.
+            arguments: Where its inputs come from, as far as they are constants.
+            attributes: The attributes of the call.
+        """
+        return Constants(
+            function,
+            self.file,
+            limit=self._limit,
+            allowance=self._allowance,
+            arguments=arguments,
+            attributes=attributes,
         )
 
     def find(self, name: str) -> Values | None:
@@ -252,7 +273,7 @@ class Constants:
         if count > self._limit or not holds_numbers(tensor.data_type):
             return dtype, np.empty((0,))
         self._take(count)
-        return dtype, tensor_values(tensor, self._folder)
+        return dtype, tensor_values(tensor, self.file)
 
     def read_sparse(self, tensor: SparseTensorProto) -> Values:
         """Return stored dtype and values of a sparse tensor, likewise."""
@@ -260,7 +281,7 @@ class Constants:
         if count > self._limit or not holds_numbers(tensor.values.data_type):
             return dtype, np.empty((0,))
         self._take(count)
-        return dtype, dense(tensor, self._folder)
+        return dtype, dense(tensor, self.file)
 
     def _take(self, count: int) -> None:
         if self._allowance is not None:

@@ -1,81 +1,71 @@
-"""Reads the values of a tensor that lie in another file beside the model."""
+"""Locates values of tensors outside the parsed model: in a file beside it, or unparsed in its own file."""
 
 from __future__ import annotations
 
-import os
-import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnlab.errors import DamagedFile
+from bnlab.errors import BnlabError, DamagedFile
+from bnlab.observe.files.content import Content, Span, open_content
 
 if TYPE_CHECKING:
     from onnx import TensorProto
 
-__all__ = ["read_external"]
-
-_OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_BINARY"))
+__all__ = ["ModelFile"]
 
 
-def read_external(tensor: TensorProto, folder: Path, size: int) -> bytes:
-    """Return the bytes of a tensor in an external file, as many as its dims need, whatever length the model states.
+@dataclass(frozen=True)
+class ModelFile:
+    """The file of a model, with the folder in which its external data lies.
 
-    Args:
-        tensor: The tensor, which names a file and an offset in it.
+    Attributes:
         folder: The folder of the model.
-        size: How many bytes the tensor needs.
-
-    Raises:
-        DamagedFile: If the path leaves the folder, if it is not that of a regular file, or if the file ends too early.
+        content: The file, for the tensors that `skim` left in it; None for a model that was parsed as a whole.
     """
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    start, stated = _number(entries.get("offset", "0")), _number(entries.get("length", str(size)))
-    path = _inside(folder, location)
-    if path is None or start is None or stated is None or stated < size:
-        raise _unreadable(tensor, location, "no such data")
-    if stated > size:
-        raise _unreadable(tensor, location, f"a length of {stated} bytes for a tensor of {size} bytes")
-    content = _read(path, start, size)
-    if content is None or len(content) != size:
-        raise _unreadable(tensor, location, "no such data")
-    return content
 
+    folder: Path
+    content: Content | None = None
 
-def _inside(folder: Path, location: str) -> Path | None:
-    """Return the path of an external file, or None if it does not lie in the folder of the model or below it."""
-    relative = Path(location)
-    if not location or "\0" in location or relative.is_absolute() or ".." in relative.parts:
-        return None
-    path = folder / relative
-    try:
-        below = path.parent.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # RuntimeError: a loop of symbolic links
-        return None
-    return path if below else None
+    def span(self, tensor: TensorProto, size: int) -> Span:
+        """Return where the bytes of a tensor lie: as many as its dims need, whatever length the model states.
 
+        Args:
+            tensor: The tensor, which names a file and an offset in it. The location "" is the file of the model.
+            size: How many bytes the tensor needs.
 
-def _read(path: Path, start: int, size: int) -> bytes | None:
-    """Return bytes of a regular file, or None; a link, a pipe or a device is never read."""
-    try:
-        descriptor = os.open(path, _OPEN_FLAGS)
-    except (OSError, ValueError):
-        return None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or start + size > status.st_size:
+        Raises:
+            DamagedFile: If the path leaves the folder, if it is not that of a regular file, if the tensor states
+                another size than its dims need, or if the file ends too early.
+        """
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        start, stated = _number(entries.get("offset", "0")), _number(entries.get("length", str(size)))
+        if stated is not None and stated > size:
+            raise _unreadable(tensor, location, f"a length of {stated} bytes for a tensor of {size} bytes")
+        content = self._opened(location)
+        if content is None or start is None or stated != size or start + size > content.size:
+            raise _unreadable(tensor, location, "no such data")
+        return content.span(start, size)
+
+    def _opened(self, location: str) -> Content | None:
+        """Open an external file; None if it is not a regular file in the folder of the model or below it."""
+        if not location:
+            return self.content
+        relative = Path(location)
+        if "\0" in location or relative.is_absolute() or ".." in relative.parts:
             return None
-        with os.fdopen(os.dup(descriptor), "rb") as file:
-            file.seek(start)
-            return file.read(size)
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
+        path = self.folder / relative
+        try:
+            if path.is_symlink() or not path.parent.resolve().is_relative_to(self.folder.resolve()):
+                return None
+            return open_content(path)
+        except (OSError, RuntimeError, BnlabError):  # RuntimeError: a loop of symbolic links
+            return None
 
 
 def _number(text: str) -> int | None:
-    """Return a number of bytes; None for text that is none. A file cannot be longer than 20 digits say."""
+    """Return a number of bytes; None for text that is none."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(1 << 63)) else None
 
 

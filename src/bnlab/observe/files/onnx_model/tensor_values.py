@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bnlab.observe.files.onnx_model.external_data import read_external
+from bnlab.observe.files.onnx_model.external_data import ModelFile
 
 if TYPE_CHECKING:
     from onnx import SparseTensorProto, TensorProto
 
-__all__ = ["dense", "dtype_name", "holds_numbers", "number_of_values", "tensor_values"]
+__all__ = ["dense", "dtype_name", "holds_numbers", "number_of_values", "tensor_values", "value_parts"]
 
 _FLOATING = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 _NO_NUMBERS = (0, 8)  # undefined, and strings
@@ -60,12 +59,12 @@ def number_of_values(dims: Sequence[int]) -> int:
     return math.prod(dims)
 
 
-def tensor_values(tensor: TensorProto, folder: Path) -> NDArray[Any]:
+def tensor_values(tensor: TensorProto, file: ModelFile) -> NDArray[Any]:
     """Return the values of a tensor in its own dtype, also bfloat16 and float8.
 
     Args:
         tensor: A tensor whose number of values the caller has judged.
-        folder: The folder of external data.
+        file: The file of the model, which leads to external data.
 
     Raises:
         ValueError: If the tensor does not hold the values that its dims promise, or values that are no numbers.
@@ -79,7 +78,7 @@ def tensor_values(tensor: TensorProto, folder: Path) -> NDArray[Any]:
     count, bits = number_of_values(tensor.dims), _bits(tensor.data_type, dtype)
     size = -(-count * bits // 8)
     if tensor.data_location == _EXTERNAL:
-        content = read_external(tensor, folder, size)
+        content = file.span(tensor, size).read()
         if bits >= 8:
             return np.frombuffer(content, dtype=dtype).reshape(tensor.dims)
         packed = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=content)
@@ -88,7 +87,31 @@ def tensor_values(tensor: TensorProto, folder: Path) -> NDArray[Any]:
     return np.asarray(numpy_helper.to_array(tensor))
 
 
-def dense(tensor: SparseTensorProto, folder: Path) -> NDArray[Any]:
+def value_parts(tensor: TensorProto, file: ModelFile, part: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield the values of a tensor in parts of this size, each with the position of its first value.
+
+    Args:
+        tensor: A tensor of numbers of whole bytes.
+        file: The file of the model, which leads to external data.
+        part: Number of values.
+
+    Raises:
+        ValueError, DamagedFile: As `tensor_values` does.
+    """
+    from onnx import helper
+
+    if tensor.data_location != _EXTERNAL:
+        values = tensor_values(tensor, file).reshape(-1)
+        yield from ((start, values[start : start + part]) for start in range(0, values.size, part))
+        return
+    dtype, count = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)), number_of_values(tensor.dims)
+    span = file.span(tensor, count * dtype.itemsize)
+    for start in range(0, count, part):
+        size = min(part, count - start)
+        yield start, np.frombuffer(span.part(start * dtype.itemsize, size * dtype.itemsize).read(), dtype=dtype)
+
+
+def dense(tensor: SparseTensorProto, file: ModelFile) -> NDArray[Any]:
     """Return the values of a sparse tensor, with zeros where it stores none.
 
     Raises:
@@ -99,7 +122,7 @@ def dense(tensor: SparseTensorProto, folder: Path) -> NDArray[Any]:
     count, stored = number_of_values(shape), number_of_values(tensor.values.dims)
     if stored > count or number_of_values(tensor.indices.dims) > max(1, len(shape)) * stored:
         raise ValueError("a sparse tensor has more values than its shape")
-    values, indices = (tensor_values(part, folder) for part in (tensor.values, tensor.indices))
+    values, indices = (tensor_values(part, file) for part in (tensor.values, tensor.indices))
     if indices.ndim > 1:
         indices = np.ravel_multi_index(tuple(indices.reshape(-1, len(shape)).T), shape)
     if indices.size != values.size or (indices.size and not 0 <= indices.min() <= indices.max() < count):
