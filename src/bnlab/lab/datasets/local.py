@@ -1,4 +1,4 @@
-"""The search for the files of a data set, and reading their bytes."""
+"""The search for the files of a data set, and opening them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from bnlab.errors import DamagedFile, UnreadableFile
+from bnlab.errors import UnreadableFile
+from bnlab.regular_file import open_regular
 
-__all__ = ["Search", "is_file", "read_bytes", "unreadable"]
+__all__ = ["Search", "is_file", "open_file", "unreadable"]
 
 _VARIABLE = "BNLAB_DATA"
 
@@ -63,20 +65,16 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - pathlib raises a PermissionError
 
 
-def read_bytes(path: Path, *, max_bytes: int) -> bytes:
-    """Read a whole file.
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
 
     Raises:
-        UnreadableFile: If the operating system cannot read it.
-        DamagedFile: If it has more than `max_bytes` bytes.
+        UnreadableFile: If the operating system cannot open it, or it is no regular file.
     """
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise DamagedFile(f"{path}: file must have at most {max_bytes} bytes, got {size}.")
-        return path.read_bytes()
-    except OSError as err:
-        raise unreadable(path, err) from None
+        return open(open_regular(path), "rb")  # noqa: PTH123 - a descriptor has no path
+    except UnreadableFile as err:
+        raise UnreadableFile(f"{path}: {err}") from None
 
 
 def unreadable(path: Path, err: OSError) -> UnreadableFile:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bnlab.errors import DamagedFile
 from bnlab.lab.datasets.images import Images, checked_labels
-from bnlab.lab.datasets.local import Search, is_file, unreadable
+from bnlab.lab.datasets.local import Search, is_file, open_file, unreadable
 
 __all__ = ["read"]
 
@@ -60,7 +60,7 @@ def _stored(path: Path) -> Path | None:
 def _read_idx(path: Path, magic: int, item: tuple[int, ...]) -> NDArray[np.uint8]:
     """Read an idx file of unsigned bytes whose items have the shape `item`."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             if path.suffix != ".gz":
                 return _parse_idx(path, file, magic, item)
             with gzip.GzipFile(fileobj=file) as stream:

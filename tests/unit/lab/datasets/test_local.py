@@ -1,5 +1,6 @@
 import os
 
+import numpy as np
 import pytest
 from tests.unit.lab.datasets.data_files import (
     LABELS,
@@ -55,7 +56,7 @@ def test_an_error_of_the_operating_system(folder, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.open", refuse)
+    monkeypatch.setattr("bnlab.regular_file.os.open", refuse)
     with pytest.raises(UnreadableFile, match="ubyte: file must be readable, got: permission denied"):
         datasets.load("mnist")
 
@@ -65,3 +66,36 @@ def test_a_file_that_is_far_too_large(folder):
         file.truncate((1 << 28) + 1)
     with pytest.raises(DamagedFile, match="file must have at most 268435456 bytes, got 268435457"):
         datasets.load("cifar10")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and links of POSIX")
+def test_a_name_that_stands_for_a_pipe_is_no_file(folder):
+    os.mkfifo(folder / "test_batch")
+    (folder / "cifar10_jpeg.npz").symlink_to("cifar10_jpeg.npz")
+    with pytest.raises(UnreadableFile, match="must be in a folder that is searched"):
+        datasets.load("cifar10")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+@pytest.mark.parametrize("name", ["test_batch", "test_batch.bin", "cifar10_jpeg.npz"])
+def test_a_file_that_is_a_pipe_by_the_time_it_is_opened(folder, monkeypatch, name):
+    os.mkfifo(folder / name)
+    monkeypatch.setattr("bnlab.lab.datasets.cifar10.is_file", lambda path: path.name == name and path.exists())
+    with pytest.raises(UnreadableFile, match=f"{name}: file must be a regular file, got a folder, pipe or device"):
+        datasets.load("cifar10")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_mnist_that_is_a_pipe_by_the_time_it_is_opened(folder, monkeypatch):
+    write_mnist(folder)
+    (folder / "t10k-images-idx3-ubyte").unlink()
+    os.mkfifo(folder / "t10k-images-idx3-ubyte")
+    monkeypatch.setattr("bnlab.lab.datasets.mnist.is_file", lambda path: path.exists())
+    with pytest.raises(UnreadableFile, match="ubyte: file must be a regular file, got a folder, pipe or device"):
+        datasets.load("mnist")
+
+
+def test_arrays_that_a_small_archive_makes_large(folder):
+    np.savez_compressed(folder / "cifar10_lossless_train4000.npz", image=np.zeros(1 << 28, np.uint8), label=0)
+    with pytest.raises(DamagedFile, match="arrays must have at most 268435456 bytes, got 268435"):
+        datasets.load("cifar10:train")
