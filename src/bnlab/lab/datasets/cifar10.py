@@ -24,8 +24,11 @@ from numpy.typing import NDArray
 from bnlab.errors import BnlabError, DamagedFile, MissingPackage
 from bnlab.lab.datasets.images import Images, checked_labels
 from bnlab.lab.datasets.local import Search, is_file, open_file, unreadable
+from bnlab.observe.files.budget import Budget
+from bnlab.observe.files.content import Span
 from bnlab.observe.files.numpy_data import as_stored_tensor
-from bnlab.observe.files.pickle_data import Global, InertObject, read_pickle
+from bnlab.observe.files.pickle_data import read_pickle
+from bnlab.observe.files.pickle_globals import PLAIN, Builder
 from bnlab.regular_file import read_whole
 
 __all__ = ["read"]
@@ -91,7 +94,7 @@ def _parse_binary(path: Path, content: bytes) -> Part:
 def _parse_python(path: Path, content: bytes) -> Part:
     """Parse a pickled dict of `data`, uint8 (N, 3072), and `labels`, written by Python 2 or 3."""
     try:
-        tree = read_pickle(io.BytesIO(content), _build, _build)
+        tree, _ = read_pickle(Span.of(content), Builder(PLAIN, budget := Budget()).build, _refuse, budget)
     except (ValueError, OverflowError) as err:
         raise DamagedFile(f"{path}: file must be a whole pickle, got: {' '.join(str(err).split())}.") from None
     entries = {_text(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
@@ -104,15 +107,8 @@ def _parse_python(path: Path, content: bytes) -> Part:
     return pixels, checked_labels(path, np.array(labels, np.int64), len(pixels))
 
 
-def _build(kind: object, arguments: tuple[object, ...] = ()) -> object:
-    """Return a value in the place of a call in the pickle."""
-    match kind, arguments:
-        case Global("_codecs", "encode"), (str(text), *_):
-            return text.encode("latin-1")  # protocol 2 writes bytes in this form
-        case Global(), _:
-            return InertObject(kind, arguments)
-        case _:
-            raise ValueError("it refers to something outside the file")
+def _refuse(_: object) -> object:
+    raise ValueError("it refers to something outside the file")
 
 
 def _text(key: object) -> object:
@@ -120,14 +116,9 @@ def _text(key: object) -> object:
 
 
 def _array(value: object) -> NDArray[Any] | None:
-    """Return a pickled array. Its values may be text, because Python 2 has no bytes."""
-    if not isinstance(value, InertObject):
-        return None
-    state = value.state
+    """Return a pickled array."""
     try:
-        if isinstance(state, tuple) and state and isinstance(state[-1], str):
-            state = (*state[:-1], state[-1].encode("latin-1"))
-        stored = as_stored_tensor(InertObject(value.kind, value.arguments, state))
+        stored = as_stored_tensor(value)
         return None if stored is None else stored.read()
     except ValueError:
         return None
