@@ -14,10 +14,10 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache
 from io import StringIO
@@ -58,8 +58,18 @@ class End:
 
 def run_case(sample: Sample, seed: int, folder: Path) -> End:
     """Damage a copy of a sample in `folder`, which is emptied, and read it."""
+    warm_up(sample)
     damage(sample, seed, folder)
     return read(folder, sample.target)
+
+
+@cache
+def warm_up(sample: Sample) -> None:
+    """Read an honest file and a wrong one, so that what the readers import themselves is there."""
+    import rich.console  # noqa: F401 - draws a diagnosis
+
+    with suppress(BnlabError), _silent():
+        _use(sample.folder / sample.target if sample.target != "." else sample.folder)
 
 
 def damage(sample: Sample, seed: int, folder: Path) -> None:
@@ -72,11 +82,20 @@ def damage(sample: Sample, seed: int, folder: Path) -> None:
 
 
 def read(folder: Path, target: str) -> End:
-    """Read a file, or a folder, and say how that ended."""
+    """Read a file, or a folder, and load it into a model where that is possible; say how that ended."""
     path = folder / target if target != "." else folder
+    end = _end_of(_use, path, folder)
+    loaded = _end_of(_load, path, folder) if path.suffix in _LOADABLE and not end.is_failure else end
+    return loaded if loaded.is_failure else end
+
+
+_LOADABLE = (".pt", ".pth", ".bin", ".safetensors")
+
+
+def _end_of(action: Callable[[Path], object], path: Path, folder: Path) -> End:
     try:
         with guarded(folder, SECONDS, MEGABYTES), _silent():
-            _use(path)
+            action(path)
     except BnlabError as err:
         message = str(err)
         if "\n" in message or "\r" in message:
@@ -92,6 +111,15 @@ def read(folder: Path, target: str) -> End:
         where = traceback.extract_tb(err.__traceback__)[-1]
         return End("crash", f"{type(err).__name__}: {str(err)[:200]} ({Path(where.filename).name}:{where.lineno})")
     return End("read")
+
+
+def _load(path: Path) -> None:
+    """Do what `bnlab check --model` does with a file."""
+    from tests.samples import small_network
+
+    from bnlab.observe.files.load import load_into
+
+    load_into(small_network(), path)
 
 
 def _use(path: Path) -> None:

@@ -41,7 +41,7 @@ class TooSlow(BaseException):
 
 
 class _Watch:
-    """The one audit hook of the process, which cannot be removed, and the folder whose files may be opened now."""
+    """The one audit hook of the process, which cannot be removed; it acts while there is a folder to read."""
 
     folder: str | None = None
     misdeeds: list[str]
@@ -52,19 +52,21 @@ class _Watch:
             return
         if event == "open":
             self.judge_open(arguments)
-        elif event == "import":
-            if arguments[0].partition(".")[0] not in _OWN_IMPORTS | sys.stdlib_module_names:
-                self.misdeeds.append(f"imports {arguments[0]}")
         elif event.startswith(_FORBIDDEN) and not _importing():
             self.misdeeds.append(f"{event} {arguments!r}"[:200])
+
+    def find_spec(self, name: str, *_: object) -> None:
+        """Note an import of a module that is not there yet, as a finder of modules, and leave it to the next finder."""
+        if self.folder is not None and name.partition(".")[0] not in _OWN_IMPORTS | sys.stdlib_module_names:
+            self.misdeeds.append(f"imports {name}")
 
     def judge_open(self, arguments: tuple[Any, ...]) -> None:
         path, mode, flags = arguments
         if isinstance(path, int) or path is None:
             return
         name = os.path.abspath(os.fsdecode(path))  # noqa: PTH100 - a hook must not import
-        writes = (
-            (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)) or (isinstance(mode, str) and mode[0] != "r")
+        writes = (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)) or (
+            isinstance(mode, str) and mode[0] != "r"
         )
         inside = name.startswith(str(self.folder)) or _importing() or name.endswith((".py", ".pyc"))
         if writes or not inside:
@@ -93,6 +95,7 @@ def guarded(folder: Path, seconds: float, megabytes: float) -> Iterator[None]:
     """
     if not _Watch.is_installed:
         sys.addaudithook(_WATCH)
+        sys.meta_path.insert(0, _WATCH)  # importlib.import_module raises no event
         _Watch.is_installed = True
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     old = signal.signal(signal.SIGPROF, _too_slow)

@@ -1,0 +1,58 @@
+"""Every hostile file ends within 5 seconds and 300 MB of an honest one, with exit code 2 and one line."""
+
+import importlib.util
+import sys
+
+import pytest
+from tests.hostile.files import CASES
+from tests.hostile.measure import Meter
+
+pytestmark = [
+    pytest.mark.hostile,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the launcher measures as Linux does"),
+]
+
+
+@pytest.fixture(scope="session")
+def meter(tmp_path_factory):
+    with Meter(tmp_path_factory.mktemp("honest")) as meter:
+        yield meter
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{case.kind}: {case.name}" for case in CASES])
+def test_hostile_file(case, meter, tmp_path):
+    if case.needs is not None and importlib.util.find_spec(case.needs) is None:
+        pytest.skip(f"nobody reads the format without {case.needs}")
+    complaints = {cost.command: cost.complaint(busy=True) for cost in meter.costs(case, tmp_path)}
+    assert {command: complaint for command, complaint in complaints.items() if complaint} == {}
+
+
+def test_a_command_that_takes_long_is_noticed(meter, tmp_path):
+    from tests.hostile.case import Case
+    from tests.hostile.places import CODE
+    from tests.hostile.zips import MEMBERS, written
+
+    def build(folder):
+        (folder / "code.py").write_text(f"import time\ntime.sleep(60)\n{CODE}")
+        return written(folder, MEMBERS)
+
+    meter.limit, before = 4.0, meter.limit
+    try:
+        (cost,) = meter.costs(Case("sleeps", "test", build, ("check {} --model {dir}/code.py:build",)), tmp_path)
+    finally:
+        meter.limit = before
+    assert cost.complaint().startswith("hangs")
+
+
+def test_a_command_that_takes_memory_and_ends_wrongly_is_noticed(meter, tmp_path):
+    from tests.hostile.case import Case
+    from tests.hostile.zips import MEMBERS, written
+
+    def build(folder):
+        (folder / "code.py").write_text(
+            "values = bytearray(b'x') * 500_000_000\n\n\ndef build():\n    raise SystemExit(7)\n"
+        )
+        return written(folder, MEMBERS)
+
+    (cost,) = meter.costs(Case("eats", "test", build, ("check {} --model {dir}/code.py:build",), codes=(7,)), tmp_path)
+    assert "MB" in cost.complaint() or "exit code" in cost.complaint()
