@@ -27,8 +27,8 @@ from bnlab.lab.datasets.local import Search, is_file, open_file, unreadable
 from bnlab.observe.files.budget import Budget
 from bnlab.observe.files.content import Span
 from bnlab.observe.files.numpy_data import as_stored_tensor
-from bnlab.observe.files.pickle_data import read_pickle
 from bnlab.observe.files.pickle_globals import PLAIN, Builder
+from bnlab.observe.files.pickle_machine import read_pickle
 from bnlab.regular_file import read_whole
 
 __all__ = ["read"]

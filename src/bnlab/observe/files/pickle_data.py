@@ -1,8 +1,8 @@
-"""Reads a pickle as data, without importing or calling anything.
+"""What a pickle holds, as data: nothing is imported or called.
 
 ``torch.load(weights_only=True)`` refuses a checkpoint with an ``argparse.Namespace`` beside the tensors, needs a whole
-legacy file in memory, and supports protocol 2 only. This reader replays the opcodes on plain containers instead. Where
-the pickle would import a name, the reader makes a :class:`Global`. Where the pickle would call that name, the reader
+legacy file in memory, and supports protocol 2 only. ``pickle_machine`` replays the opcodes on plain containers instead. Where
+the pickle would import a name, it makes a :class:`Global`. Where the pickle would call that name, the reader
 makes a :class:`InertObject`, an inert record of the call. The `build` function of the caller interprets the few globals
 that stand for plain data or tensors.
 
@@ -12,7 +12,6 @@ without torch therefore costs what its structure costs, whatever the size of the
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -20,7 +19,7 @@ from typing import Any, TypeAlias
 from bnlab.observe.files.budget import Budget
 from bnlab.observe.files.content import Span
 
-__all__ = ["Build", "Data", "Global", "InertObject", "LongText", "PersistentLoad", "read_pickle"]
+__all__ = ["Build", "Data", "Global", "InertObject", "LongText", "PersistentLoad"]
 
 Data: TypeAlias = Any
 """A value in a pickle: a plain container, number, string, Global or InertObject, or a value that `build` returned."""
@@ -94,28 +93,3 @@ class LongText:
 
 Build: TypeAlias = Callable[[Global, tuple[Data, ...]], Data]
 PersistentLoad: TypeAlias = Callable[[Data], Data]
-
-
-def read_pickle(source: Span, build: Build, persistent_load: PersistentLoad, budget: Budget) -> tuple[Data, int]:
-    """Read one pickle from the beginning of `source`.
-
-    Args:
-        source: The bytes of the pickle, and what may follow.
-        build: Called for every global with arguments. It returns data for the globals it knows, else a InertObject.
-        persistent_load: Called with every persistent id.
-        budget: Counts the opcodes, objects and bytes.
-
-    Returns:
-        Plain containers, strings, numbers, bytes, Globals, InertObjects, LongTexts, Spans for long bytes, and values
-        from `build` and `persistent_load`. Then the size of the pickle in bytes.
-
-    Raises:
-        ValueError: If the bytes are not a complete pickle.
-        TooMuchWork: If the pickle asks for more work than any checkpoint does.
-    """
-    from bnlab.observe.files.pickle_machine import Machine
-
-    try:
-        return Machine(source, build, persistent_load, budget).run()
-    except (IndexError, KeyError, TypeError, AttributeError, struct.error, OverflowError) as err:
-        raise ValueError(f"its pickle is malformed ({type(err).__name__})") from err

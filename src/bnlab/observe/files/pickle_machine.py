@@ -17,7 +17,7 @@ from bnlab.observe.files.budget import Budget
 from bnlab.observe.files.content import Span
 from bnlab.observe.files.pickle_data import Build, Data, Global, InertObject, LongText, PersistentLoad
 
-__all__ = ["OPCODES", "Machine"]
+__all__ = ["OPCODES", "Machine", "read_pickle"]
 
 _WINDOW = 1 << 18
 _SHORT = 4096  # a longer string stays in the file
@@ -38,6 +38,29 @@ _F8 = struct.Struct(">d").unpack_from
 
 class _StopOpcode(Exception):
     """The pickle ends."""
+
+
+def read_pickle(source: Span, build: Build, persistent_load: PersistentLoad, budget: Budget) -> tuple[Data, int]:
+    """Read one pickle from the beginning of `source`.
+
+    Args:
+        source: The bytes of the pickle, and what may follow.
+        build: Called for every global with arguments. It returns data for the globals it knows, else a InertObject.
+        persistent_load: Called with every persistent id.
+        budget: Counts the opcodes, objects and bytes.
+
+    Returns:
+        Plain containers, strings, numbers, bytes, Globals, InertObjects, LongTexts, Spans for long bytes, and values
+        from `build` and `persistent_load`. Then the size of the pickle in bytes.
+
+    Raises:
+        ValueError: If the bytes are not a complete pickle.
+        TooMuchWork: If the pickle asks for more work than any checkpoint does.
+    """
+    try:
+        return Machine(source, build, persistent_load, budget).run()
+    except (IndexError, KeyError, TypeError, AttributeError, struct.error, OverflowError) as err:
+        raise ValueError(f"its pickle is malformed ({type(err).__name__})") from err
 
 
 class Machine:

@@ -11,8 +11,9 @@ import struct
 
 from bnlab.errors import NotACheckpoint
 from bnlab.observe.files.content import Content, Span
-from bnlab.observe.files.pickle_data import Data, read_pickle
+from bnlab.observe.files.pickle_data import Data
 from bnlab.observe.files.pickle_globals import Builder, Storages
+from bnlab.observe.files.pickle_machine import read_pickle
 from bnlab.observe.files.torch_globals import StorageReference, persistent_load, storage_item_bytes
 from bnlab.observe.files.zip_archive import Archive, read_archive
 from bnlab.observe.files.zipped_pickle import KNOWN, is_big_endian, read_zipped_pickle

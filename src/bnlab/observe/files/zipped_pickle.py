@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bnlab.observe.files.content import Span
-from bnlab.observe.files.pickle_data import Data, read_pickle
+from bnlab.observe.files.pickle_data import Data
 from bnlab.observe.files.pickle_globals import PLAIN, Builder, Known, Storages
+from bnlab.observe.files.pickle_machine import read_pickle
 from bnlab.observe.files.torch_globals import TORCH, persistent_load
 from bnlab.observe.files.zip_archive import Archive
 

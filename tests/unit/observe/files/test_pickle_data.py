@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from bnlab.observe.files.budget import Budget
 from bnlab.observe.files.content import Span
-from bnlab.observe.files.pickle_data import Global, InertObject, read_pickle
+from bnlab.observe.files.pickle_data import Global, InertObject
+from bnlab.observe.files.pickle_machine import read_pickle
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 
