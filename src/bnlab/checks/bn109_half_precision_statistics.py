@@ -1,4 +1,4 @@
-"""BN109: running statistics kept in float16 or bfloat16."""
+"""BN109: running statistics kept in float16, bfloat16 or a format of 8 bits."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from bnlab.checks.cases import healthy, network, of
 from bnlab.checks.check import Case, Check, Group, Needs, limit
 from bnlab.observe.evidence import NetworkState
+from bnlab.observe.float_formats import FLOAT_FORMATS
 from bnlab.records import Finding, Quantity
 
 __all__ = ["HalfPrecisionStatistics"]
-
-_MANTISSA_BITS = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
 
 
 @dataclass(frozen=True)
@@ -23,16 +22,16 @@ class Limits:
 
 
 class HalfPrecisionStatistics(Check[Limits]):
-    """Running statistics in half precision.
+    """Running statistics in half precision, or less.
 
     ## What it does
-    The check looks for `running_mean` and `running_var` in float16 or bfloat16.
+    The check looks for `running_mean` and `running_var` in float16, bfloat16 or one of the float8 formats.
 
     ## Why it matters
-    An update is momentum times the difference. It is rounded away as soon as it is below half a unit in the last place
-    of the stored value: in bfloat16 with momentum 0.001, a running mean on its way to 5 stops at 2. In float16 a
-    variance above 65504 becomes inf. Both come from `.half()` or `.bfloat16()` on a whole network, and show in eval
-    mode alone.
+    An update is momentum times the difference. It is rounded away as soon as it is below half a unit in the last
+    place of the stored value: in bfloat16 with momentum 0.001, a running mean on its way to 5 stops at 2. In
+    float16 a variance above 65504 becomes inf. A float8 keeps two or three bits of a number. Such statistics come
+    from `.half()` or `.bfloat16()` on a whole network, and show in eval mode alone.
 
     ## Evidence
     The check reads the stored dtype.
@@ -58,7 +57,7 @@ class HalfPrecisionStatistics(Check[Limits]):
     def inspect(self, evidence: NetworkState) -> Iterator[Finding]:
         """Yield one finding per layer in half precision."""
         for layer in evidence.layers:
-            bits = _MANTISSA_BITS[layer.dtype]
+            bits = FLOAT_FORMATS[layer.dtype].mantissa_bits
             if bits < self.limits.mantissa_bits:
                 yield self.finding(
                     layer,
@@ -79,4 +78,5 @@ class HalfPrecisionStatistics(Check[Limits]):
             layers=("a", "b"),
             measured={"mantissa": 10},
         ),
+        Case("cast to float8", lambda: of(dtype="float8_e4m3fn"), layers=("bn",), measured={"mantissa": 3}),
     )

@@ -10,11 +10,13 @@ import numpy as np
 from bnlab.checks.cases import of
 from bnlab.checks.check import Case, Check, Group, Needs, in_channels, limit, show
 from bnlab.observe.evidence import NetworkState, Pruned
+from bnlab.observe.float_formats import FLOAT_FORMATS
 from bnlab.records import Finding, Quantity
 
 __all__ = ["CancellingMean"]
 
-_EPSILON = {"float64": 2.0**-23, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+_COARSEST_STEP = FLOAT_FORMATS["float32"].epsilon
+"""Networks run in float32, whatever stores their statistics."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ class CancellingMean(Check[Limits]):
         """Yield one finding per layer with a cancelling mean."""
         with np.errstate(invalid="ignore", over="ignore"):
             ratio = np.abs(evidence.running_mean) * evidence.inv_std
-            step = ratio * evidence.spread([_EPSILON[layer.dtype] for layer in evidence.layers])
+            step = ratio * evidence.spread(
+                [max(FLOAT_FORMATS[layer.dtype].epsilon, _COARSEST_STEP) for layer in evidence.layers]
+            )
             lost = (ratio > self.limits.ratio) & (step > self.limits.step) & ~evidence.pruned
         for layer, part, channels in evidence.where(lost):
             worst = float(ratio[part][list(channels)].max())

@@ -9,11 +9,13 @@ import numpy as np
 from bnlab.checks.cases import of
 from bnlab.checks.check import Case, Check, Group, Needs, NoLimits, in_channels, show
 from bnlab.observe.evidence import NetworkState
+from bnlab.observe.float_formats import FLOAT_FORMATS
 from bnlab.records import Finding, Quantity
 
 __all__ = ["DenormalValues"]
 
-_SMALLEST_NORMAL = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}
+_SMALLEST_NORMAL = {name: 0.0 if one.is_for_storage else one.smallest_normal for name, one in FLOAT_FORMATS.items()}
+"""Numbers of 8 bits are widened before any computation, so that they are never denormal in it."""
 
 
 class DenormalValues(Check[NoLimits]):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from bnlab.checks.bn105_statistics_barely_updated import StatisticsBarelyUpdated
 from bnlab.diagnosis.settings import Settings
-from bnlab.observe.evidence import Evidence, NetworkState
+from bnlab.observe.evidence import Evidence, Hyperparameters, NetworkState
 from bnlab.observe.initial_values import has_initial_values, weight_that_matters
 from bnlab.records import Finding
 
-__all__ = ["assumption_behind", "eps_that_matters"]
+__all__ = ["assumed_defaults", "assumption_behind", "eps_that_matters"]
 
 _SMALLEST_MOMENTUM = 0.001
 """The smallest momentum that trainings use."""
@@ -55,6 +56,26 @@ def assumption_behind(settings: Settings, networks: Iterable[NetworkState], find
     if bound < _SMALLEST_MOMENTUM:
         return None
     return f"{check.code} would fire at a momentum below {bound:.3g} ({bounds[bound]:.3g} is assumed)"
+
+
+def assumed_defaults(evidence: Evidence, total: int) -> Iterator[str]:
+    """Yield a note on each default that is assumed: its value, the library that has it, and the number of layers.
+
+    Args:
+        evidence: The stored numbers.
+        total: The number of all layers.
+    """
+    known = [layer.hyperparameters for network in evidence.networks for layer in network.layers]
+    for name in ("momentum", "eps"):
+        counts = Counter((getattr(one, name), one.house) for one in known if name in one.assumed)
+        for (value, house), count in counts.items():
+            if house == Hyperparameters.house:
+                yield f"{name} {value:g} is assumed in {count} of {total} layers: a state dict does not hold it"
+            else:
+                yield (
+                    f"{name} {value:g}, the default of {house}, is assumed in {count} of {total} layers: "
+                    f"the file does not hold it"
+                )
 
 
 def eps_that_matters(evidence: Evidence) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bnlab._version import __version__
 from bnlab.diagnosis.advice import advised
-from bnlab.diagnosis.assumptions import assumption_behind, eps_that_matters
+from bnlab.diagnosis.assumptions import assumed_defaults, assumption_behind, eps_that_matters
 from bnlab.diagnosis.conclusion import concluded_causes, conclusion
 from bnlab.diagnosis.graphs import NO_NODE, as_model, is_folded
 from bnlab.diagnosis.incomplete import missing_parts, with_missing_parts
@@ -21,7 +21,7 @@ from bnlab.diagnosis.layer_records import layer_records
 from bnlab.diagnosis.run_checks import run_checks, stale_layers
 from bnlab.diagnosis.settings import Settings
 from bnlab.errors import IncompleteFile, NoBatchNorm, UsageError
-from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, NetworkState
+from bnlab.observe.evidence import Evidence, LayerState, NetworkState
 from bnlab.observe.files.checkpoint import read_checkpoint
 from bnlab.observe.model_evidence import ModelEvidence
 from bnlab.progress import reporting
@@ -413,10 +413,7 @@ def _notes(
     unused = [layer.name for layer in layers if layer.calls == 0]
     if unused:
         yield f"layers that never ran on the example: {', '.join(unused)}"
-    for name, value in (("momentum", Hyperparameters.momentum), ("eps", Hyperparameters.eps)):
-        count = sum(name in layer.assumed for layer in layers)
-        if count:
-            yield f"{name} {value:g} is assumed in {count} of {len(layers)} layers: a state dict does not hold it"
+    yield from assumed_defaults(evidence, len(layers))
     yield from eps_that_matters(evidence)
     for name, reason in evidence.left_alone:
         yield f"left alone: {name or 'the file'} {reason}"

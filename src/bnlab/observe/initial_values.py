@@ -9,6 +9,7 @@ import numpy as np
 from bnlab.conventions import SETTLED_WEIGHT
 from bnlab.observe.differences import differences
 from bnlab.observe.evidence import Floats, LayerState
+from bnlab.observe.float_formats import FLOAT_FORMATS
 
 __all__ = [
     "INITIAL_CHANNELS",
@@ -36,8 +37,6 @@ _BELOW_ONE = 1 - 1e-9
 
 _HALVINGS = 60
 """Number of steps in the search for a weight, each of which halves its range."""
-
-_ROUNDING = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 def has_initial_values(state: LayerState) -> bool:
@@ -75,7 +74,8 @@ def why_counter_is_wrong(state: LayerState) -> str | None:
         return "num_batches_tracked is negative"
     if counter == 0 and not has_initial_values(state):
         return "num_batches_tracked is 0 although the statistics are not the initial ones"
-    rounding = min(0.5, (counter + 1) * _ROUNDING.get(state.dtype, 0.0))  # each update rounds once
+    stored = FLOAT_FORMATS.get(state.dtype)
+    rounding = min(0.5, (counter + 1) * (0.0 if stored is None else stored.epsilon))  # each update rounds once
     if (state.running_var < initial_weight(state) * (1 - rounding)).any():
         return f"num_batches_tracked and momentum {momentum:.3g} contradict running_var"
     return None

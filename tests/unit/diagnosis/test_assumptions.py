@@ -8,7 +8,7 @@ import pytest
 
 from bnlab.checks.bn105_statistics_barely_updated import StatisticsBarelyUpdated
 from bnlab.checks.cases import healthy, network, untrained
-from bnlab.diagnosis.assumptions import assumption_behind, eps_that_matters
+from bnlab.diagnosis.assumptions import assumed_defaults, assumption_behind, eps_that_matters
 from bnlab.diagnosis.settings import Settings
 from bnlab.observe.evidence import Evidence, Hyperparameters
 
@@ -158,3 +158,14 @@ def test_an_assumed_eps_that_matters_is_noted_for_the_layer_where_it_matters():
 )
 def test_an_eps_that_is_stated_or_does_not_matter_is_not_noted(layer):
     assert list(eps_that_matters(Evidence((network(layer),)))) == []
+
+
+def test_the_defaults_of_each_library_are_noted_with_their_layers():
+    keras = dataclasses.replace(healthy("b"), hyperparameters=Hyperparameters().of_house("Keras", 0.01, 1e-3))
+    stated = dataclasses.replace(healthy("c"), hyperparameters=keras.hyperparameters.stating(eps=1e-3))
+    assert list(assumed_defaults(Evidence((network(assumed("a"), keras, stated),)), 3)) == [
+        "momentum 0.1 is assumed in 1 of 3 layers: a state dict does not hold it",
+        "momentum 0.01, the default of Keras, is assumed in 2 of 3 layers: the file does not hold it",
+        "eps 1e-05 is assumed in 1 of 3 layers: a state dict does not hold it",
+        "eps 0.001, the default of Keras, is assumed in 1 of 3 layers: the file does not hold it",
+    ]

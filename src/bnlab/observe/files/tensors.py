@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnlab.observe.files.content import Span
+from bnlab.observe.float_formats import FLOAT_FORMATS
 
 __all__ = [
     "FLOATING",
@@ -46,15 +47,10 @@ _NUMPY_CODES = {
 }
 _CODES_OF_BITS = {
     "bfloat16": "u2",
-    "float8_e4m3fn": "u1",
-    "float8_e4m3fnuz": "u1",
-    "float8_e5m2": "u1",
-    "float8_e5m2fnuz": "u1",
-    "float8_e8m0fnu": "u1",
+    **{name: "u1" for name in FLOAT_FORMATS if name.startswith("float8")},
 }
 """Dtypes that numpy lacks. Their bits are read as integers."""
-_BY_PRECISION = ("float64", "float32", "float16", "bfloat16")
-FLOATING = frozenset(_BY_PRECISION)
+FLOATING = frozenset(FLOAT_FORMATS)
 INTEGER = frozenset({"int64", "int32", "int16", "int8", "uint8"})
 MAX_CHANNELS = 1 << 20
 """Limit above which a tensor is not read. No layer has so many channels, but a tensor of a few bytes may claim them."""
@@ -108,21 +104,17 @@ def stored_dtype(dtype: str) -> np.dtype[Any] | None:
 
 
 def as_numbers(bits: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Return the stored values as numbers; bfloat16 is converted to float32 exactly.
-
-    Raises:
-        ValueError: If numpy has no dtype for the values.
-    """
+    """Return the stored values as numbers; those of a dtype that numpy lacks are converted to float32 exactly."""
     if dtype == "bfloat16":
         return (bits.astype(np.uint32) << 16).view(np.float32)  # its bits are the upper half of a float32
     if dtype in _CODES_OF_BITS:
-        raise ValueError(f"dtype {dtype} cannot be read as numbers")
+        return FLOAT_FORMATS[dtype].numbers[bits]
     return bits
 
 
 def coarser(left: str, right: str) -> str:
     """Return the floating dtype with the shorter mantissa."""
-    return max(left, right, key=_BY_PRECISION.index)
+    return max(left, right, key=list(FLOAT_FORMATS).index)
 
 
 def strided(
