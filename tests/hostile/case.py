@@ -22,7 +22,6 @@ class Case:
         commands: What a user may do with it. `{}` stands for the path, and `{dir}` for the folder around it.
         codes: The exit codes that are right; a file that is odd but honest may be read.
         needs: The package without which nobody reads the format.
-        new_process: Whether the command imports torch, so that the case needs a process of its own.
     """
 
     name: str
@@ -31,7 +30,6 @@ class Case:
     commands: tuple[str, ...] = ("check {}",)
     codes: tuple[int, ...] = (2,)
     needs: str | None = None
-    new_process: bool = False
 
 
 CASES: list[Case] = []
@@ -44,12 +42,11 @@ def hostile(
     *commands: str,
     codes: tuple[int, ...] = (2,),
     needs: str | None = None,
-    new_process: bool = False,
 ) -> Callable[[Build], Build]:
     """Register a function that builds a hostile file."""
 
     def register(build: Build) -> Build:
-        CASES.append(Case(name, kind, build, commands or ("check {}",), codes, needs, new_process))
+        CASES.append(Case(name, kind, build, commands or ("check {}",), codes, needs))
         return build
 
     return register

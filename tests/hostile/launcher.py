@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 
 ADDRESS_SPACE = 6 << 30
 """What a child may map, so that no file takes the machine."""
+PROCESSOR_SECONDS = 15
+"""What a child may compute, however busy the machine is."""
 
 
 def main() -> None:
@@ -34,9 +36,13 @@ def main() -> None:
 
 
 def _import() -> None:
+    """Import what the commands import, each when it is needed."""
     import bnlab.cli.main
+    import bnlab.cli.specs
     import bnlab.diagnosis.check
-    import bnlab.observe.files.checkpoint  # noqa: F401
+    import bnlab.observe.files.load
+    import bnlab.remedies.fold_onnx.fold_onnx
+    import bnlab.repairing  # noqa: F401
 
     with suppress(ImportError):
         import h5py  # noqa: F401
@@ -57,9 +63,14 @@ def run(arguments: list[str], folder: str, limit: float, new_process: bool) -> d
             "seconds": seconds,
             "processor_seconds": usage.ru_utime + usage.ru_stime,
             "megabytes": usage.ru_maxrss / 1024,
-            "code": None if killed else os.waitstatus_to_exitcode(status),
+            "code": None
+            if killed or os.waitstatus_to_exitcode(status) in _KILLED
+            else os.waitstatus_to_exitcode(status),
             "stderr": err.read(100_000).decode(errors="replace"),
         }
+
+
+_KILLED = (-signal.SIGKILL, -signal.SIGXCPU)
 
 
 def _wait(child: int, until: float) -> tuple[int, resource.struct_rusage, bool]:
@@ -77,6 +88,7 @@ def _become(arguments: list[str], folder: str, out: int, err: int, new_process: 
     code = 99
     try:
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+        resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS))
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out, 1)
         os.dup2(err, 2)

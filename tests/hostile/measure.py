@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.hostile.case import Case
+from tests.hostile.onnx_files import honest
 from tests.hostile.zips import MEMBERS, written
 from typing_extensions import Self
 
@@ -86,7 +87,7 @@ class Meter:
     source: Path | None = None
     limit: float = LIMIT
     _launcher: subprocess.Popen[str] | None = None
-    _honest: dict[tuple[str, bool], dict[str, float]] = field(default_factory=dict)
+    _honest: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         """Start the launcher."""
@@ -112,25 +113,25 @@ class Meter:
         """Build the file in an empty folder, and yield what each command on it costs."""
         path = case.build(folder)
         for command in case.commands:
-            typical = self._honest_cost(command, case.new_process)
-            answer = self._run(command, path, folder, case.new_process)
+            typical = self._honest_cost(command, case.kind)
+            answer = self._run(command, path, folder)
             seconds, processor_seconds, megabytes = (max(0.0, answer[name] - typical[name]) for name in _MEASURED)
             yield Cost(case, command, seconds, processor_seconds, megabytes, answer["code"], answer["stderr"])
 
-    def _honest_cost(self, command: str, new_process: bool) -> dict[str, float]:
+    def _honest_cost(self, command: str, kind: str) -> dict[str, float]:
         """Return the measurements of a command on a small honest file: the median of three runs."""
-        if (command, new_process) not in self._honest:
+        if (command, kind) not in self._honest:
             with _fresh(self.folder / "honest") as folder:
                 (folder / "code.py").write_text(
                     "from torch import nn\n\n\ndef build():\n    return nn.BatchNorm1d(1)\n"
                 )
-                path = written(folder, MEMBERS)
-                answers = [self._run(command, path, folder, new_process) for _ in range(3)]
+                path = honest(folder) if kind == "onnx" else written(folder, MEMBERS)
+                answers = [self._run(command, path, folder) for _ in range(3)]
             medians = {name: statistics.median(answer[name] for answer in answers) for name in _MEASURED}
-            self._honest[command, new_process] = medians
-        return self._honest[command, new_process]
+            self._honest[command, kind] = medians
+        return self._honest[command, kind]
 
-    def _run(self, command: str, path: Path, folder: Path, new_process: bool) -> dict[str, Any]:
+    def _run(self, command: str, path: Path, folder: Path) -> dict[str, Any]:
         assert self._launcher is not None
         assert self._launcher.stdin is not None
         assert self._launcher.stdout is not None
@@ -139,7 +140,7 @@ class Meter:
             "arguments": words,
             "folder": str(folder),
             "limit": self.limit,
-            "new_process": self.new_process or new_process,
+            "new_process": self.new_process,
         }
         self._launcher.stdin.write(json.dumps(request) + "\n")
         self._launcher.stdin.flush()

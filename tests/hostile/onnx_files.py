@@ -21,6 +21,7 @@ from tests.hostile.protobuf import (
     node,
     number,
     tensor,
+    value_info,
 )
 
 BOTH = ("check {}", "fold {} --output {dir}/out.onnx")
@@ -36,6 +37,12 @@ def batch_norm(output: str = "y", parameters: Sequence[str] = NAMES, given: str 
 def four(dims: Sequence[int] = (1,), data: bytes | None = None) -> list[bytes]:
     """Encode the parameters of a BN node."""
     return [tensor(name, dims, floats(1.0) if data is None else data) for name in NAMES]
+
+
+def honest(folder: Path) -> Path:
+    """Write a model with a BN node, which is nothing but honest."""
+    inputs = [value_info("x", [1, 1, 2, 2])]
+    return model(folder, graph([batch_norm()], four(), inputs=inputs, outputs=[value_info("y", [1, 1, 2, 2])]))
 
 
 def branch(body: bytes) -> bytes:

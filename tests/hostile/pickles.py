@@ -379,7 +379,6 @@ def shared_set(folder: Path) -> Path:
     "a pickle of 300 MB, with a model",
     "check {} --model {dir}/code.py:build",
     "repair {} --model {dir}/code.py:build --data digits --output {dir}/out.pt",
-    new_process=True,
 )
 def large_pickle(folder: Path) -> Path:
     (folder / "code.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.BatchNorm1d(3)\n")
@@ -391,7 +390,7 @@ def large_pickle(folder: Path) -> Path:
     return path
 
 
-@hostile("pickle", "30M opcodes, with a model", "check {} --model {dir}/code.py:build", new_process=True)
+@hostile("pickle", "30M opcodes, with a model", "check {} --model {dir}/code.py:build")
 def many_opcodes_with_model(folder: Path) -> Path:
     (folder / "code.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.BatchNorm1d(3)\n")
     return many_opcodes_legacy(folder)

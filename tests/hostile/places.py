@@ -24,7 +24,7 @@ EVERY_COMMAND = (
     "check {dir}",
     "check {dir}/**/*",
     "report {}",
-    "lab report {}",
+    "lab report --folder {}",
     "fold {} --output {dir}/out.onnx",
 )
 WITH_MODEL = (
@@ -39,30 +39,30 @@ def fifo(folder: Path) -> Path:
     return pipe(folder)
 
 
-@hostile("place", "a pipe without a suffix in a folder", "check {dir}", "lab report {dir}")
+@hostile("place", "a pipe without a suffix in a folder", "check {dir}", "lab report --folder {dir}")
 def fifo_without_suffix(folder: Path) -> Path:
     return pipe(folder, "pipe")
 
 
-@hostile("place", "a pipe as a record in a folder", "report {}", "lab report {dir}", "check {}")
+@hostile("place", "a pipe as a record in a folder", "report {}", "lab report --folder {dir}", "check {}")
 def fifo_as_record(folder: Path) -> Path:
     return pipe(folder, "record.json")
 
 
-@hostile("place", "a pipe beside a model", *WITH_MODEL, new_process=True)
+@hostile("place", "a pipe beside a model", *WITH_MODEL)
 def fifo_with_model(folder: Path) -> Path:
     (folder / "code.py").write_text(CODE)
     return pipe(folder)
 
 
-@hostile("place", "/dev/zero", "check {}", "report {}", "lab report {}", "fold {} --output {dir}/out.onnx")
+@hostile("place", "/dev/zero", "check {}", "report {}", "lab report --folder {}", "fold {} --output {dir}/out.onnx")
 def device(folder: Path) -> Path:
     path = folder / "zero.pt"
     path.symlink_to("/dev/zero")
     return path
 
 
-@hostile("place", "/dev/zero as a record", "report {}", "lab report {dir}")
+@hostile("place", "/dev/zero as a record", "report {}", "lab report --folder {dir}")
 def device_as_record(folder: Path) -> Path:
     path = folder / "record.json"
     path.symlink_to("/dev/zero")

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["attribute", "field", "function", "graph", "model", "node", "number", "tensor", "varint"]
+__all__ = ["attribute", "field", "function", "graph", "model", "node", "number", "tensor", "value_info", "varint"]
 
 FLOAT, INT64 = 1, 7
 
@@ -77,13 +77,20 @@ def graph(
     constants: Sequence[bytes] = (),
     *,
     name: str = "g",
-    outputs: Sequence[str] = (),
+    inputs: Sequence[bytes] = (),
+    outputs: Sequence[bytes] = (),
     sparse: Sequence[bytes] = (),
 ) -> bytes:
     """Encode a GraphProto."""
     parts = [field(1, value) for value in nodes] + [field(2, name)] + [field(5, value) for value in constants]
-    parts += [field(12, field(1, text)) for text in outputs] + [field(15, value) for value in sparse]
-    return b"".join(parts)
+    parts += [field(11, value) for value in inputs] + [field(12, value) for value in outputs]
+    return b"".join([*parts, *(field(15, value) for value in sparse)])
+
+
+def value_info(name: str, dims: Sequence[int]) -> bytes:
+    """Encode the ValueInfoProto of a tensor of float32."""
+    shape = b"".join(field(1, number(1, side)) for side in dims)
+    return field(1, name) + field(2, field(1, number(1, FLOAT) + field(2, shape)))
 
 
 def function(name: str, inputs: Sequence[str], outputs: Sequence[str], nodes: Sequence[bytes]) -> bytes:
