@@ -43,7 +43,8 @@ def command(
 
     bnlab runs the folded model beside the original and writes no file if their outputs differ. torch.export writes a
     model, because a folded state dict does not fit the old class. The file runs on the device of --device, and takes
-    the arguments with which --forward calls the model. Exit code 0: the file is written. 2: it is not.
+    the arguments with which --forward calls the model. Exit code 0: every BN is folded, or an ONNX file has none.
+    1: some BN is left, with its reason in the receipt; the file is written. 2: no file is written.
     """
     check_output(output, [target])
     is_onnx = target.lower().endswith(_ONNX)
@@ -57,6 +58,13 @@ def command(
         print(changes.dumps())
     else:
         show_receipt(changes, notes)
+    if _left(changes):
+        raise typer.Exit(1)
+
+
+def _left(changes: Changes) -> set[str]:
+    """Return the BN layers that are still there. One that became a scale and a shift is not."""
+    return {layer.layer for layer in changes.left_alone} - {change.layer for change in changes.changes}
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,30 +18,38 @@ from bnlab.errors import (
     BnlabError,
     DamagedFile,
     MissingPackage,
-    NoBatchNorm,
     NotACheckpoint,
     UnreadableFile,
     UsageError,
 )
-from bnlab.observe.files.onnx_file import layer_name, subgraphs
+from bnlab.observe.files.onnx_model.batch_norm_layers import layer_name
+from bnlab.observe.files.onnx_model.constants import is_standard
+from bnlab.observe.files.onnx_model.scopes import subgraphs
 from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
+from bnlab.remedies.fold_onnx.batch_norm_node import BatchNormNode
+from bnlab.remedies.fold_onnx.chain import Fold
+from bnlab.remedies.fold_onnx.cost import typed
+from bnlab.remedies.fold_onnx.inlining import inlined
 from bnlab.remedies.fold_onnx.inputs import checked_example
-from bnlab.remedies.fold_onnx.pairs import BatchNormNode, Fold, plan
+from bnlab.remedies.fold_onnx.linear_node import is_linear
+from bnlab.remedies.fold_onnx.pairs import plan
 from bnlab.remedies.fold_onnx.proof import Proof
 from bnlab.remedies.fold_onnx.run import EvaluationError
-from bnlab.remedies.fold_onnx.scope import Scope, all_scopes, is_standard, overridable
+from bnlab.remedies.fold_onnx.scope import Scope, all_scopes, overridable
+from bnlab.remedies.fold_onnx.sweep import Sweep
 from bnlab.remedies.refusal import Refusal
-from bnlab.wording import listed
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
 __all__ = ["FoldedOnnx", "fold_onnx"]
 
-_TOLERANCES = {"float16": 1e-2, "float32": 1e-4, "float64": 1e-9}
+_TOLERANCES = {"bfloat16": 5e-2, "float16": 1e-2, "float32": 1e-4, "float64": 1e-9}
 _MAX_SHARE_OF_DIFFERENT_VALUES = 1e-3
 _MAX_BYTES = (1 << 31) - 1
-_MAX_NAMES = 8
+_MAX_PASSES = 4
+_MAX_LINKS = 8
+_NO_BATCH_NORM = "the model has no BatchNormalization node: folded, or never there"
 _LARGEST_ERROR = "largest error"
 _UNIT = "of the largest output"
 
@@ -67,20 +76,21 @@ def fold_onnx(
     """Fold every BatchNormalization node of an ONNX model that can be folded. The file does not change.
 
     A node is folded into the Conv, ConvTranspose, Gemm or MatMul that feeds only this node. If there is none, it is
-    folded into the Gemm, or the Conv without padding, that alone uses its output. Otherwise it becomes Mul and Add.
-    Each fold and the whole model are then compared with the original on the example and on random inputs.
+    folded into the Gemm, the MatMul or the Conv without padding that alone uses its output. Otherwise it stays, because
+    a Mul and an Add would be more nodes than before. Each fold and the whole model are then compared with the original
+    on the example and on random inputs. A function whose BN can only be folded with the constants of its call is
+    inlined. The record of a model without a BatchNormalization node has no change, no layer left, and a note.
 
     Args:
         path: The path of the model.
         example: The inputs by name, or the only input. It is needed if a dimension other than the first is unknown.
         tolerance: The largest error allowed, relative to the largest value of the output. If None, it depends on the
-            dtype of the weights: 1e-2 for float16, 1e-4 for float32, and 1e-9 for float64.
+            dtype of the weights: 5e-2 for bfloat16, 1e-2 for float16, 1e-4 for float32, and 1e-9 for float64.
 
     Returns:
         The bytes of the folded model and the record of the changes.
 
     Raises:
-        NoBatchNorm: If there is no BatchNormalization node.
         UsageError: If an argument is invalid, the model is too large for one file, or the folded model gives other
             outputs than the original.
         UnreadableFile, NotACheckpoint, DamagedFile: If the file cannot be read.
@@ -106,17 +116,18 @@ def _folded(
     example: Mapping[str, NDArray[Any]] | NDArray[Any] | None,
     tolerance: float | None,
 ) -> FoldedOnnx:
-    scopes = all_scopes(model, _with_types(model), path)
-    nodes = [(scope, node) for scope in scopes for node in scope.nodes if is_standard(node, "BatchNormalization")]
-    if not nodes:
-        raise NoBatchNorm(f"{path}: model must hold a BatchNormalization node, got none.")
     checked = None if example is None else checked_example(model, example, str(path))
-    folding = _Folding(Proof(model, checked, _tensors_around(nodes)), tolerance)
-    folding.notes += _notes_on_inputs(model)
-    for (scope, node), name in zip(nodes, _distinct(layer_name(node) for _, node in nodes), strict=True):
-        folding.fold_one(scope, node, name)
-    for scope in reversed(scopes):  # a node is copied together with its subgraphs, so inner scopes come first
-        scope.commit()
+    scopes = all_scopes(model, typed(model), path)
+    if not _batch_norms(scopes):
+        return FoldedOnnx(_serialized(model, path), _Folding(None, tolerance, notes=[_NO_BATCH_NORM]).record())
+    folding = _Folding(Proof(model, checked, _ends_of_folds(scopes)), tolerance, notes=_notes_on_inputs(model))
+    folding.fold_all(model, scopes)
+    other = inlined(model) if folding.left_alone else None
+    if other is not None:
+        further = folding.copy()
+        further.fold_all(other, all_scopes(other, typed(other), path))
+        if len(further.changes) > len(folding.changes):
+            folding, model = further, other
     folding.prove(model, path)
     return FoldedOnnx(_serialized(model, path), folding.record())
 
@@ -125,33 +136,55 @@ def _folded(
 class _Folding:
     """The folds of a model so far, with their errors."""
 
-    proof: Proof
+    proof: Proof | None
     tolerance: float | None
     changes: list[Change] = field(default_factory=list)
     left_alone: list[LeftAlone] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
     results: dict[str, str] = field(default_factory=dict)
-    affine_reasons: dict[str, list[str]] = field(default_factory=dict)
     measurements: list[Measurement] = field(default_factory=list)
     largest_limit: float = 0.0
 
-    def fold_one(self, scope: Scope, node: NodeProto, name: str) -> None:
-        """Fold a BN if this is possible and its error is small enough. Otherwise record the reason."""
+    def copy(self) -> _Folding:
+        """Return folds that can be continued without a change of these."""
+        return replace(self, changes=[*self.changes], errors={**self.errors}, results={**self.results})
+
+    def fold_all(self, model: ModelProto, scopes: Sequence[Scope]) -> None:
+        """Fold every BN of a model that can be folded, and record why the others cannot.
+
+        A fold can make room for another, so the nodes are tried again, in turns from either end.
+        """
+        sweep = Sweep(model)
+        nodes = _batch_norms(scopes)
+        names = _distinct((layer_name(node) for _, node in nodes), {change.layer for change in self.changes})
+        pending = [(scope, node, name) for (scope, node), name in zip(nodes, names, strict=True)]
+        reasons: dict[str, str] = {}
+        for _ in range(_MAX_PASSES):
+            reasons = {name: reason for scope, node, name in pending if (reason := self._fold(scope, node, name))}
+            rest = [part for part in reversed(pending) if part[2] in reasons]
+            if not rest or len(rest) == len(pending):
+                break
+            pending = rest
+        self.left_alone = [LeftAlone(name, reasons[name]) for name in names if name in reasons]
+        for scope in reversed(scopes):  # a node is copied together with its subgraphs, so inner scopes come first
+            scope.commit()
+        sweep.remove_unused()
+
+    def _fold(self, scope: Scope, node: NodeProto, name: str) -> str:
+        """Fold a BN if this is possible and its error is small enough. Otherwise return the reason."""
         try:
             bn = BatchNormNode.read(node, name, scope)
-            fold, reasons = plan(bn, scope)
+            fold = plan(bn, scope)
             error = self._checked(fold, bn, scope)
         except Refusal as refusal:
-            self.left_alone.append(LeftAlone(name, refusal.reason))
-            return
-        scope.replace(fold.before, fold.after, fold.at, fold.values)
+            return refusal.reason
+        scope.replace(fold)
         self.changes.append(Change(name, "batch norm", "BatchNormalization", fold.outcome))
         self.errors[name] = error
         if scope.is_main:
             self.results[name] = fold.result
-        if fold.at is node:
-            self.affine_reasons.setdefault("; ".join(reasons), []).append(name)
+        return ""
 
     def prove(self, model: ModelProto, path: Path) -> None:
         """Compare the folded model with the original.
@@ -159,7 +192,7 @@ class _Folding:
         Raises:
             UsageError: If the outputs differ too much.
         """
-        if not self.changes or not self.proof.covers_the_model:
+        if self.proof is None or not self.changes or not self.proof.covers_the_model:
             self._measure({}, None)
             return
         try:
@@ -179,16 +212,16 @@ class _Folding:
 
     def record(self) -> Changes:
         """Return the record of all changes."""
-        affine_reasons = [
-            f"{listed(names, _MAX_NAMES)} became Mul and Add: {reason}" for reason, names in self.affine_reasons.items()
-        ]
+        notes = [] if self.proof is None else list(self.proof.notes)
+        if self.proof is not None and self.changes:
+            notes.append(f"proven with {self.proof.runtime}")
         return Changes(
             bnlab=__version__,
             action="fold",
             safety=Safety.EXACT,
             changes=tuple(self.changes),
             left_alone=tuple(self.left_alone),
-            notes=(*self.notes, *self.proof.notes, *affine_reasons),
+            notes=(*self.notes, *notes),
             measurements=tuple(self.measurements),
         )
 
@@ -198,15 +231,18 @@ class _Folding:
         Raises:
             Refusal: If the error is too large, or cannot be measured.
         """
-        dtypes = {str(values.dtype) for values in fold.values.values()}
-        limit = self.tolerance or max(_TOLERANCES[dtype] for dtype in dtypes)
+        dtypes = {values.dtype.name for values in fold.values.values()}
+        dtypes |= {dtype.name for name in (fold.source, fold.result) if (dtype := scope.dtype(name)) is not None}
+        limit = self.tolerance or max(_TOLERANCES[dtype] for dtype in dtypes & {*_TOLERANCES})
         constants = {
             name: values
             for node in fold.before
             for name in node.input
             if name and name != fold.source and (values := scope.constant(name)) is not None
         }
-        condition = f"it became {fold.outcome}" if fold.at is bn.node else f"it were {fold.outcome}"
+        condition = f"it were {fold.outcome}"
+        if self.proof is None:
+            raise Refusal("nothing can prove a fold")
         try:
             error = self.proof.of_fold(fold, bn, scope, constants)
         except EvaluationError as err:
@@ -309,24 +345,32 @@ def _defect(path: Path, err: Exception) -> str | None:
     return None
 
 
-def _with_types(model: ModelProto) -> ModelProto:
-    """Return the model with the tensor types that shape inference can determine."""
-    from onnx import shape_inference
-
-    try:
-        return shape_inference.infer_shapes(model)
-    except Exception:  # BN can be folded in a model that is invalid elsewhere
-        return model
+def _batch_norms(scopes: Sequence[Scope]) -> list[tuple[Scope, NodeProto]]:
+    return [(scope, node) for scope in scopes for node in scope.nodes if is_standard(node, "BatchNormalization")]
 
 
-def _tensors_around(nodes: list[tuple[Scope, NodeProto]]) -> set[str]:
+def _ends_of_folds(scopes: Sequence[Scope]) -> set[str]:
     """Return the names of the tensors at which folds can begin or end."""
     names: set[str] = set()
-    for scope, bn in nodes:
-        before = [node for name in bn.input[:1] if (node := scope.producer(name)) is not None]
-        behind = [node for name in bn.output[:1] for node in scope.consumers(name)]
-        for node in (bn, *before, *behind):
-            names.update((*node.input[:1], *node.output[:1]))
+    for scope, bn in _batch_norms(scopes):
+        names.update((*bn.input[:1], *bn.output[:1]))
+        name = bn.input[0] if bn.input else ""
+        for _ in range(_MAX_LINKS):
+            node = scope.producer(name)
+            if node is None or is_linear(node):
+                names.update(() if node is None else node.input[:2])
+                break
+            computed = [other for other in node.input if scope.producer(other) is not None]
+            name = computed[0] if computed else ""
+        name = bn.output[0] if bn.output else ""
+        for _ in range(_MAX_LINKS):
+            consumers = scope.consumers(name)
+            if len(consumers) != 1:
+                break
+            name = consumers[0].output[0] if consumers[0].output else ""
+            if is_linear(consumers[0]):
+                names.add(name)
+                break
     return names
 
 
@@ -337,12 +381,15 @@ def _notes_on_inputs(model: ModelProto) -> list[str]:
     return ["the initializers, which are all graph inputs too, were taken as constants"]
 
 
-def _distinct(names: Iterator[str]) -> Iterator[str]:
+def _distinct(names: Iterable[str], taken: set[str]) -> list[str]:
     """Number the layers that have the same name."""
-    seen: dict[str, int] = {}
+    numbered: list[str] = []
+    used = {*taken}
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        yield name if seen[name] == 1 else f"{name}#{seen[name]}"
+        free = next(text for n in itertools.count(1) if (text := name if n == 1 else f"{name}#{n}") not in used)
+        used.add(free)
+        numbered.append(free)
+    return numbered
 
 
 def _serialized(model: ModelProto, path: Path) -> bytes:

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnlab.errors import UsageError
+from bnlab.remedies.fold_onnx.run import is_floating
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
-__all__ = ["checked_example", "random_inputs"]
+__all__ = ["checked_example", "has_unknown_sides", "input_shapes", "random_inputs"]
 
 _SEED = 0
 _Feed = dict[str, NDArray[Any]]
@@ -35,32 +36,51 @@ def checked_example(model: ModelProto, example: Mapping[str, NDArray[Any]] | NDA
     return {name: _fitting(np.asarray(example[name]), value, where) for name, value in inputs.items()}
 
 
-def random_inputs(model: ModelProto, like: Mapping[str, NDArray[Any]] | None, batch: int) -> _Feed | str:
-    """Return random inputs, or the reason why there are none.
-
-    Floating-point inputs are standard normal. Other inputs may be indices, so they are taken from the example, or are 0
-    and 1 at random if there is none.
+def input_shapes(
+    model: ModelProto, like: Mapping[str, NDArray[Any]] | None, batch: int, side: int
+) -> dict[str, tuple[int, ...]] | str:
+    """Return shapes of random inputs, or the reason why there are none.
 
     Args:
         model: The model.
-        like: An example, for shapes that the model does not declare.
+        like: An example, whose shapes are taken.
         batch: The size of the first dimension if the model does not declare it.
+        side: The size of every other dimension that the model does not declare.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for value in _fed_inputs(model):
+        dtype = _dtype(value)
+        dimensions = list(like[value.name].shape) if like is not None else _dimensions(value)
+        if dtype is None or not (dtype.kind in "iub" or is_floating(dtype)) or dimensions is None:
+            return f"input {value.name!r} has a type or rank for which no random values exist"
+        first = [batch if known is None else known for known in dimensions[:1]]
+        shapes[value.name] = (*first, *(side if known is None else known for known in dimensions[1:]))
+    return shapes
+
+
+def has_unknown_sides(model: ModelProto) -> bool:
+    """Return whether an input has a dimension other than the first whose size the model does not declare."""
+    return any(None in (_dimensions(value) or [])[1:] for value in _fed_inputs(model))
+
+
+def random_inputs(
+    model: ModelProto, shapes: Mapping[str, tuple[int, ...]], like: Mapping[str, NDArray[Any]] | None
+) -> _Feed:
+    """Return random inputs of the shapes of :func:`input_shapes`.
+
+    Floating-point inputs are standard normal. Other inputs may be indices, so they are taken from the example, or are 0
+    and 1 at random if there is none.
     """
     random = np.random.default_rng(_SEED)
     feed: _Feed = {}
     for value in _fed_inputs(model):
-        dtype = _dtype(value)
-        dimensions = list(like[value.name].shape) if like is not None else _dimensions(value)
-        if dtype is None or dtype.kind not in "fiub" or dimensions is None:
-            return f"input {value.name!r} has a type or rank for which no random values exist"
-        dimensions = [batch, *dimensions[1:]] if dimensions and dimensions[0] is None else dimensions
-        shape = [side for side in dimensions if side is not None]
-        if len(shape) < len(dimensions):
-            return f"input {value.name!r} has unknown dimensions"
-        if dtype.kind == "f":
+        dtype, shape = _dtype(value), shapes[value.name]
+        if dtype is not None and is_floating(dtype):
             feed[value.name] = random.standard_normal(shape).astype(dtype)
+        elif like is not None:
+            feed[value.name] = like[value.name]
         else:
-            feed[value.name] = random.integers(0, 2, shape).astype(dtype) if like is None else like[value.name]
+            feed[value.name] = random.integers(0, 2, shape).astype(dtype)
     return feed
 
 
@@ -71,7 +91,7 @@ def _fed_inputs(model: ModelProto) -> list[ValueInfoProto]:
 
 def _fitting(array: NDArray[Any], value: ValueInfoProto, where: str) -> NDArray[Any]:
     dtype, dimensions = _dtype(value), _dimensions(value)
-    if dtype is not None and array.dtype != dtype and not (array.dtype.kind == "f" and dtype.kind == "f"):
+    if dtype is not None and array.dtype != dtype and not (is_floating(array.dtype) and is_floating(dtype)):
         raise UsageError(f"{where}: example must hold {value.name!r} as {dtype}, got {array.dtype}.")
     if dimensions is not None and (
         len(dimensions) != array.ndim

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bnlab.remedies.fold_onnx.inputs import random_inputs
-from bnlab.remedies.fold_onnx.pairs import BatchNormNode, Fold
-from bnlab.remedies.fold_onnx.run import EvaluationError, Values, difference, run_model, run_nodes
+from bnlab.remedies.fold_onnx.batch_norm_node import BatchNormNode
+from bnlab.remedies.fold_onnx.chain import Fold
+from bnlab.remedies.fold_onnx.cost import cost_of
+from bnlab.remedies.fold_onnx.inputs import has_unknown_sides, input_shapes, random_inputs
+from bnlab.remedies.fold_onnx.run import EvaluationError, Runtime, Values, difference, is_floating, run_nodes
 from bnlab.remedies.fold_onnx.scope import Scope
+from bnlab.remedies.fold_onnx.session import runtimes
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -22,6 +25,18 @@ __all__ = ["Proof"]
 
 _SLOW_SECONDS = 20.0
 _SEED = 0
+_MAX_BYTES = 400_000_000
+"""What the tensors of a run may take, so that bnlab stays below 1 GB with torch and the weights."""
+_MANY_PRODUCTS = 3e10
+_MAX_PRODUCTS = 2e11
+_PRODUCTS_PER_SECOND = 5e8
+"""A slow machine. A run that takes longer is no longer waited for."""
+_GEOMETRY = ("auto_pad", "dilations", "output_padding", "output_shape", "pads", "strides")
+_SIDES = (64, 224, 16)
+"""Sizes to try for heights, widths and lengths that a file does not state."""
+Shapes = Mapping[str, tuple[int, ...]]
+_Plan = tuple[set[str], float]
+"""Which tensors a run keeps, and how many seconds its products may take."""
 
 
 class Proof:
@@ -33,18 +48,11 @@ class Proof:
 
     def __init__(self, model: ModelProto, example: Mapping[str, NDArray[Any]] | None, keep: Iterable[str]) -> None:
         self._outputs = [output.name for output in model.graph.output]
-        self._keep = {*keep, *self._outputs}
-        self._runs: list[tuple[Values, Values]] = []
+        self._keep = {*keep}
+        self._runtimes: Sequence[Runtime] = runtimes()
+        self._runs: list[tuple[Values, Values, float]] = []
         self.notes: list[str] = []
-        seconds = 0.0
-        if example is not None:
-            started = time.monotonic()
-            self._run_original(model, [dict(example)])
-            seconds = time.monotonic() - started
-        if seconds > _SLOW_SECONDS:
-            self.notes.append(f"not run on random inputs: the example alone took {seconds:.0f} s")
-        else:
-            self._run_original(model, _random_candidates(model, example, self.notes))
+        self._run_on_example(model, example)
         if not self._runs:
             self.notes.append("the whole model was not run: every fold was checked by itself, on made-up inputs")
 
@@ -52,6 +60,11 @@ class Proof:
     def covers_the_model(self) -> bool:
         """Whether the original model ran on some input."""
         return bool(self._runs)
+
+    @property
+    def runtime(self) -> str:
+        """What runs the models, for the receipt."""
+        return self._runtimes[0].name
 
     def of_fold(self, fold: Fold, bn: BatchNormNode, scope: Scope, constants: Mapping[str, NDArray[Any]]) -> float:
         """Return the largest error of a fold on the tensors that reach it in the original model.
@@ -65,13 +78,17 @@ class Proof:
         Raises:
             EvaluationError: If the nodes cannot be run.
         """
-        pairs = [(run[fold.source], run[fold.result]) for _, run in self._runs if {fold.source, fold.result} <= {*run}]
+        names = {fold.source, fold.result}
+        pairs = [(kept[fold.source], kept[fold.result]) for _, kept, _ in self._runs if names <= {*kept}]
+        before, after = fold.before, fold.after
         if not pairs or not scope.is_main:
-            random_input = _random_input(fold, bn, scope, constants)
-            pairs = [(random_input, run_nodes(fold.before, scope.opset, constants, fold.source, random_input))]
+            before, after = without_geometry(before), without_geometry(after)
+            source = _random_input(fold, bn)
+            pairs = [(source, run_nodes(before, scope.opset, constants, fold.source, source, self._runtimes))]
         errors = []
         for source, expected in pairs:
-            actual = run_nodes(fold.after, scope.opset, fold.values, fold.source, source)
+            values = {**constants, **fold.values}
+            actual = run_nodes(after, scope.opset, values, fold.source, source, self._runtimes)
             is_finite = np.isfinite(expected).all() and np.isfinite(actual).all()
             errors.append(difference(expected, actual) if is_finite else math.nan)
         return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
@@ -86,8 +103,9 @@ class Proof:
         """
         outputs: dict[str, float] = {}
         inside: dict[str, float] = {}
-        for feed, expected in self._runs:
-            actual = run_model(folded, feed)
+        results = [*results]
+        for feed, expected, seconds in self._runs:
+            actual = self._runtimes[0].run(folded, feed, [name for name in results if name in expected], seconds)
             for name in self._outputs:
                 if name in expected:
                     outputs[name] = max(outputs.get(name, 0.0), _output_error(expected[name], actual[name]))
@@ -98,70 +116,138 @@ class Proof:
 
     def is_floating(self, output: str) -> bool:
         """Return whether an output is floating-point, so rounding may change it."""
-        return all(run[output].dtype.kind == "f" for _, run in self._runs if output in run)
+        return all(is_floating(kept[output].dtype) for _, kept, _ in self._runs if output in kept)
 
-    def _run_original(self, model: ModelProto, candidates: list[Values]) -> None:
-        """Run the model on the first of several inputs that it accepts."""
+    def _run_on_example(self, model: ModelProto, example: Mapping[str, NDArray[Any]] | None) -> None:
+        """Run the original on the example and on random inputs."""
+        started = time.monotonic()
+        if example is not None:
+            self._run_first(model, [{name: values.shape for name, values in example.items()}], example, example)
+        seconds = time.monotonic() - started
+        if seconds > _SLOW_SECONDS:
+            self.notes.append(f"not run on random inputs: the example alone took {seconds:.0f} s")
+            return
+        candidates = _candidates(model, example)
+        if isinstance(candidates, str):
+            self.notes.append(f"no random inputs: {candidates}. Give an example")
+        else:
+            self._run_first(model, candidates, example, None)
+
+    def _run_first(
+        self,
+        model: ModelProto,
+        candidates: Sequence[Shapes],
+        like: Mapping[str, NDArray[Any]] | None,
+        feed: Mapping[str, NDArray[Any]] | None,
+    ) -> None:
+        """Run the original on the first of several inputs that it accepts, in the first runtime that can.
+
+        Args:
+            model: The original.
+            candidates: Shapes of the inputs, the best first.
+            like: The example.
+            feed: The values; None for random ones.
+        """
+        plans = [_affordable(model, shapes, self._keep, is_last=shapes is candidates[-1]) for shapes in candidates]
+        affordable = [
+            (shapes, plan) for shapes, plan in zip(candidates, plans, strict=True) if not isinstance(plan, str)
+        ]
+        reasons = [plan for plan in plans[-1:] if isinstance(plan, str) and not affordable]
+        for index, runtime in enumerate(self._runtimes if affordable else ()):
+            reason = self._run_in(runtime, model, affordable, like, feed)
+            if not reason:
+                self._runtimes = self._runtimes[index:]
+                return
+            reasons.append(f"{runtime.name} does not run the model: {reason}")
+        self.notes += reasons
+
+    def _run_in(
+        self,
+        runtime: Runtime,
+        model: ModelProto,
+        affordable: Sequence[tuple[Shapes, _Plan]],
+        like: Mapping[str, NDArray[Any]] | None,
+        feed: Mapping[str, NDArray[Any]] | None,
+    ) -> str:
+        """Run the original on the first inputs that it accepts. Return the reason why it accepts none, or nothing."""
         reason = ""
-        for feed in candidates:
+        for shapes, (wanted, seconds) in affordable:
+            values = dict(feed) if feed is not None else random_inputs(model, shapes, like)
             try:
-                tensors = run_model(model, feed)
+                tensors = runtime.run(model, values, wanted, seconds + runtime.seconds)
             except EvaluationError as err:
                 reason = str(err)
                 continue
-            self._runs.append((feed, {name: value for name, value in tensors.items() if name in self._keep}))
-            return
-        if candidates:
-            self.notes.append(f"the reference evaluator of onnx does not run the model: {reason}")
+            self._runs.append((values, tensors, seconds + runtime.seconds))
+            if self._keep - wanted:
+                self.notes.append(
+                    "every fold was checked by itself, on made-up inputs, for the tensors are large"
+                )
+            if like is None and has_unknown_sides(model):
+                sizes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+                self.notes.append(f"the file does not state every size of its inputs, run on {sizes}")
+            return ""
+        return reason
 
 
-def _random_candidates(model: ModelProto, example: Mapping[str, NDArray[Any]] | None, notes: list[str]) -> list[Values]:
-    """Return random inputs with 2 samples and with 1 if the model allows both.
+def _affordable(model: ModelProto, shapes: Shapes, keep: set[str], *, is_last: bool) -> _Plan | str:
+    """Return which tensors a run may keep and its seconds for products, or the reason why it takes too much."""
+    what = ", ".join("x".join(map(str, shape)) for shape in shapes.values())
+    for wanted in (keep, set[str]()):
+        cost = cost_of(model, shapes, wanted)
+        if cost.memory + cost.kept <= _MAX_BYTES:
+            break
+    else:
+        return f"not run on inputs of {what}: the tensors inside take {cost.memory / 1e9:.1f} GB"
+    if cost.products > (_MAX_PRODUCTS if is_last else _MANY_PRODUCTS):
+        return f"not run on inputs of {what}: it takes {cost.products / 1e9:.0f} billion products"
+    return wanted, cost.products / _PRODUCTS_PER_SECOND
+
+
+def without_geometry(nodes: Iterable[NodeProto]) -> tuple[NodeProto, ...]:
+    """Return copies of nodes whose kernels have no padding, stride or dilation, so that a small input suffices.
+
+    None of them changes how a weight and a bias are folded.
+    """
+    from onnx import NodeProto
+
+    copies = []
+    for node in nodes:
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        for index in reversed(range(len(copy.attribute))):
+            if copy.op_type in ("Conv", "ConvTranspose") and copy.attribute[index].name in _GEOMETRY:
+                del copy.attribute[index]
+        copies.append(copy)
+    return tuple(copies)
+
+
+def _candidates(model: ModelProto, example: Mapping[str, NDArray[Any]] | None) -> list[Shapes] | str:
+    """Return shapes of random inputs with 2 samples and with 1 if the model allows both.
 
     Some models declare a free batch dimension, but run only on a batch of 1.
     """
-    candidates: list[Values] = []
-    for batch in (2, 1):
-        feed = random_inputs(model, example, batch)
-        if isinstance(feed, str):
-            notes.append(f"no random inputs: {feed}. Give an example")
-            return []
-        if not candidates or any(feed[name].shape != value.shape for name, value in candidates[0].items()):
-            candidates.append(feed)
+    candidates: list[Shapes] = []
+    for side in _SIDES if has_unknown_sides(model) else _SIDES[:1]:
+        for batch in (2, 1):
+            shapes = input_shapes(model, example, batch, side)
+            if isinstance(shapes, str):
+                return shapes
+            if shapes not in candidates:
+                candidates.append(shapes)
     return candidates
 
 
 def _output_error(expected: NDArray[Any], actual: NDArray[Any]) -> float:
-    if expected.dtype.kind == "f" or expected.shape != actual.shape:
+    if is_floating(expected.dtype) or expected.shape != actual.shape:
         return difference(expected, actual)
     return float(np.mean(expected != actual)) if expected.size else 0.0
 
 
-def _random_input(fold: Fold, bn: BatchNormNode, scope: Scope, constants: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+def _random_input(fold: Fold, bn: BatchNormNode) -> NDArray[Any]:
     """Return random normal inputs for the nodes of a fold, with the statistics of the BN if they feed it directly."""
-    random = np.random.default_rng(_SEED)
-    linear = next((node for node in fold.before if node is not bn.node), None)
-    if linear is None:
-        rank = scope.rank(bn.source) or scope.rank(bn.result) or 2
-        shape: tuple[int, ...] = (2, len(bn.scale), *([4] * (rank - 2)))
-    else:
-        shape = _input_shape(linear, constants[linear.input[1]].shape)
-    values = random.standard_normal(shape)
+    values = np.random.default_rng(_SEED).standard_normal(fold.shape)
     if fold.source == bn.source:
-        per_channel = (-1, *([1] * (len(shape) - 2)))
+        per_channel = (-1, *([1] * (len(fold.shape) - 2)))
         values = values * np.sqrt(np.maximum(bn.var, 0)).reshape(per_channel) + bn.mean.reshape(per_channel)
-    dtype = bn.dtype if linear is None else constants[linear.input[1]].dtype
-    return values.astype(dtype)
-
-
-def _input_shape(linear: NodeProto, weight: tuple[int, ...]) -> tuple[int, ...]:
-    """Return a small input shape for the node, at least as large as its kernel."""
-    attributes = {attribute.name: attribute for attribute in linear.attribute}
-    if len(weight) == 2:
-        is_transposed = "transB" in attributes and attributes["transB"].i
-        inner = weight[1] if is_transposed else weight[0]
-        return (inner, 2) if "transA" in attributes and attributes["transA"].i else (2, inner)
-    groups = attributes["group"].i if "group" in attributes else 1
-    dilations = attributes["dilations"].ints if "dilations" in attributes else [1] * (len(weight) - 2)
-    channels = weight[0] if linear.op_type == "ConvTranspose" else weight[1] * groups
-    return (2, channels, *((side - 1) * step + 4 for side, step in zip(weight[2:], dilations, strict=True)))
+    return values.astype(fold.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,25 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnlab.errors import DamagedFile
-from bnlab.observe.files.onnx_file import Constants, subgraphs
+from bnlab.observe.files.onnx_model.constants import Constants
+from bnlab.observe.files.onnx_model.scopes import Scope as GraphScope
+from bnlab.observe.files.onnx_model.scopes import subgraphs, version_of
 
 if TYPE_CHECKING:
-    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TypeProto
+    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto
 
-__all__ = ["Scope", "all_scopes", "is_standard", "overridable", "version_of"]
+    from bnlab.remedies.fold_onnx.chain import Fold
+
+__all__ = ["Scope", "all_scopes", "overridable", "uses_of"]
 
 _FIRST_IR_WITHOUT_LISTED_INITIALIZERS = 4
 _MAX_VALUES = 1 << 28
-
-
-def is_standard(node: NodeProto, *kinds: str) -> bool:
-    """Return whether a node is one of these operators in the standard domain of ONNX."""
-    return node.op_type in kinds and node.domain in ("", "ai.onnx")
-
-
-def version_of(opsets: Iterable[OperatorSetIdProto]) -> int:
-    """Return the version of the standard operators in the opset imports, or 1 if it is missing."""
-    return max((int(opset.version) for opset in opsets if opset.domain in ("", "ai.onnx")), default=1)
+_MAX_STEPS = 64
 
 
 def overridable(model: ModelProto) -> set[str]:
@@ -55,13 +50,21 @@ def all_scopes(model: ModelProto, types: ModelProto, path: Path) -> list[Scope]:
         types: The same model with the types from shape inference.
         path: The path of the file of the model.
     """
-    used_names = {name for scope, _ in _protos(model) for name in _names(scope)}
+    used_names = {name for proto, _, _ in _protos(model) for name in _names(proto)}
     needs_listing = model.ir_version < _FIRST_IR_WITHOUT_LISTED_INITIALIZERS
-    scopes = []
-    for (proto, opset), (typed, _) in zip(_protos(model), _protos(types), strict=True):
-        is_main = proto is model.graph
-        scope = Scope(proto, opset, path, used_names, overridable(model) if is_main else set(), _types(typed))
-        scope.is_main, scope.lists_initializers = is_main, is_main and needs_listing
+    replaceable = overridable(model)
+    scopes: list[Scope] = []
+    for (proto, opset, around), (typed, _, _) in zip(_protos(model), _protos(types), strict=True):
+        scope = Scope(
+            proto,
+            opset,
+            path,
+            used_names,
+            replaceable if around is not None or proto is model.graph else set(),
+            _types(typed),
+            None if around is None else scopes[around],
+        )
+        scope.is_main, scope.lists_initializers = proto is model.graph, proto is model.graph and needs_listing
         scopes.append(scope)
     return scopes
 
@@ -75,6 +78,9 @@ class Scope:
         nodes: The nodes, in order.
         outputs: The names of the outputs.
         types: The known types of tensors by name.
+        around: The scope around a subgraph, whose names the subgraph can use.
+        constants: The tensors whose values are known.
+        graph: The same scope for readers, as it is in the file.
         is_main: Whether this is the main graph of the model.
         lists_initializers: Whether an initializer must be a graph input too.
     """
@@ -86,7 +92,8 @@ class Scope:
         path: Path,
         used_names: set[str],
         replaceable: AbstractSet[str],
-        types: Mapping[str, TypeProto],
+        types: dict[str, TypeProto],
+        around: Scope | None = None,
     ) -> None:
         self.proto = proto
         self.opset = opset
@@ -96,15 +103,20 @@ class Scope:
         self.types = types
         self.is_main = False
         self.lists_initializers = False
-        self._inputs = {getattr(value, "name", value) for value in proto.input}
-        self._constants = Constants(proto, path.parent, limit=_MAX_VALUES, replaceable=replaceable)
+        self.around = around
+        self.constants: Constants = Constants(
+            proto,
+            path.parent,
+            None if around is None else around.constants,
+            limit=_MAX_VALUES,
+            replaceable=replaceable if around is None else frozenset(),
+        )
+        self.graph = GraphScope(proto, self.constants, opset)
         self._path = path
         self._used_names = used_names
         self._replaceable = replaceable
         self._producers: dict[str, NodeProto] = {}
         self._consumers: dict[str, list[NodeProto]] = {}
-        self._maybe_unused: list[str] = []
-        self._removed_outputs: set[str] = set()
         self._new_initializers: dict[str, NDArray[Any]] = {}
         self._changed = False
         for node in self.nodes:
@@ -118,44 +130,57 @@ class Scope:
         """Return the nodes that use a tensor, directly or in a subgraph. A node appears once per use."""
         return self._consumers.get(name, ())
 
-    def owns(self, name: str) -> bool:
-        """Return whether a tensor is computed in this scope or passed to it, and does not come from an outer scope."""
-        return name in self._producers or name in self._inputs or name in self._constants.tensors
-
     def rank(self, name: str) -> int | None:
         """Return the number of dimensions of a tensor, or None if it is unknown."""
-        tensor = self.types[name].tensor_type if name in self.types else None
-        return len(tensor.shape.dim) if tensor is not None and tensor.HasField("shape") else None
+        kind = self._type(name)
+        return len(kind.tensor_type.shape.dim) if kind is not None and kind.tensor_type.HasField("shape") else None
 
-    def element_type(self, name: str) -> int | None:
-        """Return the ONNX data type of a tensor, or None if it is unknown."""
-        return self.types[name].tensor_type.elem_type or None if name in self.types else None
+    def dtype(self, name: str) -> np.dtype[Any] | None:
+        """Return the dtype of a tensor, or None if it is unknown."""
+        from onnx import helper
+
+        kind = self._type(name)
+        element = 0 if kind is None else kind.tensor_type.elem_type
+        try:
+            return np.dtype(helper.tensor_dtype_to_np_dtype(element)) if element else None
+        except KeyError:  # an unknown data type
+            return None
+
+    def is_quantized(self, name: str) -> bool:
+        """Return whether a constant is computed from integers by DequantizeLinear."""
+        place = self.constants.place(name)
+        for _ in range(_MAX_STEPS):
+            node = None if place is None else place.scope.nodes.get(place.name)
+            if place is None or node is None or not node.input:
+                return False
+            if node.op_type == "DequantizeLinear":
+                return True
+            place = place.scope.place(node.input[0])
+        return False
 
     def constant(self, name: str) -> NDArray[Any] | None:
-        """Return the values of a constant tensor, or None if it is computed, passed in, or from an outer scope.
+        """Return the values of a constant tensor, or None if it is computed, passed in, or may be replaced by a caller.
 
         Raises:
             DamagedFile: If the tensor does not have the values that it declares.
         """
-        if self._constants.root(name) in self._replaceable:
+        if self.constants.root(name) in self._replaceable:
             return None
         try:
-            dtype_and_values = self._constants.find(name)
+            dtype_and_values = self.constants.find(name)
         except (ValueError, TypeError, KeyError):  # KeyError: an unknown data type
             raise DamagedFile(f"{self._path}: tensor {name!r} must hold the values it promises, got others.") from None
         return None if dtype_and_values is None else dtype_and_values[1]
 
     def why_no_constant(self, name: str) -> str:
         """Return the reason why :meth:`constant` returns None."""
-        if self._constants.root(name) in self._replaceable:
+        if self.constants.root(name) in self._replaceable:
             return f"{name!r} is a graph input with a default, which a caller may replace"
-        if not self.owns(name):
-            return f"{name!r} lies outside the subgraph"
         return f"{name!r} is computed or fed when the model runs"
 
     def is_own_initializer(self, name: str) -> bool:
         """Return whether a tensor is an initializer that only one node uses, so it can be overwritten."""
-        return name in self._constants.tensors and len(self.consumers(name)) == 1 and name not in self.outputs
+        return name in self.constants.tensors and len(self.consumers(name)) == 1 and name not in self.outputs
 
     def unique(self, name: str) -> str:
         """Return a name that is not used in the model yet: `name`, or `name` with a number."""
@@ -164,45 +189,45 @@ class Scope:
         self._used_names.add(free)
         return free
 
-    def replace(
-        self, removed: Sequence[NodeProto], new: Sequence[NodeProto], at: NodeProto, values: Mapping[str, NDArray[Any]]
-    ) -> None:
-        """Replace nodes by other nodes and the constants that these need.
+    def like(self, old: str, name: str) -> str:
+        """Return a name that is not used yet, for a tensor of the same type as another one."""
+        new = self.unique(name)
+        if old in self.types:
+            self.types[new] = self.types[old]
+        return new
 
-        Args:
-            removed: The nodes to remove.
-            new: The nodes to insert, in order.
-            at: The node of `removed` in whose place they are inserted.
-            values: The constants of `new` by name. An existing initializer of that name is overwritten.
-        """
-        for node in removed:
+    def replace(self, fold: Fold) -> None:
+        """Replace the nodes of a fold. An existing initializer with the name of a new constant is overwritten."""
+        for node in fold.before:
             self._unregister(node)
-        added = [*(node for name, value in values.items() if (node := self._store(name, value)) is not None), *new]
+        stored = [self._store(name, value) for name, value in fold.values.items()]
+        added = [*(node for node in stored if node is not None), *fold.after]
         for node in added:
             self._register(node)
         kept: list[NodeProto] = []
         for node in self.nodes:
-            kept += added if node is at else []
-            if not any(node is other for other in removed):
+            kept += added if node is fold.before[-1] else []
+            if not any(node is other for other in fold.before):
                 kept.append(node)
         self.nodes = kept
         self._changed = True
 
     def commit(self) -> None:
-        """Write the changes into the model, and remove the constants that are no longer used."""
+        """Write the changes into the model."""
         if not self._changed:
             return
-        dropped = self._sweep()
         del self.proto.node[:]
         self.proto.node.extend(self.nodes)
-        if self.is_function:
-            return
-        for field in (self.proto.initializer, self.proto.input):
-            _remove(field, dropped)
-        _remove(
-            self.proto.value_info, {name for name in self._removed_outputs if name not in self._producers} | dropped
-        )
-        self._add_initializers()
+        if not self.is_function:
+            self._add_initializers()
+
+    def _type(self, name: str) -> TypeProto | None:
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.types:
+                return scope.types[name]
+            scope = scope.around
+        return None
 
     def _store(self, name: str, value: NDArray[Any]) -> NodeProto | None:
         """Store a constant. In a function, return the Constant node that holds it; elsewhere it is an initializer."""
@@ -211,12 +236,12 @@ class Scope:
         tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
         if self.is_function:
             node = helper.make_node("Constant", [], [name], value=tensor)
-            self._constants.nodes[name] = node
+            self.constants.nodes[name] = node
             return node
-        if name in self._constants.tensors and name not in self._new_initializers:
-            self._constants.tensors[name].CopyFrom(tensor)
+        if name in self.constants.tensors and name not in self._new_initializers:
+            self.constants.tensors[name].CopyFrom(tensor)
         else:
-            self._constants.tensors[name] = tensor
+            self.constants.tensors[name] = tensor
             self._new_initializers[name] = value
         return None
 
@@ -224,58 +249,41 @@ class Scope:
         from onnx import helper
 
         for name, value in self._new_initializers.items():
-            if self.consumers(name):
-                self.proto.initializer.append(self._constants.tensors[name])
+            if self.consumers(name):  # a later fold may have replaced it
+                self.proto.initializer.append(self.constants.tensors[name])
                 if self.lists_initializers:
                     kind = helper.np_dtype_to_tensor_dtype(value.dtype)
                     self.proto.input.append(helper.make_tensor_value_info(name, kind, value.shape))
 
-    def _sweep(self) -> set[str]:
-        """Remove constants that are unused since a node was removed, and return the names of such initializers."""
-        dropped = set()
-        while self._maybe_unused:
-            name = self._maybe_unused.pop()
-            if not name or self.consumers(name) or name in self.outputs:
-                continue
-            if name in self._constants.tensors:
-                dropped.add(name)
-            elif name in self._constants.nodes and name in self._producers:
-                node = self._producers[name]
-                self._unregister(node)
-                self.nodes = [other for other in self.nodes if other is not node]
-        return dropped
-
     def _register(self, node: NodeProto) -> None:
         for name in node.output:
             self._producers[name] = node
-        for name in _used(node):
+        for name in uses_of(node):
             self._consumers.setdefault(name, []).append(node)
 
     def _unregister(self, node: NodeProto) -> None:
         for name in node.output:
             self._producers.pop(name, None)
-            self._removed_outputs.add(name)
-        for name in _used(node):
+        for name in uses_of(node):
             self._consumers[name] = [other for other in self._consumers[name] if other is not node]
-            self._maybe_unused.append(name)
 
 
-def _protos(model: ModelProto) -> Iterator[tuple[Any, int]]:
-    pending = [(model.graph, version_of(model.opset_import))]
-    pending += [(function, version_of(function.opset_import)) for function in model.functions]
-    while pending:
-        proto, opset = pending.pop(0)
-        yield proto, opset
-        pending += [(graph, opset) for node in proto.node for graph in subgraphs(node)]
+def _protos(model: ModelProto) -> list[tuple[Any, int, int | None]]:
+    """Return the graph, the functions and their subgraphs, each with its opset and the index of the scope around it."""
+    protos: list[tuple[Any, int, int | None]] = [(model.graph, version_of(model.opset_import), None)]
+    protos += [(function, version_of(function.opset_import), None) for function in model.functions]
+    for index, (proto, opset, _) in enumerate(protos):  # the list grows
+        protos += [(graph, opset, index) for node in proto.node for graph in subgraphs(node)]
+    return protos
 
 
-def _used(node: NodeProto) -> list[str]:
+def uses_of(node: NodeProto) -> list[str]:
     """Return the names that a node uses, including those in its subgraphs, which may refer to this scope."""
     used = [name for name in node.input if name]
     for graph in subgraphs(node):
         used += [output.name for output in graph.output]
         for inner in graph.node:
-            used += _used(inner)
+            used += uses_of(inner)
     return used
 
 
@@ -293,8 +301,3 @@ def _types(proto: GraphProto | FunctionProto) -> dict[str, TypeProto]:
     if hasattr(proto, "initializer"):
         values += [*proto.input, *proto.output]
     return {value.name: value.type for value in values if value.type.HasField("tensor_type")}
-
-
-def _remove(field: MutableSequence[Any], names: AbstractSet[str]) -> None:
-    for index in reversed([index for index, value in enumerate(field) if value.name in names]):
-        del field[index]

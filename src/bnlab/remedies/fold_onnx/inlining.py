@@ -1,0 +1,80 @@
+"""Replaces calls of those functions of an ONNX model in which a BN lies apart from its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from bnlab.observe.files.onnx_model.constants import is_standard
+from bnlab.observe.files.onnx_model.scopes import subgraphs
+from bnlab.remedies.fold_onnx.linear_node import is_linear
+
+if TYPE_CHECKING:
+    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
+
+__all__ = ["inlined"]
+
+_MAX_NODES = 100_000
+"""Functions that call each other can have 2^30 nodes in a small file."""
+_Key = tuple[str, str]
+
+
+def inlined(model: ModelProto) -> ModelProto | None:
+    """Return a model without calls of functions that hold a BN or a linear node, or None if that changes nothing.
+
+    Such a function may be called with other weights each time, so that a BN can be folded only where it is called.
+    """
+    from onnx import inliner
+
+    functions = {(function.domain, function.name): function for function in model.functions}
+    chosen = _with_layers(functions)
+    if not chosen or _size(model.graph, functions, {}, ()) > _MAX_NODES:
+        return None
+    try:
+        return inliner.inline_selected_functions(model, sorted(chosen))
+    except Exception:  # a valid model that the inliner does not know is folded without it
+        return None
+
+
+def _with_layers(functions: dict[_Key, FunctionProto]) -> set[_Key]:
+    """Return the functions in which a BN or a linear node runs, also in functions that they call."""
+    chosen: set[_Key] = set()
+    while True:
+        more = {
+            key
+            for key, function in functions.items()
+            if key not in chosen
+            and any(
+                is_linear(node) or is_standard(node, "BatchNormalization") or (node.domain, node.op_type) in chosen
+                for node in _nodes(function)
+            )
+        }
+        if not more:
+            return chosen
+        chosen |= more
+
+
+def _size(
+    scope: GraphProto | FunctionProto,
+    functions: dict[_Key, FunctionProto],
+    known: dict[_Key, float],
+    path: tuple[_Key, ...],
+) -> float:
+    """Return the number of nodes when every call is replaced; inf if a function calls itself."""
+    total = 0.0
+    for node in _nodes(scope):
+        key = (node.domain, node.op_type)
+        if key in path:
+            return math.inf
+        if key in functions and key not in known:
+            known[key] = _size(functions[key], functions, known, (*path, key))
+        total += known[key] if key in functions else 1
+    return total
+
+
+def _nodes(scope: GraphProto | FunctionProto) -> Iterator[NodeProto]:
+    for node in scope.node:
+        yield node
+        for graph in subgraphs(node):
+            yield from _nodes(graph)
