@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnlab.cli.importing import is_spec
 from bnlab.cli.specs import TARGET, load_model
+from bnlab.cli.target_files import ANY_DEPTH, Walk, is_folder, matching
 from bnlab.errors import BnlabError, UnreadableFile, UsageError
 
 if TYPE_CHECKING:
@@ -27,17 +28,19 @@ class Targets:
 
     Attributes:
         items: Files and model specs, each once, in order; an error in place of an argument that matches nothing.
+        parts: The files that are parts of an item: those of an index, or of a network over numbered files.
         many: Whether to write one line per target. This is so if there are several targets, or an argument is a folder
             or glob, unless the only item is an error.
     """
 
     items: tuple[str | BnlabError, ...]
     many: bool
+    parts: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
-        """The files and model specs, without the errors."""
-        return [item for item in self.items if isinstance(item, str)]
+        """The files and model specs, without the errors, and with the parts of networks over several files."""
+        return [*(item for item in self.items if isinstance(item, str)), *self.parts]
 
 
 def is_model_spec(target: str) -> bool:
@@ -49,13 +52,19 @@ def expand(arguments: Sequence[str]) -> Targets:
     """Return the files and model specs that the arguments stand for.
 
     A folder stands for the checkpoints below it, which are recognised by their suffix, or by their first bytes if they
-    have no suffix. This uses os.path because pathlib raises if a path is too long or forbidden.
+    have no suffix. The folder of a distributed checkpoint stands for itself, and the files of one network for one item:
+    their index, or their name with ``*`` in place of the number. This uses os.path because pathlib raises if a path is
+    too long or forbidden.
     """
+    from bnlab.cli.networks import is_network_folder, joined_networks
+
     items: list[str | BnlabError] = []
     several = len(arguments) > 1
     for argument in arguments:
         if _is_python_file(argument):
             items.append(_missing_callable(argument))
+        elif is_network_folder(argument):
+            items.append(argument)
         elif os.path.isdir(argument):  # noqa: PTH112
             items += _in_folder(argument)
             several = True
@@ -65,8 +74,10 @@ def expand(arguments: Sequence[str]) -> Targets:
         else:
             items.append(argument or UsageError("TARGET: path must not be empty."))
     unique = {os.path.normpath(item) if isinstance(item, str) else id(item): item for item in reversed(items)}
-    only_an_error = len(unique) == 1 and isinstance(items[0], BnlabError)
-    return Targets(tuple(reversed(unique.values())), several and not only_an_error)
+    items = list(reversed(unique.values()))
+    items, parts = joined_networks(items, arguments) if several else (items, [])
+    only_an_error = len(items) == 1 and isinstance(items[0], BnlabError)
+    return Targets(tuple(items), several and not only_an_error, tuple(parts))
 
 
 def load_target(target: str, spec: str | None, purpose: str) -> tuple[nn.Module, CheckpointFile | None]:
@@ -103,29 +114,60 @@ def _missing_callable(target: str) -> UsageError:
     )
 
 
-def _matching(pattern: str) -> Iterator[str | BnlabError]:
-    paths = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-    if not paths:
-        yield UnreadableFile(f"{pattern}: pattern must match at least one file, got none.")
+def _matching(pattern: str) -> list[str | BnlabError]:
+    from bnlab.cli.networks import is_network_folder
+
+    paths, errors = matching(pattern)
+    if not paths and not errors:
+        return [UnreadableFile(f"{pattern}: pattern must match at least one file, got none.")]
+    items: list[str | BnlabError] = list(errors)
+    walk = Walk(follows_links=False)
     for path in paths:
-        if not os.path.isdir(path):  # noqa: PTH112
-            yield path
-        elif "**" not in pattern:
-            yield from _in_folder(path)
+        if not os.path.isdir(path) or is_network_folder(path):  # noqa: PTH112
+            items.append(path)
+        elif ANY_DEPTH not in pattern:
+            items += _in_folder(path, walk)
+    return items
 
 
-def _in_folder(folder: str) -> Iterator[str | BnlabError]:
+def _in_folder(folder: str, walk: Walk | None = None) -> list[str | BnlabError]:
+    """Return the checkpoints below a folder. Links to folders are not followed.
+
+    Args:
+        folder: The folder.
+        walk: The walk through other folders, which does not enter a folder twice; None for a new one.
+    """
+    from bnlab.cli.networks import is_network_folder
+    from bnlab.observe.files.distributed_checkpoint import CHUNK_SUFFIX, METADATA
+
+    is_first = walk is None
+    walk = walk or Walk(follows_links=False)
+    errors = len(walk.errors)
+    checkpoints: list[str] = []
+    for path, entries in walk.folders(folder):
+        checkpoints += [str(Path(path, entry.name)) for entry in entries if _is_checkpoint(entry)]
+        if is_network_folder(path):
+            checkpoints.append(str(Path(path)))
+        elif any(entry.name.endswith(CHUNK_SUFFIX) for entry in entries):
+            walk.errors.append(
+                UnreadableFile(
+                    f"{path}: folder of a distributed checkpoint must hold {METADATA}, got only {CHUNK_SUFFIX} files. "
+                    "Copy it from where it was saved: the last rank to finish writes it."
+                )
+            )
+    items: list[str | BnlabError] = [*walk.errors[errors:], *sorted(checkpoints)]
+    if not items and is_first:
+        return [UnreadableFile(f"{folder}: folder must hold at least one checkpoint, got none.")]
+    return items
+
+
+def _is_checkpoint(entry: os.DirEntry[str]) -> bool:
+    """Return whether a file is a checkpoint: by its suffix, or by its first bytes if it has none."""
     from bnlab.observe.files.checkpoint import CHECKPOINT_SUFFIXES, looks_like_checkpoint
+    from bnlab.observe.files.sharded_index import is_index
 
-    unreadable: list[OSError] = []
-    paths = [Path(root, name) for root, _, names in os.walk(folder, onerror=unreadable.append) for name in names]
-    checkpoints = sorted(
-        str(path)
-        for path in paths
-        if path.suffix.lower() in CHECKPOINT_SUFFIXES or (not path.suffix and looks_like_checkpoint(path))
-    )
-    for err in unreadable:
-        yield UnreadableFile(f"{err.filename}: folder must be readable, got: {(err.strerror or str(err)).lower()}.")
-    if not checkpoints and not unreadable:
-        yield UnreadableFile(f"{folder}: folder must hold at least one checkpoint, got none.")
-    yield from checkpoints
+    if is_folder(entry, follow=True):
+        return False
+    suffix = Path(entry.name).suffix.lower()
+    is_known = suffix in CHECKPOINT_SUFFIXES or is_index(entry.name)
+    return is_known or (not suffix and looks_like_checkpoint(Path(entry.path)))

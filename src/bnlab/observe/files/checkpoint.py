@@ -8,18 +8,24 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bnlab.errors import BnlabError, DamagedFile, NotACheckpoint
+from bnlab.errors import BnlabError, DamagedFile, IncompleteFile, NotACheckpoint
 from bnlab.observe.evidence import Evidence, Hyperparameters
+from bnlab.observe.files.budget import Budget
 from bnlab.observe.files.content import Content, open_content
+from bnlab.observe.files.network_files import beside_others, open_network, rest_of, with_pieces
+from bnlab.observe.files.numbered_files import are_one_network, holds_pieces, states_count
 from bnlab.observe.files.onnx_file import looks_like_onnx, read_onnx
 from bnlab.observe.files.safetensors_file import looks_like_safetensors, read_metadata, read_safetensors
+from bnlab.observe.files.several_files import NetworkFiles, ReadTree
+from bnlab.observe.files.sharded_index import read_index
 from bnlab.observe.files.state_dict import find_batch_norm
 from bnlab.observe.files.torch_file import is_legacy, read_legacy, read_zip
 
@@ -27,10 +33,12 @@ __all__ = [
     "CHECKPOINT_SUFFIXES",
     "FileFormat",
     "StoredFile",
+    "are_parts",
     "looks_like_checkpoint",
     "named_errors",
     "read_checkpoint",
     "read_stored",
+    "shards_of",
 ]
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".tar", ".ckpt", ".th", ".safetensors", ".onnx")
@@ -63,6 +71,7 @@ class FileFormat(Enum):
     ZIP = "torch.save"
     LEGACY = "torch.save before 1.6"
     SAFETENSORS = "safetensors"
+    SEVERAL = "several files"
 
 
 _READERS: Mapping[FileFormat, Callable[[Content], Any]] = {
@@ -111,11 +120,23 @@ def read_checkpoint(path: Path, hyperparameters: Hyperparameters) -> Evidence:
             message holds the path and says what to do.
     """
     with named_errors(path):
+        files = _several(path, whole=False)
+        if files is not None:
+            return files.completing(find_batch_norm(files.tree, hyperparameters))
         content = open_content(path)
         head = content.head(_HEAD_BYTES)
         if _format_of(path, head) is None and _is_onnx(path, head):
             return read_onnx(path, hyperparameters)
-        return find_batch_norm(_stored(path, content).tree, hyperparameters)
+        tree = _stored(path, content).tree
+        evidence = find_batch_norm(tree, hyperparameters, content.budget)
+        if not evidence.incomplete or not holds_pieces(tree):
+            return beside_others(path, evidence)
+        rest = rest_of(path, _tree_reader())
+        return (
+            with_pieces(path, evidence)
+            if rest is None
+            else rest.completing(find_batch_norm(rest.tree, hyperparameters))
+        )
 
 
 def read_stored(path: Path) -> StoredFile:
@@ -126,7 +147,56 @@ def read_stored(path: Path) -> StoredFile:
             what to do.
     """
     with named_errors(path):
-        return _stored(path, open_content(path))
+        files = _several(path, whole=True)
+        if files is None:
+            stored = _stored(path, open_content(path))
+            files = rest_of(path, _tree_reader()) if holds_pieces(stored.tree) else None
+        if files is None:
+            return stored
+        if files.incomplete:
+            name, reason = files.incomplete[0]
+            raise IncompleteFile(f"network must be whole, got {name or 'one that'} {reason}. {files.way_to_the_rest}")
+        return StoredFile(FileFormat.SEVERAL, files.tree)
+
+
+def _several(path: Path, *, whole: bool) -> NetworkFiles | None:
+    return open_network(path, _tree_reader(), partial(_tree, Path()), whole=whole)
+
+
+def _tree_reader() -> ReadTree:
+    """Return a function that reads files of one network, which share one budget. Its errors name the file."""
+    budget = Budget()
+
+    def read(path: Path) -> object:
+        with named_errors(Path(path.name)):
+            return _tree(path, open_content(path, budget))
+
+    return read
+
+
+def _tree(path: Path, content: Content) -> object:
+    return _stored(path, content).tree
+
+
+def shards_of(path: Path) -> Sequence[Path]:
+    """Return the files that an index names; none if the index cannot be read, which reading it will report."""
+    try:
+        with named_errors(path):
+            return list(read_index(path).shards)
+    except BnlabError:
+        return []
+
+
+def are_parts(paths: Sequence[Path]) -> bool:
+    """Return whether files whose names differ in one number are parts of one network. At most two of them are opened.
+
+    Files that cannot be read are parts if their names state their number, so that they are one error.
+    """
+    try:
+        with named_errors(paths[0]):
+            return are_one_network(paths, _tree_reader())
+    except BnlabError:
+        return states_count(paths[0])
 
 
 @contextmanager

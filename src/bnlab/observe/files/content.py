@@ -89,9 +89,9 @@ class Content:
         budget: The work on this file so far.
     """
 
-    def __init__(self, descriptor: int, size: int) -> None:
+    def __init__(self, descriptor: int, size: int, budget: Budget | None = None) -> None:
         self.size = size
-        self.budget = Budget()
+        self.budget = budget or Budget()
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
 
@@ -125,9 +125,33 @@ class Content:
         """
         return Span(self, 0, self.size).part(start, self.size - start if size is None else size)
 
+    def part(self, start: int, size: int) -> Content:
+        """Return a range of the file as a file of its own.
+
+        Raises:
+            ValueError: If the range reaches beyond the file.
+        """
+        self.span(start, size)
+        return _Part(self, start, size)
+
     def stream(self) -> io.BufferedReader:
         """Return the file as a binary stream of its own, at its beginning."""
         return io.BufferedReader(_Stream(self), _BUFFER_BYTES)
+
+
+class _Part(Content):
+    """A range of a file as a file of its own, which may hold another format. It shares the budget of the whole."""
+
+    def __init__(self, whole: Content, start: int, size: int) -> None:
+        self.size = size
+        self.budget = whole.budget
+        self._whole = whole
+        self._start = start
+
+    def read_at(self, start: int, size: int) -> bytes:
+        if start < 0 or start + size > self.size:
+            raise DamagedFile(f"file must hold {size} bytes at {start}, got a part of {self.size} bytes.")
+        return self._whole.read_at(self._start + start, size)
 
 
 class _Stream(io.RawIOBase):
@@ -161,15 +185,19 @@ class _Stream(io.RawIOBase):
         return len(part)
 
 
-def open_content(path: Path) -> Content:
+def open_content(path: Path, budget: Budget | None = None) -> Content:
     """Open a file for reading. This is the one way in which bnlab opens a file of tensors.
+
+    Args:
+        path: The path of the file.
+        budget: The work so far, if the file is one of several that are read together.
 
     Raises:
         UnreadableFile: If the file is missing, is a folder, pipe, socket or device, or must not be read.
         NotACheckpoint: If the file is empty.
     """
     descriptor = open_regular(path)
-    content = Content(descriptor, os.fstat(descriptor).st_size)
+    content = Content(descriptor, os.fstat(descriptor).st_size, budget)
     if content.size == 0:
         raise NotACheckpoint("file must be a checkpoint, got an empty file.")
     return content

@@ -7,17 +7,22 @@ vector quantization have a ``running_mean`` or a ``running_var`` too, but never 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bnlab.observe.files.split_tensor import SplitTensor
 from bnlab.observe.files.tensors import FLOATING, StoredTensor
 
-__all__ = ["HalfLayer", "half_of"]
+__all__ = ["HalfLayer", "flat_parameters", "half_of"]
 
 _STATISTICS = ("running_mean", "running_var")
 _COUNTER = "num_batches_tracked"
+_FLAT = ("_flat_param", "flat_param")
+_IS_FLAT = (
+    "holds the weights of several layers without their names, as FSDP keeps them "
+    "(save the model under StateDictType.FULL_STATE_DICT)"
+)
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,7 @@ def half_of(own: Mapping[str, Any], beside: Sequence[str]) -> HalfLayer | None:
     """
     for key, value in own.items():
         if isinstance(value, SplitTensor):
-            values, whole = value.coverage()
-            return HalfLayer(f"has {values} of the {whole} values of {key}", is_certain=True)
+            return HalfLayer(f"lacks {value.missing()} of {key}", is_certain=True)
     vectors = [key for key in _STATISTICS if _is_vector(own.get(key))]
     absent = [key for key in _STATISTICS if own.get(key) is None]
     if not vectors or (beside and _COUNTER not in own):
@@ -53,6 +57,13 @@ def half_of(own: Mapping[str, Any], beside: Sequence[str]) -> HalfLayer | None:
     if not absent:
         return None
     return HalfLayer(f"has no {absent[0]}", is_certain=_COUNTER in own or _has_weight(own))
+
+
+def flat_parameters(mapping: Mapping[Any, Any]) -> Iterator[tuple[str, HalfLayer]]:
+    """Yield the name of every tensor in which FSDP keeps the weights of several layers one behind the other."""
+    for name, value in mapping.items():
+        if isinstance(name, str) and name.endswith(_FLAT) and isinstance(value, (StoredTensor, SplitTensor)):
+            yield name, HalfLayer(_IS_FLAT, is_certain=True)
 
 
 def _of_two_sizes(own: Mapping[str, Any]) -> HalfLayer | None:

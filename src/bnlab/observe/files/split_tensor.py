@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,21 +50,33 @@ class SplitTensor:
         if not all(self._holds(piece) for piece in self.pieces):
             raise ValueError(f"a piece lies outside its tensor of shape {self.shape}")
 
-    def joined(self, other: SplitTensor) -> SplitTensor:
-        """Return the same tensor with the pieces of both.
+    @classmethod
+    def joined(cls, parts: Sequence[SplitTensor]) -> SplitTensor:
+        """Return one tensor with the pieces of all parts.
 
         Raises:
-            ValueError: If the two describe different tensors.
+            ValueError: If the parts describe different tensors.
         """
-        if (self.dtype, self.shape) != (other.dtype, other.shape):
-            raise ValueError(
-                f"pieces of one tensor belong to {self.dtype} {self.shape} and to {other.dtype} {other.shape}"
-            )
-        return replace(self, pieces=self.pieces + other.pieces)
+        kinds = list(dict.fromkeys((part.dtype, part.shape) for part in parts))
+        if len(kinds) > 1:
+            (dtype, shape), (other_dtype, other_shape) = kinds[:2]
+            raise ValueError(f"pieces of one tensor belong to {dtype} {shape} and to {other_dtype} {other_shape}")
+        return cls(*kinds[0], tuple(piece for part in parts for piece in part.pieces))
 
     def coverage(self) -> tuple[int, int]:
         """Return how many values are at hand, and how many the whole tensor has."""
         return sum(piece.tensor.numel for piece in self._distinct()), math.prod(self.shape)
+
+    def missing(self) -> str:
+        """Name the values that are not at hand, as in "values 5 to 8 of the 9"."""
+        values, numel = self.coverage()
+        if len(self.shape) != 1 or not values:
+            return f"{max(numel - values, 0)} of the {numel} values"
+        blocks = sorted((piece.offset[0], piece.offset[0] + piece.tensor.numel) for piece in self._distinct())
+        ends = list(itertools.accumulate((end for _, end in blocks), max, initial=0))
+        begins = [begin for begin, _ in blocks] + [numel]
+        first, behind = next((end, begin) for end, begin in zip(ends, begins, strict=True) if begin > end)
+        return f"values {first} to {behind - 1} of the {numel}"
 
     def whole(self) -> StoredTensor | None:
         """Return the tensor, which is not read yet; None if values are missing."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bnlab.observe.files.half_layers import half_of
+from bnlab.observe.files.half_layers import flat_parameters, half_of
 from bnlab.observe.files.split_tensor import Piece, SplitTensor
 from bnlab.observe.files.tensors import StoredTensor
 
@@ -40,7 +40,7 @@ def test_statistics_alone_hang_on_the_layers_beside():
 def test_a_piece_of_a_tensor():
     mean = SplitTensor("float32", (9,), (Piece((0,), tensor(5)),))
     half = half_of({"running_mean": mean, "running_var": VAR}, ["count"])
-    assert (half.reason, half.is_certain) == ("has 5 of the 9 values of running_mean", True)
+    assert (half.reason, half.is_certain) == ("lacks values 5 to 8 of the 9 of running_mean", True)
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,8 @@ def test_other_layers_stay_silent(own, beside):
 
 def test_a_weight_of_another_shape_shows_nothing():
     assert not half_of({"running_mean": MEAN, "weight": tensor(16, 4)}, []).is_certain
+
+
+def test_flat_parameters_hide_weights():
+    mapping = {"_fsdp.net._flat_param": tensor(90), "flat_param_of": tensor(9), "net._flat_param": "text", 3: tensor(9)}
+    assert [name for name, _ in flat_parameters(mapping)] == ["_fsdp.net._flat_param"]

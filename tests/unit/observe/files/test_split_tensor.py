@@ -73,9 +73,9 @@ def test_an_impossible_shape_is_refused(shape):
 
 def test_pieces_of_two_files_are_joined():
     top, bottom = split(piece(WHOLE[:2], 0, 0)), split(piece(WHOLE[2:], 2, 0))
-    assert np.array_equal(top.joined(bottom).whole().read(), WHOLE)
+    assert np.array_equal(SplitTensor.joined([top, bottom]).whole().read(), WHOLE)
     with pytest.raises(ValueError, match="pieces of one tensor"):
-        top.joined(split(shape=(4, 7)))
+        SplitTensor.joined([top, split(shape=(4, 7))])
 
 
 def test_tensors_without_dimensions_or_values():
@@ -92,3 +92,18 @@ def test_tensors_without_dimensions_or_values():
     )
     assert split(piece(WHOLE[:0], 0, 0), shape=(0, 6)).whole().read().shape == (0, 6)
     assert split(shape=(0, 6)).whole().read().shape == (0, 6)
+
+
+@pytest.mark.parametrize(
+    ("parts", "missing"),
+    [
+        ([(0, 5)], "values 5 to 8 of the 9"),
+        ([(5, 9)], "values 0 to 4 of the 9"),
+        ([(6, 9), (0, 3)], "values 3 to 5 of the 9"),
+        ([], "9 of the 9 values"),
+    ],
+)
+def test_missing_values_are_named(parts, missing):
+    values = np.arange(9, dtype=np.float32)
+    assert split(*(piece(values[a:b], a) for a, b in parts), shape=(9,)).missing() == missing
+    assert split(*blocks([0, 3], [0, 6])).missing() == "6 of the 24 values"

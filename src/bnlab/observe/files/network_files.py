@@ -1,0 +1,100 @@
+"""Opens a path that stands for several files of one network.
+
+Such a path is an index (``model.safetensors.index.json``), the folder of a distributed checkpoint or its ``.metadata``,
+or the name of numbered files with ``*`` in place of the number (``rank*.pt``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from bnlab.errors import NotACheckpoint
+from bnlab.observe.evidence import Evidence
+from bnlab.observe.files.distributed_checkpoint import (
+    CHUNK_SUFFIX,
+    METADATA,
+    ReadContent,
+    is_distributed,
+    read_distributed,
+)
+from bnlab.observe.files.numbered_files import files_of, pattern_of, states_count, way_to_pieces
+from bnlab.observe.files.several_files import NetworkFiles, ReadTree
+from bnlab.observe.files.sharded_index import is_index, read_index
+
+__all__ = ["beside_others", "open_network", "rest_of", "with_pieces"]
+
+_NUMBER_AND_BEHIND = re.compile(r"[-_.]?\d+[-_]of[-_]\d+", re.IGNORECASE)
+
+
+def open_network(path: Path, read: ReadTree, read_content: ReadContent, *, whole: bool) -> NetworkFiles | None:
+    """Return the contents of all files that a path stands for; None if it stands for a single file.
+
+    Args:
+        path: The path.
+        read: Reads a file down to its tensors.
+        read_content: Reads what is one file inside another.
+        whole: Whether all tensors are wanted, rather than the BN layers.
+
+    Raises:
+        BnlabError, ValueError, TypeError: If the files cannot be read, or are no parts of one network.
+    """
+    if is_index(path.name):
+        index = read_index(path)
+        return index.network(read) if whole or index.may_hold_batch_norm else NetworkFiles({})
+    folder = path.parent if path.name == METADATA else path
+    if is_distributed(folder):
+        return read_distributed(folder, read_content)
+    if path.suffix == CHUNK_SUFFIX:
+        raise NotACheckpoint(
+            f"file must be a checkpoint, got a part of a distributed one. Name its folder: {path.parent}."
+        )
+    if "*" in path.name and not os.path.lexists(path):
+        files = files_of(path)
+        return None if files is None else files.network(read)
+    return None
+
+
+def rest_of(path: Path, read: ReadTree) -> NetworkFiles | None:
+    """Return the whole network of which a file holds a part; None if no files beside it have the other parts.
+
+    Args:
+        path: A file that holds pieces of tensors.
+        read: Reads a file down to its tensors.
+    """
+    pattern = pattern_of(path)
+    files = None if pattern is None else files_of(pattern)
+    return None if files is None or len(files.paths) < 2 else files.network(read)
+
+
+def beside_others(path: Path, evidence: Evidence) -> Evidence:
+    """Return the evidence on a file with a note if its name states that it is one of several files of a network.
+
+    Only the names decide, so that a file that is checked alone costs nothing more.
+    """
+    pattern = pattern_of(path) if states_count(path) else None
+    files = None if pattern is None else files_of(pattern)
+    if files is None or files.count is None:
+        return evidence
+    index = _index_beside(path)
+    name = os.fspath(files.pattern if index is None else path.with_name(index))
+    note = ("", f"is one of {files.count} files of one network: name {name} to check all of them together")
+    way = f"Name all files of the network together: {name}."
+    return replace(evidence, left_alone=(*evidence.left_alone, note), way_to_the_rest=way)
+
+
+def with_pieces(path: Path, evidence: Evidence) -> Evidence:
+    """Return the evidence on a file that holds pieces of tensors, with the way to the others."""
+    return replace(evidence, way_to_the_rest=way_to_pieces(pattern_of(path) or path))
+
+
+def _index_beside(path: Path) -> str | None:
+    """Return the name of an index in the folder of a file that may be that of its network."""
+    stem = path.name[: next(_NUMBER_AND_BEHIND.finditer(path.name)).start()]
+    try:
+        names = sorted(entry.name for entry in path.parent.iterdir())
+    except OSError:
+        return None
+    return next((name for name in names if is_index(name) and name.startswith(f"{stem}.")), None)
