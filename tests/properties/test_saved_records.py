@@ -66,7 +66,7 @@ def mutated_values(draw):
             parent = parent[key]
         change = draw(st.sampled_from(["exchange", "exchange", "leave out", "repeat"]))
         if change == "exchange":
-            parent[path[-1]] = draw(values)
+            parent[path[-1]] = deepcopy(draw(values))
         elif change == "leave out":
             del parent[path[-1]]
         elif isinstance(parent, list):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bnlab.cli.output import write_output
+from bnlab.cli.output import check_output, write_output
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +30,9 @@ def command(
     """Train a small CNN whose running statistics hardly move, check it, repair it, and measure its accuracy."""
     from rich.console import Console
 
+    if output is not None:
+        for path in (output, _beside(output)):
+            check_output(path, [])
     with tempfile.TemporaryDirectory() as folder:
         _demonstrate(output or Path(folder, "digits.pt"), Console(highlight=False))
 
@@ -102,7 +105,7 @@ def _repair(path: Path, model: nn.Module, console: Console) -> None:
     from bnlab.observe.files.load import load_into
     from bnlab.repairing import repair
 
-    mended = path.with_stem(f"{path.stem}-mended")
+    mended = _beside(path)
     console.print(
         f"\nRepair it with the training images, and keep the result only if the accuracy does not get worse:\n\n"
         f"$ bnlab repair {path.name} --model bnlab.lab.stuck_statistics:build_network --data digits "
@@ -119,6 +122,11 @@ def _repair(path: Path, model: nn.Module, console: Console) -> None:
         f"{accuracy(fresh.eval(), load('digits:test')):.3f} in eval mode on the held-out images.",
         style="bold",
     )
+
+
+def _beside(path: Path) -> Path:
+    """Return the path of the repaired checkpoint."""
+    return path.with_stem(f"{path.stem}-mended")
 
 
 def _write(model: nn.Module, path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnlab.cli.output import print_error, write_text
+from bnlab.cli.unexpected import unexpected_line
 from bnlab.errors import BnlabError, NoBatchNorm
 from bnlab.records import Level, Status
 from bnlab.wording import counted
@@ -109,10 +110,11 @@ class DiagnosisWriter:
             self._counts["without BN"] += 1
             self._write_line(Text(plain(str(err)), style="dim"), to_stderr=self.format is not CheckFormat.TEXT)
             return
-        except BnlabError as err:
+        except Exception as err:  # a crash on one target must not stop the others
+            message = str(err) if isinstance(err, BnlabError) else unexpected_line(err, str(target))
             self._counts["not readable"] += 1
-            self._failures.append(str(err))
-            self._report_failure(str(err))
+            self._failures.append(message)
+            self._report_failure(message)
             return
         self._count(diagnosis)
         if self.format in _WHOLE:

@@ -15,8 +15,10 @@ from bnlab.atomic_file import write_whole
 from bnlab.cli.options import OutputPath
 from bnlab.cli.output import Drawing, PageFormat, check_output, print_error, print_notice, write_text
 from bnlab.errors import BnlabError, UsageError
+from bnlab.wording import error_line
 
 if TYPE_CHECKING:
+    from bnlab.cli.saved_records import FolderRecords
     from bnlab.lab import Result
     from bnlab.lab.experiment import Experiment
     from bnlab.records import ExperimentRecord
@@ -127,19 +129,44 @@ def report(
     """
     from bnlab.cli.saved_records import read_folder
 
+    if output is not None:
+        check_output(output, [])
     folder_records = read_folder(folder)
+    document = _whole_document(folder_records, PageFormat(format_.value))
     for reason in folder_records.passed_over:
         print_notice(f"passed over: {reason}")
     for error in folder_records.errors:
         print_error(error)
     if folder_records.records:
-        write_text(_document(folder_records.records, PageFormat(format_.value)), output)
+        write_text(document, output)
     elif not folder_records.errors:
         raise UsageError(
             f"--folder: folder must hold a record of an experiment, got none in {folder}. "
             "Run one: bnlab lab run train-eval."
         )
     raise typer.Exit(2 if folder_records.errors else 0)
+
+
+def _whole_document(folder_records: FolderRecords, format_: PageFormat) -> str:
+    """Return the records as one document, without those that cannot be drawn, which become errors."""
+    try:
+        return _document(folder_records.records, format_) if folder_records.records else ""
+    except (BnlabError, MemoryError):
+        raise
+    except Exception:
+        reasons = {id(record): _reason_against(record, format_) for record in folder_records.records}
+        folder_records.errors += filter(None, reasons.values())
+        folder_records.records = [record for record in folder_records.records if not reasons[id(record)]]
+        return _document(folder_records.records, format_) if folder_records.records else ""
+
+
+def _reason_against(record: ExperimentRecord, format_: PageFormat) -> str:
+    """Return why a record cannot be drawn; "" if it can."""
+    try:
+        _document([record], format_)
+    except Exception as error:
+        return f"{record.name}: record must be consistent to be drawn, got {error_line(error)}."
+    return ""
 
 
 def _document(records: Sequence[ExperimentRecord], format_: PageFormat) -> str:

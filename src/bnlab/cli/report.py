@@ -10,8 +10,9 @@ import typer
 from bnlab.cli.options import OutputPath
 from bnlab.cli.output import Drawing, check_output, write_text
 from bnlab.cli.saved_records import SavedRecord, read_saved
-from bnlab.errors import UsageError
+from bnlab.errors import BnlabError, DamagedFile, UsageError
 from bnlab.records import Changes, DiagnosisRecord, ExperimentRecord
+from bnlab.wording import error_line
 
 __all__ = ["command"]
 
@@ -33,7 +34,22 @@ def command(
     if output is not None:
         check_output(output, [str(file)])
     records = read_saved(file)
-    write_text(_page(records, file) if format_ is Drawing.HTML else _text(records), output)
+    write_text(_drawn(records, file, format_), output)
+
+
+def _drawn(records: list[SavedRecord], file: Path, format_: Drawing) -> str:
+    """Return the drawing of the records.
+
+    Raises:
+        UsageError: If no page holds records of these kinds together.
+        DamagedFile: If the parts of a record contradict each other, so that it cannot be drawn.
+    """
+    try:
+        return _page(records, file) if format_ is Drawing.HTML else _text(records)
+    except (BnlabError, MemoryError):
+        raise
+    except Exception as error:
+        raise DamagedFile(f"{file}: record must be consistent to be drawn, got {error_line(error)}.") from error
 
 
 def _page(records: list[SavedRecord], file: Path) -> str:

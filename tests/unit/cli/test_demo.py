@@ -22,3 +22,14 @@ def test_demo_ends_in_the_findings_and_in_a_repair_that_is_verified(bnlab_comman
     assert "repair: 3 layers changed, buffers only" in out
     assert float(text.rpartition("has an accuracy of ")[2].split()[0]) > 0.9
     assert bnlab.check(tmp_path / "digits-mended.pt", momentum=0.001).summary.errors == 0
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_training(bnlab_command, tmp_path):
+    code, out, err = bnlab_command("demo", "--output", tmp_path / "none" / "a.pt")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: --output: path must be a file in an existing folder, got ")
+    (tmp_path / "a-mended.pt").touch()
+    (tmp_path / "a-mended.pt").chmod(0o444)
+    code, out, err = bnlab_command("demo", "--output", tmp_path / "a.pt")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: --output: path must be writable, got {tmp_path / 'a-mended.pt'}: read-only file.")

@@ -95,3 +95,21 @@ def test_a_document_of_all_goes_into_the_output(check, tmp_path, capsys):
     assert capsys.readouterr().out == ""
     (run,) = json.loads((tmp_path / "a.sarif").read_text())["runs"]
     assert [result["ruleId"] for result in run["results"]] == ["BN102"]
+
+
+@pytest.mark.parametrize("format_", [CheckFormat.TEXT, CheckFormat.JSON, CheckFormat.SARIF])
+@pytest.mark.parametrize("error", [MemoryError(), RecursionError("too deep"), EOFError(), OverflowError("too large")])
+def test_a_crash_on_one_target_is_one_line_and_the_rest_goes_on(check, capsys, format_, error):
+    def crashing(target):
+        if target == "bad":
+            raise error
+        return check(target)
+
+    many = writer(format_)
+    many.write_many(["bad", "healthy", "broken"], crashing)
+    captured = capsys.readouterr()
+    assert "broken" in captured.out
+    assert captured.err.startswith("error: bad: ")
+    assert captured.err.count("\n") == 1
+    assert type(error).__name__ in captured.err
+    assert many.exit_code == 2

@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+from tests.unit.report.experiment_samples import experiment
 
 import bnlab
 
@@ -174,3 +175,47 @@ def test_run_refuses_an_output_that_lies_nowhere_before_it_runs(small, bnlab_com
     assert (code, out) == (2, "")
     assert err == "error: --output: path must be a file in an existing folder, got nowhere/page.html.\n"
     assert not (small / "lab-records").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and links of POSIX")
+def test_report_refuses_pipes_and_loops_at_once_and_draws_the_others(tmp_path, bnlab_command):
+    (tmp_path / "whole.json").write_text(experiment().dumps())
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "zeros.json").symlink_to("/dev/zero")
+    code, out, err = bnlab_command("lab", "report", "--folder", tmp_path, "--format", "text")
+    assert code == 2
+    assert experiment().title in out
+    refused = {line.split(": ")[1].rpartition("/")[2]: line.rpartition("got")[2] for line in err.splitlines()}
+    assert refused == {
+        "loop.json": ": too many levels of symbolic links.",
+        **dict.fromkeys(("pipe.json", "folder.json", "zeros.json"), " a folder, pipe or device."),
+    }
+
+
+@pytest.mark.parametrize("format_", ["text", "html"])
+def test_report_draws_the_others_where_a_record_contradicts_itself(tmp_path, bnlab_command, monkeypatch, format_):
+    from bnlab.cli import lab
+
+    (tmp_path / "whole.json").write_text(experiment().dumps())
+    (tmp_path / "odd.json").write_text(experiment(name="odd").dumps())
+    document = lab._document
+
+    def contradict(records, format_):
+        if any(record.name == "odd" for record in records):
+            raise KeyError("no such column")
+        return document(records, format_)
+
+    monkeypatch.setattr(lab, "_document", contradict)
+    code, out, err = bnlab_command("lab", "report", "--folder", tmp_path, "--format", format_)
+    assert (code, err) == (2, "error: odd: record must be consistent to be drawn, got KeyError: 'no such column'.\n")
+    assert experiment().title in out
+    (tmp_path / "whole.json").unlink()
+    assert bnlab_command("lab", "report", "--folder", tmp_path, "--format", format_) == (2, "", err)
+
+
+def test_report_refuses_an_output_that_lies_nowhere(tmp_path, bnlab_command):
+    code, out, err = bnlab_command("lab", "report", "--folder", tmp_path, "--output", tmp_path / "none" / "a")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: --output: path must be a file in an existing folder")

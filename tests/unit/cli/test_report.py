@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -78,3 +79,67 @@ def test_records_of_different_kinds_make_no_page(saved, bnlab_command):
     code, _, err = bnlab_command("report", saved(complete(), receipt()), "--format", "html")
     assert code == 2
     assert "of one kind" in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices of POSIX")
+def test_what_is_no_file_is_refused_at_once(bnlab_command, tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    for path, reason in (
+        (tmp_path / "pipe.json", "file must be a regular file, got a folder, pipe or device."),
+        (tmp_path, "file must be a regular file, got a folder, pipe or device."),
+        ("/dev/zero", "file must be a regular file, got a folder, pipe or device."),
+        (tmp_path / "loop.json", "file must be readable, got: too many levels of symbolic links."),
+    ):
+        assert bnlab_command("report", path) == (2, "", f"error: {path}: {reason}\n")
+
+
+@pytest.mark.parametrize("format_", ["text", "html"])
+def test_a_record_that_contradicts_itself_is_one_line(bnlab_command, saved, monkeypatch, format_):
+    def contradict(*_):
+        raise KeyError("no such column")
+
+    monkeypatch.setattr("bnlab.cli.report._page", contradict)
+    monkeypatch.setattr("bnlab.cli.report._text", contradict)
+    path = saved(diagnosis())
+    assert bnlab_command("report", path, "--format", format_) == (
+        2,
+        "",
+        f"error: {path}: record must be consistent to be drawn, got KeyError: 'no such column'.\n",
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and modes of POSIX")
+def test_outputs_that_cannot_be_written_are_one_line(bnlab_command, saved, tmp_path):
+    record = saved(diagnosis())
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "read-only").touch()
+    (tmp_path / "read-only").chmod(0o444)
+    for name, reason in (
+        ("loop", "too many levels of symbolic links"),
+        ("read-only", "read-only file. Choose another path"),
+        ("n" * 300, "file name too long"),
+        (".", "path must be a file in an existing folder"),
+        ("none/a", "path must be a file in an existing folder"),
+        ("/dev/full", "no space left on device"),
+    ):
+        code, out, err = bnlab_command("report", record, "--output", tmp_path / name)
+        assert (code, out) == (2, ""), name
+        assert err.startswith("error: --output: path must be ")
+        assert reason in err
+        assert err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loop", "read-only", "record.json"]
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.skipif(os.name != "posix", reason="links of POSIX")
+def test_a_hard_link_that_is_cut_is_said_on_stderr(bnlab_command, saved, tmp_path):
+    record, output = saved(diagnosis()), tmp_path / "a.txt"
+    output.touch(mode=0o600)
+    os.link(output, tmp_path / "b.txt")
+    code, out, err = bnlab_command("report", record, "--output", output)
+    assert (code, out) == (0, "")
+    assert (
+        err == f"warning: {output}: the hard link is cut: the old content stays under 1 other name of the old file.\n"
+    )
+    assert output.stat().st_mode & 0o777 == 0o600
