@@ -23,7 +23,7 @@ from bnlab.observe.files.content import Content, open_content
 from bnlab.observe.files.network_files import beside_others, open_network, rest_of, with_pieces
 from bnlab.observe.files.numbered_files import are_one_network, holds_pieces, states_count
 from bnlab.observe.files.onnx_file import looks_like_onnx, read_onnx
-from bnlab.observe.files.safetensors_file import looks_like_safetensors, read_metadata, read_safetensors
+from bnlab.observe.files.safetensors_file import NamedTensors, looks_like_safetensors, read_safetensors
 from bnlab.observe.files.several_files import NetworkFiles, ReadTree
 from bnlab.observe.files.sharded_index import read_index
 from bnlab.observe.files.state_dict import find_batch_norm
@@ -219,8 +219,8 @@ def _stored(path: Path, content: Content) -> StoredFile:
         kind = "an ONNX model" if _is_onnx(path, head) else _kind(head)
         formats = "torch.save or safetensors" if _is_onnx(path, head) else "torch.save, safetensors or ONNX"
         raise NotACheckpoint(f"file must be a checkpoint ({formats}), got {kind}.")
-    metadata = read_metadata(content) if format_ is FileFormat.SAFETENSORS else None
-    return StoredFile(format_, _READERS[format_](content), metadata)
+    tree = _READERS[format_](content)
+    return StoredFile(format_, tree, tree.metadata if isinstance(tree, NamedTensors) else None)
 
 
 def _format_of(path: Path, head: bytes) -> FileFormat | None:
