@@ -11,7 +11,7 @@ from bnlab.observe.files.content import Span
 from bnlab.observe.files.pickle_data import InertObject, LongText
 from bnlab.observe.files.tensors import MAX_RANK, StoredTensor, item_bytes, strided
 
-__all__ = ["as_stored_tensor"]
+__all__ = ["as_stored_tensor", "fortran_strides", "torch_dtype"]
 
 _PACKAGES = ("numpy.core", "numpy._core")  # before and since numpy 2
 _RECONSTRUCT = frozenset(f"{package}.multiarray._reconstruct" for package in _PACKAGES)
@@ -56,7 +56,7 @@ def as_stored_tensor(value: object) -> StoredTensor | None:
 
 def _tensor(shape: tuple[Any, ...], kind: InertObject, data: object, *, fortran: bool) -> StoredTensor | None:
     name = kind.arguments[0] if kind.arguments else None
-    dtype = _DTYPES.get(name) if isinstance(name, str) else None
+    dtype = torch_dtype(name) if isinstance(name, str) else None
     size = None if dtype is None else item_bytes(dtype)
     if dtype is None or size is None or len(shape) > MAX_RANK:
         return None
@@ -66,7 +66,7 @@ def _tensor(shape: tuple[Any, ...], kind: InertObject, data: object, *, fortran:
     if span is None:
         return None
     order = kind.state[1] if isinstance(kind.state, tuple) and len(kind.state) > 1 else "<"
-    strides = _fortran_strides(shape) if fortran else None
+    strides = fortran_strides(shape) if fortran else None
     bits = partial(strided, span, dtype, shape, strides=strides, big_endian=order == ">")
     return StoredTensor(dtype, shape, bits)
 
@@ -99,7 +99,13 @@ class _BytesAsText:
         return data
 
 
-def _fortran_strides(shape: tuple[int, ...]) -> list[int]:
+def torch_dtype(code: str) -> str | None:
+    """Return the torch name of a dtype of numpy, such as "f4"; None for a dtype that BN state cannot have."""
+    return _DTYPES.get(code)
+
+
+def fortran_strides(shape: tuple[int, ...]) -> list[int]:
+    """Return the steps of an array whose first axis is the fastest, in values."""
     strides = [1]
     for length in shape[:-1]:
         strides.append(strides[-1] * length)

@@ -18,7 +18,7 @@ from bnlab.observe.files.torch_globals import StorageReference, persistent_load,
 from bnlab.observe.files.zip_archive import Archive, read_archive
 from bnlab.observe.files.zipped_pickle import KNOWN, is_big_endian, read_zipped_pickle
 
-__all__ = ["is_legacy", "read_legacy", "read_zip"]
+__all__ = ["is_legacy", "read_legacy", "read_torch_archive", "read_zip"]
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -38,7 +38,15 @@ def read_zip(content: Content) -> Data:
         ValueError: If the archive is damaged.
         TooMuchWork: If it asks for more work than any checkpoint does.
     """
-    archive = read_archive(content)
+    return read_torch_archive(read_archive(content))
+
+
+def read_torch_archive(archive: Archive) -> Data:
+    """Read a zip archive of ``torch.save`` down to its tensors, which stay unread.
+
+    Raises:
+        NotACheckpoint, ValueError, TooMuchWork: As `read_zip` does.
+    """
     root = _root(archive)
     return read_zipped_pickle(archive, f"{root}data.pkl", f"{root}data/", big_endian=is_big_endian(archive, root))
 

@@ -34,6 +34,7 @@ _STORED, _DEFLATED = 0, 8
 _HARMLESS_BYTES = 1 << 20
 _LARGEST_RATIO = 100  # unpacked size over packed size: a zip bomb reaches 1000, pickles and weights stay below 20
 _BLOCK = 1 << 20
+_DEFLATE_OVERHEAD = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +84,27 @@ class Archive:
             TooMuchWork: If all members together do.
         """
         member = self.members[name]
-        if member.is_encrypted:
-            raise ValueError(f"{_shown(name)} is encrypted, which torch never does")
-        magic, name_bytes, extra_bytes = _LOCAL.unpack(self.content.read_at(member.at, _LOCAL.size))
-        if magic != _LOCAL_MAGIC:
-            raise ValueError(f"{_shown(name)} is not where the directory of the archive says")
-        packed = self.content.span(member.at + _LOCAL.size + name_bytes + extra_bytes, member.packed)
+        packed = self._packed(member)
         if member.method == _STORED:
             if member.packed != member.size:
                 raise ValueError(f"{_shown(name)} has {member.packed} bytes, the directory says {member.size}")
             return packed
         return Span.of(self._unpack(member, packed))
+
+    def head(self, name: str, size: int) -> bytes:
+        """Return the first bytes of a member, `size` of them or fewer, without unpacking the rest.
+
+        Raises:
+            KeyError, ValueError: As `span` does.
+        """
+        member = self.members[name]
+        packed = self._packed(member)
+        if member.method == _STORED:
+            return packed.part(0, min(size, packed.size)).read()
+        if member.method != _DEFLATED:
+            raise ValueError(f"{_shown(member.name)} is compressed in a way torch never does")
+        start = packed.part(0, min(packed.size, size + _DEFLATE_OVERHEAD)).read()
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(start, size)
 
     def read(self, name: str, limit: int) -> bytes:
         """Return a small member.
@@ -118,6 +129,15 @@ class Archive:
             self.content.budget.check_time()
         if checksum != self.members[name].checksum:
             raise ValueError(f"{_shown(name)} has another checksum than the directory of the archive says")
+
+    def _packed(self, member: Member) -> Span:
+        """Return the bytes of a member as they lie in the file."""
+        if member.is_encrypted:
+            raise ValueError(f"{_shown(member.name)} is encrypted, which torch never does")
+        magic, name_bytes, extra_bytes = _LOCAL.unpack(self.content.read_at(member.at, _LOCAL.size))
+        if magic != _LOCAL_MAGIC:
+            raise ValueError(f"{_shown(member.name)} is not where the directory of the archive says")
+        return self.content.span(member.at + _LOCAL.size + name_bytes + extra_bytes, member.packed)
 
     def _unpack(self, member: Member, packed: Span) -> bytes:
         if member.method != _DEFLATED:
