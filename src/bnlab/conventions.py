@@ -12,6 +12,7 @@ from collections.abc import Collection
 __all__ = [
     "FEW_VALUES",
     "LARGE_MOMENTUM",
+    "NAMES_IN_WRAPPERS",
     "SETTLED_WEIGHT",
     "TORCH_EPS",
     "TORCH_MOMENTUM",
@@ -43,6 +44,14 @@ WRAPPER_PREFIXES = (
 )
 """Prefixes that DataParallel and DDP, `torch.compile`, FSDP, activation checkpointing and common trainers add to every
 name of a state dict."""
+
+NAMES_IN_WRAPPERS = {
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+}
+"""The name under which each class that torch puts around a model holds that model. Half of them are slow to import."""
 
 _INNER_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """Wrappers whose names have no other meaning, so that they count as such in the middle of a name too."""

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
+from bnlab.conventions import NAMES_IN_WRAPPERS
+
 __all__ = ["has_no_mode", "is_compiled", "path_inside", "unwrapped", "wrapped"]
 
 _COMPILED = "_orig_mod"
 _SHARDED = "_fsdp_wrapped_module"
-_WRAPPERS = {
-    "torch._dynamo.eval_frame.OptimizedModule": _COMPILED,
-    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": _SHARDED,
-    "torch.nn.parallel.data_parallel.DataParallel": "module",
-    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
-}
-"""The name under which each class holds the model that it calls. Half of these classes are slow to import."""
-
 _AVERAGED = "torch.optim.swa_utils.AveragedModel"
 
 
@@ -65,7 +59,7 @@ def has_no_mode(module: nn.Module) -> bool:
 
 
 def _name_inside(model: nn.Module) -> str | None:
-    name = next((_WRAPPERS[kind] for kind in _kinds(model) if kind in _WRAPPERS), None)
+    name = next((NAMES_IN_WRAPPERS[kind] for kind in _kinds(model) if kind in NAMES_IN_WRAPPERS), None)
     return None if name == _SHARDED and getattr(model, "world_size", 1) > 1 else name
 
 

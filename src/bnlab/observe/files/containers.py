@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from bnlab.errors import PickledModule
+from bnlab.errors import PickledModule as RefusedModule
+from bnlab.observe.files.budget import Budget
 from bnlab.observe.files.numpy_data import as_stored_tensor
 from bnlab.observe.files.pickle_data import InertObject
+from bnlab.observe.files.pickled_module import PickledModule, attributes_of, read_module
 from bnlab.observe.files.tensors import StoredTensor
 
 __all__ = ["Container", "containers", "keys_of", "kind_of", "refusal_of_module", "tensors_in"]
@@ -25,31 +27,80 @@ class Container:
 
     Attributes:
         path: The path to the container.
-        children: The contents of the container; empty for a pickled module.
-        module: The class of a pickled module; None for any other container.
+        children: The contents of the container; the state dict of a pickled module.
+        module: The pickled module; None for any other container.
     """
 
     path: Path
     children: Mapping[Any, Any]
-    module: str | None = None
+    module: PickledModule | None = None
 
 
-def containers(tree: object) -> Iterator[Container]:
-    """Yield every container, each object once, in file order, without the contents of pickled modules."""
-    seen: set[int] = set()
+def containers(tree: object, budget: Budget | None = None) -> Iterator[Container]:
+    """Yield every container, each object once, in file order, and pickled modules as their state dicts.
+
+    Args:
+        tree: The contents of a file.
+        budget: The work on the file so far; None for a tree that is no file.
+
+    Raises:
+        TooMuchWork: If the walk takes longer than that through any checkpoint.
+    """
+    walk = _Walk(budget or Budget())
     pending: list[tuple[Path, object]] = [(None, tree)]
     while pending:
         path, node = pending.pop()
-        if id(node) in seen:
+        if not walk.is_new(node):
             continue
-        seen.add(id(node))
-        if isinstance(node, InertObject) and _is_module(node):
-            yield Container(path, {}, node.kind.path)
-            continue
-        children = _children(node)
-        yield Container(path, children)
-        inner = [(key, child) for key, child in children.items() if isinstance(child, _CONTAINERS)]
+        walk.budget.check_time()
+        module = read_module(node, walk.budget) if isinstance(node, InertObject) else None
+        if module is not None:
+            yield Container(path, module.tensors, module)
+            walk.seen |= module.objects
+            inner = module.attributes
+        else:
+            children = walk.children(node)
+            yield Container(path, children)
+            inner = [(key, child) for key, child in children.items() if isinstance(child, _CONTAINERS)]
         pending.extend(((path, key), child) for key, child in reversed(inner))
+
+
+@dataclass
+class _Walk:
+    """The objects that a walk has met so far. Each is looked into once, however many objects share it."""
+
+    budget: Budget
+    seen: set[int] = field(default_factory=set)
+
+    def is_new(self, node: object) -> bool:
+        """Return whether an object is met for the first time."""
+        is_new = id(node) not in self.seen
+        self.seen.add(id(node))
+        return is_new
+
+    def children(self, node: object) -> Mapping[Any, Any]:
+        """Return the contents of a container by their keys."""
+        match node:
+            case dict():
+                return node
+            case list() | tuple():
+                return dict(enumerate(node))
+            case InertObject():
+                return self._inside(node)
+            case _:
+                return {}
+
+    def _inside(self, node: InertObject) -> Mapping[Any, Any]:
+        """Return the arguments, elements, items and attributes of an object that no object before it has."""
+        inside: dict[Any, Any] = {}
+        for part in (node.arguments, node.elements):
+            if part and self.is_new(part):
+                inside.update(enumerate(part))
+        inside.update(node.items)
+        for attributes in attributes_of(node):
+            if self.is_new(attributes):
+                inside.update(attributes)
+        return inside
 
 
 def keys_of(path: Path) -> tuple[Any, ...]:
@@ -72,35 +123,10 @@ def kind_of(value: object) -> str:
     return value.kind.path if isinstance(value, InertObject) else type(value).__name__
 
 
-def refusal_of_module(kind: str) -> PickledModule:
-    """Return the error for a file that holds a pickled module of the class `kind` and no state dict."""
-    return PickledModule(
-        f"file must hold tensors only, got a pickled module ({kind}), which could be read only by running code. "
+def refusal_of_module(kind: str) -> RefusedModule:
+    """Return the error for a file that holds a pickled module of the class `kind` and no tensor that can be read."""
+    return RefusedModule(
+        f"file must hold tensors, got a pickled module ({kind}) without a tensor that can be read as data. "
         "Give package.module:callable that builds the model, "
         "or save its state dict: torch.save(model.state_dict(), path)."
     )
-
-
-def _children(node: object) -> Mapping[Any, Any]:
-    match node:
-        case dict():
-            return node
-        case list() | tuple():
-            return dict(enumerate(node))
-        case InertObject():
-            inside = {**dict(enumerate(node.arguments)), **dict(enumerate(node.elements)), **node.items}
-            return {**inside, **{key: value for state in _states(node) for key, value in state.items()}}
-        case _:
-            return {}
-
-
-def _states(node: InertObject) -> list[dict[Any, Any]]:
-    """Return the attributes of a foreign object, whose state is a dict, or a pair of a dict and the slots."""
-    parts = node.state if isinstance(node.state, (tuple, list)) else [node.state]
-    return [part for part in parts if isinstance(part, dict)]
-
-
-def _is_module(node: InertObject) -> bool:
-    """Return whether unpickling would make an nn.Module, from its attributes or by a call that receives them."""
-    attributes = [*_states(node), *(part for part in node.arguments if isinstance(part, dict))]
-    return any({"_parameters", "_modules"} <= part.keys() for part in attributes)

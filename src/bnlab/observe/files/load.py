@@ -95,7 +95,7 @@ def _best_state_dict(tree: object, wanted: Mapping[str, Tensor]) -> _StateDict:
     modules: list[str] = []
     states: list[_StateDict] = []
     for container in containers(tree):
-        modules += [container.module] if container.module else []
+        modules += [] if container.module is None else [container.module.kind]
         tensors = tensors_in(container.children)
         if tensors:
             keys = {bare: key for key, bare in bare_names(tensors.keys(), wanted.keys()).items()}

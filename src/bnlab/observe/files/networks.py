@@ -34,10 +34,17 @@ class Whereabouts:
 
 @dataclass
 class Network:
-    """The BN layers of one network, and the names of all tensors beside them."""
+    """The BN layers of one network, and the names of all tensors beside them.
+
+    Attributes:
+        layers: The layers.
+        tensor_names: The names of all tensors.
+        is_module: Whether the names are those of a module, in which no wrapper hides.
+    """
 
     layers: list[LayerState] = field(default_factory=list)
     tensor_names: set[str] = field(default_factory=set)
+    is_module: bool = False
 
 
 def dotted(keys: Iterable[str]) -> str:
@@ -67,6 +74,8 @@ def _full_name(place: Whereabouts, name: str) -> str:
 
 def _bare(network: Network) -> dict[str, str]:
     """Return the layer names without what wrappers put into them, by their names in the file."""
+    if network.is_module:
+        return {layer.name: layer.name for layer in network.layers}
     names = [f"{layer.name}." for layer in network.layers]
     bare = bare_names({*network.tensor_names, *names})
     return {name[:-1]: bare[name].removesuffix(".") for name in names}

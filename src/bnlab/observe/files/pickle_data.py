@@ -1,10 +1,10 @@
 """What a pickle holds, as data: nothing is imported or called.
 
 ``torch.load(weights_only=True)`` refuses a checkpoint with an ``argparse.Namespace`` beside the tensors, needs a whole
-legacy file in memory, and supports protocol 2 only. ``pickle_machine`` replays the opcodes on plain containers instead. Where
-the pickle would import a name, it makes a :class:`Global`. Where the pickle would call that name, the reader
-makes a :class:`InertObject`, an inert record of the call. The `build` function of the caller interprets the few globals
-that stand for plain data or tensors.
+legacy file in memory, and supports protocol 2 only. ``pickle_machine`` replays the opcodes on plain containers instead.
+Where the pickle would import a name, it makes a :class:`Global`. Where the pickle would call that name, it makes a
+:class:`InertObject`, an inert record of the call. The `build` function of the caller interprets the few globals that
+stand for plain data or tensors.
 
 Long strings and bytes stay in the file until somebody reads them (:class:`LongText`, ``Span``). A pickle of arrays
 without torch therefore costs what its structure costs, whatever the size of the arrays is.

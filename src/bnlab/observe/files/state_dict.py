@@ -13,8 +13,8 @@ from typing import Any
 
 from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, distinct
 from bnlab.observe.files.budget import Budget
-from bnlab.observe.files.containers import containers, keys_of, refusal_of_module, tensors_in
-from bnlab.observe.files.half_layers import HalfLayer, half_of
+from bnlab.observe.files.containers import Container, containers, keys_of, refusal_of_module, tensors_in
+from bnlab.observe.files.half_layers import HalfLayer, flat_parameters, half_of
 from bnlab.observe.files.houses import Place, path_parts, places
 from bnlab.observe.files.jax_trees import with_joined_trees
 from bnlab.observe.files.networks import Network, Whereabouts, dotted, named_networks
@@ -41,7 +41,7 @@ class _Contents:
     networks: dict[Whereabouts, Network] = field(default_factory=dict)
     left_alone: list[tuple[str, str]] = field(default_factory=list)
     halves: list[tuple[str, HalfLayer]] = field(default_factory=list)
-    pickled_modules: list[tuple[str, str]] = field(default_factory=list)
+    unreadable_modules: list[str] = field(default_factory=list)
 
     def add(self, path: tuple[str, ...], member: str, layer: LayerState) -> Network:
         """Add a layer to its network, and return the network."""
@@ -64,36 +64,39 @@ def find_batch_norm(tree: object, hyperparameters: Hyperparameters, budget: Budg
         networks are full paths in the file.
 
     Raises:
-        PickledModule: If the file holds a pickled ``nn.Module`` and no state to read.
+        PickledModule: If the file holds a pickled ``nn.Module`` of which no tensor can be read, and no BN layer.
         TooMuchWork: If the layers have more channels than the budget allows.
         ValueError: If a tensor cannot be read.
     """
     contents = _Contents(hyperparameters, budget or Budget())
-    for container in with_joined_trees(containers(tree)):
+    for container in with_joined_trees(containers(tree, contents.budget)):
         where = places(container.children)
-        if not where and container.module is None:
+        module = container.module
+        if not where and module is None:
             continue
         path = tuple(map(str, keys_of(container.path)))
-        if container.module is not None:
-            contents.pickled_modules.append((dotted(path), container.module))
-        else:
-            _collect(path, container.children, where, contents)
-    if not contents.networks and contents.pickled_modules:
-        raise refusal_of_module(contents.pickled_modules[0][1])
-    pickled = [
-        (name, f"is a pickled module ({kind}), which is never unpickled") for name, kind in contents.pickled_modules
-    ]
-    left_alone = contents.left_alone + pickled
+        if module is not None:
+            contents.left_alone += [(dotted((*path, name)), reason) for name, reason in module.left_alone()]
+            contents.unreadable_modules += [] if module.is_readable else [module.kind]
+        _collect(path, container, where, contents)
+    if not contents.networks and contents.unreadable_modules:
+        raise refusal_of_module(contents.unreadable_modules[0])
+    left_alone = contents.left_alone
     incomplete = [(name, half.reason) for name, half in contents.halves if half.is_certain or contents.networks]
     left_alone += [(name, half.reason) for name, half in contents.halves if not half.is_certain and not incomplete]
     return Evidence(distinct(named_networks(contents.networks)), tuple(left_alone), tuple(incomplete))
 
 
-def _collect(path: tuple[str, ...], mapping: Mapping[Any, Any], where: list[Place], contents: _Contents) -> None:
-    """Add the BN layers whose tensors are direct entries of one mapping."""
+def _collect(path: tuple[str, ...], container: Container, where: list[Place], contents: _Contents) -> None:
+    """Add the BN layers whose tensors are direct entries of one container."""
+    mapping, module = container.children, container.module
     beside = _Beside(mapping)
     names = tensors_in(mapping).keys()
+    contents.halves += [(dotted((*path, name)), flat) for name, flat in flat_parameters(mapping)]
     for place in where:
+        if module is not None and place.name in module.again:
+            continue
+        stated = None if module is None else module.layers.get(place.name)
         layer = StoredLayer.at(place)
         full = dotted((*path, *([place.name] if place.name else [])))
         half = half_of(layer.own, ())
@@ -101,16 +104,19 @@ def _collect(path: tuple[str, ...], mapping: Mapping[Any, Any], where: list[Plac
         if half is not None:
             contents.halves.append((full, half))
             continue
-        reason = _owner(path, place) or layer.objection() or beside.objection(place)
+        reason = _owner(path, place) or (stated and stated.objection) or layer.objection() or beside.objection(place)
         if reason is not None:
             contents.left_alone.append((full, reason))
             continue
         is_inside = bool(place.name) or not path
         for member, state in layer.states(
-            place.name if is_inside else path[-1], contents.hyperparameters, contents.budget
+            place.name if is_inside else path[-1],
+            contents.hyperparameters if stated is None else stated.stated(contents.hyperparameters),
+            contents.budget,
         ):
             # A mapping that is itself one layer, as in {"bn1": {"running_mean": ...}}, belongs to the network around.
             network = contents.add(path if is_inside else path[:-1], member, state)
+            network.is_module = module is not None
             if not is_inside:
                 network.tensor_names.add(f"{path[-1]}.")
             elif not network.tensor_names:

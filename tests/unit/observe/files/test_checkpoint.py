@@ -222,8 +222,11 @@ def test_a_file_too_large_for_protobuf(tmp_path):
 
 def test_a_pickled_module(tmp_path):
     path = tmp_path / "model.pt"
-    torch.save(nn.Sequential(nn.BatchNorm2d(3)), path)
-    assert "got a pickled module (torch.nn.modules.container.Sequential)" in error(path, PickledModule)
+    torch.save(nn.Sequential(nn.BatchNorm2d(3, eps=0.5)), path)
+    (layer,) = read(path).networks[0].layers
+    assert (layer.name, layer.channels, layer.hyperparameters.eps) == ("0", 3, 0.5)
+    torch.save(nn.Sequential(nn.ReLU()), path)
+    assert "got a pickled module (torch.nn.modules.container.Sequential) without a tensor" in error(path, PickledModule)
 
 
 def test_a_malicious_checkpoint_runs_nothing(tmp_path):

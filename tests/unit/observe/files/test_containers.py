@@ -34,10 +34,18 @@ def test_an_object_that_lies_in_two_places_or_in_itself_is_met_once():
     assert paths(tree) == [(), ("a",)]
 
 
-def test_a_pickled_module_is_named_and_not_looked_into():
-    module = InertObject(Global("nets", "Net"), state={"_parameters": {}, "_modules": {"bn": {"x": TENSOR}}})
+def test_a_pickled_module_is_a_container_of_its_state_dict():
+    inner = InertObject(Global("nets", "Norm"), state={"_parameters": {}, "_buffers": {"x": TENSOR}, "_modules": {}})
+    module = InertObject(Global("nets", "Net"), state={"_parameters": {}, "_modules": {"bn": inner}})
     root, pickled = containers({"model": module})
-    assert (root.module, pickled.module, pickled.children, keys_of(pickled.path)) == (None, "nets.Net", {}, ("model",))
+    assert (root.module, pickled.module.kind, keys_of(pickled.path)) == (None, "nets.Net", ("model",))
+    assert pickled.children == {"bn.x": TENSOR}
+
+
+def test_what_many_objects_share_is_looked_into_once():
+    shared = ({"x": TENSOR}, *range(20_000))
+    tree = [InertObject(NAMESPACE, arguments=shared) for _ in range(20_000)]
+    assert sum(len(container.children) for container in containers(tree)) == 20_000 + 20_001 + 1
 
 
 @pytest.mark.parametrize(

@@ -175,11 +175,22 @@ def refused(kind, path):
     return str(error.value).removeprefix(f"{path}: ")
 
 
+def test_a_whole_model_is_loaded_too_and_written_as_its_state_dict(tmp_path):
+    path, source, model = tmp_path / "a.pt", small_network(), fresh()
+    torch.save({"model": source}, path)
+    file = load_into(model, path)
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+    file.require_rewritable(".safetensors")
+    with pytest.raises(UsageError, match=r"Write its state dict alone: --output PATH\.safetensors"):
+        file.require_rewritable(".pt")
+
+
 def test_files_that_hold_no_state_dict(tmp_path):
     path = tmp_path / "a.pt"
     assert refused(UnreadableFile, path) == "file must be readable, got: no such file or directory."
-    torch.save(fresh(), path)
-    assert "got a pickled module (torch.nn.modules.container.Sequential)" in refused(PickledModule, path)
+    torch.save(torch.nn.ReLU(), path)
+    assert "got a pickled module (torch.nn.modules.activation.ReLU)" in refused(PickledModule, path)
     assert refused(UsageError, save({"epoch": 1}, path)) == "file must hold a state dict, got none."
     data = save(small_network().state_dict(), path).read_bytes()
     path.write_bytes(data[:500])

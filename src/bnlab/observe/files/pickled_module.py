@@ -1,0 +1,203 @@
+"""Reads a pickled ``nn.Module`` as data: its state dict, and what the objects of its BN layers say beside it.
+
+A module is pickled as the dict of its attributes. ``_parameters`` and ``_buffers`` hold tensors by name, ``_modules``
+the modules inside. A graph module of torch.fx is pickled as a call with that dict. The same attributes lie flat in the
+objects of a TorchScript archive.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bnlab.conventions import NAMES_IN_WRAPPERS
+from bnlab.observe.evidence import Hyperparameters
+from bnlab.observe.files.budget import Budget
+from bnlab.observe.files.numpy_data import as_stored_tensor
+from bnlab.observe.files.pickle_data import InertObject
+from bnlab.observe.files.tensors import StoredTensor
+
+__all__ = ["PickledModule", "StoredModule", "read_module"]
+
+_STATISTICS = ("running_mean", "running_var")
+_FEW = 4  # a call that makes a module has its attributes among the first arguments
+_TREE = frozenset({"_parameters", "_buffers", "_modules"})
+_OBJECTS_OF_MODULE = 8
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class StoredModule:
+    """What the object of a normalization layer says beside its tensors.
+
+    Attributes:
+        kind: The class, as a user would write it.
+        training: The mode in which it was saved; None where it is not stored.
+        tracks: Whether it keeps running statistics.
+        hyperparameters: Those of eps and momentum that are stored.
+        objection: Why it is not a BN layer with statistics; None if it is one.
+    """
+
+    kind: str
+    training: bool | None
+    tracks: bool
+    hyperparameters: Mapping[str, float | None]
+    objection: str | None = None
+
+    def stated(self, known: Hyperparameters) -> Hyperparameters:
+        """Return hyperparameters with those of this layer, unless the caller states others."""
+        stated = {name: value for name, value in self.hyperparameters.items() if name in known.assumed}
+        return known.stating(**stated) if stated else known
+
+
+@dataclass
+class PickledModule:
+    """A pickled module.
+
+    Attributes:
+        kind: Its class.
+        tensors: Its state dict. Values may be other objects where a tensor cannot be read.
+        layers: Its normalization layers by their names in ``named_modules``.
+        again: Further names of modules that have one already.
+        attributes: The other attributes of all modules, each with the keys that lead to it.
+        objects: The identities of the objects of all modules.
+    """
+
+    kind: str
+    tensors: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, StoredModule] = field(default_factory=dict)
+    again: set[str] = field(default_factory=set)
+    attributes: list[tuple[str, Any]] = field(default_factory=list)
+    objects: set[int] = field(default_factory=set)
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether it holds a tensor that can be read."""
+        return any(isinstance(value, StoredTensor) for value in self.tensors.values())
+
+    def left_alone(self) -> Iterator[tuple[str, str]]:
+        """Yield the name of each layer without running statistics, with the reason to leave it alone."""
+        for name, layer in self.layers.items():
+            if layer.objection is not None and f"{name}.running_mean".removeprefix(".") not in self.tensors:
+                yield name, layer.objection
+
+
+def read_module(node: InertObject, budget: Budget) -> PickledModule | None:
+    """Read the module that unpickling would make of an object, or return None for any other object.
+
+    Args:
+        node: The object.
+        budget: Counts the modules and the lengths of their names.
+
+    Raises:
+        TooMuchWork: If the modules lie deeper, or under more names, than those of any network.
+    """
+    if _attributes(node) is None:
+        return None
+    node = _unwrapped(node)
+    module = PickledModule(node.kind.path)
+    seen = module.objects
+    pending: list[tuple[str, InertObject]] = [("", node)]
+    while pending:
+        prefix, inside = pending.pop()
+        attributes = _attributes(inside)
+        if attributes is None:
+            continue
+        is_first = id(inside) not in seen
+        seen.add(id(inside))
+        budget.spend("objects", _OBJECTS_OF_MODULE if is_first else 8 * _OBJECTS_OF_MODULE)
+        budget.spend("bytes of text and numbers", len(prefix))
+        budget.check_time()
+        _add(module, prefix, inside, attributes, is_first=is_first)
+        children = _mapping(attributes["_modules"]).items()
+        inner = [(f"{prefix}{key}.", child) for key, child in children if isinstance(child, InertObject)]
+        pending.extend(reversed(inner))
+    return module
+
+
+def attributes_of(node: InertObject) -> list[Mapping[Any, Any]]:
+    """Return the dicts of attributes of an object: its state, or a pair of a dict and the slots."""
+    state = node.state
+    parts = state[:_FEW] if isinstance(state, (tuple, list)) else (state,)
+    return [part for part in parts if isinstance(part, dict)]
+
+
+def _attributes(node: InertObject) -> Mapping[Any, Any] | None:
+    """Return the attributes of a module, from its state or from the call that makes it; None for another object."""
+    candidates = [*attributes_of(node), *(part for part in node.arguments[:_FEW] if isinstance(part, dict))]
+    return next((part for part in candidates if {"_parameters", "_modules"} <= part.keys()), None)
+
+
+def _unwrapped(node: InertObject) -> InertObject:
+    """Return the module inside the wrappers of torch."""
+    for _ in NAMES_IN_WRAPPERS:
+        attributes = _attributes(node)
+        name = NAMES_IN_WRAPPERS.get(node.kind.path)
+        inner = None if name is None or attributes is None else _mapping(attributes["_modules"]).get(name)
+        if not isinstance(inner, InertObject) or _attributes(inner) is None:
+            break
+        node = inner
+    return node
+
+
+def _add(
+    module: PickledModule, prefix: str, node: InertObject, attributes: Mapping[Any, Any], *, is_first: bool
+) -> None:
+    """Add the tensors, the layer and the other attributes of one module."""
+    name = prefix.removesuffix(".")
+    buffers = _mapping(attributes.get("_buffers"))
+    fleeting = _names(attributes.get("_non_persistent_buffers_set")) - {*_STATISTICS}
+    own = {**_mapping(attributes["_parameters"]), **buffers}
+    for key, value in own.items():
+        if isinstance(key, str) and value is not None and key not in fleeting:
+            module.tensors[prefix + key] = as_stored_tensor(value) or value
+    if not is_first:
+        module.again.add(name)
+        return
+    layer = _layer(node.kind.path, attributes, buffers) if buffers.keys() >= {*_STATISTICS} else None
+    if layer is not None:
+        module.layers[name] = layer
+    others = ((key, value) for key, value in attributes.items() if key not in _TREE)
+    module.attributes += [(f"{prefix}{key}", value) for key, value in others if isinstance(value, _CONTAINERS)]
+
+
+_CONTAINERS = (dict, list, tuple, InertObject)
+
+
+def _layer(kind: str, attributes: Mapping[Any, Any], buffers: Mapping[Any, Any]) -> StoredModule | None:
+    """Return what a layer says that has a place for running statistics; None for one that is no BN and has none."""
+    tracks = buffers["running_mean"] is not None and buffers["running_var"] is not None
+    normalises_samples = "instancenorm" in kind.rpartition(".")[2].lower()
+    if not tracks and (normalises_samples or "num_features" not in attributes):
+        return None
+    objection = None
+    if normalises_samples:
+        objection = f"is a {kind}, which normalises each sample by itself, not a BN layer"
+    elif not tracks:
+        objection = f"is a {kind} without running statistics: its output in eval mode depends on the batch"
+    training = attributes.get("training")
+    stated = {
+        name: attributes[name] for name in ("eps", "momentum") if _is_plausible(name, attributes.get(name, _MISSING))
+    }
+    return StoredModule(kind, training if isinstance(training, bool) else None, tracks, stated, objection)
+
+
+def _is_plausible(name: str, value: object) -> bool:
+    if name == "momentum" and value is None:
+        return True
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _mapping(value: object) -> Mapping[Any, Any]:
+    if isinstance(value, InertObject):
+        return value.items
+    return value if isinstance(value, dict) else {}
+
+
+def _names(value: object) -> set[str]:
+    """Return the names in a set, which older protocols write as a call with a list."""
+    if isinstance(value, InertObject):
+        value = value.arguments[0] if value.arguments else value.elements
+    return {name for name in value if isinstance(name, str)} if isinstance(value, (list, tuple)) else set()
