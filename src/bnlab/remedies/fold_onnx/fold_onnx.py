@@ -5,26 +5,21 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from bnlab._version import __version__
 from bnlab.errors import (
     BnlabError,
     DamagedFile,
-    MissingPackage,
-    NotACheckpoint,
-    UnreadableFile,
     UsageError,
 )
 from bnlab.observe.files.onnx_model.batch_norm_layers import layer_name
 from bnlab.observe.files.onnx_model.constants import is_standard
-from bnlab.observe.files.onnx_model.scopes import subgraphs
 from bnlab.records import Change, Changes, LeftAlone, Measurement, Safety
 from bnlab.remedies.fold_onnx.batch_norm_node import BatchNormNode
 from bnlab.remedies.fold_onnx.chain import Fold
@@ -32,6 +27,7 @@ from bnlab.remedies.fold_onnx.cost import typed
 from bnlab.remedies.fold_onnx.inlining import inlined
 from bnlab.remedies.fold_onnx.inputs import checked_example
 from bnlab.remedies.fold_onnx.linear_node import is_linear
+from bnlab.remedies.fold_onnx.loading import MAX_BYTES, load_whole
 from bnlab.remedies.fold_onnx.pairs import plan
 from bnlab.remedies.fold_onnx.proof import Proof
 from bnlab.remedies.fold_onnx.run import EvaluationError
@@ -40,13 +36,12 @@ from bnlab.remedies.fold_onnx.sweep import Sweep
 from bnlab.remedies.refusal import Refusal
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto, TensorProto
+    from onnx import ModelProto, NodeProto
 
 __all__ = ["FoldedOnnx", "fold_onnx"]
 
 _TOLERANCES = {"bfloat16": 5e-2, "float16": 1e-2, "float32": 1e-4, "float64": 1e-9}
 _MAX_SHARE_OF_DIFFERENT_VALUES = 1e-3
-_MAX_BYTES = (1 << 31) - 1
 _MAX_PASSES = 4
 _MAX_LINKS = 8
 _NO_BATCH_NORM = "the model has no BatchNormalization node: folded, or never there"
@@ -98,7 +93,7 @@ def fold_onnx(
     """
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise UsageError(f"{path}: tolerance must be above 0 and finite, got {tolerance!r}.")
-    model = _load(path)
+    model = load_whole(path)
     try:
         return _folded(model, path, example, tolerance)
     except BnlabError:
@@ -243,6 +238,7 @@ class _Folding:
         condition = f"it were {fold.outcome}"
         if self.proof is None:
             raise Refusal("nothing can prove a fold")
+        self.proof.run_the_original()
         try:
             error = self.proof.of_fold(fold, bn, scope, constants)
         except EvaluationError as err:
@@ -261,75 +257,6 @@ class _Folding:
             self.measurements.append(Measurement(name, _LARGEST_ERROR, error, _UNIT))
         if whole is not None:
             self.measurements.append(Measurement(None, _LARGEST_ERROR, whole, _UNIT))
-
-
-def _load(path: Path) -> ModelProto:
-    """Read a model with all its weights."""
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError
-    except ImportError:
-        raise MissingPackage(
-            f"{path}: model must be readable without the onnx package, got an ONNX model. "
-            "Install it: pip install 'bnlab[onnx]'."
-        ) from None
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise NotACheckpoint(f"{path}: file must be an ONNX model, got a file larger than 2 GB.")
-        model = onnx.load(path, format="protobuf", load_external_data=False)
-    except OSError as err:
-        reason = (err.strerror or str(err)).lower()
-        raise UnreadableFile(f"{path}: file must be readable, got: {reason}.") from None
-    except DecodeError:
-        raise DamagedFile(f"{path}: file must be a whole ONNX model, got bytes that do not parse.") from None
-    if not model.graph.node:
-        raise NotACheckpoint(f"{path}: file must be an ONNX model, got one without a graph.")
-    if model.training_info:
-        raise UsageError(f"{path}: model must be made for inference, got one with a training graph.")
-    _embed(model, path)
-    return model
-
-
-def _embed(model: ModelProto, path: Path) -> None:
-    """Load weights from external files into the model, so the folded model needs no other file."""
-    import onnx.helper
-    from onnx.checker import ValidationError
-    from onnx.external_data_helper import load_external_data_for_tensor
-
-    total = model.ByteSize()
-    for tensor in _external(model):
-        size = math.prod(tensor.dims) * np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
-        total += size
-        if total > _MAX_BYTES:
-            raise UsageError(
-                f"{path}: model must be smaller than 2 GB with its external data, got more. "
-                "Fold the model in torch before it is exported."
-            )
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        if "length" not in entries:
-            tensor.external_data.add(key="length", value=str(size))
-        try:
-            load_external_data_for_tensor(tensor, os.fspath(path.parent))
-        except (OSError, ValueError, ValidationError):
-            tensor.ClearField("raw_data")
-        if len(tensor.raw_data) != size:
-            raise DamagedFile(
-                f"{path}: external data of {tensor.name!r} must be readable beside the model, "
-                f"got no such data in {entries.get('location', '?')!r}."
-            )
-        del tensor.external_data[:]
-        tensor.ClearField("data_location")
-
-
-def _external(model: ModelProto) -> Iterator[TensorProto]:
-    pending: list[Any] = [model.graph, *model.functions]
-    while pending:
-        scope = pending.pop()
-        tensors = [*getattr(scope, "initializer", ())]
-        for node in scope.node:
-            pending += subgraphs(node)
-            tensors += [tensor for attribute in node.attribute for tensor in (attribute.t, *attribute.tensors)]
-        yield from (tensor for tensor in tensors if tensor.external_data)
 
 
 def _defect(path: Path, err: Exception) -> str | None:
@@ -393,7 +320,7 @@ def _distinct(names: Iterable[str], taken: set[str]) -> list[str]:
 
 
 def _serialized(model: ModelProto, path: Path) -> bytes:
-    if model.ByteSize() > _MAX_BYTES:
+    if model.ByteSize() > MAX_BYTES:
         raise UsageError(
             f"{path}: model must be smaller than 2 GB when folded, got more. "
             "Fold the model in torch before it is exported."

@@ -42,19 +42,20 @@ _Plan = tuple[set[str], float]
 class Proof:
     """The results of the original model, with which every fold and the folded model are compared.
 
+    The original runs only for a fold that is possible: a model without one may be large.
+
     Attributes:
         notes: The checks that were not possible, with the reasons.
     """
 
     def __init__(self, model: ModelProto, example: Mapping[str, NDArray[Any]] | None, keep: Iterable[str]) -> None:
+        self._model: ModelProto | None = model
+        self._example = example
         self._outputs = [output.name for output in model.graph.output]
         self._keep = {*keep}
         self._runtimes: Sequence[Runtime] = runtimes()
         self._runs: list[tuple[Values, Values, float]] = []
         self.notes: list[str] = []
-        self._run_on_example(model, example)
-        if not self._runs:
-            self.notes.append("the whole model was not run: every fold was checked by itself, on made-up inputs")
 
     @property
     def covers_the_model(self) -> bool:
@@ -65,6 +66,25 @@ class Proof:
     def runtime(self) -> str:
         """What runs the models, for the receipt."""
         return self._runtimes[0].name
+
+    def run_the_original(self) -> None:
+        """Run the original on the example and on random inputs, once. Call this before the first fold changes it."""
+        if self._model is None:
+            return
+        model, example, self._model = self._model, self._example, None
+        started = time.monotonic()
+        if example is not None:
+            self._run_first(model, [{name: values.shape for name, values in example.items()}], example, example)
+        seconds = time.monotonic() - started
+        candidates = _candidates(model, example)
+        if seconds > _SLOW_SECONDS:
+            self.notes.append(f"not run on random inputs: the example alone took {seconds:.0f} s")
+        elif isinstance(candidates, str):
+            self.notes.append(f"no random inputs: {candidates}. Give an example")
+        else:
+            self._run_first(model, candidates, example, None)
+        if not self._runs:
+            self.notes.append("the whole model was not run: every fold was checked by itself, on made-up inputs")
 
     def of_fold(self, fold: Fold, bn: BatchNormNode, scope: Scope, constants: Mapping[str, NDArray[Any]]) -> float:
         """Return the largest error of a fold on the tensors that reach it in the original model.
@@ -118,21 +138,6 @@ class Proof:
         """Return whether an output is floating-point, so rounding may change it."""
         return all(is_floating(kept[output].dtype) for _, kept, _ in self._runs if output in kept)
 
-    def _run_on_example(self, model: ModelProto, example: Mapping[str, NDArray[Any]] | None) -> None:
-        """Run the original on the example and on random inputs."""
-        started = time.monotonic()
-        if example is not None:
-            self._run_first(model, [{name: values.shape for name, values in example.items()}], example, example)
-        seconds = time.monotonic() - started
-        if seconds > _SLOW_SECONDS:
-            self.notes.append(f"not run on random inputs: the example alone took {seconds:.0f} s")
-            return
-        candidates = _candidates(model, example)
-        if isinstance(candidates, str):
-            self.notes.append(f"no random inputs: {candidates}. Give an example")
-        else:
-            self._run_first(model, candidates, example, None)
-
     def _run_first(
         self,
         model: ModelProto,
@@ -180,9 +185,7 @@ class Proof:
                 continue
             self._runs.append((values, tensors, seconds + runtime.seconds))
             if self._keep - wanted:
-                self.notes.append(
-                    "every fold was checked by itself, on made-up inputs, for the tensors are large"
-                )
+                self.notes.append("every fold was checked by itself, on made-up inputs, for the tensors are large")
             if like is None and has_unknown_sides(model):
                 sizes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
                 self.notes.append(f"the file does not state every size of its inputs, run on {sizes}")

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import conv1d, conv2d, conv3d, conv_transpose2d, pad
 
 onnx = pytest.importorskip("onnx")
-from onnx import TensorProto, helper  # noqa: E402
+from onnx import helper  # noqa: E402
 from tests.unit.remedies.fold_onnx.samples import (  # noqa: E402
     KEYS,
     batch_norm,
@@ -122,12 +122,12 @@ def test_a_matrix_product_of_three_dimensions_has_its_channels_elsewhere(tmp_pat
     model, changes = folded(
         saved(tmp_path, [linear, bn_node()], tensors({"fc.weight": weight, **prefixed(values)}), (2, 4, 5))
     )
-    assert kinds(model) == ["MatMul", "Mul", "Add"]
+    assert model == onnx.load(tmp_path / "m.onnx")
     hidden = x.astype(np.float32) @ wide(weight).numpy()
     same(model, x, batch_norm(hidden, values))
     with pytest.raises(AssertionError):  # what folding along the last axis would give
         same(model, x, batch_norm(hidden.transpose(0, 2, 1), values).transpose(0, 2, 1))
-    assert "the output of MatMul is not known to have 2 dimensions" in changes.notes[0]
+    assert "axis 1 of the output of MatMul, which the BN normalises, is no output" in changes.left_alone[0].reason
 
 
 def test_a_chain_of_two(tmp_path):
@@ -169,15 +169,13 @@ def test_pairs_come_from_the_data_flow_not_from_the_order(tmp_path):
 def test_it_is_not_folded_across_a_relu(tmp_path):
     x, weight, values = normal(2, 3, 5, 5), normal(4, 3, 3, 3), parameters(4)
     model, changes = folded(saved(tmp_path, *conv_relu_bn(values, weight), (2, 3, 5, 5)))
-    assert kinds(model) == ["Conv", "Relu", "Mul", "Add"]
+    assert model == onnx.load(tmp_path / "m.onnx")  # a Mul and an Add would be one node more
     hidden = conv2d(wide(x), wide(weight)).numpy()
     same(model, x, batch_norm(np.maximum(hidden, 0), values))
     with pytest.raises(AssertionError):  # mmcv's answer
         same(model, x, np.maximum(batch_norm(hidden, values), 0))
-    assert [change.after for change in changes.changes] == ["Mul and Add"]
-    assert changes.notes == ("bn became Mul and Add: Relu feeds it; its output is an output of the graph",)
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    assert shapes == {"c.weight": (4, 3, 3, 3), "bn.scale": (4, 1, 1), "bn.shift": (4, 1, 1)}
+    assert changes.changes == changes.notes == ()
+    assert changes.left_alone[0].reason == "Relu feeds it; its output is an output of the graph"
 
 
 def test_a_producer_that_feeds_something_else_too_is_kept(tmp_path):
@@ -193,7 +191,7 @@ def test_a_producer_that_feeds_something_else_too_is_kept(tmp_path):
     same(model, x, hidden + batch_norm(hidden, values))
     with pytest.raises(AssertionError):  # torch.fx's answer: the other consumer gets the folded one
         same(model, x, 2 * batch_norm(hidden, values))
-    assert "the Conv that feeds it feeds another node too" in changes.notes[0]
+    assert "the Conv that feeds it feeds another node too" in changes.left_alone[0].reason
 
 
 def test_a_producer_whose_output_is_an_output_is_kept(tmp_path):
@@ -204,7 +202,7 @@ def test_a_producer_whose_output_is_an_output_is_kept(tmp_path):
     hidden = conv2d(wide(x), wide(weight)).numpy()
     same(model, x, hidden, "h")
     same(model, x, batch_norm(hidden, values))
-    assert "the output of the Conv that feeds it is an output of the graph" in changes.notes[0]
+    assert "the output of the Conv that feeds it is an output of the graph" in changes.left_alone[0].reason
 
 
 PADS_A_VALID_CONV = tuple(map(int, onnx.__version__.split(".")[:2])) < (1, 18)
@@ -259,30 +257,12 @@ def test_padding_behind_the_bn_is_zeros_after_it_not_before(tmp_path, padding):
     ]
     initializers = tensors({"c.weight": weight, **prefixed(values)})
     model, changes = folded(saved(tmp_path, nodes, initializers, (2, 4, 5, 5)))
-    assert kinds(model) == ["Relu", "Mul", "Add", "Conv"]
+    assert model == onnx.load(tmp_path / "m.onnx")
     normalised = torch.from_numpy(batch_norm(np.maximum(wide(x).numpy(), 0), values))
     ends = padding.get("pads", [1, 1, 1, 1])
     padded = pad(normalised, (ends[1], ends[3], ends[0], ends[2]))
     same(model, x, conv2d(padded, wide(weight)).numpy())
-    assert "the Conv behind it pads with zeros" in changes.notes[0]
-
-
-@pytest.mark.parametrize("shape", [(2, 4), (2, 4, 3), (2, 4, 3, 3), (2, 4, 3, 2, 2)])
-def test_a_lone_bn_becomes_mul_and_add_in_every_rank(tmp_path, shape):
-    x, values = normal(*shape), parameters(4)
-    model, _ = folded(saved(tmp_path, [bn_node("x")], tensors(prefixed(values)), shape))
-    assert kinds(model) == ["Mul", "Add"]
-    same(model, x, batch_norm(wide(x).numpy(), values))
-
-
-def test_without_a_known_rank_it_is_left_alone(tmp_path):
-    nodes = [helper.make_node("Reshape", ["x", "s"], ["h"]), bn_node()]
-    shape = info("s", ["n"], TensorProto.INT64)
-    path = saved(tmp_path, nodes, tensors(prefixed(parameters(4))), (2, 4, 3), inputs=[shape])
-    model, changes = folded(path, example={"x": normal(2, 4, 3), "s": np.array([2, 4, 3])})
-    assert kinds(model) == ["Reshape", "BatchNormalization"]
-    assert changes.changes == ()
-    assert "the number of dimensions of its input is not known" in changes.left_alone[0].reason
+    assert "the Conv behind it pads with zeros" in changes.left_alone[0].reason
 
 
 def lone(tmp_path, node, values=None, *, initializer=None, shape=(2, 4, 3, 3), **keywords):
@@ -308,7 +288,7 @@ def test_bn_in_training_mode_is_left_alone(tmp_path):
 
 
 def test_old_bn_that_is_not_for_testing_or_per_position_is_left_alone(tmp_path):
-    assert lone(tmp_path, bn_node(), opset=6) == "is_test is 0: it normalises by batch statistics"
+    assert lone(tmp_path, bn_node(is_test=0), opset=6) == "is_test is 0: it normalises by batch statistics"
     assert lone(tmp_path, bn_node(spatial=0), opset=8).startswith("spatial is 0")
 
 
@@ -330,17 +310,14 @@ def test_a_weight_that_is_computed_is_not_folded_into(tmp_path):
     model, changes = folded(
         saved(tmp_path, nodes, tensors({"w": normal(4, 3, 1, 1), **prefixed(values)}), (2, 3, 4, 4))
     )
-    assert kinds(model) == ["Neg", "Conv", "Mul", "Add"]
-    assert "'c.weight' is computed or fed when the model runs" in changes.notes[0]
+    assert model == onnx.load(tmp_path / "m.onnx")
+    assert "'c.weight' is computed or fed when the model runs" in changes.left_alone[0].reason
 
 
-def test_bfloat16_and_wrong_shapes_are_left_alone(tmp_path):
+def test_wrong_shapes_are_left_alone(tmp_path):
     wrong = tensors(prefixed({**parameters(4), "running_mean": np.zeros((4, 1))}))
     path = saved(tmp_path, [bn_node("x")], wrong, (2, 4, 3))
     assert "not all (C,)" in fold_onnx(path).changes.left_alone[0].reason
-    half = [helper.make_tensor(f"bn.{key}", TensorProto.BFLOAT16, (4,), [1.0] * 4) for key in KEYS]
-    path = saved(tmp_path, [bn_node("x")], half, (2, 4, 3), kind=TensorProto.BFLOAT16)
-    assert "bfloat16" in fold_onnx(path).changes.left_alone[0].reason
 
 
 def test_a_negative_variance_is_left_alone(tmp_path):
@@ -350,8 +327,11 @@ def test_a_negative_variance_is_left_alone(tmp_path):
 
 def test_epsilon_is_1e_5_where_the_node_has_none(tmp_path):
     x, values = normal(2, 4, 3), {**parameters(4), "running_var": np.full(4, 1e-5)}
-    node = helper.make_node("BatchNormalization", ["x", *(f"bn.{key}" for key in KEYS)], ["y"])
-    model, _ = folded(saved(tmp_path, [node], tensors(prefixed(values)), (2, 4, 3)))
+    node = helper.make_node("BatchNormalization", ["h", *(f"bn.{key}" for key in KEYS)], ["y"])
+    conv = helper.make_node("Conv", ["x", "c.weight"], ["h"])
+    initializers = tensors({"c.weight": np.eye(4)[:, :, None], **prefixed(values)})
+    model, _ = folded(saved(tmp_path, [conv, node], initializers, (2, 4, 3)))
+    assert kinds(model) == ["Conv"]
     same(model, x, batch_norm(wide(x).numpy(), values, eps=1e-5))
     with pytest.raises(AssertionError):
         same(model, x, batch_norm(wide(x).numpy(), values, eps=1e-3))

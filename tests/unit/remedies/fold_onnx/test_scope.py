@@ -134,11 +134,13 @@ def test_a_bn_inside_a_subgraph(tmp_path):
     same(model, x, batch_norm(conv2d(wide(x), wide(weight)).numpy(), values))
 
 
-def test_a_bn_inside_a_subgraph_with_parameters_outside_is_left_alone(tmp_path):
-    path = saved(tmp_path, *branch_of(parameters(3), normal(3, 3, 1, 1), inside=False), (2, 3, 5, 5))
-    model, changes = folded(path)
-    assert model == onnx.load(path)
-    assert changes.left_alone[0].reason == "its weight 'i.weight' lies outside the subgraph"
+def test_a_bn_inside_a_subgraph_with_weights_outside(tmp_path):
+    x, weight, values = normal(2, 3, 5, 5), normal(3, 3, 1, 1), parameters(3)
+    model, _ = folded(saved(tmp_path, *branch_of(values, weight, inside=False), (2, 3, 5, 5)))
+    inner = next(a.g for a in model.graph.node[0].attribute if a.name == "then_branch")
+    assert [node.op_type for node in inner.node] == ["Conv"]
+    assert names(model.graph.initializer) == ["yes"]
+    same(model, x, batch_norm(conv2d(wide(x), wide(weight)).numpy(), values))
 
 
 def test_a_bn_inside_a_function(tmp_path):

@@ -1,0 +1,99 @@
+"""Reads a whole ONNX model, with the weights from files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bnlab.errors import BnlabError, DamagedFile, MissingPackage, NotACheckpoint, UsageError
+from bnlab.observe.files.content import Content, open_content
+from bnlab.observe.files.onnx_model.external_data import ModelFile
+from bnlab.observe.files.onnx_model.scopes import subgraphs
+from bnlab.observe.files.onnx_model.tensor_values import number_of_values, tensor_values
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, TensorProto
+
+__all__ = ["MAX_BYTES", "load_whole"]
+
+MAX_BYTES = (1 << 31) - 1
+"""The largest protobuf message."""
+
+
+def load_whole(path: Path) -> ModelProto:
+    """Read a model with all its weights, so that it needs no other file.
+
+    Raises:
+        UsageError: If the model is larger than 2 GB, or has a training graph.
+        UnreadableFile, NotACheckpoint, DamagedFile: If a file cannot be read.
+        MissingPackage: If the onnx package is not installed.
+    """
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError:
+        raise MissingPackage(
+            f"{path}: model must be readable without the onnx package, got an ONNX model. "
+            "Install it: pip install 'bnlab[onnx]'."
+        ) from None
+    content = _opened(path)
+    if content.size > MAX_BYTES:
+        raise NotACheckpoint(f"{path}: file must be an ONNX model, got a file larger than 2 GB.")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content.read_at(0, content.size))
+    except DecodeError:
+        raise DamagedFile(f"{path}: file must be a whole ONNX model, got bytes that do not parse.") from None
+    if not model.graph.node:
+        raise NotACheckpoint(f"{path}: file must be an ONNX model, got one without a graph.")
+    if model.training_info:
+        raise UsageError(f"{path}: model must be made for inference, got one with a training graph.")
+    _embed(model, path)
+    return model
+
+
+def _opened(path: Path) -> Content:
+    try:
+        return open_content(path)
+    except BnlabError as err:
+        raise type(err)(f"{path}: {err}") from None
+
+
+def _embed(model: ModelProto, path: Path) -> None:
+    """Load weights from external files into the model."""
+    from onnx import helper, numpy_helper
+
+    file = ModelFile(path.parent)
+    total = model.ByteSize()
+    for tensor in _external(model):
+        try:
+            total += (
+                number_of_values(tensor.dims) * np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+            )
+            if total > MAX_BYTES:
+                raise UsageError(
+                    f"{path}: model must be smaller than 2 GB with its external data, got more. "
+                    "Fold the model in torch before it is exported."
+                )
+            values = tensor_values(tensor, file)
+        except DamagedFile as err:
+            raise DamagedFile(f"{path}: {err}") from None
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def _external(model: ModelProto) -> Iterator[TensorProto]:
+    pending: list[Any] = [model.graph, *model.functions]
+    while pending:
+        scope = pending.pop()
+        tensors = [*getattr(scope, "initializer", ())]
+        sparse = [*getattr(scope, "sparse_initializer", ())]
+        for node in scope.node:
+            pending += subgraphs(node)
+            for attribute in node.attribute:
+                tensors += [attribute.t, *attribute.tensors]
+                sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+        tensors += [part for tensor in sparse for part in (tensor.values, tensor.indices)]
+        yield from (tensor for tensor in tensors if tensor.external_data)
