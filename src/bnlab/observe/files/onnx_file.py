@@ -12,7 +12,7 @@ from bnlab.observe.files.content import Content, open_content
 from bnlab.observe.files.onnx_model.batch_norm_layers import layer_name, layer_of, name_in
 from bnlab.observe.files.onnx_model.constants import Allowance, Constants, is_standard
 from bnlab.observe.files.onnx_model.external_data import ModelFile
-from bnlab.observe.files.onnx_model.linear_weights import Linear, linear_of, read_weights
+from bnlab.observe.files.onnx_model.linear_weights import LINEAR, Linear, linear_of, read_weights
 from bnlab.observe.files.onnx_model.scopes import subgraphs, walk
 from bnlab.observe.files.onnx_model.skim import skim
 from bnlab.observe.graph_state import GraphState, UntrackedLayer, unique_names
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Constants", "layer_name", "looks_like_onnx", "read_onnx", "subgraphs"]
 
+_BATCH_NORM = "BatchNormalization"
 _LARGEST_PROTOBUF = 1 << 31
 _MAX_VALUES = 1 << 23
 """Values of all BN parameters together. A network has a hundredth of that."""
@@ -49,8 +50,8 @@ def read_onnx(path: Path, hyperparameters: Hyperparameters) -> Evidence:
     left_alone: list[tuple[str, str]] = []
     linear: list[Linear] = []
     nodes = 0
-    for node, scope in walk(model, constants):
-        if not is_standard(node, "BatchNormalization"):
+    for node, scope in walk(model, constants, LINEAR | {_BATCH_NORM}):
+        if not is_standard(node, _BATCH_NORM):
             if not nodes and (product := linear_of(node, scope)) is not None:
                 linear.append(product)
             continue

@@ -32,10 +32,10 @@ __all__ = ["Allowance", "Constants", "Place", "is_standard"]
 Values = tuple[str, NDArray[Any]]
 
 _STANDARD = ("", "ai.onnx")
-_SOURCES = ("Constant", "ConstantOfShape", "Identity")
+_CONSTANT_OPERATORS = frozenset({"Constant", "ConstantOfShape", "Identity", *OPERATORS})
 _MAX_STEPS = 64
 """Operators between an initializer and its use. No exporter writes more than a few."""
-_MAX_RENAMES = 256
+_MAX_RENAMES = 64
 _FLOAT, _INT64 = 1, 7
 
 
@@ -125,6 +125,7 @@ class Constants:
         self.nodes: dict[str, NodeProto] = {
             node.output[0]: node for node in scope.node if node.output and _may_be_constant(node)
         }
+        self._places: dict[str, tuple[Constants | None, str]] = {}
         # A name of this scope hides the same name outside. Only a subgraph has an outside.
         self.own_names = frozenset(_names(scope)) if around is not None else frozenset()
 
@@ -204,6 +205,11 @@ class Constants:
 
     def _before_renames(self, name: str) -> tuple[Constants | None, str]:
         """Return the scope that defines a tensor as a constant, with its name before Identity nodes."""
+        if name not in self._places:
+            self._places[name] = self._follow(name)
+        return self._places[name]
+
+    def _follow(self, name: str) -> tuple[Constants | None, str]:
         scope, root = self.defining(name)
         for _ in range(_MAX_RENAMES):
             node = None if scope is None or root in scope.tensors else scope.nodes.get(root)
@@ -298,9 +304,10 @@ _NUMBERS: Mapping[str, tuple[str, type[np.generic], int]] = {
 
 
 def _may_be_constant(node: NodeProto) -> bool:
-    if node.op_type == "DequantizeLinear":
-        return node.domain in (*_STANDARD, "com.microsoft")
-    return is_standard(node, *_SOURCES, *OPERATORS)
+    operator = node.op_type
+    if operator not in _CONSTANT_OPERATORS:
+        return False
+    return node.domain in _STANDARD or (operator == "DequantizeLinear" and node.domain == "com.microsoft")
 
 
 def _names(scope: GraphProto | FunctionProto) -> Iterator[str]:

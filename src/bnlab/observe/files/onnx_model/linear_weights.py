@@ -21,11 +21,13 @@ from bnlab.observe.graph_state import LinearNode, unique_names
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
 
-__all__ = ["Linear", "linear_of", "read_weights"]
+__all__ = ["LINEAR", "Linear", "linear_of", "read_weights"]
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _PRODUCTS = ("Gemm", "MatMul")
 _FUSED = ("FusedConv", "FusedGemm", "FusedMatMul")  # onnxruntime writes them into an optimised model
+LINEAR = frozenset({*_CONVOLUTIONS, *_PRODUCTS, *_FUSED})
+"""The operators that `linear_of` reads."""
 _BIAS = 2
 """The position of the bias among the inputs."""
 _KEEP_AXES = ("Cast", "CastLike", "DequantizeLinear")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Scope", "subgraphs", "version_of", "walk"]
 
 _STANDARD = ("", "ai.onnx")
+_WITH_GRAPHS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 _MAX_NODES = 1_500_000
 _MAX_CALLS = 20_000
 _MAX_KEY_BYTES = 4096
@@ -71,8 +73,8 @@ class Scope:
         return by_input
 
 
-def walk(model: ModelProto, constants: Constants) -> Iterator[tuple[NodeProto, Scope]]:
-    """Yield every node with its scope, in the order of the graph, and those inside a node after it.
+def walk(model: ModelProto, constants: Constants, operators: AbstractSet[str]) -> Iterator[tuple[NodeProto, Scope]]:
+    """Yield nodes of some operators with their scopes, in the order of the graph, and those inside a node after it.
 
     The nodes of a function are yielded once for each call that passes it other constants. Functions without a call
     follow at the end.
@@ -80,11 +82,12 @@ def walk(model: ModelProto, constants: Constants) -> Iterator[tuple[NodeProto, S
     Args:
         model: The model.
         constants: The constants of its graph.
+        operators: The names of the operators.
 
     Raises:
         TooMuchWork: If there are more nodes or calls than any network has.
     """
-    yield from _Walk(model, constants).nodes()
+    yield from _Walk(model, constants).nodes(operators)
 
 
 class _Walk:
@@ -98,7 +101,7 @@ class _Walk:
         self.called: set[FunctionKey] = set()
         self.opset = version_of(model.opset_import)
 
-    def nodes(self) -> Iterator[tuple[NodeProto, Scope]]:
+    def nodes(self, operators: AbstractSet[str]) -> Iterator[tuple[NodeProto, Scope]]:
         """Yield the nodes of the graph, then those of functions that nothing calls."""
         left = _MAX_NODES
         starts = [Scope(self.model.graph, self.constants, self.opset)]
@@ -113,8 +116,11 @@ class _Walk:
                 left -= 1
                 if left < 0:
                     raise TooMuchWork(f"file must hold at most {_MAX_NODES:,} nodes, got more.")
-                yield node, scope
-                pending += [(inner, iter(inner.proto.node)) for inner in reversed(self._inside(node, scope))]
+                operator = node.op_type
+                if operator in operators:
+                    yield node, scope
+                if self.functions or operator in _WITH_GRAPHS or node.domain not in _STANDARD:
+                    pending += [(inner, iter(inner.proto.node)) for inner in reversed(self._inside(node, scope))]
 
     def _with_uncalled(self, starts: list[Scope]) -> Iterator[Scope]:
         """Yield these scopes and then the functions that no node of them called, each on its own."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BufferedReader
 
 from bnlab.errors import DamagedFile, TooMuchWork
 from bnlab.observe.files.content import Content
@@ -20,6 +19,8 @@ __all__ = ["skim"]
 _LARGE = 1 << 16
 """Bytes of a field that is left in the file. The parameters of a BN layer are smaller."""
 _MAX_FIELDS = 2_000_000
+_FIELDS_A_LOOK = 1 << 14
+_BLOCK = 1 << 16
 _MAX_BYTES = 1 << 28
 _MAX_DEPTH = 100  # that of protobuf's own parser
 _MAX_VARINT = 10
@@ -53,7 +54,7 @@ def skim(content: Content) -> bytes:
     """
     if content.size <= _LARGE:
         return content.read_at(0, content.size)
-    return b"".join(_Skimmer(content.stream()).message("model", 0, content.size, 0))
+    return b"".join(_Skimmer(content).message("model", 0, content.size, 0))
 
 
 @dataclass
@@ -76,14 +77,18 @@ class _Skimmer:
     """Copies messages without their large tensors.
 
     Attributes:
-        file: The file.
+        content: The file.
         fields: How many fields may still be looked at.
         bytes_left: How many bytes may still be copied.
+        block: A part of the file, in which fields are looked up.
+        block_start: Where it begins.
     """
 
-    file: BufferedReader
+    content: Content
     fields: int = _MAX_FIELDS
     bytes_left: int = _MAX_BYTES
+    block: bytes = b""
+    block_start: int = 0
 
     def message(self, kind: str, start: int, end: int, depth: int) -> list[bytes]:
         """Return the pieces of a message that lies between two offsets of the file."""
@@ -95,7 +100,7 @@ class _Skimmer:
             part = self._field(at, end)
             at = part.end
             if kind == "tensor" and part.number == _DATA_TYPE and part.wire_type == _VARINT:
-                data_type = self._varint(part.value, end)[0]
+                data_type = self._varint(part.value)[0]
             replaced = self._replaced(kind, part, data_type, depth)
             if replaced is not None:
                 pieces += [self._copy(copied, part.start), *replaced]
@@ -119,37 +124,44 @@ class _Skimmer:
         self.fields -= 1
         if self.fields < 0:
             raise _too_large()
-        key, value = self._varint(at, end)
-        number, wire_type = key >> 3, key & 7
+        if not self.fields % _FIELDS_A_LOOK:
+            self.content.budget.check_time()
+        key, value = self._varint(at)
+        wire_type = key & 7
         if wire_type == _VARINT:
-            after = self._varint(value, end)[1]
+            after = self._varint(value)[1]
         elif wire_type == _BYTES:
-            length, value = self._varint(value, end)
+            length, value = self._varint(value)
             after = value + length
         elif wire_type in _FIXED:
             after = value + _FIXED[wire_type]
         else:
             raise _no_message()
-        if after > end or number == 0:
+        if after > end or key < 8:
             raise _no_message()
-        return _Field(number, wire_type, at, value, after)
+        return _Field(key >> 3, wire_type, at, value, after)
 
-    def _varint(self, at: int, end: int) -> tuple[int, int]:
+    def _varint(self, at: int) -> tuple[int, int]:
         """Return a number of 7 bits a byte, the lowest first, and the offset behind it."""
-        self.file.seek(at)
+        index = at - self.block_start
+        if not 0 <= index <= len(self.block) - _MAX_VARINT:
+            self.block = self.content.read_at(at, max(0, min(_BLOCK, self.content.size - at)))
+            self.block_start, index = at, 0
+        byte = self.block[index] if index < len(self.block) else 0x80
+        if byte < 0x80:
+            return byte, at + 1
         number = 0
-        for index, byte in enumerate(self.file.read(min(_MAX_VARINT, end - at))):
-            number |= (byte & 0x7F) << (7 * index)
+        for shift, byte in enumerate(self.block[index : index + _MAX_VARINT]):
+            number |= (byte & 0x7F) << (7 * shift)
             if byte < 0x80:
-                return number, at + index + 1
+                return number, at + shift + 1
         raise _no_message()
 
     def _copy(self, start: int, end: int) -> bytes:
         self.bytes_left -= end - start
         if self.bytes_left < 0:
             raise _too_large()
-        self.file.seek(start)
-        return self.file.read(end - start)
+        return self.content.read_at(start, end - start)
 
 
 def _reference(part: _Field | None) -> bytes:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +23,7 @@ _FLOATING = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 _NO_NUMBERS = (0, 8)  # undefined, and strings
 _MAX_RANK = 64  # numpy has no more
 _EXTERNAL = 1
+_BYTE = 8
 _FIELDS = {
     **dict.fromkeys((1, 14), "float_data"),
     **dict.fromkeys((11, 15), "double_data"),
@@ -32,22 +36,43 @@ _PARTS = {14: 2, 15: 2}
 """Values in the field for one value of the tensor: a complex number has two."""
 
 
+@dataclass(frozen=True)
+class NumberType:
+    """How the values of a data type are stored.
+
+    Attributes:
+        dtype: The dtype of numpy or ml_dtypes.
+        bits: The bits of one value in a file.
+    """
+
+    dtype: np.dtype[Any]
+    bits: int
+
+
 def dtype_name(data_type: int) -> str:
     """Return the name of an ONNX data type: that of torch for the floating types BN computes in."""
     return _FLOATING.get(data_type, f"onnx type {data_type}")
 
 
-def holds_numbers(data_type: int) -> bool:
-    """Return whether numpy, with ml_dtypes, has a dtype for an ONNX data type."""
+@cache
+def number_type(data_type: int) -> NumberType | None:
+    """Return how the values of an ONNX data type are stored; None if it holds no numbers that numpy can hold."""
     from onnx import TensorProto, helper
 
     if data_type in _NO_NUMBERS or data_type not in TensorProto.DataType.values():
-        return False
+        return None
     try:
-        helper.tensor_dtype_to_np_dtype(data_type)
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(data_type))
     except KeyError:
-        return False
-    return True
+        return None
+    name = TensorProto.DataType.Name(data_type)
+    packed = (bits for ending, bits in _PACKED.items() if name.endswith(ending))
+    return NumberType(dtype, next(packed, dtype.itemsize * _BYTE))
+
+
+def holds_numbers(data_type: int) -> bool:
+    """Return whether numpy, with ml_dtypes, has a dtype for an ONNX data type."""
+    return number_type(data_type) is not None
 
 
 def number_of_values(dims: Sequence[int]) -> int:
@@ -70,20 +95,21 @@ def tensor_values(tensor: TensorProto, file: ModelFile) -> NDArray[Any]:
         ValueError: If the tensor does not hold the values that its dims promise, or values that are no numbers.
         DamagedFile: If its external data cannot be read.
     """
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, numpy_helper
 
-    if not holds_numbers(tensor.data_type):
+    kind = number_type(tensor.data_type)
+    if kind is None:
         raise ValueError(f"tensor {tensor.name!r} has the data type {tensor.data_type}, which holds no numbers")
-    dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-    count, bits = number_of_values(tensor.dims), _bits(tensor.data_type, dtype)
-    size = -(-count * bits // 8)
+    size = -(-number_of_values(tensor.dims) * kind.bits // _BYTE)
     if tensor.data_location == _EXTERNAL:
         content = file.span(tensor, size).read()
-        if bits >= 8:
-            return np.frombuffer(content, dtype=dtype).reshape(tensor.dims)
+        if kind.bits >= _BYTE:
+            return np.frombuffer(content, dtype=kind.dtype).reshape(tensor.dims)
         packed = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=content)
         return np.asarray(numpy_helper.to_array(packed))
-    _check_length(tensor, count, bits, size)
+    _check_length(tensor, kind, size)
+    if kind.bits >= _BYTE and tensor.HasField("raw_data") and sys.byteorder == "little":
+        return np.frombuffer(tensor.raw_data, dtype=kind.dtype).reshape(tensor.dims)
     return np.asarray(numpy_helper.to_array(tensor))
 
 
@@ -98,13 +124,12 @@ def value_parts(tensor: TensorProto, file: ModelFile, part: int) -> Iterator[tup
     Raises:
         ValueError, DamagedFile: As `tensor_values` does.
     """
-    from onnx import helper
-
-    if tensor.data_location != _EXTERNAL:
+    kind = number_type(tensor.data_type)
+    if tensor.data_location != _EXTERNAL or kind is None:
         values = tensor_values(tensor, file).reshape(-1)
         yield from ((start, values[start : start + part]) for start in range(0, values.size, part))
         return
-    dtype, count = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)), number_of_values(tensor.dims)
+    dtype, count = kind.dtype, number_of_values(tensor.dims)
     span = file.span(tensor, count * dtype.itemsize)
     for start in range(0, count, part):
         size = min(part, count - start)
@@ -132,22 +157,13 @@ def dense(tensor: SparseTensorProto, file: ModelFile) -> NDArray[Any]:
     return flat.reshape(shape)
 
 
-def _bits(data_type: int, dtype: np.dtype[Any]) -> int:
-    """Return the bits of one value: those of 2 and 4 bits are packed."""
-    from onnx import TensorProto
-
-    name = TensorProto.DataType.Name(data_type)
-    return next((bits for ending, bits in _PACKED.items() if name.endswith(ending)), dtype.itemsize * 8)
-
-
-def _check_length(tensor: TensorProto, count: int, bits: int, size: int) -> None:
+def _check_length(tensor: TensorProto, kind: NumberType, size: int) -> None:
     """Refuse a tensor that holds more or fewer values than its dims, before they are converted."""
     if tensor.HasField("raw_data"):
         stored, needed = len(tensor.raw_data), size
     else:
         stored = len(getattr(tensor, _FIELDS.get(tensor.data_type, "int32_data")))
-        needed = count * _PARTS.get(tensor.data_type, 1)
-        if bits < 8:
-            needed = size
+        count = number_of_values(tensor.dims) * _PARTS.get(tensor.data_type, 1)
+        needed = count if kind.bits >= _BYTE else size
     if stored != needed:
         raise ValueError(f"tensor {tensor.name!r} must hold the values its dims promise, got others")
