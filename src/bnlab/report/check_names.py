@@ -19,6 +19,8 @@ CHECK_NAMES: Mapping[str, str] = {
     "BN112": "CounterMismatch",
     "BN113": "ZeroVariance",
     "BN114": "DenormalValues",
+    "BN115": "StoredStatisticsIgnored",
+    "BN116": "NonFiniteFoldedWeights",
     "BN201": "BiasBeforeBatchNorm",
     "BN202": "MomentumIsDecay",
     "BN203": "MomentumZero",
