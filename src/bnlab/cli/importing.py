@@ -108,11 +108,14 @@ def _module_in(file: Path) -> ModuleType:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        OSError: If it is no regular file, but a pipe for example, from which Python would wait for a program.
     """
     loaded = _loaded(file)
     if loaded is not None:
         return loaded
     if not file.is_file():
+        if file.exists():
+            raise OSError(f"{file.name} in {file.parent} is a folder, pipe or device")
         raise FileNotFoundError(f"no file {file.name} in {file.parent}")
     name = _package_of(file)[1]
     if name not in sys.modules and all(part.isidentifier() for part in name.split(".")):

@@ -1,5 +1,6 @@
 """Files and modules are imported as their code expects, and nothing of it stays behind but the folder at the end."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -144,3 +145,10 @@ def test_what_the_code_prints_does_not_go_to_stdout(folder, capsys):
     write(folder / "net.py", "print('imported')\ndef build(): print('built')\n")
     import_spec("net.py:build", call=True)
     assert tuple(capsys.readouterr()) == ("", "imported\nbuilt\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_a_pipe_is_not_read_as_a_program(tmp_path):
+    os.mkfifo(tmp_path / "pipe.py")
+    with pytest.raises(OSError, match=r"pipe\.py in .* is a folder, pipe or device"):
+        import_spec(f"{tmp_path / 'pipe.py'}:build", call=True)
