@@ -72,6 +72,19 @@ class Span:
         """
         return self.source.read_at(self.start, self.size)
 
+    def read_at(self, start: int, size: int) -> bytes:
+        """Return the bytes from `start` on, exactly `size` of them.
+
+        Raises:
+            ValueError: If they reach beyond the span.
+            DamagedFile: If the file became shorter since it was opened.
+        """
+        return self.part(start, size).read()
+
+    def stream(self) -> io.BufferedReader:
+        """Return the span as a binary stream of its own, at its beginning."""
+        return io.BufferedReader(_Stream(self), _BUFFER_BYTES)
+
 
 @dataclass(frozen=True)
 class _Memory:
@@ -155,9 +168,9 @@ class _Part(Content):
 
 
 class _Stream(io.RawIOBase):
-    """A file as a stream that ends where the file ended when it was opened."""
+    """A file, or a part of it, as a stream that ends where the file ended when it was opened."""
 
-    def __init__(self, content: Content) -> None:
+    def __init__(self, content: Content | Span) -> None:
         self._content = content
         self._at = 0
 
