@@ -26,7 +26,8 @@ from bnlab.observe.metric import Measured, Metric, measured
 from bnlab.observe.passes.calling import Forward, require_forward
 from bnlab.observe.passes.kept_batches import KeptBatches, MaxBatches, require_data
 from bnlab.observe.passes.offloaded import values_at_hand
-from bnlab.observe.passes.subject import random_numbers_kept, untouched
+from bnlab.observe.passes.snapshot import all_or_nothing, random_numbers_kept
+from bnlab.observe.passes.subject import untouched
 from bnlab.observe.programs.opened import is_program, opened
 from bnlab.observe.wrappers import unwrapped
 from bnlab.progress import reporting
@@ -170,15 +171,12 @@ def _repaired(
     if dry_run or not planned.layers:
         return Receipt(model, planned.record(before, is_plan=dry_run), lambda: None)
     attempt = _Attempt(model, planned, _material(inputs, before), before, inputs)
-    try:
+    with all_or_nothing(model):
         attempt.apply()
         after = check_with(model, settings, inputs=inputs) if attempt.kept else before
         recheck = _recheck(before, after)
         if recheck.after.errors and any(name in recheck.appeared for name in _errors(after)):
             attempt.take_back("the checks found an error that was not there before")
-    except BaseException:
-        attempt.take_back("")
-        raise
     return attempt.receipt(recheck)
 
 
@@ -367,9 +365,8 @@ class _Attempt:
         """Undo every remedy that was kept."""
         while self.kept:
             self.kept.pop().undo()
-        if why:
-            self._metric_rejected = self._metric_kept
-            self._notes.append(f"everything was taken back: {why}")
+        self._metric_rejected = self._metric_kept
+        self._notes.append(f"everything was taken back: {why}")
 
     def receipt(self, recheck: Recheck) -> Receipt:
         """Return the receipt of the remedies that were kept, or of all that were tried if none was kept."""

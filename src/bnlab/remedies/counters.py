@@ -73,7 +73,7 @@ def new_counters(layers: Mapping[str, _BatchNorm], recalibrated: Collection[str]
 
 @torch.no_grad()
 def write_counters(layers: Mapping[str, _BatchNorm], new: Mapping[str, int]) -> WrittenCounters:
-    """Write the counters of layers. If an error is raised, every counter keeps its value.
+    """Write the counters of layers, within a block of `all_or_nothing`.
 
     Args:
         layers: The layers by path.
@@ -97,12 +97,8 @@ def write_counters(layers: Mapping[str, _BatchNorm], new: Mapping[str, int]) -> 
             for path, (before, _) in changed.items():
                 _existing(layers, path).fill_(before)
 
-    try:
-        for path, (_, value) in changed.items():
-            _existing(layers, path).fill_(value)
-    except BaseException:
-        restore()
-        raise
+    for path, (_, value) in changed.items():
+        _existing(layers, path).fill_(value)
     return WrittenCounters(require_unchanged, restore, changed)
 
 

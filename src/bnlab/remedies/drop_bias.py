@@ -16,6 +16,7 @@ from bnlab.observe.evidence import Floats
 from bnlab.observe.passes.batches import batches_of
 from bnlab.observe.passes.calling import Forward
 from bnlab.observe.passes.executed_graph import execute
+from bnlab.observe.passes.snapshot import all_or_nothing
 from bnlab.observe.passes.subject import untouched, usage_error_unless
 from bnlab.observe.structure import executions
 from bnlab.records import Change, Changes, DiagnosisRecord, Finding, LeftAlone, Measurement
@@ -61,15 +62,11 @@ class DropBias(Remedy):
             new = {
                 path: _without_bias(chosen[path], pair.bias) for path, pair in pairs.items() if pair.keeps_statistics
             }
-        written = write_statistics(chosen, new)
-        for pair in pairs.values():
-            pair.producer.bias = None  # type: ignore[assignment]
-        undo = _undo_function(pairs, written.undo)
-        try:
+        with all_or_nothing(model):
+            written = write_statistics(chosen, new)
+            for pair in pairs.values():
+                pair.producer.bias = None  # type: ignore[assignment]
             largest_error = _checked_error(before, _outputs(model, example, material.forward))
-        except BaseException:
-            undo()
-            raise
         changes = [
             change
             for path, pair in pairs.items()
@@ -86,7 +83,7 @@ class DropBias(Remedy):
             left_alone=tuple(left_alone),
             measurements=(Measurement(None, "largest error", largest_error, "of the largest output"),),
         )
-        return Receipt(model, record, undo)
+        return Receipt(model, record, _undo_function(pairs, written.undo))
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from bnlab.observe.passes.calling import Batch, Forward, require_forward, run_ba
 from bnlab.observe.passes.kept_batches import is_count, require_data
 from bnlab.observe.passes.offloaded import values_at_hand
 from bnlab.observe.passes.pooling import Estimator, Pooling, pool
+from bnlab.observe.passes.snapshot import all_or_nothing
 from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.observe.programs.opened import opened
 from bnlab.observe.wrappers import path_inside, unwrapped
@@ -306,14 +307,11 @@ def _recalibrated(
     unused = [LeftAlone(path, "never ran on these batches") for path in chosen if path not in pooling.layers]
     new = {path: (pooled.mean, pooled.var(settings.estimator)) for path, pooled in pooling.layers.items()}
     old = {path: stored_statistics(chosen[path]) for path in new}
-    written = write_statistics(chosen, new)
-    try:
+    with all_or_nothing(real):
+        written = write_statistics(chosen, new)
         counted = _counted_layers(real, unused, ran)
         numbers = {} if settings.keep_counters else new_counters(counted, new.keys(), pooling.batches)
         counters = write_counters(counted, numbers)
-    except BaseException:
-        written.undo()
-        raise
 
     def undo() -> None:
         counters.require_unchanged()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from torch import nn
 
+from bnlab.observe.passes.snapshot import all_or_nothing
 from bnlab.records import Changes
 from bnlab.report.text.receipt import render_changes
 
@@ -32,8 +34,10 @@ class Receipt:
             UsageError: If something changed the same parts of the model later. Nothing is undone then.
         """
         if self._undo is not None:
-            self._undo()
-            self._undo = None
+            # the receipt of a program holds that of a model, which protects the model
+            with all_or_nothing(self.model) if hasattr(self.model, "modules") else nullcontext():
+                self._undo()
+                self._undo = None
         return self.model
 
     def __str__(self) -> str:

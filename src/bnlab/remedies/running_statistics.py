@@ -30,7 +30,7 @@ class WriteResult:
 
 
 def write_statistics(layers: Mapping[str, _BatchNorm], new: Mapping[str, tuple[Floats, Floats]]) -> WriteResult:
-    """Write new running statistics into the buffers of layers. If an error is raised, every buffer keeps its values.
+    """Write new running statistics into the buffers of layers, within a block of `all_or_nothing`.
 
     Args:
         layers: The layers by path. Each must keep running statistics.
@@ -48,13 +48,8 @@ def write_statistics(layers: Mapping[str, _BatchNorm], new: Mapping[str, tuple[F
         _require_writable(path, buffer)
     before = [buffer.detach().clone() for _, buffer, _ in targets]
     clipped: dict[str, int] = {}
-    try:
-        for path, buffer, value in targets:
-            clipped[path] = clipped.get(path, 0) + _write(buffer, value)
-    except BaseException:
-        for (_, buffer, _), old in zip(targets, before, strict=True):
-            _copy(buffer, old)
-        raise
+    for path, buffer, value in targets:
+        clipped[path] = clipped.get(path, 0) + _write(buffer, value)
     written = {path: [buffer.detach().clone() for buffer in _buffers(layers[path])] for path in new}
 
     def undo() -> None:

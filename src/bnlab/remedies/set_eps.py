@@ -10,6 +10,7 @@ from typing_extensions import override
 from bnlab._version import __version__
 from bnlab.errors import UsageError
 from bnlab.observe.discover import batch_norm_layers
+from bnlab.observe.passes.snapshot import all_or_nothing
 from bnlab.records import Change, Changes, DiagnosisRecord, Finding
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan
@@ -46,10 +47,10 @@ class SetEps(Remedy):
         if missing:
             raise UsageError(f"set-eps: eps of {missing[0]} must be known, got none.")
         old = {path: layer.eps for path, layer in chosen.items()}
-        changes = []
-        for path, layer in chosen.items():
-            layer.eps = material.eps[path]
-            changes.append(Change(path, "eps", f"{old[path]:g}", f"{layer.eps:g}"))
+        changes = [Change(path, "eps", f"{eps:g}", f"{material.eps[path]:g}") for path, eps in old.items()]
+        with all_or_nothing(model):
+            for path, layer in chosen.items():
+                layer.eps = material.eps[path]
 
         def undo() -> None:
             for path, layer in chosen.items():

@@ -11,6 +11,7 @@ from bnlab._version import __version__
 from bnlab.conventions import LARGE_MOMENTUM, momentum_from_decay
 from bnlab.errors import UsageError
 from bnlab.observe.discover import batch_norm_layers
+from bnlab.observe.passes.snapshot import all_or_nothing
 from bnlab.records import Change, Changes, DiagnosisRecord, Finding
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan, record_of
@@ -43,9 +44,10 @@ class SetMomentum(Remedy):
             if layer.momentum is not None
         }
         changes = []
-        for path, (layer, decay) in decays.items():
-            layer.momentum = momentum_from_decay(decay)
-            changes.append(Change(path, "momentum", f"{decay:g}", f"{layer.momentum:g}"))
+        with all_or_nothing(model):
+            for path, (layer, decay) in decays.items():
+                layer.momentum = momentum_from_decay(decay)
+                changes.append(Change(path, "momentum", f"{decay:g}", f"{layer.momentum:g}"))
 
         def undo() -> None:
             for path, (layer, decay) in decays.items():

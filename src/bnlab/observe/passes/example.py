@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bnlab.errors import UsageError
 from bnlab.observe.passes.calling import Batch
-from bnlab.observe.passes.subject import random_numbers_kept
+from bnlab.observe.passes.snapshot import random_numbers_kept
 from bnlab.wording import error_line
 
 __all__ = ["example_of"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from bnlab.observe.discover import any_batch_norm
 from bnlab.observe.passes.sharded import gathered
+from bnlab.uninterrupted import restores
 
 __all__ = ["has_hooks_of_accelerate", "values_at_hand"]
 
@@ -20,7 +21,7 @@ def has_hooks_of_accelerate(model: nn.Module) -> bool:
     return any(hasattr(module, "_hf_hook") for module in model.modules())
 
 
-@contextmanager
+@restores
 def values_at_hand(model: nn.Module) -> Iterator[None]:
     """Hold the parameters and buffers of offloaded BN layers in the layers inside the block.
 

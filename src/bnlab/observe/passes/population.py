@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from bnlab.nn.base import BatchNormBase
 from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import ModelLayer
 from bnlab.observe.passes.modes import kept_in_mode
+from bnlab.uninterrupted import restores
 
 __all__ = [
     "Statistics",
@@ -103,7 +104,7 @@ def _withheld_while_running(layer: _BatchNorm) -> list[RemovableHandle]:
     return [layer.register_forward_pre_hook(withhold), layer.register_forward_hook(give_back, always_call=True)]
 
 
-@contextmanager
+@restores
 def impose_batch_statistics(model: nn.Module) -> Iterator[None]:
     """Make every BN layer normalise with the statistics of its batch, in either mode.
 
@@ -129,7 +130,7 @@ def _restore(layer: _BatchNorm, training: bool, statistics: Mapping[str, Tensor 
         setattr(layer, name, value)
 
 
-@contextmanager
+@restores
 def impose_statistics(statistics: Statistics) -> Iterator[None]:
     """Make BN layers in eval mode normalise with the means and variances in `statistics`.
 
@@ -149,7 +150,7 @@ def _tensors(layer: _BatchNorm, mean: Floats, var: Floats) -> tuple[Tensor, Tens
     return torch.from_numpy(mean).to(like), torch.from_numpy(var).to(like)
 
 
-@contextmanager
+@restores
 def _replaced(replacements: Mapping[_BatchNorm, tuple[Tensor, Tensor]]) -> Iterator[None]:
     withheld = [(layer, layer.running_mean, layer.running_var) for layer in replacements]
     try:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
+
+from bnlab.uninterrupted import restores
 
 __all__ = ["gathered"]
 
@@ -15,7 +17,7 @@ _CHANGED = ("_auto_reshard_after_forward", "post_forward_mesh_info", "reshard_af
 """What the two setters of FSDP change. FSDP has no getters."""
 
 
-@contextmanager
+@restores
 def gathered(model: nn.Module) -> Iterator[None]:
     """Keep the parameters of a model whole inside the block. Every process that holds a part must run the block.
 

@@ -32,6 +32,7 @@ from bnlab.observe.programs.shared_modules import (
     dropout_module,
     filter_module,
 )
+from bnlab.uninterrupted import restores
 from bnlab.wording import counted, enumerated
 
 __all__ = ["OpenedProgram", "is_program", "opened", "require_modules"]
@@ -71,7 +72,7 @@ def is_program(target: object) -> bool:
     return exported is not None and isinstance(target, exported.ExportedProgram)
 
 
-@contextmanager
+@restores
 def opened(target: Any) -> Iterator[OpenedProgram]:  # noqa: ANN401
     """Yield a target as a model whose BN layers are modules.
 

@@ -16,6 +16,7 @@ from bnlab.observe.passes.batches import batches_of
 from bnlab.observe.passes.calling import Batch, Forward, require_forward
 from bnlab.observe.passes.example import example_of
 from bnlab.observe.passes.executed_graph import execute
+from bnlab.observe.passes.snapshot import all_or_nothing
 from bnlab.observe.passes.subject import untouched, usage_error_unless
 from bnlab.observe.wrappers import unwrapped
 from bnlab.records import Changes, Safety
@@ -91,7 +92,7 @@ def convert(
     steps = plan_all(selected, lambda path, layer: plan_conversion(path, layer, target, ranks.get(path))).values()
     changes = [change for step in steps for change in step.changes()]
     left_alone = []
-    with UndoStack() as undo:
+    with all_or_nothing(model), UndoStack() as undo:
         for step in steps:
             undo.push(step.layer, step.apply())
         if fuse:

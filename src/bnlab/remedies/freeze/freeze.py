@@ -16,6 +16,7 @@ from bnlab.errors import UsageError
 from bnlab.nn.base import BatchNormBase
 from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
 from bnlab.observe.discover import batch_norm_layers
+from bnlab.observe.passes.snapshot import all_or_nothing
 from bnlab.records import Change, Changes, DiagnosisRecord, Finding, LeftAlone, Safety
 from bnlab.remedies._frozen_state import (
     FrozenFrom,
@@ -134,9 +135,9 @@ def freeze(
             _thaw(path, layer, undo)
         _freeze(path, layer, switches, steps.get(path), undo)
 
-    receipt = _changed(model, "freeze", chosen, todo, change_layer, left_alone, notes)
-    if switches.affine:
-        for layer in todo.values():
+    with all_or_nothing(model):
+        receipt = _changed(model, "freeze", chosen, todo, change_layer, left_alone, notes)
+        for layer in todo.values() if switches.affine else ():
             for parameter in affine_parameters(layer).values():
                 parameter.grad = None
     return receipt
@@ -168,7 +169,8 @@ def unfreeze(model: nn.Module, *, layers: Iterable[str] | None = None) -> Receip
         for path, layer in selected.items()
         if path not in todo
     ]
-    return _changed(model, "unfreeze", todo, todo, _thaw, left_alone, ())
+    with all_or_nothing(model):
+        return _changed(model, "unfreeze", todo, todo, _thaw, left_alone, ())
 
 
 def _changed(
@@ -182,10 +184,10 @@ def _changed(
 ) -> Receipt:
     """Change layers, all or none, and return the receipt."""
     before = {path: _state(layer) for path, layer in chosen.items()}
-    with UndoStack() as undo:
-        for path, layer in todo.items():
-            change_layer(path, layer, undo)
-        undo.seal()
+    undo = UndoStack()
+    for path, layer in todo.items():
+        change_layer(path, layer, undo)
+    undo.seal()
     changes = [
         Change(path, what, old, new)
         for path, layer in chosen.items()

@@ -1,0 +1,253 @@
+"""Takes a snapshot of a model and of the settings of the process, and restores both."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from bnlab.nn.base import BatchNormBase
+from bnlab.uninterrupted import SignalsHeld, finishes, signals_wait
+
+__all__ = ["Snapshot", "Untouched", "all_or_nothing", "random_numbers_kept"]
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Snapshot:
+    """The state of a model: classes, modes, attributes, submodules, hooks, buffers, and parameters with gradients.
+
+    Values of buffers and gradients are copied. Parameters and other attributes are kept by reference.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = [_ModuleState(module) for module in model.modules()]
+        parameters = [parameter for parameter in model.parameters() if _has_values(parameter)]
+        self._parameters = [_ParameterState(parameter) for parameter in parameters]
+        counts = [module.skipped_batches for module in model.modules() if isinstance(module, BatchNormBase)]
+        tensors = [*model.buffers(), *counts, *(p.grad for p in parameters if p.grad is not None)]
+        self._values = [(tensor, tensor.detach().clone()) for tensor in tensors if _has_values(tensor)]
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """The devices of the buffers."""
+        return {tensor.device for tensor, _ in self._values}
+
+    @finishes
+    def restore(self) -> None:
+        """Restore the model. One failure does not stop the other restorations."""
+        with torch.no_grad(), ExitStack() as restoring:
+            for tensor, value in self._values:
+                restoring.callback(_restore_values, tensor, value)
+            for parameter in reversed(self._parameters):
+                restoring.callback(parameter.restore)
+            for module in reversed(self._modules):
+                restoring.callback(module.restore)
+
+    @contextmanager
+    def with_hooks(
+        self, modules: Collection[nn.Module], register: Callable[[nn.Module], torch.utils.hooks.RemovableHandle]
+    ) -> Iterator[None]:
+        """Register a hook on some modules for the duration of a block, in which it is part of the snapshot."""
+        states = [state for state in self._modules if state.module in modules]
+        with ExitStack() as removing:
+            for state in states:
+                removing.callback(state.take_hooks)
+                removing.callback(register(state.module).remove)
+                state.take_hooks()
+            yield
+
+
+class Untouched(AbstractContextManager[None]):
+    """A block after which a model and the process are as the snapshot shows them, also if the block is interrupted.
+
+    Random numbers continue as if the block had not run, and settings of torch that a forward may change return: the
+    default dtype, the number of threads, deterministic algorithms, the precision of matrix products, and whether
+    gradients are recorded. No code of a model is compiled in the block, because hooks and layers that come and go would
+    make it compile again and again.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._held = SignalsHeld()
+        self._restoring = ExitStack()
+
+    def __enter__(self) -> None:
+        try:
+            self._held.__enter__()
+            self._begin()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
+    @finishes
+    def _begin(self) -> None:
+        self._restoring.enter_context(random_numbers_kept(self._snapshot.devices))
+        self._restoring.enter_context(torch.compiler.set_stance("force_eager"))
+        for restore in _settings_of_torch():
+            self._restoring.callback(restore)
+        self._restoring.callback(self._snapshot.restore)
+
+    @finishes
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._restoring.close()
+        finally:
+            self._held.__exit__(kind, error, trace)
+
+
+class all_or_nothing(AbstractContextManager[None]):  # noqa: N801 - reads as a function, like contextlib.suppress
+    """A block that changes a model completely, or not at all if it raises or is interrupted.
+
+    Args:
+        model: The model that the block changes.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._held = SignalsHeld()
+        self._model = model
+
+    def __enter__(self) -> None:
+        try:
+            self._held.__enter__()
+            self._snapshot = Snapshot(self._model)
+        except BaseException:
+            self._held.__exit__(None, None, None)
+            raise
+
+    @finishes
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is not None or signals_wait():
+                self._snapshot.restore()
+        finally:
+            self._held.__exit__(kind, error, trace)
+
+
+@contextmanager
+def random_numbers_kept(devices: Collection[torch.device] = ()) -> Iterator[None]:
+    """Restore the random number generators when the block ends, also those of the CUDA devices in `devices`."""
+    indices = sorted({device.index or 0 for device in devices if device.type == "cuda"})
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - models draw from the global one
+    with torch.random.fork_rng(devices=indices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _settings_of_torch() -> list[Callable[[], object]]:
+    """Return functions that restore the settings of torch that a forward may change."""
+    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    threads = torch.get_num_threads()
+
+    def restore_threads() -> None:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+    def restore_algorithms() -> None:
+        now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        if now != (is_deterministic, only_warns):
+            torch.use_deterministic_algorithms(is_deterministic, warn_only=only_warns)
+
+    def restore_precision() -> None:
+        if torch.get_float32_matmul_precision() != precision:
+            torch.set_float32_matmul_precision(precision)
+
+    return [
+        partial(torch.set_default_dtype, dtype),
+        partial(torch.set_grad_enabled, torch.is_grad_enabled()),
+        *(restore_threads, restore_algorithms, restore_precision),
+    ]
+
+
+def _restore_values(tensor: Tensor, value: Tensor) -> None:
+    if tensor.shape != value.shape:  # the observers of quantization resize their buffers in place
+        tensor.resize_(value.shape)
+    if not _has_same_bits(tensor, value):  # a copy would invalidate a graph of autograd that has saved the tensor
+        tensor.copy_(value)
+
+
+def _has_same_bits(left: Tensor, right: Tensor) -> bool:
+    """Return whether two tensors hold the same bits: 0.0 and -0.0 differ, and a NaN equals itself."""
+    if left.layout != torch.strided or left.is_quantized:
+        return torch.equal(left, right)
+    left, right = (torch.view_as_real(side.resolve_conj()) if side.is_complex() else side for side in (left, right))
+    bits = _INTEGERS.get(left.element_size())
+    return bits is not None and torch.equal(left.view(bits), right.view(bits))
+
+
+def _has_values(tensor: Tensor) -> bool:
+    return not (is_lazy(tensor) or tensor.is_meta)
+
+
+class _ModuleState:
+    """The class and the attributes of a module, and the contents of its dicts."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._kind, self._training = type(module), module.training
+        self._attributes = _attributes(module)
+        self._contents = _contents(module)
+
+    def take_hooks(self) -> None:
+        """Make the hooks that the module has now part of the snapshot."""
+        self._contents = _contents(self.module)
+
+    def restore(self) -> None:
+        """Restore the class, the attributes and the dicts."""
+        if type(self.module) is not self._kind:
+            self.module.__class__ = self._kind
+        for name in _attributes(self.module).keys() - self._attributes.keys():
+            del vars(self.module)[name]
+        vars(self.module).update(self._attributes)
+        for name, container, content in self._contents:
+            container.clear()
+            container.update(content)
+            vars(self.module)[name] = container
+        if self.module.training != self._training:  # `training` of a ScriptModule is not in vars()
+            self.module.training = self._training
+
+
+class _ParameterState:
+    """The values, requires_grad and gradient of a parameter, by reference."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self._parameter = parameter
+        self._data, self._grad = parameter.data, parameter.grad
+        self._requires_grad = parameter.requires_grad
+
+    def restore(self) -> None:
+        """Restore the values, requires_grad and the gradient."""
+        if self._parameter.data_ptr() != self._data.data_ptr():
+            self._parameter.data = self._data
+        if self._parameter.requires_grad != self._requires_grad:
+            self._parameter.requires_grad_(self._requires_grad)
+        if self._parameter.grad is not self._grad:
+            self._parameter.grad = self._grad
+
+
+def _contents(module: nn.Module) -> list[tuple[str, dict[str, object], dict[str, object]]]:
+    """Return the dicts of submodules, parameters, buffers and hooks: the name, the dict, and a copy."""
+    own = vars(module)
+    names = ("_modules", "_parameters", "_buffers", *(name for name in own if "_hooks" in name))
+    return [(name, own[name], dict(own[name])) for name in names if isinstance(own.get(name), dict)]
+
+
+def _attributes(module: nn.Module) -> dict[str, object]:
+    containers = ("_parameters", "_buffers", "_modules")
+    return {name: value for name, value in vars(module).items() if name not in containers}
