@@ -8,13 +8,11 @@ touches a file that is being written, also if the folder is shared between conta
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import platform
 import re
-import secrets
 import stat
 import sys
+import zlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -34,7 +32,7 @@ _NAME = re.compile(rf"\..*\.(?P<machine>[0-9a-f]{{8}})-(?P<process>\d+)-(?P<star
 def partial_path(target: Path) -> Path:
     """Return a path for the temporary file of a target, beside it, that no other writer uses."""
     process = os.getpid()
-    owner = f"{_machine()}-{process}-{_start_of(process) or 0}-{secrets.token_hex(8)}"
+    owner = f"{_machine()}-{process}-{_start_of(process) or 0}-{os.urandom(8).hex()}"
     return target.with_name(f".{target.name[:_LONGEST_NAME]}.{owner}{_SUFFIX}")
 
 
@@ -112,7 +110,8 @@ def _remove_unlocked(path: Path) -> None:
 
 @cache
 def _machine() -> str:
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    """Return eight digits for the name of the machine or container. Windows removes nothing and needs none."""
+    return f"{zlib.crc32(os.uname().nodename.encode()) if hasattr(os, 'uname') else 0:08x}"
 
 
 def _start_of(process: int) -> int | None:
