@@ -77,6 +77,7 @@ class Graph:
             side = CHANNELS if self.rank == 2 else 5
             self.add("MatMul", [self.source, self.normal(side, side)])
             return
+        has_bias |= self.opset < 11  # not optional before
         bias = [self.normal(*self.random.choice([1, CHANNELS], 1))] if has_bias else []
         attributes = {"transB": int(self.random.integers(2)), "alpha": 0.5, "beta": -2.0}
         self.add("Gemm", [self.source, self.normal(CHANNELS, CHANNELS), *bias], **attributes)

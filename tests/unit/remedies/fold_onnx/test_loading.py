@@ -1,0 +1,47 @@
+import os
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+from onnx import helper, numpy_helper  # noqa: E402
+from tests.unit.remedies.fold_onnx.samples import normal, saved, tensors  # noqa: E402
+
+from bnlab.errors import DamagedFile, UnreadableFile  # noqa: E402
+from bnlab.remedies.fold_onnx.loading import load_whole  # noqa: E402
+
+
+def external(tmp_path, **constants):
+    path = saved(tmp_path, [helper.make_node("Relu", ["x"], ["y"])], tensors(constants), (2, 3))
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    return path
+
+
+def test_external_data_is_read_in(tmp_path):
+    values = {"a": normal(3, 4), "b": normal(5)}
+    model = load_whole(external(tmp_path, **values))
+    for tensor in model.graph.initializer:
+        assert not tensor.external_data
+        assert np.array_equal(numpy_helper.to_array(tensor), values[tensor.name].astype(np.float32))
+
+
+@pytest.mark.parametrize(("key", "value"), [("location", "../w.bin"), ("location", "/dev/zero"), ("offset", "9" * 12)])
+def test_external_data_that_leads_elsewhere(tmp_path, key, value):
+    path = external(tmp_path, a=normal(3))
+    model = onnx.load(path, load_external_data=False)
+    entry = next((part for part in model.graph.initializer[0].external_data if part.key == key), None)
+    if entry is None:
+        model.graph.initializer[0].external_data.add(key=key, value=value)
+    else:
+        entry.value = value
+    onnx.save(model, path)
+    with pytest.raises(DamagedFile, match=r"m\.onnx: external data of 'a' must be readable beside the model"):
+        load_whole(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes")
+def test_a_pipe_is_refused_at_once(tmp_path):
+    path = tmp_path / "m.onnx"
+    os.mkfifo(path)
+    with pytest.raises(UnreadableFile, match=r"m\.onnx: file must be a regular file"):
+        load_whole(path)
