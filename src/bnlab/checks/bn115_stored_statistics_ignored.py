@@ -41,7 +41,7 @@ class StoredStatisticsIgnored(Check[NoLimits]):
     PyTorch issue 75252 (https://github.com/pytorch/pytorch/issues/75252) on export.
     """
 
-    code, group, needs = "BN115", Group.CORRECTNESS, Needs.STATE
+    code, group, needs = "BN115", Group.CORRECTNESS, Needs.GRAPH
     remedies = ("manual",)
     why = "the output of a sample depends on the samples beside it, and the running statistics of training are unused"
     limits = NoLimits()

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from bnlab.checks import AnyCheck, GraphCheck, ModelCheck
+from bnlab.checks import AnyCheck, GraphCheck, ModelCheck, Needs
 from bnlab.checks.bn301_train_eval_gap import TrainEvalGap
 from bnlab.checks.bn401_stale_statistics import StaleStatistics
 from bnlab.diagnosis.settings import Settings
@@ -61,6 +61,8 @@ def run_check(
     graph: GraphState | None = None,
 ) -> tuple[list[Finding], Outcome]:
     """Run one check. A check that raises has crashed: it has no findings and has not passed."""
+    if check.needs is Needs.GRAPH and graph is None and not _have_modes(networks):
+        return [], Outcome(check.code, Status.SKIPPED, f"needs {check.needs.value}")
     if isinstance(check, GraphCheck):
         return _run_on_graph(check, graph)
     if not isinstance(check, ModelCheck):
@@ -95,14 +97,16 @@ def stale_layers(settings: Settings, evidence: ModelEvidence) -> list[str]:
 
 def _run_on_graph(check: AnyCheck[Any, Any, Any], graph: GraphState | None) -> tuple[list[Finding], Outcome]:
     """Run a check of graphs without BN nodes."""
-    reason = f"needs {check.needs.value}"
-    if graph is not None and not graph.is_folded:
-        reason = "the graph holds BN nodes"
-    elif graph is not None and graph.layers:
+    if graph is not None and graph.layers:
         return _run_on_layers(check, [graph])
-    elif graph is not None:
-        reason = "the graph holds no convolution or matrix product with stored weights"
+    with_nodes = graph is not None and not graph.is_folded
+    reason = "the graph holds BN nodes" if with_nodes else "the graph holds no stored weights of such nodes"
     return [], Outcome(check.code, Status.SKIPPED, reason)
+
+
+def _have_modes(networks: Sequence[NetworkState]) -> bool:
+    """Return whether a graph says of any layer which statistics it uses."""
+    return any(layer.mode is not None for network in networks for layer in network.layers)
 
 
 def _run_on_layers(
