@@ -164,9 +164,10 @@ def _in_folder(folder: str, walk: Walk | None = None) -> list[str | BnlabError]:
 def _is_checkpoint(entry: os.DirEntry[str]) -> bool:
     """Return whether a file is a checkpoint: by its suffix, or by its first bytes if it has none."""
     from bnlab.observe.files.checkpoint import CHECKPOINT_SUFFIXES, looks_like_checkpoint
+    from bnlab.observe.files.distributed_checkpoint import METADATA
     from bnlab.observe.files.sharded_index import is_index
 
-    if is_folder(entry, follow=True):
+    if is_folder(entry, follow=True) or entry.name == METADATA:
         return False
     suffix = Path(entry.name).suffix.lower()
     is_known = suffix in CHECKPOINT_SUFFIXES or is_index(entry.name)

@@ -282,7 +282,8 @@ class DiagnosisRecord(Document):
     `notes` lists what was assumed, and what looked like BN but was left alone, with the reason. `statistics` is None
     where no layer has stale statistics, or where no data was passed. `assumption` says how the verdict hangs on an
     assumption: a check that is silent with it, and would fire without it. `failure` is the error that ended the run of
-    a model on the example or the data; only stored numbers and structure were then checked.
+    a model on the example or the data, so that only stored numbers and structure were checked; or what is missing in a
+    checkpoint that holds a part of a BN layer or of a network, so that only the rest was checked.
     """
 
     schema: str = "bnlab.diagnosis/1"

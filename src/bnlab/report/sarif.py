@@ -109,6 +109,7 @@ def render(
     kept = _most_severe(wanted)
     notifications = [
         *({"level": "error", "message": _message(failure)} for failure in failures),
+        *_ended_early(diagnoses, index),
         *_crashed(diagnoses, index),
         *_skipped(diagnoses, index),
         *_left_out(located, wanted, kept, level),
@@ -291,6 +292,17 @@ def _message(text: str) -> Json:
 def _path(name: str, limit: int) -> str:
     """Return a layer path of at most `limit` characters; a longer path loses its beginning."""
     return name if len(name) <= limit else end(name, limit - 1)
+
+
+def _ended_early(diagnoses: Iterable[DiagnosisRecord], index: _Index) -> Iterable[Json]:
+    """Yield each diagnosis that leaves something out: the run of a model failed, or a file holds half a layer."""
+    for diagnosis in diagnoses:
+        if diagnosis.failure is not None:
+            yield {
+                "level": "error",
+                "message": _message(diagnosis.failure),
+                "locations": [_physical(diagnosis.target, index)],
+            }
 
 
 def _crashed(diagnoses: Iterable[DiagnosisRecord], index: _Index) -> Iterable[Json]:

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -133,6 +134,14 @@ def test_findings_below_the_level_are_left_out_and_counted():
     run = run_of(diagnose(*ALL_LEVELS), rules=RULES, level=Level.ERROR)
     assert [result["ruleId"] for result in run["results"]] == ["BN102"]
     assert ("note", "findings left out because they are below error: 2") in notes_of(run)
+
+
+def test_what_a_diagnosis_leaves_out_is_an_error_of_the_run():
+    (invocation,) = run_of(replace(record(), failure="bn2 has no running_var"))["invocations"]
+    assert not invocation["executionSuccessful"]
+    (left_out,) = (item for item in invocation["toolExecutionNotifications"] if item["level"] == "error")
+    assert left_out["message"]["text"] == "bn2 has no running_var"
+    assert left_out["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "model.pt"
 
 
 def test_a_crashed_check_is_an_error_of_the_run_and_a_skipped_one_a_note():
