@@ -140,11 +140,12 @@ class Linear:
         if self.kind == "MatMul" and bias is not None:
             node.op_type = "Gemm"  # only a Gemm has a bias
         old_bias = self.node.input[2] if len(self.node.input) > 2 else ""
-        values = {self._name(self.node.input[1 - self.data], prefix, "weight"): rounded(weight, self.dtype)}
+        old_weight = self.node.input[1 - self.data]
+        values = {self._name(old_weight, weight, f"{prefix}.folded_weight"): rounded(weight, self.dtype)}
         node.input[1 - self.data] = next(iter(values))
         del node.input[2:]
         if bias is not None:
-            name = self._name(old_bias, prefix, "bias")
+            name = self._name(old_bias, bias, f"{prefix}.folded_bias")
             node.input.append(name)
             values[name] = rounded(bias, self.dtype)
         return node, values
@@ -171,8 +172,8 @@ class Linear:
         own = weight.removesuffix(".weight") if weight.endswith(".weight") else self.node.name or self.result
         return f"{self.kind} {own}"
 
-    def _name(self, old: str, prefix: str, part: str) -> str:
-        return old if self.scope.is_own_initializer(old) else self.scope.unique(f"{prefix}.folded_{part}")
+    def _name(self, old: str, values: NDArray[np.float64], new: str) -> str:
+        return old if self.scope.can_overwrite(old, values.shape) else self.scope.unique(new)
 
 
 def is_linear(node: NodeProto) -> bool:

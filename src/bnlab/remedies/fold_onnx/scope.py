@@ -178,9 +178,14 @@ class Scope:
             return f"{name!r} is a graph input with a default, which a caller may replace"
         return f"{name!r} is computed or fed when the model runs"
 
-    def is_own_initializer(self, name: str) -> bool:
-        """Return whether a tensor is an initializer that only one node uses, so it can be overwritten."""
-        return name in self.constants.tensors and len(self.consumers(name)) == 1 and name not in self.outputs
+    def can_overwrite(self, name: str, shape: Sequence[int]) -> bool:
+        """Return whether a tensor is an initializer of a shape that only one node uses.
+
+        One of another shape may be listed with its shape as an input.
+        """
+        tensor = self.constants.tensors.get(name)
+        is_free = len(self.consumers(name)) == 1 and name not in self.outputs
+        return tensor is not None and is_free and list(tensor.dims) == list(shape)
 
     def unique(self, name: str) -> str:
         """Return a name that is not used in the model yet: `name`, or `name` with a number."""

@@ -81,3 +81,12 @@ def test_groups_that_do_not_fit_are_refused(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     _, changes = folded(path)
     assert "the Conv has 3 groups for a weight of shape (4, 2, 3)" in changes.left_alone[0].reason
+
+
+def test_a_bias_that_grows_gets_a_name_of_its_own(tmp_path):
+    gemm = helper.make_node("Gemm", ["x", "fc.weight", "fc.bias"], ["h"])
+    constants = tensors({"fc.weight": normal(6, 4), "fc.bias": normal(1), **prefixed(parameters(4))})
+    listed = [helper.make_tensor_value_info(c.name, c.data_type, list(c.dims)) for c in constants]
+    path = saved(tmp_path, [gemm, bn_node()], constants, (5, 6), opset=8, ir=3, inputs=listed)
+    model, _ = folded(path)
+    assert names(model.graph.initializer) == names(model.graph.input)[1:] == ["fc.weight", "bn.folded_bias"]
