@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 ADDRESS_SPACE = 6 << 30
 """What a child may map, so that no file takes the machine."""
-PROCESSOR_SECONDS = 15
+PROCESSOR_SECONDS = 25
 """What a child may compute, however busy the machine is."""
 
 

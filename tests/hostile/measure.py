@@ -49,8 +49,13 @@ class Cost:
     code: int | None
     stderr: str
 
-    def complaint(self, *, busy: bool = False) -> str | None:
-        """Return the first rule that the command broke, or None; `busy` judges the time of the processor."""
+    def complaint(self, *, busy: bool = False, tolerance: float = 1.0) -> str | None:
+        """Return the first rule that the command broke, or None.
+
+        Args:
+            busy: Judge the time of the processor: the machine does other things too.
+            tolerance: How many times the allowed seconds may pass.
+        """
         lines = self.stderr.strip().splitlines()
         seconds = self.processor_seconds if busy else self.seconds
         if self.code is None:
@@ -63,7 +68,7 @@ class Cost:
             return f"exit code {self.code}, not {' or '.join(map(str, self.case.codes))}"
         if self.code == 2 and len(lines) != 1 and "{dir}/**" not in self.command:
             return f"{len(lines)} lines on stderr"
-        if seconds > SECONDS:
+        if seconds > SECONDS * tolerance:
             return f"takes {seconds:.1f} s"
         if self.megabytes > MEGABYTES:
             return f"takes {self.megabytes:.0f} MB"

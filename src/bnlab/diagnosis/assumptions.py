@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -88,8 +89,8 @@ def eps_that_matters(evidence: Evidence) -> Iterator[str]:
     for layer in (layer for network in evidence.networks for layer in network.layers):
         var = layer.running_var[np.isfinite(layer.running_var) & (layer.running_var >= 0)]
         if "eps" in layer.hyperparameters.assumed and len(var) and not has_initial_values(layer):
-            change = float(np.median(np.sqrt((var + high) / (var + low)))) - 1
-            changes.append((change, layer.name, float(np.median(var))))
+            middle = float(np.median(var))
+            changes.append((math.sqrt((middle + high) / (middle + low)) - 1, layer.name, middle))
     change, name, typical = max(changes, default=(0.0, "", 0.0))
     if change > _MIN_CHANGE:
         yield (
