@@ -1,8 +1,10 @@
+import os
+
 import pytest
 from tests.unit.lab.halving import Halving
 
 import bnlab
-from bnlab.errors import UsageError
+from bnlab.errors import DamagedFile, UnreadableFile, UsageError
 
 
 def test_a_record_that_is_there_is_not_computed_again(tmp_path):
@@ -26,3 +28,19 @@ def test_other_files_in_the_folder_are_passed_over(tmp_path):
     assert bnlab.lab.records(tmp_path) == []
     with pytest.raises(UsageError, match="folder must exist"):
         bnlab.lab.records(tmp_path / "none")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_a_pipe_among_the_records_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(UnreadableFile, match=r"a\.json: file must be a regular file, got a folder, pipe or device"):
+        bnlab.lab.records(tmp_path)
+
+
+def test_a_record_that_breaks_its_schema_is_named(tmp_path):
+    (tmp_path / "a.json").write_text('{"schema": "bnlab.experiment/1", "seconds": 1e999}')
+    (tmp_path / "b.json").write_text("[" * 100_000)  # no record
+    with pytest.raises(DamagedFile, match=r"a\.json: record must follow bnlab\.experiment/1, got: ExperimentRec"):
+        bnlab.lab.records(tmp_path)
+    (tmp_path / "a.json").unlink()
+    assert bnlab.lab.records(tmp_path) == []
