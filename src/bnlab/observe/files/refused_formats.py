@@ -39,7 +39,7 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xd8\xff", "a JPEG picture. Give a checkpoint"),
     (b"GIF8", "a GIF picture. Give a checkpoint"),
     (b"%PDF-", "a PDF document. Give a checkpoint"),
-    (b"\x7fELF", "a program or library (ELF). Give a checkpoint"),
+    (b"\x7fELF", "a compiled library. Check the model or the program from which it was compiled"),
     (b"MZ", "a program or library of Windows. Give a checkpoint"),
     (b"\xcf\xfa\xed\xfe", "a program or library of macOS. Give a checkpoint"),
     (b"SQLite format 3\0", "an SQLite database. Give a checkpoint"),
@@ -49,6 +49,7 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
 _INSIDE: tuple[tuple[int, bytes, str], ...] = (
     (4, b"TFL3", f"a TensorFlow Lite model. {_TO_ONNX}"),
     (4, b"ORTM", f"a model of ONNX Runtime (.ort). {_TO_ONNX}"),
+    (4, b"PTMF", "a program of PyTorch Mobile. Check the model from which it was made"),
     (257, b"ustar", f"a tar archive. {_UNPACK}"),
     (8, b"WEBP", "a WebP picture. Give a checkpoint"),
 )
@@ -122,8 +123,6 @@ def _by_structure(name: str, head: bytes, tail: bytes) -> str | None:
         return _BY_SUFFIX[".index"]
     if head[:1] in (b"{", b"[") and head[:_TEXT_BYTES].isascii():
         return "a JSON text. Give the file of tensors beside it"
-    if head.startswith(b"\x80"):
-        return "a pickle that torch.save did not write. Save a state dict with torch.save or safetensors"
     if len(head) >= 12 and struct.unpack_from("<3i", head) in _DARKNET_VERSIONS:
         return _BY_SUFFIX[".weights"]
     if _DATA_OF_TENSORFLOW in name:
