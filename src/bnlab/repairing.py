@@ -24,6 +24,7 @@ from bnlab.observe.inputs import Inputs
 from bnlab.observe.losses import Losses, own_loss
 from bnlab.observe.metric import Measured, Metric, measured
 from bnlab.observe.passes.calling import Forward, require_forward
+from bnlab.observe.passes.in_use import one_at_a_time
 from bnlab.observe.passes.kept_batches import KeptBatches, MaxBatches, require_data
 from bnlab.observe.passes.offloaded import values_at_hand
 from bnlab.observe.passes.snapshot import all_or_nothing, random_numbers_kept
@@ -45,6 +46,7 @@ _SAFETIES = (Safety.EXACT, Safety.STATISTICS, Safety.BEHAVIOUR)
 """The safety levels that a caller may allow. Each level includes the levels before it."""
 
 
+@one_at_a_time("repair")
 def repair(
     model: nn.Module,
     *,

@@ -24,6 +24,7 @@ from bnlab.errors import IncompleteFile, NoBatchNorm, UsageError
 from bnlab.observe.evidence import Evidence, LayerState, NetworkState
 from bnlab.observe.files.checkpoint import read_checkpoint
 from bnlab.observe.model_evidence import ModelEvidence
+from bnlab.observe.passes.in_use import one_at_a_time
 from bnlab.progress import reporting
 from bnlab.records import DiagnosisRecord, Finding, LayerRecord, Level, Summary, Target
 
@@ -65,6 +66,7 @@ _SETTLED = 0.1
 """Staleness, in standard deviations, below which running statistics count as those of the data."""
 
 
+@one_at_a_time("check")
 def check(
     target: str | os.PathLike[str] | Mapping[Any, Any] | nn.Module,
     *,

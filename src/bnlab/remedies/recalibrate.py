@@ -18,10 +18,11 @@ from bnlab.observe.discover import any_batch_norm, batch_norm_layers, why_frozen
 from bnlab.observe.evidence import Floats
 from bnlab.observe.fixed_batch_size import BatchesOfSize
 from bnlab.observe.passes.calling import Batch, Forward, require_forward, run_batch
+from bnlab.observe.passes.in_use import one_at_a_time
 from bnlab.observe.passes.kept_batches import is_count, require_data
 from bnlab.observe.passes.offloaded import values_at_hand
 from bnlab.observe.passes.pooling import Estimator, Pooling, pool
-from bnlab.observe.passes.snapshot import all_or_nothing
+from bnlab.observe.passes.snapshot import all_or_nothing, uncompiled
 from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.observe.programs.opened import opened
 from bnlab.observe.wrappers import path_inside, unwrapped
@@ -128,6 +129,7 @@ def _statistics_text(record: LayerRecord) -> str:
     )
 
 
+@one_at_a_time("recalibrate")
 def recalibrate(
     model: nn.Module,
     batches: Iterable[Any],
@@ -299,7 +301,7 @@ def _recalibrated(
     """Recalibrate a model whose BN layers are modules."""
     chosen, left_alone = _chosen(real, layers)
     rule = "forward must run on every batch"
-    with values_at_hand(real), torch.compiler.set_stance("force_eager"), usage_error_unless(rule):
+    with values_at_hand(real), uncompiled(), usage_error_unless(rule):
         if settings.layerwise:
             pooling = _layer_by_layer(Subject(real, settings.forward), chosen, batches, settings, advance)
         else:

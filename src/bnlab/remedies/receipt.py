@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
+from bnlab.observe.passes.in_use import in_use
 from bnlab.observe.passes.snapshot import all_or_nothing
 from bnlab.records import Changes
 from bnlab.report.text.receipt import render_changes
@@ -34,8 +35,7 @@ class Receipt:
             UsageError: If something changed the same parts of the model later. Nothing is undone then.
         """
         if self._undo is not None:
-            # the receipt of a program holds that of a model, which protects the model
-            with all_or_nothing(self.model) if hasattr(self.model, "modules") else nullcontext():
+            with _protected(self.model):
                 self._undo()
                 self._undo = None
         return self.model
@@ -54,3 +54,13 @@ class Receipt:
         from bnlab.report.html import compact
 
         return compact.receipt(self.changes)
+
+
+@contextmanager
+def _protected(model: object) -> Iterator[None]:
+    """Undo all or nothing, and not while another thread uses the model. A program has the protection of its graph."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    with in_use(model, "undo"), all_or_nothing(model):
+        yield

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from bnlab.nn.base import BatchNormBase
-from bnlab.uninterrupted import SignalsHeld, finishes, signals_wait
+from bnlab.uninterrupted import SignalsHeld, finishes, restores, signals_wait
 
-__all__ = ["Snapshot", "Untouched", "all_or_nothing", "random_numbers_kept"]
+__all__ = ["Snapshot", "Untouched", "all_or_nothing", "random_numbers_kept", "uncompiled"]
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -90,7 +93,7 @@ class Untouched(AbstractContextManager[None]):
     @finishes
     def _begin(self) -> None:
         self._restoring.enter_context(random_numbers_kept(self._snapshot.devices))
-        self._restoring.enter_context(torch.compiler.set_stance("force_eager"))
+        self._restoring.enter_context(uncompiled())
         for restore in _settings_of_torch():
             self._restoring.callback(restore)
         self._restoring.callback(self._snapshot.restore)
@@ -133,6 +136,35 @@ class all_or_nothing(AbstractContextManager[None]):  # noqa: N801 - reads as a f
                 self._snapshot.restore()
         finally:
             self._held.__exit__(kind, error, trace)
+
+
+@restores
+def uncompiled() -> Iterator[None]:
+    """Run compiled code as it was before it was compiled, inside the block.
+
+    torch has one stance for all threads. The first block to begin sets it, and the last one to end restores it.
+    """
+    with _eager.lock:
+        _eager.blocks += 1
+        if _eager.blocks == 1:
+            _eager.stance = torch.compiler.set_stance("force_eager")
+    try:
+        yield
+    finally:
+        with _eager.lock:
+            _eager.blocks -= 1
+            if _eager.blocks == 0:
+                _eager.stance.__exit__(None, None, None)
+
+
+@dataclass
+class _Eager:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    blocks: int = 0
+    stance: Any = None
+
+
+_eager = _Eager()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from bnlab.observe.passes.batches import batches_of
 from bnlab.observe.passes.calling import Batch, Forward, require_forward
 from bnlab.observe.passes.example import example_of
 from bnlab.observe.passes.executed_graph import execute
+from bnlab.observe.passes.in_use import one_at_a_time
 from bnlab.observe.passes.snapshot import all_or_nothing
 from bnlab.observe.passes.subject import untouched, usage_error_unless
 from bnlab.observe.wrappers import unwrapped
@@ -30,6 +31,7 @@ from bnlab.remedies.undo import UndoStack
 __all__ = ["convert"]
 
 
+@one_at_a_time("convert")
 def convert(
     model: nn.Module,
     to: Callable[..., nn.Module],

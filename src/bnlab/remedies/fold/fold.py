@@ -17,6 +17,7 @@ from bnlab.observe.passes.batches import batches_of
 from bnlab.observe.passes.calling import Batch, Forward, require_forward
 from bnlab.observe.passes.example import example_of
 from bnlab.observe.passes.executed_graph import execute
+from bnlab.observe.passes.in_use import one_at_a_time
 from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.observe.passes.tensors import copy_of_batch
 from bnlab.observe.programs.opened import require_modules
@@ -36,6 +37,7 @@ _LARGEST_ERROR = "largest error"
 _ONE_PATH = "planned from one run: other paths through forward are checked only if the random inputs take them"
 
 
+@one_at_a_time("fold")
 def fold(
     model: nn.Module, example: Batch, *, forward: Forward | None = None, tolerance: float | None = None
 ) -> Receipt:

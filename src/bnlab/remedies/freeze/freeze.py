@@ -16,6 +16,7 @@ from bnlab.errors import UsageError
 from bnlab.nn.base import BatchNormBase
 from bnlab.nn.frozen_batch_norm import FrozenBatchNorm
 from bnlab.observe.discover import batch_norm_layers
+from bnlab.observe.passes.in_use import one_at_a_time
 from bnlab.observe.passes.snapshot import all_or_nothing
 from bnlab.records import Change, Changes, DiagnosisRecord, Finding, LeftAlone, Safety
 from bnlab.remedies._frozen_state import (
@@ -64,6 +65,7 @@ class Freeze(Remedy):
         return freeze(model, layers=layers)
 
 
+@one_at_a_time("freeze")
 def freeze(
     model: nn.Module,
     *,
@@ -143,6 +145,7 @@ def freeze(
     return receipt
 
 
+@one_at_a_time("unfreeze")
 def unfreeze(model: nn.Module, *, layers: Iterable[str] | None = None) -> Receipt:
     """Undo every :func:`freeze` of the BN layers of a model.
 

@@ -1,0 +1,83 @@
+"""Keeps two threads from using one model at a time: hooks, modes and buffers of a command are those of the model."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from bnlab.errors import UsageError
+from bnlab.uninterrupted import restores
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["belongs_to_another_command", "in_use", "one_at_a_time"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_lock = threading.Lock()
+_commands: dict[int, list[tuple[str, frozenset[int]]]] = {}
+"""The commands of each thread, outer ones first, with the identities of the modules that they use."""
+
+
+def one_at_a_time(command: str) -> Callable[[_F], _F]:
+    """Make a function whose first argument is a model refuse it while a command of another thread uses a part of it.
+
+    Args:
+        command: The name of the function in messages.
+    """
+
+    def decorate(function: _F) -> _F:
+        first = next(iter(inspect.signature(function).parameters))
+
+        @functools.wraps(function)
+        def guarded(*args: Any, **keywords: Any) -> Any:  # noqa: ANN401 - those of the function
+            model = args[0] if args else keywords.get(first)
+            if not hasattr(type(model), "named_modules"):
+                return function(*args, **keywords)
+            with in_use(cast("nn.Module", model), command):
+                return function(*args, **keywords)
+
+        return cast("_F", guarded)
+
+    return decorate
+
+
+def belongs_to_another_command(thread: int) -> bool:
+    """Return whether the current thread runs a command of its own, other than that of the thread with this number."""
+    return threading.get_ident() != thread and threading.get_ident() in _commands
+
+
+@restores
+def in_use(model: nn.Module, command: str) -> Iterator[None]:
+    """Use a model for a command inside the block.
+
+    Raises:
+        UsageError: If a command of another thread uses a part of the model.
+    """
+    thread, modules = threading.get_ident(), frozenset(map(id, model.modules()))
+    try:
+        with _lock:
+            _require_free(modules, command, thread)
+            _commands.setdefault(thread, []).append((command, modules))
+        yield
+    finally:
+        with _lock:
+            own = _commands.get(thread, [])
+            if (command, modules) in own:
+                own.remove((command, modules))
+            if not own:
+                _commands.pop(thread, None)
+
+
+def _require_free(modules: frozenset[int], command: str, thread: int) -> None:
+    for other, commands in _commands.items():
+        for name, used in commands:
+            if other != thread and not used.isdisjoint(modules):
+                raise UsageError(
+                    f"{command}: model must be used by one command at a time, got one that {name} uses in another "
+                    "thread. Wait for it to end, or pass a copy: copy.deepcopy(model)."
+                )
