@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from bnlab.errors import PickledModule as RefusedModule
+from bnlab.errors import PickledModule
 from bnlab.observe.files.budget import Budget
 from bnlab.observe.files.numpy_data import as_stored_tensor
 from bnlab.observe.files.pickle_data import InertObject
-from bnlab.observe.files.pickled_module import PickledModule, attributes_of, read_module
+from bnlab.observe.files.pickled_module import ModuleTree, attributes_of, read_module
 from bnlab.observe.files.tensors import StoredTensor
 
 __all__ = ["Container", "containers", "keys_of", "kind_of", "refusal_of_module", "tensors_in"]
@@ -18,7 +18,7 @@ __all__ = ["Container", "containers", "keys_of", "kind_of", "refusal_of_module",
 Path: TypeAlias = "tuple[Path, Any] | None"
 """The path to a container as a linked list, because copying a tuple at each level of a deep file would be slow."""
 
-_CONTAINERS = (dict, list, tuple, InertObject)
+_CONTAINERS = (dict, list, tuple, InertObject, ModuleTree)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Container:
 
     path: Path
     children: Mapping[Any, Any]
-    module: PickledModule | None = None
+    module: ModuleTree | None = None
 
 
 def containers(tree: object, budget: Budget | None = None) -> Iterator[Container]:
@@ -53,7 +53,9 @@ def containers(tree: object, budget: Budget | None = None) -> Iterator[Container
         if not walk.is_new(node):
             continue
         walk.budget.check_time()
-        module = read_module(node, walk.budget) if isinstance(node, InertObject) else None
+        module = node if isinstance(node, ModuleTree) else None
+        if isinstance(node, InertObject):
+            module = read_module(node, walk.budget)
         if module is not None:
             yield Container(path, module.tensors, module)
             walk.seen |= module.objects
@@ -123,9 +125,9 @@ def kind_of(value: object) -> str:
     return value.kind.path if isinstance(value, InertObject) else type(value).__name__
 
 
-def refusal_of_module(kind: str) -> RefusedModule:
+def refusal_of_module(kind: str) -> PickledModule:
     """Return the error for a file that holds a pickled module of the class `kind` and no tensor that can be read."""
-    return RefusedModule(
+    return PickledModule(
         f"file must hold tensors, got a pickled module ({kind}) without a tensor that can be read as data. "
         "Give package.module:callable that builds the model, "
         "or save its state dict: torch.save(model.state_dict(), path)."

@@ -8,9 +8,9 @@ objects of a TorchScript archive.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from bnlab.conventions import NAMES_IN_WRAPPERS
 from bnlab.observe.evidence import Hyperparameters
@@ -18,8 +18,9 @@ from bnlab.observe.files.budget import Budget
 from bnlab.observe.files.numpy_data import as_stored_tensor
 from bnlab.observe.files.pickle_data import InertObject
 from bnlab.observe.files.tensors import StoredTensor
+from bnlab.observe.graph_state import NodeMode, UntrackedLayer
 
-__all__ = ["PickledModule", "StoredModule", "read_module"]
+__all__ = ["ModuleTree", "Parts", "StoredModule", "add_module", "attributes_of", "is_plausible", "read_module"]
 
 _STATISTICS = ("running_mean", "running_var")
 _FEW = 4  # a call that makes a module has its attributes among the first arguments
@@ -38,6 +39,7 @@ class StoredModule:
         tracks: Whether it keeps running statistics.
         hyperparameters: Those of eps and momentum that are stored.
         objection: Why it is not a BN layer with statistics; None if it is one.
+        mode: Which statistics the code around it uses; None where only the object is stored.
     """
 
     kind: str
@@ -45,6 +47,7 @@ class StoredModule:
     tracks: bool
     hyperparameters: Mapping[str, float | None]
     objection: str | None = None
+    mode: NodeMode | None = None
 
     def stated(self, known: Hyperparameters) -> Hyperparameters:
         """Return hyperparameters with those of this layer, unless the caller states others."""
@@ -52,9 +55,35 @@ class StoredModule:
         return known.stating(**stated) if stated else known
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The attributes of one module, sorted.
+
+    Attributes:
+        kind: The class, as a user would write it.
+        tensors: Parameters and buffers by name; None for those that the module does not have.
+        modules: The modules inside, by name.
+        attributes: All attributes.
+        others: Those that are neither parameters and buffers nor modules.
+        buffers: The buffers.
+        mode: Which statistics the code of the module uses; None where it is not stored.
+    """
+
+    kind: str
+    tensors: Mapping[Any, Any]
+    modules: Mapping[Any, Any]
+    attributes: Mapping[Any, Any]
+    others: Mapping[Any, Any]
+    buffers: Mapping[Any, Any]
+    mode: NodeMode | None = None
+
+
+PartsOf: TypeAlias = Callable[[InertObject], "Parts | None"]
+
+
 @dataclass
-class PickledModule:
-    """A pickled module.
+class ModuleTree:
+    """A module and those inside, as data.
 
     Attributes:
         kind: Its class.
@@ -77,14 +106,22 @@ class PickledModule:
         """Whether it holds a tensor that can be read."""
         return any(isinstance(value, StoredTensor) for value in self.tensors.values())
 
-    def left_alone(self) -> Iterator[tuple[str, str]]:
-        """Yield the name of each layer without running statistics, with the reason to leave it alone."""
+    def untracked(self, known: Hyperparameters) -> Iterator[UntrackedLayer]:
+        """Yield the BN layers without running statistics.
+
+        Args:
+            known: What the caller states.
+        """
         for name, layer in self.layers.items():
-            if layer.objection is not None and f"{name}.running_mean".removeprefix(".") not in self.tensors:
-                yield name, layer.objection
+            if layer.tracks:
+                continue
+            weight = self.tensors.get(f"{name}.weight".removeprefix("."))
+            channels = weight.numel if isinstance(weight, StoredTensor) else 0
+            stated = layer.stated(known)
+            yield UntrackedLayer(name, channels, weight is not None, stated.momentum, stated.eps)
 
 
-def read_module(node: InertObject, budget: Budget) -> PickledModule | None:
+def read_module(node: InertObject, budget: Budget) -> ModuleTree | None:
     """Read the module that unpickling would make of an object, or return None for any other object.
 
     Args:
@@ -97,24 +134,37 @@ def read_module(node: InertObject, budget: Budget) -> PickledModule | None:
     if _attributes(node) is None:
         return None
     node = _unwrapped(node)
-    module = PickledModule(node.kind.path)
-    seen = module.objects
+    tree = ModuleTree(node.kind.path)
+    add_module(tree, node, _parts, budget)
+    return tree
+
+
+def add_module(tree: ModuleTree, node: InertObject, parts_of: PartsOf, budget: Budget) -> None:
+    """Add a module and those inside, in the order of ``named_modules``.
+
+    Args:
+        tree: Where to add them.
+        node: The object of the module.
+        parts_of: Returns the parts of a module; None for an object that is no module.
+        budget: Counts the work.
+
+    Raises:
+        TooMuchWork: As `read_module` does.
+    """
     pending: list[tuple[str, InertObject]] = [("", node)]
     while pending:
         prefix, inside = pending.pop()
-        attributes = _attributes(inside)
-        if attributes is None:
+        parts = parts_of(inside)
+        if parts is None:
             continue
-        is_first = id(inside) not in seen
-        seen.add(id(inside))
+        is_first = id(inside) not in tree.objects
+        tree.objects.add(id(inside))
         budget.spend("objects", _OBJECTS_OF_MODULE if is_first else 8 * _OBJECTS_OF_MODULE)
         budget.spend("bytes of text and numbers", len(prefix))
         budget.check_time()
-        _add(module, prefix, inside, attributes, is_first=is_first)
-        children = _mapping(attributes["_modules"]).items()
-        inner = [(f"{prefix}{key}.", child) for key, child in children if isinstance(child, InertObject)]
+        _add(tree, prefix, parts, is_first=is_first)
+        inner = [(f"{prefix}{key}.", child) for key, child in parts.modules.items() if isinstance(child, InertObject)]
         pending.extend(reversed(inner))
-    return module
 
 
 def attributes_of(node: InertObject) -> list[Mapping[Any, Any]]:
@@ -142,49 +192,63 @@ def _unwrapped(node: InertObject) -> InertObject:
     return node
 
 
-def _add(
-    module: PickledModule, prefix: str, node: InertObject, attributes: Mapping[Any, Any], *, is_first: bool
-) -> None:
-    """Add the tensors, the layer and the other attributes of one module."""
-    name = prefix.removesuffix(".")
+def _parts(node: InertObject) -> Parts | None:
+    """Return the parts of a pickled module; None for another object."""
+    attributes = _attributes(node)
+    if attributes is None:
+        return None
     buffers = _mapping(attributes.get("_buffers"))
     fleeting = _names(attributes.get("_non_persistent_buffers_set")) - {*_STATISTICS}
-    own = {**_mapping(attributes["_parameters"]), **buffers}
-    for key, value in own.items():
-        if isinstance(key, str) and value is not None and key not in fleeting:
-            module.tensors[prefix + key] = as_stored_tensor(value) or value
+    tensors = {**_mapping(attributes["_parameters"]), **buffers}
+    return Parts(
+        kind=node.kind.path,
+        tensors={key: value for key, value in tensors.items() if key not in fleeting},
+        modules=_mapping(attributes["_modules"]),
+        attributes=attributes,
+        others={key: value for key, value in attributes.items() if key not in _TREE},
+        buffers=buffers,
+    )
+
+
+def _add(tree: ModuleTree, prefix: str, parts: Parts, *, is_first: bool) -> None:
+    """Add the tensors, the layer and the other attributes of one module."""
+    name = prefix.removesuffix(".")
+    for key, value in parts.tensors.items():
+        if isinstance(key, str) and value is not None:
+            tree.tensors[prefix + key] = as_stored_tensor(value) or value
     if not is_first:
-        module.again.add(name)
+        tree.again.add(name)
         return
-    layer = _layer(node.kind.path, attributes, buffers) if buffers.keys() >= {*_STATISTICS} else None
+    layer = _layer(parts) if parts.buffers.keys() >= {*_STATISTICS} else None
     if layer is not None:
-        module.layers[name] = layer
-    others = ((key, value) for key, value in attributes.items() if key not in _TREE)
-    module.attributes += [(f"{prefix}{key}", value) for key, value in others if isinstance(value, _CONTAINERS)]
+        tree.layers[name] = layer
+    tree.attributes += [
+        (f"{prefix}{key}", value) for key, value in parts.others.items() if isinstance(value, _CONTAINERS)
+    ]
 
 
 _CONTAINERS = (dict, list, tuple, InertObject)
 
 
-def _layer(kind: str, attributes: Mapping[Any, Any], buffers: Mapping[Any, Any]) -> StoredModule | None:
+def _layer(parts: Parts) -> StoredModule | None:
     """Return what a layer says that has a place for running statistics; None for one that is no BN and has none."""
-    tracks = buffers["running_mean"] is not None and buffers["running_var"] is not None
-    normalises_samples = "instancenorm" in kind.rpartition(".")[2].lower()
-    if not tracks and (normalises_samples or "num_features" not in attributes):
+    kind, attributes = parts.kind, parts.attributes
+    tracks = all(parts.buffers[name] is not None for name in _STATISTICS)
+    name = kind.rpartition(".")[2].lower()
+    normalises_samples = "instancenorm" in name
+    if not tracks and (normalises_samples or not ("num_features" in attributes or "batchnorm" in name)):
         return None
     objection = None
     if normalises_samples:
         objection = f"is a {kind}, which normalises each sample by itself, not a BN layer"
-    elif not tracks:
-        objection = f"is a {kind} without running statistics: its output in eval mode depends on the batch"
     training = attributes.get("training")
-    stated = {
-        name: attributes[name] for name in ("eps", "momentum") if _is_plausible(name, attributes.get(name, _MISSING))
-    }
-    return StoredModule(kind, training if isinstance(training, bool) else None, tracks, stated, objection)
+    stated = {name: attributes.get(name, _MISSING) for name in ("eps", "momentum")}
+    stated = {name: value for name, value in stated.items() if is_plausible(name, value)}
+    return StoredModule(kind, training if isinstance(training, bool) else None, tracks, stated, objection, parts.mode)
 
 
-def _is_plausible(name: str, value: object) -> bool:
+def is_plausible(name: str, value: object) -> bool:
+    """Return whether a value can be the eps or momentum of a layer."""
     if name == "momentum" and value is None:
         return True
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf

@@ -8,10 +8,10 @@ with these names and other shapes are not read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, distinct
+from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, NetworkState, distinct
 from bnlab.observe.files.budget import Budget
 from bnlab.observe.files.containers import Container, containers, keys_of, refusal_of_module, tensors_in
 from bnlab.observe.files.half_layers import HalfLayer, flat_parameters, half_of
@@ -20,6 +20,7 @@ from bnlab.observe.files.jax_trees import with_joined_trees
 from bnlab.observe.files.networks import Network, Whereabouts, dotted, named_networks
 from bnlab.observe.files.stored_layer import StoredLayer
 from bnlab.observe.files.tensors import StoredTensor
+from bnlab.observe.graph_state import GraphState, UntrackedLayer
 
 __all__ = ["find_batch_norm"]
 
@@ -42,6 +43,7 @@ class _Contents:
     left_alone: list[tuple[str, str]] = field(default_factory=list)
     halves: list[tuple[str, HalfLayer]] = field(default_factory=list)
     unreadable_modules: list[str] = field(default_factory=list)
+    untracked: list[tuple[tuple[str, ...], UntrackedLayer]] = field(default_factory=list)
 
     def add(self, path: tuple[str, ...], member: str, layer: LayerState) -> Network:
         """Add a layer to its network, and return the network."""
@@ -76,15 +78,28 @@ def find_batch_norm(tree: object, hyperparameters: Hyperparameters, budget: Budg
             continue
         path = tuple(map(str, keys_of(container.path)))
         if module is not None:
-            contents.left_alone += [(dotted((*path, name)), reason) for name, reason in module.left_alone()]
+            contents.untracked += [(path, layer) for layer in module.untracked(hyperparameters)]
             contents.unreadable_modules += [] if module.is_readable else [module.kind]
         _collect(path, container, where, contents)
-    if not contents.networks and contents.unreadable_modules:
+    if not contents.networks and not contents.untracked and contents.unreadable_modules:
         raise refusal_of_module(contents.unreadable_modules[0])
     left_alone = contents.left_alone
     incomplete = [(name, half.reason) for name, half in contents.halves if half.is_certain or contents.networks]
     left_alone += [(name, half.reason) for name, half in contents.halves if not half.is_certain and not incomplete]
-    return Evidence(distinct(named_networks(contents.networks)), tuple(left_alone), tuple(incomplete))
+    networks = distinct(named_networks(contents.networks))
+    return Evidence(networks, tuple(left_alone), tuple(incomplete), graph=_graph(networks, contents.untracked))
+
+
+def _graph(
+    networks: tuple[NetworkState, ...], untracked: list[tuple[tuple[str, ...], UntrackedLayer]]
+) -> GraphState | None:
+    """Return the layers of pickled modules if some of them have no running statistics."""
+    if not untracked:
+        return None
+    are_relative = len({path for path, _ in untracked}) == 1 and len(networks) < 2
+    layers = [layer if are_relative else replace(layer, name=dotted((*path, layer.name))) for path, layer in untracked]
+    names = [layer.name for network in networks for layer in network.layers]
+    return GraphState((*names, *layers), len(names) + len(layers))
 
 
 def _collect(path: tuple[str, ...], container: Container, where: list[Place], contents: _Contents) -> None:
@@ -114,6 +129,7 @@ def _collect(path: tuple[str, ...], container: Container, where: list[Place], co
             contents.hyperparameters if stated is None else stated.stated(contents.hyperparameters),
             contents.budget,
         ):
+            state = state if stated is None else replace(state, mode=stated.mode)
             # A mapping that is itself one layer, as in {"bn1": {"running_mean": ...}}, belongs to the network around.
             network = contents.add(path if is_inside else path[:-1], member, state)
             network.is_module = module is not None

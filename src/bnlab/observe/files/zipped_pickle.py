@@ -8,7 +8,8 @@ from bnlab.observe.files.content import Span
 from bnlab.observe.files.pickle_data import Data
 from bnlab.observe.files.pickle_globals import PLAIN, Builder, Known, Storages
 from bnlab.observe.files.pickle_machine import read_pickle
-from bnlab.observe.files.torch_globals import TORCH, persistent_load
+from bnlab.observe.files.torch_globals import TORCH
+from bnlab.observe.files.torch_storages import persistent_load
 from bnlab.observe.files.zip_archive import Archive
 
 __all__ = ["KNOWN", "is_big_endian", "read_zipped_pickle"]

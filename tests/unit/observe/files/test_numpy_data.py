@@ -1,5 +1,8 @@
+import pickle
+
 import numpy as np
 import pytest
+import torch
 from tests.samples import save
 
 from bnlab.observe.files.checkpoint import read_stored
@@ -27,3 +30,57 @@ def test_numpy_arrays_are_read_too(tmp_path, legacy, protocol, array):
 def test_other_arrays_are_left_as_they_are(tmp_path):
     tree = read(save({"a": np.array(["x"]), "b": np.array([1j])}, tmp_path / "a.pt"))
     assert as_stored_tensor(tree["a"]) is as_stored_tensor(tree["b"]) is as_stored_tensor(3) is None
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_pickles_without_torch_are_read(tmp_path, protocol):
+    """Detectron2 writes such files, with numpy arrays of any size."""
+    arrays = {
+        "small": np.arange(4, dtype=np.float32),
+        "large": np.arange(300_000, dtype=np.float64),
+        "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "scalar": np.float32(0.5),
+        "count": np.int64(391),
+        "record": np.arange(3, dtype=np.int8).view(Tagged),
+    }
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "matching_heuristics": True}, protocol))
+    tree = read(path)["model"]
+    for name, array in arrays.items():
+        stored = as_stored_tensor(tree[name])
+        assert stored.shape == np.shape(array)
+        assert np.array_equal(stored.read(), array)
+
+
+class Tagged(np.ndarray):
+    """An array of a class of its own."""
+
+
+def test_the_paths_of_numpy_1(tmp_path):
+    path = tmp_path / "model.pkl"
+    data = pickle.dumps({"a": np.arange(4.0), "b": np.float64(3)}, 2)
+    assert b"numpy._core" in data
+    path.write_bytes(data.replace(b"numpy._core", b"numpy.core"))
+    tree = read(path)
+    assert as_stored_tensor(tree["a"]).read().tolist() == [0, 1, 2, 3]
+    assert as_stored_tensor(tree["b"]).read().tolist() == 3
+
+
+def test_arrays_that_claim_more_than_they_have(tmp_path):
+    path = tmp_path / "model.pkl"
+    for protocol in (2, 4):
+        data = pickle.dumps(np.arange(5000.0), protocol)
+        changed = data.replace(b"M\x88\x13", b"M\x89\x13")
+        assert changed != data
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match="needs 40008 bytes"):
+            as_stored_tensor(read(path)).read()
+
+
+def test_a_tensor_of_torch_in_a_pickle_without_it(tmp_path):
+    """`pickle.dump` of a tensor puts a whole file of torch.save into the pickle."""
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps({"a": torch.arange(3.0), "b": torch.zeros(3000)}))
+    tree = read(path)
+    assert tree["a"].read().tolist() == [0, 1, 2]
+    assert tree["b"].shape == (3000,)

@@ -12,6 +12,7 @@ from bnlab.observe.files.budget import LIMITS, Budget
 from bnlab.observe.files.checkpoint import read_checkpoint
 from bnlab.observe.files.pickle_data import Global, InertObject
 from bnlab.observe.files.pickled_module import read_module
+from bnlab.observe.graph_state import UntrackedLayer
 
 formats = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 
@@ -159,12 +160,23 @@ def test_layers_of_other_kinds_are_left_alone(tmp_path):
     )
     evidence = read(saved(model, tmp_path))
     assert [layer.name for layer in evidence.networks[0].layers] == ["0"]
-    assert dict(evidence.left_alone) == {
-        "1": "is a torch.nn.modules.batchnorm.BatchNorm2d without running statistics: "
-        "its output in eval mode depends on the batch",
-        "2": "is a torch.nn.modules.instancenorm.InstanceNorm2d, which normalises each sample by itself, "
-        "not a BN layer",
-    }
+    assert evidence.left_alone == (
+        (
+            "2",
+            "is a torch.nn.modules.instancenorm.InstanceNorm2d, which normalises each sample by itself, not a BN layer",
+        ),
+    )
+    assert evidence.graph.batch_norms == ("0", UntrackedLayer("1", 3, True, 0.1, 1e-5))
+
+
+def test_a_layer_without_statistics_is_judged_as_one_of_a_model(tmp_path):
+    import bnlab
+
+    model = trained(nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False)))
+    findings = bnlab.check(saved(model, tmp_path), select=["BN209"]).findings
+    assert [(finding.code, finding.layer) for finding in findings] == [("BN209", "1")]
+    alone = bnlab.check(saved({"a": model[1], "b": nn.ReLU()}, tmp_path), select=["BN209"]).findings
+    assert [(finding.code, finding.layer) for finding in alone] == [("BN209", "")]
 
 
 def test_our_own_layers(tmp_path):

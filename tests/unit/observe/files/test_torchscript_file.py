@@ -1,0 +1,103 @@
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from tests.samples import rewrite_zip
+from torch import nn
+
+from bnlab.errors import NotACheckpoint
+from bnlab.observe.evidence import Hyperparameters
+from bnlab.observe.files.checkpoint import read_checkpoint
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+]
+
+EXAMPLE = torch.randn(2, 3, 8, 8)
+
+
+def network():
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.BatchNorm2d(4, momentum=0.3), nn.ReLU(), nn.BatchNorm2d(4, eps=0.25))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-3), inner)
+    for _ in range(3):
+        model(torch.randn(4, 3, 8, 8))
+    return model.eval()
+
+
+def read(path):
+    return read_checkpoint(path, Hyperparameters())
+
+
+def assert_reads_as(model, path):
+    (state,) = read(path).networks
+    expected = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)}
+    assert [layer.name for layer in state.layers] == list(expected)
+    for layer in state.layers:
+        module = expected[layer.name]
+        for name in ("running_mean", "running_var", "weight", "bias"):
+            assert np.array_equal(getattr(layer, name), getattr(module, name).detach().double().numpy())
+        assert layer.num_batches_tracked == int(module.num_batches_tracked)
+        assert (layer.hyperparameters.eps, layer.hyperparameters.momentum) == (module.eps, module.momentum)
+    return state.layers
+
+
+@pytest.mark.parametrize("compile_", [torch.jit.script, lambda model: torch.jit.trace(model, EXAMPLE)])
+def test_a_program_reads_as_its_model(tmp_path, compile_):
+    model = network()
+    torch.jit.save(compile_(model), tmp_path / "model.pt")
+    layers = assert_reads_as(model, tmp_path / "model.pt")
+    assert not any(layer.mode is not None and layer.mode.uses_batch for layer in layers)
+
+
+def test_the_oracle_catches_another_model(tmp_path):
+    model = network()
+    torch.jit.save(torch.jit.script(model), tmp_path / "model.pt")
+    model[1].running_mean += 1
+    with pytest.raises(AssertionError):
+        assert_reads_as(model, tmp_path / "model.pt")
+
+
+def test_a_program_that_was_traced_in_train_mode_uses_the_batch(tmp_path):
+    model = network().train()
+    torch.jit.save(torch.jit.trace(model, EXAMPLE, check_trace=False), tmp_path / "model.pt")
+    assert all(layer.mode.uses_batch for layer in assert_reads_as(model, tmp_path / "model.pt"))
+
+
+def test_a_cumulative_average(tmp_path):
+    model = nn.Sequential(nn.BatchNorm2d(3, momentum=None)).eval()
+    torch.jit.save(torch.jit.script(model), tmp_path / "script.pt")
+    (layer,) = read(tmp_path / "script.pt").networks[0].layers
+    assert layer.hyperparameters.momentum in (None, 0.1)
+    torch.jit.save(torch.jit.trace(model, EXAMPLE), tmp_path / "trace.pt")
+    (layer,) = read(tmp_path / "trace.pt").networks[0].layers
+    assert layer.hyperparameters.momentum != 0
+
+
+def test_a_frozen_program_keeps_its_layers_as_constants(tmp_path):
+    model = network()
+    torch.jit.save(torch.jit.freeze(torch.jit.script(model), optimize_numerics=False), tmp_path / "model.pt")
+    (state,) = read(tmp_path / "model.pt").networks
+    expected = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert [layer.name for layer in state.layers] == ["batch_norm", "batch_norm_1", "batch_norm_2"]
+    for layer, module in zip(state.layers, expected, strict=True):
+        assert np.array_equal(layer.running_var, module.running_var.double().numpy())
+        assert layer.hyperparameters.eps == module.eps
+
+
+def test_code_that_says_nothing_leaves_the_defaults(tmp_path):
+    torch.jit.save(torch.jit.script(network()), tmp_path / "model.pt")
+    rewrite_zip(tmp_path / "model.pt", lambda name, data: b"# gone" if name.endswith(".py") else data)
+    for layer in read(tmp_path / "model.pt").networks[0].layers:
+        assert layer.hyperparameters.assumed == ("momentum", "eps")
+
+
+def test_the_archives_of_torch_1_0_are_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+        archive.writestr("model/model.json", "{}")
+        archive.writestr("model/tensors/0", b"0000")
+    with pytest.raises(NotACheckpoint, match=r"a TorchScript program of torch 1\.3 or older"):
+        read(tmp_path / "model.pt")
