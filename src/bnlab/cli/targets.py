@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bnlab.cli.importing import is_spec
 from bnlab.cli.specs import TARGET, load_model
 from bnlab.cli.target_files import ANY_DEPTH, Walk, is_folder, matching
-from bnlab.errors import BnlabError, UnreadableFile, UsageError
+from bnlab.errors import BnlabError, NotACheckpoint, UnreadableFile, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -139,6 +139,7 @@ def _in_folder(folder: str, walk: Walk | None = None) -> list[str | BnlabError]:
     """
     from bnlab.cli.networks import is_network_folder
     from bnlab.observe.files.distributed_checkpoint import CHUNK_SUFFIX, METADATA
+    from bnlab.observe.files.refused_formats import refused_folder
 
     is_first = walk is None
     walk = walk or Walk(follows_links=False)
@@ -146,6 +147,9 @@ def _in_folder(folder: str, walk: Walk | None = None) -> list[str | BnlabError]:
     checkpoints: list[str] = []
     for path, entries in walk.folders(folder):
         checkpoints += [str(Path(path, entry.name)) for entry in entries if _is_checkpoint(entry)]
+        foreign = refused_folder(frozenset(entry.name for entry in entries))
+        if foreign is not None:
+            walk.errors.append(NotACheckpoint(f"{path}: folder must hold checkpoints, got {foreign}."))
         if is_network_folder(path):
             checkpoints.append(str(Path(path)))
         elif any(entry.name.endswith(CHUNK_SUFFIX) for entry in entries):

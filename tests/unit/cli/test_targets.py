@@ -1,5 +1,6 @@
 """TARGET arguments. Their specs follow the same grammar as every other SPEC."""
 
+import os
 import sys
 
 import pytest
@@ -141,3 +142,12 @@ def test_arguments_that_stand_for_nothing_are_errors_in_their_place(folder):
     assert isinstance(empty, UnreadableFile)
     assert str(pattern) == "*.none: pattern must match at least one file, got none."
     assert str(nothing) == "TARGET: path must not be empty."
+
+
+def test_a_model_of_another_library_in_a_folder_is_one_error_in_its_place(folder):
+    (folder / "scan" / "tf" / "variables").mkdir(parents=True)
+    (folder / "scan" / "tf" / "saved_model.pb").write_bytes(b"\x0a\x00")
+    (folder / "scan" / "a.npz").write_bytes(b"PK")
+    error, path = expand(["scan"]).items
+    assert str(error).startswith("scan/tf: folder must hold checkpoints, got a SavedModel of TensorFlow. ")
+    assert path == os.path.join("scan", "a.npz")  # noqa: PTH118

@@ -113,6 +113,8 @@ def refused_folder(names: frozenset[str]) -> str | None:
         return f"a SavedModel of TensorFlow. {_TENSORFLOW}, or save it as .keras"
     if names & {"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"}:
         return f"a checkpoint of Orbax. Restore it, and save its arrays by name: {_NPZ}"
+    if any(_DATA_OF_TENSORFLOW in name for name in names):
+        return f"a checkpoint of TensorFlow. {_TENSORFLOW}"
     if "Manifest.json" in names and "Data" in names:
         return f"a Core ML package. {_TO_ONNX}"
     return None

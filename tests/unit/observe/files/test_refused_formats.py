@@ -92,6 +92,7 @@ def test_unknown_bytes_have_no_name():
         ({"_CHECKPOINT_METADATA", "default"}, "a checkpoint of Orbax"),
         ({"manifest.ocdbt", "d", "_METADATA"}, "a checkpoint of Orbax"),
         ({"Manifest.json", "Data"}, "a Core ML package"),
+        ({"checkpoint", "m.ckpt.index", "m.ckpt.data-00000-of-00001"}, "a checkpoint of TensorFlow"),
     ],
 )
 def test_folders_that_are_one_model(names, text):
