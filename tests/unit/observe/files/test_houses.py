@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from tests.samples import layer_state
 from tests.unit.observe.files.test_state_dict import stored
@@ -185,3 +187,14 @@ def test_every_house_states_its_source_and_its_names_are_unambiguous():
         own = {f"bn/{name}" if house.separators != "_" else f"bn_{name}" for name in house.names - set(house.others)}
         if house.needs != "statistics collection":
             assert [place.house.name for place in places(dict.fromkeys(own, 1))] == [house.name]
+
+
+def test_the_page_on_checkpoints_has_the_names_and_defaults_of_every_house():
+    page = (Path(__file__).parents[4] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    for house in HOUSES:
+        names = [house.mean.removeprefix("_"), house.var.removeprefix("_"), house.weights[0], house.biases[0]]
+        numbers = f"| {house.momentum:g} | {house.eps:g} |"
+        assert any(house.name in row and numbers in row and all(name in row for name in names) for row in rows), (
+            house.name
+        )
