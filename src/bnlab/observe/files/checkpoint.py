@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,20 @@ from bnlab.errors import BnlabError, DamagedFile, IncompleteFile, NotACheckpoint
 from bnlab.observe.evidence import Evidence, Hyperparameters
 from bnlab.observe.files.budget import Budget
 from bnlab.observe.files.content import Content, open_content
+from bnlab.observe.files.hdf5_file import HDF5_MAGIC
+from bnlab.observe.files.keras_model import read_keras_weights
+from bnlab.observe.files.msgpack_file import looks_like_msgpack, read_msgpack
 from bnlab.observe.files.network_files import beside_others, open_network, rest_of, with_pieces
+from bnlab.observe.files.npz_file import NPY_MAGIC, read_npy
 from bnlab.observe.files.numbered_files import are_one_network, holds_pieces, states_count
 from bnlab.observe.files.onnx_file import looks_like_onnx, read_onnx
+from bnlab.observe.files.refused_formats import refused_format
 from bnlab.observe.files.safetensors_file import NamedTensors, looks_like_safetensors, read_safetensors
 from bnlab.observe.files.several_files import NetworkFiles, ReadTree
-from bnlab.observe.files.sharded_index import read_index
+from bnlab.observe.files.sharded_index import read_index, refuse_pieces
 from bnlab.observe.files.state_dict import find_batch_norm
-from bnlab.observe.files.torch_file import is_legacy, read_legacy, read_zip
+from bnlab.observe.files.torch_file import is_legacy, read_bare_pickle, read_legacy
+from bnlab.observe.files.zip_file import read_zip
 
 __all__ = [
     "CHECKPOINT_SUFFIXES",
@@ -41,12 +46,30 @@ __all__ = [
     "shards_of",
 ]
 
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".tar", ".ckpt", ".th", ".safetensors", ".onnx")
+CHECKPOINT_SUFFIXES = (
+    ".pt",
+    ".pth",
+    ".bin",
+    ".tar",
+    ".ckpt",
+    ".th",
+    ".safetensors",
+    ".onnx",
+    ".pt2",
+    ".pkl",
+    ".pdparams",
+    ".npz",
+    ".npy",
+    ".h5",
+    ".hdf5",
+    ".keras",
+    ".msgpack",
+)
 
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-_LFS_POINTER = b"version https://git-lfs"
-_TAR_MAGIC = slice(257, 262)
+_PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 _HEAD_BYTES = 512
+_TAIL_BYTES = 64
 
 # Parsers raise these on bytes that break their format. They may hide a bug in bnlab, but the user sees one line.
 _PARSER_ERRORS = (
@@ -71,6 +94,10 @@ class FileFormat(Enum):
     ZIP = "torch.save"
     LEGACY = "torch.save before 1.6"
     SAFETENSORS = "safetensors"
+    PICKLE = "pickle"
+    NPY = "numpy"
+    HDF5 = "HDF5"
+    MSGPACK = "msgpack"
     SEVERAL = "several files"
 
 
@@ -78,6 +105,10 @@ _READERS: Mapping[FileFormat, Callable[[Content], Any]] = {
     FileFormat.ZIP: read_zip,
     FileFormat.LEGACY: read_legacy,
     FileFormat.SAFETENSORS: read_safetensors,
+    FileFormat.PICKLE: read_bare_pickle,
+    FileFormat.NPY: read_npy,
+    FileFormat.HDF5: read_keras_weights,
+    FileFormat.MSGPACK: read_msgpack,
 }
 
 
@@ -160,7 +191,7 @@ def read_stored(path: Path) -> StoredFile:
 
 
 def _several(path: Path, *, whole: bool) -> NetworkFiles | None:
-    return open_network(path, _tree_reader(), partial(_tree, Path()), whole=whole)
+    return open_network(path, _tree_reader(), _tree_inside, whole=whole)
 
 
 def _tree_reader() -> ReadTree:
@@ -172,6 +203,12 @@ def _tree_reader() -> ReadTree:
             return _tree(path, open_content(path, budget))
 
     return read
+
+
+def _tree_inside(path: Path, content: Content) -> object:
+    """Return the tree of a part of a file that is a file of its own. The errors name the file."""
+    with named_errors(Path(path.name)):
+        return _tree(Path(), content)
 
 
 def _tree(path: Path, content: Content) -> object:
@@ -216,11 +253,13 @@ def _stored(path: Path, content: Content) -> StoredFile:
     head = content.head(_HEAD_BYTES)
     format_ = _format_of(path, head)
     if format_ is None:
-        kind = "an ONNX model" if _is_onnx(path, head) else _kind(head)
+        kind = "an ONNX model" if _is_onnx(path, head) else _kind(path, head, content)
         formats = "torch.save or safetensors" if _is_onnx(path, head) else "torch.save, safetensors or ONNX"
         raise NotACheckpoint(f"file must be a checkpoint ({formats}), got {kind}.")
     tree = _READERS[format_](content)
-    return StoredFile(format_, tree, tree.metadata if isinstance(tree, NamedTensors) else None)
+    metadata = tree.metadata if isinstance(tree, NamedTensors) else None
+    refuse_pieces(metadata or {})
+    return StoredFile(format_, tree, metadata)
 
 
 def _format_of(path: Path, head: bytes) -> FileFormat | None:
@@ -229,25 +268,31 @@ def _format_of(path: Path, head: bytes) -> FileFormat | None:
         return FileFormat.ZIP
     if is_legacy(head):
         return FileFormat.LEGACY
-    if path.suffix == ".safetensors" or looks_like_safetensors(head):
+    if looks_like_safetensors(head) or _is_named(path, ".safetensors", head):
         return FileFormat.SAFETENSORS
+    if head.startswith(_PICKLE):
+        return FileFormat.PICKLE
+    if head.startswith(HDF5_MAGIC):
+        return FileFormat.HDF5
+    if head.startswith(NPY_MAGIC):
+        return FileFormat.NPY
+    if looks_like_msgpack(head) or _is_named(path, ".msgpack", head):
+        return FileFormat.MSGPACK
     return None
 
 
 def _is_onnx(path: Path, head: bytes) -> bool:
-    return path.suffix == ".onnx" or looks_like_onnx(head)
+    return looks_like_onnx(head) or _is_named(path, ".onnx", head)
 
 
-def _kind(head: bytes) -> str:
-    if head.startswith(_LFS_POINTER):
-        return "a Git LFS pointer. Fetch the file itself: git lfs pull"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "an HTML page. Download the file again: a server answered with a page instead"
-    if head[_TAR_MAGIC] == b"ustar":
-        return "a tar archive. Unpack it and give the checkpoint inside"
-    if head.startswith(b"\x80"):
-        return "a pickle that torch.save did not write. Save a state dict with torch.save or safetensors"
-    return "something else"
+def _is_named(path: Path, suffix: str, head: bytes) -> bool:
+    """Return whether the suffix states a format, and the bytes are not those of a pointer, a page or an archive."""
+    return path.suffix == suffix and refused_format("", head) is None
+
+
+def _kind(path: Path, head: bytes, content: Content) -> str:
+    size = min(content.size, _TAIL_BYTES)
+    return refused_format(path.name, head, content.read_at(content.size - size, size)) or "something else"
 
 
 def _one_line(err: BaseException) -> str:

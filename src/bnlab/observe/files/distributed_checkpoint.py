@@ -20,8 +20,8 @@ from bnlab.observe.files.budget import Budget
 from bnlab.observe.files.content import Content, open_content
 from bnlab.observe.files.named_beside import file_beside
 from bnlab.observe.files.pickle_data import Data, Global, InertObject
-from bnlab.observe.files.pickle_machine import read_pickle
 from bnlab.observe.files.pickle_globals import PLAIN, Builder
+from bnlab.observe.files.pickle_machine import read_pickle
 from bnlab.observe.files.several_files import NetworkFiles
 from bnlab.observe.files.sharded_tensor import attributes_of, size_of
 from bnlab.observe.files.split_tensor import Piece, SplitTensor
@@ -37,7 +37,8 @@ _HEAD_BYTES = 256
 _MAX_OPEN = 32
 _WAY = "Copy the files of all ranks into the folder."
 
-ReadContent: TypeAlias = Callable[[Content], object]
+ReadContent: TypeAlias = Callable[[Path, Content], object]
+"""Reads what one call of torch.save wrote into a file. The errors name the file."""
 Offset: TypeAlias = "tuple[int, ...] | None"
 
 
@@ -57,7 +58,7 @@ def read_distributed(folder: Path, read: ReadContent) -> NetworkFiles:
 
     Args:
         folder: The folder that holds the metadata.
-        read: Reads what one call of ``torch.save`` wrote.
+        read: Reads what one call of ``torch.save`` wrote into a file.
 
     Raises:
         UnreadableFile: If the metadata cannot be read.
@@ -167,7 +168,7 @@ class _Chunks:
         return self._sizes[name]
 
     def _bits(self, path: Path, place: tuple[int, int], dtype: str, shape: tuple[int, ...]) -> NDArray[Data]:
-        stored = self.read(self._open(path).part(*place))
+        stored = self.read(path, self._open(path).part(*place))
         if not isinstance(stored, StoredTensor) or (stored.dtype, stored.shape) != (dtype, shape):
             raise DamagedFile(f"{path.name} must hold what .metadata describes, got another chunk. Copy it again.")
         return stored.bits()

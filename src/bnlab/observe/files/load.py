@@ -25,6 +25,8 @@ __all__ = ["CheckpointFile", "load_into", "state_dict_file"]
 
 _MAX_NAMED = 3
 _SAFETENSORS = ".safetensors"
+_TENSORS_ALONE = (FileFormat.SAFETENSORS, FileFormat.SEVERAL)
+"""Formats of which the state dict is the whole content, unless it lies inside something else."""
 
 
 def load_into(model: nn.Module, path: Path) -> CheckpointFile:
@@ -181,7 +183,7 @@ class CheckpointFile:
         The data reader keeps foreign objects as inert records, which cannot be written again. Therefore torch loads the
         file here, with weights_only=True. The loaded tensors share their storages as those of the file do.
         """
-        if self._stored.format is FileFormat.SAFETENSORS:
+        if self._stored.format in _TENSORS_ALONE and self._state.container.path is None:
             state = self._tensors_of_file()
             return state, state
         try:

@@ -35,7 +35,7 @@ def open_network(path: Path, read: ReadTree, read_content: ReadContent, *, whole
     Args:
         path: The path.
         read: Reads a file down to its tensors.
-        read_content: Reads what is one file inside another.
+        read_content: Reads a part of a file that is a file of its own.
         whole: Whether all tensors are wanted, rather than the BN layers.
 
     Raises:

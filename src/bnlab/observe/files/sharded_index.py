@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bnlab.errors import DamagedFile, TooMuchWork
+from bnlab.errors import DamagedFile, IncompleteFile, TooMuchWork
 from bnlab.observe.files.content import Content, open_content
 from bnlab.observe.files.named_beside import file_beside
 from bnlab.observe.files.several_files import NetworkFiles, ReadTree
 
-__all__ = ["ShardedIndex", "is_index", "read_index"]
+__all__ = ["ShardedIndex", "is_index", "read_index", "refuse_pieces"]
 
 _NAME = re.compile(r".\.index(\.[^.]+)?\.json")
 _WEIGHT_MAP = "weight_map"
+_PIECES = "DCP_SHARDING_INFO"
 _MAX_BYTES = 20 << 20
 """A network of 100,000 tensors, which is more than the largest ones have, has an index of 10 MB."""
 _MAX_BRACKETS = 1000
@@ -101,6 +102,25 @@ def read_index(path: Path) -> ShardedIndex:
         beside = file_beside(path, shard)
         shards[beside] = shards.get(beside, frozenset()) | frozenset(tensors)
     return ShardedIndex(path, shards)
+
+
+def refuse_pieces(metadata: Mapping[str, str]) -> None:
+    """Refuse a safetensors file in which a rank saved its pieces of tensors.
+
+    The file states the offset of each piece and not the size of the whole, so that nobody can see whether the pieces
+    of the last rank are missing.
+
+    Args:
+        metadata: The strings that the file holds beside the tensors.
+
+    Raises:
+        IncompleteFile: If the file holds pieces.
+    """
+    if _PIECES in metadata:
+        raise IncompleteFile(
+            "file must hold whole tensors, got the pieces that one rank saved. Join the files of all ranks with "
+            "consolidate_safetensors_files of torch.distributed.checkpoint._consolidate_hf_safetensors."
+        )
 
 
 def _weight_map(content: Content) -> Mapping[str, Any]:

@@ -110,3 +110,25 @@ def test_a_missing_file_is_reported_with_one_that_is_alike(tmp_path):
     for path in ("other.pt", "absent/resnet18.pt", "resnet18.onnx"):
         with pytest.raises(UnreadableFile, match=r"got: no such file or directory\.$"):
             open_content(tmp_path / path)
+
+
+def test_a_part_is_a_file_of_its_own(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"0123456789")
+    whole = open_content(path)
+    part = whole.part(2, 5)
+    assert (part.size, part.head(99), part.span(1, 2).read(), part.stream().read()) == (5, b"23456", b"34", b"23456")
+    assert part.budget is whole.budget
+    assert part.part(1, 3).head(9) == b"345"
+    for start, size in ((0, 11), (-1, 2), (6, 5)):
+        with pytest.raises(ValueError, match="reach beyond"):
+            whole.part(start, size)
+    with pytest.raises(DamagedFile):
+        part.read_at(3, 5)
+
+
+def test_files_that_are_read_together_share_their_budget(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"0")
+    budget = open_content(tmp_path / "a.bin").budget
+    assert open_content(tmp_path / "a.bin", budget).budget is budget
+    assert open_content(tmp_path / "a.bin").budget is not budget

@@ -131,7 +131,7 @@ def test_metadata_that_no_writer_produces(copied, change):
 
 def test_metadata_without_places(copied):
     with (copied / ".metadata").open("rb") as file:
-        metadata = pickle.load(file)  # noqa: S301 - torch wrote it
+        metadata = pickle.load(file)
     (copied / ".metadata").write_bytes(pickle.dumps(replace(metadata, storage_data={})))
     _, evidence = layers(copied)
     assert evidence.networks == ()

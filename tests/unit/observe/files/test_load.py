@@ -2,13 +2,16 @@
 
 import argparse
 import collections
+import json
 import pathlib
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tests.ranks import save_ranks
 from tests.samples import save, small_network
 from torch import nn
 
@@ -277,3 +280,54 @@ def test_a_state_dict_as_a_file(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(state_dict_file(state, suffix))
     assert_same_bits(load_file(path) if suffix == ".safetensors" else torch.load(path, weights_only=True), state)
+
+
+def write_several(state, folder, kind):
+    """Write a network over several files, and return the path that stands for them."""
+    if kind == "distributed":
+        dcp.save(state, checkpoint_id=folder / "saved")
+        return folder / "saved"
+    if kind == "ranks":
+        return save_ranks(state, folder)[0]
+    names = list(state)
+    files = {f"model-0000{n + 1}-of-00002.safetensors": names[n::2] for n in (0, 1)}
+    for file, part in files.items():
+        save_file({name: state[name] for name in part}, folder / file)
+    weight_map = {name: file for file, part in files.items() for name in part}
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": weight_map}))
+    return path
+
+
+several = pytest.mark.parametrize("kind", ["distributed", "ranks", "index"])
+
+
+@several
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_network_over_several_files_is_loaded_bit_by_bit(tmp_path, kind):
+    model, trained = fresh(), small_network().state_dict()
+    load_into(model, write_several(trained, tmp_path, kind))
+    assert_same_bits(model.state_dict(), trained)
+
+
+@several
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_network_over_several_files_is_written_as_one(tmp_path, kind, suffix):
+    trained = small_network().state_dict()
+    file = load_into(fresh(), write_several(trained, tmp_path, kind))
+    path = tmp_path / f"new{suffix}"
+    changed = {"1.running_mean": torch.full((8,), 7.0)}
+    path.write_bytes(file.rewritten(changed, ["1.num_batches_tracked"], suffix=suffix))
+    wanted = trained | changed
+    del wanted["1.num_batches_tracked"]
+    assert_same_bits(load_file(path) if suffix == ".safetensors" else torch.load(path), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_what_lies_beside_a_state_dict_in_several_files_is_not_dropped_silently(tmp_path):
+    state = {"model": small_network().state_dict(), "ema": {"beta": torch.ones(3)}}
+    file = load_into(fresh(), write_several(state, tmp_path, "distributed"))
+    with pytest.raises(UsageError, match=r"--output PATH\.safetensors"):
+        file.require_rewritable(".pt")
+    file.require_rewritable(".safetensors")

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import save_file
 from tests.samples import save, state_dict
 
-from bnlab.errors import BnlabError, DamagedFile, TooMuchWork
+from bnlab.errors import BnlabError, DamagedFile, IncompleteFile, TooMuchWork
 from bnlab.observe.evidence import Hyperparameters
 from bnlab.observe.files import sharded_index
 from bnlab.observe.files.checkpoint import read_checkpoint, read_stored
@@ -148,3 +148,11 @@ def test_the_files_without_an_index(tmp_path):
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     _, evidence = layers(tmp_path / "model-*-of-00002.safetensors")
     assert ("", "lacks model-00002-of-00002.safetensors") in evidence.incomplete
+
+
+def test_the_pieces_of_ranks_are_refused(tmp_path):
+    pieces = {"0.weight": {"saved_offsets": [0, 0]}}
+    file = tmp_path / "shard-00001-model-00001-of-00001.safetensors"
+    save_file(STATE, file, {"DCP_SHARDING_INFO": json.dumps(pieces), "DCP_VERSION": "1.0"})
+    with pytest.raises(IncompleteFile, match="consolidate_safetensors_files"):
+        layers(file)
