@@ -159,4 +159,4 @@ def test_the_folded_model_computes_the_same(model, with_own_evaluator):
     assert len(folded.graph.node) <= len(model.graph.node)
     kinds = [node.op_type for node in folded.graph.node]
     assert kinds.count("BatchNormalization") == len(result.changes.left_alone)
-    assert len(kinds) <= len(model.graph.node) - sum("Add behind" not in c.after for c in result.changes.changes)
+    assert len(kinds) <= len(model.graph.node) - sum("Add" not in c.after for c in result.changes.changes)

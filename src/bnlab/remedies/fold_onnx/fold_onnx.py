@@ -71,8 +71,9 @@ def fold_onnx(
     """Fold every BatchNormalization node of an ONNX model that can be folded. The file does not change.
 
     A node is folded into the Conv, ConvTranspose, Gemm or MatMul that feeds only this node. If there is none, it is
-    folded into the Gemm, the MatMul or the Conv without padding that alone uses its output. Otherwise it stays, because
-    a Mul and an Add would be more nodes than before. Each fold and the whole model are then compared with the original
+    folded into the Gemm, the MatMul or the Conv without padding that alone uses its output. Otherwise it becomes a Mul
+    and an Add together with constants that are added to it or multiplied with it. Without such a constant it stays,
+    because the two would be more nodes than before. Each fold and the whole model are then compared with the original
     on the example and on random inputs. A function whose BN can only be folded with the constants of its call is
     inlined. The record of a model without a BatchNormalization node has no change, no layer left, and a note.
 
@@ -155,22 +156,20 @@ class _Folding:
         names = _distinct((layer_name(node) for _, node in nodes), {change.layer for change in self.changes})
         pending = [(scope, node, name) for (scope, node), name in zip(nodes, names, strict=True)]
         reasons: dict[str, str] = {}
-        for _ in range(_MAX_PASSES):
-            reasons = {name: reason for scope, node, name in pending if (reason := self._fold(scope, node, name))}
-            rest = [part for part in reversed(pending) if part[2] in reasons]
-            if not rest or len(rest) == len(pending):
-                break
-            pending = rest
+        for number in range(_MAX_PASSES):
+            merges = number == _MAX_PASSES - 1
+            reasons = {name: why for scope, node, name in pending if (why := self._fold(scope, node, name, merges))}
+            pending = [part for part in reversed(pending) if part[2] in reasons]
         self.left_alone = [LeftAlone(name, reasons[name]) for name in names if name in reasons]
         for scope in reversed(scopes):  # a node is copied together with its subgraphs, so inner scopes come first
             scope.commit()
         sweep.remove_unused()
 
-    def _fold(self, scope: Scope, node: NodeProto, name: str) -> str:
+    def _fold(self, scope: Scope, node: NodeProto, name: str, merges: bool) -> str:
         """Fold a BN if this is possible and its error is small enough. Otherwise return the reason."""
         try:
             bn = BatchNormNode.read(node, name, scope)
-            fold = plan(bn, scope)
+            fold = plan(bn, scope, merges=merges)
             error = self._checked(fold, bn, scope)
         except Refusal as refusal:
             return refusal.reason
