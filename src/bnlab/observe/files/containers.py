@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -18,6 +18,7 @@ __all__ = ["Container", "containers", "keys_of", "kind_of", "refusal_of_module",
 Path: TypeAlias = "tuple[Path, Any] | None"
 """The path to a container as a linked list, because copying a tuple at each level of a deep file would be slow."""
 
+_PAIR = 2
 _CONTAINERS = (dict, list, tuple, InertObject, ModuleTree)
 
 
@@ -86,7 +87,7 @@ class _Walk:
             case dict():
                 return node
             case list() | tuple():
-                return dict(enumerate(node))
+                return dict(node) if _is_list_of_pairs(node) else dict(enumerate(node))
             case InertObject():
                 return self._inside(node)
             case _:
@@ -103,6 +104,17 @@ class _Walk:
             if self.is_new(attributes):
                 inside.update(attributes)
         return inside
+
+
+def _is_list_of_pairs(node: Sequence[Any]) -> bool:
+    """Return whether a list holds names and tensors, as ``list(model.state_dict().items())`` does."""
+    return bool(node) and all(
+        isinstance(pair, (tuple, list))
+        and len(pair) == _PAIR
+        and isinstance(pair[0], str)
+        and (isinstance(pair[1], StoredTensor) or as_stored_tensor(pair[1]) is not None)
+        for pair in node
+    )
 
 
 def keys_of(path: Path) -> tuple[Any, ...]:

@@ -74,8 +74,20 @@ def read_bare_pickle(content: Content) -> Data:
         ValueError: If the file is damaged.
         TooMuchWork: If it asks for more work than any checkpoint does.
     """
-    builder = Builder(KNOWN, content.budget)
+    builder = Builder({**KNOWN, **_JOBLIB}, content.budget)
     return read_pickle(content.span(), builder.build, _refuse_tensor, content.budget)[0]
+
+
+def _refuse_joblib(*_: Data) -> Data:
+    raise NotACheckpoint(
+        "file must be a checkpoint, got an object that joblib pickled, with its arrays between the opcodes. "
+        "Load it with joblib, and save its arrays by name: numpy.savez(path, **arrays)."
+    )
+
+
+_JOBLIB = {
+    f"joblib.numpy_pickle.{name}": _refuse_joblib for name in ("NumpyArrayWrapper", "NDArrayWrapper", "ZNDArrayWrapper")
+}
 
 
 def _refuse_tensor(_: Data) -> Data:

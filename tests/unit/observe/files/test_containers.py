@@ -58,3 +58,9 @@ def test_kinds_are_named_as_the_user_writes_them(value, kind):
 def test_tensors_are_what_has_a_name_and_values():
     mapping = {"a": TENSOR, 3: TENSOR, "epoch": 7, "args": InertObject(NAMESPACE)}
     assert tensors_in(mapping) == {"a": TENSOR}
+
+
+def test_a_list_of_names_and_tensors_is_a_state_dict():
+    (container,) = containers([("a", TENSOR), ["b", TENSOR]])
+    assert container.children == {"a": TENSOR, "b": TENSOR}
+    assert paths([("a", TENSOR), ("b", 3)]) == [(), (0,), (1,)]
