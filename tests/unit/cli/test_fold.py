@@ -31,6 +31,14 @@ def example():
     torch.manual_seed(1)
     return torch.randn(3, 1, 8, 8)
 
+def scaled():
+    return nn.Sequential(nn.ReLU(), nn.BatchNorm2d(1))  # becomes a scale and a shift: no BN is left
+
+def hooked():
+    model = scaled()
+    model[1].register_forward_hook(lambda *_: None)
+    return model
+
 def odd():
     return nn.Sequential(nn.Conv2d(1, 4, 3))
 
@@ -129,6 +137,55 @@ def test_an_onnx_file_becomes_an_onnx_file(specs, bnlab_command, example):
     expected, got = (ReferenceEvaluator(path).run(None, {"x": x})[0] for path in ("old.onnx", "new.onnx"))
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
     assert Path("old.onnx").read_bytes() == before
+
+
+def without_partner():
+    """Return a model whose BN follows a Concat, and makes the output."""
+    model = onnx_model()
+    model.graph.node[0].CopyFrom(helper.make_node("Concat", ["x"] * 4, ["c"], axis=1))
+    return model
+
+
+def by_the_batch():
+    model = onnx_model()
+    model.graph.node[1].attribute.append(helper.make_attribute("training_mode", 1))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [(without_partner, "left alone: Concat feeds it"), (by_the_batch, "it normalises by batch statistics")],
+)
+def test_a_bn_that_is_left_is_exit_code_1_with_its_reason(tmp_path, monkeypatch, bnlab_command, model, reason):
+    monkeypatch.chdir(tmp_path)
+    onnx.save(model(), "old.onnx")
+    code, out, err = bnlab_command("fold", "old.onnx", "--output", "new.onnx")
+    assert (code, err) == (1, "")
+    assert reason in out
+    assert onnx.load("new.onnx") == onnx.load("old.onnx")
+    code, out, _ = bnlab_command("fold", "old.onnx", "--output", "new.onnx", "--format", "json")
+    assert code == 1
+    assert json.loads(out)["changes"] == []
+
+
+def test_an_onnx_file_without_bn_is_exit_code_0_and_written(tmp_path, monkeypatch, bnlab_command):
+    monkeypatch.chdir(tmp_path)
+    model = onnx_model()
+    del model.graph.node[1]
+    model.graph.node[0].output[0] = "y"
+    onnx.save(model, "old.onnx")
+    code, out, err = bnlab_command("fold", "old.onnx", "--output", "new.onnx")
+    assert (code, err) == (0, "")
+    assert "no BatchNormalization node: folded, or never there" in out
+    assert onnx.load("new.onnx") == model
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("builder", "code"), [("scaled", 0), ("hooked", 1)])
+def test_a_model_with_a_layer_that_stays_is_exit_code_1(specs, bnlab_command, builder, code):
+    options = ["--example", "fold_specs:example", "--output", "new.pt2"]
+    assert bnlab_command("fold", f"fold_specs:{builder}", *options)[0] == code
+    assert Path("new.pt2").exists()
 
 
 @pytest.mark.parametrize(
