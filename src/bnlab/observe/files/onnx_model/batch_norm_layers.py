@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bnlab.conventions import from_float32, momentum_from_decay
 from bnlab.observe.evidence import Hyperparameters, LayerState
 from bnlab.observe.files.onnx_model.batch_statistics import computes_statistics, mode_of, normalises_samples
+from bnlab.observe.files.onnx_model.constants import is_standard
 from bnlab.observe.files.onnx_model.scopes import Scope
 from bnlab.observe.files.tensors import FLOATING, coarser, widen
 from bnlab.observe.graph_state import UntrackedLayer
@@ -27,6 +28,7 @@ _DEFAULT_MOMENTUM = 0.9
 _AFFINE, _STATISTICS = ("weight", "bias"), ("running_mean", "running_var")
 _INPUTS = 5
 _SEPARATORS = "._/"
+_MAX_EXPANSIONS = 4
 _INITIAL = {"weight": 1.0, "bias": 0.0}
 
 Values = tuple[str, NDArray[Any]]
@@ -45,6 +47,7 @@ def layer_of(node: NodeProto, scope: Scope, known: Hyperparameters) -> LayerStat
     names = dict(zip((*_AFFINE, *_STATISTICS), node.input[1:_INPUTS], strict=True))
     resolved = {key: scope.constants.find(name) for key, name in names.items()}
     parameters = {key: constant for key, constant in resolved.items() if constant is not None}
+    parameters |= _uniform_affine(names, parameters, scope)
     mode = mode_of(node, scope)
     if mode.uses_batch and normalises_samples(node, scope):
         return "normalises each sample with statistics of its own, as instance normalisation does"
@@ -101,6 +104,30 @@ def _name_by(parameters: Sequence[str]) -> str | None:
 
 def _own_name(node: NodeProto) -> str:
     return str(node.name or (node.output[0] if node.output else "BatchNormalization"))
+
+
+def _uniform_affine(names: Mapping[str, str], parameters: Mapping[str, Values], scope: Scope) -> dict[str, Values]:
+    """Return weight and bias that the graph expands from one number, as exporters write a layer without them."""
+    shape = parameters["running_mean"][1].shape if "running_mean" in parameters else (1,)
+    uniform = {}
+    for key in _AFFINE:
+        number = None if key in parameters or len(shape) != 1 else _expanded_number(names[key], scope)
+        if number is not None:
+            uniform[key] = (number[0], np.broadcast_to(number[1].reshape(()), shape))
+    return uniform
+
+
+def _expanded_number(name: str, scope: Scope) -> Values | None:
+    """Return the constant of one value from which nodes expand a tensor to a shape that is known at run time."""
+    for _ in range(_MAX_EXPANSIONS):
+        node = scope.producers.get(name)
+        if node is None or not is_standard(node, "Expand", "CastLike", "Identity") or not node.input:
+            return None
+        name = node.input[0]
+        constant = scope.constants.find(name)
+        if constant is not None:
+            return constant if constant[1].size == 1 else None
+    return None
 
 
 def _no_parameters(parameters: Sequence[Values]) -> str | None:

@@ -18,10 +18,10 @@ __all__ = ["skim"]
 
 _LARGE = 1 << 16
 """Bytes of a field that is left in the file. The parameters of a BN layer are smaller."""
-_MAX_FIELDS = 2_000_000
+MAX_FIELDS = 2_000_000
 _FIELDS_A_LOOK = 1 << 14
 _BLOCK = 1 << 16
-_MAX_BYTES = 1 << 28
+MAX_BYTES = 1 << 28
 _MAX_DEPTH = 100  # that of protobuf's own parser
 _MAX_VARINT = 10
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -54,7 +54,7 @@ def skim(content: Content) -> bytes:
     """
     if content.size <= _LARGE:
         return content.read_at(0, content.size)
-    return b"".join(_Skimmer(content).message("model", 0, content.size, 0))
+    return b"".join(_Skimmer(content, MAX_FIELDS, MAX_BYTES).message("model", 0, content.size, 0))
 
 
 @dataclass
@@ -85,8 +85,8 @@ class _Skimmer:
     """
 
     content: Content
-    fields: int = _MAX_FIELDS
-    bytes_left: int = _MAX_BYTES
+    fields: int
+    bytes_left: int
     block: bytes = b""
     block_start: int = 0
 

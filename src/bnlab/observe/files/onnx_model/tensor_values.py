@@ -30,7 +30,7 @@ _FIELDS = {
     **dict.fromkeys((12, 13), "uint64_data"),
     7: "int64_data",
 }
-_PACKED = {"INT4": 4, "4E2M1": 4, "INT2": 2}
+_PACKED = {"INT4": 4, "4E2M1": 4, "INT2": 2, "6E2M3": 6, "6E3M2": 6}
 """Bits of the types of which a byte holds several values, by the end of their name."""
 _PARTS = {14: 2, 15: 2}
 """Values in the field for one value of the tensor: a complex number has two."""
@@ -164,6 +164,7 @@ def _check_length(tensor: TensorProto, kind: NumberType, size: int) -> None:
     else:
         stored = len(getattr(tensor, _FIELDS.get(tensor.data_type, "int32_data")))
         count = number_of_values(tensor.dims) * _PARTS.get(tensor.data_type, 1)
-        needed = count if kind.bits >= _BYTE else size
+        packs = kind.bits < _BYTE and _BYTE % kind.bits == 0  # a value of 6 bits has an int32 of its own
+        needed = size if packs else count
     if stored != needed:
         raise ValueError(f"tensor {tensor.name!r} must hold the values its dims promise, got others")
