@@ -49,7 +49,9 @@ def differences(before: dict[str, object], after: dict[str, object]) -> list[str
 
 def _tensor(tensor: torch.Tensor) -> tuple[object, ...]:
     place = id(tensor), tensor.dtype, tensor.requires_grad, tuple(tensor.shape), tensor.stride(), tensor.data_ptr()
-    return *place, tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    return *place, tensor.detach().reshape(-1).contiguous().view(
+        torch.uint8
+    ).numpy().tobytes() if tensor.numel() and not tensor.is_meta else b""
 
 
 def _global_hooks() -> list[dict[int, object]]:

@@ -52,13 +52,13 @@ _SUBPACKAGES = ("functional", "lab", "nn")
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use, so that `import bnlab` alone is fast."""
-    from importlib import import_module
+    from bnlab.uninterrupted import import_whole
 
     if name in _SUBPACKAGES:
-        return import_module(f"bnlab.{name}")
+        return import_whole(f"bnlab.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'bnlab' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_whole(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

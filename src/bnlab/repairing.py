@@ -37,6 +37,7 @@ from bnlab.remedies.catalog import REMEDIES_IN_ORDER
 from bnlab.remedies.recalibrate import Recalibrate, why_kept
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan
+from bnlab.remedies.running_statistics import require_writable
 from bnlab.remedies.set_eps import eps_to_set
 from bnlab.wording import OTHER_DIRECTION, did_you_mean
 
@@ -121,6 +122,9 @@ def repair(
     if diagnosis is not None and not isinstance(diagnosis, Diagnosis):
         raise UsageError(f"repair: diagnosis must be what bnlab.check returned, got {type(diagnosis).__name__}.")
     _require_model(model)
+    for path, module in model.named_modules():
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            require_writable(path, "parameters and buffers", tensor)
     data = require_data("data", data)
     with reporting(progress) as advance:
         inputs = Inputs(

@@ -8,15 +8,17 @@ at the calls that it interrupts, and waits if one of them is a function that mus
 from __future__ import annotations
 
 import functools
+import importlib
+import random
 import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, _GeneratorContextManager
-from types import CodeType, FrameType, FunctionType, TracebackType
+from types import CodeType, FrameType, FunctionType, ModuleType, TracebackType
 from typing import ParamSpec, TypeVar, cast
 
-__all__ = ["SignalsHeld", "finishes", "restores", "signals_wait"]
+__all__ = ["SignalsHeld", "finishes", "import_whole", "restores", "signals_wait"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -103,6 +105,24 @@ def restores(function: Callable[_P, Iterator[_R]]) -> Callable[_P, AbstractConte
         return _Restoring(cast("Callable[_P, Generator[_R]]", function), args, kwargs)
 
     return begin
+
+
+def import_whole(name: str) -> ModuleType:
+    """Import a module to its end, also if a signal arrives: half an import of torch cannot be repeated.
+
+    The random numbers of Python continue as before, because some modules draw from them when they are imported.
+    """
+    with SignalsHeld():
+        return _import(name)
+
+
+@finishes
+def _import(name: str) -> ModuleType:
+    state = random.getstate()
+    try:
+        return importlib.import_module(name)
+    finally:
+        random.setstate(state)
 
 
 def signals_wait() -> bool:

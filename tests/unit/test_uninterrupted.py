@@ -1,9 +1,11 @@
+import random
 import signal
+import sys
 import threading
 
 import pytest
 
-from bnlab.uninterrupted import SignalsHeld, finishes
+from bnlab.uninterrupted import SignalsHeld, finishes, import_whole
 
 
 @finishes
@@ -131,3 +133,14 @@ def test_no_moment_is_left_in_which_an_interrupt_prevents_the_restoration(reques
         assert restoring.value == 0
     assert interrupted > 100
     assert signal.getsignal(signal.SIGALRM) is interrupt
+
+
+def test_an_import_finishes_before_the_interrupt_and_draws_no_random_numbers(tmp_path, monkeypatch):
+    lines = ["import random, signal", "random.random()", "signal.raise_signal(signal.SIGINT)", "value = 3"]
+    (tmp_path / "interrupted_module.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    before = random.getstate()
+    with pytest.raises(KeyboardInterrupt):
+        import_whole("interrupted_module")
+    assert sys.modules.pop("interrupted_module").value == 3
+    assert random.getstate() == before

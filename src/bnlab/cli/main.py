@@ -50,6 +50,7 @@ class _Commands(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
+            print_notice("bnlab: interrupted")
             raise typer.Exit(130) from None
         except (EOFError, OSError, SystemExit) as error:
             if isinstance(error, (BnlabError, Stopped)) or ctx.invoked_subcommand == _RUNS_SCRIPTS:
@@ -107,6 +108,9 @@ def main() -> None:
     try:
         with stops_on_signals():
             message = _run()
+    except KeyboardInterrupt:  # outside of a command
+        print_notice("bnlab: interrupted")
+        sys.exit(130)
     except Stopped as stopped:
         leave(stopped)
     _fail(message)  # here the error and what it keeps in memory are gone

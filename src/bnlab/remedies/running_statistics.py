@@ -13,7 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlab.errors import UsageError
 from bnlab.observe.evidence import Floats
 
-__all__ = ["WriteResult", "distance_in_std", "statistics_text", "stored_statistics", "write_statistics"]
+__all__ = [
+    "WriteResult",
+    "distance_in_std",
+    "require_writable",
+    "statistics_text",
+    "stored_statistics",
+    "write_statistics",
+]
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ def write_statistics(layers: Mapping[str, _BatchNorm], new: Mapping[str, tuple[F
         for buffer, value in zip(_buffers(layers[path]), values, strict=True)
     ]
     for path, buffer, _ in targets:
-        _require_writable(path, buffer)
+        require_writable(path, "buffers", buffer)
     before = [buffer.detach().clone() for _, buffer, _ in targets]
     clipped: dict[str, int] = {}
     for path, buffer, value in targets:
@@ -98,11 +105,26 @@ def _range(values: Floats) -> str:
     return f"{np.count_nonzero(~np.isfinite(values))} not finite"
 
 
-def _require_writable(path: str, buffer: Tensor) -> None:
+def require_writable(path: str, what: str, buffer: Tensor) -> None:
+    """Refuse a tensor that cannot change in place.
+
+    Args:
+        path: The path of its module.
+        what: What the tensor is in the module, such as "buffers".
+        buffer: The tensor.
+
+    Raises:
+        UsageError: If it is an inference tensor outside of `torch.inference_mode`, or `expand` made it.
+    """
     if buffer.is_inference() and not torch.is_inference_mode_enabled():
         raise UsageError(
-            f"{path or 'the model'}: buffers must be tensors that can change, got inference tensors. "
+            f"{path or 'the model'}: {what} must be tensors that can change, got inference tensors. "
             "Copy the model outside of torch.inference_mode: copy.deepcopy(model)."
+        )
+    if any(size > 1 and step == 0 for size, step in zip(buffer.shape, buffer.stride(), strict=True)):
+        raise UsageError(
+            f"{path or 'the model'}: {what} must be tensors that can change, got one whose values share one place in "
+            "memory, as expand makes it. Give the layer a copy of it: tensor.clone()."
         )
 
 

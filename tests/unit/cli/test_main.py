@@ -86,7 +86,7 @@ def test_ctrl_c_has_the_exit_code_of_shells(bnlab_command, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("bnlab.cli.report.read_saved", interrupt)
-    assert bnlab_command("report", "x.json") == (130, "", "")
+    assert bnlab_command("report", "x.json") == (130, "", "bnlab: interrupted\n")
 
 
 def test_a_script_of_bench_ends_with_its_own_exit_code(bnlab_command, monkeypatch):

@@ -38,6 +38,7 @@ def one_at_a_time(command: str) -> Callable[[_F], _F]:
             model = args[0] if args else keywords.get(first)
             if not hasattr(type(model), "named_modules"):
                 return function(*args, **keywords)
+            _require_attributes(cast("nn.Module", model), command)
             with in_use(cast("nn.Module", model), command):
                 return function(*args, **keywords)
 
@@ -71,6 +72,24 @@ def in_use(model: nn.Module, command: str) -> Iterator[None]:
                 own.remove((command, modules))
             if not own:
                 _commands.pop(thread, None)
+
+
+def _require_attributes(model: nn.Module, command: str) -> None:
+    """Refuse a model whose modules cannot be examined, before anything is done to it."""
+    for path, module in model.named_modules():
+        where = path or "model"
+        try:
+            hasattr(module, "an_attribute_that_no_module_has")
+        except Exception as error:
+            raise UsageError(
+                f"{command}: {where} must raise AttributeError for an attribute that it does not have, got "
+                f"{type(error).__name__}. Mend the __getattr__ of {type(module).__name__}."
+            ) from error
+        if not hasattr(module, "training"):
+            raise UsageError(
+                f"{command}: {where} must have a mode, got a {type(module).__name__} of torch.jit.freeze. Pass the "
+                "model that was scripted."
+            )
 
 
 def _require_free(modules: frozenset[int], command: str, thread: int) -> None:

@@ -211,7 +211,13 @@ def _restore_values(tensor: Tensor, value: Tensor) -> None:
     if tensor.shape != value.shape:  # the observers of quantization resize their buffers in place
         tensor.resize_(value.shape)
     if not _has_same_bits(tensor, value):  # a copy would invalidate a graph of autograd that has saved the tensor
-        tensor.copy_(value)
+        _once_in_memory(tensor).copy_(_once_in_memory(value, like=tensor))
+
+
+def _once_in_memory(tensor: Tensor, like: Tensor | None = None) -> Tensor:
+    """Return the part of a tensor whose values have places of their own: `expand` repeats the others."""
+    steps = (tensor if like is None else like).stride()
+    return tensor[tuple(slice(1) if step == 0 else slice(None) for step in steps)] if 0 in steps else tensor
 
 
 def _has_same_bits(left: Tensor, right: Tensor) -> bool:
@@ -232,7 +238,7 @@ class _ModuleState:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self._kind, self._training = type(module), module.training
+        self._kind, self._training = type(module), getattr(module, "training", None)
         self._attributes = _attributes(module)
         self._contents = _contents(module)
 
@@ -251,8 +257,8 @@ class _ModuleState:
             container.clear()
             container.update(content)
             vars(self.module)[name] = container
-        if self.module.training != self._training:  # `training` of a ScriptModule is not in vars()
-            self.module.training = self._training
+        if getattr(self.module, "training", None) != self._training:  # `training` of a ScriptModule is not in vars()
+            self.module.training = bool(self._training)
 
 
 class _ParameterState:

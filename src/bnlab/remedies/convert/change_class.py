@@ -113,11 +113,13 @@ def _merged(own: dict[str, Any], plain: dict[str, Any], fresh: dict[str, Any]) -
 
 
 def _on_device_of(layer: nn.Module, attributes: dict[str, Any]) -> dict[str, Any]:
-    """Return attributes with tensors on the device of the layer."""
-    own = next((t for t in (*layer.parameters(recurse=False), *layer.buffers(recurse=False))), None)
-    if own is None:
-        return attributes
-    return {name: value.to(own.device) if isinstance(value, Tensor) else value for name, value in attributes.items()}
+    """Return attributes with tensors on the device of the layer, except for those without values."""
+    own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+    device = next((tensor.device for tensor in sorted(own, key=lambda tensor: tensor.is_meta)), None)
+    return {
+        name: value.to(device) if isinstance(value, Tensor) and not value.is_meta and device is not None else value
+        for name, value in attributes.items()
+    }
 
 
 def narrow_statistics(layer: nn.Module) -> None:

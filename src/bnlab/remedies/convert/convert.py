@@ -84,6 +84,8 @@ def convert(
     whole, model = model, unwrapped(model)
     if example is not None and any(is_lazy(parameter) for parameter in model.parameters()):
         raise UsageError("convert: the model must know its shapes, got a lazy layer. Run one batch first.")
+    if example is not None and any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise UsageError("convert: the model must have values, got tensors on the meta device. Load a state dict.")
     if fuse and (example is None or not target.family.is_bnlab_class):
         got = "no example" if example is None else f"{to!r}"
         raise UsageError(f"convert: fuse must come with an example and a layer class of bnlab.nn, got {got}.")

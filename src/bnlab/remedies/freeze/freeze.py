@@ -32,6 +32,7 @@ from bnlab.remedies.convert.families import class_name, family_of
 from bnlab.remedies.convert.plan import plan_all, plan_freeze, plan_thaw, require_built
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan, record_of
+from bnlab.remedies.running_statistics import require_writable
 from bnlab.remedies.undo import UndoStack
 
 __all__ = ["Freeze", "freeze", "unfreeze"]
@@ -128,6 +129,9 @@ def freeze(
     left_alone = [LeftAlone(path, _NO_STATISTICS) for path in without_statistics]
     chosen = {path: layer for path, layer in selected.items() if path not in without_statistics}
     todo = {path: layer for path, layer in chosen.items() if not _is_up_to_date(layer, switches)}
+    for path, layer in todo.items() if affine else ():
+        for parameter in affine_parameters(layer).values():
+            require_writable(path, "weight and bias", parameter)
     notes = _refuse_or_note(todo, switches)
     changing = {path: layer for path, layer in todo.items() if _changes_class(layer, switches)}
     steps = plan_all(changing, plan_freeze)
