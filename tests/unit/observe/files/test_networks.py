@@ -43,5 +43,5 @@ def test_members_of_an_ensemble_are_several_networks_even_if_there_is_one():
         (("bn_ema",), {"": ["bn_ema"]}),
     ],
 )
-def test_an_average_is_told_by_its_name_and_its_layers(layers, expected):
+def test_the_name_and_the_layers_show_an_average(layers, expected):
     assert names({Whereabouts(()): network(*layers)}) == expected
