@@ -11,7 +11,7 @@ KERNELS := src/bnlab/kernels/native/libbnlab_native.so
 KERNEL_SOURCES := $(wildcard src/bnlab/kernels/native/src/*) src/bnlab/kernels/native/build.py
 EVERY_SET := $(VENV)/.every-set-compiled
 
-.PHONY: run test test-machines test-browser test-integration test-native lint kernels every-set bench docs pictures wheel clean
+.PHONY: run test test-machines test-browser test-integration test-native fuzz lint kernels every-set bench docs pictures wheel clean
 
 run: $(TO_RUN)  ## train a small network with a classic mishap, diagnose its checkpoint and repair it
 	$(BIN)/bnlab demo
@@ -41,6 +41,9 @@ test-integration: $(KERNELS)  ## real models of ten libraries; writes docs/integ
 test-native: $(TO_DEVELOP)  ## the C entry points on odd shapes, with the address sanitizer
 	$(BIN)/python tests/native/run.py
 
+fuzz: $(TO_DEVELOP)  ## damage honest files of every format 100,000 times, and read them
+	$(BIN)/python -m tests.hostile.fuzz --cases $(or $(CASES),100000)
+
 lint: $(TO_DEVELOP)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -53,6 +56,7 @@ every-set: $(EVERY_SET)  ## compile the CPU kernels for every set of instruction
 
 bench: $(TO_DEVELOP) $(KERNELS)  ## every benchmark: checkpoints, accuracy, small tensors
 	$(BIN)/bnlab bench check
+	$(BIN)/bnlab bench hostile
 	$(BIN)/bnlab bench accuracy
 	OMP_PROC_BIND=true $(BIN)/bnlab bench small
 	$(BIN)/bnlab bench ops

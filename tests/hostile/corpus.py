@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,7 @@ def write_corpus(folder: Path) -> list[Sample]:
     return samples
 
 
+@cache
 def _state() -> dict[str, torch.Tensor]:
     return small_network().state_dict()
 
@@ -90,7 +92,7 @@ def _program(path: Path) -> None:
 
 
 def _safetensors(path: Path) -> None:
-    state = _state()
+    state = dict(_state())
     state["1.weight"] = state["1.weight"].half()
     state["4.weight"] = state["4.weight"].bfloat16()
     save_file({name: value.contiguous() for name, value in state.items()}, path, metadata={"format": "pt"})

@@ -28,6 +28,8 @@ from random import Random
 from tests.hostile.corpus import Sample, write_corpus
 from tests.hostile.guard import Misdeed, TooSlow, guarded
 from tests.hostile.mutations import mutated
+from tests.samples import small_network
+from torch import nn
 
 from bnlab.errors import BnlabError
 
@@ -115,11 +117,14 @@ def _end_of(action: Callable[[Path], object], path: Path, folder: Path) -> End:
 
 def _load(path: Path) -> None:
     """Do what `bnlab check --model` does with a file."""
-    from tests.samples import small_network
-
     from bnlab.observe.files.load import load_into
 
-    load_into(small_network(), path)
+    load_into(_network(), path)
+
+
+@cache
+def _network() -> nn.Module:
+    return small_network()
 
 
 def _use(path: Path) -> None:

@@ -28,7 +28,9 @@ _FORBIDDEN = (
         "webbrowser.",
     ),
 )
-_OWN_IMPORTS = frozenset({"bnlab", "numpy", "onnx", "google", "h5py", "msgpack", "torch", "jsonschema", "ml_dtypes"})
+_OWN_IMPORTS = frozenset(
+    {"bnlab", "numpy", "onnx", "google", "h5py", "msgpack", "torch", "jsonschema", "ml_dtypes", "rich"}
+)
 """Packages that readers import when they meet a format for the first time; the mutations name others."""
 
 

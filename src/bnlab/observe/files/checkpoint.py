@@ -24,7 +24,7 @@ from bnlab.observe.files.keras_model import read_keras_weights
 from bnlab.observe.files.msgpack_file import looks_like_msgpack, read_msgpack
 from bnlab.observe.files.network_files import beside_others, open_network, rest_of, with_pieces
 from bnlab.observe.files.npz_file import NPY_MAGIC, read_npy
-from bnlab.observe.files.numbered_files import are_one_network, holds_pieces, states_count
+from bnlab.observe.files.numbered_files import are_one_network, holds_pieces, stated_count
 from bnlab.observe.files.onnx_file import looks_like_onnx, read_onnx
 from bnlab.observe.files.refused_formats import refused_format
 from bnlab.observe.files.safetensors_file import NamedTensors, looks_like_safetensors, read_safetensors
@@ -233,7 +233,7 @@ def are_parts(paths: Sequence[Path]) -> bool:
         with named_errors(paths[0]):
             return are_one_network(paths, _tree_reader())
     except BnlabError:
-        return states_count(paths[0])
+        return stated_count(paths[0]) is not None
 
 
 @contextmanager
@@ -242,7 +242,7 @@ def named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except BnlabError as err:
-        raise type(err)(f"{path}: {err}") from err.__cause__
+        raise type(err)(f"{path}: {_printable(str(err))}") from err.__cause__
     except _PARSER_ERRORS as err:
         raise DamagedFile(
             f"{path}: file must be a whole checkpoint, got a damaged one: {_one_line(err)}. Copy or download it again."
@@ -293,6 +293,19 @@ def _is_named(path: Path, suffix: str, head: bytes) -> bool:
 def _kind(path: Path, head: bytes, content: Content) -> str:
     size = min(content.size, _TAIL_BYTES)
     return refused_format(path.name, head, content.read_at(content.size - size, size)) or "something else"
+
+
+_LONGEST_MESSAGE = 4_000
+
+
+def _printable(text: str) -> str:
+    """Return a message on one line of bounded length: a name in the file may hold line breaks, and millions of them."""
+    short = (
+        text if len(text) <= _LONGEST_MESSAGE else f"{text[: _LONGEST_MESSAGE // 2]}...{text[-_LONGEST_MESSAGE // 2 :]}"
+    )
+    if short.isprintable():
+        return short
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in short)
 
 
 def _one_line(err: BaseException) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 
 from bnlab.errors import BnlabError, DamagedFile, NotACheckpoint, PickledModule, UnreadableFile
 from bnlab.observe.evidence import Hyperparameters
-from bnlab.observe.files.checkpoint import looks_like_checkpoint, read_checkpoint
+from bnlab.observe.files.checkpoint import looks_like_checkpoint, named_errors, read_checkpoint
 
 
 def read(path):
@@ -252,3 +252,12 @@ def test_a_parser_that_breaks_in_an_unforeseen_way_is_still_an_error_for_the_use
     damaged = pickled.replace(b"K\x03\x85", b"NK\x03\x86", 1)
     assert damaged != pickled
     error(with_pickle(path, damaged), DamagedFile)
+
+
+def test_an_error_is_one_line_of_bounded_length(tmp_path):
+    with pytest.raises(NotACheckpoint) as caught, named_errors(tmp_path):
+        raise NotACheckpoint("a\n\x1b[2Jb " + "c" * 10_000_000)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}: a\\n\\x1b[2Jb cc")
+    assert message.isprintable()
+    assert len(message) < 5_000
