@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.traces import differences, trace_of
 from torch import nn
 from torch.testing import assert_close
 
@@ -131,6 +133,38 @@ class Remedies(RuleBasedStateMachine):
         except UsageError:
             assert agree(state(self.model), before)
             assert [type(module) for module in self.model] == kinds
+
+    @rule(
+        action=st.sampled_from(["check", "recalibrate", "layerwise", "convert", "fold"]),
+        call=st.integers(1, 12),
+        error=st.sampled_from([RuntimeError, KeyboardInterrupt]),
+    )
+    def interrupt(self, action, call, error):
+        """Nothing has changed behind an action that stops at some call of forward."""
+        calls = itertools.count(1)
+
+        def stop(*_):
+            if next(calls) == call:
+                raise error("stop")
+
+        actions = {
+            "check": lambda: bnlab.check(self.model, data=self.batches, metric=lambda *_: 1.0),
+            "recalibrate": lambda: bnlab.recalibrate(self.model, self.batches),
+            "layerwise": lambda: bnlab.recalibrate(self.model, self.batches, layerwise=True),
+            "convert": lambda: bnlab.convert(self.model, KINDS[1], fuse=True, example=self.batches[0]),
+            "fold": lambda: bnlab.fold(self.model, self.batches[0]),
+        }
+        hook = self.model[0].register_forward_pre_hook(stop)
+        before = trace_of(self.model)
+        try:
+            result = actions[action]()
+        except (UsageError, RuntimeError, KeyboardInterrupt):
+            result = None
+        if result is not None and action not in ("check", "fold"):
+            result.undo()
+        else:
+            assert differences(before, trace_of(self.model)) == []
+        hook.remove()
 
     @rule()
     def train_on_a_batch(self):
