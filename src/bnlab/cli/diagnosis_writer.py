@@ -131,7 +131,7 @@ class DiagnosisWriter:
         return Text(
             f"{counted(targets, 'target')}: {counts['checked']} checked with {counted(counts['layers'], 'BN layer')}, "
             f"{counted(counts['errors'], 'error')} and {counted(counts['warnings'], 'warning')}; "
-            f"{counts['without BN']} without BN, {counts['not readable']} not readable",
+            f"{counts['without BN'] + counts['folded']} without BN, {counts['not readable']} not readable",
             style="bold",
         )
 
@@ -161,7 +161,9 @@ class DiagnosisWriter:
         from bnlab.report.problems import problems_of
 
         levels = Counter(problem.level for problem in problems_of(diagnosis))
-        self._counts.update(checked=1, layers=diagnosis.summary.layers)
+        # a graph without BN nodes is checked for what folding left, so it is no failure
+        is_folded = not diagnosis.layers and diagnosis.target.kind == "checkpoint"
+        self._counts.update({"folded" if is_folded else "checked": 1, "layers": diagnosis.summary.layers})
         self._counts.update(errors=levels[Level.ERROR], warnings=levels[Level.WARNING])
         self.has_findings |= any(finding.level.at_least(self.level) for finding in diagnosis.findings)
         if diagnosis.failure is not None:

@@ -107,3 +107,11 @@ def test_an_export_that_folds_a_bad_layer(tmp_path, dynamo):
     assert "BatchNormalization" not in {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
     (finding,) = bnlab.check(tmp_path / "m.onnx").findings
     assert (finding.code, finding.channels) == ("BN116", (2,))
+
+
+def test_the_command_counts_graphs_without_nodes_and_does_not_fail(tmp_path, bnlab_command):
+    write(tmp_path / "folded.onnx", [conv()], [tensor("w", WEIGHT)])
+    code, out, _ = bnlab_command("check", tmp_path)
+    assert code == 0
+    assert f"0 layers, 0 errors, 0 warnings, 0 notes; {NO_NODE}" in out
+    assert "1 target: 0 checked with 0 BN layers, 0 errors and 0 warnings; 1 without BN, 0 not readable" in out

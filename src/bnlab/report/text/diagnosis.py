@@ -57,7 +57,8 @@ def renderable(diagnosis: DiagnosisRecord, *, level: Level = Level.INFO) -> Rend
 def summary_line(diagnosis: DiagnosisRecord) -> Text:
     """Return one line for a diagnosis among many.
 
-    It holds the counts of problems, and the codes of errors and warnings. Without any it holds the assumption.
+    It holds the counts of problems, and the codes of errors and warnings. Without any it holds the assumption, or the
+    conclusion on a file without layers.
     """
     problems = problems_of(diagnosis)
     serious = at_least(problems, Level.WARNING)
@@ -68,8 +69,9 @@ def summary_line(diagnosis: DiagnosisRecord) -> Text:
     style = _STYLES[serious[0].level] if serious else "green"
     line.append(", ".join(count(problems, level) for level in (Level.ERROR, Level.WARNING)), style=style)
     line.append(f", {count(problems, Level.INFO)}" + (f" ({', '.join(codes)})" if codes else ""))
-    if diagnosis.assumption is not None and not codes:
-        line.append(f"; {plain(diagnosis.assumption)}")
+    remark = diagnosis.assumption if diagnosis.layers else diagnosis.conclusion
+    if remark is not None and not codes:
+        line.append(f"; {plain(remark)}")
     return line
 
 
@@ -83,7 +85,7 @@ def _parts(diagnosis: DiagnosisRecord, level: Level, sheet: Sheet) -> Iterable[R
         yield from (*_problem(problem, diagnosis, sheet), Text())
     if len(shown) > _MAX_PROBLEMS:
         yield Text(f"... and {counted(len(shown) - _MAX_PROBLEMS, 'more problem')}: --format json has them all\n")
-    yield from (*layers.draw(diagnosis, problems, sheet), Text())
+    yield from (*layers.draw(diagnosis, problems, sheet), Text()) if diagnosis.layers else ()
     yield from _tail(diagnosis, problems, sheet, hidden=len(problems) - len(shown))
 
 
