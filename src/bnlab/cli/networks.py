@@ -49,11 +49,11 @@ def joined_networks(items: Sequence[_Item], named: Collection[str]) -> tuple[lis
 
 def _numbered(items: Sequence[_Item]) -> dict[str, list[str]]:
     """Return the files that may be parts of one network, by the name of all of them."""
-    from bnlab.observe.files.numbered_files import pattern_of, states_count
+    from bnlab.observe.files.numbered_files import pattern_of, stated_count
 
     groups: dict[str, list[str]] = {}
     for item in items:
         pattern = pattern_of(Path(item)) if isinstance(item, str) else None
         if pattern is not None and os.path.isfile(str(item)):  # noqa: PTH113 - this never raises
             groups.setdefault(str(pattern), []).append(str(item))
-    return {pattern: paths for pattern, paths in groups.items() if len(paths) > 1 or states_count(Path(paths[0]))}
+    return {pattern: paths for pattern, paths in groups.items() if len(paths) > 1 or stated_count(Path(paths[0]))}

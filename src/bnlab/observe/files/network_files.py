@@ -20,7 +20,7 @@ from bnlab.observe.files.distributed_checkpoint import (
     is_distributed,
     read_distributed,
 )
-from bnlab.observe.files.numbered_files import files_of, pattern_of, states_count, way_to_pieces
+from bnlab.observe.files.numbered_files import files_of, pattern_of, stated_count, way_to_pieces
 from bnlab.observe.files.several_files import NetworkFiles, ReadTree
 from bnlab.observe.files.sharded_index import is_index, read_index
 
@@ -74,13 +74,11 @@ def beside_others(path: Path, evidence: Evidence) -> Evidence:
 
     Only the names decide, so that a file that is checked alone costs nothing more.
     """
-    pattern = pattern_of(path) if states_count(path) else None
-    files = None if pattern is None else files_of(pattern)
-    if files is None or files.count is None:
+    count = stated_count(path)
+    if count is None:
         return evidence
-    index = _index_beside(path)
-    name = os.fspath(files.pattern if index is None else path.with_name(index))
-    note = ("", f"is one of {files.count} files of one network: name {name} to check all of them together")
+    name = os.fspath(_index_beside(path) or pattern_of(path) or path)
+    note = ("", f"has the name of one of {count} files of a network: name {name} to check all of them together")
     way = f"Name all files of the network together: {name}."
     return replace(evidence, left_alone=(*evidence.left_alone, note), way_to_the_rest=way)
 
@@ -90,11 +88,9 @@ def with_pieces(path: Path, evidence: Evidence) -> Evidence:
     return replace(evidence, way_to_the_rest=way_to_pieces(pattern_of(path) or path))
 
 
-def _index_beside(path: Path) -> str | None:
-    """Return the name of an index in the folder of a file that may be that of its network."""
-    stem = path.name[: next(_NUMBER_AND_BEHIND.finditer(path.name)).start()]
-    try:
-        names = sorted(entry.name for entry in path.parent.iterdir())
-    except OSError:
-        return None
-    return next((name for name in names if is_index(name) and name.startswith(f"{stem}.")), None)
+def _index_beside(path: Path) -> Path | None:
+    """Return the index beside a file that has the name of one of several files; None without one."""
+    stem = _NUMBER_AND_BEHIND.split(path.stem)[0]
+    base, _, variant = stem.rpartition(".")
+    names = [f"{stem}{path.suffix}.index.json", f"{base}{path.suffix}.index.{variant}.json"]
+    return next((path.with_name(name) for name in names if os.path.lexists(path.with_name(name))), None)

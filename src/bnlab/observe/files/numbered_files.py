@@ -24,11 +24,11 @@ __all__ = [
     "files_of",
     "holds_pieces",
     "pattern_of",
-    "states_count",
+    "stated_count",
     "way_to_pieces",
 ]
 
-_OF_COUNT = re.compile(r"(?P<number>\d+)[-_]of[-_](?!0*1(?!\d))\d+", re.IGNORECASE)
+_OF_COUNT = re.compile(r"(?P<number>\d+)[-_]of[-_](?!0*1(?!\d))(?P<count>\d{1,9})", re.IGNORECASE)
 _RANK = re.compile(r"(?:rank|shard)[-_]?(?P<number>\d+)", re.IGNORECASE)
 _NUMBER = re.compile(r"(?P<number>\d+)")
 _MAX_NAMED = 3
@@ -56,9 +56,10 @@ def pattern_of(path: Path) -> Path | None:
     return path.with_name(f"{name[:start]}*{name[end:]}{path.suffix}")
 
 
-def states_count(path: Path) -> bool:
-    """Return whether a name states how many files the network has, and that there are several."""
-    return _OF_COUNT.search(path.stem) is not None
+def stated_count(path: Path) -> int | None:
+    """Return how many files the network has, if the name states that, and that there are several."""
+    match = _last(_OF_COUNT, path.stem)
+    return None if match is None else int(match["count"])
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def are_one_network(paths: Sequence[Path], read: ReadTree) -> bool:
     first = read(paths[0])
     if holds_pieces(first):
         return True
-    if not states_count(paths[0]):
+    if stated_count(paths[0]) is None:
         return False
     return len(paths) == 1 or not _tensor_names(first) & _tensor_names(read(paths[1]))
 

@@ -7,7 +7,7 @@ import torch
 from tests.samples import save, state_dict
 
 from bnlab.observe.files.checkpoint import read_stored
-from bnlab.observe.files.numbered_files import are_one_network, files_of, pattern_of, states_count
+from bnlab.observe.files.numbered_files import are_one_network, files_of, pattern_of, stated_count
 
 
 def read(path):
@@ -35,9 +35,9 @@ def test_the_number_of_the_part(name, pattern):
 
 
 def test_names_that_state_their_count():
-    assert states_count(Path("a-1-of-2.pt"))
-    assert not states_count(Path("a-1-of-1.pt"))
-    assert not states_count(Path("rank0.pt"))
+    assert stated_count(Path("a-1-of-00012.pt")) == 12
+    assert stated_count(Path("a-1-of-1.pt")) is None
+    assert stated_count(Path("rank0.pt")) is None
 
 
 def test_the_files_behind_a_pattern(tmp_path):

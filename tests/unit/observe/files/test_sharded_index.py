@@ -132,7 +132,7 @@ def test_an_index_larger_than_that_of_any_network(tmp_path, monkeypatch):
 def test_one_file_alone_says_that_it_is_one_of_several(tmp_path):
     index = write(tmp_path)
     _, evidence = layers(tmp_path / "model-00001-of-00002.safetensors")
-    note = f"is one of 2 files of one network: name {index} to check all of them together"
+    note = f"has the name of one of 2 files of a network: name {index} to check all of them together"
     assert ("", note) in evidence.left_alone
     assert evidence.way_to_the_rest == f"Name all files of the network together: {index}."
     index.unlink()
@@ -156,3 +156,9 @@ def test_the_pieces_of_ranks_are_refused(tmp_path):
     save_file(STATE, file, {"DCP_SHARDING_INFO": json.dumps(pieces), "DCP_VERSION": "1.0"})
     with pytest.raises(IncompleteFile, match="consolidate_safetensors_files"):
         layers(file)
+
+
+def test_the_index_of_a_variant(tmp_path):
+    write(tmp_path, name="model.fp16").rename(tmp_path / "model.safetensors.index.fp16.json")
+    _, evidence = layers(tmp_path / "model.fp16-00001-of-00002.safetensors")
+    assert "model.safetensors.index.fp16.json" in evidence.way_to_the_rest
