@@ -173,7 +173,7 @@ class _Folding:
             error = self._checked(fold, bn, scope)
         except Refusal as refusal:
             return refusal.reason
-        scope.replace(fold)
+        scope.replace(fold.before, fold.after, fold.values)
         self.changes.append(Change(name, "batch norm", "BatchNormalization", fold.outcome))
         self.errors[name] = error
         if scope.is_main:

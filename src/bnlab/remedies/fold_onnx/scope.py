@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,6 @@ from bnlab.observe.files.onnx_model.scopes import subgraphs, version_of
 if TYPE_CHECKING:
     from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto
 
-    from bnlab.remedies.fold_onnx.chain import Fold
 
 __all__ = ["Scope", "all_scopes", "overridable", "uses_of"]
 
@@ -201,18 +200,26 @@ class Scope:
             self.types[new] = self.types[old]
         return new
 
-    def replace(self, fold: Fold) -> None:
-        """Replace the nodes of a fold. An existing initializer with the name of a new constant is overwritten."""
-        for node in fold.before:
+    def replace(
+        self, before: Sequence[NodeProto], after: Sequence[NodeProto], values: Mapping[str, NDArray[Any]]
+    ) -> None:
+        """Replace nodes by other nodes and the constants that these need.
+
+        Args:
+            before: The nodes to remove, in order.
+            after: The nodes to insert in the place of the last one.
+            values: The constants of `after` by name. An existing initializer of that name is overwritten.
+        """
+        for node in before:
             self._unregister(node)
-        stored = [self._store(name, value) for name, value in fold.values.items()]
-        added = [*(node for node in stored if node is not None), *fold.after]
+        stored = [self._store(name, value) for name, value in values.items()]
+        added = [*(node for node in stored if node is not None), *after]
         for node in added:
             self._register(node)
         kept: list[NodeProto] = []
         for node in self.nodes:
-            kept += added if node is fold.before[-1] else []
-            if not any(node is other for other in fold.before):
+            kept += added if node is before[-1] else []
+            if not any(node is other for other in before):
                 kept.append(node)
         self.nodes = kept
         self._changed = True
