@@ -26,6 +26,7 @@ _STATISTICS = ("running_mean", "running_var")
 _FEW = 4  # a call that makes a module has its attributes among the first arguments
 _TREE = frozenset({"_parameters", "_buffers", "_modules"})
 _OBJECTS_OF_MODULE = 8
+_CONTAINERS = (dict, list, tuple, InertObject)
 _MISSING = object()
 
 
@@ -222,12 +223,14 @@ def _add(tree: ModuleTree, prefix: str, parts: Parts, *, is_first: bool) -> None
     layer = _layer(parts) if parts.buffers.keys() >= {*_STATISTICS} else None
     if layer is not None:
         tree.layers[name] = layer
-    tree.attributes += [
-        (f"{prefix}{key}", value) for key, value in parts.others.items() if isinstance(value, _CONTAINERS)
-    ]
+    tree.attributes += [(f"{prefix}{key}", value) for key, value in parts.others.items() if _may_hold_tensors(value)]
 
 
-_CONTAINERS = (dict, list, tuple, InertObject)
+def _may_hold_tensors(value: object) -> bool:
+    """Return whether an attribute is worth a look: each module has a dozen empty dicts, and pairs such as (3, 3)."""
+    if isinstance(value, (list, tuple)) and len(value) <= _FEW:
+        return any(isinstance(part, (*_CONTAINERS, StoredTensor)) for part in value)
+    return isinstance(value, InertObject) or (isinstance(value, _CONTAINERS) and bool(value))
 
 
 def _layer(parts: Parts) -> StoredModule | None:

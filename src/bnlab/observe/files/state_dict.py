@@ -109,6 +109,7 @@ def _collect(path: tuple[str, ...], container: Container, where: list[Place], co
     names = tensors_in(mapping).keys()
     contents.halves += [(dotted((*path, name)), flat) for name, flat in flat_parameters(mapping)]
     for place in where:
+        contents.budget.check_time()
         if module is not None and place.name in module.again:
             continue
         stated = None if module is None else module.layers.get(place.name)
