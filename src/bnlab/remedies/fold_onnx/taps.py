@@ -1,12 +1,11 @@
 """Computes convolutions tap by tap, one matrix product for each position of the kernel.
 
-The memory does not grow with the dilation: it is that of a padded sample, of its output, and of one tap of each.
+The memory does not grow with dilation or padding: it is that of a sample, of its output, and of one tap of each.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -67,11 +66,12 @@ def convolve(
     weights = np.moveaxis(by_group, (0, 1, 2), (-3, -2, -1))
     out = np.empty((len(x), weight.shape[0], *sides), dtype=x.dtype)
     for sample, result in zip(x, out, strict=True):
-        padded = np.pad(sample.astype(wide), [(0, 0), *ends])
-        total = np.zeros((groups, by_group.shape[1], math.prod(sides)), dtype=wide)
-        for tap, window in _windows(kernel, sides, steps, gaps):
-            values = padded[(slice(None), *window)].reshape(groups, weight.shape[1], -1)
-            total += _product(weights[tap], values)
+        values = sample.astype(wide).reshape(groups, weight.shape[1], *x.shape[2:])
+        total = np.zeros((groups, by_group.shape[1], *sides), dtype=wide)
+        for tap, places, window in _windows(kernel, sides, x.shape[2:], steps, gaps, ends):
+            part = values[(slice(None), slice(None), *window)]
+            product = _product(weights[tap], part.reshape(*part.shape[:2], -1))
+            total[(slice(None), slice(None), *places)] += product.reshape(*product.shape[:2], *part.shape[2:])
         result[...] = _with_bias(total.reshape(weight.shape[0], *sides), bias)
     return out
 
@@ -122,16 +122,19 @@ def convolve_transposed(
     by_group = weight.astype(wide).reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
     weights = np.moveaxis(by_group, (0, 1, 2), (-3, -2, -1))
     channels = groups * weight.shape[1]
-    inside = tuple(slice(before, side - after) for side, (before, after) in zip(whole, cuts, strict=True))
-    results = []
-    for sample in x:
-        values = sample.astype(wide).reshape(groups, by_group.shape[2], -1)
-        total = np.zeros((channels, *(max(side, side - min(cut)) for side, cut in zip(whole, cuts, strict=True))), wide)
-        for tap, window in _windows(kernel, x.shape[2:], steps, gaps):
-            product = _product(weights[tap], values)
-            total[(slice(None), *window)] += product.reshape(channels, *x.shape[2:])
-        results.append(_with_bias(total[(slice(None), *inside)], bias).astype(x.dtype))
-    return np.stack(results) if results else np.empty((0, channels, *(s.stop - s.start for s in inside)), x.dtype)
+    sides = [side - before - after for side, (before, after) in zip(whole, cuts, strict=True)]
+    if min(sides, default=1) < 1:
+        raise ValueError(f"an output must have positive sizes, got {sides}")
+    out = np.empty((len(x), channels, *sides), dtype=x.dtype)
+    for sample, result in zip(x, out, strict=True):
+        values = sample.astype(wide).reshape(groups, by_group.shape[2], *x.shape[2:])
+        total = np.zeros((groups, weight.shape[1], *sides), dtype=wide)
+        for tap, window, places in _windows(kernel, x.shape[2:], sides, steps, gaps, cuts):
+            part = values[(slice(None), slice(None), *window)]
+            product = _product(weights[tap], part.reshape(*part.shape[:2], -1))
+            total[(slice(None), slice(None), *places)] += product.reshape(*product.shape[:2], *part.shape[2:])
+        result[...] = _with_bias(total.reshape(channels, *sides), bias)
+    return out
 
 
 def _require_fit(x: Array, channels: int, rank: int, attributes: Sequence[Sequence[int]]) -> None:
@@ -144,17 +147,45 @@ def _accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _windows(
-    kernel: Sequence[int], sides: Sequence[int], steps: Sequence[int], gaps: Sequence[int]
-) -> Iterator[tuple[tuple[int, ...], _Slices]]:
-    """Yield every tap of a kernel, with the positions on which it falls."""
+    kernel: Sequence[int],
+    counts: Sequence[int],
+    limits: Sequence[int],
+    steps: Sequence[int],
+    gaps: Sequence[int],
+    ends: Sequence[tuple[int, int]],
+) -> Iterator[tuple[tuple[int, ...], _Slices, _Slices]]:
+    """Yield every tap of a kernel, with n and n*step + tap*gap - before along each axis, as far as both lie inside.
+
+    Args:
+        kernel: The sides of the kernel.
+        counts: How many n each axis has: the outputs of a convolution, the inputs of a transposed one.
+        limits: The size of each axis of the other side.
+        steps: The strides.
+        gaps: The dilations.
+        ends: What comes before and after each axis.
+    """
+    axes = list(zip(counts, limits, steps, gaps, ends, strict=True))
     for tap in itertools.product(*map(range, kernel)):
-        yield (
-            tap,
-            tuple(
-                slice(index * gap, index * gap + (side - 1) * step + 1, step)
-                for index, side, step, gap in zip(tap, sides, steps, gaps, strict=True)
-            ),
-        )
+        ranges = [
+            _inside(count, limit, step, index * gap - before)
+            for index, (count, limit, step, gap, (before, _)) in zip(tap, axes, strict=True)
+        ]
+        if all(first < last for first, last, _, _ in ranges):
+            yield (
+                tap,
+                tuple(slice(first, last) for first, last, _, _ in ranges),
+                tuple(
+                    slice(first * step + offset, (last - 1) * step + offset + 1, step)
+                    for first, last, step, offset in ranges
+                ),
+            )
+
+
+def _inside(count: int, limit: int, step: int, offset: int) -> tuple[int, int, int, int]:
+    """Return the range of n below count for which n*step + offset lies in [0, limit), with step and offset."""
+    first = max(0, -(offset // step))
+    last = min(count, (limit - 1 - offset) // step + 1)
+    return first, last, step, offset
 
 
 def _product(weight: Array, values: Array) -> Array:
