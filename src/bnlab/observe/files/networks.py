@@ -58,14 +58,18 @@ def named_networks(networks: Mapping[Whereabouts, Network]) -> list[NetworkState
     if len(parts) == 1 and not parts[0][0].member:
         ((_, network),) = networks.items()
         bare = _bare(network)
-        return [NetworkState("", tuple(replace(layer, name=bare[layer.name]) for layer in network.layers))]
+        return [NetworkState("", tuple(_renamed(layer, bare[layer.name]) for layer in network.layers))]
     return [
         NetworkState(
             dotted((*place.path, *([name] if name else []))) + place.member,
-            tuple(replace(layer, name=_full_name(place, layer.name)) for layer in part),
+            tuple(_renamed(layer, _full_name(place, layer.name)) for layer in part),
         )
         for place, name, part in parts
     ]
+
+
+def _renamed(layer: LayerState, name: str) -> LayerState:
+    return layer if name == layer.name else replace(layer, name=name)
 
 
 def _full_name(place: Whereabouts, name: str) -> str:
