@@ -133,7 +133,7 @@ def test_values_are_read_once_and_up_to_a_number_of_bytes(monkeypatch):
     assert [state.unread is None for state in states] == [True] * 4 + [False]
 
 
-def test_values_that_cannot_be_read_are_said(tmp_path):
+def test_values_that_cannot_be_read_leave_the_reason(tmp_path):
     outside = TensorProto(name="w", data_type=1, dims=[3, 4], data_location=TensorProto.EXTERNAL)
     outside.external_data.add(key="location", value="absent.bin")
     state = only([node("MatMul", ["w"])], [outside])

@@ -24,8 +24,8 @@ def call(name, inputs=("x",), domain="mine"):
     return helper.make_node(name, list(inputs), ["y"], domain=domain)
 
 
-def names(found):
-    return [node.name for node, _ in found]
+def names(walked_nodes):
+    return [node.name for node, _ in walked_nodes]
 
 
 def test_nodes_come_in_the_order_of_the_graph_with_those_inside_a_node_after_it():
