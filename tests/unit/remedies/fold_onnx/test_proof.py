@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -101,3 +103,29 @@ def test_whole_numbers_are_compared_one_by_one(tmp_path):
     initializers = tensors({"c.weight": normal(4, 3, 3, 3), **prefixed(parameters(4))})
     path = saved(tmp_path, nodes, initializers, (2, 3, 5, 5), outputs=(info("y", None, TensorProto.INT64),))
     assert fold_onnx(path).changes.measurements[-1].value == 0
+
+
+@pytest.mark.parametrize("has_onnxruntime", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "attributes", "shape"),
+    [
+        ("Conv", {}, (1, 4, 1 << 20, 1 << 20)),
+        ("Conv", {"pads": [1 << 20] * 4}, (1, 4, 8, 8)),
+        ("Conv", {"dilations": [1 << 28] * 2, "pads": [1 << 28] * 4}, (1, 4, 8, 8)),
+        ("ConvTranspose", {"output_shape": [1 << 20] * 2}, (1, 4, 8, 8)),
+    ],
+)
+def test_sizes_that_fill_no_memory(tmp_path, monkeypatch, kind, attributes, shape, has_onnxruntime):
+    if not has_onnxruntime:
+        monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    nodes = [helper.make_node(kind, ["x", "c.weight"], ["h"], **attributes), bn_node()]
+    initializers = tensors({"c.weight": normal(4, 4, 3, 3), **prefixed(parameters(4))})
+    tracemalloc.start()
+    changes = fold_onnx(saved(tmp_path, nodes, initializers, shape)).changes
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50_000_000
+    assert [change.after for change in changes.changes] == [f"folded into {kind} c"]
+    is_run = "dilations" in attributes
+    assert any("the tensors inside take" in note for note in changes.notes) != is_run
+    assert any("the whole model was not run" in note for note in changes.notes) != is_run
