@@ -163,9 +163,9 @@ def _onnx(path: Path) -> None:
         ones = np.ones(4, dtype=np.float32)
         return [numpy_helper.from_array(ones, f"{name}.{key}") for key in "wbmv"]
 
-    def bn(name: str, given: str, output: str):
+    def bn(name: str, source: str, output: str):
         return helper.make_node(
-            "BatchNormalization", [given, *(f"{name}.{key}" for key in "wbmv")], [output], name=name
+            "BatchNormalization", [source, *(f"{name}.{key}" for key in "wbmv")], [output], name=name
         )
 
     weight = numpy_helper.from_array(np.ones((4, 3, 3, 3), dtype=np.float32), "conv.weight")

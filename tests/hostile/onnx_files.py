@@ -29,9 +29,9 @@ NAMES = ("w", "b", "m", "v")
 onnx = partial(hostile, "onnx", codes=READ_OR_REFUSED, needs="onnx")
 
 
-def batch_norm(output: str = "y", parameters: Sequence[str] = NAMES, given: str = "x") -> bytes:
+def batch_norm(output: str = "y", parameters: Sequence[str] = NAMES, source: str = "x") -> bytes:
     """Encode a BN node."""
-    return node("BatchNormalization", [given, *parameters], [output], name=output)
+    return node("BatchNormalization", [source, *parameters], [output], name=output)
 
 
 def four(dims: Sequence[int] = (1,), data: bytes | None = None) -> list[bytes]:

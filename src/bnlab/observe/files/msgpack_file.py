@@ -89,7 +89,6 @@ class _Reader:
         """Return the next value."""
         if depth > _DEEPEST:
             raise ValueError(f"its maps are nested more than {_DEEPEST} deep")
-        self._budget.spend("objects")
         kind = self._take(1)[0]
         if kind <= 0x7F or kind >= 0xE0:
             return kind if kind <= 0x7F else kind - 0x100
@@ -118,7 +117,6 @@ class _Reader:
             if key in mapping:
                 raise ValueError(f"a map has two entries for {str(key)[:200]!r}")
             mapping[key] = self.value(depth + 1)
-        self._budget.check_time()
         return _joined(mapping) if _CHUNKED in mapping else mapping
 
     def _bytes(self, kind: int, depth: int) -> Any:  # noqa: ANN401 - a name, a range of bytes, an array or None
@@ -143,9 +141,10 @@ class _Reader:
         return number
 
     def _require(self, count: int) -> None:
-        """Refuse more values than there are bytes."""
+        """Refuse more values than there are bytes, or than the budget has, before the first is read."""
         if count > self._span.size - self._at:
             raise ValueError(f"{count} values are claimed at byte {self._at}, the file has {self._span.size} bytes")
+        self._budget.spend("objects", count)
 
     def _skip(self, size: int) -> Span:
         data = self._span.part(self._at, size)
@@ -158,6 +157,7 @@ class _Reader:
             length = min(max(size, _WINDOW), self._span.size - self._at)
             if length < size:
                 raise ValueError(f"its last value is cut off at byte {self._span.size}")
+            self._budget.check_time()
             self._window, self._window_at, start = self._span.part(self._at, length).read(), self._at, 0
         self._at += size
         return self._window[start : start + size]
