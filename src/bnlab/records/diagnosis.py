@@ -82,7 +82,7 @@ class LayerRecord:
         num_batches_tracked: The stored counter, or None if the file has none.
         momentum: Weight of the new batch; None for a cumulative average.
         eps: Added to the variance, squared input units.
-        assumed: Which of "momentum" and "eps" are torch's default, because the file does not hold them.
+        assumed: Which of "momentum" and "eps" are a default, because the file does not hold them.
         running_mean: Range over channels, input units; None if no value is finite.
         running_var: Range over channels, squared input units; None if no value is finite.
         gain: Range of abs(weight)/sqrt(running_var + eps), 1/input units; None if no value is finite.

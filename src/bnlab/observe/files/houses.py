@@ -57,6 +57,10 @@ class House:
     others: tuple[str, ...] = ()
     inside: str = ""
 
+    def in_own_names(self, text: str) -> str:
+        """Return a text about statistics of torch with the names that this house gives them."""
+        return text.replace("running_mean", self.mean).replace("running_var", self.var)
+
     @cached_property
     def roles(self) -> tuple[tuple[str, bool, tuple[str, ...]], ...]:
         """The names in torch, each with whether it is that of weight or bias, and the names of this house."""

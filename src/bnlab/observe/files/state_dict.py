@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bnlab.errors import NoBatchNorm
 from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, NetworkState, distinct
 from bnlab.observe.files.budget import Budget
 from bnlab.observe.files.containers import Container, containers, keys_of, refusal_of_module, tensors_in
@@ -44,6 +45,7 @@ class _Contents:
     halves: list[tuple[str, HalfLayer]] = field(default_factory=list)
     unreadable_modules: list[str] = field(default_factory=list)
     untracked: list[tuple[tuple[str, ...], UntrackedLayer]] = field(default_factory=list)
+    programs: int = 0
 
     def add(self, path: tuple[str, ...], member: str, layer: LayerState) -> Network:
         """Add a layer to its network, and return the network."""
@@ -66,6 +68,7 @@ def find_batch_norm(tree: object, hyperparameters: Hyperparameters, budget: Budg
         networks are full paths in the file.
 
     Raises:
+        NoBatchNorm: If the file holds a program without BN.
         PickledModule: If the file holds a pickled ``nn.Module`` of which no tensor can be read, and no BN layer.
         TooMuchWork: If the layers have more channels than the budget allows.
         ValueError: If a tensor cannot be read.
@@ -78,6 +81,7 @@ def find_batch_norm(tree: object, hyperparameters: Hyperparameters, budget: Budg
             continue
         path = tuple(map(str, keys_of(container.path)))
         if module is not None:
+            contents.programs += module.is_program
             contents.untracked += [(path, layer) for layer in module.untracked(hyperparameters)]
             contents.unreadable_modules += [] if module.is_readable else [module.kind]
         _collect(path, container, where, contents)
@@ -86,6 +90,8 @@ def find_batch_norm(tree: object, hyperparameters: Hyperparameters, budget: Budg
     left_alone = contents.left_alone
     incomplete = [(name, half.reason) for name, half in contents.halves if half.is_certain or contents.networks]
     left_alone += [(name, half.reason) for name, half in contents.halves if not half.is_certain and not incomplete]
+    if contents.programs and not (contents.networks or contents.untracked or left_alone or incomplete):
+        raise NoBatchNorm("program must hold BN, got none: it was folded, or it was never there.")
     networks = distinct(named_networks(contents.networks))
     return Evidence(networks, tuple(left_alone), tuple(incomplete), graph=_graph(networks, contents.untracked))
 
@@ -118,7 +124,7 @@ def _collect(path: tuple[str, ...], container: Container, where: list[Place], co
         half = half_of(layer.own, ())
         half = half_of(layer.own, beside.of(place)) if half is not None else None
         if half is not None:
-            contents.halves.append((full, half))
+            contents.halves.append((full, replace(half, reason=place.house.in_own_names(half.reason))))
             continue
         reason = _owner(path, place) or (stated and stated.objection) or layer.objection() or beside.objection(place)
         if reason is not None:

@@ -198,3 +198,8 @@ def test_the_page_on_checkpoints_has_the_names_and_defaults_of_every_house():
         assert any(house.name in row and numbers in row and all(name in row for name in names) for row in rows), (
             house.name
         )
+
+
+def test_half_a_layer_is_named_in_the_words_of_its_house():
+    tree, _ = written("keras", leave_out=("running_var",))
+    assert find_batch_norm(stored(tree), Hyperparameters()).incomplete == (("bn", "has no moving_variance"),)
