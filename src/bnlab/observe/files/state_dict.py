@@ -121,12 +121,13 @@ def _collect(path: tuple[str, ...], container: Container, where: list[Place], co
         stated = None if module is None else module.layers.get(place.name)
         layer = StoredLayer.at(place)
         full = dotted((*path, *([place.name] if place.name else [])))
-        half = half_of(layer.own, ())
+        owner = _owner(path, place)
+        half = half_of(layer.own, ()) if owner is None else None
         half = half_of(layer.own, beside.of(place)) if half is not None else None
         if half is not None:
             contents.halves.append((full, replace(half, reason=place.house.in_own_names(half.reason))))
             continue
-        reason = _owner(path, place) or (stated and stated.objection) or layer.objection() or beside.objection(place)
+        reason = owner or (stated and stated.objection) or layer.objection() or beside.objection(place)
         if reason is not None:
             contents.left_alone.append((full, reason))
             continue

@@ -203,3 +203,10 @@ def test_the_page_on_checkpoints_has_the_names_and_defaults_of_every_house():
 def test_half_a_layer_is_named_in_the_words_of_its_house():
     tree, _ = written("keras", leave_out=("running_var",))
     assert find_batch_norm(stored(tree), Hyperparameters()).incomplete == (("bn", "has no moving_variance"),)
+
+
+def test_half_a_layer_of_an_optimizer_is_no_half_layer():
+    tree = {f"optimizer/{name}": value for name, value in written("keras", leave_out=("running_var",))[0].items()}
+    evidence = find_batch_norm(stored(tree), Hyperparameters())
+    assert evidence.incomplete == evidence.networks == ()
+    assert evidence.left_alone == (("optimizer/bn", "lies below 'optimizer', in the state of an optimizer"),)
