@@ -158,7 +158,7 @@ def _json(archive: Archive, name: str) -> Any:  # noqa: ANN401 - JSON
 
 def _program(document: Any, states: list[Mapping[Any, Any]]) -> ModuleTree:  # noqa: ANN401 - JSON
     """Return the tensors of a program, with what its BN operators say."""
-    tree = ModuleTree("torch.export.ExportedProgram")
+    tree = ModuleTree("torch.export.ExportedProgram", is_program=True)
     for state in states:
         tree.tensors.update(state)
     graph = document["graph_module"]

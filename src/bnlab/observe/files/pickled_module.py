@@ -93,6 +93,7 @@ class ModuleTree:
         again: Further names of modules that have one already.
         attributes: The other attributes of all modules, each with the keys that lead to it.
         objects: The identities of the objects of all modules.
+        is_program: Whether it is a program with its code, in which BN may have been folded.
     """
 
     kind: str
@@ -101,6 +102,7 @@ class ModuleTree:
     again: set[str] = field(default_factory=set)
     attributes: list[tuple[str, Any]] = field(default_factory=list)
     objects: set[int] = field(default_factory=set)
+    is_program: bool = False
 
     @property
     def is_readable(self) -> bool:

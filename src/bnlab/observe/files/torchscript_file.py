@@ -68,7 +68,7 @@ def read_torchscript(archive: Archive, root: str) -> Data:
     if not isinstance(node, InertObject):
         return node
     code = _Code(archive, f"{root}code/")
-    tree = ModuleTree(_kind(node))
+    tree = ModuleTree(_kind(node), is_program=True)
     add_module(tree, node, code.parts, archive.content.budget)
     if not tree.layers:
         constants = f"{root}constants.pkl"
