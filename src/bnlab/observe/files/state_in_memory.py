@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bnlab.errors import UsageError
+from bnlab.kernels.compiled.sharding import is_sharded
 from bnlab.observe.evidence import Evidence, Hyperparameters
+from bnlab.observe.files.split_tensor import SplitTensor
 from bnlab.observe.files.state_dict import find_batch_norm
 from bnlab.observe.files.tensors import StoredTensor, stored_dtype
 
@@ -72,6 +74,8 @@ class _Copy:
         """Return the copy of one value. A container that occurs twice has one copy."""
         if isinstance(value, (Tensor, np.ndarray)):
             self.tensors += 1
+            if isinstance(value, Tensor) and is_sharded(value):
+                return _shard(value, path) or value
             return _stored(value, path) or value
         if isinstance(value, nn.Module):
             self.modules.append(path)
@@ -87,6 +91,18 @@ class _Copy:
             items += [self.of(part, (*path, index)) for index, part in enumerate(value)]
             return items
         return value
+
+
+def _shard(value: Tensor, path: tuple[Any, ...]) -> StoredTensor | SplitTensor | None:
+    """Return the tensor of a DTensor if this rank holds all of it, else a tensor without its values."""
+    from torch.distributed.tensor import DTensor, Partial
+
+    if not isinstance(value, DTensor):
+        return None
+    local = value.to_local()
+    is_whole = local.shape == value.shape and not any(isinstance(kind, Partial) for kind in value.placements)
+    name = str(value.dtype).removeprefix("torch.")
+    return _stored(local, path) if is_whole else SplitTensor(name, tuple(value.shape), ())
 
 
 def _stored(value: Tensor | NDArray[Any], path: tuple[Any, ...]) -> StoredTensor | None:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 import torch
+from tests.ranks import rank_of, sharded
 from tests.samples import layer_state, save, small_network, state_dict
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -164,3 +165,12 @@ def test_an_array_of_a_dtype_that_numpy_lacks():
     values = np.array([1.5, -2.0, 0.25, 3.0], dtype=ml_dtypes.bfloat16)
     (network,) = read_state_dict({"bn": {**layer_state(), "running_mean": values}}, Hyperparameters()).networks
     assert network.layers[0].running_mean.tolist() == [1.5, -2.0, 0.25, 3.0]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_tensors_of_one_rank_are_half_a_layer_unless_it_is_the_only_one(ranks):
+    state = state_dict("bn", channels=8)
+    with rank_of(0, ranks) as mesh:
+        evidence = read_state_dict(sharded(state, mesh), Hyperparameters())
+    assert bool(evidence.networks) == (ranks == 1)
+    assert [name for name, _ in evidence.incomplete] == ["bn"] * (ranks - 1)
