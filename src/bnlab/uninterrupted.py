@@ -79,12 +79,12 @@ class SignalsHeld(AbstractContextManager[None]):
 
 class _Restoring(_GeneratorContextManager[_R]):
     def __enter__(self) -> _R:
-        self._held = SignalsHeld()
+        self._signals = SignalsHeld()
         try:
-            self._held.__enter__()
+            self._signals.__enter__()
             return super().__enter__()
         except BaseException:
-            self._held.__exit__(None, None, None)
+            self._signals.__exit__(None, None, None)
             raise
 
     @finishes
@@ -94,7 +94,7 @@ class _Restoring(_GeneratorContextManager[_R]):
         try:
             return super().__exit__(kind, error, trace)
         finally:
-            self._held.__exit__(kind, error, trace)
+            self._signals.__exit__(kind, error, trace)
 
 
 def restores(function: Callable[_P, Iterator[_R]]) -> Callable[_P, AbstractContextManager[_R]]:

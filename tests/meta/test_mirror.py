@@ -25,7 +25,7 @@ OF_MORE_THAN_A_MODULE = {"remedies/pickled_homes", "benchmarks/mishaps", "benchm
 def modules():
     """Return the paths of all modules below the package, without suffix."""
     paths = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
-    return {path.as_posix() for path in paths if path.name not in ("__init__", "__main__", "_version")}
+    return {path.as_posix() for path in paths if path.stem not in ("__init__", "_version")}
 
 
 def names_of_tests():

@@ -92,9 +92,9 @@ class _Restores:
         self.value = 0
 
     def __enter__(self):
-        self.held = SignalsHeld()
+        self.signals = SignalsHeld()
         try:
-            self.held.__enter__()
+            self.signals.__enter__()
             self.value = 1
         except BaseException:
             self.__exit__(None, None, None)
@@ -105,7 +105,7 @@ class _Restores:
         self.value = 0
         for _ in range(5):
             self.value = self.value + 0
-        self.held.__exit__(*error)
+        self.signals.__exit__(*error)
 
 
 def test_no_moment_is_left_in_which_an_interrupt_prevents_the_restoration(request):

@@ -133,7 +133,7 @@ def test_outputs_that_cannot_be_written_are_one_line(bnlab_command, saved, tmp_p
 
 @pytest.mark.filterwarnings("always")
 @pytest.mark.skipif(os.name != "posix", reason="links of POSIX")
-def test_a_hard_link_that_is_cut_is_said_on_stderr(bnlab_command, saved, tmp_path):
+def test_a_hard_link_that_is_cut_is_named_on_stderr(bnlab_command, saved, tmp_path):
     record, output = saved(diagnosis()), tmp_path / "a.txt"
     output.touch(mode=0o600)
     os.link(output, tmp_path / "b.txt")

@@ -79,12 +79,12 @@ class Untouched(AbstractContextManager[None]):
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._held = SignalsHeld()
+        self._signals = SignalsHeld()
         self._restoring = ExitStack()
 
     def __enter__(self) -> None:
         try:
-            self._held.__enter__()
+            self._signals.__enter__()
             self._begin()
         except BaseException:
             self.__exit__(None, None, None)
@@ -105,7 +105,7 @@ class Untouched(AbstractContextManager[None]):
         try:
             self._restoring.close()
         finally:
-            self._held.__exit__(kind, error, trace)
+            self._signals.__exit__(kind, error, trace)
 
 
 class all_or_nothing(AbstractContextManager[None]):  # noqa: N801 - reads as a function, like contextlib.suppress
@@ -116,15 +116,15 @@ class all_or_nothing(AbstractContextManager[None]):  # noqa: N801 - reads as a f
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._held = SignalsHeld()
+        self._signals = SignalsHeld()
         self._model = model
 
     def __enter__(self) -> None:
         try:
-            self._held.__enter__()
+            self._signals.__enter__()
             self._snapshot = Snapshot(self._model)
         except BaseException:
-            self._held.__exit__(None, None, None)
+            self._signals.__exit__(None, None, None)
             raise
 
     @finishes
@@ -135,7 +135,7 @@ class all_or_nothing(AbstractContextManager[None]):  # noqa: N801 - reads as a f
             if kind is not None or signals_wait():
                 self._snapshot.restore()
         finally:
-            self._held.__exit__(kind, error, trace)
+            self._signals.__exit__(kind, error, trace)
 
 
 @restores
