@@ -108,7 +108,7 @@ def as_numbers(bits: NDArray[Any], dtype: str) -> NDArray[Any]:
     if dtype == "bfloat16":
         return (bits.astype(np.uint32) << 16).view(np.float32)  # its bits are the upper half of a float32
     if dtype in _CODES_OF_BITS:
-        return FLOAT_FORMATS[dtype].numbers[bits]
+        return np.take(FLOAT_FORMATS[dtype].numbers, bits)
     return bits
 
 
