@@ -111,8 +111,10 @@ class Meter:
         """Stop the launcher."""
         if self._launcher is not None:
             assert self._launcher.stdin is not None
+            assert self._launcher.stdout is not None
             self._launcher.stdin.close()
             self._launcher.wait()
+            self._launcher.stdout.close()
 
     def costs(self, case: Case, folder: Path) -> Iterator[Cost]:
         """Build the file in an empty folder, and yield what each command on it costs."""
