@@ -87,7 +87,7 @@ def _parsed(path: Path) -> tuple[ModelProto, ModelFile]:
         raise DamagedFile("file must be a whole ONNX model, got bytes that do not parse.") from None
     if not model.graph.node:
         raise NotACheckpoint("file must be a checkpoint, got an ONNX file without a graph.")
-    return model, ModelFile(path.parent, content)
+    return model, ModelFile.at(path, content)
 
 
 def _distinct(layers: list[LayerState | UntrackedLayer]) -> list[LayerState | UntrackedLayer]:

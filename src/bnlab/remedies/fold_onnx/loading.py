@@ -66,7 +66,7 @@ def _embed(model: ModelProto, path: Path) -> None:
     """Load weights from external files into the model."""
     from onnx import helper, numpy_helper
 
-    file = ModelFile(path.parent)
+    file = ModelFile.at(path)
     total = model.ByteSize()
     for tensor in _external(model):
         try:

@@ -231,3 +231,21 @@ def test_without_the_onnx_package(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(MissingPackage, match=r"pip install 'bnlab\[onnx\]'"):
         read(tmp_path / "m.onnx")
+
+
+def test_external_data_in_a_cache_of_links(tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "3f2a"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    model = onnx.load(write(tmp_path / "m.onnx", [batch_norm()], initializers()))
+    onnx.save(model, blobs / "abc", save_as_external_data=True, location="model.onnx_data", size_threshold=0)
+    (blobs / "model.onnx_data").rename(blobs / "def")
+    for name, blob in (("model.onnx", "abc"), ("model.onnx_data", "def")):
+        (snapshot / name).symlink_to(f"../../blobs/{blob}")
+    layer = only_layer(read(snapshot / "model.onnx"))
+    assert np.array_equal(layer.running_var, VALUES["running_var"])
+    (snapshot / "model.onnx_data").unlink()
+    (blobs / "def").rename(tmp_path / "def")
+    (snapshot / "model.onnx_data").symlink_to("../../def")
+    with pytest.raises(DamagedFile, match="must be readable beside the model"):
+        read(snapshot / "model.onnx")

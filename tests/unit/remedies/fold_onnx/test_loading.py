@@ -39,6 +39,24 @@ def test_external_data_that_leads_elsewhere(tmp_path, key, value):
         load_whole(path)
 
 
+def test_external_data_in_a_cache_of_links(tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "3f2a"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    value = normal(3)
+    external(tmp_path, a=value).rename(blobs / "abc")
+    (tmp_path / "w.bin").rename(blobs / "def")
+    for name, blob in (("model.onnx", "abc"), ("w.bin", "def")):
+        (snapshot / name).symlink_to(f"../../blobs/{blob}")
+    (tensor,) = load_whole(snapshot / "model.onnx").graph.initializer
+    assert np.array_equal(numpy_helper.to_array(tensor), value.astype(np.float32))
+    (blobs / "def").rename(tmp_path / "def")
+    (snapshot / "w.bin").unlink()
+    (snapshot / "w.bin").symlink_to("../../def")
+    with pytest.raises(DamagedFile, match="must be readable beside the model"):
+        load_whole(snapshot / "model.onnx")
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes")
 def test_a_pipe_is_refused_at_once(tmp_path):
     path = tmp_path / "m.onnx"

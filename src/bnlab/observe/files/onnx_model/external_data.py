@@ -22,10 +22,17 @@ class ModelFile:
     Attributes:
         folder: The folder of the model.
         content: The file, for the tensors that `skim` left in it; None for a model that was parsed as a whole.
+        name: The name of the file in the folder, which may be a symbolic link; None if it is not known.
     """
 
     folder: Path
     content: Content | None = None
+    name: str | None = None
+
+    @classmethod
+    def at(cls, path: Path, content: Content | None = None) -> ModelFile:
+        """Return the file at a path."""
+        return cls(path.parent, content, path.name)
 
     def span(self, tensor: TensorProto, size: int) -> Span:
         """Return where the bytes of a tensor lie: as many as its dims need, whatever length the model states.
@@ -49,7 +56,11 @@ class ModelFile:
         return content.span(start, size)
 
     def _opened(self, location: str) -> Content | None:
-        """Open an external file; None if it is not a regular file in the folder of the model or below it."""
+        """Open an external file; None if it is not a regular file in the folder of the model or below it.
+
+        A symbolic link is followed where it leads beside the model itself, as in the cache of Hugging Face: both names
+        in a snapshot are links into one folder of blobs. Any other link could lead to a file that is not of this model.
+        """
         if not location:
             return self.content
         relative = Path(location)
@@ -57,11 +68,18 @@ class ModelFile:
             return None
         path = self.folder / relative
         try:
-            if path.is_symlink() or not path.parent.resolve().is_relative_to(self.folder.resolve()):
+            if not path.parent.resolve().is_relative_to(self.folder.resolve()):
                 return None
-            return open_content(path)
+            if not path.is_symlink():
+                return open_content(path)
+            target = path.resolve(strict=True)
+            return open_content(target) if target.parent == self._folder_of_the_model() else None
         except (OSError, RuntimeError, BnlabError):  # RuntimeError: a loop of symbolic links
             return None
+
+    def _folder_of_the_model(self) -> Path | None:
+        """Return the folder in which the model lies where its own name is a link; None if its name is not known."""
+        return None if self.name is None else (self.folder / self.name).resolve(strict=True).parent
 
 
 def _number(text: str) -> int | None:
