@@ -53,6 +53,7 @@ class MomentumIsDecay(ModelCheck[Limits]):
     """
 
     code, group, needs = "BN202", Group.SUSPICIOUS, Needs.MODEL
+    judges_modules = True
     remedies = ("set-momentum",)
     why = "torch's momentum is the weight of the new batch: the running statistics are those of the last batch or two"
     limits = Limits()

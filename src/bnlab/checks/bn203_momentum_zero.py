@@ -42,6 +42,7 @@ class MomentumZero(ModelCheck[NoLimits]):
     """
 
     code, group, needs = "BN203", Group.SUSPICIOUS, Needs.MODEL
+    judges_modules = True
     remedies = ("manual",)
     why = "training does not change the running statistics: eval mode normalises with the initial ones or with old ones"
     limits = NoLimits()

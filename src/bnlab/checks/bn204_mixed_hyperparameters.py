@@ -45,6 +45,7 @@ class MixedHyperparameters(ModelCheck[NoLimits]):
     """
 
     code, group, needs = "BN204", Group.NOTE, Needs.MODEL
+    judges_modules = True
     remedies = ("manual",)
     why = "unless different values are meant, a port or a change missed some layers"
     limits = NoLimits()

@@ -47,7 +47,7 @@ class EvalUsesBatchStatistics(ModelCheck[NoLimits]):
     remedies = ("manual",)
     why = "eval mode normalises with the batch: the output of a sample depends on the samples beside it"
     limits = NoLimits()
-    judges_graphs = True
+    judges_graphs = judges_modules = True
 
     def inspect(self, evidence: ModelEvidence) -> Iterator[Finding]:
         """Yield one finding per layer without running statistics."""

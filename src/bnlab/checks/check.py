@@ -220,9 +220,11 @@ class ModelCheck(AnyCheck[ModelEvidence, ModelLayer, Limits]):
 
     Attributes:
         judges_graphs: Whether the graph of an ONNX file is enough evidence.
+        judges_modules: Whether the attributes of a pickled module are enough evidence.
     """
 
     judges_graphs: ClassVar[bool] = False
+    judges_modules: ClassVar[bool] = False
 
 
 def show(value: float) -> str:

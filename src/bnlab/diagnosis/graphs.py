@@ -1,4 +1,4 @@
-"""Judges the graph of an ONNX file like the structure of a model, as far as the file says it."""
+"""Judges the graph of an ONNX file, or pickled modules, like the structure of a model, as far as the file says it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,6 @@ __all__ = ["NO_NODE", "as_model", "is_folded"]
 NO_NODE = "the graph holds no BatchNormalization node: BN was folded, or never there"
 
 _KIND = "BatchNormalization"
-_UNKNOWN = {
-    check.code: f"needs {check.needs.value}"
-    for check in CHECKS
-    if isinstance(check, ModelCheck) and not check.judges_graphs
-}
 
 
 def is_folded(evidence: Evidence) -> bool:
@@ -25,7 +20,7 @@ def is_folded(evidence: Evidence) -> bool:
 
 
 def as_model(evidence: Evidence) -> ModelEvidence | None:
-    """Return the BN layers of a graph as those of a model that nothing ran; None without a graph or a BN layer."""
+    """Return the BN layers of a graph or of pickled modules as those of a model; None where there are none."""
     if evidence.graph is None or not evidence.graph.batch_norms:
         return None
     stored = {layer.name: layer for network in evidence.networks for layer in network.layers}
@@ -33,18 +28,30 @@ def as_model(evidence: Evidence) -> ModelEvidence | None:
         _untracked(layer) if isinstance(layer, UntrackedLayer) else _stored(stored[layer])
         for layer in evidence.graph.batch_norms
     )
-    return ModelEvidence(layers=layers, missing={"example": "a file holds no code"}, unknown=_UNKNOWN)
+    are_modules = all(layer.kind is not None for layer in stored.values())
+    return ModelEvidence(
+        layers=layers, missing={"example": "a file holds no code"}, unknown=_unknown(are_modules=are_modules)
+    )
+
+
+def _unknown(*, are_modules: bool) -> dict[str, str]:
+    """Return why checks of models are skipped, by code."""
+    return {
+        check.code: f"needs {check.needs.value}"
+        for check in CHECKS
+        if isinstance(check, ModelCheck) and not (check.judges_modules if are_modules else check.judges_graphs)
+    }
 
 
 def _stored(layer: LayerState) -> ModelLayer:
     return ModelLayer(
         name=layer.name,
-        kind=_KIND,
+        kind=layer.kind or _KIND,
         channels=layer.channels,
         momentum=layer.hyperparameters.momentum,
         eps=layer.hyperparameters.eps,
-        training=layer.mode is not None and layer.mode.uses_batch,
-        updates=False,
+        training=bool(layer.training) or (layer.mode is not None and layer.mode.uses_batch),
+        updates=layer.kind is not None and layer.mode is None and "momentum" not in layer.hyperparameters.assumed,
         affine_trains=False,
         state=layer,
     )

@@ -45,6 +45,8 @@ def _of_network(network: NetworkState) -> Iterable[LayerRecord]:
             running_mean=mean and Range(*mean),
             running_var=var and Range(*var),
             gain=gain and Range(*gain),
+            kind=layer.kind,
+            training=layer.training,
         )
 
 

@@ -61,7 +61,7 @@ def run_check(
     graph: GraphState | None = None,
 ) -> tuple[list[Finding], Outcome]:
     """Run one check. A check that raises has crashed: it has no findings and has not passed."""
-    if check.needs is Needs.GRAPH and graph is None and not _have_modes(networks):
+    if check.needs is Needs.GRAPH and (graph is None or graph.is_pickled) and not _have_modes(networks):
         return [], Outcome(check.code, Status.SKIPPED, f"needs {check.needs.value}")
     if isinstance(check, GraphCheck):
         return _run_on_graph(check, graph)

@@ -95,6 +95,8 @@ class LayerState:
         pruned: The pruned channels; None where there are none, or where no pass showed which they are.
         filter_norms: The norms of the filters that compute the channels, shape (C,); None where no pass showed them.
         mode: Which statistics the node of a graph uses; None where only numbers are stored.
+        kind: The class of the layer, where the file stores the whole module; else None.
+        training: Whether it was saved in train mode; None where that is not stored.
     """
 
     name: str
@@ -111,6 +113,8 @@ class LayerState:
     pruned: Pruned | None = None
     filter_norms: Floats | None = None
     mode: NodeMode | None = None
+    kind: str | None = None
+    training: bool | None = None
 
     @property
     def channels(self) -> int:

@@ -78,11 +78,13 @@ class GraphState:
         batch_norms: Its BN layers in the order of the graph: the names of those with stored numbers, and the others.
         batch_norm_nodes: Number of BN nodes, also of those that are not read as layers.
         layers: The convolutions and matrix products with constant weights; none where the graph has BN nodes.
+        is_pickled: Whether it is the tree of a pickled module, which holds layers and no nodes.
     """
 
     batch_norms: tuple[str | UntrackedLayer, ...]
     batch_norm_nodes: int
     layers: tuple[LinearNode, ...] = ()
+    is_pickled: bool = False
 
     @property
     def is_folded(self) -> bool:

@@ -95,6 +95,8 @@ class LayerRecord:
             should be and their standard error, by which they may differ by chance: "train_data_mean",
             "train_data_mean_error", "train_data_var", "train_data_var_error". Without training data these names begin
             with "data_".
+        kind: The class of the layer, where a file stores the whole module; else None.
+        training: Whether the layer was in train mode when the file was saved; None where that is not stored.
     """
 
     name: str
@@ -113,6 +115,8 @@ class LayerRecord:
     inputs: tuple[str, ...] = ()
     gap: Mapping[str, float] | None = None
     per_channel: Mapping[str, tuple[float, ...]] | None = None
+    kind: str | None = None
+    training: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

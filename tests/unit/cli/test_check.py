@@ -287,11 +287,15 @@ def test_a_target_that_stands_for_nothing_does_not_stop_the_others(bnlab_command
 
 
 def test_an_unreadable_folder_is_reported(bnlab_command, folder, healthy, monkeypatch):
-    def walk(top, onerror):
-        onerror(PermissionError(13, "Permission denied", "runs/secret"))
-        return iter([(top, [], ["healthy.pt"])])
+    scandir = os.scandir
 
-    monkeypatch.setattr("os.walk", walk)
+    def refusing(path):
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    Path("runs/secret").mkdir(parents=True)
+    monkeypatch.setattr(os, "scandir", refusing)
     code, out, err = bnlab_command("check", ".")
     assert code == 2
     assert "healthy.pt: 2 layers" in out

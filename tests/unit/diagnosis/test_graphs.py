@@ -5,8 +5,10 @@ import pytest
 
 pytest.importorskip("onnx")
 import onnx
+import torch
 from onnx import helper
 from tests.unit.observe.files.onnx_model.samples import batch_norm, parameters, tensor, write
+from torch import nn
 
 import bnlab
 from bnlab.checks.cases import folded_graph, healthy, network
@@ -115,3 +117,28 @@ def test_the_command_counts_graphs_without_nodes_and_does_not_fail(tmp_path, bnl
     assert code == 0
     assert f"0 layers, 0 errors, 0 warnings, 0 notes; {NO_NODE}" in out
     assert "1 target: 0 checked with 0 BN layers, 0 errors and 0 warnings; 1 without BN, 0 not readable" in out
+
+
+def trained(**settings):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, **settings), nn.BatchNorm2d(8))
+    for _ in range(60):
+        model(torch.randn(8, 3, 6, 6))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("settings", "codes"),
+    [({}, []), ({"momentum": 0.9}, ["BN202", "BN204"]), ({"eps": 1e-3}, ["BN204"]), ({"momentum": None}, ["BN204"])],
+)
+def test_the_momentum_and_eps_of_a_pickled_module_are_judged(tmp_path, settings, codes):
+    torch.save({"model": trained(**settings)}, tmp_path / "whole.pt")
+    torch.save(trained(**settings).state_dict(), tmp_path / "state.pt")
+    diagnosis = bnlab.check(tmp_path / "whole.pt")
+    assert [finding.code for finding in diagnosis.findings] == codes
+    first = diagnosis.layers[0]
+    assert (first.kind, first.training) == ("torch.nn.modules.batchnorm.BatchNorm2d", False)
+    assert (first.momentum, first.eps) == (settings.get("momentum", 0.1), settings.get("eps", 1e-5))
+    assert bnlab.check(tmp_path / "state.pt").findings == ()
+    reasons = {outcome.code: outcome.reason for outcome in diagnosis.outcomes}
+    assert reasons["BN115"] == reasons["BN116"] == "needs the graph of an ONNX file"

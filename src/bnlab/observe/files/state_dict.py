@@ -99,13 +99,13 @@ def find_batch_norm(tree: object, hyperparameters: Hyperparameters, budget: Budg
 def _graph(
     networks: tuple[NetworkState, ...], untracked: list[tuple[tuple[str, ...], UntrackedLayer]]
 ) -> GraphState | None:
-    """Return the layers of pickled modules if some of them have no running statistics."""
-    if not untracked:
+    """Return the layers of pickled modules; None where the file holds none."""
+    if not (untracked or any(layer.kind is not None for network in networks for layer in network.layers)):
         return None
     are_relative = len({path for path, _ in untracked}) == 1 and len(networks) < 2
     layers = [layer if are_relative else replace(layer, name=dotted((*path, layer.name))) for path, layer in untracked]
     names = [layer.name for network in networks for layer in network.layers]
-    return GraphState((*names, *layers), len(names) + len(layers))
+    return GraphState((*names, *layers), len(names) + len(layers), is_pickled=True)
 
 
 def _collect(path: tuple[str, ...], container: Container, where: list[Place], contents: _Contents) -> None:
@@ -137,7 +137,8 @@ def _collect(path: tuple[str, ...], container: Container, where: list[Place], co
             contents.hyperparameters if stated is None else stated.stated(contents.hyperparameters),
             contents.budget,
         ):
-            state = state if stated is None else replace(state, mode=stated.mode)
+            if stated is not None:
+                state = replace(state, mode=stated.mode, kind=stated.kind, training=stated.training)
             # A mapping that is itself one layer, as in {"bn1": {"running_mean": ...}}, belongs to the network around.
             network = contents.add(path if is_inside else path[:-1], member, state)
             network.is_module = module is not None
