@@ -299,7 +299,7 @@ def test_an_unreadable_folder_is_reported(bnlab_command, folder, healthy, monkey
     code, out, err = bnlab_command("check", ".")
     assert code == 2
     assert "healthy.pt: 2 layers" in out
-    assert err == "error: runs/secret: folder must be readable, got: permission denied.\n"
+    assert err == "error: ./runs/secret: folder must be readable, got: permission denied.\n"
 
 
 def test_a_folder_gives_json_lines_however_many_files_it_holds(bnlab_command, folder, healthy):
