@@ -17,6 +17,7 @@ _PACKAGES = ("numpy.core", "numpy._core")  # before and since numpy 2
 _RECONSTRUCT = frozenset(f"{package}.multiarray._reconstruct" for package in _PACKAGES)
 _FROM_BUFFER = frozenset(f"{package}.numeric._frombuffer" for package in _PACKAGES)
 _SCALAR = frozenset(f"{package}.multiarray.scalar" for package in _PACKAGES)
+_TUPLE, _EVAL = (frozenset({f"builtins.{name}", f"__builtin__.{name}"}) for name in ("tuple", "eval"))
 _DTYPES = {
     "f8": "float64",
     "f4": "float32",
@@ -36,6 +37,7 @@ def as_stored_tensor(value: object) -> StoredTensor | None:
     Converters from other frameworks write state dicts of numpy arrays, so arrays count as tensors. A numpy scalar is an
     array of shape ().
     """
+    value = _without_paddle(value)
     if not isinstance(value, InertObject):
         return None
     path = value.kind.path
@@ -52,6 +54,22 @@ def as_stored_tensor(value: object) -> StoredTensor | None:
             case (InertObject() as kind, data):
                 return _tensor((), kind, data, fortran=False)
     return None
+
+
+def _without_paddle(value: object) -> object:
+    """Return the array in what `paddle.save` makes of a tensor: ``tuple((name, array))``, ``eval("data", {...})``.
+
+    Source: `_pickle_save` in `python/paddle/framework/io.py` of Paddle.
+    """
+    match value:
+        case InertObject(kind=kind, arguments=((str(), InertObject() as array),)) if kind.path in _TUPLE:
+            return array
+        case InertObject(kind=kind, arguments=("data", {"data": InertObject() as array})) if kind.path in _EVAL:
+            return array
+        case (str(), InertObject() as array):
+            return array
+        case _:
+            return value
 
 
 def _tensor(shape: tuple[Any, ...], kind: InertObject, data: object, *, fortran: bool) -> StoredTensor | None:

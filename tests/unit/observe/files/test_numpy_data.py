@@ -84,3 +84,34 @@ def test_a_tensor_of_torch_in_a_pickle_without_it(tmp_path):
     tree = read(path)
     assert tree["a"].read().tolist() == [0, 1, 2]
     assert tree["b"].shape == (3000,)
+
+
+class PaddleTensor:
+    """Pickles as `paddle.save` lets tensors pickle: `_pickle_save` in python/paddle/framework/io.py."""
+
+    def __init__(self, call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+@pytest.mark.parametrize(
+    "call", [lambda array: (tuple, (("bn_0.w_1", array),)), lambda array: (eval, ("data", {"data": array}))]
+)
+def test_tensors_inside_other_objects_as_paddle_saves_them(tmp_path, protocol, call):
+    path = tmp_path / "model.pdparams"
+    array = np.arange(4, dtype=np.float32)
+    path.write_bytes(pickle.dumps({"model": {"bn._mean": PaddleTensor(call(array))}}, protocol))
+    assert np.array_equal(as_stored_tensor(read(path)["model"]["bn._mean"]).read(), array)
+
+
+def test_a_tensor_with_its_name_counts_as_the_tensor(tmp_path):
+    """This is what `paddle.save` leaves behind once its file is loaded without Paddle and pickled again."""
+    path = tmp_path / "model.pdparams"
+    pairs = {"a": ("bn_0.w_1", np.arange(3.0)), "b": ("x", 3), "c": (np.arange(3.0), "x")}
+    path.write_bytes(pickle.dumps(pairs, 4))
+    tree = read(path)
+    assert as_stored_tensor(tree["a"]).read().tolist() == [0, 1, 2]
+    assert as_stored_tensor(tree["b"]) is as_stored_tensor(tree["c"]) is None
