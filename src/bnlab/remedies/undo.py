@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
 
 from torch import nn
-from typing_extensions import Self
 
 from bnlab.errors import UsageError
 
@@ -14,7 +12,7 @@ __all__ = ["UndoStack"]
 
 
 class UndoStack:
-    """A stack of changes that are undone in reverse order. As a context manager, it undoes them if the block raises."""
+    """A stack of changes that are undone in reverse order."""
 
     def __init__(self) -> None:
         self._steps: list[Callable[[], None]] = []
@@ -42,20 +40,8 @@ class UndoStack:
                     f"undo: every module must be unchanged, got a {type(module).__name__} that was changed later. "
                     f"Undo the later changes first."
                 )
-        self._unwind()
-
-    def _unwind(self) -> None:
         while self._steps:
             self._steps.pop()()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._unwind()
 
 
 def _fingerprint(module: nn.Module) -> tuple[object, ...]:

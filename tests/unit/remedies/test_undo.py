@@ -7,10 +7,10 @@ from bnlab.remedies.undo import UndoStack
 
 def test_changes_are_taken_back_in_the_reverse_order():
     order, layer = [], nn.BatchNorm1d(2)
-    with UndoStack() as undo:
-        undo.push(layer, lambda: order.append("first"))
-        undo.push(layer, lambda: order.append("second"))
-        undo.seal()
+    undo = UndoStack()
+    undo.push(layer, lambda: order.append("first"))
+    undo.push(layer, lambda: order.append("second"))
+    undo.seal()
     assert order == []
     undo.take_back()
     assert order == ["second", "first"]
@@ -18,25 +18,12 @@ def test_changes_are_taken_back_in_the_reverse_order():
     assert order == ["second", "first"]
 
 
-def test_an_exception_takes_them_back():
-    order = []
-
-    def change_and_fail():
-        with UndoStack() as undo:
-            undo.push(nn.BatchNorm1d(2), lambda: order.append("back"))
-            raise KeyError("no")
-
-    with pytest.raises(KeyError):
-        change_and_fail()
-    assert order == ["back"]
-
-
 @pytest.mark.parametrize("later", [{"activation": "relu"}, {"takes_residual": True}, {"frozen_from": object()}])
 def test_what_was_built_upon_is_not_taken_back(later):
     layer, order = nn.BatchNorm1d(2), []
-    with UndoStack() as undo:
-        undo.push(layer, lambda: order.append("back"))
-        undo.seal()
+    undo = UndoStack()
+    undo.push(layer, lambda: order.append("back"))
+    undo.seal()
     vars(layer).update(later)
     with pytest.raises(UsageError, match="every module must be unchanged, got a BatchNorm1d that was changed"):
         undo.take_back()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from bnlab.errors import BnlabWarning
 from bnlab.nn.base import BatchNormBase
 from bnlab.uninterrupted import SignalsHeld, finishes, restores, signals_wait
+from bnlab.wording import error_line
 
 __all__ = ["Snapshot", "Untouched", "all_or_nothing", "random_numbers_kept", "uncompiled"]
 
@@ -103,7 +106,8 @@ class Untouched(AbstractContextManager[None]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._restoring.close()
+            with _instead_of_nothing(error):
+                self._restoring.close()
         finally:
             self._signals.__exit__(kind, error, trace)
 
@@ -133,9 +137,21 @@ class all_or_nothing(AbstractContextManager[None]):  # noqa: N801 - reads as a f
     ) -> None:
         try:
             if kind is not None or signals_wait():
-                self._snapshot.restore()
+                with _instead_of_nothing(error):
+                    self._snapshot.restore()
         finally:
             self._signals.__exit__(kind, error, trace)
+
+
+@contextmanager
+def _instead_of_nothing(error: BaseException | None) -> Iterator[None]:
+    """Let a failure of the restoration raise only where nothing else does: an interrupt must stay an interrupt."""
+    try:
+        yield
+    except Exception as failure:
+        if error is None:
+            raise
+        warnings.warn(f"the model could not be restored whole: {error_line(failure)}", BnlabWarning, stacklevel=2)
 
 
 @restores

@@ -96,7 +96,8 @@ def convert(
     steps = plan_all(selected, lambda path, layer: plan_conversion(path, layer, target, ranks.get(path))).values()
     changes = [change for step in steps for change in step.changes()]
     left_alone = []
-    with all_or_nothing(model), UndoStack() as undo:
+    undo = UndoStack()
+    with all_or_nothing(model):
         for step in steps:
             undo.push(step.layer, step.apply())
         if fuse:

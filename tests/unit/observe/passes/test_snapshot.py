@@ -6,6 +6,7 @@ from tests.traces import differences, trace_of, trace_of_process
 from torch import nn
 
 import bnlab
+from bnlab.errors import BnlabWarning
 from bnlab.observe.passes.snapshot import Snapshot, all_or_nothing
 from bnlab.observe.passes.subject import untouched
 
@@ -100,3 +101,21 @@ def test_an_interrupt_that_comes_too_late_for_the_block_takes_the_change_back(mo
         model.running_mean.add_(1)
     assert len(restored) == 1
     assert differences(before, trace_of(model)) == []
+
+
+@pytest.mark.parametrize("block", [untouched, all_or_nothing])
+def test_a_failure_of_the_restoration_does_not_take_the_place_of_an_interrupt(block, monkeypatch):
+    model = nn.BatchNorm1d(3)
+
+    def fail(*_):
+        raise OSError("the device is gone")
+
+    monkeypatch.setattr("bnlab.observe.passes.snapshot._restore_values", fail)
+    with (
+        pytest.warns(BnlabWarning, match="could not be restored whole: OSError: the device is gone"),
+        pytest.raises(KeyboardInterrupt),
+        block(model),
+    ):
+        raise KeyboardInterrupt
+    with pytest.raises(OSError, match="the device is gone"), untouched(model):
+        pass
