@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from bnlab.errors import UsageError
 from bnlab.observe.evidence import Floats
@@ -106,7 +107,7 @@ def _range(values: Floats) -> str:
 
 
 def require_writable(path: str, what: str, buffer: Tensor) -> None:
-    """Refuse a tensor that cannot change in place.
+    """Refuse a tensor that cannot change in place. Lazy ones pass: they have no values yet.
 
     Args:
         path: The path of its module.
@@ -116,6 +117,8 @@ def require_writable(path: str, what: str, buffer: Tensor) -> None:
     Raises:
         UsageError: If it is an inference tensor outside of `torch.inference_mode`, or `expand` made it.
     """
+    if is_lazy(buffer):
+        return
     if buffer.is_inference() and not torch.is_inference_mode_enabled():
         raise UsageError(
             f"{path or 'the model'}: {what} must be tensors that can change, got inference tensors. "
