@@ -20,6 +20,7 @@ LIMITS: Mapping[str, int] = {
 """The largest amount of each kind of work on one file. A checkpoint of 10,000 layers with its optimizer needs less."""
 
 _SECONDS = 4.0
+_WAY_OUT = "Save the state dict alone: torch.save(model.state_dict(), path)."
 
 
 @dataclass
@@ -29,10 +30,12 @@ class Budget:
     Attributes:
         limits: The largest amount of each kind of work; those of `LIMITS` unless a test sets smaller ones.
         seconds: The longest time of this thread on the processor for reading the structure of the file.
+        way_out: What the user can do instead, as the last sentence of the message.
     """
 
     limits: Mapping[str, int] = field(default_factory=lambda: LIMITS)
     seconds: float = _SECONDS
+    way_out: str = _WAY_OUT
     _spent: dict[str, int] = field(default_factory=dict)
     _start: float = field(default_factory=time.thread_time)
 
@@ -50,8 +53,7 @@ class Budget:
         self._spent[kind] = spent
         if spent > self.limits[kind]:
             raise TooMuchWork(
-                f"file must hold at most {self.limits[kind]:,} {kind} outside its tensors, got more. "
-                "Save the state dict alone: torch.save(model.state_dict(), path)."
+                f"file must hold at most {self.limits[kind]:,} {kind} outside its tensors, got more. {self.way_out}"
             )
 
     def check_time(self) -> None:
@@ -61,7 +63,4 @@ class Budget:
             TooMuchWork: If the time is over.
         """
         if time.thread_time() - self._start > self.seconds:
-            raise TooMuchWork(
-                f"file must be read in {self.seconds:g} s, got one that takes longer. "
-                "Save the state dict alone: torch.save(model.state_dict(), path)."
-            )
+            raise TooMuchWork(f"file must be read in {self.seconds:g} s, got one that takes longer. {self.way_out}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from bnlab._version import __version__
 from bnlab.errors import (
     BnlabError,
     DamagedFile,
+    TooMuchWork,
     UsageError,
 )
 from bnlab.observe.files.onnx_model.batch_norm_layers import layer_name
@@ -90,6 +91,7 @@ def fold_onnx(
         UsageError: If an argument is invalid, the model is too large for one file, or the folded model gives other
             outputs than the original.
         UnreadableFile, NotACheckpoint, DamagedFile: If the file cannot be read.
+        TooMuchWork: If the model asks for far more work than any network.
         MissingPackage: If the onnx package is not installed.
     """
     if tolerance is not None and not 0 < tolerance < math.inf:
@@ -97,6 +99,8 @@ def fold_onnx(
     model = load_whole(path)
     try:
         return _folded(model, path, example, tolerance)
+    except TooMuchWork as err:  # constants, which know no path, count their values
+        raise TooMuchWork(f"{path}: {err}") from None
     except BnlabError:
         raise
     except Exception as err:
@@ -311,8 +315,10 @@ def _distinct(names: Iterable[str], taken: set[str]) -> list[str]:
     """Number the layers that have the same name."""
     numbered: list[str] = []
     used = {*taken}
+    counters: dict[str, Iterator[int]] = {}
     for name in names:
-        free = next(text for n in itertools.count(1) if (text := name if n == 1 else f"{name}#{n}") not in used)
+        numbers = counters.setdefault(name, itertools.count(1))
+        free = next(text for n in numbers if (text := name if n == 1 else f"{name}#{n}") not in used)
         used.add(free)
         numbered.append(free)
     return numbered

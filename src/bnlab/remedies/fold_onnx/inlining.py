@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["inlined"]
 
-_MAX_NODES = 100_000
-"""Functions that call each other can have 2^30 nodes in a small file."""
 _Key = tuple[str, str]
 
 
@@ -24,12 +21,13 @@ def inlined(model: ModelProto) -> ModelProto | None:
     """Return a model without calls of functions that hold a BN or a linear node, or None if that changes nothing.
 
     Such a function may be called with other weights each time, so that a BN can be folded only where it is called.
+    The nodes of all calls are counted before (:mod:`~bnlab.remedies.fold_onnx.effort`).
     """
     from onnx import inliner
 
     functions = {(function.domain, function.name): function for function in model.functions}
     chosen = _with_layers(functions)
-    if not chosen or _size(model.graph, functions, {}, ()) > _MAX_NODES:
+    if not chosen:
         return None
     try:
         return inliner.inline_selected_functions(model, sorted(chosen))
@@ -53,24 +51,6 @@ def _with_layers(functions: dict[_Key, FunctionProto]) -> set[_Key]:
         if not more:
             return chosen
         chosen |= more
-
-
-def _size(
-    scope: GraphProto | FunctionProto,
-    functions: dict[_Key, FunctionProto],
-    known: dict[_Key, float],
-    path: tuple[_Key, ...],
-) -> float:
-    """Return the number of nodes when every call is replaced; inf if a function calls itself."""
-    total = 0.0
-    for node in _nodes(scope):
-        key = (node.domain, node.op_type)
-        if key in path:
-            return math.inf
-        if key in functions and key not in known:
-            known[key] = _size(functions[key], functions, known, (*path, key))
-        total += known[key] if key in functions else 1
-    return total
 
 
 def _nodes(scope: GraphProto | FunctionProto) -> Iterator[NodeProto]:

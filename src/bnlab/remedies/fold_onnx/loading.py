@@ -12,7 +12,9 @@ from bnlab.errors import BnlabError, DamagedFile, MissingPackage, NotACheckpoint
 from bnlab.observe.files.content import Content, open_content
 from bnlab.observe.files.onnx_model.external_data import ModelFile
 from bnlab.observe.files.onnx_model.scopes import subgraphs
+from bnlab.observe.files.onnx_model.skim import skim
 from bnlab.observe.files.onnx_model.tensor_values import number_of_values, tensor_values
+from bnlab.remedies.fold_onnx.effort import count_work
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
@@ -26,7 +28,10 @@ MAX_BYTES = (1 << 31) - 1
 def load_whole(path: Path) -> ModelProto:
     """Read a model with all its weights, so that it needs no other file.
 
+    The graph is parsed without its large tensors first, and its work is counted.
+
     Raises:
+        TooMuchWork: If a fold of the model would take more work than that of any network.
         UsageError: If the model is larger than 2 GB, or has a training graph.
         UnreadableFile, NotACheckpoint, DamagedFile: If a file cannot be read.
         MissingPackage: If the onnx package is not installed.
@@ -42,11 +47,13 @@ def load_whole(path: Path) -> ModelProto:
     content = _opened(path)
     if content.size > MAX_BYTES:
         raise NotACheckpoint(f"{path}: file must be an ONNX model, got a file larger than 2 GB.")
-    model = onnx.ModelProto()
     try:
-        model.ParseFromString(content.read_at(0, content.size))
+        count_work(onnx.ModelProto.FromString(skim(content)))
+        model = onnx.ModelProto.FromString(content.read_at(0, content.size))
     except DecodeError:
         raise DamagedFile(f"{path}: file must be a whole ONNX model, got bytes that do not parse.") from None
+    except BnlabError as err:
+        raise type(err)(f"{path}: {err}") from None
     if not model.graph.node:
         raise NotACheckpoint(f"{path}: file must be an ONNX model, got one without a graph.")
     if model.training_info:

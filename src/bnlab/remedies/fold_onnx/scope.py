@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnlab.errors import DamagedFile
-from bnlab.observe.files.onnx_model.constants import Constants
+from bnlab.errors import DamagedFile, TooMuchWork
+from bnlab.observe.files.onnx_model.constants import Allowance, Constants
 from bnlab.observe.files.onnx_model.scopes import Scope as GraphScope
 from bnlab.observe.files.onnx_model.scopes import subgraphs, version_of
+from bnlab.remedies.fold_onnx.effort import values_of_constants
 
 if TYPE_CHECKING:
     from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto
@@ -52,6 +53,7 @@ def all_scopes(model: ModelProto, types: ModelProto, path: Path) -> list[Scope]:
     used_names = {name for proto, _, _ in _protos(model) for name in _names(proto)}
     needs_listing = model.ir_version < _FIRST_IR_WITHOUT_LISTED_INITIALIZERS
     replaceable = overridable(model)
+    allowance = values_of_constants(model)
     scopes: list[Scope] = []
     for (proto, opset, around), (typed, _, _) in zip(_protos(model), _protos(types), strict=True):
         scope = Scope(
@@ -62,6 +64,7 @@ def all_scopes(model: ModelProto, types: ModelProto, path: Path) -> list[Scope]:
             replaceable if around is not None or proto is model.graph else set(),
             _types(typed),
             None if around is None else scopes[around],
+            allowance,
         )
         scope.is_main, scope.lists_initializers = proto is model.graph, proto is model.graph and needs_listing
         scopes.append(scope)
@@ -74,7 +77,6 @@ class Scope:
     Attributes:
         proto: The GraphProto or FunctionProto.
         opset: The version of the standard operators.
-        nodes: The nodes, in order.
         outputs: The names of the outputs.
         types: The known types of tensors by name.
         around: The scope around a subgraph, whose names the subgraph can use.
@@ -93,10 +95,10 @@ class Scope:
         replaceable: AbstractSet[str],
         types: dict[str, TypeProto],
         around: Scope | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         self.proto = proto
         self.opset = opset
-        self.nodes: list[NodeProto] = list(proto.node)
         self.is_function = not hasattr(proto, "initializer")
         self.outputs = {getattr(output, "name", output) for output in proto.output}
         self.types = types
@@ -108,6 +110,7 @@ class Scope:
             path.parent,
             None if around is None else around.constants,
             limit=_MAX_VALUES,
+            allowance=allowance,
             replaceable=replaceable if around is None else frozenset(),
         )
         self.graph = GraphScope(proto, self.constants, opset)
@@ -117,9 +120,18 @@ class Scope:
         self._producers: dict[str, NodeProto] = {}
         self._consumers: dict[str, list[NodeProto]] = {}
         self._new_initializers: dict[str, NDArray[Any]] = {}
+        self._allowance = allowance
         self._changed = False
-        for node in self.nodes:
+        # Each node of the file keeps a place for itself and for what replaces it, so that no fold rebuilds the list.
+        self._places: list[list[NodeProto]] = [[node] for node in proto.node]
+        self._place_of: dict[int, list[NodeProto]] = {id(place[0]): place for place in self._places}
+        for (node,) in self._places:
             self._register(node)
+
+    @property
+    def nodes(self) -> list[NodeProto]:
+        """The nodes, in order."""
+        return [node for place in self._places for node in place]
 
     def producer(self, name: str) -> NodeProto | None:
         """Return the node of this scope that computes a tensor, or None if there is none."""
@@ -162,11 +174,14 @@ class Scope:
 
         Raises:
             DamagedFile: If the tensor does not have the values that it declares.
+            TooMuchWork: If the constants of the model ask for more values than those of any network.
         """
         if self.constants.root(name) in self._replaceable:
             return None
         try:
             dtype_and_values = self.constants.find(name)
+        except TooMuchWork:
+            raise
         except (ValueError, TypeError, KeyError):  # KeyError: an unknown data type
             raise DamagedFile(f"{self._path}: tensor {name!r} must hold the values it promises, got others.") from None
         return None if dtype_and_values is None else dtype_and_values[1]
@@ -216,12 +231,13 @@ class Scope:
         added = [*(node for node in stored if node is not None), *after]
         for node in added:
             self._register(node)
-        kept: list[NodeProto] = []
-        for node in self.nodes:
-            kept += added if node is before[-1] else []
-            if not any(node is other for other in before):
-                kept.append(node)
-        self.nodes = kept
+        place = self._place_of[id(before[-1])]
+        at = next(index for index, node in enumerate(place) if node is before[-1])
+        place[at:at] = added
+        self._place_of.update((id(node), place) for node in added)
+        for node in before:
+            old = self._place_of.pop(id(node))
+            del old[next(index for index, other in enumerate(old) if other is node)]
         self._changed = True
 
     def commit(self) -> None:
@@ -253,6 +269,8 @@ class Scope:
         if name in self.constants.tensors and name not in self._new_initializers:
             self.constants.tensors[name].CopyFrom(tensor)
         else:
+            if self._allowance is not None:
+                self._allowance.take(value.size)
             self.constants.tensors[name] = tensor
             self._new_initializers[name] = value
         return None

@@ -75,7 +75,8 @@ def _more_outputs(model: ModelProto, wanted: Collection[str]) -> Iterator[list[s
     """Add tensors to the outputs of a model for a while, and return the names of all outputs."""
     own = [output.name for output in model.graph.output]
     inner = {name for node in model.graph.node for name in node.output if name}
-    added = [name for name in wanted if name in inner and name not in own]
+    new = inner.difference(own)
+    added = [name for name in wanted if name in new]
     for name in added:
         model.graph.output.add(name=name)
     try:

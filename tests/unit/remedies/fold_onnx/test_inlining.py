@@ -97,14 +97,5 @@ def test_a_function_stays_where_nothing_can_be_folded(tmp_path):
     assert len(changes.left_alone) == 1
 
 
-def test_functions_that_double_each_time_are_not_expanded():
-    functions = [
-        helper.make_function("mine", "F0", ["a"], ["b"], [helper.make_node("Conv", ["a", "a"], ["b"])], OPSETS)
-    ]
-    for level in range(1, 40):
-        nodes = [helper.make_node(f"F{level - 1}", [name], [after], domain="mine") for name, after in ("ah", "hb")]
-        functions.append(helper.make_function("mine", f"F{level}", ["a"], ["b"], nodes, OPSETS))
-    model = made([helper.make_node("F39", ["x"], ["y"], domain="mine")], [], (2, 3))
-    model.functions.extend(functions)
-    assert inlined(model) is None
+def test_a_model_without_functions_is_not_copied():
     assert inlined(made([helper.make_node("Relu", ["x"], ["y"])], [], (2, 3))) is None
