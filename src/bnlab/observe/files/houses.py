@@ -19,6 +19,8 @@ __all__ = ["HOUSES", "KERAS", "House", "Place", "path_parts", "places"]
 Requirement = Literal["nothing", "weight or bias", "weight and bias", "statistics collection"]
 
 _COLLECTION = "batch_stats"
+_ARGUMENT, _AUXILIARY = "arg:", "aux:"
+"""What `mx.model.save_checkpoint` and `HybridBlock.export` put before the names of parameters and of statistics."""
 _SEPARATORS = "./"
 
 
@@ -263,15 +265,18 @@ def _is_met(house: House, start: str, roles: Collection[str]) -> bool:
 
 
 def _affine_start(house: House, start: str) -> str:
-    """Return what stands before the names of weight and bias, which Flax and Haiku keep apart from the statistics."""
+    """Return what stands before the names of weight and bias, which Flax, Haiku and MXNet keep apart from the others."""
     if house is FLAX:
         return re.sub(rf"(^|[./]){_COLLECTION}(?=[./])", r"\1params", start, count=1)
+    if start.startswith(_AUXILIARY):
+        return _ARGUMENT + start.removeprefix(_AUXILIARY)
     if house.inside and start:
         return start[:-1].removesuffix(house.inside) + start[-1]
     return start
 
 
 def _without_collection(name: str) -> str:
+    name = name.removeprefix(_AUXILIARY)
     if _COLLECTION not in name:
         return name
     return re.sub(rf"(^|[./]){_COLLECTION}($|[./])", r"\1", name, count=1).rstrip("./")

@@ -85,7 +85,7 @@ def find_batch_norm(tree: object, hyperparameters: Hyperparameters, budget: Budg
             contents.untracked += [(path, layer) for layer in module.untracked(hyperparameters)]
             contents.unreadable_modules += [] if module.is_readable else [module.kind]
         _collect(path, container, where, contents)
-    if not contents.networks and not contents.untracked and contents.unreadable_modules:
+    if not (contents.networks or contents.untracked or contents.programs) and contents.unreadable_modules:
         raise refusal_of_module(contents.unreadable_modules[0])
     left_alone = contents.left_alone
     incomplete = [(name, half.reason) for name, half in contents.halves if half.is_certain or contents.networks]

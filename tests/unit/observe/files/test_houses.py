@@ -54,6 +54,14 @@ WRITTEN = {
     ),
     "paddle": ("bn._mean", "bn._variance", "bn.weight", "bn.bias", "bn", "Paddle", 1e-5, 0.1),
     "gluon": ("bn.running_mean", "bn.running_var", "bn.gamma", "bn.beta", "bn", "MXNet Gluon", 1e-5, 0.1),
+    "gluon, exported": (
+        *("aux:bn0_running_mean", "aux:bn0_running_var", "arg:bn0_gamma", "arg:bn0_beta"),
+        *("bn0", "MXNet Gluon", 1e-5, 0.1),
+    ),
+    "mxnet, save_checkpoint": (
+        *("aux:bn_data_moving_mean", "aux:bn_data_moving_var", "arg:bn_data_gamma", "arg:bn_data_beta"),
+        *("bn_data", "MXNet", 1e-3, 0.1),
+    ),
     "gluon with _": (
         *("net0_bn0_running_mean", "net0_bn0_running_var", "net0_bn0_gamma", "net0_bn0_beta"),
         *("net0_bn0", "MXNet Gluon", 1e-5, 0.1),

@@ -6,7 +6,7 @@ import torch
 from tests.samples import rewrite_zip
 from torch import nn
 
-from bnlab.errors import NotACheckpoint
+from bnlab.errors import NoBatchNorm, NotACheckpoint
 from bnlab.observe.evidence import Hyperparameters
 from bnlab.observe.files.checkpoint import read_checkpoint
 
@@ -86,6 +86,13 @@ def test_a_frozen_program_keeps_its_layers_as_constants(tmp_path):
     for layer, module in zip(state.layers, expected, strict=True):
         assert np.array_equal(layer.running_var, module.running_var.double().numpy())
         assert layer.hyperparameters.eps == module.eps
+
+
+def test_a_program_whose_layers_freezing_has_folded_says_so(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    torch.jit.save(torch.jit.freeze(torch.jit.script(model)), tmp_path / "model.pt")
+    with pytest.raises(NoBatchNorm, match="it was folded, or it was never there"):
+        read(tmp_path / "model.pt")
 
 
 def test_code_that_says_nothing_leaves_the_defaults(tmp_path):
