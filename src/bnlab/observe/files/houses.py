@@ -265,7 +265,7 @@ def _is_met(house: House, start: str, roles: Collection[str]) -> bool:
 
 
 def _affine_start(house: House, start: str) -> str:
-    """Return what stands before the names of weight and bias, which Flax, Haiku and MXNet keep apart from the others."""
+    """Return what stands before weight and bias, which Flax, Haiku and MXNet keep apart from the statistics."""
     if house is FLAX:
         return re.sub(rf"(^|[./]){_COLLECTION}(?=[./])", r"\1params", start, count=1)
     if start.startswith(_AUXILIARY):
