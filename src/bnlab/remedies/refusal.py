@@ -23,8 +23,11 @@ class Refusal(Exception):
 
 
 def attempted(attempt: Callable[[], Result]) -> Result | Refusal:
-    """Call a function and return its result, or the refusal that it raises."""
+    """Call a function and return its result, or the refusal that it raises.
+
+    A refusal that is kept as a result has no traceback: with its frames it would keep all they hold, such as weights.
+    """
     try:
         return attempt()
     except Refusal as refusal:
-        return refusal
+        return refusal.with_traceback(None)

@@ -92,4 +92,6 @@ def _parsed(path: Path) -> tuple[ModelProto, ModelFile]:
 
 def _distinct(layers: list[LayerState | UntrackedLayer]) -> list[LayerState | UntrackedLayer]:
     names = unique_names(layer.name for layer in layers)
-    return [replace(layer, name=name) for layer, name in zip(layers, names, strict=True)]
+    return [
+        layer if layer.name == name else replace(layer, name=name) for layer, name in zip(layers, names, strict=True)
+    ]

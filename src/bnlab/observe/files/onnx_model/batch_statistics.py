@@ -6,6 +6,7 @@ decides, from opset 7 to 13 the number of outputs, and before that `is_test`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from bnlab.observe.files.onnx_model.constants import is_standard
@@ -71,6 +72,13 @@ def normalises_samples(node: NodeProto, scope: Scope) -> bool:
 
 def _is_reduced_from(source: str, name: str, scope: Scope) -> bool:
     """Return whether a tensor is computed from another one by a reduction, and otherwise value by value."""
+    if name not in scope.reduced:
+        scope.reduced[name] = frozenset(_reduced(name, scope))
+    return source in scope.reduced[name]
+
+
+def _reduced(name: str, scope: Scope) -> Iterator[str]:
+    """Yield the tensors from which a tensor is computed by a reduction, and otherwise value by value."""
     pending, seen = [(name, False)], set[tuple[str, bool]]()
     while pending and len(seen) < _MAX_NODES:
         state = pending.pop()
@@ -78,11 +86,10 @@ def _is_reduced_from(source: str, name: str, scope: Scope) -> bool:
             continue
         seen.add(state)
         tensor, is_reduced = state
-        if tensor == source and is_reduced:
-            return True
+        if is_reduced:
+            yield tensor
         node = scope.producers.get(tensor)
         if node is not None and is_standard(node, *_REDUCTIONS):
             pending += [(node.input[0], True)] if node.input else []
         elif node is not None and is_standard(node, *_ELEMENTWISE, *_OF_SHAPE):
             pending += [(operand, is_reduced) for operand in node.input[:2] if operand]
-    return False

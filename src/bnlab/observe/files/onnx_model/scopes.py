@@ -44,6 +44,7 @@ class Scope:
         constants: Its constants.
         opset: The version of the standard operators.
         names: The inputs of a function, with the names that the caller has for them.
+        reduced: The tensors of which others are reductions, by name, as far as somebody has looked.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Scope:
         self.constants = constants
         self.opset = opset
         self.names = names or {}
+        self.reduced: dict[str, frozenset[str]] = {}
 
     @cached_property
     def producers(self) -> Mapping[str, NodeProto]:

@@ -95,8 +95,6 @@ def tensor_values(tensor: TensorProto, file: ModelFile) -> NDArray[Any]:
         ValueError: If the tensor does not hold the values that its dims promise, or values that are no numbers.
         DamagedFile: If its external data cannot be read.
     """
-    from onnx import TensorProto, numpy_helper
-
     kind = number_type(tensor.data_type)
     if kind is None:
         raise ValueError(f"tensor {tensor.name!r} has the data type {tensor.data_type}, which holds no numbers")
@@ -105,11 +103,16 @@ def tensor_values(tensor: TensorProto, file: ModelFile) -> NDArray[Any]:
         content = file.span(tensor, size).read()
         if kind.bits >= _BYTE:
             return np.frombuffer(content, dtype=kind.dtype).reshape(tensor.dims)
-        packed = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=content)
-        return np.asarray(numpy_helper.to_array(packed))
+        return _converted(type(tensor)(data_type=tensor.data_type, dims=tensor.dims, raw_data=content))
     _check_length(tensor, kind, size)
     if kind.bits >= _BYTE and tensor.HasField("raw_data") and sys.byteorder == "little":
         return np.frombuffer(tensor.raw_data, dtype=kind.dtype).reshape(tensor.dims)
+    return _converted(tensor)
+
+
+def _converted(tensor: TensorProto) -> NDArray[Any]:
+    from onnx import numpy_helper
+
     return np.asarray(numpy_helper.to_array(tensor))
 
 

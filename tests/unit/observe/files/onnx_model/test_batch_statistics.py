@@ -181,3 +181,11 @@ def test_other_normalisations_are_no_batch_norm(tmp_path, dynamo, opset, kind):
     evidence = exported(tmp_path / "m.onnx", layer, dynamo=dynamo, opset=opset)
     assert evidence.networks == ()
     assert evidence.graph.is_folded
+
+
+def test_layers_with_other_inputs_and_the_same_statistics_differ_in_any_order():
+    nodes = [helper.make_node("ReduceMean", ["x"], [f"bn.running_{part}"]) for part in ("mean", "var")]
+    own, other = (batch_norm(source=source) for source in ("x", "z"))
+    for layers in ([own, other], [other, own]):
+        scope = scope_of([*nodes, *layers])
+        assert [computes_statistics(layer, scope) for layer in layers] == [layer is own for layer in layers]
