@@ -68,6 +68,8 @@ CHECKPOINT_SUFFIXES = (
 
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
+_VERSIONS_FIRST = ("saved_model.pb", ".mlmodel")
+"""Names of other models that are a protobuf with its version in field 1, as an ONNX model is."""
 _HEAD_BYTES = 512
 _TAIL_BYTES = 64
 
@@ -282,6 +284,8 @@ def _format_of(path: Path, head: bytes) -> FileFormat | None:
 
 
 def _is_onnx(path: Path, head: bytes) -> bool:
+    if path.name.endswith(_VERSIONS_FIRST):
+        return False
     return looks_like_onnx(head) or _is_named(path, ".onnx", head)
 
 
