@@ -27,6 +27,8 @@ _SLOW_SECONDS = 20.0
 _SEED = 0
 _MAX_BYTES = 400_000_000
 """What the tensors of a run may take, so that bnlab stays below 1 GB with torch and the weights."""
+_MAX_VALUES = 1 << 23
+"""Values of the input on which one fold is checked by itself."""
 _MANY_PRODUCTS = 3e10
 _MAX_PRODUCTS = 2e11
 _PRODUCTS_PER_SECOND = 5e8
@@ -248,7 +250,14 @@ def _output_error(expected: NDArray[Any], actual: NDArray[Any]) -> float:
 
 
 def _random_input(fold: Fold, bn: BatchNormNode) -> NDArray[Any]:
-    """Return random normal inputs for the nodes of a fold, with the statistics of the BN if they feed it directly."""
+    """Return random normal inputs for the nodes of a fold, with the statistics of the BN if they feed it directly.
+
+    Raises:
+        EvaluationError: If the weight has so many dimensions or sides that even a small input is large.
+    """
+    count = math.prod(fold.shape)
+    if count > _MAX_VALUES:
+        raise EvaluationError(f"the smallest input has {count:.2g} values")
     values = np.random.default_rng(_SEED).standard_normal(fold.shape)
     if fold.source == bn.source:
         per_channel = (-1, *([1] * (len(fold.shape) - 2)))

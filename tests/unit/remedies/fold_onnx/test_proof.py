@@ -81,6 +81,18 @@ def test_an_unknown_operator_is_noted_and_pairs_are_checked_alone(tmp_path):
     assert result.changes.measurements[0].value < 1e-5
 
 
+def test_a_kernel_of_16_dimensions_is_not_run_on_made_up_inputs(tmp_path):
+    weight = {"c.weight": np.ones((3, 1, *[1] * 14)), **prefixed(parameters(3))}
+    nodes = [
+        helper.make_node("Conv", ["x", "c.weight"], ["h"]),
+        bn_node(result="b"),
+        helper.make_node("Unknown", ["b"], ["y"], domain="mine"),
+    ]
+    changes = fold_onnx(saved(tmp_path, nodes, tensors(weight), (1, 1, *[1] * 14))).changes
+    (layer,) = changes.left_alone
+    assert "the error could not be measured: the smallest input has 5.4e+08 values" in layer.reason
+
+
 def test_made_up_inputs_catch_a_wrong_fold_too(tmp_path, monkeypatch):
     right = _batch_norm_node.scale_and_shift
     monkeypatch.setattr(_batch_norm_node, "scale_and_shift", lambda *arguments: right(*arguments[:4], 0.0))

@@ -24,6 +24,8 @@ _BLOCK = 1 << 16
 MAX_BYTES = 1 << 28
 _MAX_DEPTH = 100  # that of protobuf's own parser
 _MAX_VARINT = 10
+_MANY_BYTES = 0x80  # a byte from here on is continued in the next one
+_LEAST_KEY = 1 << 3
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FIXED = {_FIXED64: 8, _FIXED32: 4}
 
@@ -96,7 +98,7 @@ class _Skimmer:
             raise _no_message()
         pieces: list[bytes] = []
         copied, at, data_type = start, start, 0
-        while at < end:
+        while (at := self._behind_small(at, end)) < end:
             part = self._field(at, end)
             at = part.end
             if kind == "tensor" and part.number == _DATA_TYPE and part.wire_type == _VARINT:
@@ -120,12 +122,35 @@ class _Skimmer:
         pieces = self.message(inner, part.value, part.end, depth + 1)
         return [_key(part.number), _encoded(sum(map(len, pieces))), *pieces]
 
-    def _field(self, at: int, end: int) -> _Field:
-        self.fields -= 1
+    def _behind_small(self, at: int, end: int) -> int:
+        """Return the offset behind the fields of a few bytes that begin here, which are copied as they are.
+
+        There can be a million of them, so this looks at nothing else. It ends with the block in memory.
+        """
+        block, index, stop = self.block, at - self.block_start, min(end - self.block_start, len(self.block))
+        first, fields = index, 0
+        while 0 <= index < stop - 1:
+            key, size = block[index], block[index + 1]
+            if key >= _MANY_BYTES or size >= _MANY_BYTES or key < _LEAST_KEY:
+                break
+            wire_type = key & 7
+            after = index + 2 + (size if wire_type == _BYTES else 0)
+            if after > stop or not (wire_type == _BYTES or (wire_type == _VARINT and key >> 3 != _DATA_TYPE)):
+                break
+            index, fields = after, fields + 1
+        self._count(fields)
+        return at + index - first
+
+    def _count(self, fields: int) -> None:
+        looks = self.fields // _FIELDS_A_LOOK
+        self.fields -= fields
         if self.fields < 0:
             raise _too_large()
-        if not self.fields % _FIELDS_A_LOOK:
+        if self.fields // _FIELDS_A_LOOK != looks:
             self.content.budget.check_time()
+
+    def _field(self, at: int, end: int) -> _Field:
+        self._count(1)
         key, value = self._varint(at)
         wire_type = key & 7
         if wire_type == _VARINT:

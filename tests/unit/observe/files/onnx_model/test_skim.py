@@ -31,6 +31,18 @@ def test_a_small_file_stays_as_it_is(tmp_path):
     assert parsed == made
 
 
+@pytest.mark.parametrize("length", [1, 126, 127, 128, 300])
+def test_many_small_fields_stay_as_they_are(tmp_path, length):
+    """Fields that end on either side of a block of the file, of lengths of one byte and of two."""
+    names = [f"{number:x}".rjust(length, "_")[-length:] for number in range(70_000 // length)]
+    nodes = [helper.make_node("Sum", names[:5], ["y"], name) for name in names[:100]]
+    odd = TensorProto(name="w", data_type=1, dims=[1] * 70_000, float_data=[1.0])
+    made = model([*nodes, helper.make_node("Sum", names * 3, ["y"], doc_string="a" * 70_000), batch_norm()], [odd])
+    left, parsed, _ = skimmed(tmp_path / "m.onnx", made)
+    assert left == made.SerializeToString()
+    assert parsed == made
+
+
 def test_large_tensors_stay_in_the_file_wherever_they_are(tmp_path):
     body = graph([helper.make_node("Constant", [], ["c"], value=tensor("c", LARGE + 3))], [tensor("in", LARGE + 2)])
     nodes = [
