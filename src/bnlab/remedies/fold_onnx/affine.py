@@ -8,7 +8,7 @@ from bnlab.remedies.fold_onnx.attributes import FIRST_OPSET, is_foldable
 from bnlab.remedies.fold_onnx.batch_norm_node import BatchNormNode
 from bnlab.remedies.fold_onnx.chain import Fold, connected
 from bnlab.remedies.fold_onnx.linear_node import rounded
-from bnlab.remedies.fold_onnx.links import Link, link_of
+from bnlab.remedies.fold_onnx.links import MAX_LINKS, Link, link_of
 from bnlab.remedies.fold_onnx.scope import Scope
 from bnlab.remedies.refusal import Refusal
 
@@ -71,7 +71,10 @@ def _before(bn: BatchNormNode, rank: int, scope: Scope) -> list[Link]:
     """Return the links before a BN that can disappear, in the direction of the data."""
     links: list[Link] = []
     name = bn.source
-    while (link := _free_link(scope.producer(name), name, rank, bn.channels, scope)) is not None:
+    while len(links) < MAX_LINKS:
+        link = _free_link(scope.producer(name), name, rank, bn.channels, scope)
+        if link is None:
+            break
         links.insert(0, link)
         name = link.source
     return links
@@ -80,7 +83,7 @@ def _before(bn: BatchNormNode, rank: int, scope: Scope) -> list[Link]:
 def _behind(bn: BatchNormNode, rank: int, scope: Scope) -> list[Link]:
     links: list[Link] = []
     name = bn.result
-    while (consumers := scope.consumers(name)) and len(consumers) == 1:
+    while len(links) < MAX_LINKS and len(consumers := scope.consumers(name)) == 1:
         link = _free_link(consumers[0], name, rank, bn.channels, scope)
         if link is None or link.source != name:
             break

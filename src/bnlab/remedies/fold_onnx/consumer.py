@@ -14,7 +14,7 @@ from bnlab.remedies.fold_onnx.attributes import attribute
 from bnlab.remedies.fold_onnx.batch_norm_node import BatchNormNode
 from bnlab.remedies.fold_onnx.chain import Fold, Nodes, add_behind, became, connected, ranks_behind
 from bnlab.remedies.fold_onnx.linear_node import Linear, is_linear
-from bnlab.remedies.fold_onnx.links import Affine, Link, link_of, shape_before
+from bnlab.remedies.fold_onnx.links import Affine, Link, link_of, require_short, shape_before
 from bnlab.remedies.fold_onnx.scope import Scope
 from bnlab.remedies.refusal import Refusal
 
@@ -71,6 +71,7 @@ def _behind(bn: BatchNormNode, scope: Scope) -> tuple[Linear, list[Link]]:
         link = None if is_linear(node) else link_of(node, scope)
         if link is None or link.source != name:
             raise Refusal(f"{node.op_type} is behind it")
+        require_short(links)
         links.append(link)
         name = link.result
 

@@ -44,7 +44,7 @@ __all__ = ["FoldedOnnx", "fold_onnx"]
 _TOLERANCES = {"bfloat16": 5e-2, "float16": 1e-2, "float32": 1e-4, "float64": 1e-9}
 _MAX_SHARE_OF_DIFFERENT_VALUES = 1e-3
 _MAX_PASSES = 4
-_MAX_LINKS = 8
+_MAX_STEPS = 8
 _NO_BATCH_NORM = "the model has no BatchNormalization node: folded, or never there"
 _LARGEST_ERROR = "largest error"
 _UNIT = "of the largest output"
@@ -285,7 +285,7 @@ def _ends_of_folds(scopes: Sequence[Scope]) -> set[str]:
     for scope, bn in _batch_norms(scopes):
         names.update((*bn.input[:1], *bn.output[:1]))
         name = bn.input[0] if bn.input else ""
-        for _ in range(_MAX_LINKS):
+        for _ in range(_MAX_STEPS):
             node = scope.producer(name)
             if node is None or is_linear(node):
                 names.update(() if node is None else node.input[:2])
@@ -293,7 +293,7 @@ def _ends_of_folds(scopes: Sequence[Scope]) -> set[str]:
             computed = [other for other in node.input if scope.producer(other) is not None]
             name = computed[0] if computed else ""
         name = bn.output[0] if bn.output else ""
-        for _ in range(_MAX_LINKS):
+        for _ in range(_MAX_STEPS):
             consumers = scope.consumers(name)
             if len(consumers) != 1:
                 break

@@ -19,8 +19,10 @@ from bnlab.remedies.refusal import Refusal
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = ["Affine", "Link", "Positions", "link_of", "shape_before"]
+__all__ = ["MAX_LINKS", "Affine", "Link", "Positions", "link_of", "require_short", "shape_before"]
 
+MAX_LINKS = 64
+"""Nodes between a BN and a linear node. Exporters write a few; a damaged graph may lead in a circle."""
 _FREE = ("Identity", "Dropout")
 _KEPT = ("Cast", "Transpose", "Squeeze", "Unsqueeze")
 _AFFINE = ("Add", "Sub", "Mul", "Div")
@@ -147,6 +149,16 @@ def link_of(node: NodeProto, scope: Scope) -> Link | None:
     if sum(is_constant) != 1 or (node.op_type == "Div" and is_constant[0]):
         return None
     return Link(node, is_constant.index(False), False, scope)
+
+
+def require_short(links: Sequence[Link]) -> None:
+    """Refuse a chain that has as many nodes as allowed before a further one.
+
+    Raises:
+        Refusal: If no further node may be added.
+    """
+    if len(links) >= MAX_LINKS:
+        raise Refusal(f"more than {MAX_LINKS} nodes lie between it and a linear node")
 
 
 def shape_before(positions: Positions, rank: int, shape: Sequence[int]) -> tuple[int, ...]:

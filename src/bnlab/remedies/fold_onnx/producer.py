@@ -13,7 +13,7 @@ from bnlab.functional.folding import fold_into_producer
 from bnlab.remedies.fold_onnx.batch_norm_node import BatchNormNode
 from bnlab.remedies.fold_onnx.chain import Fold, Nodes, add_behind, became, connected, ranks_behind
 from bnlab.remedies.fold_onnx.linear_node import Linear, is_linear
-from bnlab.remedies.fold_onnx.links import Affine, Link, link_of
+from bnlab.remedies.fold_onnx.links import Affine, Link, link_of, require_short
 from bnlab.remedies.fold_onnx.scope import Scope
 from bnlab.remedies.refusal import Refusal
 
@@ -80,6 +80,7 @@ def _before(bn: BatchNormNode, scope: Scope) -> tuple[Linear, list[Link]]:
             raise Refusal(f"the {node.op_type} that feeds it feeds another node too")
         if link is None:
             return Linear.of(node, _data_index(node, scope), scope), links
+        require_short(links)
         links.insert(0, link)
         name = link.source
 

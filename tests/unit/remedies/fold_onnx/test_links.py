@@ -6,9 +6,11 @@ import pytest
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-from tests.unit.remedies.fold_onnx.samples import made, normal, tensors  # noqa: E402
+from tests.unit.remedies.fold_onnx.samples import bn_node, made, normal, parameters, prefixed, saved, tensors  # noqa: E402
 
+from bnlab.errors import DamagedFile  # noqa: E402
 from bnlab.remedies.fold_onnx.cost import typed  # noqa: E402
+from bnlab.remedies.fold_onnx.fold_onnx import fold_onnx  # noqa: E402
 from bnlab.remedies.fold_onnx.links import link_of, shape_before  # noqa: E402
 from bnlab.remedies.fold_onnx.scope import all_scopes  # noqa: E402
 from bnlab.remedies.refusal import Refusal  # noqa: E402
@@ -88,3 +90,37 @@ def test_a_division_by_zero_is_left_to_the_proof():
     with np.errstate(all="ignore"):
         factor, _ = link("Div", ["x", "c"], tensors({"c": np.zeros((4, 1))})).affine(3, 1, 4)
     assert math.isinf(factor[0])
+
+
+@pytest.mark.parametrize(("length", "start"), [(64, "folded into Conv"), (65, "merged with its neighbours")])
+def test_a_chain_has_an_end(tmp_path, length, start):
+    chain = [helper.make_node("Identity", [f"h{n}"], [f"h{n + 1}"]) for n in range(length)]
+    weights = tensors({"w": normal(3, 3, 1, 1), **prefixed(parameters(3))})
+    before = [helper.make_node("Conv", ["x", "w"], ["h0"]), *chain, bn_node(f"h{length}")]
+    behind = [bn_node("x", "h0"), *chain, helper.make_node("Conv", [f"h{length}", "w"], ["y"])]
+    for nodes in (before, behind):
+        (change,) = fold_onnx(saved(tmp_path, nodes, weights, (1, 3, 3, 3))).changes.changes
+        assert change.after.startswith(start)
+
+
+@pytest.mark.parametrize("operator", ["Identity", "Cast", "Add"])
+def test_nodes_in_a_circle_behind_a_layer(tmp_path, operator):
+    """Two nodes make the same tensor, which ONNX does not allow: the only consumers of each output form a circle."""
+
+    def node(source, result):
+        extra = {"Cast": {"to": 1}}.get(operator, {})
+        return helper.make_node(operator, [source, *(["c"] if operator == "Add" else [])], [result], **extra)
+
+    model = made(
+        [bn_node("x", "h"), helper.make_node("Relu", ["x"], ["y"])],
+        tensors({"c": np.ones(1), **prefixed(parameters(3))}),
+        (1, 3, 3, 3),
+    )
+    model.graph.node.extend([node("h", "z"), node("z", "h")])
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    try:
+        (layer,) = fold_onnx(path).changes.left_alone
+        assert layer.reason
+    except DamagedFile as err:
+        assert "damaged" in str(err)  # noqa: PT017 - either end is right
