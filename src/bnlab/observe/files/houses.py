@@ -176,11 +176,17 @@ class Place:
     start: str
     entries: Mapping[str, tuple[str, Any]]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether both statistics are stored."""
+        return {"running_mean", "running_var"} <= self.entries.keys()
+
 
 def places(mapping: Mapping[Any, Any]) -> list[Place]:
     """Return the places among the entries of one mapping where a BN layer may be stored, in the order of the entries.
 
-    Each key is looked at once, so the work is linear in the number of entries.
+    Each key is looked at once, so the work is linear in the number of entries. A `mean` beside a `scale` and a `bias` is
+    half a layer of Flax nnx only where a whole one is near, because other layers have such names, too.
     """
     statistics: dict[tuple[str, str], list[str]] = {}
     for key in mapping:
@@ -190,7 +196,9 @@ def places(mapping: Mapping[Any, Any]) -> list[Place]:
             if name:
                 statistics.setdefault((start, suffix), []).append(name)
     possible = (_place(mapping, start, suffix, names) for (start, suffix), names in statistics.items())
-    return [place for place in possible if place is not None]
+    known = [place for place in possible if place is not None]
+    whole = {place.house for place in known if place.is_whole}
+    return [place for place in known if place.is_whole or place.house is not NNX or NNX in whole]
 
 
 def path_parts(name: str) -> list[str]:
@@ -221,10 +229,10 @@ def _place(mapping: Mapping[Any, Any], start: str, suffix: str, names: list[str]
     candidates = list(dict.fromkeys(house for name in names for house in _BY_STATISTIC[name]))
     complete = [house for house in candidates if house.mean in names and house.var in names]
     first: Place | None = None
-    for house in complete or [house for house in candidates if {house.mean, house.var} & _HALVES_THAT_SHOW]:
+    for house in complete or candidates:
         affine_start = _affine_start(house, start)
         entries = _entries(mapping, house, start, affine_start, suffix)
-        if not _is_met(house, start, entries.keys()):
+        if not _is_met(house, start, entries.keys()) or not (complete or _shows_half(house, entries.keys())):
             continue
         place = Place(house, affine_start[:-1] if house is HAIKU else _without_collection(start[:-1]), start, entries)
         if "weight" in entries or "bias" in entries:
@@ -262,6 +270,13 @@ def _is_met(house: House, start: str, roles: Collection[str]) -> bool:
     if house.needs == "weight or bias" or start.endswith("_"):
         return "weight" in roles or "bias" in roles or "num_batches_tracked" in roles
     return True
+
+
+def _shows_half(house: House, roles: Collection[str]) -> bool:
+    """Return whether one of the statistics shows half a layer: by its name, or by the weight and bias beside it."""
+    if {house.mean, house.var} & _HALVES_THAT_SHOW:
+        return True
+    return "weight" in roles and (house is FLAX or "bias" in roles)
 
 
 def _affine_start(house: House, start: str) -> str:

@@ -218,3 +218,15 @@ def test_half_a_layer_of_an_optimizer_is_no_half_layer():
     evidence = find_batch_norm(stored(tree), Hyperparameters())
     assert evidence.incomplete == evidence.networks == ()
     assert evidence.left_alone == (("optimizer/bn", "lies below 'optimizer', in the state of an optimizer"),)
+
+
+@pytest.mark.parametrize("missing", [0, 1], ids=["mean", "variance"])
+@pytest.mark.parametrize("house", WRITTEN)
+def test_half_a_layer_beside_a_whole_one_is_never_clean(house, missing):
+    names = WRITTEN[house][:4]
+    other = [name.replace("bn", "bn2", 1).replace("BatchNorm", "BatchNorm2", 1) for name in names]
+    left = [name for position, name in enumerate(other) if position != missing]
+    evidence = find_batch_norm(stored(dict.fromkeys([*names, *left], VECTOR)), Hyperparameters())
+    ((name, reason),) = evidence.incomplete
+    assert name not in {layer.name for network in evidence.networks for layer in network.layers}
+    assert reason.startswith("has no ")
