@@ -185,8 +185,8 @@ class Place:
 def places(mapping: Mapping[Any, Any]) -> list[Place]:
     """Return the places among the entries of one mapping where a BN layer may be stored, in the order of the entries.
 
-    Each key is looked at once, so the work is linear in the number of entries. A `mean` beside a `scale` and a `bias` is
-    half a layer of Flax nnx only where a whole one is near, because other layers have such names, too.
+    Each key is looked at once, so the work is linear in the number of entries. A `mean` beside a `scale` and a `bias`
+    is half a layer of Flax nnx only where a whole one is near, because other layers have such names, too.
     """
     statistics: dict[tuple[str, str], list[str]] = {}
     for key in mapping:
