@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from bnlab.checks.bn105_statistics_barely_updated import StatisticsBarelyUpdated
+from bnlab.checks.bn105_statistics_barely_updated import Limits, StatisticsBarelyUpdated
 from bnlab.diagnosis.settings import Settings
-from bnlab.observe.evidence import Evidence, Hyperparameters, NetworkState
+from bnlab.observe.evidence import Evidence, Hyperparameters, LayerState, NetworkState
 from bnlab.observe.initial_values import has_initial_values, weight_that_matters
 from bnlab.records import Finding
 
@@ -44,19 +44,29 @@ def assumption_behind(settings: Settings, networks: Iterable[NetworkState], find
         or any(finding.code in (check.code, "BN104") for finding in findings)
     ):
         return None
-    least, effect, channels = check.limits.initial_weight, check.limits.effect, check.limits.channels
-    bounds = {
-        1 - weight ** (1 / layer.num_batches_tracked): layer.hyperparameters.momentum
-        for network in networks
-        for layer in network.layers
-        if "momentum" in layer.hyperparameters.assumed and layer.num_batches_tracked and check.lacks(layer) is None
-        if (layer.running_mean != 0).any()
-        if (weight := weight_that_matters(layer, weight=least, effect=effect, channels=channels)) is not None
-    }
-    bound = max(bounds, default=0.0)
-    if bound < _SMALLEST_MOMENTUM:
+    bound, assumed = _SMALLEST_MOMENTUM, None
+    for layer in (layer for network in networks for layer in network.layers):
+        updates = layer.num_batches_tracked
+        if "momentum" not in layer.hyperparameters.assumed or not updates or check.lacks(layer) is not None:
+            continue
+        weight = _weight_below(check.limits, layer, (1 - bound) ** updates)
+        if weight is not None:
+            bound, assumed = 1 - weight ** (1 / updates), layer.hyperparameters.momentum
+    if assumed is None:
         return None
-    return f"{check.code} would fire at a momentum below {bound:.3g} ({bounds[bound]:.3g} is assumed)"
+    return f"{check.code} would fire at a momentum below {bound:.3g} ({assumed:.3g} is assumed)"
+
+
+def _weight_below(limits: Limits, layer: LayerState, ceiling: float) -> float | None:
+    """Return the weight of the initial values from which on they matter, if it is below a ceiling.
+
+    The largest momentum belongs to the smallest weight, so that a layer that does not lower it is looked at once.
+    """
+    if not (layer.running_mean != 0).any():
+        return None
+    return weight_that_matters(
+        layer, weight=limits.initial_weight, effect=limits.effect, channels=limits.channels, ceiling=ceiling
+    )
 
 
 def assumed_defaults(evidence: Evidence, total: int) -> Iterator[str]:

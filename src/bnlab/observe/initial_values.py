@@ -126,13 +126,14 @@ def weight_that_matters(
     weight: float = SETTLED_WEIGHT,
     effect: float = INITIAL_EFFECT,
     channels: float = INITIAL_CHANNELS,
+    ceiling: float = _BELOW_ONE,
 ) -> float | None:
     """Return the weight of the initial values above which :func:`is_barely_updated` is true; None if there is none.
 
-    The arguments are those of :func:`is_barely_updated`. The effect grows with the weight, and no weight is above the
+    The arguments are those of :func:`is_barely_updated`, and the largest weight to try. The effect grows with the weight, and no weight is above the
     smallest running variance, because a variance that began at 1 cannot be below it.
     """
-    largest = min(_BELOW_ONE, float(np.min(state.running_var)))
+    largest = min(ceiling, float(np.min(state.running_var)))
     if has_initial_values(state) or largest <= weight or not _matters(state, largest, effect, channels):
         return None
     low, high = weight, largest
