@@ -96,4 +96,5 @@ def _names_beside(path: Path) -> str:
         names = [beside.name for beside in path.parent.iterdir()]
     except OSError:
         return ""
-    return did_you_mean(path.name, (name for name in names if Path(name).suffix == path.suffix))
+    others = (name for name in names if Path(name).suffix == path.suffix and name != path.name)
+    return did_you_mean(path.name, others)
