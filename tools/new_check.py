@@ -194,6 +194,9 @@ _LACKING = {
 }
 """For each evidence: when a layer lacks it, the reason, and what the broken case must hold beside its eps."""
 
+SKELETONS = (Needs.STATE, *_LACKING)
+"""The evidence for which there is a skeleton. A check of a graph begins as a copy of that of BN115 or BN116."""
+
 
 @dataclass(frozen=True)
 class NewCheck:
@@ -291,7 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("name", type=_name, help="the bad pattern in CamelCase; 'allow <name>' must read well")
     parser.add_argument("--group", choices=[group.name.lower() for group in Group], default="suspicious")
-    parser.add_argument("--needs", choices=[needs.name.lower() for needs in Needs], default="state")
+    parser.add_argument("--needs", choices=[needs.name.lower() for needs in SKELETONS], default="state")
     options = parser.parse_args(arguments)
     check = NewCheck(options.code, options.name, Group[options.group.upper()], Needs[options.needs.upper()])
     try:

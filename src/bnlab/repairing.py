@@ -122,9 +122,6 @@ def repair(
     if diagnosis is not None and not isinstance(diagnosis, Diagnosis):
         raise UsageError(f"repair: diagnosis must be what bnlab.check returned, got {type(diagnosis).__name__}.")
     _require_model(model)
-    for path, module in model.named_modules():
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            require_writable(path, "parameters and buffers", tensor)
     data = require_data("data", data)
     with reporting(progress) as advance:
         inputs = Inputs(
@@ -167,6 +164,9 @@ def _repaired(
     is_program: bool,
 ) -> Receipt:
     """Repair a model with validated arguments and data that are held in memory."""
+    for path, module in model.named_modules():
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            require_writable(path, "parameters and buffers", tensor)
     settings = Settings.of()
     before = diagnosis or check_with(model, settings, inputs=inputs)
     if before.failure is not None:

@@ -60,10 +60,15 @@ class SignalsHeld(AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         global _depth
-        if _is_main_thread():
+        if not _is_main_thread():
+            return
+        try:
             _install()
             _depth += 1
             self._holds = True
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
 
     @finishes
     def __exit__(
@@ -84,6 +89,7 @@ class _Restoring(_GeneratorContextManager[_R]):
             self._signals.__enter__()
             return super().__enter__()
         except BaseException:
+            self.gen.close()
             self._signals.__exit__(None, None, None)
             raise
 
@@ -112,6 +118,8 @@ def import_whole(name: str) -> ModuleType:
 
     The random numbers of Python continue as before, because some modules draw from them when they are imported.
     """
+    if name in sys.modules:
+        return importlib.import_module(name)
     with SignalsHeld():
         return _import(name)
 

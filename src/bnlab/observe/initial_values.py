@@ -130,8 +130,8 @@ def weight_that_matters(
 ) -> float | None:
     """Return the weight of the initial values above which :func:`is_barely_updated` is true; None if there is none.
 
-    The arguments are those of :func:`is_barely_updated`, and the largest weight to try. The effect grows with the weight, and no weight is above the
-    smallest running variance, because a variance that began at 1 cannot be below it.
+    The arguments are those of :func:`is_barely_updated`, and the largest weight to try. The effect grows with the
+    weight, and no weight is above the smallest running variance, because a variance that began at 1 cannot be below it.
     """
     largest = min(ceiling, float(np.min(state.running_var)))
     if has_initial_values(state) or largest <= weight or not _matters(state, largest, effect, channels):

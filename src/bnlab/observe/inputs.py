@@ -82,7 +82,7 @@ class Inputs:
                 f"metric: {score.name} is read as higher is better, although its name says the opposite. Pass "
                 "lower_is_better=True, or --minimize on the command line.",
                 BnlabWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
     @property

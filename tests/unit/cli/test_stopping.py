@@ -128,7 +128,8 @@ def assert_as_before(folder):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_leaves_no_temporary_file(folder, number):
-    assert ended(start(folder), number) == (128 + number, b"")
+    message = b"bnlab: interrupted\n" if number == signal.SIGINT else b""
+    assert ended(start(folder), number) == (128 + number, message)
     assert_as_before(folder)
 
 

@@ -3,7 +3,7 @@ import struct
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.samples import layer_state
 
@@ -86,7 +86,7 @@ trees = st.recursive(
 
 
 @given(trees)
-@settings(max_examples=200)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_plain_trees_read_as_the_library_reads_them(tmp_path, tree):
     data = msgpack.packb(tree)
     assert read(tmp_path / "a", data) == msgpack.unpackb(data, strict_map_key=False)

@@ -4,7 +4,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -211,7 +211,7 @@ TOKENS = [
 @given(
     st.lists(st.tuples(st.integers(0, 119), st.integers(0, 3), st.sampled_from(TOKENS)), max_size=3), st.integers(-1, 1)
 )
-@settings(max_examples=300)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_mutated_header_is_read_that_the_library_refuses(tmp_path, changes, more):
     text = f'{{"__metadata__":{{"x":"y"}},"a":{E},"b":{E.replace("[0,8]", "[8,16]")}}}'
     for at, drop, token in changes:
