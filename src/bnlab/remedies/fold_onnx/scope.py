@@ -15,7 +15,7 @@ from bnlab.errors import DamagedFile, TooMuchWork
 from bnlab.observe.files.onnx_model.constants import Allowance, Constants
 from bnlab.observe.files.onnx_model.scopes import Scope as GraphScope
 from bnlab.observe.files.onnx_model.scopes import subgraphs, version_of
-from bnlab.remedies.fold_onnx.effort import values_of_constants
+from bnlab.remedies.fold_onnx.effort import values_to_add, values_to_read
 
 if TYPE_CHECKING:
     from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto
@@ -53,7 +53,7 @@ def all_scopes(model: ModelProto, types: ModelProto, path: Path) -> list[Scope]:
     used_names = {name for proto, _, _ in _protos(model) for name in _names(proto)}
     needs_listing = model.ir_version < _FIRST_IR_WITHOUT_LISTED_INITIALIZERS
     replaceable = overridable(model)
-    allowance = values_of_constants(model)
+    read, added = values_to_read(model), values_to_add(model)
     scopes: list[Scope] = []
     for (proto, opset, around), (typed, _, _) in zip(_protos(model), _protos(types), strict=True):
         scope = Scope(
@@ -64,7 +64,8 @@ def all_scopes(model: ModelProto, types: ModelProto, path: Path) -> list[Scope]:
             replaceable if around is not None or proto is model.graph else set(),
             _types(typed),
             None if around is None else scopes[around],
-            allowance,
+            read,
+            added,
         )
         scope.is_main, scope.lists_initializers = proto is model.graph, proto is model.graph and needs_listing
         scopes.append(scope)
@@ -95,7 +96,8 @@ class Scope:
         replaceable: AbstractSet[str],
         types: dict[str, TypeProto],
         around: Scope | None = None,
-        allowance: Allowance | None = None,
+        read: Allowance | None = None,
+        added: Allowance | None = None,
     ) -> None:
         self.proto = proto
         self.opset = opset
@@ -110,7 +112,7 @@ class Scope:
             path.parent,
             None if around is None else around.constants,
             limit=_MAX_VALUES,
-            allowance=allowance,
+            allowance=read,
             replaceable=replaceable if around is None else frozenset(),
         )
         self.graph = GraphScope(proto, self.constants, opset)
@@ -120,7 +122,7 @@ class Scope:
         self._producers: dict[str, NodeProto] = {}
         self._consumers: dict[str, list[NodeProto]] = {}
         self._new_initializers: dict[str, NDArray[Any]] = {}
-        self._allowance = allowance
+        self._added = added
         self._changed = False
         # Each node of the file keeps a place for itself and for what replaces it, so that no fold rebuilds the list.
         self._places: list[list[NodeProto]] = [[node] for node in proto.node]
@@ -269,8 +271,8 @@ class Scope:
         if name in self.constants.tensors and name not in self._new_initializers:
             self.constants.tensors[name].CopyFrom(tensor)
         else:
-            if self._allowance is not None:
-                self._allowance.take(value.size)
+            if self._added is not None:
+                self._added.take(value.size)
             self.constants.tensors[name] = tensor
             self._new_initializers[name] = value
         return None
