@@ -41,7 +41,9 @@ test-integration: $(KERNELS)  ## real models of ten libraries; writes docs/integ
 test-native: $(TO_DEVELOP)  ## the C entry points on odd shapes, with the address sanitizer
 	$(BIN)/python tests/native/run.py
 
-fuzz: $(TO_DEVELOP)  ## damage honest files of every format 100,000 times, and read them
+fuzz: $(TO_DEVELOP)  ## every hostile file, an error at every call of forward, and 100,000 damaged files of every format
+	BNLAB_EVERY_FILE=1 $(PYTEST) tests/hostile/test_budgets.py
+	BNLAB_EVERY_CALL=1 $(PYTEST) tests/contracts/test_interrupted.py
 	$(BIN)/python -m tests.hostile.fuzz --cases $(or $(CASES),100000)
 
 lint: $(TO_DEVELOP)
