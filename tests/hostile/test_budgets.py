@@ -15,7 +15,7 @@ pytestmark = [
 
 
 VARIANTS = (", legacy", ", without torch", ", with a model")
-"""How the names of files end that are another one in another container. `make fuzz` and `bnlab bench hostile` run them."""
+"""Ends of the names of files that are another one in another container. `make fuzz` runs them, too."""
 
 TESTED = [case for case in CASES if "BNLAB_EVERY_FILE" in os.environ or not case.name.endswith(VARIANTS)]
 
