@@ -12,6 +12,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from bnlab._version import __version__
 from bnlab.diagnosis.advice import ON_STATISTICS
@@ -166,7 +168,8 @@ def _repaired(
     """Repair a model with validated arguments and data that are held in memory."""
     for path, module in model.named_modules():
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            require_writable(path, "parameters and buffers", tensor)
+            if isinstance(module, _BatchNorm) or (not is_lazy(tensor) and tensor.is_inference()):
+                require_writable(path, "parameters and buffers", tensor)
     settings = Settings.of()
     before = diagnosis or check_with(model, settings, inputs=inputs)
     if before.failure is not None:
