@@ -17,6 +17,7 @@ from bnlab.observe.passes.calling import Batch, Forward, require_forward
 from bnlab.observe.passes.example import example_of
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.passes.in_use import one_at_a_time
+from bnlab.observe.passes.offloaded import has_hooks_of_accelerate
 from bnlab.observe.passes.snapshot import all_or_nothing
 from bnlab.observe.passes.subject import untouched, usage_error_unless
 from bnlab.observe.wrappers import unwrapped
@@ -84,7 +85,8 @@ def convert(
     whole, model = model, unwrapped(model)
     if example is not None and any(is_lazy(parameter) for parameter in model.parameters()):
         raise UsageError("convert: the model must know its shapes, got a lazy layer. Run one batch first.")
-    if example is not None and any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+    is_offloaded = has_hooks_of_accelerate(model)  # its tensors have values while they are used
+    if example is not None and not is_offloaded and any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         raise UsageError("convert: the model must have values, got tensors on the meta device. Load a state dict.")
     if fuse and (example is None or not target.family.is_bnlab_class):
         got = "no example" if example is None else f"{to!r}"
