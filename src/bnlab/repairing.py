@@ -13,7 +13,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parameter import is_lazy
 
 from bnlab._version import __version__
 from bnlab.diagnosis.advice import ON_STATISTICS
@@ -39,7 +38,7 @@ from bnlab.remedies.catalog import REMEDIES_IN_ORDER
 from bnlab.remedies.recalibrate import Recalibrate, why_kept
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan
-from bnlab.remedies.running_statistics import require_writable
+from bnlab.remedies.running_statistics import require_no_inference, require_writable
 from bnlab.remedies.set_eps import eps_to_set
 from bnlab.wording import OTHER_DIRECTION, did_you_mean
 
@@ -167,9 +166,9 @@ def _repaired(
 ) -> Receipt:
     """Repair a model with validated arguments and data that are held in memory."""
     for path, module in model.named_modules():
+        require = require_writable if isinstance(module, _BatchNorm) else require_no_inference
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            if isinstance(module, _BatchNorm) or (not is_lazy(tensor) and tensor.is_inference()):
-                require_writable(path, "parameters and buffers", tensor)
+            require(path, "parameters and buffers", tensor)
     settings = Settings.of()
     before = diagnosis or check_with(model, settings, inputs=inputs)
     if before.failure is not None:

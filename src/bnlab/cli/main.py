@@ -49,9 +49,8 @@ class _Commands(typer.core.TyperGroup):
         """Run a command."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            print_notice("bnlab: interrupted")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as error:  # typer would end with exit code 1
+            raise _ForMain(error) from error
         except (EOFError, OSError, SystemExit) as error:
             if isinstance(error, (BnlabError, Stopped)) or ctx.invoked_subcommand == _RUNS_SCRIPTS:
                 raise
@@ -108,7 +107,7 @@ def main() -> None:
     try:
         with stops_on_signals():
             message = _run()
-    except KeyboardInterrupt:  # outside of a command
+    except KeyboardInterrupt:
         print_notice("bnlab: interrupted")
         sys.exit(130)
     except Stopped as stopped:
@@ -126,7 +125,10 @@ def _run() -> str:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except Exception as error:
-        return _message(error.error if isinstance(error, _ForMain) else error)
+        cause = error.error if isinstance(error, _ForMain) else error
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause from None
+        return _message(cause)
     return ""  # not reached: typer ends with SystemExit
 
 

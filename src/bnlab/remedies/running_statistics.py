@@ -17,6 +17,7 @@ from bnlab.observe.evidence import Floats
 __all__ = [
     "WriteResult",
     "distance_in_std",
+    "require_no_inference",
     "require_writable",
     "statistics_text",
     "stored_statistics",
@@ -106,25 +107,36 @@ def _range(values: Floats) -> str:
     return f"{np.count_nonzero(~np.isfinite(values))} not finite"
 
 
-def require_writable(path: str, what: str, buffer: Tensor) -> None:
-    """Refuse a tensor that cannot change in place. Lazy ones pass: they have no values yet.
+def require_no_inference(path: str, what: str, tensor: Tensor) -> None:
+    """Refuse an inference tensor outside of `torch.inference_mode`. Lazy ones pass: they have no values yet.
 
     Args:
         path: The path of its module.
         what: What the tensor is in the module, such as "buffers".
-        buffer: The tensor.
+        tensor: The tensor.
 
     Raises:
-        UsageError: If it is an inference tensor outside of `torch.inference_mode`, or `expand` made it.
+        UsageError: If it is one.
     """
-    if is_lazy(buffer):
-        return
-    if buffer.is_inference() and not torch.is_inference_mode_enabled():
+    if not is_lazy(tensor) and tensor.is_inference() and not torch.is_inference_mode_enabled():
         raise UsageError(
             f"{path or 'the model'}: {what} must be tensors that can change, got inference tensors. "
             "Copy the model outside of torch.inference_mode: copy.deepcopy(model)."
         )
-    if any(size > 1 and step == 0 for size, step in zip(buffer.shape, buffer.stride(), strict=True)):
+
+
+def require_writable(path: str, what: str, tensor: Tensor) -> None:
+    """Refuse a tensor that cannot change in place.
+
+    The arguments are those of :func:`require_no_inference`.
+
+    Raises:
+        UsageError: If it is an inference tensor outside of `torch.inference_mode`, or `expand` made it.
+    """
+    require_no_inference(path, what, tensor)
+    if is_lazy(tensor):
+        return
+    if any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True)):
         raise UsageError(
             f"{path or 'the model'}: {what} must be tensors that can change, got one whose values share one place in "
             "memory, as expand makes it. Give the layer a copy of it: tensor.clone()."

@@ -106,7 +106,7 @@ class Untouched(AbstractContextManager[None]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with _instead_of_nothing(error):
+            with _raising_only_if_nothing_else_does(error):
                 self._restoring.close()
         finally:
             self._signals.__exit__(kind, error, trace)
@@ -137,14 +137,14 @@ class all_or_nothing(AbstractContextManager[None]):  # noqa: N801 - reads as a f
     ) -> None:
         try:
             if kind is not None or signals_wait():
-                with _instead_of_nothing(error):
+                with _raising_only_if_nothing_else_does(error):
                     self._snapshot.restore()
         finally:
             self._signals.__exit__(kind, error, trace)
 
 
 @contextmanager
-def _instead_of_nothing(error: BaseException | None) -> Iterator[None]:
+def _raising_only_if_nothing_else_does(error: BaseException | None) -> Iterator[None]:
     """Let a failure of the restoration raise only where nothing else does: an interrupt must stay an interrupt."""
     try:
         yield
