@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from bnlab.errors import DamagedFile, UsageError
 from bnlab.records.document import Document
 from bnlab.regular_file import read_whole
+from bnlab.unique_keys import DuplicateKey, unique_keys
 
 __all__ = ["as_record", "read_values"]
 
@@ -77,25 +78,12 @@ def _parsed(text: str) -> object:
         ValueError: If the text is no such value; the message is the end of a sentence.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except RecursionError:
         raise ValueError("values that are nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(str(error).lower()) from None
-    except _DuplicateKey:
+    except DuplicateKey:
         raise
     except ValueError:  # Python's limit, which ends work that grows with the square of the digits
         raise ValueError("an integer of thousands of digits") from None
-
-
-class _DuplicateKey(ValueError):
-    """An object has a key twice, so that readers disagree on its value."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value: dict[str, Any] = {}
-    for key, item in pairs:
-        if key in value:
-            raise _DuplicateKey(f"the key {key[:100]!r} twice in one object")
-        value[key] = item
-    return value

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from typing import Any
 from bnlab.errors import TooMuchWork
 from bnlab.observe.files.content import Content, Span
 from bnlab.observe.files.tensors import MAX_RANK, StoredTensor, item_bytes, strided
+from bnlab.unique_keys import DuplicateKey, unique_keys
 
 __all__ = ["NamedTensors", "looks_like_safetensors", "read_safetensors"]
 
@@ -130,20 +130,15 @@ def _text(content: Content, length: int) -> str:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    header = json.loads(
-        text, object_pairs_hook=_without_duplicates, parse_constant=_refuse, parse_int=_natural, parse_float=_finite
-    )
+    try:
+        header = json.loads(
+            text, object_pairs_hook=unique_keys, parse_constant=_refuse, parse_int=_natural, parse_float=_finite
+        )
+    except DuplicateKey as err:
+        raise ValueError(f"its header has two entries for {_shown(err.key)}") from None
     if not isinstance(header, dict):
         raise TypeError("its header is not a JSON object")
     return header
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping = dict(pairs)
-    if len(mapping) < len(pairs):
-        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"its header has two entries for {_shown(name)}")
-    return mapping
 
 
 def _refuse(constant: str) -> None:

@@ -16,6 +16,7 @@ from bnlab.errors import DamagedFile, IncompleteFile, TooMuchWork
 from bnlab.observe.files.content import Content, open_content
 from bnlab.observe.files.named_beside import file_beside
 from bnlab.observe.files.several_files import NetworkFiles, ReadTree
+from bnlab.unique_keys import DuplicateKey, unique_keys
 
 __all__ = ["ShardedIndex", "is_index", "read_index", "refuse_pieces"]
 
@@ -134,7 +135,9 @@ def _weight_map(content: Content) -> Mapping[str, Any]:
             "file must be an index with a weight_map, got other JSON. Name the files of the network themselves."
         )
     try:
-        index = json.loads(text, object_pairs_hook=_unique)
+        index = json.loads(text, object_pairs_hook=unique_keys)
+    except DuplicateKey as err:
+        raise DamagedFile(f"index must name every tensor once, got {err.count} names twice. {_WAY}") from None
     except UnicodeDecodeError as err:
         raise ValueError(str(err)) from None
     weight_map = index.get(_WEIGHT_MAP) if isinstance(index, dict) else None
@@ -144,14 +147,6 @@ def _weight_map(content: Content) -> Mapping[str, Any]:
         )
     content.budget.spend("tensors", len(weight_map))
     return weight_map
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of its keys and values; readers differ in which of two equal keys counts."""
-    unique = dict(pairs)
-    if len(unique) < len(pairs):
-        raise DamagedFile(f"index must name every tensor once, got {len(pairs) - len(unique)} names twice. {_WAY}")
-    return unique
 
 
 def _some(names: Iterable[str]) -> str:
