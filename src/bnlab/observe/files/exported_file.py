@@ -14,12 +14,11 @@ from functools import partial
 from typing import Any
 
 from bnlab.errors import NotACheckpoint
-from bnlab.observe.files.content import Content
 from bnlab.observe.files.pickle_data import Data
 from bnlab.observe.files.pickled_module import ModuleTree, StoredModule, is_plausible
 from bnlab.observe.files.tensors import MAX_RANK, StoredTensor, strided
 from bnlab.observe.files.zip_archive import Archive, read_archive
-from bnlab.observe.files.zipped_pickle import is_big_endian, read_zipped_pickle
+from bnlab.observe.files.zipped_pickle import is_big_endian, pickle_root, read_zipped_pickle
 from bnlab.observe.graph_state import NodeMode
 
 __all__ = ["exported_root", "read_exported"]
@@ -94,14 +93,15 @@ def _state(archive: Archive, root: str, kind: str, name: str) -> Mapping[Any, An
     for base in (f"{name}_{kind}_config.json", f"{name}_model_{kind}_config.json"):
         if f"{folder}{base}" in archive:
             entries = _json(archive, f"{folder}{base}")["config"]
-            tensors = {key: _tensor(archive, root, folder, entry) for key, entry in entries.items()}
+            big_endian = is_big_endian(archive, root)
+            tensors = {key: _tensor(archive, folder, entry, big_endian) for key, entry in entries.items()}
             return {key: value for key, value in tensors.items() if value is not None}
     whole = f"{folder}{name}.pt"  # torch 2.7 and 2.8
     state = _torch_file(archive, whole) if whole in archive else {}
     return state if isinstance(state, dict) else {}
 
 
-def _tensor(archive: Archive, root: str, folder: str, entry: Any) -> Any:  # noqa: ANN401 - JSON
+def _tensor(archive: Archive, folder: str, entry: Any, big_endian: bool) -> Any:  # noqa: ANN401 - JSON
     """Return one tensor, whose storage is a member of its own."""
     member, meta = f"{folder}{entry['path_name']}", entry["tensor_meta"]
     if entry.get("use_pickle") or meta is None:
@@ -113,7 +113,7 @@ def _tensor(archive: Archive, root: str, folder: str, entry: Any) -> Any:  # noq
     archive.content.budget.spend("tensors")
     offset = _size(meta["storage_offset"])
     place = partial(archive.span, member)
-    bits = partial(_bits, place, dtype, tuple(shape), tuple(strides), offset, is_big_endian(archive, root))
+    bits = partial(_bits, place, dtype, tuple(shape), tuple(strides), offset, big_endian)
     return StoredTensor(dtype, tuple(shape), bits)
 
 
@@ -133,19 +133,13 @@ def _torch_file(archive: Archive, name: str) -> Data:
     span = archive.span(name)
     if span.size == 0:
         return {}
-    inner = read_archive(_content(archive, name))
-    pickles = [member for member in inner.members if member.endswith("data.pkl")]
-    if not pickles:
-        raise ValueError(f"{name.rpartition('/')[2]} is not a file of torch.save")
-    root = min(pickles, key=len).removesuffix("data.pkl")
-    return read_zipped_pickle(inner, f"{root}data.pkl", f"{root}data/", big_endian=is_big_endian(inner, root))
-
-
-def _content(archive: Archive, name: str) -> Content:
-    span = archive.span(name)
     if span.source is not archive.content:
         raise ValueError(f"{name.rpartition('/')[2]} is compressed, which torch never does")
-    return archive.content.part(span.start, span.size)
+    inner = read_archive(archive.content.part(span.start, span.size))
+    root = pickle_root(inner)
+    if root is None:
+        raise ValueError(f"{name.rpartition('/')[2]} is not a file of torch.save")
+    return read_zipped_pickle(inner, root)
 
 
 def _json(archive: Archive, name: str) -> Any:  # noqa: ANN401 - JSON

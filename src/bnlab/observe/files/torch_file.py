@@ -16,7 +16,7 @@ from bnlab.observe.files.pickle_globals import Builder
 from bnlab.observe.files.pickle_machine import read_pickle
 from bnlab.observe.files.torchscript_file import is_torchscript, read_torchscript, refuse_old_torchscript
 from bnlab.observe.files.zip_archive import Archive, read_archive
-from bnlab.observe.files.zipped_pickle import KNOWN, is_big_endian, read_zipped_pickle
+from bnlab.observe.files.zipped_pickle import KNOWN, pickle_root, read_zipped_pickle
 
 __all__ = ["is_legacy", "read_bare_pickle", "read_legacy", "read_torch_archive", "read_zip"]
 
@@ -41,10 +41,13 @@ def read_torch_archive(archive: Archive) -> Data:
     program = exported_root(archive)
     if program is not None:
         return read_exported(archive, program)
-    root = _root(archive)
+    root = pickle_root(archive)
+    if root is None:
+        refuse_old_torchscript(archive)
+        raise NotACheckpoint("file must be a checkpoint, got a zip archive that torch.save did not write.")
     if is_torchscript(archive, root):
         return read_torchscript(archive, root)
-    return read_zipped_pickle(archive, f"{root}data.pkl", f"{root}data/", big_endian=is_big_endian(archive, root))
+    return read_zipped_pickle(archive, root)
 
 
 def read_legacy(content: Content) -> Data:
@@ -55,16 +58,6 @@ def read_legacy(content: Content) -> Data:
         TooMuchWork: If it asks for more work than any checkpoint does.
     """
     return read_legacy_pickles(content.span(), KNOWN, content.budget)[0]
-
-
-def _root(archive: Archive) -> str:
-    """Return the folder of ``data.pkl`` in the archive, which torch names after the file."""
-    names = archive.members
-    roots = [name.removesuffix("data.pkl") for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
-    if not roots:
-        refuse_old_torchscript(archive)
-        raise NotACheckpoint("file must be a checkpoint, got a zip archive that torch.save did not write.")
-    return min(roots, key=len)
 
 
 def read_bare_pickle(content: Content) -> Data:

@@ -18,12 +18,13 @@ from bnlab.observe.files.pickle_data import Data, InertObject
 from bnlab.observe.files.pickled_module import ModuleTree, Parts, StoredModule, add_module, is_plausible
 from bnlab.observe.files.tensors import StoredTensor
 from bnlab.observe.files.zip_archive import Archive
-from bnlab.observe.files.zipped_pickle import is_big_endian, read_zipped_pickle
+from bnlab.observe.files.zipped_pickle import read_zipped_pickle
 from bnlab.observe.graph_state import NodeMode
 
 __all__ = ["is_torchscript", "read_torchscript", "refuse_old_torchscript"]
 
 _CLASSES = "__torch__"
+_CONSTANTS = "constants.pkl"
 _LARGEST_CODE = 4 << 20
 _STATISTICS = ("running_mean", "running_var")
 _ROLES = ("weight", "bias", *_STATISTICS)
@@ -36,7 +37,7 @@ _CONSTANT = re.compile(r"CONSTANTS\.c(\d{1,9})")
 
 def is_torchscript(archive: Archive, root: str) -> bool:
     """Return whether ``torch.jit.save`` wrote an archive."""
-    return f"{root}constants.pkl" in archive
+    return f"{root}{_CONSTANTS}" in archive
 
 
 def refuse_old_torchscript(archive: Archive) -> None:
@@ -63,16 +64,14 @@ def read_torchscript(archive: Archive, root: str) -> Data:
         ValueError: If the archive is damaged.
         TooMuchWork: If it asks for more work than any checkpoint does.
     """
-    big_endian = is_big_endian(archive, root)
-    node = read_zipped_pickle(archive, f"{root}data.pkl", _storages(archive, root), big_endian=big_endian)
+    node = read_zipped_pickle(archive, root, folder=_storages(archive, root))
     if not isinstance(node, InertObject):
         return node
     code = _Code(archive, f"{root}code/")
     tree = ModuleTree(_kind(node), is_program=True)
     add_module(tree, node, code.parts, archive.content.budget)
     if not tree.layers:
-        constants = f"{root}constants.pkl"
-        values = read_zipped_pickle(archive, constants, f"{root}constants/", big_endian=big_endian)
+        values = read_zipped_pickle(archive, root, _CONSTANTS, "constants/")
         for number, layer in enumerate(code.frozen(node, values if isinstance(values, tuple) else ())):
             name = "batch_norm" if number == 0 else f"batch_norm_{number}"
             tree.tensors.update({f"{name}.{role}": value for role, value in layer.tensors.items()})
@@ -82,8 +81,7 @@ def read_torchscript(archive: Archive, root: str) -> Data:
 
 def _storages(archive: Archive, root: str) -> str:
     """Return the folder of the tensors, which lie beside ``data.pkl`` in the archives of torch 1.4."""
-    folder = f"{root}data/"
-    return folder if any(name.startswith(folder) for name in archive.members) else f"{root}tensors/"
+    return "data/" if any(name.startswith(f"{root}data/") for name in archive.members) else "tensors/"
 
 
 def _kind(node: InertObject) -> str:

@@ -12,12 +12,23 @@ from bnlab.observe.files.torch_globals import TORCH
 from bnlab.observe.files.torch_storages import persistent_load
 from bnlab.observe.files.zip_archive import Archive
 
-__all__ = ["KNOWN", "is_big_endian", "read_zipped_pickle"]
+__all__ = ["KNOWN", "is_big_endian", "pickle_root", "read_zipped_pickle"]
 
 _BYTE_ORDER_BYTES = 64
+_PICKLE = "data.pkl"
 
 KNOWN: Mapping[str, Known] = {**PLAIN, **TORCH}
 """Every name in a pickle that stands for data, of all families."""
+
+
+def pickle_root(archive: Archive) -> str | None:
+    """Return the folder of ``data.pkl`` in an archive, which torch names after the file, with its slash; None without.
+
+    The shortest of several is that of the whole archive.
+    """
+    names = archive.members
+    roots = [name.removesuffix(_PICKLE) for name in names if name == _PICKLE or name.endswith(f"/{_PICKLE}")]
+    return min(roots, key=len, default=None)
 
 
 def is_big_endian(archive: Archive, root: str) -> bool:
@@ -26,14 +37,14 @@ def is_big_endian(archive: Archive, root: str) -> bool:
     return name in archive and archive.read(name, _BYTE_ORDER_BYTES) == b"big"
 
 
-def read_zipped_pickle(archive: Archive, name: str, folder: str, *, big_endian: bool) -> Data:
+def read_zipped_pickle(archive: Archive, root: str, name: str = _PICKLE, folder: str = "data/") -> Data:
     """Read a pickle of an archive down to its tensors, which stay unread.
 
     Args:
         archive: The archive.
-        name: The member that is a pickle.
-        folder: The path before the names of the members that are storages.
-        big_endian: Byte order of the storages.
+        root: The folder of the pickle, with its slash.
+        name: The member in that folder that is a pickle.
+        folder: The folder in it whose members are storages, with its slash.
 
     Raises:
         ValueError: If the pickle is missing or damaged.
@@ -41,14 +52,15 @@ def read_zipped_pickle(archive: Archive, name: str, folder: str, *, big_endian: 
     """
 
     def locate(key: str) -> Span:
-        if f"{folder}{key}" not in archive:
+        member = f"{root}{folder}{key}"
+        if member not in archive:
             raise ValueError(f"storage {key} is missing")
-        return archive.span(f"{folder}{key}")
+        return archive.span(member)
 
-    if name not in archive:
-        raise ValueError(f"{name.rpartition('/')[2]} is missing")
-    pickle = archive.span(name)
-    archive.check(name, pickle)
+    if f"{root}{name}" not in archive:
+        raise ValueError(f"{name} is missing")
+    pickle = archive.span(f"{root}{name}")
+    archive.check(f"{root}{name}", pickle)
     budget = archive.content.budget
-    builder = Builder(KNOWN, budget, Storages(locate, big_endian))
+    builder = Builder(KNOWN, budget, Storages(locate, is_big_endian(archive, root)))
     return read_pickle(pickle, builder.build, persistent_load, budget)[0]

@@ -3,14 +3,15 @@ from tests.samples import rewrite_zip, save
 
 from bnlab.observe.files.content import open_content
 from bnlab.observe.files.zip_archive import read_archive
-from bnlab.observe.files.zipped_pickle import KNOWN, is_big_endian, read_zipped_pickle
+from bnlab.observe.files.zipped_pickle import KNOWN, is_big_endian, pickle_root, read_zipped_pickle
 
 
 def test_the_pickle_of_an_archive_leads_to_its_members(tmp_path):
     path = save({"a": torch.arange(3)}, tmp_path / "a.pt")
     archive = read_archive(open_content(path))
-    root = next(iter(archive.members)).partition("/")[0]
-    tree = read_zipped_pickle(archive, f"{root}/data.pkl", f"{root}/data/", big_endian=False)
+    root = next(iter(archive.members)).partition("/")[0] + "/"
+    assert pickle_root(archive) == root
+    tree = read_zipped_pickle(archive, root)
     assert tree["a"].read().tolist() == [0, 1, 2]
 
 
