@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnlab.errors import BnlabError, DamagedFile, MissingPackage, NotACheckpoint, UsageError
-from bnlab.observe.files.content import Content, open_content
+from bnlab.observe.files.content import open_content
 from bnlab.observe.files.onnx_model.external_data import ModelFile
 from bnlab.observe.files.onnx_model.scopes import subgraphs
 from bnlab.observe.files.onnx_model.skim import skim
@@ -37,43 +37,41 @@ def load_whole(path: Path) -> ModelProto:
         MissingPackage: If the onnx package is not installed.
     """
     try:
-        import onnx
+        import onnx  # noqa: F401
         from google.protobuf.message import DecodeError
     except ImportError:
         raise MissingPackage(
             f"{path}: model must be readable without the onnx package, got an ONNX model. "
             "Install it: pip install 'bnlab[onnx]'."
         ) from None
-    content = _opened(path)
-    if content.size > MAX_BYTES:
-        raise NotACheckpoint(f"{path}: file must be an ONNX model, got a file larger than 2 GB.")
     try:
-        count_work(onnx.ModelProto.FromString(skim(content)))
-        model = onnx.ModelProto.FromString(content.read_at(0, content.size))
+        return _loaded(path)
     except DecodeError:
         raise DamagedFile(f"{path}: file must be a whole ONNX model, got bytes that do not parse.") from None
     except BnlabError as err:
         raise type(err)(f"{path}: {err}") from None
+
+
+def _loaded(path: Path) -> ModelProto:
+    import onnx
+
+    content = open_content(path)
+    if content.size > MAX_BYTES:
+        raise NotACheckpoint("file must be an ONNX model, got a file larger than 2 GB.")
+    count_work(onnx.ModelProto.FromString(skim(content)))
+    model = onnx.ModelProto.FromString(content.read_at(0, content.size))
     if not model.graph.node:
-        raise NotACheckpoint(f"{path}: file must be an ONNX model, got one without a graph.")
+        raise NotACheckpoint("file must be an ONNX model, got one without a graph.")
     if model.training_info:
-        raise UsageError(f"{path}: model must be made for inference, got one with a training graph.")
-    _embed(model, path)
+        raise UsageError("model must be made for inference, got one with a training graph.")
+    _embed(model, ModelFile.at(path))
     return model
 
 
-def _opened(path: Path) -> Content:
-    try:
-        return open_content(path)
-    except BnlabError as err:
-        raise type(err)(f"{path}: {err}") from None
-
-
-def _embed(model: ModelProto, path: Path) -> None:
+def _embed(model: ModelProto, file: ModelFile) -> None:
     """Load weights from external files into the model."""
     from onnx import helper, numpy_helper
 
-    file = ModelFile.at(path)
     total = model.ByteSize()
     for tensor in _external(model):
         try:
@@ -82,12 +80,14 @@ def _embed(model: ModelProto, path: Path) -> None:
             )
             if total > MAX_BYTES:
                 raise UsageError(
-                    f"{path}: model must be smaller than 2 GB with its external data, got more. "
+                    "model must be smaller than 2 GB with its external data, got more. "
                     "Fold the model in torch before it is exported."
                 )
             values = tensor_values(tensor, file)
-        except DamagedFile as err:
-            raise DamagedFile(f"{path}: {err}") from None
+        except BnlabError:
+            raise
+        except (ValueError, KeyError):  # KeyError: an unknown data type
+            raise DamagedFile(f"tensor {tensor.name!r} must hold the values it promises, got others.") from None
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 

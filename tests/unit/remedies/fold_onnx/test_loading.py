@@ -39,6 +39,18 @@ def test_external_data_that_leads_elsewhere(tmp_path, key, value):
         load_whole(path)
 
 
+@pytest.mark.parametrize("damage", [{"dims": [-1]}, {"data_type": 99}, {"data_type": onnx.TensorProto.STRING}])
+def test_external_data_of_an_impossible_kind(tmp_path, damage):
+    path = external(tmp_path, a=normal(3))
+    model = onnx.load(path, load_external_data=False)
+    if "dims" in damage:
+        model.graph.initializer[0].ClearField("dims")
+    model.graph.initializer[0].MergeFrom(onnx.TensorProto(**damage))
+    onnx.save(model, path)
+    with pytest.raises(DamagedFile, match=r"m\.onnx: tensor 'a' must hold the values it promises, got others"):
+        load_whole(path)
+
+
 def test_external_data_in_a_cache_of_links(tmp_path):
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "3f2a"
     blobs.mkdir()
