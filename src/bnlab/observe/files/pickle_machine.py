@@ -71,14 +71,15 @@ class Machine:
         push: Adds a value to the stack.
         marks: The heights of the stack at which marks lie.
         memo: Values by their numbers; a dict, because a number may be as large as it likes.
+        budget: Counts the work.
         data: The bytes of the window.
         made: Objects since the budget was last charged, counted in units of about 64 bytes.
         text: Bytes of text and numbers since then.
     """
 
     __slots__ = (
-        *("_base", "_budget", "_last", "_names", "_source"),
-        *("build", "data", "made", "marks", "memo", "persistent_load", "push", "stack", "text"),
+        *("_base", "_last", "_names", "_source"),
+        *("budget", "build", "data", "made", "marks", "memo", "persistent_load", "push", "stack", "text"),
     )
 
     def __init__(self, source: Span, build: Build, persistent_load: PersistentLoad, budget: Budget) -> None:
@@ -91,7 +92,7 @@ class Machine:
         self.made = self.text = 0
         self._names: dict[tuple[str, str], Global] = {}
         self._source = source
-        self._budget = budget
+        self.budget = budget
         self._base = 0
         self.data = b""
         self._last = -1
@@ -126,10 +127,10 @@ class Machine:
         return at
 
     def _charge(self) -> None:
-        self._budget.spend("opcodes", len(_STRIDE))
-        self._budget.spend("objects", self.made)
-        self._budget.spend("bytes of text and numbers", self.text)
-        self._budget.check_time()
+        self.budget.spend("opcodes", len(_STRIDE))
+        self.budget.spend("objects", self.made)
+        self.budget.spend("bytes of text and numbers", self.text)
+        self.budget.check_time()
         self.made = self.text = 0
 
     def _move(self, at: int) -> int:
@@ -161,7 +162,7 @@ class Machine:
         end = rest.find(b"\n")
         if end < 0:
             raise ValueError("its pickle has a line without an end")
-        self._budget.spend("bytes of text and numbers", end)
+        self.budget.spend("bytes of text and numbers", end)
         return rest[:end], at + end + 1
 
     def pop_to_mark(self) -> list[Data]:
@@ -453,41 +454,29 @@ def _binfloat(machine: Machine, at: int) -> int:
 
 
 def _short_binunicode(machine: Machine, at: int) -> int:
-    data = machine.data
-    end = at + 1 + data[at]
-    machine.made += 1
-    value = str(data[at + 1 : end], "utf-8", "surrogatepass")
-    if end - at > _FREE_TEXT:
-        machine.text += value.__sizeof__()
-    machine.push(value)
-    return end
+    return _text_of(machine, at + 1, machine.data[at])
 
 
 def _binunicode(machine: Machine, at: int) -> int:
-    data = machine.data
-    size: int = _U4(data, at)[0]
-    if size > _SHORT:
-        return _long_text(machine, at + 4, size)
-    at += 4
+    return _text_of(machine, at + 4, _U4(machine.data, at)[0])
+
+
+def _binunicode8(machine: Machine, at: int) -> int:
+    return _text_of(machine, at + 8, _U8(machine.data, at)[0])
+
+
+def _text_of(machine: Machine, at: int, size: int) -> int:
     end = at + size
+    if size > _SHORT:
+        machine.made += 4
+        machine.push(LongText(machine.span(at, size), machine.budget))
+        return end
     machine.made += 1
-    value = str(data[at:end], "utf-8", "surrogatepass")
+    value = str(machine.data[at:end], "utf-8", "surrogatepass")
     if size > _FREE_TEXT:
         machine.text += value.__sizeof__()
     machine.push(value)
     return end
-
-
-def _binunicode8(machine: Machine, at: int) -> int:
-    (size,) = _U8(machine.data, at)
-    return _long_text(machine, at + 8, size)
-
-
-def _long_text(machine: Machine, at: int, size: int) -> int:
-    machine.made += 4
-    span = machine.span(at, size)
-    machine.push(LongText(span, machine._budget) if size > _SHORT else str(span.read(), "utf-8", "surrogatepass"))  # noqa: SLF001
-    return at + size
 
 
 def _short_binbytes(machine: Machine, at: int) -> int:

@@ -61,6 +61,7 @@ def test_long_strings_and_bytes_stay_in_the_file():
         (b"N0" * 10_000 + b"N.", "opcodes"),
         (b"](" + b"}" * 10_000 + b"e.", "objects"),
         (b"](" + (b"X\x00\x04\x00\x00" + b"a" * 1024) * 1_000 + b"e.", "bytes of text and numbers"),
+        (b"](" + (b"\x8d\x00\x04" + bytes(6) + b"a" * 1024) * 1_000 + b"e.", "bytes of text and numbers"),
     ],
 )
 def test_work_is_counted(data, kind):
