@@ -1,7 +1,7 @@
 """Reads zip archives by offset: the directory, and each member as a range of bytes.
 
 The ``zipfile`` of Python makes a large object of every member, reads a member through four layers, and believes a
-directory in which members overlap. This reader keeps four numbers of each member, hands out stored members as ranges of
+directory in which members overlap. This reader keeps a few numbers of each member, hands out stored members as ranges of
 the file, and counts its work.
 """
 
@@ -44,6 +44,7 @@ class Member:
     Attributes:
         name: Its path in the archive.
         at: Where its local header begins.
+        end: Where it ends at the earliest; the header may hold more than the directory says.
         packed: Its size in the file, in bytes.
         size: Its size once it is unpacked, in bytes.
         method: How it is compressed.
@@ -53,6 +54,7 @@ class Member:
 
     name: str
     at: int
+    end: int
     packed: int
     size: int
     method: int
@@ -181,7 +183,7 @@ def _directory_place(content: Content) -> tuple[int, int, int]:
         raise ValueError("its zip directory, which comes last, is missing: the file is cut off")
     _, _, _, _, count, size, start, _ = _END.unpack_from(tail, at)
     end = tail_start + at
-    if 0xFFFF in (count,) or 0xFFFFFFFF in (size, start):
+    if count == 0xFFFF or 0xFFFFFFFF in (size, start):
         large = _large_directory_place(content, end)
         count, size, start, end = large or (count, size, start, end)
     if start + size > end:
@@ -210,18 +212,18 @@ def _entries(directory: bytes, count: int) -> Iterator[Member]:
         if at + _ENTRY.size > len(directory):
             raise ValueError(f"its zip directory has fewer than {count} members")
         fields = _ENTRY.unpack_from(directory, at)
-        magic, flags, method, checksum, packed, size = (fields[i] for i in (0, 3, 4, 7, 8, 9))
+        magic, flags, method, checksum, packed, size, start = (fields[i] for i in (0, 3, 4, 7, 8, 9, 16))
         name_bytes, extra_bytes, comment_bytes = fields[10:13]
         if magic != _ENTRY_MAGIC:
             raise ValueError("its zip directory holds something else than members")
         at += _ENTRY.size
         name = directory[at : at + name_bytes].decode("utf-8", "replace")
         at += name_bytes
-        sizes = (size, packed, fields[16])
-        if 0xFFFFFFFF in sizes:
-            sizes = _large_sizes(directory[at : at + extra_bytes], sizes)
+        if 0xFFFFFFFF in (size, packed, start):
+            size, packed, start = _large_sizes(directory[at : at + extra_bytes], (size, packed, start))
         at += extra_bytes + comment_bytes
-        yield Member(name, sizes[2], sizes[1], sizes[0], method, checksum, bool(flags & _ENCRYPTED))
+        end = start + _LOCAL.size + name_bytes + packed
+        yield Member(name, start, end, packed, size, method, checksum, bool(flags & _ENCRYPTED))
 
 
 def _large_sizes(extra: bytes, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -240,8 +242,7 @@ def _large_sizes(extra: bytes, sizes: tuple[int, int, int]) -> tuple[int, int, i
 def _check_places(members: dict[str, Member], end: int) -> None:
     """Refuse members that overlap: no writer makes them, and they let a small file unpack to a huge one."""
     for member in sorted(members.values(), key=lambda member: member.at, reverse=True):
-        behind = member.at + _LOCAL.size + len(member.name.encode("utf-8", "replace")) + member.packed
-        if behind > end:
+        if member.end > end:
             raise ValueError(f"{_shown(member.name)} reaches into what lies behind it")
         end = member.at
 

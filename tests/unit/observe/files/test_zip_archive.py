@@ -51,6 +51,14 @@ def test_a_member_with_64_bit_sizes(tmp_path):
     assert read_archive(open_content(path)).span("a").read() == b"text"
 
 
+def test_names_in_other_encodings(tmp_path):
+    """Archives that were packed again on other systems name their members in code pages."""
+    path = write(tmp_path / "a.zip", {"mod_le/a": b"one", "mod_le/b": b"two"})
+    path.write_bytes(path.read_bytes().replace(b"mod_le", "mod\u00e8le".encode("cp437")))
+    archive = read_archive(open_content(path))
+    assert [archive.span(name).read() for name in archive.members] == [b"one", b"two"]
+
+
 def test_a_checksum_that_is_wrong(tmp_path):
     path = write(tmp_path / "a.zip", {"a": b"some text"})
     path.write_bytes(path.read_bytes().replace(b"some text", b"some test"))
