@@ -103,8 +103,6 @@ class Archive:
         packed = self._packed(member)
         if member.method == _STORED:
             return packed.part(0, min(size, packed.size)).read()
-        if member.method != _DEFLATED:
-            raise ValueError(f"{_shown(member.name)} is compressed in a way torch never does")
         start = packed.part(0, min(packed.size, size + _DEFLATE_OVERHEAD)).read()
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(start, size)
 
@@ -136,14 +134,14 @@ class Archive:
         """Return the bytes of a member as they lie in the file."""
         if member.is_encrypted:
             raise ValueError(f"{_shown(member.name)} is encrypted, which torch never does")
+        if member.method not in (_STORED, _DEFLATED):
+            raise ValueError(f"{_shown(member.name)} is compressed in a way torch never does")
         magic, name_bytes, extra_bytes = _LOCAL.unpack(self.content.read_at(member.at, _LOCAL.size))
         if magic != _LOCAL_MAGIC:
             raise ValueError(f"{_shown(member.name)} is not where the directory of the archive says")
         return self.content.span(member.at + _LOCAL.size + name_bytes + extra_bytes, member.packed)
 
     def _unpack(self, member: Member, packed: Span) -> bytes:
-        if member.method != _DEFLATED:
-            raise ValueError(f"{_shown(member.name)} is compressed in a way torch never does")
         if member.size > _HARMLESS_BYTES + _LARGEST_RATIO * member.packed:
             raise ValueError(f"{_shown(member.name)} claims to unpack from {member.packed} to {member.size} bytes")
         self.content.budget.spend("bytes of text and numbers", member.size)

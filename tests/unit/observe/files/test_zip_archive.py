@@ -109,6 +109,14 @@ def test_a_member_that_is_not_where_the_directory_says(tmp_path):
         archive.span("a")
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compressions_are_refused(tmp_path, compression):
+    archive = read_archive(open_content(write(tmp_path / "a.zip", {"a": b"text"}, compression)))
+    for read in (archive.span, lambda name: archive.head(name, 4)):
+        with pytest.raises(ValueError, match="a is compressed in a way torch never does"):
+            read("a")
+
+
 def test_members_are_counted(tmp_path):
     content = open_content(write(tmp_path / "a.zip", {f"{n}": b"" for n in range(100)}))
     content.budget = Budget(limits={**LIMITS, "objects": 500})
