@@ -1,7 +1,7 @@
 """Reads zip archives by offset: the directory, and each member as a range of bytes.
 
 The ``zipfile`` of Python makes a large object of every member, reads a member through four layers, and believes a
-directory in which members overlap. This reader keeps a few numbers of each member, hands out stored members as ranges of
+directory in which members overlap. This reader keeps little of each member, hands out stored members as ranges of
 the file, and counts its work.
 """
 
