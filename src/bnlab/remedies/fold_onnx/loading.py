@@ -86,7 +86,7 @@ def _embed(model: ModelProto, file: ModelFile) -> None:
             values = tensor_values(tensor, file)
         except BnlabError:
             raise
-        except (ValueError, KeyError):  # KeyError: an unknown data type
+        except (ValueError, TypeError, KeyError):  # a location that is not UTF-8, an unknown data type
             raise DamagedFile(f"tensor {tensor.name!r} must hold the values it promises, got others.") from None
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 

@@ -51,6 +51,13 @@ def test_external_data_of_an_impossible_kind(tmp_path, damage):
         load_whole(path)
 
 
+def test_external_data_in_a_file_whose_name_is_no_text(tmp_path):
+    path = external(tmp_path, a=normal(3))
+    path.write_bytes(path.read_bytes().replace(b"w.bin", b"\xff.bin"))
+    with pytest.raises(DamagedFile, match=r"m\.onnx: tensor 'a' must hold the values it promises, got others"):
+        load_whole(path)
+
+
 def test_external_data_in_a_cache_of_links(tmp_path):
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "3f2a"
     blobs.mkdir()
