@@ -50,7 +50,10 @@ class OnnxRuntime:
         with evaluation_errors():
             with _more_outputs(model, wanted) as names:
                 session = self._package.InferenceSession(
-                    model.SerializeToString(), self._session_options(), providers=["CPUExecutionProvider"]
+                    model.SerializeToString(),
+                    self._session_options(),
+                    providers=["CPUExecutionProvider"],
+                    enable_fallback=0,  # it would print the error, and try the same again
                 )
             options = self._package.RunOptions()
             options.log_severity_level = _SILENT

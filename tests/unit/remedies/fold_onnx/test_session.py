@@ -65,6 +65,14 @@ def test_what_cannot_run_has_one_line(capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_a_name_that_is_no_text_prints_nothing(capfd):
+    model = made([helper.make_node("yyy", ["x"], ["y"], domain="mine")], [], (2, 4))
+    model = onnx.ModelProto.FromString(model.SerializeToString().replace(b"yyy", b"\xffyy"))
+    with pytest.raises(EvaluationError, match="utf-8"):
+        OnnxRuntime(onnxruntime).run(model, {"x": np.zeros((2, 4), dtype=np.float32)}, (), 60)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_record_names_what_ran(tmp_path, monkeypatch):
     nodes = [helper.make_node("Conv", ["x", "c.weight"], ["h"]), bn_node()]
     initializers = tensors({"c.weight": normal(4, 3, 3), **prefixed(parameters(4))})
