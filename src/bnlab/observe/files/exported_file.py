@@ -15,7 +15,7 @@ from typing import Any
 
 from bnlab.errors import NotACheckpoint
 from bnlab.observe.files.pickle_data import Data
-from bnlab.observe.files.pickled_module import ModuleTree, StoredModule, is_plausible
+from bnlab.observe.files.pickled_module import ModuleTree, StoredModule, is_plausible, objection_to_instance_norm
 from bnlab.observe.files.tensors import MAX_RANK, StoredTensor, strided
 from bnlab.observe.files.zip_archive import Archive, read_archive
 from bnlab.observe.files.zipped_pickle import is_big_endian, pickle_root, read_zipped_pickle
@@ -225,8 +225,7 @@ def _add(tree: ModuleTree, operator: _Operator) -> None:
     mode, stated = operator.mode, operator.stated
     if "instance_norm" in operator.target:
         if mean is not None:
-            reason = f"is a {kind}, which normalises each sample by itself, not a BN layer"
-            tree.layers[_owner(mean)] = StoredModule(kind, None, True, stated, reason)
+            tree.layers[_owner(mean)] = StoredModule(kind, None, True, stated, objection_to_instance_norm(kind))
     elif mean is None or var is None:
         tree.layers.setdefault(path, StoredModule(kind, None, False, stated, None, mode))
     else:

@@ -20,14 +20,22 @@ from bnlab.observe.files.pickle_data import InertObject
 from bnlab.observe.files.tensors import StoredTensor
 from bnlab.observe.graph_state import NodeMode, UntrackedLayer
 
-__all__ = ["ModuleTree", "Parts", "StoredModule", "add_module", "attributes_of", "is_plausible", "read_module"]
+__all__ = [
+    "ModuleTree",
+    "Parts",
+    "StoredModule",
+    "add_module",
+    "attributes_of",
+    "is_plausible",
+    "objection_to_instance_norm",
+    "read_module",
+]
 
 _STATISTICS = ("running_mean", "running_var")
 _FEW = 4  # a call that makes a module has its attributes among the first arguments
 _TREE = frozenset({"_parameters", "_buffers", "_modules"})
 _OBJECTS_OF_MODULE = 8
 _CONTAINERS = (dict, list, tuple, InertObject)
-_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -243,13 +251,16 @@ def _layer(parts: Parts) -> StoredModule | None:
     normalises_samples = "instancenorm" in name
     if not tracks and (normalises_samples or not ("num_features" in attributes or "batchnorm" in name)):
         return None
-    objection = None
-    if normalises_samples:
-        objection = f"is a {kind}, which normalises each sample by itself, not a BN layer"
+    objection = objection_to_instance_norm(kind) if normalises_samples else None
     training = attributes.get("training")
-    stated = {name: attributes.get(name, _MISSING) for name in ("eps", "momentum")}
-    stated = {name: value for name, value in stated.items() if is_plausible(name, value)}
+    names = [name for name in ("eps", "momentum") if name in attributes]
+    stated = {name: attributes[name] for name in names if is_plausible(name, attributes[name])}
     return StoredModule(kind, training if isinstance(training, bool) else None, tracks, stated, objection, parts.mode)
+
+
+def objection_to_instance_norm(kind: str) -> str:
+    """Return why a layer of instance normalization, of the class `kind`, is no BN layer."""
+    return f"is a {kind}, which normalises each sample by itself, not a BN layer"
 
 
 def is_plausible(name: str, value: object) -> bool:
