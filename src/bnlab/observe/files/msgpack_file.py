@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from bnlab.observe.files.budget import Budget
 from bnlab.observe.files.content import Content, Span
-from bnlab.observe.files.tensors import MAX_RANK, StoredTensor, item_bytes, strided
+from bnlab.observe.files.tensors import MAX_RANK, StoredTensor, is_shape, item_bytes, strided
 
 __all__ = ["looks_like_msgpack", "read_msgpack"]
 
@@ -172,7 +172,7 @@ def _array(data: Span, budget: Budget, depth: int) -> StoredTensor | None:
             reader.require_end()
         case _:
             raise ValueError("an array is not one of shape, dtype and bytes")
-    if len(shape) > MAX_RANK or not all(type(length) is int and length >= 0 for length in shape):
+    if not is_shape(shape):
         raise ValueError("an array has an impossible shape")
     size = item_bytes(dtype)
     if size is not None and math.prod(shape) * size != values.size:

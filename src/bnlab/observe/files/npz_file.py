@@ -15,8 +15,8 @@ from typing import NoReturn
 
 from bnlab.errors import NotACheckpoint
 from bnlab.observe.files.content import Content, Span
-from bnlab.observe.files.numpy_data import fortran_strides, torch_dtype
-from bnlab.observe.files.tensors import MAX_RANK, StoredTensor, item_bytes, strided
+from bnlab.observe.files.numpy_data import torch_dtype
+from bnlab.observe.files.tensors import StoredTensor, fortran_strides, is_shape, item_bytes, strided
 from bnlab.observe.files.zip_archive import Archive
 
 __all__ = ["NPY_MAGIC", "NPY_SUFFIX", "read_npy", "read_npz"]
@@ -125,8 +125,7 @@ def _fields(name: str, text: str) -> tuple[object, bool, tuple[int, ...]]:
     if not isinstance(header, dict) or header.keys() != _KEYS:
         raise ValueError(f"{name} has a header that is none of numpy")
     fortran, shape = header["fortran_order"], header["shape"]
-    whole = isinstance(shape, tuple) and all(type(length) is int and 0 <= length < 1 << 63 for length in shape)
-    if not isinstance(fortran, bool) or not whole or len(shape) > MAX_RANK:
+    if not isinstance(fortran, bool) or not isinstance(shape, tuple) or not is_shape(shape):
         raise ValueError(f"{name} has an impossible shape")
     return header["descr"], fortran, shape
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from bnlab.observe.files.content import Span
 from bnlab.observe.files.pickle_data import InertObject, LongText
-from bnlab.observe.files.tensors import MAX_RANK, StoredTensor, item_bytes, strided
+from bnlab.observe.files.tensors import StoredTensor, fortran_strides, is_shape, item_bytes, strided
 
-__all__ = ["as_stored_tensor", "fortran_strides", "torch_dtype"]
+__all__ = ["as_stored_tensor", "torch_dtype"]
 
 _PACKAGES = ("numpy.core", "numpy._core")  # before and since numpy 2
 _RECONSTRUCT = frozenset(f"{package}.multiarray._reconstruct" for package in _PACKAGES)
@@ -76,9 +76,7 @@ def _tensor(shape: tuple[Any, ...], kind: InertObject, data: object, *, fortran:
     name = kind.arguments[0] if kind.arguments else None
     dtype = torch_dtype(name) if isinstance(name, str) else None
     size = None if dtype is None else item_bytes(dtype)
-    if dtype is None or size is None or len(shape) > MAX_RANK:
-        return None
-    if not all(type(n) is int and 0 <= n < 1 << 63 for n in shape):
+    if dtype is None or size is None or not is_shape(shape):
         return None
     span = _span(data, math.prod(shape) * size)
     if span is None:
@@ -120,11 +118,3 @@ class _BytesAsText:
 def torch_dtype(code: str) -> str | None:
     """Return the torch name of a dtype of numpy, such as "f4"; None for a dtype that BN state cannot have."""
     return _DTYPES.get(code)
-
-
-def fortran_strides(shape: tuple[int, ...]) -> list[int]:
-    """Return the steps of an array whose first axis is the fastest, in values."""
-    strides = [1]
-    for length in shape[:-1]:
-        strides.append(strides[-1] * length)
-    return strides

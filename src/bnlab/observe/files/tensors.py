@@ -23,6 +23,8 @@ __all__ = [
     "StoredTensor",
     "as_numbers",
     "coarser",
+    "fortran_strides",
+    "is_shape",
     "item_bytes",
     "stored_dtype",
     "strided",
@@ -86,6 +88,16 @@ class StoredTensor:
     def numel(self) -> int:
         """Number of values."""
         return math.prod(self.shape)
+
+
+def is_shape(lengths: Sequence[object]) -> bool:
+    """Return whether values from a file, which may be anything, are the shape of a tensor that can exist."""
+    return len(lengths) <= MAX_RANK and all(type(length) is int and 0 <= length < 1 << 63 for length in lengths)
+
+
+def fortran_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the steps of a tensor whose first axis is the fastest, in values."""
+    return _contiguous_strides(shape[::-1])[::-1]
 
 
 def item_bytes(dtype: str) -> int | None:

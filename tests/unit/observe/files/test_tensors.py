@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnlab.observe.files.content import Span
-from bnlab.observe.files.tensors import FLOATING, INTEGER, as_numbers, item_bytes, strided
+from bnlab.observe.files.tensors import FLOATING, INTEGER, as_numbers, fortran_strides, is_shape, item_bytes, strided
 
 
 def raw(tensor):
@@ -32,6 +32,20 @@ def test_any_view_reads_as_torch_does(order, first):
     view = base.permute(order)[first:]
     values = strided(raw(base), "float32", view.shape, strides=view.stride(), offset=view.storage_offset())
     assert np.array_equal(values, view.numpy())
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (4, 1, 3)])
+def test_fortran_strides_are_those_of_numpy(shape):
+    array = np.zeros(shape, np.uint8, order="F")
+    assert fortran_strides(shape) == array.strides
+
+
+@pytest.mark.parametrize("lengths", [(), (0, (1 << 63) - 1), [3] * 64])
+@pytest.mark.parametrize("wrong", [-1, 1 << 63, True, 2.0, "3", None])
+def test_what_is_a_shape(lengths, wrong):
+    assert is_shape(lengths)
+    assert not is_shape([*lengths[1:], wrong])
+    assert not is_shape([1] * 65)
 
 
 def test_big_endian_storages_are_swapped():
