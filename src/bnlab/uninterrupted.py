@@ -87,11 +87,15 @@ class _Restoring(_GeneratorContextManager[_R]):
         self._signals = SignalsHeld()
         try:
             self._signals.__enter__()
-            return super().__enter__()
+            return self._begin()
         except BaseException:
             self.gen.close()
             self._signals.__exit__(None, None, None)
             raise
+
+    @finishes
+    def _begin(self) -> _R:
+        return super().__enter__()
 
     @finishes
     def __exit__(
@@ -104,7 +108,10 @@ class _Restoring(_GeneratorContextManager[_R]):
 
 
 def restores(function: Callable[_P, Iterator[_R]]) -> Callable[_P, AbstractContextManager[_R]]:
-    """Turn a generator into a context manager, as `contextlib.contextmanager` does; what follows its yield finishes."""
+    """Turn a generator into a context manager, as `contextlib.contextmanager` does; what surrounds its yield finishes.
+
+    So an interrupt comes before the generator begins, in the block, or when everything is restored.
+    """
 
     @functools.wraps(function)
     def begin(*args: _P.args, **kwargs: _P.kwargs) -> AbstractContextManager[_R]:

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from bnlab.uninterrupted import SignalsHeld, finishes, import_whole
+from bnlab.uninterrupted import SignalsHeld, finishes, import_whole, restores
 
 
 @finishes
@@ -144,3 +144,29 @@ def test_an_import_finishes_before_the_interrupt_and_draws_no_random_numbers(tmp
         import_whole("interrupted_module")
     assert sys.modules.pop("interrupted_module").value == 3
     assert random.getstate() == before
+
+
+def test_a_context_that_restores_is_interrupted_before_inside_or_behind_it():
+    steps = []
+
+    @restores
+    def changed(where):
+        for step in ("change", "changed"):
+            steps.append(step)
+            if where == "begin":
+                signal.raise_signal(signal.SIGINT)
+        try:
+            yield
+        finally:
+            for step in ("restore", "restored"):
+                steps.append(step)
+                if where == "end":
+                    signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), changed("begin"):
+        steps.append("block")
+    assert steps == ["change", "changed", "restore", "restored"]
+    steps.clear()
+    with pytest.raises(KeyboardInterrupt), changed("end"):
+        steps.append("block")
+    assert steps == ["change", "changed", "block", "restore", "restored"]

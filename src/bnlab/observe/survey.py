@@ -38,7 +38,6 @@ from bnlab.observe.passes.modes import Modes, kept_in_mode, observe_modes, set_e
 from bnlab.observe.passes.offloaded import has_hooks_of_accelerate
 from bnlab.observe.passes.population import impose_batch_statistics
 from bnlab.observe.passes.regroup import regrouped
-from bnlab.observe.passes.snapshot import uncompiled
 from bnlab.observe.passes.subject import ForwardFailed, Subject, usage_error_unless
 from bnlab.observe.ported import port_of
 from bnlab.observe.structure import executions
@@ -78,7 +77,7 @@ def survey(
         UsageError: If the metric or the loss raises, or if a data set has no batch.
     """
     subject = Subject(model, inputs.forward)
-    with uncompiled(), subject.untouched():
+    with subject.untouched():
         return _collect_evidence(subject, states, inputs.read(), stale_layers)
 
 

@@ -43,7 +43,7 @@ class Snapshot:
 
     @property
     def devices(self) -> set[torch.device]:
-        """The devices of the buffers."""
+        """The devices of the buffers and gradients."""
         return {tensor.device for tensor, _ in self._values}
 
     @finishes
