@@ -149,7 +149,7 @@ class Content:
 
     def stream(self) -> io.BufferedReader:
         """Return the file as a binary stream of its own, at its beginning."""
-        return io.BufferedReader(_Stream(self), _BUFFER_BYTES)
+        return self.span().stream()
 
 
 class _Part(Content):
@@ -168,10 +168,10 @@ class _Part(Content):
 
 
 class _Stream(io.RawIOBase):
-    """A file, or a part of it, as a stream that ends where the file ended when it was opened."""
+    """A range of a file as a stream, which ends where the file ended when it was opened."""
 
-    def __init__(self, content: Content | Span) -> None:
-        self._content = content
+    def __init__(self, span: Span) -> None:
+        self._span = span
         self._at = 0
 
     def readable(self) -> bool:
@@ -181,7 +181,7 @@ class _Stream(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._content.size}[whence]
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._span.size}[whence]
         if origin + offset < 0:
             raise ValueError(f"position {origin + offset} lies before the beginning of the file")
         self._at = origin + offset
@@ -192,7 +192,8 @@ class _Stream(io.RawIOBase):
 
     def readinto(self, buffer: Buffer) -> int:
         view = memoryview(buffer).cast("B")
-        part = self._content.read_at(self._at, max(min(len(view), self._content.size - self._at), 0))
+        size = min(len(view), self._span.size - self._at)
+        part = self._span.read_at(self._at, size) if size > 0 else b""
         view[: len(part)] = part
         self._at += len(part)
         return len(part)

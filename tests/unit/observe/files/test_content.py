@@ -55,6 +55,7 @@ def test_a_stream_seeks_as_a_file_does(tmp_path):
     assert (stream.seek(-3, os.SEEK_END), stream.read(2), stream.tell()) == (7, b"78", 9)
     assert (stream.seek(2), stream.seek(2, os.SEEK_CUR), stream.read()) == (2, 4, b"456789")
     assert stream.read() == b""
+    assert (stream.seek(1 << 20), stream.read(), stream.seek(0, os.SEEK_CUR)) == (1 << 20, b"", 1 << 20)
     with pytest.raises(ValueError, match="before the beginning"):
         stream.seek(-11, os.SEEK_END)
 
