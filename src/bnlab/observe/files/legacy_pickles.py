@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from bnlab.observe.files.budget import Budget
 from bnlab.observe.files.content import Span
-from bnlab.observe.files.pickle_data import Data
+from bnlab.observe.files.pickle_data import Data, PersistentLoad
 from bnlab.observe.files.pickle_globals import Builder, Known, Storages
 from bnlab.observe.files.pickle_machine import read_pickle
 from bnlab.observe.files.torch_storages import StorageReference, persistent_load, storage_item_bytes
@@ -51,21 +51,21 @@ def read_legacy_pickles(source: Span, known: Mapping[str, Known], budget: Budget
     rest = source
     header = []
     for _ in range(3):
-        value, rest = _next(rest, Builder({}, budget), _refuse, budget)
+        value, rest = _next(rest, Builder({}, budget), _refuse)
         header.append(value)
     magic, protocol, system = header
     if (magic, protocol) != (_MAGIC, _PROTOCOL) or not isinstance(system, dict):
         raise ValueError("its header is not that of a legacy checkpoint")
     storages = Storages(places.__getitem__, big_endian=not system.get("little_endian", True))
-    tree, rest = _next(rest, Builder(known, budget, storages), load, budget)
-    keys, rest = _next(rest, Builder({}, budget), _refuse, budget)
+    tree, rest = _next(rest, Builder(known, budget, storages), load)
+    keys, rest = _next(rest, Builder({}, budget), _refuse)
     places.update(_places(rest, keys, dtypes, big_endian=storages.big_endian))
     return tree, storages
 
 
-def _next(source: Span, builder: Builder, load: Data, budget: Budget) -> tuple[Data, Span]:
+def _next(source: Span, builder: Builder, load: PersistentLoad) -> tuple[Data, Span]:
     """Return the value of the next pickle, and the bytes behind it."""
-    value, size = read_pickle(source, builder.build, load, budget)
+    value, size = read_pickle(source, builder.build, load, builder.budget)
     return value, source.part(size, source.size - size)
 
 
