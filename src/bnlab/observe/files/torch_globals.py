@@ -79,10 +79,11 @@ def _first(_: Builder, arguments: tuple[Data, ...]) -> Data:
 def _from_type(builder: Builder, arguments: tuple[Data, ...]) -> Data:
     """Return the tensor of a subclass, which is that of its base class."""
     kind, _, inner = arguments[:3]
-    nested = isinstance(kind, Global) and kind.path == _FROM_TYPE
-    if isinstance(kind, Global) and kind.path == WRAPPER and len(arguments) > 3:
+    if not isinstance(kind, Global) or kind.path == _FROM_TYPE:
+        return None
+    if kind.path == WRAPPER and len(arguments) > 3:
         return distributed_tensor(inner, arguments[3])
-    return None if nested or not isinstance(kind, Global) else builder.build(kind, inner)
+    return builder.build(kind, inner)
 
 
 def _from_numpy(_: Builder, arguments: tuple[Data, ...]) -> Data:

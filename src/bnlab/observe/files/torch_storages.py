@@ -59,11 +59,11 @@ def persistent_load(identifier: Data) -> Data:
     Raises:
         ValueError, TypeError: If it is something else.
     """
-    if isinstance(identifier, tuple) and len(identifier) >= 3 and identifier[0] == "module":
-        return identifier[1]
-    if not (isinstance(identifier, tuple) and len(identifier) >= 3 and identifier[0] == "storage"):
+    if not (isinstance(identifier, tuple) and len(identifier) >= 3 and identifier[0] in ("module", "storage")):
         raise ValueError("persistent id is not that of a storage")
-    kind, key = identifier[1], identifier[2]
+    what, kind, key = identifier[:3]
+    if what == "module":
+        return kind
     if not (isinstance(kind, Global) and isinstance(key, str)):
         raise TypeError("persistent id names no storage")
     view = identifier[5] if len(identifier) > 5 else None
