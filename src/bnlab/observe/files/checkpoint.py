@@ -255,9 +255,10 @@ def _stored(path: Path, content: Content) -> StoredFile:
     head = content.head(_HEAD_BYTES)
     format_ = _format_of(path, head)
     if format_ is None:
-        kind = "an ONNX model" if _is_onnx(path, head) else _kind(path, head, content)
-        formats = "torch.save or safetensors" if _is_onnx(path, head) else "torch.save, safetensors or ONNX"
-        raise NotACheckpoint(f"file must be a checkpoint ({formats}), got {kind}.")
+        if _is_onnx(path, head):
+            raise NotACheckpoint("file must be a checkpoint (torch.save or safetensors), got an ONNX model.")
+        kind = _kind(path, head, content)
+        raise NotACheckpoint(f"file must be a checkpoint (torch.save, safetensors or ONNX), got {kind}.")
     tree = _READERS[format_](content)
     metadata = tree.metadata if isinstance(tree, NamedTensors) else None
     refuse_pieces(metadata or {})
