@@ -101,13 +101,17 @@ def _shard(value: Tensor, path: tuple[Any, ...]) -> StoredTensor | SplitTensor |
         return None
     local = value.to_local()
     is_whole = local.shape == value.shape and not any(isinstance(kind, Partial) for kind in value.placements)
-    name = str(value.dtype).removeprefix("torch.")
-    return _stored(local, path) if is_whole else SplitTensor(name, tuple(value.shape), ())
+    return _stored(local, path) if is_whole else SplitTensor(_dtype(value), tuple(value.shape), ())
+
+
+def _dtype(value: Tensor | NDArray[Any]) -> str:
+    """Return the torch name of the dtype of a tensor or an array."""
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _stored(value: Tensor | NDArray[Any], path: tuple[Any, ...]) -> StoredTensor | None:
     """Return a tensor or an array as that of a file; None if it is sparse, quantized or of an unknown dtype."""
-    name = str(value.dtype).removeprefix("torch.")
+    name = _dtype(value)
     dtype = stored_dtype(name)
     if dtype is None or (isinstance(value, Tensor) and value.layout != torch.strided):
         return None
@@ -120,7 +124,7 @@ def _bits(value: Tensor | NDArray[Any], dtype: np.dtype[Any], path: str) -> NDAr
     Raises:
         UsageError: If the tensor has no values, as on the meta device.
     """
-    is_lacking = str(value.dtype).removeprefix("torch.") != dtype.name
+    is_lacking = _dtype(value) != dtype.name
     if not isinstance(value, Tensor):
         return value.view(dtype) if is_lacking else value
     if value.is_meta:
