@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import sys
 
 import pytest
@@ -51,7 +52,8 @@ def test_a_command_that_takes_long_is_noticed(meter, tmp_path):
     assert cost.complaint().startswith("hangs")
 
 
-def test_a_command_that_takes_memory_and_ends_wrongly_is_noticed(meter, tmp_path):
+@pytest.mark.parametrize(("code", "complaint"), [(2, r"takes \d{3} MB"), (7, "exit code 2, not 7")])
+def test_a_command_that_takes_memory_or_ends_wrongly_is_noticed(meter, tmp_path, code, complaint):
     from tests.hostile.case import Case
     from tests.hostile.zips import MEMBERS, written
 
@@ -61,5 +63,7 @@ def test_a_command_that_takes_memory_and_ends_wrongly_is_noticed(meter, tmp_path
         )
         return written(folder, MEMBERS)
 
-    (cost,) = meter.costs(Case("eats", "test", build, ("check {} --model {dir}/code.py:build",), codes=(7,)), tmp_path)
-    assert "MB" in cost.complaint() or "exit code" in cost.complaint()
+    (cost,) = meter.costs(
+        Case("eats", "test", build, ("check {} --model {dir}/code.py:build",), codes=(code,)), tmp_path
+    )
+    assert re.fullmatch(complaint, cost.complaint())
