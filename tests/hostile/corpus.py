@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from tests.samples import save, small_network
 
-__all__ = ["Sample", "write_corpus"]
+__all__ = ["WRITERS", "Sample", "write_corpus"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Sample:
 def write_corpus(folder: Path) -> list[Sample]:
     """Write a file of every format whose writer is installed. The folders hold nothing else."""
     samples = []
-    for name, (target, write) in _WRITERS.items():
+    for name, (target, write) in WRITERS.items():
         inner = folder / name
         inner.mkdir(parents=True)
         try:
@@ -213,7 +213,7 @@ def _record(path: Path) -> None:
     checkpoint.unlink()
 
 
-_WRITERS: dict[str, tuple[str, Callable[[Path], object]]] = {
+WRITERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "zip": ("model.pt", _zip),
     "legacy": ("model.pth", _legacy),
     "protocol 4": ("model.bin", lambda path: save(_state(), path, protocol=4)),

@@ -33,11 +33,11 @@ from torch import nn
 
 from bnlab.errors import BnlabError
 
-__all__ = ["REGRESSIONS", "End", "read", "run_case"]
+__all__ = ["REGRESSIONS", "End", "keep", "read", "read_kept", "run_case"]
 
 SECONDS, MEGABYTES = 2.0, 300.0
 REGRESSIONS = Path(__file__).with_name("regressions")
-"""Damaged files that a reader once failed on: <format>-<seed>/, with the name of the target in the file `target`."""
+"""Damaged files that a reader once failed on, as :func:`keep` writes them."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,22 @@ def damage(sample: Sample, seed: int, folder: Path) -> None:
     random = Random(f"{sample.name} {seed}")
     damaged = random.choice(sample.files).relative_to(sample.folder)
     (folder / damaged).write_bytes(mutated((folder / damaged).read_bytes(), random))
+
+
+def keep(sample: Sample, seed: int, folder: Path) -> None:
+    """Write a damaged copy of a sample into a folder of such files, as a folder of its own."""
+    kept = folder / f"{sample.name.replace(' ', '_').replace(',', '')}-{seed}"
+    damage(sample, seed, kept / "files")
+    (kept / "target").write_text(sample.target)
+
+
+def read_kept(kept: Path, folder: Path) -> End:
+    """Read what :func:`keep` wrote, from a copy in `folder`, which is emptied."""
+    target = (kept / "target").read_text()
+    warm_up(Sample(kept.name, kept / "files", target))
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(kept / "files", folder)
+    return read(folder, target)
 
 
 def read(folder: Path, target: str) -> End:
@@ -188,9 +204,7 @@ def _report(sample: Sample, seed: int, end: End, failures: Counter[str], folder:
         return
     print(f"{sample.name}, seed {seed}: {end.name}: {end.detail}", flush=True)
     if failures[kind] == 1:
-        kept = folder / f"{sample.name.replace(' ', '_').replace(',', '')}-{seed}"
-        damage(sample, seed, kept / "files")
-        (kept / "target").write_text(sample.target)
+        keep(sample, seed, folder)
 
 
 _CHUNK = 250

@@ -10,38 +10,25 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.hostile.corpus import Sample, write_corpus
-from tests.hostile.fuzz import REGRESSIONS, End, read, run_case, warm_up
+from tests.hostile.corpus import WRITERS, Sample
+from tests.hostile.fuzz import REGRESSIONS, End, keep, read, read_kept, run_case, warm_up
 from tests.hostile.guard import Misdeed, TooSlow, guarded
 
 SEEDS = 100
 pytestmark = pytest.mark.hostile
 
-NAMES = list(write_corpus.__globals__["_WRITERS"])
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory):
-    return {sample.name: sample for sample in write_corpus(tmp_path_factory.mktemp("corpus"))}
-
-
-def sample_of(corpus, name):
-    if name not in corpus:
-        pytest.skip("the writer of this format is not installed")
-    return corpus[name]
+NAMES = list(WRITERS)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_honest_file(corpus, tmp_path, name):
-    sample = sample_of(corpus, name)
+def test_honest_file(sample, tmp_path):
     warm_up(sample)
     shutil.copytree(sample.folder, tmp_path / "copy")
     assert read(tmp_path / "copy", sample.target) == End("read")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_damaged_files(corpus, tmp_path, name):
-    sample = sample_of(corpus, name)
+def test_damaged_files(sample, tmp_path):
     ends = {seed: run_case(sample, seed, tmp_path / "case") for seed in range(SEEDS)}
     assert {seed: end for seed, end in ends.items() if end.is_failure} == {}
     names = Counter(end.name for end in ends.values())
@@ -49,13 +36,12 @@ def test_damaged_files(corpus, tmp_path, name):
     assert len(names) > 1, "some damage must be noticed"
 
 
-@pytest.mark.parametrize("folder", sorted(REGRESSIONS.iterdir()) if REGRESSIONS.exists() else [], ids=lambda f: f.name)
-def test_file_that_once_failed(folder, tmp_path):
-    shutil.copytree(folder / "files", tmp_path / "files")
-    target = (folder / "target").read_text()
-    warm_up(Sample(folder.name, folder / "files", target))
-    end = read(tmp_path / "files", target)
-    assert not end.is_failure, end
+def test_files_that_once_failed(corpus, tmp_path):
+    keep(corpus["zip"], 0, tmp_path / "kept")  # as the fuzzer keeps a file, and there is always one
+    kept = [*(tmp_path / "kept").iterdir(), *(sorted(REGRESSIONS.iterdir()) if REGRESSIONS.exists() else [])]
+    ends = {folder.name: read_kept(folder, tmp_path / "files") for folder in kept}
+    assert ends.pop("zip-0") == run_case(corpus["zip"], 0, tmp_path / "case")
+    assert {name: end for name, end in ends.items() if end.is_failure} == {}
 
 
 @pytest.mark.skipif("BNLAB_DATA" not in os.environ, reason="real networks: BNLAB_DATA is not set")
@@ -88,6 +74,15 @@ def test_damaged_real_files(tmp_path, data):
 def test_guard_notices_a_misdeed(tmp_path, deed):
     with pytest.raises(Misdeed), guarded(tmp_path, 5, 100), suppress(ImportError):
         deed(tmp_path)
+
+
+def test_guard_notices_a_misdeed_before_a_refusal(tmp_path):
+    def run_and_refuse():
+        os.system("true")
+        raise ValueError("refused")
+
+    with pytest.raises(Misdeed), guarded(tmp_path, 5, 100):
+        run_and_refuse()
 
 
 def test_guard_allows_to_read_the_file_itself(tmp_path):
