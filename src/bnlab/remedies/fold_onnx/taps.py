@@ -6,7 +6,7 @@ The memory does not grow with dilation or padding: it is that of a sample, of it
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ __all__ = ["convolve", "convolve_transposed"]
 
 Array = NDArray[Any]
 _Slices = tuple[slice, ...]
+_Tap = tuple[tuple[int, ...], _Slices, _Slices]
+"""The position of a tap in the kernel, and the slices of the two sides that it connects."""
 
 
 def convolve(
@@ -61,19 +63,16 @@ def convolve(
     ]
     if min(sides, default=1) < 1:
         raise ValueError(f"an input of shape {x.shape} must be as large as the kernel, which spans {spans}")
-    wide = _accumulator(x.dtype)
-    by_group = weight.astype(wide).reshape(groups, -1, weight.shape[1], *kernel)
-    weights = np.moveaxis(by_group, (0, 1, 2), (-3, -2, -1))
-    out = np.empty((len(x), weight.shape[0], *sides), dtype=x.dtype)
-    for sample, result in zip(x, out, strict=True):
-        values = sample.astype(wide).reshape(groups, weight.shape[1], *x.shape[2:])
-        total = np.zeros((groups, by_group.shape[1], *sides), dtype=wide)
-        for tap, places, window in _windows(kernel, sides, x.shape[2:], steps, gaps, ends):
-            part = values[(slice(None), slice(None), *window)]
-            product = _product(weights[tap], part.reshape(*part.shape[:2], -1))
-            total[(slice(None), slice(None), *places)] += product.reshape(*product.shape[:2], *part.shape[2:])
-        result[...] = _with_bias(total.reshape(weight.shape[0], *sides), bias)
-    return out
+    by_group = weight.reshape(groups, -1, weight.shape[1], *kernel)
+    return _summed(
+        x,
+        by_group,
+        bias,
+        sides,
+        lambda: (
+            (tap, window, places) for tap, places, window in _windows(kernel, sides, x.shape[2:], steps, gaps, ends)
+        ),
+    )
 
 
 def convolve_transposed(
@@ -118,32 +117,43 @@ def convolve_transposed(
         for side, step, width, gap, more in zip(x.shape[2:], steps, kernel, gaps, added, strict=True)
     ]
     cuts = _cuts(x.shape[2:], whole, steps, auto_pad, pads, output_shape)
-    wide = _accumulator(x.dtype)
-    by_group = weight.astype(wide).reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
-    weights = np.moveaxis(by_group, (0, 1, 2), (-3, -2, -1))
-    channels = groups * weight.shape[1]
     sides = [side - before - after for side, (before, after) in zip(whole, cuts, strict=True)]
     if min(sides, default=1) < 1:
         raise ValueError(f"an output must have positive sizes, got {sides}")
-    out = np.empty((len(x), channels, *sides), dtype=x.dtype)
+    by_group = weight.reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
+    return _summed(x, by_group, bias, sides, lambda: _windows(kernel, x.shape[2:], sides, steps, gaps, cuts))
+
+
+def _summed(
+    x: Array, weight: Array, bias: Array | None, sides: Sequence[int], taps: Callable[[], Iterator[_Tap]]
+) -> Array:
+    """Return the sum of the products of all taps, sample by sample.
+
+    Args:
+        x: Shape (N, groups * C_in, *spatial).
+        weight: Shape (groups, C_out, C_in, *kernel).
+        bias: Shape (groups * C_out,) or None.
+        sides: The spatial shape of the output.
+        taps: Returns the taps, each with the window of the input that it reads and the places that it adds to.
+    """
+    groups, outputs, inputs = weight.shape[:3]
+    wide = np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+    weights = np.moveaxis(weight.astype(wide), (0, 1, 2), (-3, -2, -1))
+    out = np.empty((len(x), groups * outputs, *sides), dtype=x.dtype)
     for sample, result in zip(x, out, strict=True):
-        values = sample.astype(wide).reshape(groups, by_group.shape[2], *x.shape[2:])
-        total = np.zeros((groups, weight.shape[1], *sides), dtype=wide)
-        for tap, window, places in _windows(kernel, x.shape[2:], sides, steps, gaps, cuts):
+        values = sample.astype(wide).reshape(groups, inputs, *x.shape[2:])
+        total = np.zeros((groups, outputs, *sides), dtype=wide)
+        for tap, window, places in taps():
             part = values[(slice(None), slice(None), *window)]
             product = _product(weights[tap], part.reshape(*part.shape[:2], -1))
             total[(slice(None), slice(None), *places)] += product.reshape(*product.shape[:2], *part.shape[2:])
-        result[...] = _with_bias(total.reshape(channels, *sides), bias)
+        result[...] = _with_bias(total.reshape(groups * outputs, *sides), bias)
     return out
 
 
 def _require_fit(x: Array, channels: int, rank: int, attributes: Sequence[Sequence[int]]) -> None:
     if x.ndim != rank + 2 or x.shape[1] != channels or any(len(values) != rank for values in attributes):
         raise ValueError(f"an input of shape {x.shape} must fit a kernel of {rank} dimensions and {channels} channels")
-
-
-def _accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
 def _windows(
@@ -153,7 +163,7 @@ def _windows(
     steps: Sequence[int],
     gaps: Sequence[int],
     ends: Sequence[tuple[int, int]],
-) -> Iterator[tuple[tuple[int, ...], _Slices, _Slices]]:
+) -> Iterator[_Tap]:
     """Yield every tap of a kernel, with n and n*step + tap*gap - before along each axis, as far as both lie inside.
 
     Args:
