@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bnlab.remedies.fold_onnx.attributes import FIRST_OPSET, is_foldable
-from bnlab.remedies.fold_onnx.batch_norm_node import BatchNormNode
+from bnlab.remedies.fold_onnx.batch_norm_node import CHANNEL_AXIS, BatchNormNode
 from bnlab.remedies.fold_onnx.chain import Fold, connected
 from bnlab.remedies.fold_onnx.linear_node import rounded
 from bnlab.remedies.fold_onnx.links import MAX_LINKS, Link, link_of
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from onnx import NodeProto
 
 __all__ = ["into_affine"]
-
-_CHANNEL_AXIS = 1
 
 
 def into_affine(bn: BatchNormNode, scope: Scope) -> Fold:
@@ -32,7 +30,7 @@ def into_affine(bn: BatchNormNode, scope: Scope) -> Fold:
 
     rank = scope.rank(bn.source) or scope.rank(bn.result)
     dtype = scope.dtype(bn.source) or scope.dtype(bn.result)
-    if rank is None or rank <= _CHANNEL_AXIS or dtype is None or not is_foldable(dtype):
+    if rank is None or rank <= CHANNEL_AXIS or dtype is None or not is_foldable(dtype):
         raise Refusal("the rank and the dtype of its input are not known")
     if scope.opset < FIRST_OPSET["broadcasting"]:
         raise Refusal(f"Mul and Add do not broadcast in opset {scope.opset}")
@@ -41,10 +39,10 @@ def into_affine(bn: BatchNormNode, scope: Scope) -> Fold:
         raise Refusal("a Mul and an Add in its place would be one node more")
     scale, shift = bn.scale, bn.shift
     for link in reversed(before):
-        factor, offset = link.affine(rank, _CHANNEL_AXIS, bn.channels)
+        factor, offset = link.affine(rank, CHANNEL_AXIS, bn.channels)
         scale, shift = scale * factor, scale * offset + shift
     for link in behind:
-        factor, offset = link.affine(rank, _CHANNEL_AXIS, bn.channels)
+        factor, offset = link.affine(rank, CHANNEL_AXIS, bn.channels)
         scale, shift = scale * factor, shift * factor + offset
     source = before[0].source if before else bn.source
     result = behind[-1].result if behind else bn.result
@@ -108,7 +106,7 @@ def _free_link(node: NodeProto | None, name: str, rank: int, channels: int, scop
         link = link_of(node, scope)
         if link is None or link.is_kept:
             return None
-        link.affine(rank, _CHANNEL_AXIS, channels)
+        link.affine(rank, CHANNEL_AXIS, channels)
     except Refusal:
         return None
     return link

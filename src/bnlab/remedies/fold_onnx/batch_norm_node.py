@@ -19,8 +19,10 @@ from bnlab.remedies.refusal import Refusal
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-__all__ = ["BatchNormNode"]
+__all__ = ["CHANNEL_AXIS", "BatchNormNode"]
 
+CHANNEL_AXIS = 1
+"""The axis of its input that BatchNormalization normalises."""
 _PARAMETERS = ("weight", "bias", "running_mean", "running_var")
 _DEFAULT_EPSILON = float(np.float32(1e-5))
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bnlab.functional.folding import fold_into_consumer
 from bnlab.remedies.fold_onnx.attributes import attribute
-from bnlab.remedies.fold_onnx.batch_norm_node import BatchNormNode
+from bnlab.remedies.fold_onnx.batch_norm_node import CHANNEL_AXIS, BatchNormNode
 from bnlab.remedies.fold_onnx.chain import Fold, Nodes, add_behind, became, connected, ranks_behind
 from bnlab.remedies.fold_onnx.linear_node import Linear, is_linear
 from bnlab.remedies.fold_onnx.links import Affine, Link, link_of, require_short, shape_before
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from onnx import NodeProto
 
 __all__ = ["into_consumer"]
-
-_CHANNEL_AXIS = 1
 
 
 def into_consumer(bn: BatchNormNode, scope: Scope) -> Fold:
@@ -93,7 +91,7 @@ def _rank(bn: BatchNormNode, linear: Linear, links: Sequence[Link], scope: Scope
 
 def _at_linear(bn: BatchNormNode, links: Sequence[Link], ranks: Sequence[int]) -> tuple[int, Affine]:
     """Return the channel axis of the input of the linear node, and scale and shift up to there."""
-    axis, scale, shift = _CHANNEL_AXIS, bn.scale, bn.shift
+    axis, scale, shift = CHANNEL_AXIS, bn.scale, bn.shift
     for link, rank in zip(links, ranks[:-1], strict=True):
         factor, offset = link.affine(rank, axis, bn.channels)
         scale, shift = scale * factor, shift * factor + offset
@@ -117,13 +115,12 @@ def _folded(
         raise Refusal(f"the {linear.kind} behind it takes {channels} channels, the BN has {bn.channels}")
     scale, shift = (torch.from_numpy(np.ascontiguousarray(values)) for values in affine)
     weight, bias = fold_into_consumer(scale, shift, plain, linear.bias(plain.shape[0]), groups=linear.groups)
-    stored = weight.numpy().T if linear.is_transposed else weight.numpy()
-    node, values = linear.rebuilt(bn.name, stored, bias.numpy())
+    node, values = linear.rebuilt(bn.name, weight.numpy(), bias.numpy())
     return [(node, 0)], values
 
 
 def _refuse_geometry(linear: Linear, affine: Affine, axis: int) -> None:
-    if axis != _CHANNEL_AXIS:
+    if axis != CHANNEL_AXIS:
         raise Refusal(f"the {linear.kind} behind it takes the channels of the BN as axis {axis}, not as axis 1")
     if linear.kind == "Gemm" and attribute(linear.node, "transA", 0):
         raise Refusal("the Gemm behind it transposes its output")

@@ -128,10 +128,12 @@ class Linear:
 
         Args:
             prefix: The beginning of new names.
-            weight: The weight, in the layout of the file.
+            weight: The weight, in the layout of :attr:`by_output`.
             bias: The bias; None for a node that has none.
         """
         from onnx import NodeProto
+
+        weight = weight.T if self.is_transposed else weight
 
         node = NodeProto()
         node.CopyFrom(self.node)

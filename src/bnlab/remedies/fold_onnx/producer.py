@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from bnlab.functional.folding import fold_into_producer
-from bnlab.remedies.fold_onnx.batch_norm_node import BatchNormNode
+from bnlab.remedies.fold_onnx.batch_norm_node import CHANNEL_AXIS, BatchNormNode
 from bnlab.remedies.fold_onnx.chain import Fold, Nodes, add_behind, became, connected, ranks_behind
 from bnlab.remedies.fold_onnx.linear_node import Linear, is_linear
 from bnlab.remedies.fold_onnx.links import Affine, Link, link_of, require_short
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from onnx import NodeProto
 
 __all__ = ["into_producer"]
-
-_CHANNEL_AXIS = 1
 
 
 def into_producer(bn: BatchNormNode, scope: Scope) -> Fold:
@@ -51,7 +49,7 @@ def into_producer(bn: BatchNormNode, scope: Scope) -> Fold:
 
 def _at_linear(bn: BatchNormNode, links: Sequence[Link], ranks: Sequence[int]) -> tuple[int, Affine]:
     """Return the channel axis of the output of the linear node, and scale and shift from there to the end of the BN."""
-    axis, scale, shift = _CHANNEL_AXIS, bn.scale, bn.shift
+    axis, scale, shift = CHANNEL_AXIS, bn.scale, bn.shift
     for link, rank in zip(reversed(links), reversed(ranks[:-1]), strict=True):
         positions = link.positions(rank)
         origin = positions[axis] if axis < len(positions) else None
@@ -106,7 +104,7 @@ def _folded(
     """Return the nodes that compute scale*output + shift along an axis of the output, and their constants."""
     if linear.kind == "MatMul":
         return _folded_product(linear, bn, affine, rank, axis)
-    if axis != _CHANNEL_AXIS:
+    if axis != CHANNEL_AXIS:
         raise Refusal(f"axis {axis} of the output of {linear.kind} holds the channels, not axis 1")
     transposed = linear.kind == "ConvTranspose"
     plain = linear.by_output
@@ -117,8 +115,7 @@ def _folded(
     weight, bias = fold_into_producer(
         scale, shift, plain, linear.bias(channels), transposed=transposed, groups=linear.groups
     )
-    stored = weight.numpy().T if linear.is_transposed else weight.numpy()
-    node, values = linear.rebuilt(bn.name, stored, bias.numpy())
+    node, values = linear.rebuilt(bn.name, weight.numpy(), bias.numpy())
     return [(node, linear.data)], values
 
 
