@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
+
+from bnlab.observe.evidence import LayerState
 
 
 def layer_state(channels: int = 4, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -38,6 +42,26 @@ def small_network() -> nn.Sequential:
     for _ in range(60):
         model(1 + 2 * torch.randn(8, 3, 9, 9))
     return model
+
+
+def nested_network() -> nn.Sequential:
+    """Return a CNN in eval mode with three BN layers, each with other settings; input (N, 3, 8, 8)."""
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.BatchNorm2d(4, momentum=0.3), nn.ReLU(), nn.BatchNorm2d(4, eps=0.25))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-3), inner)
+    for _ in range(3):
+        model(torch.randn(4, 3, 8, 8))
+    return model.eval()
+
+
+def assert_layers_of(model: nn.Module, layers: Iterable[LayerState], prefix: str = "") -> None:
+    """Assert that layers have the numbers, eps and momentum of those in a model, whose names lack `prefix`."""
+    for layer in layers:
+        module = model.get_submodule(layer.name.removeprefix(prefix))
+        for name in ("running_mean", "running_var", "weight", "bias"):
+            assert np.array_equal(getattr(layer, name), getattr(module, name).detach().double().numpy())
+        assert layer.num_batches_tracked == int(module.num_batches_tracked)
+        assert (layer.hyperparameters.eps, layer.hyperparameters.momentum) == (module.eps, module.momentum)
 
 
 def save(value: object, path: Path, *, legacy: bool = False, protocol: int = 2) -> Path:

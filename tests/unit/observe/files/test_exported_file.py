@@ -2,10 +2,9 @@ import io
 import json
 import zipfile
 
-import numpy as np
 import pytest
 import torch
-from tests.samples import rewrite_zip
+from tests.samples import assert_layers_of, nested_network, rewrite_zip
 from torch import nn
 
 from bnlab.errors import NoBatchNorm, NotACheckpoint, TooMuchWork
@@ -13,15 +12,6 @@ from bnlab.observe.evidence import Hyperparameters
 from bnlab.observe.files.checkpoint import read_checkpoint
 
 EXAMPLE = (torch.randn(2, 3, 8, 8),)
-
-
-def network():
-    torch.manual_seed(0)
-    inner = nn.Sequential(nn.BatchNorm2d(4, momentum=0.3), nn.ReLU(), nn.BatchNorm2d(4, eps=0.25))
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-3), inner)
-    for _ in range(3):
-        model(torch.randn(4, 3, 8, 8))
-    return model.eval()
 
 
 def export(model):
@@ -75,26 +65,21 @@ def read(path):
 
 def assert_reads_as(model, path):
     (state,) = read(path).networks
-    expected = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)}
+    expected = [name for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)]
     assert {layer.name for layer in state.layers} == set(expected)
-    for layer in state.layers:
-        module = expected[layer.name]
-        for name in ("running_mean", "running_var", "weight", "bias"):
-            assert np.array_equal(getattr(layer, name), getattr(module, name).detach().double().numpy())
-        assert layer.num_batches_tracked == int(module.num_batches_tracked)
-        assert (layer.hyperparameters.eps, layer.hyperparameters.momentum) == (module.eps, module.momentum)
+    assert_layers_of(model, state.layers)
     return state.layers
 
 
 @layouts
 def test_a_program_reads_as_its_model(tmp_path, write):
-    model = network()
+    model = nested_network()
     write(export(model), tmp_path / "model.pt2")
     assert not any(layer.mode.uses_batch for layer in assert_reads_as(model, tmp_path / "model.pt2"))
 
 
 def test_the_oracle_catches_another_model(tmp_path):
-    model = network()
+    model = nested_network()
     new_layout(export(model), tmp_path / "model.pt2")
     model[1].eps = 0.5
     with pytest.raises(AssertionError):
@@ -103,14 +88,14 @@ def test_the_oracle_catches_another_model(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 def test_a_program_that_was_decomposed(tmp_path):
-    model = network()
+    model = nested_network()
     new_layout(export(model).run_decompositions(), tmp_path / "model.pt2")
     assert not any(layer.mode.uses_batch for layer in assert_reads_as(model, tmp_path / "model.pt2"))
 
 
 @layouts
 def test_a_program_in_train_mode_uses_the_batch(tmp_path, write):
-    model = network().train()
+    model = nested_network().train()
     write(export(model), tmp_path / "model.pt2")
     assert all(layer.mode.uses_batch for layer in assert_reads_as(model, tmp_path / "model.pt2"))
 
@@ -133,7 +118,7 @@ def test_layers_without_statistics_and_of_other_kinds(tmp_path):
 def test_what_fold_writes_has_no_batch_norm(tmp_path):
     import bnlab
 
-    receipt = bnlab.fold(network(), EXAMPLE[0])
+    receipt = bnlab.fold(nested_network(), EXAMPLE[0])
     new_layout(export(receipt.model), tmp_path / "model.pt2")
     with pytest.raises(NoBatchNorm, match="got none: it was folded, or it was never there"):
         read(tmp_path / "model.pt2")
@@ -148,7 +133,7 @@ def test_compiled_code_alone_is_named(tmp_path):
 
 
 def test_json_that_becomes_very_large_is_too_much_work(tmp_path):
-    new_layout(export(network()), tmp_path / "model.pt2")
+    new_layout(export(nested_network()), tmp_path / "model.pt2")
     large = b"[" + b"[]," * 8_000_000 + b"0]"
     assert len(json.loads(large[:31] + b"0]")) > 1
     rewrite_zip(tmp_path / "model.pt2", lambda name, data: large if name.endswith("model.json") else data)

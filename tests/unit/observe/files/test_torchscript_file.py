@@ -3,7 +3,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from tests.samples import rewrite_zip
+from tests.samples import assert_layers_of, nested_network, rewrite_zip
 from torch import nn
 
 from bnlab.errors import NoBatchNorm, NotACheckpoint
@@ -19,42 +19,28 @@ pytestmark = [
 EXAMPLE = torch.randn(2, 3, 8, 8)
 
 
-def network():
-    torch.manual_seed(0)
-    inner = nn.Sequential(nn.BatchNorm2d(4, momentum=0.3), nn.ReLU(), nn.BatchNorm2d(4, eps=0.25))
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=1e-3), inner)
-    for _ in range(3):
-        model(torch.randn(4, 3, 8, 8))
-    return model.eval()
-
-
 def read(path):
     return read_checkpoint(path, Hyperparameters())
 
 
 def assert_reads_as(model, path):
     (state,) = read(path).networks
-    expected = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)}
-    assert [layer.name for layer in state.layers] == list(expected)
-    for layer in state.layers:
-        module = expected[layer.name]
-        for name in ("running_mean", "running_var", "weight", "bias"):
-            assert np.array_equal(getattr(layer, name), getattr(module, name).detach().double().numpy())
-        assert layer.num_batches_tracked == int(module.num_batches_tracked)
-        assert (layer.hyperparameters.eps, layer.hyperparameters.momentum) == (module.eps, module.momentum)
+    expected = [name for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert [layer.name for layer in state.layers] == expected
+    assert_layers_of(model, state.layers)
     return state.layers
 
 
 @pytest.mark.parametrize("compile_", [torch.jit.script, lambda model: torch.jit.trace(model, EXAMPLE)])
 def test_a_program_reads_as_its_model(tmp_path, compile_):
-    model = network()
+    model = nested_network()
     torch.jit.save(compile_(model), tmp_path / "model.pt")
     layers = assert_reads_as(model, tmp_path / "model.pt")
     assert not any(layer.mode is not None and layer.mode.uses_batch for layer in layers)
 
 
 def test_the_oracle_catches_another_model(tmp_path):
-    model = network()
+    model = nested_network()
     torch.jit.save(torch.jit.script(model), tmp_path / "model.pt")
     model[1].running_mean += 1
     with pytest.raises(AssertionError):
@@ -62,7 +48,7 @@ def test_the_oracle_catches_another_model(tmp_path):
 
 
 def test_a_program_that_was_traced_in_train_mode_uses_the_batch(tmp_path):
-    model = network().train()
+    model = nested_network().train()
     torch.jit.save(torch.jit.trace(model, EXAMPLE, check_trace=False), tmp_path / "model.pt")
     assert all(layer.mode.uses_batch for layer in assert_reads_as(model, tmp_path / "model.pt"))
 
@@ -78,7 +64,7 @@ def test_a_cumulative_average(tmp_path):
 
 
 def test_a_frozen_program_keeps_its_layers_as_constants(tmp_path):
-    model = network()
+    model = nested_network()
     torch.jit.save(torch.jit.freeze(torch.jit.script(model), optimize_numerics=False), tmp_path / "model.pt")
     (state,) = read(tmp_path / "model.pt").networks
     expected = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -96,7 +82,7 @@ def test_a_program_whose_layers_freezing_has_folded_says_so(tmp_path):
 
 
 def test_code_that_says_nothing_leaves_the_defaults(tmp_path):
-    torch.jit.save(torch.jit.script(network()), tmp_path / "model.pt")
+    torch.jit.save(torch.jit.script(nested_network()), tmp_path / "model.pt")
     rewrite_zip(tmp_path / "model.pt", lambda name, data: b"# gone" if name.endswith(".py") else data)
     for layer in read(tmp_path / "model.pt").networks[0].layers:
         assert layer.hyperparameters.assumed == ("momentum", "eps")
