@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from bnlab.errors import DamagedFile
 from bnlab.observe.files.budget import Budget
 from bnlab.observe.files.onnx_model.constants import Allowance, is_standard
-from bnlab.observe.files.onnx_model.scopes import subgraphs
+from bnlab.observe.files.onnx_model.scopes import nodes_in, subgraphs
 
 if TYPE_CHECKING:
-    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
+    from onnx import FunctionProto, GraphProto, ModelProto
 
 __all__ = ["LIMITS", "count_work", "values_to_add", "values_to_read"]
 
@@ -125,7 +125,7 @@ def _count_calls(model: ModelProto, budget: Budget) -> None:
 def _body(proto: GraphProto | FunctionProto, functions: Container[_Key]) -> _Body:
     """Return what a graph or function holds, with its subgraphs."""
     batch_norms, keys = 0, []
-    for node in _nodes(proto):
+    for node in nodes_in(proto):
         batch_norms += is_standard(node, "BatchNormalization")
         keys.append((node.domain, node.op_type, node.overload))
     return _Body(len(keys), batch_norms, Counter(key for key in keys if key in functions))
@@ -144,11 +144,3 @@ def _measure(start: _Key, bodies: Mapping[_Key, _Body], sizes: dict[_Key, _Size]
             raise DamagedFile(f"file must be a valid ONNX model, got a function {called[1]!r} that calls itself.")
         else:
             path[called] = iter(bodies[called].calls)
-
-
-def _nodes(proto: GraphProto | FunctionProto) -> Iterator[NodeProto]:
-    for node in proto.node:
-        yield node
-        if node.attribute:
-            for graph in subgraphs(node):
-                yield from _nodes(graph)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from bnlab.observe.files.onnx_model.constants import is_standard
-from bnlab.observe.files.onnx_model.scopes import subgraphs
+from bnlab.observe.files.onnx_model.scopes import nodes_in
 from bnlab.remedies.fold_onnx.linear_node import is_linear
 
 if TYPE_CHECKING:
-    from onnx import FunctionProto, GraphProto, ModelProto, NodeProto
+    from onnx import FunctionProto, ModelProto
 
 __all__ = ["inlined"]
 
@@ -45,16 +44,9 @@ def _with_layers(functions: dict[_Key, FunctionProto]) -> set[_Key]:
             if key not in chosen
             and any(
                 is_linear(node) or is_standard(node, "BatchNormalization") or (node.domain, node.op_type) in chosen
-                for node in _nodes(function)
+                for node in nodes_in(function)
             )
         }
         if not more:
             return chosen
         chosen |= more
-
-
-def _nodes(scope: GraphProto | FunctionProto) -> Iterator[NodeProto]:
-    for node in scope.node:
-        yield node
-        for graph in subgraphs(node):
-            yield from _nodes(graph)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bnlab.errors import BnlabError, DamagedFile, MissingPackage, NotACheckpoint, UsageError
 from bnlab.observe.files.content import open_content
 from bnlab.observe.files.onnx_model.external_data import ModelFile
-from bnlab.observe.files.onnx_model.scopes import subgraphs
 from bnlab.observe.files.onnx_model.skim import skim
 from bnlab.observe.files.onnx_model.tensor_values import number_of_values, tensor_values
 from bnlab.remedies.fold_onnx.effort import count_work
+from bnlab.remedies.fold_onnx.scope import protos_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
@@ -92,13 +92,10 @@ def _embed(model: ModelProto, file: ModelFile) -> None:
 
 
 def _external(model: ModelProto) -> Iterator[TensorProto]:
-    pending: list[Any] = [model.graph, *model.functions]
-    while pending:
-        scope = pending.pop()
+    for scope, _, _ in protos_of(model):
         tensors = [*getattr(scope, "initializer", ())]
         sparse = [*getattr(scope, "sparse_initializer", ())]
         for node in scope.node:
-            pending += subgraphs(node)
             for attribute in node.attribute:
                 tensors += [attribute.t, *attribute.tensors]
                 sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TypeProto
 
 
-__all__ = ["Scope", "all_scopes", "overridable", "uses_of"]
+__all__ = ["Scope", "all_scopes", "overridable", "protos_of", "uses_of"]
 
 _FIRST_IR_WITHOUT_LISTED_INITIALIZERS = 4
 _MAX_VALUES = 1 << 28
@@ -50,12 +50,12 @@ def all_scopes(model: ModelProto, types: ModelProto, path: Path) -> list[Scope]:
         types: The same model with the types from shape inference.
         path: The path of the file of the model.
     """
-    used_names = {name for proto, _, _ in _protos(model) for name in _names(proto)}
+    used_names = {name for proto, _, _ in protos_of(model) for name in _names(proto)}
     needs_listing = model.ir_version < _FIRST_IR_WITHOUT_LISTED_INITIALIZERS
     replaceable = overridable(model)
     read, added = values_to_read(model), values_to_add(model)
     scopes: list[Scope] = []
-    for (proto, opset, around), (typed, _, _) in zip(_protos(model), _protos(types), strict=True):
+    for (proto, opset, around), (typed, _, _) in zip(protos_of(model), protos_of(types), strict=True):
         scope = Scope(
             proto,
             opset,
@@ -300,7 +300,7 @@ class Scope:
             self._consumers[name] = [other for other in self._consumers[name] if other is not node]
 
 
-def _protos(model: ModelProto) -> list[tuple[Any, int, int | None]]:
+def protos_of(model: ModelProto) -> list[tuple[Any, int, int | None]]:
     """Return the graph, the functions and their subgraphs, each with its opset and the index of the scope around it."""
     protos: list[tuple[Any, int, int | None]] = [(model.graph, version_of(model.opset_import), None)]
     protos += [(function, version_of(function.opset_import), None) for function in model.functions]

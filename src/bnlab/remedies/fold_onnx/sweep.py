@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnlab.observe.files.onnx_model.constant_operators import OPERATORS
 from bnlab.observe.files.onnx_model.constants import is_standard
-from bnlab.observe.files.onnx_model.scopes import subgraphs
-from bnlab.remedies.fold_onnx.scope import uses_of
+from bnlab.remedies.fold_onnx.scope import protos_of, uses_of
 
 if TYPE_CHECKING:
     from onnx import FunctionProto, GraphProto, ModelProto
@@ -25,13 +24,13 @@ class Sweep:
 
     def __init__(self, model: ModelProto) -> None:
         self._model = model
-        protos = _protos(model)
+        protos = [proto for proto, _, _ in protos_of(model)]
         self._used = [frozenset(_uses(proto)) for proto in protos]
         self._defined = [_defined(proto) for proto in protos]
 
     def remove_unused(self) -> None:
         """Remove the constants that were used, and are not used now. The model must have the same subgraphs as then."""
-        parts = list(zip(_protos(self._model), self._used, self._defined, strict=True))
+        parts = list(zip([proto for proto, _, _ in protos_of(self._model)], self._used, self._defined, strict=True))
         for proto, used, defined in reversed(parts):  # inner graphs first, because they use names of outer graphs
             _remove_nodes(proto, used)
             if not hasattr(proto, "initializer"):
@@ -70,13 +69,6 @@ def _defined(proto: GraphProto | FunctionProto) -> frozenset[str]:
     names = {name for node in proto.node for name in node.output}
     names |= {getattr(value, "name", str(value)) for value in proto.input}
     return frozenset(names | {tensor.name for tensor in getattr(proto, "initializer", ())})
-
-
-def _protos(model: ModelProto) -> list[Any]:
-    protos: list[Any] = [model.graph, *model.functions]
-    for proto in protos:  # the list grows
-        protos += [graph for node in proto.node for graph in subgraphs(node)]
-    return protos
 
 
 def _remove(field: MutableSequence[Any], names: AbstractSet[str]) -> None:

@@ -13,7 +13,7 @@ from bnlab.observe.files.onnx_model.constants import Constants
 if TYPE_CHECKING:
     from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto
 
-__all__ = ["Scope", "subgraphs", "version_of", "walk"]
+__all__ = ["Scope", "nodes_in", "subgraphs", "version_of", "walk"]
 
 _STANDARD = ("", "ai.onnx")
 _WITH_GRAPHS = frozenset({"If", "Loop", "Scan", "SequenceMap"})
@@ -29,6 +29,14 @@ def subgraphs(node: NodeProto) -> list[GraphProto]:
     for attribute in node.attribute:
         graphs += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
     return graphs
+
+
+def nodes_in(scope: GraphProto | FunctionProto) -> Iterator[NodeProto]:
+    """Yield the nodes of a graph or function, and those of the graphs that they hold."""
+    for node in scope.node:
+        yield node
+        for graph in subgraphs(node) if node.attribute else ():
+            yield from nodes_in(graph)
 
 
 def version_of(opsets: Iterable[OperatorSetIdProto]) -> int:

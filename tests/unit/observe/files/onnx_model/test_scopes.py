@@ -9,7 +9,7 @@ from tests.unit.observe.files.onnx_model.samples import function, graph, model, 
 from bnlab.errors import TooMuchWork
 from bnlab.observe.files.onnx_model import scopes
 from bnlab.observe.files.onnx_model.constants import Constants
-from bnlab.observe.files.onnx_model.scopes import subgraphs, version_of, walk
+from bnlab.observe.files.onnx_model.scopes import nodes_in, subgraphs, version_of, walk
 
 
 def walked(made, operators=("Relu",)):
@@ -39,6 +39,12 @@ def test_nodes_come_in_the_order_of_the_graph_with_those_inside_a_node_after_it(
     assert names(walked(model(nodes, functions=functions))) == [
         *("first", "else", "else2", "then", "of F", "loop", "custom", "last", "of Unused"),
     ]
+
+
+def test_the_nodes_of_a_graph_are_those_of_graphs_inside_them_too():
+    inner = helper.make_node("If", ["c"], ["i"], "inner", then_branch=graph([relu("deep")]))
+    outer = helper.make_node("Loop", ["n", "c"], ["l"], "outer", body=graph([inner, relu("loop")]))
+    assert [node.name for node in nodes_in(graph([outer, relu("last")]))] == ["outer", "inner", "deep", "loop", "last"]
 
 
 def test_other_operators_are_passed_over():
