@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,8 @@ _MAX_BYTES = 1 << 29
 _ITEM_BYTES = 8
 _BEYOND_BUDGET = f"its weights lie behind the first {_MAX_BYTES >> 20} MB, which are all that is read"
 
+_Use: TypeAlias = "tuple[int, int | None, int, bool]"
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -55,6 +57,11 @@ class Stored:
     axis: int | None
     groups: int = 1
     may_mask: bool = False
+
+    @property
+    def use(self) -> _Use:
+        """What decides the answer to which values and channels are bad. The tensors live as long as the nodes."""
+        return id(self.tensor), self.axis, self.groups, self.may_mask
 
     @property
     def channels(self) -> int:
@@ -122,7 +129,7 @@ def read_weights(nodes: Sequence[Linear]) -> tuple[LinearNode, ...]:
 
 @dataclass
 class _Reader:
-    """Reads tensors once each.
+    """Reads tensors once for each way in which nodes use them: as a bias, or with the output channels on this axis.
 
     Attributes:
         left: How many bytes may still be read.
@@ -130,7 +137,7 @@ class _Reader:
     """
 
     left: int = _MAX_BYTES
-    read: dict[int, tuple[float | None, tuple[int, ...]]] = field(default_factory=dict)
+    read: dict[_Use, tuple[float | None, tuple[int, ...]]] = field(default_factory=dict)
 
     def judged(self, node: Linear, name: str) -> LinearNode:
         channels = max((stored.channels for stored in node.weights), default=0)
@@ -147,15 +154,14 @@ class _Reader:
         return state
 
     def _may_read(self, stored: Stored) -> bool:
-        if id(stored.tensor) not in self.read:
+        if stored.use not in self.read:
             self.left -= number_of_values(stored.tensor.dims) * _ITEM_BYTES
         return self.left >= 0
 
     def _bad_values(self, stored: Stored) -> tuple[float | None, tuple[int, ...]]:
-        key = id(stored.tensor)  # the tensors live as long as the nodes
-        if key not in self.read:
-            self.read[key] = _bad_values(stored)
-        return self.read[key]
+        if stored.use not in self.read:
+            self.read[stored.use] = _bad_values(stored)
+        return self.read[stored.use]
 
 
 def _bad_values(stored: Stored) -> tuple[float | None, tuple[int, ...]]:

@@ -95,6 +95,23 @@ def test_what_is_added_to_a_matrix_product_is_its_bias(value, is_bad):
     assert (state.value is not None) is is_bad
 
 
+def test_every_node_that_shares_a_weight_has_the_channels_of_its_own_axis():
+    nodes = [node("MatMul", ["w"]), node("Gemm", ["w"], transB=1)]
+    states = judged(nodes, [tensor("w", spoiled((4, 4), (1, 3)))])
+    assert [state.bad_channels for state in states] == [(3,), (1,)]
+
+
+def test_a_shared_bias_may_rule_a_class_out_in_the_matrix_product_alone():
+    nodes = [node("Gemm", ["v", "b"]), node("Conv", ["w", "b"])]
+    tensors = [
+        tensor("v", np.ones((3, 4))),
+        tensor("w", np.ones((4, 3, 1))),
+        tensor("b", spoiled(4, 2, value=-math.inf)),
+    ]
+    assert [state.bad_channels for state in judged(nodes, tensors)] == [(), (2,)]
+    assert [state.bad_channels for state in judged(nodes[::-1], tensors)] == [(2,), ()]
+
+
 def test_weights_behind_other_nodes():
     nodes = [
         helper.make_node("DequantizeLinear", ["q", "s"], ["d"]),
