@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bnlab.errors import BnlabWarning, UnwritableFile
 from bnlab.partial_file import partial_path, remove_stale, writing
-from bnlab.wording import counted
+from bnlab.wording import counted, reason_of
 
 __all__ = ["require_writable", "write_whole"]
 
@@ -95,7 +95,7 @@ def _errors_name(path: Path, option: str | None) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         own = isinstance(error, _ReadOnly)
-        reason = str(error) if own else (getattr(error, "strerror", None) or str(error)).lower()
+        reason = str(error) if own else reason_of(error)
         if option is None:
             raise UnwritableFile(f"{path}: file must be writable, got: {reason}.") from None
         raise UnwritableFile(f"{option}: path must be writable, got {path}: {reason}.") from None

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 from bnlab.errors import DamagedFile, UnreadableFile
-from bnlab.wording import did_you_mean
+from bnlab.wording import did_you_mean, reason_of
 
 __all__ = ["open_regular", "read_whole"]
 
@@ -32,7 +32,7 @@ def open_regular(path: Path) -> int:
         descriptor = os.open(path, _FLAGS)
     except (OSError, ValueError) as err:  # ValueError: a null byte in the name
         hint = _names_beside(path) if isinstance(err, FileNotFoundError) else ""
-        raise UnreadableFile(f"file must be readable, got: {_reason(err)}.{hint}") from None
+        raise UnreadableFile(f"file must be readable, got: {reason_of(err)}.{hint}") from None
     try:
         _require_regular(os.fstat(descriptor).st_mode)  # the name may stand for another file by now
     except UnreadableFile:
@@ -60,7 +60,7 @@ def read_whole(path: Path, max_bytes: int) -> bytes:
         size = os.fstat(descriptor).st_size
         content = _read(descriptor, max_bytes + 1) if size <= max_bytes else b""
     except OSError as err:
-        raise UnreadableFile(f"{path}: file must be readable, got: {_reason(err)}.") from None
+        raise UnreadableFile(f"{path}: file must be readable, got: {reason_of(err)}.") from None
     finally:
         os.close(descriptor)
     size = max(size, len(content))
@@ -81,10 +81,6 @@ def _read(descriptor: int, max_bytes: int) -> bytes:
 def _require_regular(mode: int) -> None:
     if not stat.S_ISREG(mode):
         raise UnreadableFile("file must be a regular file, got a folder, pipe or device.")
-
-
-def _reason(err: OSError | ValueError) -> str:
-    return (getattr(err, "strerror", None) or str(err)).lower()
 
 
 def _names_beside(path: Path) -> str:

@@ -17,6 +17,7 @@ __all__ = [
     "error_line",
     "listed",
     "out_of",
+    "reason_of",
 ]
 
 OWN_FORMULA = "its class computes another formula than BN"
@@ -107,6 +108,16 @@ def abridged(names: Sequence[str], limit: int) -> str:
         ('a, b', 'a, b, ...')
     """
     return ", ".join([*names[:limit], *(["..."] if len(names) > limit else [])])
+
+
+def reason_of(error: OSError | ValueError) -> str:
+    """Return why the system refused a file, as a part of a sentence.
+
+    Example:
+        >>> reason_of(FileNotFoundError(2, "No such file or directory", "a.pt")), reason_of(ValueError("Null byte"))
+        ('no such file or directory', 'null byte')
+    """
+    return (getattr(error, "strerror", None) or str(error)).lower()
 
 
 def error_line(error: BaseException, limit: int = 300) -> str:

@@ -78,6 +78,13 @@ def test_an_error_is_one_line():
     assert wording.error_line(Odd("a b c"), 3) == "Odd: a b"
 
 
+def test_the_reason_of_the_system_is_a_part_of_a_sentence(tmp_path):
+    with pytest.raises(OSError) as missing:  # noqa: PT011 - its text is the system's
+        (tmp_path / "a").open()
+    assert wording.reason_of(missing.value) == "no such file or directory"
+    assert wording.reason_of(OSError("Cut off")) == wording.reason_of(ValueError("Cut off")) == "cut off"
+
+
 def test_no_module_forms_a_plural_of_its_own():
     """An "s" that depends on a count belongs in `counted`."""
     package = Path(wording.__file__).parent

@@ -22,7 +22,7 @@ from bnlab.cli.output import print_error, print_notice
 from bnlab.cli.stopping import Stopped, leave, stops_on_signals
 from bnlab.cli.unexpected import show_traceback, unexpected_line
 from bnlab.errors import BnlabError, BnlabWarning
-from bnlab.wording import did_you_mean
+from bnlab.wording import did_you_mean, reason_of
 
 __all__ = ["app", "main"]
 
@@ -139,7 +139,7 @@ def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is None:
         _drop_output()
         show_traceback(error)
-        return f"output must be writable, got: {(error.strerror or str(error)).lower()}."
+        return f"output must be writable, got: {reason_of(error)}."
     return unexpected_line(error)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from bnlab.errors import BnlabError, UnreadableFile
+from bnlab.wording import reason_of
 
 __all__ = ["ANY_DEPTH", "Walk", "is_folder", "matching"]
 
@@ -56,8 +57,7 @@ class Walk:
             with os.scandir(folder or os.curdir) as entries:
                 return sorted(entries, key=lambda entry: entry.name)
         except OSError as err:
-            reason = (err.strerror or str(err)).lower()
-            self.errors.append(UnreadableFile(f"{folder}: folder must be readable, got: {reason}."))
+            self.errors.append(UnreadableFile(f"{folder}: folder must be readable, got: {reason_of(err)}."))
             return []
 
     def enters(self, folder: str) -> bool:

@@ -16,6 +16,7 @@ from bnlab.lab.catalog import EXPERIMENTS, by_name
 from bnlab.lab.experiment import Experiment
 from bnlab.lab.runner import Run, read_record, saved
 from bnlab.records import ExperimentRecord
+from bnlab.wording import reason_of
 
 __all__ = ["Result", "list", "records", "run"]
 
@@ -124,6 +125,5 @@ def _existing(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UnwritableFile(f"{folder}: folder must be writable, got: {reason}.") from None
+        raise UnwritableFile(f"{folder}: folder must be writable, got: {reason_of(error)}.") from None
     return folder

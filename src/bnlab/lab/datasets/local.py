@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from bnlab.errors import UnreadableFile
 from bnlab.regular_file import open_regular
+from bnlab.wording import reason_of
 
 __all__ = ["Search", "is_file", "open_file", "unreadable"]
 
@@ -79,4 +80,4 @@ def open_file(path: Path) -> BinaryIO:
 
 def unreadable(path: Path, err: OSError) -> UnreadableFile:
     """Return the error of bnlab for an error of the operating system."""
-    return UnreadableFile(f"{path}: file must be readable, got: {(err.strerror or str(err)).lower()}.")
+    return UnreadableFile(f"{path}: file must be readable, got: {reason_of(err)}.")
