@@ -39,9 +39,14 @@ class Hyperparameters:
     house: str = "torch"
 
     def stating(self, **known: float | None) -> Hyperparameters:
-        """Return these hyperparameters with the known values of `momentum`, `eps` or both."""
-        assumed = tuple(name for name in self.assumed if name not in known)
-        return replace(self, **known, assumed=assumed)  # type: ignore[arg-type]
+        """Return these hyperparameters with the known values of those that are assumed; the others are stated already.
+
+        Args:
+            known: The values of `momentum`, `eps`, both or none.
+        """
+        new = {name: value for name, value in known.items() if name in self.assumed}
+        assumed = tuple(name for name in self.assumed if name not in new)
+        return replace(self, **new, assumed=assumed) if new else self  # type: ignore[arg-type]
 
     def of_house(self, house: str, momentum: float, eps: float) -> Hyperparameters:
         """Return these hyperparameters with the defaults of a library in place of those that are assumed."""

@@ -94,7 +94,7 @@ def _is_values(value: object) -> TypeGuard[torch.Tensor]:
 def _layer(name: str, module: nn.Module, known: Hyperparameters) -> LayerState:
     counter = getattr(module, "num_batches_tracked", None)
     weight = getattr(module, "weight", None)
-    own = {key: getattr(module, key) for key in ("momentum", "eps") if key in known.assumed and hasattr(module, key)}
+    own = {key: getattr(module, key) for key in ("momentum", "eps") if hasattr(module, key)}
     return LayerState(
         name=name,
         running_mean=_float64(module.running_mean),

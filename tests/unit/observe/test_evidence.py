@@ -58,6 +58,7 @@ def test_where_leads_back_to_the_layers():
 def test_stated_hyperparameters_are_no_longer_assumed():
     assert Hyperparameters().stating(momentum=None) == Hyperparameters(None, 1e-5, ("eps",))
     assert Hyperparameters().stating(momentum=0.3, eps=1e-3) == Hyperparameters(0.3, 1e-3, ())
+    assert Hyperparameters(0.3, 1e-5, ("eps",)).stating(momentum=0.2, eps=1e-3) == Hyperparameters(0.3, 1e-3, ())
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,7 @@ class StoredModule:
 
     def stated(self, known: Hyperparameters) -> Hyperparameters:
         """Return hyperparameters with those of this layer, unless the caller states others."""
-        stated = {name: value for name, value in self.hyperparameters.items() if name in known.assumed}
-        return known.stating(**stated) if stated else known
+        return known.stating(**self.hyperparameters)
 
 
 @dataclass(frozen=True)

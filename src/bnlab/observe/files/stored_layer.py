@@ -128,11 +128,11 @@ class StoredLayer:
             known = known.of_house(self.house.name, self.house.momentum, self.house.eps)
         decay, eps = self.own.get("momentum"), self.own.get("epsilon")
         stated: dict[str, float | None] = {}
-        if "momentum" in known.assumed and isinstance(decay, float) and 0 <= decay <= 1:
+        if isinstance(decay, float) and 0 <= decay <= 1:
             stated["momentum"] = momentum_from_decay(decay)
-        if "eps" in known.assumed and isinstance(eps, float) and 0 <= eps < math.inf:
+        if isinstance(eps, float) and 0 <= eps < math.inf:
             stated["eps"] = eps
-        return known.stating(**stated) if stated else known
+        return known.stating(**stated)
 
 
 def _whole_number(value: object) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -161,14 +161,12 @@ def _is_changed(values: Values | None, initial: float) -> bool:
 
 def _hyperparameters(node: NodeProto, scope: Scope, known: Hyperparameters) -> Hyperparameters:
     """Return momentum and eps of the node, unless the caller states them."""
-    return known.stating(**dict(_stated(node, scope, known)))
-
-
-def _stated(node: NodeProto, scope: Scope, known: Hyperparameters) -> Iterator[tuple[str, float | None]]:
     momentum, epsilon = (scope.constants.attribute(node, name) for name in ("momentum", "epsilon"))
     decay = _DEFAULT_MOMENTUM if momentum is None else momentum.f
     eps = _DEFAULT_EPSILON if epsilon is None else epsilon.f
-    if "momentum" in known.assumed and 0 <= decay <= 1:
-        yield "momentum", momentum_from_decay(decay)
-    if "eps" in known.assumed and 0 <= eps < math.inf:
-        yield "eps", from_float32(eps)
+    stated: dict[str, float] = {}
+    if 0 <= decay <= 1:
+        stated["momentum"] = momentum_from_decay(decay)
+    if 0 <= eps < math.inf:
+        stated["eps"] = from_float32(eps)
+    return known.stating(**stated)
