@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,13 +156,23 @@ class Proof:
             like: The example.
             feed: The values; None for random ones.
         """
-        plans = [_affordable(model, shapes, self._keep, is_last=shapes is candidates[-1]) for shapes in candidates]
-        affordable = [
-            (shapes, plan) for shapes, plan in zip(candidates, plans, strict=True) if not isinstance(plan, str)
-        ]
-        reasons = [plan for plan in plans[-1:] if isinstance(plan, str) and not affordable]
-        for index, runtime in enumerate(self._runtimes if affordable else ()):
-            reason = self._run_in(runtime, model, affordable, like, feed)
+        last = len(candidates) - 1
+
+        @functools.cache
+        def plan_of(index: int) -> _Plan | str:
+            return _affordable(model, candidates[index], self._keep, is_last=index == last)
+
+        def affordable() -> Iterator[tuple[Shapes, _Plan]]:
+            for index, shapes in enumerate(candidates):
+                if not isinstance(plan := plan_of(index), str):
+                    yield shapes, plan
+
+        if all(isinstance(plan_of(index), str) for index in range(len(candidates))):
+            self.notes.append(str(plan_of(last)))
+            return
+        reasons = []
+        for index, runtime in enumerate(self._runtimes):
+            reason = self._run_in(runtime, model, affordable(), like, feed)
             if not reason:
                 self._runtimes = self._runtimes[index:]
                 return
@@ -172,7 +183,7 @@ class Proof:
         self,
         runtime: Runtime,
         model: ModelProto,
-        affordable: Sequence[tuple[Shapes, _Plan]],
+        affordable: Iterable[tuple[Shapes, _Plan]],
         like: Mapping[str, NDArray[Any]] | None,
         feed: Mapping[str, NDArray[Any]] | None,
     ) -> str:
