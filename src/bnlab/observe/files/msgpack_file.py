@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,8 +177,7 @@ def _array(data: Span, budget: Budget, depth: int) -> StoredTensor | None:
     size = item_bytes(dtype)
     if size is not None and math.prod(shape) * size != values.size:
         raise ValueError(f"an array of shape {tuple(shape)} and {dtype} has {values.size} bytes")
-    bits = partial(strided, values, dtype, tuple(shape)) if size is not None else partial(_refuse, dtype)
-    return StoredTensor(dtype, tuple(shape), bits)
+    return StoredTensor(dtype, tuple(shape), partial(strided, values, dtype, tuple(shape)))
 
 
 def _joined(mapping: dict[Any, Any]) -> StoredTensor:
@@ -204,7 +203,3 @@ def _joined(mapping: dict[Any, Any]) -> StoredTensor:
 
 def _concatenated(parts: list[StoredTensor], shape: tuple[int, ...]) -> NDArray[Any]:
     return np.concatenate([part.bits() for part in parts]).reshape(shape)
-
-
-def _refuse(dtype: str) -> NoReturn:
-    raise ValueError(f"dtype {dtype} cannot be read")
