@@ -184,7 +184,10 @@ def require_finite(name: str, data: KeptBatches) -> None:
         ForwardFailed: If no batch is finite.
     """
     if len(data) and not any(_is_finite(batch) for batch in data):
-        raise ForwardFailed(f"{name}: its inputs must be finite, got NaN or inf in each of {len(data):,} batches.")
+        raise ForwardFailed(
+            f"{name}: its inputs must be finite, got NaN or inf in each of {len(data):,} batches. Look for them in the "
+            "loader."
+        )
 
 
 def _is_finite(batch: Batch) -> bool:

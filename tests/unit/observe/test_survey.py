@@ -204,7 +204,11 @@ CALLS = [
     ({"data": iter(data(1))}, "data: it must be an iterable that can be run through again, got a one-shot"),
     ({"data": (batch for batch in data(1))}, "data: it must be an iterable that can be run through again, got a one-"),
     ({"data": images(4)}, r"data: it must be an iterable of batches, got one tensor. Wrap it: \[tensor\]."),
-    ({"data": []}, "data: it must hold at least one batch, got none."),
+    (
+        {"data": []},
+        "data: it must hold at least one batch, got none. Look at its length: a loader with drop_last=True has no "
+        "batch if it has fewer samples than one.",
+    ),
     ({"data": 3}, "data: it must be an iterable of batches, got int."),
     (
         {"data": TensorDataset(torch.zeros(2, 3))},
@@ -224,7 +228,7 @@ FAILURES = [
     ({"example": torch.randn(2, 5)}, "model: forward must run on the example, got RuntimeError: "),
     (
         {"data": [torch.full((4, 3, 8, 8), float("nan"))] * 2},
-        "data: its inputs must be finite, got NaN or inf in each of 2 batches.",
+        "data: its inputs must be finite, got NaN or inf in each of 2 batches. Look for them in the loader.",
     ),
     (
         {"data": data(1), "train_data": [images(2), torch.randn(2, 5)]},

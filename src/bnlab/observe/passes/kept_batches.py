@@ -163,7 +163,10 @@ def keep(name: str, data: Iterable[Batch], max_batches: MaxBatches) -> KeptBatch
     elif wanted is None:
         total = None
     if not kept:
-        raise UsageError(f"{name}: it must hold at least one batch, got none.")
+        raise UsageError(
+            f"{name}: it must hold at least one batch, got none. Look at its length: a loader with drop_last=True has "
+            "no batch if it has fewer samples than one."
+        )
     if total is None and max_batches == "auto":
         warnings.warn(
             f"{name}: it must have a length for {max_kept} batches to be spread over it, got none: the first "
