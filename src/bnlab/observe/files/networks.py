@@ -54,10 +54,15 @@ def dotted(keys: Iterable[str]) -> str:
 
 def named_networks(networks: Mapping[Whereabouts, Network]) -> list[NetworkState]:
     """Return the networks with their names: relative layer names for a single network, full paths for several."""
-    parts = [(place, name, part) for place, whole in networks.items() for name, part in _split(whole)]
+    bare_names_of = {place: _bare(network) for place, network in networks.items()}
+    parts = [
+        (place, name, part)
+        for place, network in networks.items()
+        for name, part in _split(network, bare_names_of[place])
+    ]
     if len(parts) == 1 and not parts[0][0].member:
-        ((_, network),) = networks.items()
-        bare = _bare(network)
+        ((place, network),) = networks.items()
+        bare = bare_names_of[place]
         return [NetworkState("", tuple(_renamed(layer, bare[layer.name]) for layer in network.layers))]
     return [
         NetworkState(
@@ -85,13 +90,16 @@ def _bare(network: Network) -> dict[str, str]:
     return {name[:-1]: bare[name].removesuffix(".") for name in names}
 
 
-def _split(network: Network) -> list[tuple[str, list[LayerState]]]:
+def _split(network: Network, bare: Mapping[str, str]) -> list[tuple[str, list[LayerState]]]:
     """Split a flat state dict that holds a network and its average, as in ``model.bn1`` beside ``ema.bn1``.
 
     The layers of the average must be those of a sibling, one by one, and it must have the name of an average. Matching
     layers alone are not sufficient, because the blocks of one network may match as well.
+
+    Args:
+        network: The network.
+        bare: Its layer names without wrappers, by their names in the file.
     """
-    bare = _bare(network)
     layers = [(path_parts(bare[layer.name]), layer) for layer in network.layers]
     groups = _grouped(layers, 0)
     copies = _copies(groups, 1, _AVERAGED)
