@@ -68,7 +68,7 @@ class NumberedFiles:
 
     Attributes:
         pattern: Their path, with ``*`` in place of the number.
-        paths: The files by their numbers, in the sequence of the numbers.
+        paths: The files by their numbers, in the sequence of the numbers; at least one.
         count: How many there should be, according to the names; None if they do not state it.
     """
 
@@ -82,9 +82,8 @@ class NumberedFiles:
         if self.count is None:
             return []
         first = 0 if 0 in self.paths else 1
-        width = len(str(self.count)) if not self.paths else self._width
         numbers = (n for n in range(first, first + self.count) if n not in self.paths)
-        return [self.pattern.name.replace("*", f"{n:0{width}}", 1) for n in numbers]
+        return [self.pattern.name.replace("*", f"{n:0{self._width}}", 1) for n in numbers]
 
     @property
     def _width(self) -> int:
