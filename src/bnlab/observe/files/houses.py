@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 from bnlab.conventions import TORCH_EPS, TORCH_MOMENTUM
 
-__all__ = ["HOUSES", "KERAS", "House", "Place", "path_parts", "places"]
+__all__ = ["COLLECTION", "HOUSES", "KERAS", "House", "Place", "path_parts", "places"]
 
 Requirement = Literal["nothing", "weight or bias", "weight and bias", "statistics collection"]
 
-_COLLECTION = "batch_stats"
+COLLECTION = "batch_stats"
+"""The collection in which Flax keeps the statistics of all layers."""
 _ARGUMENT, _AUXILIARY = "arg:", "aux:"
 """What `mx.model.save_checkpoint` and `HybridBlock.export` put before the names of parameters and of statistics."""
 _SEPARATORS = "./"
@@ -77,8 +78,7 @@ class House:
     @cached_property
     def names(self) -> frozenset[str]:
         """All names that a BN layer of this house stores."""
-        counter = (self.counter,) if self.counter else ()
-        return frozenset({self.mean, self.var, *self.weights, *self.biases, *counter, *self.others})
+        return frozenset((*(name for _, _, names in self.roles for name in names), *self.others))
 
 
 TORCH = House(
@@ -262,7 +262,7 @@ def _is_met(house: House, start: str, roles: Collection[str]) -> bool:
     """Return whether everything that a house needs lies beside the statistics."""
     if start and start[-1] not in house.separators:
         return False
-    if house.mean == "mean" and (house.needs == "statistics collection") != (_COLLECTION in path_parts(start)):
+    if house.mean == "mean" and (house.needs == "statistics collection") != (COLLECTION in path_parts(start)):
         return False
     if house.needs == "weight and bias":
         return "weight" in roles and "bias" in roles
@@ -282,7 +282,7 @@ def _shows_half(house: House, roles: Collection[str]) -> bool:
 def _affine_start(house: House, start: str) -> str:
     """Return what stands before weight and bias, which Flax, Haiku and MXNet keep apart from the statistics."""
     if house is FLAX:
-        return re.sub(rf"(^|[./]){_COLLECTION}(?=[./])", r"\1params", start, count=1)
+        return re.sub(rf"(^|[./]){COLLECTION}(?=[./])", r"\1params", start, count=1)
     if start.startswith(_AUXILIARY):
         return _ARGUMENT + start.removeprefix(_AUXILIARY)
     if house.inside and start:
@@ -292,6 +292,6 @@ def _affine_start(house: House, start: str) -> str:
 
 def _without_collection(name: str) -> str:
     name = name.removeprefix(_AUXILIARY)
-    if _COLLECTION not in name:
+    if COLLECTION not in name:
         return name
-    return re.sub(rf"(^|[./]){_COLLECTION}($|[./])", r"\1", name, count=1).rstrip("./")
+    return re.sub(rf"(^|[./]){COLLECTION}($|[./])", r"\1", name, count=1).rstrip("./")

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bnlab.observe.files.containers import Container
-from bnlab.observe.files.houses import FLAX, HAIKU, NNX
+from bnlab.observe.files.houses import COLLECTION, FLAX, HAIKU, NNX
 
 __all__ = ["with_joined_trees"]
 
-_COLLECTION = "batch_stats"
 _VALUES = ("value", "raw_value")
 _DEEPEST = 64
 _HAIKU_STATES = ("mean_ema", "var_ema")
@@ -37,7 +36,7 @@ def _is_jax(container: Container) -> bool:
 
 def _is_flax(container: Container) -> bool:
     children = container.children
-    return isinstance(children.get(_COLLECTION), Mapping) or (NNX.mean in children and NNX.var in children)
+    return isinstance(children.get(COLLECTION), Mapping) or (NNX.mean in children and NNX.var in children)
 
 
 class _Trees:
@@ -58,7 +57,7 @@ class _Trees:
             key = None if container.path is None else container.path[1]
             if isinstance(key, str) and key.endswith(_HAIKU_STATES):
                 haiku |= {f"{key}/{inner}": value for inner, value in children.items()}
-            elif isinstance(children.get(_COLLECTION), Mapping) and id(container) not in covered:
+            elif isinstance(children.get(COLLECTION), Mapping) and id(container) not in covered:
                 yield Container(container.path, dict(self._flat(container, covered)))
             elif FLAX.mean in children and FLAX.var in children:
                 values = {name: _value(child) for name, child in children.items()}
