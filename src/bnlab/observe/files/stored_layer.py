@@ -106,8 +106,8 @@ class StoredLayer:
             return ()
         affine = [self.own[role].shape for role in ("weight", "bias") if isinstance(self.own.get(role), StoredTensor)]
         counter = self.own.get(_COUNTER)
-        has_counters = isinstance(counter, StoredTensor) and counter.shape == shape[:-1] and len(shape) > 1
-        if len(shape) < 2 or not (has_counters or shape in affine):
+        has_counters = isinstance(counter, StoredTensor) and counter.shape == shape[:-1]
+        if not shape or not (has_counters or shape in affine):
             return None
         if not has_counters and sum(length != 1 for length in shape) <= 1:
             return ()
