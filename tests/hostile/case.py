@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CASES", "Case", "hostile"]
+__all__ = ["CASES", "CODE", "Case", "hostile"]
 
 Build = Callable[[Path], Path]
 
@@ -31,6 +31,9 @@ class Case:
     codes: tuple[int, ...] = (2,)
     needs: str | None = None
 
+
+CODE = "from torch import nn\n\n\ndef build():\n    return nn.BatchNorm1d(3)\n"
+"""A module with the model of a command that takes one."""
 
 CASES: list[Case] = []
 """Every hostile file, in the order in which the modules of this folder are imported: see `tests.hostile.files`."""

@@ -8,7 +8,7 @@ import struct
 from itertools import chain
 from pathlib import Path
 
-from tests.hostile.case import hostile
+from tests.hostile.case import CODE, hostile
 from tests.hostile.opcodes import (
     END,
     LEGACY_HEADER,
@@ -381,7 +381,7 @@ def shared_set(folder: Path) -> Path:
     "repair {} --model {dir}/code.py:build --data digits --output {dir}/out.pt",
 )
 def large_pickle(folder: Path) -> Path:
-    (folder / "code.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.BatchNorm1d(3)\n")
+    (folder / "code.py").write_text(CODE)
     path = folder / "hostile.pt"
     with path.open("wb") as file:  # a sparse file: what is skipped takes no room on the disk
         file.write(LEGACY_HEADER + START + b"\x8e" + struct.pack("<Q", 300_000_000))
@@ -392,7 +392,7 @@ def large_pickle(folder: Path) -> Path:
 
 @hostile("pickle", "30M opcodes, with a model", "check {} --model {dir}/code.py:build")
 def many_opcodes_with_model(folder: Path) -> Path:
-    (folder / "code.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.BatchNorm1d(3)\n")
+    (folder / "code.py").write_text(CODE)
     return many_opcodes_legacy(folder)
 
 

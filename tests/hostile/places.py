@@ -6,10 +6,8 @@ import os
 import socket
 from pathlib import Path
 
-from tests.hostile.case import hostile
+from tests.hostile.case import CODE, hostile
 from tests.hostile.zips import MEMBERS, written
-
-CODE = "from torch import nn\n\n\ndef build():\n    return nn.BatchNorm1d(3)\n"
 
 
 def pipe(folder: Path, name: str = "pipe.pt") -> Path:

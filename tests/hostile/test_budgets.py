@@ -36,8 +36,7 @@ def test_hostile_file(case, meter, tmp_path):
 
 
 def test_a_command_that_takes_long_is_noticed(meter, tmp_path):
-    from tests.hostile.case import Case
-    from tests.hostile.places import CODE
+    from tests.hostile.case import CODE, Case
     from tests.hostile.zips import MEMBERS, written
 
     def build(folder):

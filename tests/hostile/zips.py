@@ -36,22 +36,23 @@ def patched(folder: Path, at: int, form: str, value: int, member: str = "archive
     return path
 
 
+def packed_zeros() -> bytes:
+    """Deflate 300 MB of zeros."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(300)) + packer.flush()
+
+
 @hostile("zip", "data.pkl unpacks to 300 MB")
 def bomb(folder: Path) -> Path:
-    packer = zlib.compressobj(1, zlib.DEFLATED, -15)
-    chunk = bytes(1 << 20)
-    packed = b"".join(packer.compress(chunk) for _ in range(300)) + packer.flush()
     crc = 0
     for _ in range(300):
-        crc = zlib.crc32(chunk, crc)
-    return raw(folder, [("archive/data.pkl", packed, 300 << 20, crc, 8)])
+        crc = zlib.crc32(bytes(1 << 20), crc)
+    return raw(folder, [("archive/data.pkl", packed_zeros(), 300 << 20, crc, 8)])
 
 
 @hostile("zip", "data.pkl of 300 MB claims to unpack to 1 kB")
 def lying_bomb(folder: Path) -> Path:
-    packer = zlib.compressobj(1, zlib.DEFLATED, -15)
-    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(300)) + packer.flush()
-    return raw(folder, [("archive/data.pkl", packed, 1000, 0, 8)])
+    return raw(folder, [("archive/data.pkl", packed_zeros(), 1000, 0, 8)])
 
 
 def raw(folder: Path, members: list[tuple[str, bytes, int, int, int]]) -> Path:
@@ -174,9 +175,9 @@ def unknown_method(folder: Path) -> Path:
 
 @hostile("zip", "a byte order of 300 MB")
 def large_byte_order(folder: Path) -> Path:
-    packer = zlib.compressobj(1, zlib.DEFLATED, -15)
-    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(300)) + packer.flush()
-    return raw(folder, [("archive/byteorder", packed, 300 << 20, 0, 8), ("archive/data.pkl", TREE, len(TREE), 0, 0)])
+    return raw(
+        folder, [("archive/byteorder", packed_zeros(), 300 << 20, 0, 8), ("archive/data.pkl", TREE, len(TREE), 0, 0)]
+    )
 
 
 @hostile("zip", "an archive in an archive in an archive", codes=READ_OR_REFUSED)
