@@ -26,7 +26,7 @@ from bnlab.observe.files.network_files import beside_others, open_network, rest_
 from bnlab.observe.files.npz_file import NPY_MAGIC, read_npy
 from bnlab.observe.files.numbered_files import are_one_network, holds_pieces, stated_count
 from bnlab.observe.files.onnx_file import looks_like_onnx, read_onnx
-from bnlab.observe.files.refused_formats import refused_format
+from bnlab.observe.files.refused_formats import HEAD_BYTES, refused_format
 from bnlab.observe.files.safetensors_file import NamedTensors, looks_like_safetensors, read_safetensors
 from bnlab.observe.files.several_files import NetworkFiles, ReadTree
 from bnlab.observe.files.sharded_index import read_index, refuse_pieces
@@ -70,7 +70,6 @@ _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 _VERSIONS_FIRST = ("saved_model.pb", ".mlmodel")
 """Names of other models that are a protobuf with its version in field 1, as an ONNX model is."""
-_HEAD_BYTES = 512
 _TAIL_BYTES = 64
 
 # Parsers raise these on bytes that break their format. They may hide a bug in bnlab, but the user sees one line.
@@ -132,7 +131,7 @@ class StoredFile:
 def looks_like_checkpoint(path: Path) -> bool:
     """Return whether the first bytes of a file are those of a format that `read_checkpoint` reads."""
     try:
-        head = open_content(path).head(_HEAD_BYTES)
+        head = open_content(path).head(HEAD_BYTES)
     except BnlabError:
         return False
     return _format_of(Path(), head) is not None
@@ -157,7 +156,7 @@ def read_checkpoint(path: Path, hyperparameters: Hyperparameters) -> Evidence:
         if files is not None:
             return files.completing(find_batch_norm(files.tree, hyperparameters))
         content = open_content(path)
-        head = content.head(_HEAD_BYTES)
+        head = content.head(HEAD_BYTES)
         if _format_of(path, head) is None and _is_onnx(path, head):
             return read_onnx(path, hyperparameters)
         tree = _stored(path, content).tree
@@ -252,7 +251,7 @@ def named_errors(path: Path) -> Iterator[None]:
 
 
 def _stored(path: Path, content: Content) -> StoredFile:
-    head = content.head(_HEAD_BYTES)
+    head = content.head(HEAD_BYTES)
     format_ = _format_of(path, head)
     if format_ is None:
         if _is_onnx(path, head):
