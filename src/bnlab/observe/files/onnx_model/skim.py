@@ -162,7 +162,7 @@ class _Skimmer:
             after = value + _FIXED[wire_type]
         else:
             raise _no_message()
-        if after > end or key < 8:
+        if after > end or key < _LEAST_KEY:
             raise _no_message()
         return _Field(key >> 3, wire_type, at, value, after)
 
@@ -172,13 +172,13 @@ class _Skimmer:
         if not 0 <= index <= len(self.block) - _MAX_VARINT:
             self.block = self.content.read_at(at, max(0, min(_BLOCK, self.content.size - at)))
             self.block_start, index = at, 0
-        byte = self.block[index] if index < len(self.block) else 0x80
-        if byte < 0x80:
+        byte = self.block[index] if index < len(self.block) else _MANY_BYTES
+        if byte < _MANY_BYTES:
             return byte, at + 1
         number = 0
         for shift, byte in enumerate(self.block[index : index + _MAX_VARINT]):
             number |= (byte & 0x7F) << (7 * shift)
-            if byte < 0x80:
+            if byte < _MANY_BYTES:
                 return number, at + shift + 1
         raise _no_message()
 
