@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 from tests.hostile.case import hostile
-from tests.hostile.opcodes import END, START, dictionary, get, named, put, text
+from tests.hostile.opcodes import END, KEYS, START, dictionary, get, named, put, text
 from tests.hostile.pickles import FOREIGN, MANY, READ_OR_REFUSED, SHARED_TUPLE, times
-
-KEYS = ("weight", "bias", "running_mean", "running_var")
 
 
 def header(text: str) -> bytes:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.hostile.case import hostile
+from tests.hostile.opcodes import KEYS
 from tests.hostile.pickles import MANY, READ_OR_REFUSED
-
-KEYS = ("weight", "bias", "running_mean", "running_var")
 
 
 def safetensors(folder: Path, header: bytes | dict[str, Any], data: bytes = b"\0\0\x80?") -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 __all__ = [
     "END",
+    "KEYS",
     "LEGACY_HEADER",
     "START",
     "dictionary",
@@ -28,6 +29,8 @@ __all__ = [
     "zipped",
 ]
 
+KEYS = ("weight", "bias", "running_mean", "running_var")
+"""The tensors of a BN layer."""
 START, END = b"\x80\x02", b"."
 LEGACY_HEADER = b"".join(
     pickle.dumps(part, 2)
@@ -106,7 +109,7 @@ def tensor(
     return reduced(function, stored(key, count, kind), integer(offset), *sizes, b"\x89", b"}")
 
 
-def layer(name: str, value: bytes, *, keys: Sequence[str] = ("weight", "bias", "running_mean", "running_var")) -> bytes:
+def layer(name: str, value: bytes, *, keys: Sequence[str] = KEYS) -> bytes:
     """Push the keys and values of a BN layer, which all have one value."""
     return b"".join(text(f"{name}.{key}") + value for key in keys)
 
