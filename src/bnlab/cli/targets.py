@@ -66,7 +66,7 @@ def expand(arguments: Sequence[str]) -> Targets:
         elif is_network_folder(argument):
             items.append(argument)
         elif os.path.isdir(argument):  # noqa: PTH112
-            items += _in_folder(argument)
+            items += _in_folder(argument, Walk(follows_links=False))
             several = True
         elif glob.has_magic(argument) and not is_model_spec(argument) and not os.path.exists(argument):  # noqa: PTH110
             items += _matching(argument)
@@ -130,22 +130,21 @@ def _matching(pattern: str) -> list[str | BnlabError]:
     return items
 
 
-def _in_folder(folder: str, walk: Walk | None = None) -> list[str | BnlabError]:
-    """Return the checkpoints below a folder. Links to folders are not followed.
+def _in_folder(folder: str, walk: Walk) -> list[str | BnlabError]:
+    """Return the checkpoints below a folder, or one error if it has none.
 
     Args:
         folder: The folder.
-        walk: The walk through other folders, which does not enter a folder twice; None for a new one.
+        walk: The walk through this and other folders, which does not enter a folder twice.
     """
     from bnlab.cli.networks import is_network_folder
     from bnlab.observe.files.distributed_checkpoint import CHUNK_SUFFIX, METADATA
     from bnlab.observe.files.refused_formats import refused_folder
 
-    is_first = walk is None
-    walk = walk or Walk(follows_links=False)
-    errors = len(walk.errors)
+    errors, is_new = len(walk.errors), False
     checkpoints: list[str] = []
     for path, entries in walk.folders(folder):
+        is_new = True
         checkpoints += [str(Path(path, entry.name)) for entry in entries if _is_checkpoint(entry)]
         foreign = refused_folder(frozenset(entry.name for entry in entries))
         if foreign is not None:
@@ -160,7 +159,7 @@ def _in_folder(folder: str, walk: Walk | None = None) -> list[str | BnlabError]:
                 )
             )
     items: list[str | BnlabError] = [*walk.errors[errors:], *sorted(checkpoints)]
-    if not items and is_first:
+    if not items and is_new:
         return [UnreadableFile(f"{folder}: folder must hold at least one checkpoint, got none.")]
     return items
 

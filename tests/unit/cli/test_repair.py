@@ -240,8 +240,10 @@ def test_a_bias_that_was_dropped_is_not_in_the_new_file(specs, bnlab_command):
         (("net.onnx", *OPTIONS, "--output", "new.pt"), "error: net.onnx: target must be a model of torch"),
         (
             ("old.pt", "--data", "repair_specs:empty", *OPTIONS[6:], "--output", "new.pt"),
-            "error: data: it must hold at least one batch, got none. Look at its length: a loader with drop_last=True "
-            "has no batch if it has fewer samples than one.\n",
+            (
+                "error: data: it must hold at least one batch, got none. Look at its length: a loader with "
+                "drop_last=True has no batch if it has fewer samples than one.\n"
+            ),
         ),
         (("old.pt", "--data", "nowhere:data", *OPTIONS[6:], "--output", "new.pt"), "error: --data: value must be"),
     ],

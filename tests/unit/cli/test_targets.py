@@ -144,6 +144,15 @@ def test_arguments_that_stand_for_nothing_are_errors_in_their_place(folder):
     assert str(nothing) == "TARGET: path must not be empty."
 
 
+def test_an_empty_folder_is_an_error_once_where_a_pattern_matches_it_too(folder):
+    (folder / "runs" / "empty").mkdir(parents=True)
+    (folder / "runs" / "link").symlink_to(folder / "runs" / "empty")
+    save(state_dict(small_network()), folder / "runs" / "a.pt")
+    path, error = expand(["runs/*"]).items
+    assert path == os.path.join("runs", "a.pt")  # noqa: PTH118
+    assert str(error) == "runs/empty: folder must hold at least one checkpoint, got none."
+
+
 def test_a_model_of_another_library_in_a_folder_is_one_error_in_its_place(folder):
     (folder / "scan" / "tf" / "variables").mkdir(parents=True)
     (folder / "scan" / "tf" / "saved_model.pb").write_bytes(b"\x0a\x00")

@@ -206,8 +206,10 @@ CALLS = [
     ({"data": images(4)}, r"data: it must be an iterable of batches, got one tensor. Wrap it: \[tensor\]."),
     (
         {"data": []},
-        "data: it must hold at least one batch, got none. Look at its length: a loader with drop_last=True has no "
-        "batch if it has fewer samples than one.",
+        (
+            "data: it must hold at least one batch, got none. Look at its length: a loader with drop_last=True has no "
+            "batch if it has fewer samples than one."
+        ),
     ),
     ({"data": 3}, "data: it must be an iterable of batches, got int."),
     (

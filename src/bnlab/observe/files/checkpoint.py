@@ -257,7 +257,9 @@ def _stored(path: Path, content: Content) -> StoredFile:
         if _is_onnx(path, head):
             raise NotACheckpoint("file must be a checkpoint (torch.save or safetensors), got an ONNX model.")
         kind = _kind(path, head, content)
-        raise NotACheckpoint(f"file must be a checkpoint (torch.save, safetensors or ONNX), got {kind}.")
+        raise NotACheckpoint(
+            f"file must be a checkpoint (torch.save, safetensors, ONNX, NumPy, Keras or Flax), got {kind}."
+        )
     tree = _READERS[format_](content)
     metadata = tree.metadata if isinstance(tree, NamedTensors) else None
     refuse_pieces(metadata or {})

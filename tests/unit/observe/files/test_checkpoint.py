@@ -76,7 +76,7 @@ def error(path, kind):
     return text.removeprefix(f"{path}: ")
 
 
-NOT_ONE = "file must be a checkpoint (torch.save, safetensors or ONNX), got "
+NOT_ONE = "file must be a checkpoint (torch.save, safetensors, ONNX, NumPy, Keras or Flax), got "
 
 
 @pytest.mark.parametrize(
