@@ -23,6 +23,47 @@ if os.environ.get("BNLAB_TEST_FLUSH_DENORMAL") == "1" and not torch.set_flush_de
     raise pytest.UsageError("BNLAB_TEST_FLUSH_DENORMAL: this processor cannot flush denormal numbers to 0.")
 
 
+DEVICE = pytest.StashKey[torch.device]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="the device of the tests, such as cuda or cuda:1 (default: cpu)")
+
+
+def pytest_configure(config):
+    config.stash[DEVICE] = _available(config.getoption("--device"))
+    if config.stash[DEVICE].type != "cpu":
+        # Convolutions and products of matrices round as on the CPU, and the same in every run.
+        torch.backends.fp32_precision = "ieee"
+        torch.backends.cudnn.deterministic = True
+
+
+def _available(name):
+    """Return the device of a tensor that is made on a device of this name: cuda:0 where the name is cuda."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).partition("\n")[0]
+        raise pytest.UsageError(
+            f"--device: name must be a device of this torch, got {name} ({reason}). Leave it out to use the CPU."
+        ) from None
+
+
+def pytest_collection_modifyitems(config, items):
+    device = config.stash[DEVICE]
+    for item in items:
+        marker = item.get_closest_marker("cpu_only")
+        if marker and device.type != "cpu":
+            (reason,) = marker.args
+            item.add_marker(pytest.mark.skip(reason=f"only on the CPU, not on {device}: {reason}"))
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig) -> torch.device:
+    """The device of --device. Make random numbers on the CPU and move them, so that they are the same everywhere."""
+    return pytestconfig.stash[DEVICE]
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time():
     """Start every test with the same random seed, and check that it keeps the number of threads."""
