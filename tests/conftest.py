@@ -27,7 +27,9 @@ DEVICE = pytest.StashKey[torch.device]()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", default="cpu", help="the device of the tests, such as cuda or cuda:1 (default: cpu)")
+    parser.addoption(
+        "--device", default="cpu", help="the device of the tests: cpu (the default), cuda, cuda:1, ..., or simulated"
+    )
 
 
 def pytest_configure(config):
@@ -40,6 +42,8 @@ def pytest_configure(config):
 
 def _available(name):
     """Return the device of a tensor that is made on a device of this name: cuda:0 where the name is cuda."""
+    if name == "simulated":
+        import tests.simulated_device  # noqa: F401 - torch knows the device from then on
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, ImportError) as error:

@@ -7,7 +7,7 @@ import torch
 
 
 def _long(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().double().numpy().astype(np.longdouble)
+    return tensor.detach().cpu().double().numpy().astype(np.longdouble)
 
 
 def statistics(x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

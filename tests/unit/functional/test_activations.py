@@ -16,17 +16,17 @@ def test_every_name_of_the_type_has_a_row():
 
 
 @rows
-def test_function_and_module_are_the_same(name):
-    x = torch.linspace(-8, 8, 1001, dtype=torch.float64)
+def test_function_and_module_are_the_same(name, device):
+    x = torch.linspace(-8, 8, 1001, dtype=torch.float64).to(device)
     form = ACTIVATIONS[name]
     assert torch.equal(form.function(x), form.module()(x))
     assert activation_function(name) is form.function
 
 
 @rows
-def test_what_the_kernels_apply_is_linear_on_either_side_of_0(name):
+def test_what_the_kernels_apply_is_linear_on_either_side_of_0(name, device):
     form = ACTIVATIONS[name]
-    x = torch.linspace(-8, 8, 1001, dtype=torch.float64)
+    x = torch.linspace(-8, 8, 1001, dtype=torch.float64).to(device)
     is_linear = bool(torch.allclose(form.function(x), torch.where(x > 0, x, form.slope * x)))
     assert is_linear == (form.kernel is not None)
 

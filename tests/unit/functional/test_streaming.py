@@ -14,8 +14,14 @@ from bnlab.functional.streaming import merged_moments
 
 values = st.floats(-1e6, 1e6, width=32)
 weighted_values = st.lists(st.tuples(values, st.sampled_from([0.0, 0.125, 0.5, 1.0, 3.0])), min_size=1, max_size=12)
-KINDS = {"numpy": np.array, "torch": lambda numbers: torch.tensor(numbers, dtype=torch.float64)}
-either = pytest.mark.parametrize("array", KINDS.values(), ids=KINDS)
+
+
+@pytest.fixture(params=["numpy", "torch"])
+def array(request, device):
+    """Return a function that makes the arrays of one library from lists of numbers."""
+    if request.param == "numpy":
+        return np.array
+    return lambda numbers: torch.tensor(numbers, dtype=torch.float64, device=device)
 
 
 def exact(weighted):
@@ -36,7 +42,6 @@ def agrees(moments, weighted):
     )
 
 
-@either
 @given(weighted_values)
 def test_values_with_weights_are_those_of_rational_arithmetic(array, weighted):
     moments = StreamingMoments(array([0.0]))
@@ -45,7 +50,6 @@ def test_values_with_weights_are_those_of_rational_arithmetic(array, weighted):
     assert agrees(moments, weighted)
 
 
-@either
 @given(st.lists(st.lists(values, max_size=8), min_size=1, max_size=5))
 def test_rows_in_blocks_are_those_of_rational_arithmetic(array, blocks):
     moments = StreamingMoments(array([0.0]))
@@ -54,7 +58,6 @@ def test_rows_in_blocks_are_those_of_rational_arithmetic(array, blocks):
     assert agrees(moments, [(value, 1.0) for block in blocks for value in block])
 
 
-@either
 def test_blocks_with_deviations_of_their_own_merge_as_their_values(array):
     blocks = [[1e5, 2e5, 4e5], [7.0], [-3.0, 5.0]]
     moments = StreamingMoments(array([0.0]))
@@ -67,7 +70,6 @@ def test_blocks_with_deviations_of_their_own_merge_as_their_values(array):
     assert float(moments.unbiased_var[0]) == pytest.approx(np.var(everything, ddof=1))
 
 
-@either
 def test_nothing_is_zero_and_one_value_has_no_variance(array):
     moments = StreamingMoments(array([0.0, 0.0]))
     moments.add_rows(array([[1.0, 2.0]])[:0])
@@ -99,9 +101,9 @@ def test_the_oracle_catches_a_merge_that_forgets_how_far_apart_the_means_are():
     assert not agrees(moments, [(0.0, 1.0), (2.0, 1.0), (6.0, 1.0), (8.0, 1.0)])
 
 
-def test_the_moments_of_functional_merge_by_the_same_formula():
-    a, b = (Moments(torch.tensor(0.25, dtype=torch.float64), torch.tensor([value]).double(), torch.zeros(1).double())
-            for value in (0.0, 2.0))  # fmt: skip
+def test_the_moments_of_functional_merge_by_the_same_formula(device):
+    numbers = torch.tensor([[0.25, 0.0], [0.25, 2.0]], dtype=torch.float64, device=device)
+    a, b = (Moments(count, mean.reshape(1), torch.zeros_like(mean).reshape(1)) for count, mean in numbers)
     both = merge(a, b)
     assert_close((both.count, both.mean, both.m2), merged_moments(a.count, a.mean, a.m2, b.count, b.mean, b.m2))
     assert (float(both.mean), float(both.m2)) == (1.0, 0.5)  # weights that add up to less than 1 count as they are
