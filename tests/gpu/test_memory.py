@@ -184,4 +184,4 @@ class Product:
         """Compare where the sign of the output does not hang on rounding."""
         decided = self.normalized().abs() > 1e-4
         part = tensor[list(self.looked_at[0])][:, :, list(self.looked_at[1])]
-        assert_near(part.cpu() * decided, expected * decided, 4 * torch.finfo(torch.bfloat16).eps)
+        assert_near(part.detach().cpu() * decided, expected * decided, 4 * torch.finfo(torch.bfloat16).eps)
