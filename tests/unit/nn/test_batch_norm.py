@@ -29,17 +29,17 @@ BatchNorm1d, BatchNorm2d = bnlab.nn.BatchNorm1d, bnlab.nn.BatchNorm2d
     "options",
     [{}, {"momentum": None}, {"momentum": 0.3, "eps": 1e-3}, {"affine": False}, {"track_running_stats": False}],
 )
-def test_a_drop_in_for_torchs_layer(bnlab_class, torch_class, shape, options):
+def test_a_drop_in_for_torchs_layer(bnlab_class, torch_class, shape, options, device):
     torch.manual_seed(0)
-    layer, witness = bnlab_class(5, **options), torch_class(5, **options)
+    layer, witness = bnlab_class(5, **options).to(device), torch_class(5, **options).to(device)
     assert layer.state_dict().keys() == witness.state_dict().keys()
     for tensor in witness.parameters():
-        tensor.data.normal_()
+        tensor.data.copy_(torch.randn(5))
     layer.load_state_dict(witness.state_dict())
     for mode in (True, True, True, False):
         layer.train(mode)
         witness.train(mode)
-        x = 2 + 3 * torch.randn(shape)
+        x = 2 + 3 * torch.randn(shape).to(device)
         left, right = x.clone().requires_grad_(), x.clone().requires_grad_()
         y, z = layer(left), witness(right)
         assert_close(y, z)
@@ -51,28 +51,28 @@ def test_a_drop_in_for_torchs_layer(bnlab_class, torch_class, shape, options):
     assert isinstance(layer, torch_class.__mro__[1])
 
 
-def test_the_running_statistics_are_exact():
-    layer, x = BatchNorm1d(1, affine=False), torch.tensor([[1e5], [2e5]])
-    assert_close(layer.eval()(x).flatten(), torch.tensor([99999.5, 199999.0]))
+def test_the_running_statistics_are_exact(device):
+    layer, x = BatchNorm1d(1, affine=False).to(device), torch.tensor([[1e5], [2e5]], device=device)
+    assert_close(layer.eval()(x).flatten(), torch.tensor([99999.5, 199999.0], device=device))
     layer.train()
-    assert_close(layer(x).flatten(), torch.tensor([-1.0, 1.0]))
+    assert_close(layer(x).flatten(), torch.tensor([-1.0, 1.0], device=device))
     assert (layer.running_mean.item(), layer.running_var.item()) == (15000, pytest.approx(5.0e8, rel=1e-6))
     layer(x)
     assert (layer.running_mean.item(), layer.running_var.item()) == (28500, pytest.approx(9.5e8, rel=1e-6))
-    assert_close(layer.eval()(x).flatten(), torch.tensor([2.3198, 5.5642]), rtol=0, atol=5e-5)
+    assert_close(layer.eval()(x).flatten(), torch.tensor([2.3198, 5.5642], device=device), rtol=0, atol=5e-5)
 
 
-def program_1(second, layer, steps=400):
+def program_1(second, layer, device, steps=400):
     """The network of huge-gap (docs/lab.md): Linear(1, 1), BN, sigmoid; inputs 1 and `second`, targets 0 and 1.
 
     The linear layer gets its gradient but is held where it is. That gradient is nothing but rounding, and Adam, which
     divides it by its own size, would walk the weight about at random: to where nothing overflows, and through 0.
     """
-    model = nn.Sequential(nn.Linear(1, 1), layer, nn.Sigmoid())
+    model = nn.Sequential(nn.Linear(1, 1), layer, nn.Sigmoid()).to(device)
     nn.init.constant_(model[0].weight, 0.5)
     nn.init.zeros_(model[0].bias)
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.04)
-    x, target = torch.tensor([[1.0], [second]]), torch.tensor([[0.0], [1.0]])
+    x, target = torch.tensor([[1.0], [second]], device=device), torch.tensor([[0.0], [1.0]], device=device)
     for _ in range(steps):
         optimizer.zero_grad()
         loss = (model(x) - target).square().sum()
@@ -85,14 +85,14 @@ def program_1(second, layer, steps=400):
 @pytest.mark.trains
 @pytest.mark.filterwarnings("ignore::bnlab.errors.BnlabWarning")
 @pytest.mark.parametrize("second", [2.0, 2e13, 3e19, 1e20, 1e30, 1e38])
-def test_program_1_keeps_learning_however_far_the_inputs_are_apart(second):
-    assert program_1(second, BatchNorm1d(1)) < 0.005
+def test_program_1_keeps_learning_however_far_the_inputs_are_apart(second, device):
+    assert program_1(second, BatchNorm1d(1), device) < 0.005
 
 
 @pytest.mark.trains
-def test_program_1_is_stuck_with_torchs_layer_from_1e20_on():
-    assert program_1(3e19, nn.BatchNorm1d(1)) < 0.005
-    assert program_1(1e20, nn.BatchNorm1d(1)) == pytest.approx(0.5, abs=1e-3)
+def test_program_1_is_stuck_with_torchs_layer_from_1e20_on(device):
+    assert program_1(3e19, nn.BatchNorm1d(1), device) < 0.005
+    assert program_1(1e20, nn.BatchNorm1d(1), device) == pytest.approx(0.5, abs=1e-3)
 
 
 @pairs
@@ -111,17 +111,17 @@ def test_the_variants_do_not_pose_as_plain_layers():
             assert not issubclass(kind, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d))
 
 
-def convolution_and_batch_norm():
+def convolution_and_batch_norm(device):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNorm2d(4)).eval()
     nn.init.normal_(model[1].running_mean)
-    return model, torch.randn(2, 3, 6, 6)
+    return model.to(device), torch.randn(2, 3, 6, 6).to(device)
 
 
-def test_torch_fuses_it_by_attributes_and_by_a_mapping():
+def test_torch_fuses_it_by_attributes_and_by_a_mapping(device):
     mappings = pytest.importorskip("torch.ao.quantization.fuser_method_mappings")
     quantization = pytest.importorskip("torch.ao.quantization")
-    model, x = convolution_and_batch_norm()
+    model, x = convolution_and_batch_norm(device)
     assert_close(nn.utils.fuse_conv_bn_eval(*model)(x), model(x))
     with pytest.raises(AssertionError, match="did not find fuser method"):  # it goes by the exact class
         quantization.fuse_modules(model, [["0", "1"]])
@@ -133,25 +133,25 @@ def test_torch_fuses_it_by_attributes_and_by_a_mapping():
     assert_close(fused(x), model(x))
 
 
-def test_timm_freezes_it():
+def test_timm_freezes_it(device):
     timm = pytest.importorskip("timm.utils.model")
-    model, x = convolution_and_batch_norm()
+    model, x = convolution_and_batch_norm(device)
     frozen = timm.freeze_batch_norm_2d(copy.deepcopy(model))
     assert type(frozen[1]).__name__ == "FrozenBatchNorm2d"
     assert_close(frozen(x), model(x))
 
 
-def test_fvcore_sees_it():
+def test_fvcore_sees_it(device):
     precise_bn = pytest.importorskip("fvcore.nn.precise_bn")
-    model, x = convolution_and_batch_norm()
+    model, x = convolution_and_batch_norm(device)
     assert precise_bn.get_bn_modules(model.train()) == [model[1]]
     precise_bn.update_bn_stats(model, [x], 1)
     assert_close(model[1].running_mean, model[0](x).mean((0, 2, 3)))
 
 
-def test_ultralytics_sees_it():
+def test_ultralytics_sees_it(device):
     trainer = pytest.importorskip("ultralytics.engine.trainer").BaseTrainer
-    model, x = convolution_and_batch_norm()
+    model, x = convolution_and_batch_norm(device)
     optimizer = trainer.build_optimizer(None, model, name="SGD")
     groups = {group["param_group"]: group["params"] for group in optimizer.param_groups}
     assert [id(parameter) for parameter in groups["bn"]] == [id(model[1].weight)]

@@ -25,14 +25,14 @@ def by_the_paper(x, layer):
     return y, moving + a * (mean - moving).detach(), sigma + a * (std - sigma).detach()
 
 
-def trained(**options):
+def trained(device, **options):
     layer = BatchRenorm1d(3, **options).double()
     with torch.no_grad():
         layer.weight.normal_()
         layer.bias.normal_()
         layer.running_mean.normal_()
         layer.running_var.uniform_(0.3, 3)
-    return layer
+    return layer.to(device)
 
 
 @given(
@@ -40,10 +40,10 @@ def trained(**options):
     r_max=st.sampled_from([1.0, 1.2, 3.0, 100.0]),
     d_max=st.sampled_from([0.0, 0.3, 5.0, 100.0]),
 )
-def test_it_is_the_papers_algorithm(seed, r_max, d_max):
+def test_it_is_the_papers_algorithm(device, seed, r_max, d_max):
     torch.manual_seed(seed)
-    layer = trained(r_max=r_max, d_max=d_max, momentum=0.2)
-    x = (2 * torch.randn(5, 3, dtype=torch.float64)).requires_grad_()
+    layer = trained(device, r_max=r_max, d_max=d_max, momentum=0.2)
+    x = (2 * torch.randn(5, 3, dtype=torch.float64).to(device)).requires_grad_()
     expected, mean, std = by_the_paper(x, layer)
     y = layer(x)
     assert_close(y, expected)
@@ -54,12 +54,12 @@ def test_it_is_the_papers_algorithm(seed, r_max, d_max):
     assert_close((layer.running_var + layer.eps).sqrt(), std)
 
 
-def test_the_gradient_is_the_papers_formula():
-    layer = trained(r_max=2.0, d_max=1.0)
-    x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+def test_the_gradient_is_the_papers_formula(device):
+    layer = trained(device, r_max=2.0, d_max=1.0)
+    x = torch.randn(6, 3, dtype=torch.float64).to(device).requires_grad_()
     mean, std = x.mean(0).detach(), (x.var(0, unbiased=False) + layer.eps).sqrt().detach()
     r = (std / (layer.running_var + layer.eps).sqrt()).clamp(0.5, 2.0)
-    grad = torch.randn(6, 3, dtype=torch.float64)
+    grad = torch.randn(6, 3, dtype=torch.float64).to(device)
     (dx,) = torch.autograd.grad(layer(x), x, grad)
     dx_hat = grad * layer.weight
     dstd = (dx_hat * (x - mean) * (-r / std**2)).sum(0)
@@ -69,37 +69,37 @@ def test_the_gradient_is_the_papers_formula():
 
 
 @given(seed=st.integers(0, 100))
-def test_with_r_1_and_d_0_it_is_bn(seed):
+def test_with_r_1_and_d_0_it_is_bn(device, seed):
     torch.manual_seed(seed)
-    layer, plain = BatchRenorm2d(3, r_max=1.0, d_max=0.0), bnlab.nn.BatchNorm2d(3)
-    x = 3 + 2 * torch.randn(4, 3, 5, 5)
+    layer, plain = BatchRenorm2d(3, r_max=1.0, d_max=0.0).to(device), bnlab.nn.BatchNorm2d(3).to(device)
+    x = 3 + 2 * torch.randn(4, 3, 5, 5).to(device)
     assert_close(layer(x), plain(x))
 
 
-def test_where_nothing_is_clipped_train_mode_is_eval_mode():
-    layer = trained(r_max=1e6, d_max=1e6)
-    x = torch.randn(5, 3, dtype=torch.float64)
+def test_where_nothing_is_clipped_train_mode_is_eval_mode(device):
+    layer = trained(device, r_max=1e6, d_max=1e6)
+    x = torch.randn(5, 3, dtype=torch.float64).to(device)
     expected = copy.deepcopy(layer).eval()(x)
     assert_close(layer(x), expected)
 
 
-def test_it_averages_the_standard_deviation_not_the_variance():
-    layer = BatchRenorm1d(1, momentum=0.5, eps=1e-12).double()
-    x = torch.tensor([[-3.0], [3.0]], dtype=torch.float64)
+def test_it_averages_the_standard_deviation_not_the_variance(device):
+    layer = BatchRenorm1d(1, momentum=0.5, eps=1e-12).to(device).double()
+    x = torch.tensor([[-3.0], [3.0]], dtype=torch.float64, device=device)
     layer(x)
     assert layer.running_var.item() == pytest.approx(((1 + 3) / 2) ** 2)
     assert layer.running_var.item() != pytest.approx((1 + 9) / 2)
 
 
-def test_a_constant_channel_leaves_a_variance_of_zero():
-    layer = BatchRenorm1d(3, momentum=1.0)
-    layer(torch.full((8, 3), 5.0))
+def test_a_constant_channel_leaves_a_variance_of_zero(device):
+    layer = BatchRenorm1d(3, momentum=1.0).to(device)
+    layer(torch.full((8, 3), 5.0, device=device))
     assert bool((layer.running_var >= 0).all())
     assert bool((layer.running_var < 1e-9).all())
 
 
-def test_the_limits_are_no_part_of_the_state_dict_but_of_a_copy():
-    layer = BatchRenorm2d(3, r_max=2.5, d_max=1.25)
+def test_the_limits_are_no_part_of_the_state_dict_but_of_a_copy(device):
+    layer = BatchRenorm2d(3, r_max=2.5, d_max=1.25).to(device)
     assert "renorm_limits" not in layer.state_dict()
     other = copy.deepcopy(layer)
     assert (other.r_max, other.d_max) == (2.5, 1.25)
@@ -108,11 +108,11 @@ def test_the_limits_are_no_part_of_the_state_dict_but_of_a_copy():
     assert BatchRenorm2d(3, momentum=None).momentum is None
 
 
-def test_a_compiled_layer_follows_a_schedule_without_compiling_again():
+def test_a_compiled_layer_follows_a_schedule_without_compiling_again(device):
     torch._dynamo.reset()  # or what other tests compiled counts
-    layer = BatchRenorm1d(3)
+    layer = BatchRenorm1d(3).to(device)
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
-    x = torch.randn(8, 3)
+    x = torch.randn(8, 3).to(device)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for step in range(3):
             bnlab.nn.RenormSchedule(0, 3.0, 2, 5.0, 2).apply(layer, step)
@@ -153,8 +153,8 @@ def test_a_bad_schedule_is_refused(arguments):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_activation_checkpointing_uses_the_first_correction(reentrant):
-    layer, x = BatchRenorm2d(3, momentum=0.1), 1 + 3 * torch.randn(4, 3, 5, 5)
+def test_activation_checkpointing_uses_the_first_correction(reentrant, device):
+    layer, x = BatchRenorm2d(3, momentum=0.1).to(device), 1 + 3 * torch.randn(4, 3, 5, 5).to(device)
     plain, weights = copy.deepcopy(layer), torch.randn_like(x)
     left, right = x.clone().requires_grad_(), x.clone().requires_grad_()
     (checkpoint(layer, left, use_reentrant=reentrant) * weights).sum().backward()
@@ -164,36 +164,36 @@ def test_activation_checkpointing_uses_the_first_correction(reentrant):
     assert_close(layer.state_dict(), plain.state_dict(), rtol=0, atol=0)
 
 
-def test_made_on_the_meta_device_it_has_its_limits():
+def test_made_on_the_meta_device_it_has_its_limits(device):
     with torch.device("meta"):
         layers = [BatchRenorm2d(3, r_max=2.0), BatchRenorm2d(3, r_max=2.0)]
-    layers[0].load_state_dict(nn.BatchNorm2d(3).state_dict(), assign=True)
-    layers[1].to_empty(device="cpu").load_state_dict(nn.BatchNorm2d(3).state_dict())
+    layers[0].load_state_dict(nn.BatchNorm2d(3).to(device).state_dict(), assign=True)
+    layers[1].to_empty(device=device).load_state_dict(nn.BatchNorm2d(3).state_dict())
     for layer in layers:
         assert layer.renorm_limits.tolist() == [2.0, 5.0]
         assert layer.skipped_batches == 0
-        layer.to("cpu")(torch.randn(4, 3, 5, 5))
+        layer.to(device)(torch.randn(4, 3, 5, 5).to(device))
 
 
 @pytest.mark.trains
-def test_small_batches_that_are_not_drawn_at_random():
+def test_small_batches_that_are_not_drawn_at_random(device):
     """With batches of one class each, BN fails in eval mode, and renormalization does not (Ioffe 2017, section 4.3)."""
     torch.manual_seed(0)
-    centers = torch.tensor([[2.0, 0.0], [-2.0, 0.0]])
+    centers = torch.tensor([[2.0, 0.0], [-2.0, 0.0]], device=device)
     width = 32  # with 8 channels the result depends on the seed; with 32 it is 0.97 and 0.50 at every seed
 
     def accuracy(layer):
-        model = nn.Sequential(nn.Linear(2, width), layer, nn.ReLU(), nn.Linear(width, 2))
+        model = nn.Sequential(nn.Linear(2, width), layer, nn.ReLU(), nn.Linear(width, 2)).to(device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         for step in range(300):
-            label = torch.tensor(step % 2)
+            label = torch.tensor(step % 2, device=device)
             bnlab.nn.RenormSchedule(0, 3.0, 100, 5.0, 100).apply(model, step)
-            loss = nn.functional.cross_entropy(model(centers[label] + torch.randn(8, 2)), label.expand(8))
+            loss = nn.functional.cross_entropy(model(centers[label] + torch.randn(8, 2).to(device)), label.expand(8))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        labels = torch.arange(200) % 2
-        x = centers[labels] + torch.randn(200, 2)
+        labels = torch.arange(200, device=device) % 2
+        x = centers[labels] + torch.randn(200, 2).to(device)
         return float((model.eval()(x).argmax(1) == labels).float().mean())
 
     renorm, plain = accuracy(BatchRenorm1d(width, momentum=0.1)), accuracy(nn.BatchNorm1d(width))

@@ -29,15 +29,17 @@ def torchs(**options):
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}, {"eps": 0.1}], ids=str)
-def test_the_graph_is_that_of_torchs_layer(options, training, strict):
-    x = torch.randn(2, 3, 9, 9)
-    theirs, own = (torch.export.export(net(n).train(training), (x,), strict=strict) for n in torchs(**options))
+def test_the_graph_is_that_of_torchs_layer(options, training, strict, device):
+    x = torch.randn(2, 3, 9, 9).to(device)
+    nets = (net(norm).to(device).train(training) for norm in torchs(**options))
+    theirs, own = (torch.export.export(model, (x,), strict=strict) for model in nets)
     assert operators(own) == operators(theirs)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_an_activation_is_an_operator_of_its_own(training):
-    program = torch.export.export(BatchNorm2d(3, activation="relu").train(training), (torch.randn(2, 3, 5, 5),))
+def test_an_activation_is_an_operator_of_its_own(training, device):
+    layer, x = BatchNorm2d(3, activation="relu").to(device).train(training), torch.randn(2, 3, 5, 5).to(device)
+    program = torch.export.export(layer, (x,))
     assert operators(program)[-2:] == ["aten.batch_norm.default", "aten.relu.default"]
 
 
@@ -47,8 +49,8 @@ def test_an_activation_is_an_operator_of_its_own(training):
     [{}, {"statistics_dtype": None}, {"affine": False}, {"bias": False}, {"momentum": 0.5}, {"eps": 0.1}],
     ids=str,
 )
-def test_an_exported_step_is_the_step_of_the_layer(dtype, options):
-    layer, x = BatchNorm2d(3, **options).to(dtype), (torch.randn(8, 3, 5, 5) * 3 + 1).to(dtype)
+def test_an_exported_step_is_the_step_of_the_layer(dtype, options, device):
+    layer, x = BatchNorm2d(3, **options).to(device, dtype), (torch.randn(8, 3, 5, 5) * 3 + 1).to(device, dtype)
     assert trains_as_torch(layer, x, None)
     program = torch.export.export(copy.deepcopy(layer), (x,)).module()
     tolerance = {} if dtype in (torch.float32, torch.float64) else {"rtol": 2e-2, "atol": 2e-2}
@@ -59,10 +61,10 @@ def test_an_exported_step_is_the_step_of_the_layer(dtype, options):
         assert_close(buffers[name], getattr(layer, name), **tolerance)
 
 
-def test_a_batch_with_an_inf_spoils_an_exported_layer_as_it_spoils_torchs():
-    x = torch.randn(4, 3, 5, 5)
+def test_a_batch_with_an_inf_spoils_an_exported_layer_as_it_spoils_torchs(device):
+    x = torch.randn(4, 3, 5, 5).to(device)
     x[0, 0, 0, 0] = torch.inf
-    layer = BatchNorm2d(3)
+    layer = BatchNorm2d(3).to(device)
     program = torch.export.export(copy.deepcopy(layer), (x,)).module()
     program(x)
     layer(x)
@@ -70,25 +72,25 @@ def test_a_batch_with_an_inf_spoils_an_exported_layer_as_it_spoils_torchs():
     assert layer.running_mean.isfinite().all()
 
 
-def test_what_torchs_operator_cannot_do():
-    x = torch.randn(4, 3, 5, 5)
-    assert not trains_as_torch(BatchNorm2d(3), x, torch.ones(4, 1, 5, 5))
-    assert not trains_as_torch(BatchNorm2d(3, momentum=None), x, None)
-    assert trains_as_torch(BatchNorm2d(3, momentum=None, track_running_stats=False), x, None)
-    assert not trains_as_torch(BatchNorm2d(3, statistics_dtype=torch.float64), x, None)
-    assert trains_as_torch(BatchNorm2d(3, statistics_dtype=torch.float64).double(), x.double(), None)
+def test_what_torchs_operator_cannot_do(device):
+    x = torch.randn(4, 3, 5, 5).to(device)
+    assert not trains_as_torch(BatchNorm2d(3).to(device), x, torch.ones(4, 1, 5, 5, device=device))
+    assert not trains_as_torch(BatchNorm2d(3, momentum=None).to(device), x, None)
+    assert trains_as_torch(BatchNorm2d(3, momentum=None, track_running_stats=False).to(device), x, None)
+    assert not trains_as_torch(BatchNorm2d(3, statistics_dtype=torch.float64).to(device), x, None)
+    assert trains_as_torch(BatchNorm2d(3, statistics_dtype=torch.float64).to(device).double(), x.double(), None)
 
     class Own(BatchNorm2d):
         def _update(self, batch):
             pass
 
-    assert not trains_as_torch(Own(3), x, None)
+    assert not trains_as_torch(Own(3).to(device), x, None)
 
 
-def test_eager_code_is_not_exported():
-    assert not is_exporting(torch.randn(2))
-    layer, x = BatchNorm2d(3), torch.randn(4, 3, 5, 5)
-    expected = nn.BatchNorm2d(3)
+def test_eager_code_is_not_exported(device):
+    assert not is_exporting(torch.randn(2).to(device))
+    layer, x = BatchNorm2d(3).to(device), torch.randn(4, 3, 5, 5).to(device)
+    expected = nn.BatchNorm2d(3).to(device)
     assert_close(batch_norm_of_torch(layer, x), expected(x))
     assert_close(layer.state_dict(), expected.state_dict())
 
@@ -103,8 +105,8 @@ def test_eager_code_is_not_exported():
     ],
     ids=str,
 )
-def test_a_graph_that_no_tool_can_move_to_eval_mode_is_named(layer):
-    x = torch.randn(4, 3, 5, 5)
+def test_a_graph_that_no_tool_can_move_to_eval_mode_is_named(layer, device):
+    layer, x = layer.to(device), torch.randn(4, 3, 5, 5).to(device)
     with pytest.warns(BnlabWarning, match=r"a train-mode export must hold .* Export the model in eval mode"):
         program = torch.export.export(copy.deepcopy(layer), (x,)).module()
     assert_close(program(x), layer(x))
@@ -112,8 +114,8 @@ def test_a_graph_that_no_tool_can_move_to_eval_mode_is_named(layer):
     assert not exports_updates(layer)
 
 
-def test_ghost_batches_are_operators_of_torch():
-    ghost, x = bnlab.nn.GhostBatchNorm2d(3, ghost_size=4), torch.randn(8, 3, 5, 5)
+def test_ghost_batches_are_operators_of_torch(device):
+    ghost, x = bnlab.nn.GhostBatchNorm2d(3, ghost_size=4).to(device), torch.randn(8, 3, 5, 5).to(device)
     program = torch.export.export(copy.deepcopy(ghost), (x,))
     assert operators(program).count("aten.batch_norm.default") == 2
     assert_close(program.module()(x), ghost(x))
@@ -123,9 +125,9 @@ def test_ghost_batches_are_operators_of_torch():
 @pytest.mark.parametrize(
     "norm", [BatchNorm2d(4), BatchNorm2d(4, affine=False), bnlab.nn.GhostBatchNorm2d(4, ghost_size=4)], ids=str
 )
-def test_torchaos_switch_to_eval_mode_reaches_the_layer(norm):
+def test_torchaos_switch_to_eval_mode_reaches_the_layer(norm, device):
     pt2e = pytest.importorskip("torchao.quantization.pt2e")
-    model, x = net(norm).train(), torch.randn(8, 3, 9, 9) * 2 + 1
+    model, x = net(norm).to(device).train(), torch.randn(8, 3, 9, 9).to(device) * 2 + 1
     program = torch.export.export(model, (x,)).module()
     for _ in range(3):
         program(x)
@@ -139,6 +141,7 @@ def test_torchaos_switch_to_eval_mode_reaches_the_layer(norm):
         assert_close(program.state_dict()[f"1.{name}"], getattr(model[1], name), rtol=0, atol=0)
 
 
+@pytest.mark.cpu_only("torchao's quantizer for XNNPACK makes operators of the CPU")
 @pytest.mark.filterwarnings("ignore")  # torchao's own
 @pytest.mark.parametrize("qat", [True, False])
 def test_torchao_quantizes_as_it_quantizes_torchs_layer(qat):
@@ -191,6 +194,7 @@ class EveryKind(nn.Module):
         return self.masked(self.frozen(self.renorm(self.plain(self.conv(x)))), mask=keep)
 
 
+@pytest.mark.cpu_only("the reference evaluator of ONNX computes with numpy")
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
 def test_an_onnx_file_of_train_mode_computes_what_the_model_computes(tmp_path):
     pytest.importorskip("onnxscript")

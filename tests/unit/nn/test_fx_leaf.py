@@ -36,16 +36,16 @@ def nodes(model):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", ["BatchNorm2d", "FrozenBatchNorm2d", "GhostBatchNorm2d", "BatchRenorm2d"])
-def test_a_layer_is_the_node_that_torchs_layer_is(kind, training):
-    model = Net(getattr(bnlab.nn, kind)(4)).train(training)
+def test_a_layer_is_the_node_that_torchs_layer_is(kind, training, device):
+    model = Net(getattr(bnlab.nn, kind)(4)).to(device).train(training)
     assert nodes(model) == nodes(Net(nn.BatchNorm2d(4)).train(training))
-    x, traced = torch.randn(2, 3, 8, 8), fx.symbolic_trace(copy.deepcopy(model))
+    x, traced = torch.randn(2, 3, 8, 8).to(device), fx.symbolic_trace(copy.deepcopy(model))
     torch.testing.assert_close(traced(x), model(x), rtol=0, atol=0)
     torch.testing.assert_close(traced.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
-def test_residual_and_mask_are_arguments_of_the_node():
-    model, x, keep = Shortcut(), torch.randn(2, 4, 3, 3), torch.rand(2, 3, 3) > 0.4
+def test_residual_and_mask_are_arguments_of_the_node(device):
+    model, x, keep = Shortcut().to(device), torch.randn(2, 4, 3, 3).to(device), torch.rand(2, 3, 3).to(device) > 0.4
     traced = fx.symbolic_trace(copy.deepcopy(model))
     (node,) = (node for node in traced.graph.nodes if node.op == "call_module")
     assert [str(argument) for argument in node.args] == ["x"]
@@ -76,18 +76,19 @@ def test_the_node_is_made_by_the_tracer_of_the_input():
     assert module_node(model[0], x, None, None).node.target == "0"
 
 
-def test_torchvisions_feature_extractor_sees_the_same_nodes():
+def test_torchvisions_feature_extractor_sees_the_same_nodes(device):
     from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-    model = torchvision.models.resnet18(num_classes=3)
+    model = torchvision.models.resnet18(num_classes=3).to(device)
     names = get_graph_node_names(model)
     bnlab.convert(model, bnlab.nn.BatchNorm2d)
     assert get_graph_node_names(model) == names
-    features = create_feature_extractor(model, ["layer1.0.bn1", "fc"]).eval()(torch.randn(2, 3, 32, 32))
+    features = create_feature_extractor(model, ["layer1.0.bn1", "fc"]).eval()(torch.randn(2, 3, 32, 32).to(device))
     assert features["layer1.0.bn1"].shape == (2, 64, 8, 8)
     assert features["fc"].shape == (2, 3)
 
 
+@pytest.mark.cpu_only("the quantised operators of torch run on the CPU")
 @pytest.mark.filterwarnings("ignore")  # torch's own deprecations
 @pytest.mark.parametrize("qat", [True, False])
 def test_fx_quantization_keeps_the_layer_in_float(qat):

@@ -43,7 +43,7 @@ REFUSALS = [
         BatchNorm1d(3),
         (torch.randn(4, 3), torch.randn(2)),
         {},
-        "residual must broadcast to the shape of the input, (4, 3), on cpu, got (2,) on cpu.",
+        "residual must broadcast to the shape of the input, (4, 3), on {device}, got (2,) on {device}.",
     ),
     (
         BatchNorm1d(3),
@@ -79,14 +79,18 @@ REFUSALS = [
         BatchNorm1d(3),
         (torch.randn(4, 3), torch.zeros(4, 3, device="meta")),
         {},
-        "residual must broadcast to the shape of the input, (4, 3), on cpu, got (4, 3) on meta.",
+        "residual must broadcast to the shape of the input, (4, 3), on {device}, got (4, 3) on meta.",
     ),
     (BatchNorm1d(3, eps=0.0), (torch.randn(4, 3),), {}, "eps must be > 0 in train mode, got 0.0. Set it to 1e-5."),
 ]
 
 
 @pytest.mark.parametrize(("layer", "arguments", "keywords", "message"), REFUSALS)
-def test_bad_input_is_refused_with_the_path_and_leaves_the_buffers(layer, arguments, keywords, message):
+def test_bad_input_is_refused_with_the_path_and_leaves_the_buffers(layer, arguments, keywords, message, device):
+    layer, message = layer.to(device), message.format(device=device)
+    arguments = [tensor if tensor.is_meta else tensor.to(device) for tensor in arguments]
+    keywords = {name: tensor.to(device) for name, tensor in keywords.items()}
+
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -104,18 +108,18 @@ def test_bad_input_is_refused_with_the_path_and_leaves_the_buffers(layer, argume
     assert_close(layer.state_dict(), before)
 
 
-def test_a_momentum_set_later_is_refused_too():
-    layer = BatchNorm1d(3)
+def test_a_momentum_set_later_is_refused_too(device):
+    layer = BatchNorm1d(3).to(device)
     layer.momentum = 1.1
     with pytest.raises(UsageError, match=r"BatchNorm1d: momentum must be in \[0, 1\] or None, got 1.1. Pass"):
-        layer(torch.randn(4, 3))
+        layer(torch.randn(4, 3).to(device))
     assert layer.num_batches_tracked == 0
 
 
-def test_one_value_per_channel_is_fine_in_eval_mode_and_with_positions():
-    assert BatchNorm1d(3).eval()(torch.randn(1, 3)).shape == (1, 3)
-    assert BatchNorm2d(3)(torch.randn(1, 3, 4, 4)).shape == (1, 3, 4, 4)
+def test_one_value_per_channel_is_fine_in_eval_mode_and_with_positions(device):
+    assert BatchNorm1d(3).to(device).eval()(torch.randn(1, 3).to(device)).shape == (1, 3)
+    assert BatchNorm2d(3).to(device)(torch.randn(1, 3, 4, 4).to(device)).shape == (1, 3, 4, 4)
 
 
-def test_eps_0_is_fine_in_eval_mode():
-    assert torch.isfinite(BatchNorm1d(3, eps=0.0).eval()(torch.randn(4, 3))).all()
+def test_eps_0_is_fine_in_eval_mode(device):
+    assert torch.isfinite(BatchNorm1d(3, eps=0.0).to(device).eval()(torch.randn(4, 3).to(device))).all()

@@ -32,9 +32,9 @@ conversions = pytest.mark.parametrize("conversion", [of_torch, of_timm])
         (bnlab.nn.GhostBatchNorm2d(3), "what makes it a GhostBatchNorm2d"),
     ],
 )
-def test_a_conversion_that_drops_something_warns(conversion, layer, part):
+def test_a_conversion_that_drops_something_warns(conversion, layer, part, device):
     with pytest.warns(BnlabWarning, match=f"{part}, got convert_sync_batchnorm, which drops it"):
-        model = conversion()(nn.Sequential(layer))
+        model = conversion()(nn.Sequential(layer).to(device))
     assert type(model[0]) is nn.SyncBatchNorm
 
 
