@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
-from typing import Any
+from itertools import chain, islice
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from bnlab.observe.passes.batches import batches_of, input_of_batch
 from bnlab.observe.passes.calling import Batch
 from bnlab.observe.passes.kept_batches import spread
 from bnlab.observe.passes.order import input_of
-from bnlab.observe.passes.statistics import LayerCall, measuring
+from bnlab.observe.passes.statistics import Beside, LayerCall, measuring
 from bnlab.observe.passes.subject import ForwardFailed, Subject, usage_error_unless
 from bnlab.observe.passes.tensors import tensors_in
 from bnlab.observe.tails import Extent, Tails, input_tensors, padded_ends
@@ -89,11 +89,14 @@ def _measured(
     longest_first = sorted(range(len(batches)), key=lambda index: -tails.extents[index][0].length)
     extents: Sequence[Extent] = ()
 
+    def look(path: str, x: Tensor, _: Tensor) -> Beside | None:
+        return meters[path].look(x, extents)
+
     def take(call: LayerCall) -> None:
-        meters[call.path].take(call, extents)
+        meters[call.path].take(call)
 
     rule = "forward must run on every batch of train_data"
-    with usage_error_unless(rule, ForwardFailed), measuring(subject, modules, take) as run:
+    with usage_error_unless(rule, ForwardFailed), measuring(subject, modules, take, look=look) as run:
         for path, module in modules.items():  # measuring restores the hooks
             module.register_forward_pre_hook(meters[path].see_arguments, with_kwargs=True)
         for index in longest_first:
@@ -122,16 +125,30 @@ class _Meter:
         others = chain((("", value) for value in arguments), keywords.items())
         self._is_masked |= any(_is_mask(name, value, x) for name, value in others if value is not x)
 
-    def take(self, call: LayerCall, extents: Sequence[Extent]) -> None:
-        """Add a call on a batch with these extents."""
+    def look(self, x: Tensor, extents: Sequence[Extent]) -> Beside | None:
+        """Return the statistics of an input in a batch with these extents, under every alignment that fits it."""
         self._runs = True
-        if self._is_masked or not call.is_finite or not _has_positions(call.x, extents):
-            return
+        if self._is_masked or not _has_positions(x, extents):
+            return None
         if self._alignments is None:
-            fits = call.x.size(1) == self._channels
-            self._alignments = _alignments(call.x, extents, self._dimensions) if fits else []
-        self._alignments = [alignment for alignment in self._alignments if alignment.add(call, extents)]
+            fits = x.size(1) == self._channels
+            self._alignments = _alignments(x, extents, self._dimensions) if fits else []
+        kept = {alignment: alignment.kept(x, extents) for alignment in self._alignments}
+        self._alignments = [alignment for alignment, positions in kept.items() if positions is not None]
         self._is_unmatched = not self._alignments
+        fitting = [(alignment, positions) for alignment, positions in kept.items() if positions is not None]
+        usable = [(alignment, positions) for alignment, positions in fitting if np.count_nonzero(positions) > 1]
+        tensors = [value for _, positions in usable for value in _moments(x, positions)]
+        return Beside(tensors, [(alignment, p.size, int(np.count_nonzero(p))) for alignment, p in usable])
+
+    def take(self, call: LayerCall) -> None:
+        """Add a call."""
+        self._runs = True
+        if call.beside is None or not call.is_finite:
+            return
+        values = iter([tensor.numpy().astype(np.float64) for tensor in call.beside.tensors])
+        for alignment, count, rest in cast("list[tuple[_Alignment, int, int]]", call.beside.note):
+            alignment.add(count, rest, *islice(values, 4))
 
     @property
     def unknown(self) -> str | None:
@@ -195,16 +212,8 @@ class _Alignment:
         self._batches = self._positions = self._padded = 0
         self._sums: dict[str, Floats] = {}
 
-    def add(self, call: LayerCall, extents: Sequence[Extent]) -> bool:
-        """Add a call; return False if its positions do not follow those of the input in this way."""
-        kept = self._kept(call.x, extents)
-        if kept is None:
-            return False
-        count, rest = kept.size, int(np.count_nonzero(kept))
-        if rest < 2:
-            return True
-        mean, var = _moments(call.x, torch.ones(kept.shape, dtype=torch.bool, device=call.x.device))
-        valid_mean, valid_var = _moments(call.x, torch.from_numpy(kept).to(call.x.device))
+    def add(self, count: int, rest: int, mean: Floats, var: Floats, valid_mean: Floats, valid_var: Floats) -> None:
+        """Add the number and the statistics of all positions of a call, and of those that are no padding."""
         padded = _padded_var(count, mean, var, rest, valid_mean, valid_var)
         values = {"mean": mean, "var": var, "valid_mean": valid_mean, "valid_var": valid_var, "padded": padded}
         for name, value in values.items():
@@ -212,9 +221,8 @@ class _Alignment:
         self._batches += 1
         self._positions += count
         self._padded += count - rest
-        return True
 
-    def _kept(self, x: Tensor, extents: Sequence[Extent]) -> NDArray[np.bool_] | None:
+    def kept(self, x: Tensor, extents: Sequence[Extent]) -> NDArray[np.bool_] | None:
         """Return where the layer gets no padding, (N, *spatial) or (N*L,); None if its positions are others."""
         if isinstance(self._layout, str):
             extent = extents[0]
@@ -265,11 +273,11 @@ def _grid(size: int, extent: Extent, ratio: int, lost: float) -> NDArray[np.bool
     return (below < extent.stop[:, None]) & (below + ratio > extent.start[:, None])
 
 
-def _moments(x: Tensor, kept: Tensor) -> tuple[Floats, Floats]:
-    """Return the mean and the biased variance of the kept positions in float64."""
-    moments = moments_in_blocks(x, kept.unsqueeze(1))
-    mean, var = (values.cpu().numpy().astype(np.float64) for values in (moments.mean, moments.var))
-    return mean, var
+def _moments(x: Tensor, kept: NDArray[np.bool_]) -> list[Tensor]:
+    """Return the mean and the biased variance of all positions, then of the kept ones, in float64."""
+    positions = torch.from_numpy(kept).to(x.device)
+    of_all, of_kept = (moments_in_blocks(x, mask.unsqueeze(1)) for mask in (torch.ones_like(positions), positions))
+    return [of_all.mean, of_all.var, of_kept.mean, of_kept.var]
 
 
 def _padded_var(count: int, mean: Floats, var: Floats, rest: int, valid_mean: Floats, valid_var: Floats) -> Floats:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.conventions import SETTLED_WEIGHT
 from bnlab.errors import UsageError
+from bnlab.observe.transfers import to_host
 
 __all__ = ["WrittenCounters", "new_counters", "settled_count", "write_counters"]
 
@@ -62,7 +63,7 @@ def new_counters(layers: Mapping[str, _BatchNorm], recalibrated: Collection[str]
         recalibrated: The paths of those that were recalibrated.
         batches: The batches that the statistics come from.
     """
-    counters = {path: int(counter) for path, layer in layers.items() if (counter := _counter(layer)) is not None}
+    counters = _read({path: counter for path, layer in layers.items() if (counter := _counter(layer)) is not None})
     moving = [path for path in counters if layers[path].momentum is not None]
     settled = settled_count(layers[path] for path in recalibrated if path in layers)
     number = max([settled, *(counters[path] for path in moving)])
@@ -79,7 +80,7 @@ def write_counters(layers: Mapping[str, _BatchNorm], new: Mapping[str, int]) -> 
         layers: The layers by path.
         new: The new value of each counter, by path.
     """
-    old = {path: int(_existing(layers, path)) for path in new}
+    old = _read({path: _existing(layers, path) for path in new})
     changed = {path: (old[path], value) for path, value in new.items() if old[path] != value}
 
     def require_unchanged() -> None:
@@ -100,6 +101,12 @@ def write_counters(layers: Mapping[str, _BatchNorm], new: Mapping[str, int]) -> 
     for path, (_, value) in changed.items():
         _existing(layers, path).fill_(value)
     return WrittenCounters(require_unchanged, restore, changed)
+
+
+def _read(counters: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the values of counters by path, each of one number."""
+    values = to_host([*counters.values()])
+    return {path: int(one.to(torch.int64).numpy().item()) for path, one in zip(counters, values, strict=True)}
 
 
 def _counter(layer: _BatchNorm) -> Tensor | None:

@@ -135,7 +135,7 @@ def _checked_error(before: dict[str, list[Tensor | None]], after: dict[str, list
 
 
 def _without_bias(layer: _BatchNorm, bias: Tensor) -> tuple[Floats, Floats]:
-    mean, var = stored_statistics(layer)
+    mean, var = stored_statistics({"": layer})[""]
     return mean - bias.detach().to("cpu", torch.float64).numpy(), var
 
 

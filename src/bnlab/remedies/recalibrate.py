@@ -308,7 +308,7 @@ def _recalibrated(
             pooling = _pooled(Subject(real, settings.forward), chosen, batches, settings, advance)
     unused = [LeftAlone(path, "never ran on these batches") for path in chosen if path not in pooling.layers]
     new = {path: (pooled.mean, pooled.var(settings.estimator)) for path, pooled in pooling.layers.items()}
-    old = {path: stored_statistics(chosen[path]) for path in new}
+    old = stored_statistics({path: chosen[path] for path in new})
     with all_or_nothing(real):
         written = write_statistics(chosen, new)
         counted = _counted_layers(real, unused, ran)

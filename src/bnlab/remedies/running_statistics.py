@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from bnlab.errors import UsageError
 from bnlab.observe.evidence import Floats
+from bnlab.observe.transfers import to_device, to_host
 
 __all__ = [
     "WriteResult",
@@ -56,15 +57,21 @@ def write_statistics(layers: Mapping[str, _BatchNorm], new: Mapping[str, tuple[F
     for path, buffer, _ in targets:
         require_writable(path, "buffers", buffer)
     before = [buffer.detach().clone() for _, buffer, _ in targets]
+    wide = [torch.from_numpy(value) for _, _, value in targets]
+    largest = [torch.finfo(buffer.dtype).max for _, buffer, _ in targets]
     clipped: dict[str, int] = {}
-    for path, buffer, value in targets:
-        clipped[path] = clipped.get(path, 0) + _write(buffer, value)
+    for (path, _, _), value, limit in zip(targets, wide, largest, strict=True):
+        clipped[path] = clipped.get(path, 0) + int((value.abs() > limit).numpy().sum())
+    fitting = [value.clamp(-limit, limit) for value, limit in zip(wide, largest, strict=True)]
+    placed = to_device(fitting, [buffer.device for _, buffer, _ in targets])
+    for (_, buffer, _), value in zip(targets, placed, strict=True):
+        _copy(buffer, value)
     written = {path: [buffer.detach().clone() for buffer in _buffers(layers[path])] for path in new}
 
     def undo() -> None:
-        for path, values in written.items():
-            now = [layers[path].running_mean, layers[path].running_var]
-            if not all(_is_equal(buffer, value) for buffer, value in zip(now, values, strict=True)):
+        now = {path: [layers[path].running_mean, layers[path].running_var] for path in written}
+        for path, is_equal in _are_equal(now, written).items():
+            if not is_equal:
                 raise UsageError(
                     f"undo: running statistics of {path or 'the model'} must be unchanged, got other values. "
                     f"Undo the later changes first."
@@ -77,10 +84,15 @@ def write_statistics(layers: Mapping[str, _BatchNorm], new: Mapping[str, tuple[F
     return WriteResult(undo, {path: count for path, count in clipped.items() if count})
 
 
-def stored_statistics(layer: _BatchNorm) -> tuple[Floats, Floats]:
-    """Return copies of the running mean and variance of a layer, in float64 and of shape (C,)."""
-    mean, var = (buffer.detach().to("cpu", torch.float64).numpy().copy() for buffer in _buffers(layer))
-    return mean, var
+def stored_statistics(layers: Mapping[str, _BatchNorm]) -> dict[str, tuple[Floats, Floats]]:
+    """Return copies of the running mean and variance of layers by path, in float64 and of shape (C,)."""
+    buffers = iter(to_host([buffer.detach() for layer in layers.values() for buffer in _buffers(layer)]))
+    return {path: (_float64(next(buffers)), _float64(next(buffers))) for path in layers}
+
+
+def _float64(values: Tensor) -> Floats:
+    wide: Floats = values.to(torch.float64).numpy().copy()
+    return wide
 
 
 def statistics_text(mean: Floats, var: Floats) -> str:
@@ -151,17 +163,19 @@ def _buffers(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _write(buffer: Tensor, value: Floats) -> int:
-    largest = torch.finfo(buffer.dtype).max
-    wide = torch.from_numpy(value)
-    buffer.copy_(wide.clamp(-largest, largest))
-    return int((wide.abs() > largest).sum())
-
-
-@torch.no_grad()
 def _copy(buffer: Tensor, value: Tensor) -> None:
     buffer.copy_(value)
 
 
-def _is_equal(buffer: Tensor | None, value: Tensor) -> bool:
-    return buffer is not None and bool(torch.equal(buffer.detach().cpu(), value.cpu().to(buffer.dtype)))
+def _are_equal(now: Mapping[str, Sequence[Tensor | None]], then: Mapping[str, Sequence[Tensor]]) -> dict[str, bool]:
+    """Return by path whether mean and variance have the values of other ones, which may be on another device."""
+    pairs = [pair for path in then for pair in zip(now[path], then[path], strict=True)]
+    whole = to_host([tensor.detach() for pair in pairs for tensor in pair if tensor is not None])
+    places = iter(whole)
+    equal = []
+    for buffer, _ in pairs:
+        left = None if buffer is None else next(places)
+        right = next(places)
+        equal.append(left is not None and torch.equal(left, right.to(left.dtype)))
+    means, variances = equal[::2], equal[1::2]
+    return {path: of_mean and of_var for path, of_mean, of_var in zip(then, means, variances, strict=True)}

@@ -27,7 +27,7 @@ def test_buffers_keep_their_identity_and_get_the_values_and_undo_gives_the_old_o
     assert all(
         now is buffer for now, buffer in zip((b for x in layers.values() for b in x.buffers()), buffers, strict=True)
     )
-    np.testing.assert_array_equal(stored_statistics(layers["b"]), [[5, 6], [7, 8]])
+    np.testing.assert_array_equal(stored_statistics(layers)["b"], [[5, 6], [7, 8]])
     written.undo()
     assert all(torch.equal(*pair) for pair in zip(buffers, before, strict=True))
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bnlab.functional.moments import batch_moments
+from bnlab.functional.moments import batch_moments, widened
 from bnlab.functional.streaming import StreamingMoments
-from bnlab.kernels import native
+from bnlab.kernels.statistics import batch_statistics
 from bnlab.observe.differences import differences
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
@@ -20,8 +20,9 @@ from bnlab.observe.model_evidence import Observed
 from bnlab.observe.passes.batch_rows import BatchRows
 from bnlab.observe.passes.batches import batches_of
 from bnlab.observe.passes.calling import Batch
-from bnlab.observe.passes.statistics import LayerCall, measuring
+from bnlab.observe.passes.statistics import Beside, LayerCall, measuring
 from bnlab.observe.passes.subject import ForwardFailed, Subject
+from bnlab.observe.transfers import is_at_hand
 
 __all__ = ["OneValueInEachBatch", "observe"]
 
@@ -73,10 +74,10 @@ def observe(
 
     def take(call: LayerCall) -> None:
         if not_finite is not None and not call.is_finite:
-            not_finite.add(index)
-        meters[call.path].take(call, index)
+            not_finite.add(call.batch)
+        meters[call.path].take(call)
 
-    with measuring(subject, layers, take, dropping=dropping) as run:
+    with measuring(subject, layers, take, dropping=dropping, look=_samples_of, wants_own=True) as run:
         for index, batch in enumerate(batches_of(data, subject.model)):
             path = run.one_batch(batch)
             if path is not None:
@@ -119,9 +120,9 @@ class _Meter:
         """Calls so far."""
         return int(self.batch_means.count)
 
-    def take(self, call: LayerCall, batch: int) -> None:
-        """Add one call in the batch of this index. Where its own statistics may be inexact, record the error."""
-        if call.x.dim() < 2 or call.x.size(1) != self.channels:
+    def take(self, call: LayerCall) -> None:
+        """Add one call. Where its own statistics may be inexact, record the error."""
+        if len(call.shape) < 2 or call.shape[1] != self.channels:
             return
         if not call.is_finite:
             self.not_finite += 1
@@ -129,11 +130,11 @@ class _Meter:
         far = np.abs(call.mean) > _FAR * np.sqrt(call.var)
         if call.own is not None and (call.own_failed or bool((far | (call.var >= _LARGE)).any())):
             self._compare(call.mean, call.var, *call.own())
-        self.input_eps = torch.finfo(call.x.dtype).eps
+        self.input_eps = torch.finfo(call.dtype).eps
         self._merge(call.count, call.mean, call.var)
-        self._add_to_its_place(call, batch)
-        self._sample(call.x, call.mean)
-        self.images += call.x.size(0)
+        self._add_to_its_place(call)
+        self._add_samples(call.beside)
+        self.images += call.shape[0]
         self.smallest = call.count if self.batches == 1 else min(self.smallest, call.count)
 
     def _compare(self, mean: Floats, var: Floats, own_mean: Floats, own_var: Floats) -> None:
@@ -156,10 +157,10 @@ class _Meter:
         for name, value in batch_sums(float(count), mean, biased, count / (count - 1), self.eps).items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def _add_to_its_place(self, call: LayerCall, batch: int) -> None:
+    def _add_to_its_place(self, call: LayerCall) -> None:
         """Merge a call with those at the same place in the passes over other batches."""
-        self._call = self._call + 1 if batch == self._batch else 0
-        self._batch = batch
+        self._call = self._call + 1 if call.batch == self._batch else 0
+        self._batch = call.batch
         while len(self.calls) <= self._call:
             self.calls.append(StreamingMoments(np.zeros(self.channels)))
         self.calls[self._call].add(call.count, call.mean, call.var * (call.count - 1))
@@ -172,19 +173,18 @@ class _Meter:
         from_all = [differences(call.mean, call.unbiased_var, mean, var, self.eps) for call in self.calls]
         return float(np.sqrt(np.mean([np.maximum(of_mean**2, of_var**2) for of_mean, of_var in from_all])))
 
-    def _sample(self, x: Tensor, mean: Floats) -> None:
+    def _add_samples(self, of: Beside | None) -> None:
         """Add the means and mean squared deviations of some samples, which give realistic standard errors."""
-        few = x[: max(4, x.size(0) // _SAMPLE_SHARE)] if x.dim() > 2 else x
-        center = torch.from_numpy(mean).to(few.device)
-        if few.dim() == 2:
-            deviations = few.to(torch.float64) - center
-            means, squares = deviations, deviations.square()
+        if of is None:
+            return
+        values = [tensor.numpy() for tensor in of.tensors]
+        if of.note is None:
+            self.image_means.add_rows(values[0])
+            self.image_squares.add_rows(values[1])
         else:
-            means, variances = _image_statistics(few)
-            means = means - center
-            squares = variances + means.square()
-        self.image_means.add_rows(means.cpu().numpy() + mean)
-        self.image_squares.add_rows(squares.cpu().numpy())
+            count = float(of.note)  # type: ignore[arg-type]
+            self.image_means.add(count, *values[:2])
+            self.image_squares.add(count, *values[2:])
 
     def result(self) -> Observed:
         """Return the merged statistics."""
@@ -211,12 +211,35 @@ class _Meter:
         )
 
 
+def _samples_of(_: str, x: Tensor, mean: Tensor) -> Beside | None:
+    """Return the means and the mean squared deviations of some samples: a row for each, shape (n, C), float64.
+
+    A device merges the rows, of which a layer may have millions. What is beside the input is then the mean and the sum
+    of squared deviations of both, and their number is the note.
+
+    Args:
+        x: The input of a layer. If its channels are not at position 1, nothing is computed.
+        mean: Its mean. Shape (C,), float64.
+    """
+    if x.dim() < 2 or x.size(1) != len(mean):
+        return None
+    few = x[: max(4, x.size(0) // _SAMPLE_SHARE)] if x.dim() > 2 else x
+    center = widened(mean)
+    if few.dim() == 2:
+        deviations = widened(few) - center
+        means, squares = deviations, deviations.square()
+    else:
+        means, variances = _image_statistics(few)
+        means = means - center
+        squares = variances + means.square()
+    rows = [means + center, squares]
+    if is_at_hand(x):
+        return Beside(rows)
+    merged = [batch_moments(row) for row in rows]
+    return Beside([value for one in merged for value in (one.mean, one.m2)], few.size(0))
+
+
 def _image_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean and the biased variance of every channel of every sample, in float64, of shape (N, C)."""
-    planes = x.reshape(1, x.size(0) * x.size(1), -1)
-    if x.device.type == "cpu" and x.dtype in native.DTYPES and native.unavailable() is None:
-        mean, var, _ = native.statistics(planes)
-    else:
-        moments = batch_moments(planes)
-        mean, var = moments.mean, moments.var
+    mean, var, _ = batch_statistics(x.reshape(1, x.size(0) * x.size(1), -1))
     return mean.reshape(x.shape[:2]), var.reshape(x.shape[:2])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -135,12 +135,12 @@ def pool(
     Source:
         Wu and Johnson 2021, appendix A.2; merged as in Chan, Golub and LeVeque 1983.
     """
-    meters = _Meters({path: _Meter(channels_of(layer)) for path, layer in layers.items()})
+    meters = _Meters({path: _Meter(channels_of(layer)) for path, layer in layers.items()}, tolerance)
     with (
         impose_statistics(imposed or {}),
         measuring(subject, layers, meters.stage, by_batch=by_batch) as run,
     ):
-        stopped = _run_batches(run, meters, batches_of(data, subject.model), max_batches, tolerance, advance)
+        _run_batches(run, meters, batches_of(data, subject.model), max_batches, advance)
         seen = list(run.order.seen)
     if not meters.batches:
         raise UsageError(_nothing_usable(meters))
@@ -150,7 +150,7 @@ def pool(
         samples=meters.samples,
         not_finite=meters.not_finite,
         one_value=meters.one_value,
-        stopped_early=stopped,
+        stopped_early=meters.have_converged,
     )
 
 
@@ -159,21 +159,24 @@ def _run_batches(
     meters: _Meters,
     batches: Iterable[Batch],
     max_batches: int | None,
-    tolerance: float | None,
     advance: Callable[[], None],
-) -> bool:
-    """Run the batches; return whether the tolerance was reached before the data ended."""
+) -> None:
+    """Run the batches until the data end, or so many have run, or the meters have converged.
+
+    Values that wait on a device are read every few batches, so that a few run that the meters do not take in any more.
+    """
     if max_batches == 0:
-        return False
+        return
     for index, batch in enumerate(batches, start=1):
-        meters.begin()
-        meters.end(samples_in(batch), one_value=run.one_batch(batch) is not None)
+        run.then(meters.begin)
+        one_value = run.one_batch(batch) is not None
+        run.then(partial(meters.end, samples_in(batch), one_value=one_value))
         advance()
-        if tolerance is not None and meters.have_converged(tolerance):
-            return True
-        if index == max_batches:
+        if meters.tolerance is not None and index % _MIN_BATCHES_TO_STOP == 0:
+            run.settle()
+        if meters.have_converged or index == max_batches:
             break
-    return False
+    run.settle()
 
 
 def _nothing_usable(meters: _Meters) -> str:
@@ -189,9 +192,11 @@ def _nothing_usable(meters: _Meters) -> str:
 
 @dataclass
 class _Meters:
-    """The meters of a pass. They take in all calls of a batch or none of them."""
+    """The meters of a pass. They take in all calls of a batch or none of them, and none once they have converged."""
 
     layers: Mapping[str, _Meter]
+    tolerance: float | None = None
+    have_converged: bool = False
     staged: list[tuple[str, int, Floats, Floats]] = field(default_factory=list)
     is_finite: bool = True
     batches: int = 0
@@ -211,13 +216,15 @@ class _Meters:
             ForwardEnded: If the call is not finite. The batch is then left out, and the modules behind the layer, which
                 may not accept a NaN, do not run.
         """
-        self.is_finite = call.is_finite
+        self.is_finite = self.is_finite and call.is_finite
         if not self.is_finite:
             raise ForwardEnded
         self.staged.append((call.path, call.count, call.mean, call.var))
 
     def end(self, samples: int, *, one_value: bool) -> None:
         """Merge the calls of the batch if the batch can be used, and count the batch."""
+        if self.have_converged:
+            return
         if not self.is_finite:
             self.not_finite += 1
         elif one_value:
@@ -227,8 +234,9 @@ class _Meters:
                 self.layers[path].add(count, mean, var)
             self.batches += 1
             self.samples += samples
+        self.have_converged = self.tolerance is not None and self._are_within(self.tolerance)
 
-    def have_converged(self, tolerance: float) -> bool:
+    def _are_within(self, tolerance: float) -> bool:
         """Return whether the standard error of every layer that ran is at most the tolerance."""
         if self.batches < _MIN_BATCHES_TO_STOP:
             return False

@@ -14,6 +14,7 @@ from bnlab.nn.base import BatchNormBase
 from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import ModelLayer
 from bnlab.observe.passes.modes import kept_in_mode
+from bnlab.observe.transfers import to_device
 from bnlab.uninterrupted import restores
 
 __all__ = [
@@ -140,14 +141,25 @@ def impose_statistics(statistics: Statistics) -> Iterator[None]:
         statistics: Mean, in input units, and variance, in squared input units, of each layer; both of shape (C,). They
             are cast to the dtype of the buffers.
     """
-    with _replaced({layer: _tensors(layer, *values) for layer, values in statistics.items()}):
+    with _replaced(_as_buffers(statistics)):
         yield
 
 
-def _tensors(layer: _BatchNorm, mean: Floats, var: Floats) -> tuple[Tensor, Tensor]:
+def _as_buffers(statistics: Statistics) -> dict[_BatchNorm, tuple[Tensor, Tensor]]:
+    """Return the statistics in the dtypes and on the devices of the layers, to which they are copied together."""
+    likes = [_like(layer) for layer in statistics]
+    values = [
+        torch.from_numpy(value).to(like.dtype)
+        for pair, like in zip(statistics.values(), likes, strict=True)
+        for value in pair
+    ]
+    placed = iter(to_device(values, [like.device for like in likes for _ in range(2)]))
+    return {layer: (next(placed), next(placed)) for layer in statistics}
+
+
+def _like(layer: _BatchNorm) -> Tensor:
     old: Tensor | None = layer.running_mean
-    like = old if old is not None else next(iter(layer.parameters()), torch.zeros(()))
-    return torch.from_numpy(mean).to(like), torch.from_numpy(var).to(like)
+    return old if old is not None else next(iter(layer.parameters()), torch.zeros(()))
 
 
 @restores

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from bnlab.errors import BnlabWarning
 from bnlab.nn.base import BatchNormBase
+from bnlab.observe.transfers import is_at_hand, to_host
 from bnlab.uninterrupted import SignalsHeld, finishes, restores, signals_wait
 from bnlab.wording import error_line
 
@@ -50,7 +51,7 @@ class Snapshot:
     def restore(self) -> None:
         """Restore the model. One failure does not stop the other restorations."""
         with torch.no_grad(), ExitStack() as restoring:
-            for tensor, value in self._values:
+            for tensor, value in _changed(self._values):
                 restoring.callback(_restore_values, tensor, value)
             for parameter in reversed(self._parameters):
                 restoring.callback(parameter.restore)
@@ -221,6 +222,28 @@ def _settings_of_torch() -> list[Callable[[], object]]:
         partial(torch.set_grad_enabled, torch.is_grad_enabled()),
         *(restore_threads, restore_algorithms, restore_precision),
     ]
+
+
+def _changed(values: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Return the tensors that may differ from their old values, with these values.
+
+    The tensors of a device that do not differ are left out, for which the host waits once.
+    """
+    waiting = [pair for pair in values if not is_at_hand(pair[0]) and _has_plain_bits(*pair)]
+    same = to_host([_same_bits(tensor, value).all() for tensor, value in waiting])
+    unchanged = {id(tensor) for (tensor, _), is_same in zip(waiting, same, strict=True) if is_same.numpy()}
+    return [pair for pair in values if id(pair[0]) not in unchanged]
+
+
+def _has_plain_bits(tensor: Tensor, value: Tensor) -> bool:
+    """Return whether the bits of two tensors can be compared place by place."""
+    plain = tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_complex()
+    return plain and tensor.shape == value.shape and tensor.element_size() in _INTEGERS
+
+
+def _same_bits(left: Tensor, right: Tensor) -> Tensor:
+    bits = _INTEGERS[left.element_size()]
+    return left.detach().view(bits) == right.view(bits)
 
 
 def _restore_values(tensor: Tensor, value: Tensor) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tests.host_reads import as_on_a_device
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
@@ -10,7 +11,7 @@ import bnlab
 from bnlab.observe.discover import any_batch_norm
 from bnlab.observe.passes.layer_statistics import observe
 from bnlab.observe.passes.pooling import pool
-from bnlab.observe.passes.statistics import measuring
+from bnlab.observe.passes.statistics import Beside, measuring
 from bnlab.observe.passes.subject import Subject
 
 
@@ -107,10 +108,72 @@ def test_dropout_stays_off_or_on_though_a_forward_changes_the_mode():
 
 def test_statistics_of_a_layer_that_are_not_finite_are_counted(monkeypatch):
     """The kernel of torch, which runs on an accelerator, overflows where the exact statistics do not."""
-    monkeypatch.setattr("bnlab.observe.passes.scratch._runs_on_kernels", lambda layer: False)
+    monkeypatch.setattr("bnlab.observe.passes.scratch._runs_on_kernels", lambda layer, **options: False)
     model = nn.Sequential(nn.BatchNorm1d(2))
     x = torch.randn(8, 2) * 1e25
-    (call,), _ = calls_of(model, [x])
+    (call,), _ = calls_of(model, [x], wants_own=True)
     assert call.own_failed
     assert call.is_finite
     assert observe(Subject(model), any_batch_norm(model), [x])["0"].overflowed == 1
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, bnlab.nn.BatchNorm2d])
+def test_calls_on_a_device_wait_and_come_with_the_same_values_in_the_same_order(kind, monkeypatch):
+    def run(model, data):
+        def look(path, x, mean):
+            return Beside([x.amax((0, 2, 3)), mean], x.size(0))
+
+        return calls_of(model, data, look=look, wants_own=True)[0]
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), kind(4), nn.ReLU(), nn.Conv2d(4, 5, 3), kind(5))
+    data = [torch.randn(n, 3, 9, 9) for n in (8, 3, 16)]
+    expected = run(model, data)
+    as_on_a_device(monkeypatch)
+    taken = run(model, data)
+    shapes = [(n, c, side, side) for n in (8, 3, 16) for c, side in ((4, 7), (5, 5))]
+    assert [call.shape for call in taken] == shapes
+    assert [(call.path, call.batch) for call in taken] == [(path, batch) for batch in range(3) for path in ("1", "4")]
+    for call, other in zip(taken, expected, strict=True):
+        np.testing.assert_array_equal(call.mean, other.mean)
+        np.testing.assert_array_equal(call.var, other.var)
+        assert call.beside.note == other.beside.note == call.shape[0]
+        for value, other_value in zip(call.beside.tensors, other.beside.tensors, strict=True):
+            assert torch.equal(value, other_value)
+
+
+def test_a_call_on_a_device_is_taken_after_the_batch_and_not_before(monkeypatch):
+    as_on_a_device(monkeypatch)
+    calls, model = [], nn.Sequential(nn.BatchNorm1d(2))
+    with measuring(Subject(model), any_batch_norm(model), calls.append) as run:
+        run.one_batch(torch.randn(4, 2))
+        run.then(lambda: calls.append("an action"))
+        assert (calls, run.is_settled) == ([], False)
+        run.one_batch(torch.randn(4, 2))
+    assert [getattr(call, "batch", call) for call in calls] == [0, "an action", 1]
+
+
+def test_every_kind_of_layer_is_exact_on_a_device_too(monkeypatch):
+    as_on_a_device(monkeypatch)
+    x = 1e3 + torch.randn(200, 3)
+    for layer in (nn.BatchNorm1d(3), bnlab.nn.BatchNorm1d(3), Own(3), nn.SyncBatchNorm(3)):
+        (call,), _ = calls_of(nn.Sequential(layer), [x])
+        np.testing.assert_allclose(call.mean, x.double().mean(0), rtol=1e-12)
+        np.testing.assert_allclose(call.var, x.double().var(0), rtol=1e-7)
+
+
+def test_a_model_that_refuses_a_nan_behind_a_layer_ends_the_batch_on_a_device_as_well(monkeypatch):
+    class Refusing(nn.Module):
+        def forward(self, x):
+            if bool(x.isnan().any()):
+                raise ValueError("it does not take a NaN")
+            return x
+
+    model = nn.Sequential(nn.BatchNorm1d(2), Refusing(), nn.BatchNorm1d(2))
+    spoiled = torch.full((4, 2), torch.nan)
+    data = [torch.randn(8, 2), spoiled, torch.randn(8, 2)]
+    expected = pool(Subject(model), any_batch_norm(model), data)
+    as_on_a_device(monkeypatch)
+    pooled = pool(Subject(model), any_batch_norm(model), data)
+    assert (pooled.batches, pooled.not_finite) == (expected.batches, expected.not_finite) == (2, 1)
+    with pytest.raises(ValueError, match="does not take"):
+        pool(Subject(model), {"2": model[2]}, [spoiled])
