@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import math
-import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -25,19 +21,23 @@ from rich.table import Table
 import bnlab
 from bnlab.kernels.native.build import compiler
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.measuring.resnet50 import BN_ACTIVATIONS
+from benchmarks.measuring.steps import forward_and_backward
+from benchmarks.measuring.timing import alternating, geometric_mean, medians, restart_with, wall
+
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "MALLOC_TOP_PAD_": "1073741824",
     "OMP_PROC_BIND": "true",
 }
-SHAPES = ((64, 112), (64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))
 
 
 def main() -> None:
     """Measure and print. The last line is the main result."""
-    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
-        os.execve(sys.executable, [sys.executable, __file__, *sys.argv[1:]], {**os.environ, **ENVIRONMENT})
+    restart_with(ENVIRONMENT, __file__)
     parser = argparse.ArgumentParser(prog="bnlab bench onednn", description=__doc__)
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--prefix", type=Path, default=Path(sys.prefix), help="where oneDNN is installed")
@@ -49,7 +49,7 @@ def main() -> None:
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         peer = load(options.prefix, Path(folder))
-        for channels, side in SHAPES:
+        for channels, side in BN_ACTIVATIONS:
             shape = (32, channels, side, side)
             bnlab_ms, onednn_ms, difference = compare(peer, shape, options.repetitions)
             ratios.append(onednn_ms / bnlab_ms)
@@ -58,8 +58,7 @@ def main() -> None:
             )
     console = Console(width=100)
     console.print(table)
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    console.print(f"time of oneDNN / bnlab: {mean:.2f} (from {min(ratios):.2f})")
+    console.print(f"time of oneDNN / bnlab: {geometric_mean(ratios):.2f} (from {min(ratios):.2f})")
 
 
 def load(prefix: Path, folder: Path) -> ctypes.CDLL:
@@ -85,19 +84,13 @@ def compare(peer: ctypes.CDLL, shape: tuple[int, ...], repetitions: int) -> tupl
     y, dx = torch.empty_like(x), torch.empty_like(x)
     scale, shift = layer.weight.detach().clone(), layer.bias.detach().clone()
     handle = peer.peer_new(*shape, *(tensor.data_ptr() for tensor in (x, dy, scale, shift, y, dx)))
-    inputs = [x.requires_grad_(), *layer.parameters()]
-    sides = (lambda: torch.autograd.grad(layer(x), inputs, dy), lambda: peer.peer_step(handle))
-    times: list[list[float]] = [[], []]
-    for _ in range(repetitions):
-        for side, step in zip(times, sides, strict=True):
-            step()  # type: ignore[no-untyped-call]
-            start = time.perf_counter()
-            step()  # type: ignore[no-untyped-call]
-            side.append(1e3 * (time.perf_counter() - start))
-    difference = float((sides[0]()[0] - dx).abs().max())
+    x.requires_grad_()
+    step = forward_and_backward(layer, x, None, dy, list(layer.parameters()))
+    readings = {"bnlab": wall(step), "oneDNN": wall(lambda: peer.peer_step(handle))}
+    seconds = medians(alternating(readings, repetitions))
+    difference = float((torch.autograd.grad(layer(x), x, dy)[0] - dx).abs().max())
     peer.peer_delete(handle)
-    bnlab_ms, onednn_ms = (statistics.median(side) for side in times)
-    return bnlab_ms, onednn_ms, difference
+    return 1e3 * seconds["bnlab"], 1e3 * seconds["oneDNN"], difference
 
 
 if __name__ == "__main__":

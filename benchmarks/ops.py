@@ -14,21 +14,32 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+from torch import nn
 
 import bnlab
 from bnlab.kernels import Request, choose
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.measuring.resnet50 import BN_ACTIVATIONS
+from benchmarks.measuring.steps import (
+    DTYPES,
+    LAYOUTS,
+    SMALL_SHAPES,
+    batch_norm,
+    compiled,
+    forward_and_backward,
+    torch_forward,
+)
+from benchmarks.measuring.timing import Step, alternating, geometric_mean, medians, restart_with, wall
 
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -38,13 +49,7 @@ ENVIRONMENT = {
 }
 """Without these settings, glibc returns the memory of every output, and the benchmark measures page faults."""
 
-RESNET = ((64, 112), (64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))
-"""The channels and the side of the activations of ResNet-50."""
-
-SMALL = ((128, 100), (128, 1000), (32, 512), (64, 16), (16, 4), (2, 1), (4, 8, 16), (2, 3, 8, 8), (8, 16, 8, 8))
 THIN = (1, 3, 4)
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOORS = {("contiguous", False): 5, ("channels_last", False): 8, ("contiguous", True): 7, ("channels_last", True): 11}
 """The smallest number of activations that must move, by layout and residual."""
 
@@ -53,8 +58,6 @@ LARGE = ((64, 112), (256, 56), (512, 28))
 
 REFERENCE = {"contiguous": 6.1, "channels_last": 9.5}
 """Activations that the kernels of version 0.1 move in float32, on the first machine of docs/kernels.md."""
-
-Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,7 @@ class Row:
 
 def main() -> None:
     """Measure and print. The last line is the main result."""
-    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
-        os.execve(sys.executable, [sys.executable, __file__, *sys.argv[1:]], {**os.environ, **ENVIRONMENT})
+    restart_with(ENVIRONMENT, __file__)
     parser = argparse.ArgumentParser(prog="bnlab bench ops", description=__doc__)
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
@@ -115,7 +117,7 @@ def quick(console: Console, options: argparse.Namespace) -> str:
             row = measure(shape, torch.float32, layout, options.repetitions, against_torch=False)
             figures.append(2 * row.bnlab_ms / row.copy)
             table.add_row(str(shape), layout, f"{row.bnlab_ms:.2f}", f"{row.copy:.2f}", f"{figures[-1]:.1f}")
-        headlines.append(f"{layout} {_mean(figures):.1f} (reference {reference})")
+        headlines.append(f"{layout} {geometric_mean(figures):.1f} (reference {reference})")
     console.print(table)
     return f"activations moved, where a copy moves 2: {', '.join(headlines)}"
 
@@ -154,28 +156,28 @@ def small(console: Console, options: argparse.Namespace) -> list[str]:
     worst, first = 0.0, []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        for shape in SMALL:
+        for shape in SMALL_SHAPES:
             row = measure(shape, torch.float32, "contiguous", options.repetitions, activation=None, calls=200)
             table.add_row(str(shape), str(threads), *_cells(row, None, digits=4))
             worst = max(worst, 1 / row.ratio)
-            first += [f"{SMALL[0]} at {threads} threads {row.ratio:.2f}"] if shape == SMALL[0] else []
+            first += [f"{SMALL_SHAPES[0]} at {threads} threads {row.ratio:.2f}"] if shape == SMALL_SHAPES[0] else []
     torch.set_num_threads(options.threads)
     console.print(table)
     return [*first, f"small shapes at least {1 / worst:.2f}"]
 
 
-def compiled(console: Console, options: argparse.Namespace) -> list[str]:
+def against_compiler(console: Console, options: argparse.Namespace) -> list[str]:
     """Measure BN and ReLU against torch.compile of torch's layers."""
     table = _table("BN + ReLU, float32, against torch.compile", "shape", "layout")
     ratios = []
     for layout in LAYOUTS:
-        for channels, side in RESNET[1:]:
+        for channels, side in BN_ACTIVATIONS[1:]:
             shape = (options.batch, channels, side, side)
             row = measure(shape, torch.float32, layout, options.repetitions, compile_theirs=True)
             ratios.append(row.ratio)
             table.add_row(str(shape), layout, *_cells(row, None))
     console.print(table)
-    return [f"torch.compile {_mean(ratios):.2f}"]
+    return [f"torch.compile {geometric_mean(ratios):.2f}"]
 
 
 def _networks(console: Console, options: argparse.Namespace, dtypes: Sequence[str], *, residual: bool) -> list[str]:
@@ -185,12 +187,12 @@ def _networks(console: Console, options: argparse.Namespace, dtypes: Sequence[st
     for dtype in dtypes:
         for layout in LAYOUTS:
             ratios = []
-            for channels, side in RESNET:
+            for channels, side in BN_ACTIVATIONS:
                 shape = (options.batch, channels, side, side)
                 row = measure(shape, DTYPES[dtype], layout, options.repetitions, residual=residual)
                 ratios.append(row.ratio)
                 table.add_row(str(shape), dtype, layout, *_cells(row, FLOORS[layout, residual]))
-            headlines.append(f"{what} {dtype} {layout} {_mean(ratios):.2f} (from {min(ratios):.2f})")
+            headlines.append(f"{what} {dtype} {layout} {geometric_mean(ratios):.2f} (from {min(ratios):.2f})")
     console.print(table)
     return headlines
 
@@ -212,53 +214,19 @@ def measure(
     x, grad, other = (torch.randn(shape).to(dtype).contiguous(memory_format=format_) for _ in range(3))
     x.requires_grad_()
     extra = other.requires_grad_() if residual else None
-    layer = _layer(bnlab.nn, len(shape), shape[1], activation=activation)
-    mine: list[Tensor] = [x, *layer.parameters(), *([] if extra is None else [extra])]
+    layer = batch_norm(bnlab.nn, len(shape), shape[1], activation=activation)
     copied = torch.empty_like(x)
     sides: dict[str, Step] = {
-        "bnlab": lambda: torch.autograd.grad(layer(x, extra), mine, grad),
+        "bnlab": forward_and_backward(layer, x, extra, grad, list(layer.parameters())),
         "copy": lambda: copied.copy_(x.detach()),
     }
     if against_torch:
-        torch_step = _torch_step(_layer(nn, len(shape), shape[1]), activation, compile_=compile_theirs)
-        sides["torch"] = lambda: torch_step(x, extra, grad)
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repetitions):
-        for name, step in sides.items():
-            step()
-            start = time.perf_counter()
-            for _ in range(calls):
-                step()
-            times[name].append(1e3 * (time.perf_counter() - start) / calls)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    return Row(medians["bnlab"], medians.get("torch", math.nan), medians["copy"])
-
-
-def _layer(package: object, rank: int, channels: int, **options: object) -> nn.Module:
-    name = "BatchNorm1d" if rank < 4 else "BatchNorm2d"
-    layer: nn.Module = getattr(package, name)(channels, **options)
-    return layer
-
-
-def _torch_step(
-    layer: nn.Module, activation: str | None, *, compile_: bool
-) -> Callable[[Tensor, Tensor | None, Tensor], object]:
-    """Return a step of torch's layer, with the add and the ReLU in place as in common networks."""
-
-    def forward(x: Tensor, extra: Tensor | None) -> Tensor:
-        y: Tensor = layer(x)
-        if extra is not None:
-            y = y + extra if compile_ else y.add_(extra)
-        return y if activation is None else F.relu(y, inplace=not compile_)
-
-    run = torch.compile(forward) if compile_ else forward
-    parameters = list(layer.parameters())
-
-    def step(x: Tensor, extra: Tensor | None, grad: Tensor) -> object:
-        wanted = [x, *parameters, *([] if extra is None else [extra])]
-        return torch.autograd.grad(run(x, extra), wanted, grad)
-
-    return step
+        theirs = batch_norm(nn, len(shape), shape[1])
+        forward = torch_forward(theirs, activation=activation, in_place=not compile_theirs)
+        forward = compiled(forward) if compile_theirs else forward
+        sides["torch"] = forward_and_backward(forward, x, extra, grad, list(theirs.parameters()))
+    seconds = medians(alternating({name: wall(step, calls=calls) for name, step in sides.items()}, repetitions))
+    return Row(1e3 * seconds["bnlab"], 1e3 * seconds.get("torch", math.nan), 1e3 * seconds["copy"])
 
 
 def _table(title: str, *keys: str) -> Table:
@@ -277,18 +245,13 @@ def _cells(row: Row, floor: int | None, *, digits: int = 2) -> list[str]:
     return [*times, share]
 
 
-def _mean(ratios: Sequence[float]) -> float:
-    """Return the geometric mean."""
-    return math.exp(sum(map(math.log, ratios)) / len(ratios))
-
-
 PARTS = {
     "resnet": resnet,
     "residual": residual,
     "half": half,
     "thin": thin,
     "small": small,
-    "compile": compiled,
+    "compile": against_compiler,
 }
 
 if __name__ == "__main__":

@@ -9,79 +9,33 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import os
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from torch.optim.swa_utils import update_bn
 
 import bnlab
 from bnlab.functional import Moments, batch_moments, population_moments
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.measuring.resnet50 import classifier, decoder, resnet50
+from benchmarks.measuring.timing import restart_with, seconds_of
+
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 """Without these settings, glibc returns the memory of every activation, and the benchmark measures page faults."""
 
 Update = Callable[[nn.Module, list[Tensor]], object]
-
-
-class Bottleneck(nn.Module):
-    """The bottleneck of ResNet-50."""
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        outputs = 4 * width
-        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the output of the block for an input (N, C, H, W)."""
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out)) + self.downsample(x)
-        return F.relu(out, inplace=True)
-
-
-def resnet50(head: nn.Module) -> nn.Sequential:
-    """Return a network built like ResNet-50: 53 BN layers, 3-4-6-3 bottlenecks."""
-    stages: list[nn.Module] = [
-        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
-        nn.BatchNorm2d(64),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(3, 2, 1),
-    ]
-    inputs = 64
-    for index, blocks in enumerate((3, 4, 6, 3)):
-        width = 64 << index
-        for block in range(blocks):
-            stages.append(Bottleneck(inputs, width, 2 if index and not block else 1))
-            inputs = 4 * width
-    return nn.Sequential(*stages, head)
-
-
-def classifier() -> nn.Module:
-    """Return the head of ResNet-50."""
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000))
-
-
-def decoder() -> nn.Module:
-    """Return a head without BN that costs about as much as the network, so that the last BN layer runs early."""
-    return nn.Sequential(
-        nn.Conv2d(2048, 512, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=8), nn.Conv2d(512, 256, 3, padding=1)
-    )
 
 
 def main() -> None:
@@ -158,10 +112,9 @@ def compare(model: nn.Module, batches: list[Tensor], rounds: int) -> dict[str, R
     for index in range(rounds + 1):
         for side, update in updates.items():
             own = copy.deepcopy(model).train()
-            start = time.perf_counter()
-            update(own, batches)
+            seconds = seconds_of(functools.partial(update, own, batches), device=batches[0].device)
             if index:  # the first round warms up
-                times[side].append(time.perf_counter() - start)
+                times[side].append(seconds)
                 continue
             errors[side] = largest_errors(own, truth, side)
     return {side: Row(statistics.median(times[side]), *errors[side]) for side in updates}
@@ -199,6 +152,5 @@ def layers_of(model: nn.Module) -> Iterator[tuple[str, nn.BatchNorm2d]]:
 
 
 if __name__ == "__main__":
-    if any(os.environ.get(key) != value for key, value in ALLOCATOR.items()):
-        os.execve(sys.executable, [sys.executable, __file__, *sys.argv[1:]], os.environ | ALLOCATOR)
+    restart_with(ALLOCATOR, __file__)
     main()

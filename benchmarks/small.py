@@ -7,8 +7,8 @@ each, with running statistics and counter. Set OMP_PROC_BIND=true for stable res
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+import sys
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -17,8 +17,12 @@ from torch import nn
 
 import bnlab
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.measuring.steps import LAYOUTS, batch_norm, forward_and_backward
+from benchmarks.measuring.timing import alternating, medians, wall
+
 SHAPES = ((128, 100), (32, 64, 14, 14), (16, 64, 56, 56))
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 CALLS = {(128, 100): 300, (32, 64, 14, 14): 30, (16, 64, 56, 56): 3}
 
 
@@ -48,25 +52,15 @@ def main() -> None:
 
 def compare(shape: tuple[int, ...], layout: torch.memory_format, repetitions: int) -> tuple[float, float]:
     """Return the median microseconds of a forward and backward pass, of bnlab and of torch."""
-    pairs = {2: (bnlab.nn.BatchNorm1d, nn.BatchNorm1d), 4: (bnlab.nn.BatchNorm2d, nn.BatchNorm2d)}
-    layers = [make(shape[1]) for make in pairs[len(shape)]]
     x, grad = (torch.randn(shape).to(memory_format=layout) for _ in range(2))
     x.requires_grad_()
-    times: list[list[float]] = [[], []]
-    for _ in range(repetitions):
-        for side, layer in zip(times, layers, strict=True):
-            run(layer, x, grad, 1)
-            side.append(run(layer, x, grad, CALLS[shape]))
-    bnlab_us, torch_us = (1e6 * statistics.median(side) for side in times)
-    return bnlab_us, torch_us
-
-
-def run(layer: nn.Module, x: torch.Tensor, grad: torch.Tensor, calls: int) -> float:
-    """Return the seconds of one call."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        torch.autograd.grad(layer(x), [x, *layer.parameters()], grad)
-    return (time.perf_counter() - start) / calls
+    readings = {}
+    for side, package in (("bnlab", bnlab.nn), ("torch", nn)):
+        layer = batch_norm(package, len(shape), shape[1])
+        step = forward_and_backward(layer, x, None, grad, list(layer.parameters()))
+        readings[side] = wall(step, calls=CALLS[shape])
+    seconds = medians(alternating(readings, repetitions))
+    return 1e6 * seconds["bnlab"], 1e6 * seconds["torch"]
 
 
 if __name__ == "__main__":

@@ -12,29 +12,25 @@ import argparse
 import itertools
 import json
 import os
-import runpy
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
-import bnlab
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.measuring.resnet50 import SIDES, network_for, training_step
+from benchmarks.measuring.timing import alternating, medians, restart_with, wall
 
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "OMP_PROC_BIND": "true",
 }
-SIDES = ("torch", "bnlab", "bnlab, fused")
-_NETWORK = runpy.run_path(str(Path(__file__).with_name("recalibrate.py")))
 
 
 def main() -> None:
@@ -46,16 +42,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peak-of", choices=SIDES, help="print the peak memory of one variant only")
     options = parser.parse_args()
-    is_set = all(os.environ.get(name) == value for name, value in ENVIRONMENT.items())
-    if options.peak_of is None and not is_set:
-        os.execve(sys.executable, [sys.executable, __file__, *sys.argv[1:]], {**os.environ, **ENVIRONMENT})
+    if options.peak_of is None:
+        restart_with(ENVIRONMENT, __file__)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     x = torch.randn(options.batch, 3, options.size, options.size)
     if options.peak_of is not None:
         print(json.dumps(peaks_of(options.peak_of, x)))
         return
-    times = compare({side: step_of(side, x) for side in SIDES}, options.repetitions)
+    times = medians(
+        alternating({side: wall(training_step(network_for(x, side), x)) for side in SIDES}, options.repetitions)
+    )
     peaks = {side: peaks_in_own_process(side) for side in SIDES}
     table = Table(title=f"training step, {tuple(x.shape)}, float32, contiguous, {options.threads} threads", box=None)
     for name in ("side", "time, s", "time / torch", "allocated, MB", "/ torch", "resident, MB", " / torch"):
@@ -74,44 +71,9 @@ def main() -> None:
     )
 
 
-def network_of(side: str, x: Tensor) -> nn.Module:
-    """Return the network of a variant, in train mode."""
-    torch.manual_seed(0)
-    model: nn.Module = _NETWORK["resnet50"](_NETWORK["classifier"]()).train()
-    if side != "torch":
-        bnlab.convert(model, bnlab.nn.BatchNorm2d, fuse=side != "bnlab", example=x[:2] if side != "bnlab" else None)
-    return model
-
-
-def step_of(side: str, x: Tensor) -> Callable[[], Any]:
-    """Return a training step: forward, loss, backward, SGD."""
-    model = network_of(side, x)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    labels = torch.arange(len(x)) % 10
-
-    def step() -> None:
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    return step
-
-
-def compare(steps: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, float]:
-    """Return the median seconds of a step of each variant."""
-    times: dict[str, list[float]] = {side: [] for side in steps}
-    for _ in range(repetitions):
-        for side, step in steps.items():
-            step()
-            start = time.perf_counter()
-            step()
-            times[side].append(time.perf_counter() - start)
-    return {side: statistics.median(seconds) for side, seconds in times.items()}
-
-
 def peaks_of(side: str, x: Tensor) -> tuple[int, int]:
     """Return the peak allocation of a step and the largest resident set, in bytes. The latter includes torch itself."""
-    step = step_of(side, x)
+    step = training_step(network_for(x, side), x)
     for _ in range(3):
         step()
     resident = largest_resident()
