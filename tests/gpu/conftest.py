@@ -1,31 +1,37 @@
-"""Tests of what only a GPU has. Without one they are all skipped. Nothing here imports triton while it is collected.
+"""Tests of what only a GPU has. Without one they are all skipped, and not even imported.
 
-BNLAB_TEST_GPU=cpu runs on the CPU whatever the CPU can run of them. That finds mistakes in the tests themselves.
+`--device simulated` runs those that the simulated device can run, which finds mistakes in the tests themselves.
 """
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
-INSTEAD = os.environ.get("BNLAB_TEST_GPU")
-"""The device that takes the place of the GPU."""
+
+def is_real(device: torch.device) -> bool:
+    """Whether a device is a GPU that torch.cuda serves."""
+    return device.type == "cuda"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup():
-    """Skip a test of this folder before anything is made for it."""
-    if INSTEAD is None and not torch.cuda.is_available():
-        pytest.skip("needs a GPU that torch can use")
+class WithoutGPU(pytest.Module):
+    """A file of tests that is not imported."""
+
+    def collect(self):
+        pytest.skip("needs a GPU that torch can use", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    """Skip every file of this folder as a whole, so that it costs nothing without a GPU."""
+    if parent.config.getoption("--device") == "cpu" and not torch.cuda.is_available():
+        return WithoutGPU.from_parent(parent, path=module_path)
+    return None
 
 
 @pytest.fixture(scope="session")
 def device(device) -> torch.device:
     """The GPU, also without --device."""
-    name = INSTEAD or (str(device) if device.type != "cpu" else "cuda")
-    return torch.empty(0, device=name).device
+    return torch.empty(0, device="cuda").device if device.type == "cpu" else device
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +45,7 @@ def _settings_of_the_process(device):
 
 @pytest.fixture
 def hardware(device) -> torch.device:
-    """The GPU, for tests that the CPU cannot run in its place."""
-    if device.type == "cpu":
+    """The GPU, for tests that nothing can run in its place."""
+    if not is_real(device):
         pytest.skip("needs a real GPU")
     return device

@@ -11,6 +11,8 @@ from tests.gpu import hardware as gpu
 from tests.gpu.cases import assert_near, batch_of, expected_of, laid_out, layer_for
 from torch.testing import assert_close
 
+pytestmark = pytest.mark.usefixtures("hardware")
+
 SHAPES = {"fits on the chip": (4, 24, 14, 14), "7 by 7": (8, 64, 7, 7), "large": (16, 16, 112, 112), "n-c": (512, 100)}
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

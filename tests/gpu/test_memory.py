@@ -13,6 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 
 import bnlab
 
+pytestmark = pytest.mark.usefixtures("hardware")
+
 SHAPE = (32, 256, 56, 56)
 SAMPLES, CHANNELS, SIDE = 33, 1024, 256
 """In bfloat16 an input of this size takes 4.4 GB, and has more than 2**31 elements."""

@@ -10,6 +10,8 @@ from tests.gpu.cases import batch_of, laid_out, layer_for
 
 import bnlab
 
+pytestmark = pytest.mark.usefixtures("hardware")
+
 FORMS = {
     "plain": {},
     "relu": {"activation": "relu"},
