@@ -1,8 +1,8 @@
-"""torch's own CPU kernels, called on input that is shifted to a mean near 0 and laid out in planes.
+"""torch's own operators, called on input that is shifted to a mean near 0: as `aten_device` says on a GPU.
 
-As torch calls them, these kernels are not accurate enough. They fold the mean into y = a*x + b, which cancels where the
-mean is large. In channels_last, and in every input of shape (N, C), they add up thousands of values in one float32.
-Neither happens with a small mean in contiguous planes.
+On a CPU they are torch's kernels for BN, on contiguous planes. As torch calls them, these kernels are not accurate
+enough. They fold the mean into y = a*x + b, which cancels where the mean is large. In channels_last, and in every input
+of shape (N, C), they add up thousands of values in one float32. Neither happens with a small mean in contiguous planes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bnlab.functional.moments import per_channel
-from bnlab.kernels.backends import reference
+from bnlab.kernels.backends import aten_device, reference
 from bnlab.kernels.request import Request
 
 __all__ = ["backward", "forward", "refuse"]
@@ -27,11 +27,12 @@ _SMALLEST_VARIANCE = 1e-30
 
 
 def refuse(request: Request) -> str | None:
-    """Return the reason against torch's kernels for a request, or None."""
+    """Return the reason against torch's operators for a request, or None."""
     if request.context == "transform":
         return "torch.func and forward mode need formulas"
-    if request.device != "cpu":
-        return f"its accuracy on {request.device} has not been measured"
+    platform = "ROCm" if request.device == "cuda" and torch.version.hip else request.device
+    if platform not in ("cpu", "cuda"):
+        return f"its accuracy on {platform} has not been measured"
     if request.masked:
         return "it does not support masks"
     if request.dtype not in ("float32", "float16", "bfloat16"):
@@ -46,9 +47,11 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y and the biased batch statistics in float64.
 
-    The reference backend takes over if float32 cannot hold the variance: if the variance overflows or vanishes, or the
-    input is not finite. There the square of any float32 is finite.
+    On a CPU the reference backend takes over if float32 cannot hold the variance: if the variance overflows or
+    vanishes, or the input is not finite. There the square of any float32 is finite.
     """
+    if not x.is_cpu:
+        return aten_device.forward(x, weight, bias, eps)
     pivot = _sample_mean(x)
     shifted = _planes(x.to(torch.float32) - per_channel(pivot, x))
     rest, var = torch.ops.aten.batch_norm_update_stats(shifted, None, None, 0.0)
@@ -72,7 +75,9 @@ def forward(
 def backward(
     grad: Tensor, x: Tensor, weight: Tensor | None, mask: Tensor | None, mean: Tensor, var: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return dx in the dtype of `x`, dgamma and dbeta in float32."""
+    """Return dx in the dtype of `x`, dgamma and dbeta in float32, or in float64 on a GPU."""
+    if not x.is_cpu:
+        return aten_device.backward(grad, x, weight, mean, var, eps)
     representable = ((var >= _SMALLEST_VARIANCE) | (var == 0)) & (var < torch.finfo(torch.float32).max)
     if not bool(representable.all()):
         return reference.backward(grad, x, weight, mask, mean, var, eps)
