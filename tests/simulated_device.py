@@ -136,5 +136,7 @@ _LIBRARY.fallback(_fallback, "PrivateUse1")
 _ATEN = torch.library.Library("aten", "IMPL")
 _ATEN.impl("copy_", lambda *args, **kwargs: _run(aten.copy_.default, args, kwargs), "PrivateUse1")
 
+# What is assigned to `.data` does not reach the tensor on the CPU: a conversion must make new parameters.
+torch.__future__.set_overwrite_module_params_on_conversion(True)
 # bnlab takes the tensors for plain ones, not for those of a subclass.
 request._TENSORS = (*request._TENSORS, SimulatedTensor)

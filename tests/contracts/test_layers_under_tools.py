@@ -19,14 +19,14 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 modes = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 
 
-def trained(kind, training=True, **options):
+def trained(kind, device, training=True, **options):
     layer = kind(3, **options).train(training).requires_grad_(True)
     with torch.no_grad():
         layer.weight.copy_(torch.randn(3))
         layer.bias.copy_(torch.randn(3))
         layer.running_mean.copy_(torch.randn(3))
         layer.running_var.copy_(0.5 + torch.rand(3))
-    return layer
+    return layer.to(device)
 
 
 class Doubled(nn.Module):
@@ -35,7 +35,7 @@ class Doubled(nn.Module):
 
 
 def pruned(layer):
-    prune.custom_from_mask(layer, "weight", torch.tensor([1.0, 0.0, 1.0]))
+    prune.custom_from_mask(layer, "weight", torch.tensor([1.0, 0.0, 1.0], device=layer.weight.device))
     return layer.weight_orig
 
 
@@ -80,8 +80,8 @@ TOOLS = [pruned, parametrized, weight_normed, weight_normed_by_hooks, adapted, r
 @kinds
 @modes
 @pytest.mark.parametrize("tool", TOOLS)
-def test_replaced_parameters_are_used(kind, training, tool):
-    layer, x = trained(kind, training), torch.randn(6, 3, 4, 4)
+def test_replaced_parameters_are_used(kind, training, tool, device):
+    layer, x = trained(kind, device, training), torch.randn(6, 3, 4, 4).to(device)
     plain, leaf = copy.deepcopy(layer), tool(layer)
     y = layer(x)
     with torch.no_grad():
@@ -94,8 +94,8 @@ def test_replaced_parameters_are_used(kind, training, tool):
 
 
 @kinds
-def test_replaced_buffers_are_used_and_updated(kind):
-    layer, x = trained(kind), torch.randn(6, 3, 4, 4)
+def test_replaced_buffers_are_used_and_updated(kind, device):
+    layer, x = trained(kind, device), torch.randn(6, 3, 4, 4).to(device)
     if kind is bnlab.nn.FrozenBatchNorm2d:
         layer.moves_statistics = True
     plain = copy.deepcopy(layer)
@@ -111,8 +111,8 @@ def test_replaced_buffers_are_used_and_updated(kind):
 
 @kinds
 @modes
-def test_stacked_models_run_under_vmap(kind, training):
-    models, x = [trained(kind, training) for _ in range(3)], torch.randn(3, 6, 3, 4, 4)
+def test_stacked_models_run_under_vmap(kind, training, device):
+    models, x = [trained(kind, device, training) for _ in range(3)], torch.randn(3, 6, 3, 4, 4).to(device)
     parameters, buffers = stack_module_state(models)
     base = copy.deepcopy(models[0])
     y = vmap(lambda p, b, x: functional_call(base, (p, b), (x,)))(parameters, buffers, x)
@@ -125,8 +125,8 @@ def test_stacked_models_run_under_vmap(kind, training):
 @kinds
 @modes
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.func's own use of torch.jit
-def test_stacked_models_are_differentiated_under_vmap(kind, training):
-    models, x = [trained(kind, training) for _ in range(3)], torch.randn(3, 6, 3, 4, 4)
+def test_stacked_models_are_differentiated_under_vmap(kind, training, device):
+    models, x = [trained(kind, device, training) for _ in range(3)], torch.randn(3, 6, 3, 4, 4).to(device)
     parameters, buffers = stack_module_state(models)
     base, tangents = copy.deepcopy(models[0]), torch.randn_like(x)
 
@@ -156,8 +156,8 @@ def test_stacked_models_are_differentiated_under_vmap(kind, training):
         assert_close((directions[index] * weights).sum(), (pulled * tangents[index]).sum(), rtol=1e-4, atol=1e-4)
 
 
-def test_running_statistics_that_models_share_are_refused_under_vmap():
-    layer, x = trained(bnlab.nn.BatchNorm2d), torch.randn(2, 6, 3, 4, 4)
+def test_running_statistics_that_models_share_are_refused_under_vmap(device):
+    layer, x = trained(bnlab.nn.BatchNorm2d, device), torch.randn(2, 6, 3, 4, 4).to(device)
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     with pytest.raises(UsageError, match=r"be stacked to be updated under vmap, got buffers of shape \(3,\)"):
         vmap(layer)(x)
@@ -167,20 +167,20 @@ def test_running_statistics_that_models_share_are_refused_under_vmap():
 
 
 @kinds
-def test_every_buffer_is_in_the_state_dict(kind):
+def test_every_buffer_is_in_the_state_dict(kind, device):
     """Loaders fill the other buffers with what happens to lie in memory, and DDP broadcasts all buffers."""
-    layer = trained(kind)
+    layer = trained(kind, device)
     assert {name for name, _ in layer.named_buffers()} <= layer.state_dict().keys()
     assert layer.skipped_batches == 0
 
 
 @kinds
-def test_a_layer_without_values_gets_them_from_a_loader(kind):
-    expected, x = trained(kind), torch.randn(6, 3, 4, 4)
+def test_a_layer_without_values_gets_them_from_a_loader(kind, device):
+    expected, x = trained(kind, device), torch.randn(6, 3, 4, 4).to(device)
     with torch.device("meta"):
         assigned, emptied, by_name = kind(3), kind(3), kind(3)
     assigned.load_state_dict(copy.deepcopy(expected.state_dict()), assign=True)
-    emptied.to_empty(device="cpu").load_state_dict(expected.state_dict())
+    emptied.to_empty(device=device).load_state_dict(expected.state_dict())
     for name, tensor in expected.state_dict().items():  # as accelerate does, around every method of a module
         own = by_name._parameters if name in by_name._parameters else by_name._buffers
         own[name] = nn.Parameter(tensor.clone()) if own is by_name._parameters else tensor.clone()
@@ -189,15 +189,15 @@ def test_a_layer_without_values_gets_them_from_a_loader(kind):
         assert_close(layer(x), y, rtol=0, atol=0)
         layer(torch.full_like(x, float("nan")))
         assert kind is bnlab.nn.FrozenBatchNorm2d or layer.skipped_batches == 1
-    filled = trained(kind)
+    filled = trained(kind, device)
     filled.skipped_batches.fill_(3)
     assert filled.to(torch.float64).skipped_batches == 3
-    assert filled.to("meta").to_empty(device="cpu").skipped_batches == 0
+    assert filled.to("meta").to_empty(device=device).skipped_batches == 0
 
 
 @kinds
-def test_pickles_in_which_the_own_tensors_are_buffers_load(kind):
-    layer, x = trained(kind), torch.randn(6, 3, 4, 4)
+def test_pickles_in_which_the_own_tensors_are_buffers_load(kind, device):
+    layer, x = trained(kind, device), torch.randn(6, 3, 4, 4).to(device)
     state = layer.__getstate__() if kind is not bnlab.nn.BatchNorm2d else dict(vars(layer))
     old = {name: value for name, value in state.items() if name not in type(layer)._own_tensors}
     own = {name: state[name].clone() for name in type(layer)._own_tensors}
@@ -217,16 +217,16 @@ def test_pickles_in_which_the_own_tensors_are_buffers_load(kind):
 
 
 @pytest.mark.parametrize("kind", [bnlab.nn.BatchNorm2d, bnlab.nn.BatchRenorm2d])
-def test_a_compiled_layer_counts_skipped_batches(kind):
-    layer = trained(kind)
+def test_a_compiled_layer_counts_skipped_batches(kind, device):
+    layer = trained(kind, device)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    x = torch.randn(6, 3, 4, 4)
+    x = torch.randn(6, 3, 4, 4).to(device)
     for batch in (x, x * float("nan"), x, x * float("inf")):
         compiled(batch)
     assert (layer.skipped_batches, layer.num_batches_tracked) == (2, 2)
     if kind is bnlab.nn.BatchRenorm2d:
         layer.r_max, layer.d_max = 1.0, 0.0
-        plain = trained(bnlab.nn.BatchNorm2d)
+        plain = trained(bnlab.nn.BatchNorm2d, device)
         plain.load_state_dict(layer.state_dict())
         assert_close(compiled(5 + x), plain(5 + x))
     torch._dynamo.reset()
@@ -239,11 +239,12 @@ def process_group():
     distributed.destroy_process_group()
 
 
+@pytest.mark.cpu_only("a process group of gloo")
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("original", [True, False])
-def test_flat_parameters_of_fsdp(original):
+def test_flat_parameters_of_fsdp(original, device):
     fsdp = pytest.importorskip("torch.distributed.fsdp")
-    net = nn.Sequential(nn.Conv2d(3, 3, 1), trained(bnlab.nn.BatchNorm2d, activation="relu"))
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), trained(bnlab.nn.BatchNorm2d, device, activation="relu"))
     plain, x = copy.deepcopy(net), torch.randn(6, 3, 4, 4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the CPU as a device
@@ -254,9 +255,10 @@ def test_flat_parameters_of_fsdp(original):
     assert_close(net[1].running_var, plain[1].running_var, rtol=0, atol=0)
 
 
+@pytest.mark.cpu_only("a process group of gloo")
 @pytest.mark.usefixtures("process_group")
-def test_ddp_broadcasts_statistics_but_no_count_of_skipped_batches():
-    net = nn.Sequential(nn.Conv2d(3, 3, 1), trained(bnlab.nn.BatchNorm2d))
+def test_ddp_broadcasts_statistics_but_no_count_of_skipped_batches(device):
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), trained(bnlab.nn.BatchNorm2d, device))
     wrapped, x = nn.parallel.DistributedDataParallel(net), torch.randn(6, 3, 4, 4)
     wrapped(x * float("nan"))
     wrapped(x)
