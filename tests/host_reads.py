@@ -62,9 +62,9 @@ def _place():
     """Return the innermost line of bnlab that is running."""
     frame = sys._getframe()
     while frame is not None:
-        _, found, path = frame.f_code.co_filename.rpartition("bnlab/")
-        if found and "/src/" in frame.f_code.co_filename:
-            return f"{path}:{frame.f_lineno}"
+        path = frame.f_code.co_filename
+        if "/src/bnlab/" in path:
+            return f"{path.rpartition('/src/bnlab/')[2]}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
 

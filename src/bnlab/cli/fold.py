@@ -109,9 +109,9 @@ def _torch(target: str, specs: _Specs) -> tuple[bytes, Changes, list[str]]:
         raise UsageError(f"--example: value must be given to see what {target} executes, got none.")
     loaded, _ = load_target(target, specs.model, "to see what it executes")
     move(loaded, specs.device)
-    from bnlab.observe.passes.batches import batches_of
     from bnlab.observe.passes.calling import require_forward
     from bnlab.observe.passes.example import example_of
+    from bnlab.observe.passes.placement import batches_of
     from bnlab.remedies.fold.export import exported
     from bnlab.remedies.fold.fold import fold
 

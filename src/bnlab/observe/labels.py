@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bnlab.observe.passes.tensors import tensors_in
 
-__all__ = ["IGNORED", "LABEL_KEYS", "classes_of", "labels_of", "scores_of"]
+__all__ = ["IGNORED", "LABEL_KEYS", "classes_and_fit", "classes_of", "labels_of", "scores_of"]
 
 IGNORED = -100
 """The label that torch's cross-entropy ignores."""
@@ -68,6 +68,15 @@ def classes_of(scores: Tensor, labels: Tensor, *, may_be_void: bool = False) -> 
         labels: The labels of the same batch.
         may_be_void: Whether a batch may have no class at all.
     """
+    checked = classes_and_fit(scores, labels, may_be_void=may_be_void)
+    return checked[0] if checked is not None and bool(checked[1]) else None
+
+
+def classes_and_fit(scores: Tensor, labels: Tensor, *, may_be_void: bool) -> tuple[Tensor, Tensor] | None:
+    """Return what :func:`classes_of` returns, and whether it may be used: a bool of shape () on the same device.
+
+    None stands for a shape or dtype that does not fit. Nothing waits for the device.
+    """
     if not scores.is_floating_point() or scores.dim() < 2 or scores.size(1) < 2:
         return None
     if labels.is_floating_point() or labels.is_complex() or labels.shape != (scores.size(0), *scores.shape[2:]):
@@ -76,8 +85,11 @@ def classes_of(scores: Tensor, labels: Tensor, *, may_be_void: bool = False) -> 
         return None
     classes = labels.to(torch.int64)
     is_class = (classes >= 0) & (classes < scores.size(1))
-    others = classes[~is_class]
-    is_void = bool(labels.numel()) and not bool(is_class.any())
-    if bool((others != others[:1]).any()) or (is_void and not may_be_void):
-        return None
-    return torch.where(is_class, classes, IGNORED)
+    fits = is_class.new_ones(())
+    if labels.numel():
+        limits = torch.iinfo(torch.int64)
+        others_are_alike = (
+            classes.masked_fill(is_class, limits.min).max() <= classes.masked_fill(is_class, limits.max).min()
+        )
+        fits = others_are_alike if may_be_void else others_are_alike & is_class.any()
+    return torch.where(is_class, classes, IGNORED), fits

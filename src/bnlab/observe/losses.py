@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bnlab.errors import BnlabError, UsageError
+from bnlab.functional.moments import widened
 from bnlab.observe.evidence import Floats
-from bnlab.observe.labels import IGNORED, classes_of, labels_of, scores_of
+from bnlab.observe.labels import IGNORED, classes_and_fit, classes_of, labels_of, scores_of
 from bnlab.observe.metric import Score, paired_error
-from bnlab.observe.passes.batches import batches_of, parts_of, samples_in
+from bnlab.observe.passes.batches import parts_of, samples_in
 from bnlab.observe.passes.calling import Batch, Forward, inputs_taken, run_batch
+from bnlab.observe.passes.placement import batches_of
+from bnlab.observe.transfers import to_host
 from bnlab.wording import error_line
 
 __all__ = [
@@ -87,6 +90,21 @@ class Difference:
         return self.mean < -2 * self.standard_error
 
 
+@dataclass(frozen=True, eq=False)
+class BatchLosses:
+    """The losses on one batch, which may wait on a device.
+
+    Attributes:
+        values: Mean loss of each sample or part, each of one number.
+        weights: Samples in each. Shape (n,), float64.
+        fits: Whether the labels of the batch are labels; None where nothing depends on it.
+    """
+
+    values: Sequence[Tensor]
+    weights: Floats
+    fits: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class LossMeasure:
     """A loss that a model has on batches.
@@ -98,19 +116,26 @@ class LossMeasure:
     """
 
     name: str
-    of_batch: Callable[[nn.Module, Batch], Losses]
+    of_batch: Callable[[nn.Module, Batch], BatchLosses]
     chance: Callable[[Iterable[Batch]], float] | None = None
 
     def of(self, model: nn.Module, data: Iterable[Batch]) -> Losses:
-        """Return the losses of a model in eval mode on every batch.
+        """Return the losses of a model in eval mode on every batch, which the host reads from a device together.
 
         Raises:
             UsageError: If forward or the loss raises.
         """
         model.eval()
         with torch.no_grad():
-            parts = [self.of_batch(model, batch) for batch in batches_of(data, model)]
-        return Losses(np.concatenate([p.values for p in parts]), np.concatenate([p.weights for p in parts]))
+            batches = [self.of_batch(model, batch) for batch in batches_of(data, model)]
+        fits = to_host([batch.fits for batch in batches if batch.fits is not None])
+        if not all(one.numpy() for one in fits):
+            raise _other_labels()
+        values = to_host([value.detach() for batch in batches for value in batch.values])
+        return Losses(
+            np.concatenate([value.to(torch.float64).numpy().reshape(-1) for value in values]),
+            np.concatenate([batch.weights for batch in batches]),
+        )
 
 
 def loss_measure(loss: Callable[[nn.Module, Any], Tensor], batches: int) -> LossMeasure:
@@ -122,7 +147,7 @@ def loss_measure(loss: Callable[[nn.Module, Any], Tensor], batches: int) -> Loss
     """
     parts = -(-_MIN_VALUES // max(1, batches))
 
-    def of_batch(model: nn.Module, batch: Batch) -> Losses:
+    def of_batch(model: nn.Module, batch: Batch) -> BatchLosses:
         if parts > 1:
             with suppress(Exception):  # a batch that cannot be cut, such as a graph, is measured as a whole
                 return _values_of(loss, model, parts_of(batch, parts))
@@ -136,9 +161,20 @@ def loss_measure(loss: Callable[[nn.Module, Any], Tensor], batches: int) -> Loss
     return LossMeasure("loss", of_batch)
 
 
-def _values_of(loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, parts: Iterable[Batch]) -> Losses:
-    values = [(float(loss(model, part)), float(max(1, samples_in(part)))) for part in parts]
-    return Losses(*np.array(values, dtype=np.float64).T)
+def _values_of(loss: Callable[[nn.Module, Any], Tensor], model: nn.Module, parts: Iterable[Batch]) -> BatchLosses:
+    values = [(_number(loss(model, part)), float(max(1, samples_in(part)))) for part in parts]
+    return BatchLosses([value for value, _ in values], np.array([weight for _, weight in values], dtype=np.float64))
+
+
+def _number(value: Tensor | float) -> Tensor:
+    """Return a loss as a tensor of one number, on its device.
+
+    Raises:
+        RuntimeError: If it holds several numbers, or none.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        return value.detach()
+    return torch.tensor(float(value), dtype=torch.float64)
 
 
 def cross_entropy_measure(model: nn.Module, data: Iterable[Batch], forward: Forward = run_batch) -> LossMeasure | None:
@@ -151,8 +187,8 @@ def cross_entropy_measure(model: nn.Module, data: Iterable[Batch], forward: Forw
     """
     with torch.no_grad():
         for batch in batches_of(data, model):
-            scored = _scores_and_classes(model, batch, forward, may_be_void=False)
-            if scored is None:
+            scored = _scores_and_labels(model, batch, forward)
+            if scored is None or classes_of(*scored) is None:
                 return None
             taken = inputs_taken(model, batch, forward)
             entropy = partial(_entropy_of_labels, classes=scored[0].size(1), taken=taken)
@@ -184,9 +220,9 @@ def own_loss(
 def score_measure(score: Score) -> LossMeasure:
     """Return the measure of a metric of one batch, with the sign with which lower is better."""
 
-    def of_batch(model: nn.Module, batch: Batch) -> Losses:
+    def of_batch(model: nn.Module, batch: Batch) -> BatchLosses:
         value = -score.higher(score.on(model, [batch]))
-        return Losses(np.array([value]), np.array([float(max(1, samples_in(batch)))]))
+        return BatchLosses([_number(value)], np.array([float(max(1, samples_in(batch)))]))
 
     return LossMeasure(score.name, of_batch)
 
@@ -213,26 +249,25 @@ def _entropy_of_labels(data: Iterable[Batch], classes: int, taken: int) -> float
     return float(-(shares * shares.log()).sum() * counts.sum() / len(labels))
 
 
-def _scores_and_classes(
-    model: nn.Module, batch: Batch, forward: Forward, *, may_be_void: bool
-) -> tuple[Tensor, Tensor] | None:
-    """Return the scores of a batch and the classes beside them; None if there are none that fit."""
+def _scores_and_labels(model: nn.Module, batch: Batch, forward: Forward) -> tuple[Tensor, Tensor] | None:
+    """Return the scores of a batch and the labels beside them, on one device; None without either."""
     labels = labels_of(batch, inputs_taken(model, batch, forward))
     scores = None if labels is None else scores_of(forward(model, batch))
-    if labels is None or scores is None:
-        return None
-    classes = classes_of(scores, labels, may_be_void=may_be_void)
-    return None if classes is None else (scores, classes.to(scores.device))
+    return None if labels is None or scores is None else (scores, labels.to(scores.device))
 
 
-def _cross_entropies(model: nn.Module, batch: Batch, *, forward: Forward) -> Losses:
-    scored = _scores_and_classes(model, batch, forward, may_be_void=True)
-    if scored is None:
-        raise UsageError(
-            "data: every batch must have labels like the first one, got a batch with other labels or none."
-        )
-    values = cross_entropies(*scored).cpu().to(torch.float64)
-    return Losses(values.reshape(len(values), -1).mean(1).numpy(), np.ones(len(values)))
+def _cross_entropies(model: nn.Module, batch: Batch, *, forward: Forward) -> BatchLosses:
+    scored = _scores_and_labels(model, batch, forward)
+    checked = None if scored is None else classes_and_fit(*scored, may_be_void=True)
+    if scored is None or checked is None:
+        raise _other_labels()
+    classes, fits = checked
+    values = widened(cross_entropies(scored[0], classes))
+    return BatchLosses([values.reshape(len(values), -1).mean(1)], np.ones(len(values)), fits)
+
+
+def _other_labels() -> UsageError:
+    return UsageError("data: every batch must have labels like the first one, got a batch with other labels or none.")
 
 
 def cross_entropies(scores: Tensor, classes: Tensor) -> Tensor:

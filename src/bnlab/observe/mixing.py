@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlab.observe.model_evidence import MixingModule
-from bnlab.observe.passes.batches import batches_of, first_samples, samples_in
+from bnlab.observe.passes.batches import first_samples, samples_in
 from bnlab.observe.passes.calling import Batch
 from bnlab.observe.passes.modes import set_eval_mode
 from bnlab.observe.passes.module_calls import watching_modules
+from bnlab.observe.passes.placement import batches_of
 from bnlab.observe.passes.subject import Subject
 from bnlab.observe.passes.tensors import tensors_in
+from bnlab.observe.transfers import to_host
 
-__all__ = ["Mixing", "measure_mixing", "outputs_of"]
+__all__ = ["Mixing", "floating_outputs", "measure_mixing"]
 
 _MAX_SAMPLES = 8
 """Number of samples of the batch on which the module is located. Every input and output is held in memory."""
@@ -59,9 +61,9 @@ def measure_mixing(subject: Subject, data: Iterable[Batch], by_function: Mapping
     half = size // 2
     with subject.untouched(), torch.no_grad():
         set_eval_mode(model)
-        whole, again = outputs_of(subject, batch), outputs_of(subject, batch)
+        whole, again = _outputs_on_host(subject, batch), _outputs_on_host(subject, batch)
         try:
-            alone = outputs_of(subject, first_samples(batch, half))
+            alone = _outputs_on_host(subject, first_samples(batch, half))
         except Exception:
             return None
         if any(not torch.equal(left, right) for left, right in zip(whole, again, strict=True)):
@@ -81,9 +83,13 @@ def measure_mixing(subject: Subject, data: Iterable[Batch], by_function: Mapping
     return Mixing(max(changes), module)
 
 
-def outputs_of(subject: Subject, batch: Batch) -> list[Tensor]:
-    """Return every floating-point output of a model on a batch, in float64 on the CPU."""
-    return [t.detach().cpu().to(torch.float64) for t in tensors_in(subject.run(batch)) if t.is_floating_point()]
+def floating_outputs(subject: Subject, batch: Batch) -> list[Tensor]:
+    """Return every floating-point output of a model on a batch."""
+    return [tensor.detach() for tensor in tensors_in(subject.run(batch)) if tensor.is_floating_point()]
+
+
+def _outputs_on_host(subject: Subject, batch: Batch) -> list[Tensor]:
+    return [tensor.to(torch.float64) for tensor in to_host(floating_outputs(subject, batch))]
 
 
 def _change(whole: Tensor, alone: Tensor, half: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeGuard
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from bnlab.observe.evidence import Evidence, Floats, Hyperparameters, LayerState, NetworkState
 from bnlab.observe.files.tensors import coarser
 from bnlab.observe.programs.graph_layers import INSTANCE_NORM
+from bnlab.observe.transfers import to_host
 
 __all__ = ["read_model", "with_stored_layers"]
 
@@ -28,16 +29,13 @@ def read_model(model: nn.Module, hyperparameters: Hyperparameters) -> Evidence:
         One network, with the layer names of ``named_modules()``. Layers without running statistics are listed as left
         alone, with the reason.
     """
-    layers: list[LayerState] = []
-    left_alone: list[tuple[str, str]] = []
-    for name, module in model.named_modules():
-        if not hasattr(module, "running_mean") or not hasattr(module, "running_var"):
-            continue
-        reason = _unreadable(module)
-        if reason is None:
-            layers.append(_layer(name, module, hyperparameters))
-        else:
-            left_alone.append((name, reason))
+    named = [
+        (name, module)
+        for name, module in model.named_modules()
+        if hasattr(module, "running_mean") and hasattr(module, "running_var")
+    ]
+    readable, left_alone = _readable_layers(named)
+    layers = _layers(readable, hyperparameters)
     networks = (NetworkState("", tuple(layers)),) if layers else ()
     return Evidence(networks, tuple(left_alone))
 
@@ -57,14 +55,17 @@ def with_stored_layers(
         hyperparameters: Momentum and eps, which such modules do not have.
     """
     own = [layer for network in evidence.networks for layer in network.layers]
-    reasons = [*evidence.left_alone, *left_alone]
-    for name, module in stored.items():
-        reason = _unreadable(module)
-        if reason is None:
-            own.append(_layer(name, module, hyperparameters))
-        else:
-            reasons.append((name, reason))
+    readable, reasons = _readable_layers(stored.items())
+    own += _layers(readable, hyperparameters)
+    reasons = [*evidence.left_alone, *left_alone, *reasons]
     return Evidence((NetworkState("", tuple(own)),) if own else (), tuple(reasons))
+
+
+def _readable_layers(named: Iterable[tuple[str, nn.Module]]) -> tuple[dict[str, nn.Module], list[tuple[str, str]]]:
+    """Return the modules that are read as BN layers, and the reason against each of the others."""
+    reasons = [(name, module, _unreadable(module)) for name, module in named]
+    readable = {name: module for name, module, reason in reasons if reason is None}
+    return readable, [(name, reason) for name, _, reason in reasons if reason is not None]
 
 
 def _unreadable(module: nn.Module) -> str | None:
@@ -91,27 +92,54 @@ def _is_values(value: object) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor) and not is_lazy(value) and not value.is_meta
 
 
-def _layer(name: str, module: nn.Module, known: Hyperparameters) -> LayerState:
-    counter = getattr(module, "num_batches_tracked", None)
-    weight = getattr(module, "weight", None)
+_NUMBERS = ("running_mean", "running_var", "weight", "bias", "num_batches_tracked")
+
+
+def _layers(modules: Mapping[str, nn.Module], hyperparameters: Hyperparameters) -> list[LayerState]:
+    """Return the numbers of layers that can be read, for which the host reads a device once."""
+    tensors = {
+        (name, key): _whole(value)
+        for name, module in modules.items()
+        for key in _NUMBERS
+        if _is_values(value := getattr(module, key, None)) and (key != _NUMBERS[-1] or value.numel() == 1)
+    }
+    values = dict(zip(tensors, to_host([*tensors.values()]), strict=True))
+    return [
+        _layer(name, module, {key: values.get((name, key)) for key in _NUMBERS}, hyperparameters)
+        for name, module in modules.items()
+    ]
+
+
+def _layer(
+    name: str, module: nn.Module, values: Mapping[str, torch.Tensor | None], known: Hyperparameters
+) -> LayerState:
+    weight, counter = getattr(module, "weight", None), values["num_batches_tracked"]
     own = {key: getattr(module, key) for key in ("momentum", "eps") if hasattr(module, key)}
+    mean, var, *affine = (_float64(values[key]) for key in _NUMBERS[:4])
+    assert mean is not None  # checked by _unreadable
+    assert var is not None
     return LayerState(
         name=name,
-        running_mean=_float64(module.running_mean),
-        running_var=_float64(module.running_var),
-        weight=_float64(weight) if _is_values(weight) else None,
-        bias=_float64(module.bias) if _is_values(getattr(module, "bias", None)) else None,
-        num_batches_tracked=int(counter) if _is_values(counter) and counter.numel() == 1 else None,
+        running_mean=mean,
+        running_var=var,
+        weight=affine[0],
+        bias=affine[1],
+        num_batches_tracked=None if counter is None else int(counter.to(torch.int64).numpy().item()),
         dtype=coarser(_dtype(module.running_mean), _dtype(module.running_var)),
         affine_dtype=_dtype(weight if _is_values(weight) else module.running_var),
         hyperparameters=known.stating(**own),
     )
 
 
-def _float64(value: object) -> Floats:
-    assert isinstance(value, torch.Tensor)  # checked by _unreadable
+def _whole(value: torch.Tensor) -> torch.Tensor:
     gather: Callable[[], torch.Tensor] = getattr(value, "full_tensor", lambda: value)  # a DTensor holds a part of it
-    values: Floats = gather().detach().to("cpu", torch.float64).numpy().copy()
+    return gather().detach()
+
+
+def _float64(value: torch.Tensor | None) -> Floats | None:
+    if value is None:
+        return None
+    values: Floats = value.to(torch.float64).numpy().copy()
     return values
 
 

@@ -20,9 +20,9 @@ from bnlab.errors import UsageError
 from bnlab.observe.labels import IGNORED, LABEL_KEYS, labels_of, scores_of
 from bnlab.observe.losses import cross_entropies
 from bnlab.observe.metric import Metric, Score, metric_name
-from bnlab.observe.passes.batches import batches_of
 from bnlab.observe.passes.calling import Batch, Forward, inputs_taken, run_batch
 from bnlab.observe.passes.kept_batches import require_data
+from bnlab.observe.passes.placement import batches_of
 from bnlab.wording import did_you_mean
 
 __all__ = ["NAMES", "accuracy", "cross_entropy", "is_metric_name", "miou", "named_metric", "score_of"]

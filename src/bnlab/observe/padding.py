@@ -16,10 +16,11 @@ from bnlab.functional.moments import moments_in_blocks
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer, PaddingEffect
-from bnlab.observe.passes.batches import batches_of, input_of_batch
+from bnlab.observe.passes.batches import input_of_batch
 from bnlab.observe.passes.calling import Batch
 from bnlab.observe.passes.kept_batches import spread
 from bnlab.observe.passes.order import input_of
+from bnlab.observe.passes.placement import batches_of
 from bnlab.observe.passes.statistics import Beside, LayerCall, measuring
 from bnlab.observe.passes.subject import ForwardFailed, Subject, usage_error_unless
 from bnlab.observe.passes.tensors import tensors_in

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from bnlab.conventions import FEW_VALUES
 from bnlab.errors import UsageError
+from bnlab.functional.moments import widened
 from bnlab.observe.comparison import Comparison
 from bnlab.observe.data_passes import NOTHING, CommonCount, DataPass, DataPasses, require_finite
 from bnlab.observe.discover import any_batch_norm, channels_of, is_of_frozen_class, is_quantised, why_frozen
@@ -25,10 +26,10 @@ from bnlab.observe.exchanged_channels import exchanged_channels
 from bnlab.observe.formula import OwnFormulas
 from bnlab.observe.gap import RunningStatistics, layer_gap
 from bnlab.observe.inputs import Inputs
-from bnlab.observe.mixing import measure_mixing, outputs_of
+from bnlab.observe.mixing import floating_outputs, measure_mixing
 from bnlab.observe.model_evidence import EpsFit, Execution, Gradient, ModelEvidence, ModelLayer, OutputGap
 from bnlab.observe.padding import with_padding
-from bnlab.observe.passes.batches import batches_of, first_samples, samples_in
+from bnlab.observe.passes.batches import first_samples, samples_in
 from bnlab.observe.passes.calling import Batch
 from bnlab.observe.passes.dropout import dropping_paths
 from bnlab.observe.passes.executed_graph import ExecutedGraph, execute
@@ -36,11 +37,13 @@ from bnlab.observe.passes.kept_batches import KeptBatches
 from bnlab.observe.passes.layer_statistics import OneValueInEachBatch
 from bnlab.observe.passes.modes import Modes, kept_in_mode, observe_modes, set_eval_mode
 from bnlab.observe.passes.offloaded import has_hooks_of_accelerate
+from bnlab.observe.passes.placement import batches_of
 from bnlab.observe.passes.population import impose_batch_statistics
 from bnlab.observe.passes.regroup import regrouped
 from bnlab.observe.passes.subject import ForwardFailed, Subject, usage_error_unless
 from bnlab.observe.ported import port_of
 from bnlab.observe.structure import executions
+from bnlab.observe.transfers import to_host
 from bnlab.wording import counted, enumerated, listed
 
 __all__ = ["StaleLayers", "survey"]
@@ -461,24 +464,37 @@ def _with_gap(layer: ModelLayer) -> ModelLayer:
 def _output_gap(subject: Subject, data: Iterable[Batch]) -> OutputGap | None:
     """Compare the outputs of the whole network with running statistics and with batch statistics."""
     model = subject.model
-    square = total = spread = 0.0
-    broken = False
+    numbers: list[Tensor] = []
+    sizes: list[int] = []
     with subject.untouched(), torch.no_grad():
         set_eval_mode(model)
         for batch in islice(batches_of(data, model), _OUTPUT_BATCHES):
-            running = outputs_of(subject, batch)
+            running = floating_outputs(subject, batch)
             with impose_batch_statistics(model):
-                by_batch = outputs_of(subject, batch)
+                by_batch = floating_outputs(subject, batch)
             for left, right in zip(running, by_batch, strict=False):
-                if left.shape != right.shape or not bool(right.isfinite().all()):
-                    continue
-                broken |= not bool(left.isfinite().all())
-                square += float((left - right).square().nan_to_num(posinf=0.0).sum())
-                spread += float((right - right.mean(0, keepdim=True)).square().sum())
-                total += right.numel()
+                if left.shape == right.shape:
+                    numbers += _gap_between(widened(left), widened(right))
+                    sizes.append(right.numel())
+    values = [value.numpy() for value in to_host(numbers)]
+    square = spread = total = 0.0
+    broken = False
+    for place, size in enumerate(sizes):
+        is_finite, left_is_finite, own_square, own_spread = values[4 * place : 4 * place + 4]
+        if is_finite:
+            broken |= not left_is_finite
+            square += float(own_square)
+            spread += float(own_spread)
+            total += size
     if not total or not spread > 0:
         return None
     return OutputGap(relative=(square / spread) ** 0.5, not_finite=broken)
+
+
+def _gap_between(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return whether the right output is finite, whether the left one is, and two sums of squares, of shape () each."""
+    squares = (left - right).square().nan_to_num(posinf=0.0), (right - right.mean(0, keepdim=True)).square()
+    return right.isfinite().all(), left.isfinite().all(), squares[0].sum(), squares[1].sum()
 
 
 def _gradients(subject: Subject, evidence: ModelEvidence, inputs: Inputs, data: Iterable[Batch]) -> dict[str, Gradient]:

@@ -13,9 +13,9 @@ from bnlab._version import __version__
 from bnlab.errors import UsageError
 from bnlab.observe.discover import batch_norm_layers
 from bnlab.observe.evidence import Floats
-from bnlab.observe.passes.batches import batches_of
 from bnlab.observe.passes.calling import Forward
 from bnlab.observe.passes.executed_graph import execute
+from bnlab.observe.passes.placement import batches_of
 from bnlab.observe.passes.snapshot import all_or_nothing
 from bnlab.observe.passes.subject import untouched, usage_error_unless
 from bnlab.observe.structure import executions

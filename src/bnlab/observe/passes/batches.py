@@ -1,23 +1,19 @@
-"""Defines what a sample of a batch is, and how a batch moves to the device of a model."""
+"""Defines what a sample of a batch is."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from bnlab.observe.passes.calling import IMAGE_KEYS, Batch, is_list_of_images, is_opaque
 from bnlab.observe.passes.kept_batches import spread
-from bnlab.observe.passes.offloaded import has_hooks_of_accelerate
 from bnlab.observe.passes.tensors import map_tensors, sequence_like, tensors_in, with_tensors
 
 __all__ = [
-    "batches_of",
     "columns_of",
     "first_samples",
     "input_of_batch",
@@ -177,31 +173,3 @@ def _has_columns(item: Batch) -> bool:
     if is_opaque(item) or is_list_of_images(item):
         return False
     return all(map(_has_columns, item)) if isinstance(item, (tuple, list)) else True
-
-
-def batches_of(data: Iterable[Any], like: nn.Module) -> Iterator[Any]:
-    """Yield every batch on the device of the model `like`, unless the model places its input itself."""
-    device = _device_of(like)
-    for batch in data:
-        yield batch if device is None else _moved(batch, device)
-
-
-def _device_of(model: nn.Module) -> torch.device | None:
-    """Return the device of a model; None for a model that places its input itself, or that has no tensors.
-
-    A model on several devices places its input. So does one with hooks of accelerate, which keep the weights elsewhere
-    and load them for each call.
-    """
-    if has_hooks_of_accelerate(model):
-        return None
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    return devices.pop() if len(devices) == 1 else None
-
-
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    def move(item: Any) -> Any:  # noqa: ANN401
-        other = copy.copy(item)  # a graph moves itself in place, and a batch may be held for later
-        result = other.to(device)
-        return other if result is None else result
-
-    return map_tensors(batch, lambda tensor: tensor.to(device), move)

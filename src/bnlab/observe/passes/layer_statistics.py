@@ -18,8 +18,8 @@ from bnlab.observe.evidence import Floats
 from bnlab.observe.gap import batch_sums
 from bnlab.observe.model_evidence import Observed
 from bnlab.observe.passes.batch_rows import BatchRows
-from bnlab.observe.passes.batches import batches_of
 from bnlab.observe.passes.calling import Batch
+from bnlab.observe.passes.placement import batches_of
 from bnlab.observe.passes.statistics import Beside, LayerCall, measuring
 from bnlab.observe.passes.subject import ForwardFailed, Subject
 from bnlab.observe.transfers import is_at_hand

@@ -20,9 +20,10 @@ from bnlab.errors import UsageError
 from bnlab.functional.streaming import StreamingMoments
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
-from bnlab.observe.passes.batches import batches_of, samples_in
+from bnlab.observe.passes.batches import samples_in
 from bnlab.observe.passes.calling import Batch
 from bnlab.observe.passes.order import ForwardEnded
+from bnlab.observe.passes.placement import batches_of
 from bnlab.observe.passes.population import impose_statistics
 from bnlab.observe.passes.statistics import LayerCall, Run, measuring
 from bnlab.observe.passes.subject import Subject

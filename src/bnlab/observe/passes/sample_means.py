@@ -5,27 +5,30 @@ In this state a sample does not depend on the other samples of its batch, so onl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnlab.functional.moments import widened
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
 from bnlab.observe.model_evidence import Observed
 from bnlab.observe.passes.batch_rows import spread_channels
-from bnlab.observe.passes.batches import batches_of, columns_of, first_samples, input_of_batch, samples_at, samples_in
+from bnlab.observe.passes.batches import columns_of, first_samples, input_of_batch, samples_at, samples_in
 from bnlab.observe.passes.calling import Batch
 from bnlab.observe.passes.kept_batches import spread
 from bnlab.observe.passes.modes import set_eval_mode
 from bnlab.observe.passes.order import input_of
+from bnlab.observe.passes.placement import batches_of
 from bnlab.observe.passes.population import impose_statistics
 from bnlab.observe.passes.subject import Subject
+from bnlab.observe.transfers import Pending
 
 __all__ = ["SampleMeans", "sample_means"]
 
@@ -111,22 +114,52 @@ def _run(
 ) -> dict[str, list[Floats]]:
     """Run the parts, and return the samples of each of them at every layer whose rows are those of samples."""
     count = samples_in(parts[0])
-    rows: dict[str, list[Floats]] = {path: [] for path in recorders}
+    rows = _Rows(recorders, count)
+    pending = Pending()
     for index, part in enumerate(batches_of(parts, subject.model)):
         subject.run(part)
         calls = {path: recorder.taken() for path, recorder in recorders.items()}
+        half: dict[str, list[Tensor]] = {}
         if index == 0:
             subject.run(first_samples(part, max(count // 2, 1)))
             half = {path: recorder.taken() for path, recorder in recorders.items()}
-            merge = {path: _merge(calls[path], half[path], count) for path in recorders}
-        for path, of_layer in calls.items():
-            one = merge[path](of_layer)
-            if one is None:
-                rows.pop(path, None)
-            elif path in rows:
-                rows[path].append(one)
+        values = [call for each in (calls, half) for of_layer in each.values() for call in of_layer]
+        pending.add(values, partial(rows.add, _numbers(calls), _numbers(half)))
+        if pending.is_large:
+            pending.settle()
         advance()
-    return rows
+    pending.settle()
+    return rows.by_layer
+
+
+def _numbers(calls: Mapping[str, Sequence[Tensor]]) -> dict[str, int]:
+    return {path: len(of_layer) for path, of_layer in calls.items()}
+
+
+class _Rows:
+    """The samples at every layer whose rows are those of samples.
+
+    Attributes:
+        by_layer: The samples of each batch so far, by the path of the layer.
+    """
+
+    def __init__(self, paths: Iterable[str], count: int) -> None:
+        self._count = count
+        self._merge: dict[str, _Merge] = {}
+        self.by_layer: dict[str, list[Floats]] = {path: [] for path in paths}
+
+    def add(self, numbers: Mapping[str, int], of_half: Mapping[str, int], values: list[Tensor]) -> None:
+        """Add the calls of a batch, and of the first half of the first batch, which shows what belongs together."""
+        arrays = iter([value.numpy().astype(np.float64) for value in values])
+        calls = {path: [next(arrays) for _ in range(number)] for path, number in numbers.items()}
+        for path, number in of_half.items():
+            self._merge[path] = _merge(calls[path], [next(arrays) for _ in range(number)], self._count)
+        for path, of_layer in calls.items():
+            one = self._merge[path](of_layer)
+            if one is None:
+                self.by_layer.pop(path, None)
+            elif path in self.by_layer:
+                self.by_layer[path].append(one)
 
 
 _Merge = Callable[[Sequence[Floats]], "Floats | None"]
@@ -168,18 +201,20 @@ class _Recorder:
         places = spread_channels(self._channels)
         self._places = torch.from_numpy(places)
         self.resolution = _RESOLUTION * np.sqrt(seen.mean**2 + seen.var)[places]
-        self._calls: list[Floats] = []
+        self._calls: list[Tensor] = []
 
     def take(self, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         """Keep the input of one call; rows in another place than axis 0 are no rows."""
         x = input_of(arguments, keywords)
         if x.dim() < 2 or x.size(1) != self._channels:
-            self._calls.append(np.empty((0, len(self._places))))
+            self._calls.append(torch.empty((0, len(self._places)), dtype=torch.float64))
             return
-        few = x.index_select(1, self._places.to(x.device)).flatten(2) if x.dim() > 2 else x[:, self._places, None]
-        self._calls.append(few.mean(2, dtype=torch.float64).cpu().numpy())
+        if self._places.device != x.device:
+            self._places = self._places.to(x.device)
+        few = x.index_select(1, self._places).flatten(2) if x.dim() > 2 else x[:, self._places, None]
+        self._calls.append(few.mean(2, dtype=widened(few[:0]).dtype))
 
-    def taken(self) -> list[Floats]:
+    def taken(self) -> list[Tensor]:
         """Return the calls since this was last called."""
         calls, self._calls = self._calls, []
         return calls

@@ -12,12 +12,12 @@ from torch.nn.parameter import is_lazy
 from bnlab._version import __version__
 from bnlab.errors import UsageError
 from bnlab.observe.discover import batch_norm_layers
-from bnlab.observe.passes.batches import batches_of
 from bnlab.observe.passes.calling import Batch, Forward, require_forward
 from bnlab.observe.passes.example import example_of
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.passes.in_use import one_at_a_time
 from bnlab.observe.passes.offloaded import has_hooks_of_accelerate
+from bnlab.observe.passes.placement import batches_of
 from bnlab.observe.passes.snapshot import all_or_nothing
 from bnlab.observe.passes.subject import untouched, usage_error_unless
 from bnlab.observe.wrappers import unwrapped

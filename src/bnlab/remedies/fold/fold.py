@@ -13,11 +13,11 @@ from torch.nn.parameter import is_lazy
 from bnlab._version import __version__
 from bnlab.errors import NoBatchNorm, UsageError
 from bnlab.observe.discover import any_batch_norm, similar_layers
-from bnlab.observe.passes.batches import batches_of
 from bnlab.observe.passes.calling import Batch, Forward, require_forward
 from bnlab.observe.passes.example import example_of
 from bnlab.observe.passes.executed_graph import execute
 from bnlab.observe.passes.in_use import one_at_a_time
+from bnlab.observe.passes.placement import batches_of
 from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.observe.passes.tensors import copy_of_batch
 from bnlab.observe.programs.opened import require_modules
