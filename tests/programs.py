@@ -40,17 +40,17 @@ class Mixed(nn.Module):
         return self.free(self.bn(self.plain(self.drop(x)))).mean((2, 3))
 
 
-def batches(count=6, samples=SAMPLES):
+def batches(count=6, samples=SAMPLES, device="cpu"):
     """Return batches of images, the same in every call."""
     generator = torch.Generator().manual_seed(0)
-    return [1 + 2 * torch.randn(samples, 3, 8, 8, generator=generator) for _ in range(count)]
+    return [(1 + 2 * torch.randn(samples, 3, 8, 8, generator=generator)).to(device) for _ in range(count)]
 
 
-def trained():
+def trained(device="cpu"):
     """Return a Net whose statistics are those of a few batches."""
     torch.manual_seed(0)
-    model = Net()
-    for x in batches():
+    model = Net().to(device)
+    for x in batches(device=device):
         model(x)
     return model
 
@@ -58,4 +58,5 @@ def trained():
 def program_of(model, *, dynamic=False):
     """Return the exported program of a model for the images of `batches`."""
     shapes = ({0: torch.export.Dim("batch", min=2)},) if dynamic else None
-    return torch.export.export(model, (batches(1)[0],), dynamic_shapes=shapes)
+    device = next(model.parameters()).device
+    return torch.export.export(model, (batches(1, device=device)[0],), dynamic_shapes=shapes)

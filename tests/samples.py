@@ -59,7 +59,7 @@ def assert_layers_of(model: nn.Module, layers: Iterable[LayerState], prefix: str
     for layer in layers:
         module = model.get_submodule(layer.name.removeprefix(prefix))
         for name in ("running_mean", "running_var", "weight", "bias"):
-            assert np.array_equal(getattr(layer, name), getattr(module, name).detach().double().numpy())
+            assert np.array_equal(getattr(layer, name), getattr(module, name).detach().cpu().double().numpy())
         assert layer.num_batches_tracked == int(module.num_batches_tracked)
         assert (layer.hyperparameters.eps, layer.hyperparameters.momentum) == (module.eps, module.momentum)
 

@@ -31,6 +31,7 @@ def trace_of_process() -> dict[str, object]:
     state = np.random.get_state()
     return {
         "torch's random numbers": torch.get_rng_state().numpy().tobytes(),
+        "random numbers of GPUs": _random_numbers_of_gpus(),
         "Python's random numbers": random.getstate(),
         "NumPy's random numbers": (state[1].tobytes(), *state[2:]),
         "default dtype": torch.get_default_dtype(),
@@ -42,6 +43,10 @@ def trace_of_process() -> dict[str, object]:
     }
 
 
+def _random_numbers_of_gpus() -> list[bytes]:
+    return [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_initialized() else []
+
+
 def differences(before: dict[str, object], after: dict[str, object]) -> list[str]:
     """Return the names of what differs."""
     return [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
@@ -49,9 +54,9 @@ def differences(before: dict[str, object], after: dict[str, object]) -> list[str
 
 def _tensor(tensor: torch.Tensor) -> tuple[object, ...]:
     place = id(tensor), tensor.dtype, tensor.requires_grad, tuple(tensor.shape), tensor.stride(), tensor.data_ptr()
-    return *place, tensor.detach().reshape(-1).contiguous().view(
-        torch.uint8
-    ).numpy().tobytes() if tensor.numel() and not tensor.is_meta else b""
+    if not tensor.numel() or tensor.is_meta:
+        return *place, b""
+    return *place, tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _global_hooks() -> list[dict[int, object]]:

@@ -73,6 +73,7 @@ def tensors(index):
 
 
 DATA = [tensors(index) for index in range(4)]
+"""Batches on the CPU, where loaders make them: each command moves them to the device of its model."""
 NAMES = ["name"] * 12
 
 FORMS = {
@@ -92,36 +93,36 @@ FORMS = {
 }
 
 
-def built(kind):
+def built(kind, device):
     torch.manual_seed(0)
-    return kind()
+    return kind().to(device)
 
 
-def expected_mean():
-    model = built(One)
+def expected_mean(device):
+    model = built(One, device)
     with torch.no_grad():
-        return model.conv(torch.cat([x for x, _, _ in DATA])).mean((0, 2, 3))
+        return model.conv(torch.cat([x for x, _, _ in DATA]).to(device)).mean((0, 2, 3))
 
 
 @pytest.fixture(params=FORMS, ids=lambda name: name.replace(" ", "-"))
-def form(request):
+def form(request, device):
     kind, make = FORMS[request.param]
-    return built(kind), [make(*batch) for batch in DATA]
+    return built(kind, device), [make(*batch) for batch in DATA]
 
 
-def test_recalibration_is_that_of_the_tensors(form):
+def test_recalibration_is_that_of_the_tensors(form, device):
     model, batches = form
     receipt = bnlab.recalibrate(model, batches)
-    assert torch.allclose(model.bn.running_mean, expected_mean(), atol=1e-5)
+    assert torch.allclose(model.bn.running_mean, expected_mean(device), atol=1e-5)
     assert receipt.changes.notes[0].startswith("from 4 batches, 48 samples")
 
 
-def test_check_measures_the_gap_and_the_metric(form):
+def test_check_measures_the_gap_and_the_metric(form, device):
     model, batches = form
     diagnosis = bnlab.check(model, data=batches, train_data=batches, metric=metrics.accuracy)
     plain = [(x, y) for x, _, y in DATA]
     assert diagnosis.failure is None
-    assert diagnosis.numbers.eval_running == pytest.approx(metrics.accuracy(built(One).eval(), plain))
+    assert diagnosis.numbers.eval_running == pytest.approx(metrics.accuracy(built(One, device).eval(), plain))
     (layer,) = diagnosis.layers
     assert (layer.calls, layer.gap is not None) == (1, True)
     assert all(outcome.status != "crashed" for outcome in diagnosis.outcomes)
@@ -137,21 +138,23 @@ def test_fold_and_convert_prove_their_changes(form):
     assert type(model.bn) is nn.BatchNorm2d
 
 
-def test_labels_stand_behind_all_inputs():
+def test_labels_stand_behind_all_inputs(device):
     """The mask of a model with two inputs is no label."""
-    model = built(Two)
+    model = built(Two, device)
     mask = torch.ones(12, 1, 1, 1, dtype=torch.int64)
     data = [(x, mask, y) for x, _, y in DATA]
-    assert metrics.accuracy(model.eval(), data) == metrics.accuracy(built(One).eval(), [(x, y) for x, _, y in DATA])
+    assert metrics.accuracy(model.eval(), data) == metrics.accuracy(
+        built(One, device).eval(), [(x, y) for x, _, y in DATA]
+    )
     verdicts = bnlab.check(model, data=data, train_data=data).statistics
     assert verdicts is None or verdicts.decided_by in (None, "cross-entropy")
     with pytest.raises(UsageError, match="batches must be"):
         metrics.accuracy(model, [(x, mask) for x, _, _ in DATA])
 
 
-def test_targets_of_any_form_stay_beside_images():
+def test_targets_of_any_form_stay_beside_images(device):
     """The targets of a detector are a list of dicts."""
-    model = built(Detector)
+    model = built(Detector, device)
     data = [(list(x), [{"boxes": torch.ones(3, 4), "labels": y[:3]} for _ in range(12)]) for x, _, y in DATA]
 
     def loss(model, batch):
@@ -165,8 +168,8 @@ def test_targets_of_any_form_stay_beside_images():
 
 
 @pytest.mark.parametrize("call", ["check", "recalibrate", "fold", "convert", "repair"])
-def test_a_batch_that_does_not_fit_is_one_error(call):
-    model, batches = built(Two), [{"picture": x, "visible": mask} for x, mask, _ in DATA]
+def test_a_batch_that_does_not_fit_is_one_error(call, device):
+    model, batches = built(Two, device), [{"picture": x, "visible": mask} for x, mask, _ in DATA]
     calls = {
         "check": lambda: bnlab.check(model, data=batches),
         "recalibrate": lambda: bnlab.recalibrate(model, batches),
@@ -182,8 +185,8 @@ def test_a_batch_that_does_not_fit_is_one_error(call):
     )
 
 
-def test_an_error_inside_the_model_is_part_of_the_diagnosis():
-    diagnosis = bnlab.check(built(One), data=[torch.ones(4, 5, 6, 6)])
+def test_an_error_inside_the_model_is_part_of_the_diagnosis(device):
+    diagnosis = bnlab.check(built(One, device), data=[torch.ones(4, 5, 6, 6)])
     assert "Given groups=1" in diagnosis.failure
 
 
@@ -194,52 +197,52 @@ class TestStreams:
         for x, _, y in DATA:
             yield x, y
 
-    def test_recalibrate(self):
-        model = built(One)
+    def test_recalibrate(self, device):
+        model = built(One, device)
         bnlab.recalibrate(model, self.stream, layerwise=True)
-        assert torch.allclose(model.bn.running_mean, expected_mean(), atol=1e-5)
+        assert torch.allclose(model.bn.running_mean, expected_mean(device), atol=1e-5)
 
-    def test_check_and_repair(self):
-        diagnosis = bnlab.check(built(One), data=self.stream, metric=metrics.accuracy)
+    def test_check_and_repair(self, device):
+        diagnosis = bnlab.check(built(One, device), data=self.stream, metric=metrics.accuracy)
         assert diagnosis.failure is None
-        receipt = bnlab.repair(built(One), data=self.stream, max_batches=None, force=True, safety="statistics")
+        receipt = bnlab.repair(built(One, device), data=self.stream, max_batches=None, force=True, safety="statistics")
         assert receipt.changes.notes is not None
 
-    def test_metrics(self):
-        model = built(One).eval()
+    def test_metrics(self, device):
+        model = built(One, device).eval()
         assert metrics.accuracy(model, self.stream) == metrics.accuracy(model, list(self.stream()))
 
-    def test_the_same_iterator_twice_is_refused(self):
+    def test_the_same_iterator_twice_is_refused(self, device):
         batches = self.stream()
         with pytest.raises(UsageError, match="batches: the function must return a new iterator on each call"):
-            bnlab.recalibrate(built(One), lambda: batches, layerwise=True)
+            bnlab.recalibrate(built(One, device), lambda: batches, layerwise=True)
 
     @pytest.mark.parametrize("result", [None, 3, torch.ones(2), "text", {"x": 1}])
-    def test_what_is_not_iterable_is_refused(self, result):
+    def test_what_is_not_iterable_is_refused(self, result, device):
         with pytest.raises(UsageError, match="batches: the function must return an iterable of batches, got"):
-            bnlab.recalibrate(built(One), lambda: result)
+            bnlab.recalibrate(built(One, device), lambda: result)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_statistics_under_autocast_are_exact(dtype):
+def test_statistics_under_autocast_are_exact(dtype, device):
     """The inputs of the layer are rounded, and their statistics are not."""
-    model, batches = built(One), [x for x, _, _ in DATA]
-    with torch.no_grad(), torch.autocast("cpu", dtype):
-        inputs = [model.conv(x) for x in batches]
+    model, batches = built(One, device), [x for x, _, _ in DATA]
+    with torch.no_grad(), torch.autocast(device.type, dtype):
+        inputs = [model.conv(x.to(device)) for x in batches]
     assert inputs[0].dtype == dtype
     wide = torch.cat(inputs).double()
     var = wide.var((0, 2, 3))
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(device.type, dtype):
         diagnosis = bnlab.check(model, data=batches, train_data=batches)
         bnlab.recalibrate(model, batches)
     assert diagnosis.failure is None
     assert model.bn.running_mean.dtype == torch.float32
     assert torch.allclose(model.bn.running_mean.double(), wide.mean((0, 2, 3)), rtol=0, atol=1e-6)
     assert torch.allclose(model.bn.running_var.double(), var, rtol=1e-5)
-    other = built(One)
+    other = built(One, device)
 
     def forward(model, batch):
-        with torch.autocast("cpu", dtype):
+        with torch.autocast(device.type, dtype):
             return model(batch)
 
     bnlab.recalibrate(other, batches, forward=forward)
@@ -264,7 +267,7 @@ class TestGraphs:
 
         return DataLoader([graph(index) for index in range(32)], batch_size=8)
 
-    def network(self, geometric):
+    def network(self, geometric, device):
         from torch_geometric.nn import GCNConv, global_mean_pool
 
         class Network(nn.Module):
@@ -276,31 +279,31 @@ class TestGraphs:
                 x = self.bn(self.conv(data.x, data.edge_index)).relu()
                 return self.head(global_mean_pool(x, data.batch))
 
-        return built(Network)
+        return built(Network, device)
 
-    def test_graphs_are_whole(self, geometric):
-        model, loader = self.network(geometric), self.graphs(geometric)
+    def test_graphs_are_whole(self, geometric, device):
+        model, loader = self.network(geometric, device), self.graphs(geometric)
         diagnosis = bnlab.check(model, data=loader, train_data=loader, metric=metrics.accuracy)
         assert diagnosis.failure is None
         assert diagnosis.numbers is not None
         receipt = bnlab.recalibrate(model, loader)
         assert receipt.changes.notes[0].startswith("from 4 batches, 32 samples")
         with torch.no_grad():
-            inputs = torch.cat([model.conv(batch.x, batch.edge_index) for batch in loader])
+            inputs = torch.cat([model.conv(batch.x.to(device), batch.edge_index.to(device)) for batch in loader])
         assert torch.allclose(model.bn.running_mean, inputs.mean(0), atol=1e-5)
         measured = bnlab.fold(model, next(iter(loader))).changes.measurements
         assert measured[-1].what == "largest error on 2 random inputs"
 
-    def test_a_model_of_tensors_gets_the_attributes(self, geometric):
+    def test_a_model_of_tensors_gets_the_attributes(self, geometric, device):
         from torch_geometric.nn import GCN
 
         torch.manual_seed(0)
-        model, loader = GCN(4, 8, 2, 3, norm="batch_norm"), self.graphs(geometric)
+        model, loader = GCN(4, 8, 2, 3, norm="batch_norm").to(device), self.graphs(geometric)
         assert bnlab.check(model, data=loader).failure is None
         bnlab.recalibrate(model, loader)
         assert model.norms[0].module.running_mean.abs().max() > 0
 
-    def test_one_graph_has_its_nodes_as_samples(self, geometric):
-        model = built(lambda: geometric.nn.GCN(4, 8, 2, 3, norm="batch_norm"))
+    def test_one_graph_has_its_nodes_as_samples(self, geometric, device):
+        model = built(lambda: geometric.nn.GCN(4, 8, 2, 3, norm="batch_norm"), device)
         graph = geometric.data.Data(x=torch.randn(100, 4), edge_index=torch.randint(0, 100, (2, 300)))
         assert bnlab.recalibrate(model, [graph]).changes.notes[0].startswith("from 1 batch, 100 samples")

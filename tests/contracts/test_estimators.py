@@ -25,6 +25,8 @@ from benchmarks.estimators import (
 )
 
 PAGE = Path(__file__).parents[2] / "docs" / "recalibrate.md"
+pytestmark = pytest.mark.cpu_only("the scenarios of benchmarks/estimators.py run on the CPU")
+
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 
 WRONG_BY_TORCH = {

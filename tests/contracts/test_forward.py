@@ -27,10 +27,10 @@ class Odd(nn.Module):
 class Batch:
     """A batch of a class that bnlab does not know."""
 
-    def __init__(self, seed):
+    def __init__(self, seed, device):
         generator = torch.Generator().manual_seed(seed)
-        self.images = 2 + torch.randn(16, 3, 6, 6, generator=generator)
-        self.labels = torch.randint(0, 3, (16,), generator=generator)
+        self.images = (2 + torch.randn(16, 3, 6, 6, generator=generator)).to(device)
+        self.labels = torch.randint(0, 3, (16,), generator=generator).to(device)
 
 
 def forward(model, batch):
@@ -42,16 +42,18 @@ def loss(model, batch):
 
 
 @pytest.fixture
-def model():
+def model(device):
     torch.manual_seed(0)
-    return Odd()
+    return Odd().to(device)
 
 
-DATA = [Batch(seed) for seed in range(4)]
+@pytest.fixture
+def batches(device):
+    return [Batch(seed, device) for seed in range(4)]
 
 
-def test_check_calls_the_model_through_it(model):
-    diagnosis = bnlab.check(model, data=DATA, train_data=DATA, loss=loss, forward=forward)
+def test_check_calls_the_model_through_it(model, batches):
+    diagnosis = bnlab.check(model, data=batches, train_data=batches, loss=loss, forward=forward)
     (layer,) = diagnosis.layers
     assert diagnosis.failure is None
     assert layer.calls == 1
@@ -60,33 +62,33 @@ def test_check_calls_the_model_through_it(model):
     assert {outcome.status for outcome in diagnosis.outcomes} <= {"findings", "passed", "skipped"}
 
 
-def test_repair_recalibrates_through_it(model):
-    receipt = bnlab.repair(model, data=DATA, train_data=DATA, forward=forward, force=True)
+def test_repair_recalibrates_through_it(model, batches):
+    receipt = bnlab.repair(model, data=batches, train_data=batches, forward=forward, force=True)
     assert receipt.changes.kept
     with torch.no_grad():
-        inputs = torch.cat([model.conv(batch.images) for batch in DATA])
+        inputs = torch.cat([model.conv(batch.images) for batch in batches])
     assert torch.allclose(model.bn.running_mean, inputs.mean((0, 2, 3)), atol=1e-5)
 
 
-def test_fold_proves_the_copy_through_it(model):
-    receipt = bnlab.fold(model, DATA[0], forward=forward)
+def test_fold_proves_the_copy_through_it(model, batches):
+    receipt = bnlab.fold(model, batches[0], forward=forward)
     assert isinstance(receipt.model.bn, nn.Identity)
     model.eval()
-    assert torch.allclose(forward(receipt.model, DATA[1]), forward(model, DATA[1]), atol=1e-5)
+    assert torch.allclose(forward(receipt.model, batches[1]), forward(model, batches[1]), atol=1e-5)
 
 
-def test_convert_fuses_through_it(model):
-    before = model.train()(one=DATA[0].images, two=DATA[0].images)
-    bnlab.convert(model, bnlab.nn.BatchNorm2d, fuse=True, example=DATA[0], forward=forward)
+def test_convert_fuses_through_it(model, batches):
+    before = model.train()(one=batches[0].images, two=batches[0].images)
+    bnlab.convert(model, bnlab.nn.BatchNorm2d, fuse=True, example=batches[0], forward=forward)
     assert model.bn.activation == "relu"
-    assert torch.allclose(forward(model.train(), DATA[0]), before, atol=1e-5)
+    assert torch.allclose(forward(model.train(), batches[0]), before, atol=1e-5)
 
 
 @pytest.mark.parametrize("metric", [metrics.accuracy, metrics.loss])
-def test_built_in_metrics_get_it(metric):
+def test_built_in_metrics_get_it(metric, device):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
-    data = [({"wrong": torch.randn(8, 4)}, torch.randint(0, 3, (8,))) for _ in range(4)]
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).to(device)
+    data = [({"wrong": torch.randn(8, 4).to(device)}, torch.randint(0, 3, (8,)).to(device)) for _ in range(4)]
 
     def call(model, batch):
         return model(batch[0]["wrong"])
@@ -100,13 +102,13 @@ def test_built_in_metrics_get_it(metric):
 @pytest.mark.parametrize(
     ("command", "call"),
     [
-        ("check", lambda model: bnlab.check(model, data=DATA, forward=3)),
-        ("repair", lambda model: bnlab.repair(model, data=DATA, forward=3)),
-        ("recalibrate", lambda model: bnlab.recalibrate(model, DATA, forward=3)),
-        ("fold", lambda model: bnlab.fold(model, DATA[0], forward=3)),
-        ("convert", lambda model: bnlab.convert(model, bnlab.nn.BatchNorm2d, forward=3)),
+        ("check", lambda model, batches: bnlab.check(model, data=batches, forward=3)),
+        ("repair", lambda model, batches: bnlab.repair(model, data=batches, forward=3)),
+        ("recalibrate", lambda model, batches: bnlab.recalibrate(model, batches, forward=3)),
+        ("fold", lambda model, batches: bnlab.fold(model, batches[0], forward=3)),
+        ("convert", lambda model, batches: bnlab.convert(model, bnlab.nn.BatchNorm2d, forward=3)),
     ],
 )
-def test_it_must_be_callable(model, command, call):
+def test_it_must_be_callable(model, batches, command, call):
     with pytest.raises(UsageError, match=f"{command}: forward must be callable, got int"):
-        call(model)
+        call(model, batches)

@@ -18,10 +18,11 @@ from bnlab.errors import BnlabError
 BATCHES = [
     (torch.randn(8, 3, generator=torch.Generator().manual_seed(seed)) + 1, torch.arange(8) % 2) for seed in range(3)
 ]
+"""Batches on the CPU, where loaders make them."""
 INPUTS = [x for x, _ in BATCHES]
 
 
-def network(first):
+def network(first, device):
     torch.manual_seed(0)
     model = nn.Sequential(
         first,
@@ -33,6 +34,7 @@ def network(first):
         nn.BatchNorm1d(4, momentum=0.9),
     )
     model.add_module("head", nn.Linear(4, 2))
+    model.to(device)
     model[2].num_batches_tracked.fill_(900)
     model[2].running_mean.copy_(torch.tensor([-0.0, 9.0, 0.0, 1.0, -3.0, 2.0]))
     model[6].eval()
@@ -77,8 +79,8 @@ class Counted(nn.Module):
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_an_error_at_any_call_of_forward_changes_nothing(action):
-    model = network(Counted())
+def test_an_error_at_any_call_of_forward_changes_nothing(action, device):
+    model = network(Counted(), device)
     before = trace_of(model)
     ACTIONS[action](model)
     calls = Counted.calls
@@ -89,7 +91,7 @@ def test_an_error_at_any_call_of_forward_changes_nothing(action):
     changed = {}
     for at in range(1, calls + 1, step):
         error = Stop("forward stops") if at % 2 else KeyboardInterrupt()
-        model = network(Counted(error, at))
+        model = network(Counted(error, at), device)
         before, process = trace_of(model), trace_of_process()
         try:
             ACTIONS[action](model)
@@ -100,7 +102,7 @@ def test_an_error_at_any_call_of_forward_changes_nothing(action):
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_an_interrupt_at_any_moment_changes_nothing(action, request):
+def test_an_interrupt_at_any_moment_changes_nothing(action, request, device):
     """Timers interrupt at random instructions, with a handler that raises as that of Ctrl-C does."""
 
     def interrupt(*_):
@@ -110,12 +112,12 @@ def test_an_interrupt_at_any_moment_changes_nothing(action, request):
     request.addfinalizer(lambda: signal.signal(signal.SIGALRM, handler))
     request.addfinalizer(lambda: signal.setitimer(signal.ITIMER_REAL, 0))
     start = time.perf_counter()
-    ACTIONS[action](network(Counted()))
+    ACTIONS[action](network(Counted(), device))
     duration = time.perf_counter() - start
     random_times = random.Random(action)
     changed, interrupted = {}, 0
     for attempt in range(200 if EVERY else 4):
-        model = network(Counted())
+        model = network(Counted(), device)
         before, process = trace_of(model), trace_of_process()
         moment = max(random_times.random() * duration, 1e-6)
         try:

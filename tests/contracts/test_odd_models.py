@@ -12,40 +12,41 @@ from bnlab.errors import BnlabError, UsageError
 
 X = [torch.randn(16, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
 DATA = [(x, torch.arange(16) % 2) for x in X]
+"""Batches on the CPU, where loaders make them."""
 
 
-def plain():
+def plain(device):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).to(device)
 
 
-def made_in_inference_mode():
+def made_in_inference_mode(device):
     with torch.inference_mode():
-        return plain()
+        return plain(device)
 
 
-def with_an_expanded_buffer():
-    model = plain()
-    model[1].running_var = torch.ones(1).expand(4)
+def with_an_expanded_buffer(device):
+    model = plain(device)
+    model[1].running_var = torch.ones(1, device=device).expand(4)
     return model
 
 
-def with_a_layer_on_meta():
-    model = plain()
+def with_a_layer_on_meta(device):
+    model = plain(device)
     model[1].to("meta")
     return model
 
 
-def with_a_buffer_on_meta():
-    model = plain()
+def with_a_buffer_on_meta(device):
+    model = plain(device)
     model[1].running_mean = model[1].running_mean.to("meta")
     return model
 
 
 class ResizesBuffers(nn.Module):
-    def __init__(self):
+    def __init__(self, device):
         super().__init__()
-        self.net = plain()
+        self.net = plain(device)
 
     def forward(self, x):
         y = self.net(x)
@@ -54,9 +55,9 @@ class ResizesBuffers(nn.Module):
 
 
 class RaisesForEveryAttribute(nn.Module):
-    def __init__(self):
+    def __init__(self, device):
         super().__init__()
-        self.net = plain()
+        self.net = plain(device)
 
     def __getattr__(self, name):
         try:
@@ -68,16 +69,16 @@ class RaisesForEveryAttribute(nn.Module):
         return self.net(x)
 
 
-def scripted():
-    return torch.jit.script(plain())
+def scripted(device):
+    return torch.jit.script(plain(device))
 
 
-def frozen_script():
-    return torch.jit.freeze(torch.jit.script(plain().eval()))
+def frozen_script(device):
+    return torch.jit.freeze(torch.jit.script(plain(device).eval()))
 
 
-def partly_scripted():
-    model = plain()
+def partly_scripted(device):
+    model = plain(device)
     return nn.Sequential(torch.jit.script(model[:3]), model[3])
 
 
@@ -129,8 +130,8 @@ def attempt(action, model):
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("make", MODELS)
-def test_one_clean_line_or_a_result(make, action):
-    model = make()
+def test_one_clean_line_or_a_result(make, action, device):
+    model = make(device)
     before, process = trace_of(model), trace_of_process()
     result = attempt(ACTIONS[action], model)
     if isinstance(result, BnlabError):
@@ -138,7 +139,7 @@ def test_one_clean_line_or_a_result(make, action):
     if action == "fold" or not hasattr(result, "undo"):
         assert differences(before, trace_of(model)) == []
     else:
-        made = make()
+        made = make(device)
         changed = values_of(made)
         ACTIONS[action](made).undo()
         assert values_of(made) == changed
@@ -146,19 +147,19 @@ def test_one_clean_line_or_a_result(make, action):
 
 
 @pytest.mark.parametrize("action", ["repair", "recalibrate", "freeze"])
-def test_inference_tensors_are_refused_with_the_way_out(action):
+def test_inference_tensors_are_refused_with_the_way_out(action, device):
     with pytest.raises(UsageError, match=r"got inference tensors\. Copy the model outside of torch\.inference_mode"):
-        ACTIONS[action](made_in_inference_mode())
+        ACTIONS[action](made_in_inference_mode(device))
 
 
-def test_an_expanded_buffer_is_refused_with_the_way_out():
-    model = with_an_expanded_buffer()
+def test_an_expanded_buffer_is_refused_with_the_way_out(device):
+    model = with_an_expanded_buffer(device)
     with pytest.raises(UsageError, match=r"share one place in memory.*tensor\.clone\(\)"):
         bnlab.recalibrate(model, X)
     model[1].running_var = model[1].running_var.clone()
     bnlab.recalibrate(model, X)
 
 
-def test_an_attribute_that_raises_another_error_is_named():
+def test_an_attribute_that_raises_another_error_is_named(device):
     with pytest.raises(UsageError, match=r"got KeyError\. Mend the __getattr__ of RaisesForEveryAttribute"):
-        bnlab.check(RaisesForEveryAttribute())
+        bnlab.check(RaisesForEveryAttribute(device))

@@ -28,15 +28,17 @@ def test_what_keeps_the_output_comes_first():
 
 
 @pytest.mark.parametrize("remedy", REMEDIES_IN_ORDER, ids=lambda remedy: remedy.name)
-def test_a_plan_names_layers_or_gives_a_reason(remedy):
+def test_a_plan_names_layers_or_gives_a_reason(remedy, device):
     import torch
     from torch import nn
 
     import bnlab
 
-    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=0.9), nn.ReLU(), nn.BatchNorm1d(4)).train()
+    model = (
+        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=0.9), nn.ReLU(), nn.BatchNorm1d(4)).to(device).train()
+    )
     model[1].requires_grad_(False)
-    diagnosis = bnlab.check(model, data=[torch.randn(8, 4) + 9 for _ in range(9)])
+    diagnosis = bnlab.check(model, data=[torch.randn(8, 4).to(device) + 9 for _ in range(9)])
     before = diagnosis.dumps()
     for finding in diagnosis.findings:
         plan = remedy.plan(diagnosis, finding)

@@ -42,9 +42,12 @@ WRAPPERS = {
 X = torch.randn(8, 3, 5, 5)
 DATA = [(torch.randn(16, 3, 5, 5) + 1, torch.randint(3, (16,))) for _ in range(4)]
 
-pytestmark = pytest.mark.filterwarnings(  # torch's own
-    "ignore::FutureWarning", "ignore:FSDP is switching", "ignore:The .grad attribute"
-)
+pytestmark = [
+    pytest.mark.filterwarnings(  # torch's own
+        "ignore::FutureWarning", "ignore:FSDP is switching", "ignore:The .grad attribute"
+    ),
+    pytest.mark.cpu_only("a process group of gloo"),
+]
 
 
 @pytest.fixture(params=WRAPPERS)
