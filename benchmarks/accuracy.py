@@ -8,19 +8,21 @@ of runs on 1 and on 2 threads.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 import bnlab
 
-RATIOS = (0.0, 1e2, 1e4, 1e6)
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.measuring.exact import LIMIT, RATIOS, error, exact, shifted
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
@@ -28,7 +30,6 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "strided": lambda x: torch.stack([x, x], -1)[..., 0],
 }
 LARGEST_HALF_MEAN = 6e4
-LIMIT = 4.0
 PAGE = """# Accuracy of the train-mode output
 
 This page shows how far the train-mode output of bnlab's and torch's BN layers is from the exact result; read it if your
@@ -81,8 +82,7 @@ def main() -> None:
 
 def measure(shape: tuple[int, ...], dtype: torch.dtype, layout: str, ratio: float) -> tuple[str, ...]:
     """Return one row of the table."""
-    generator = torch.Generator().manual_seed(0)
-    x = LAYOUTS[layout]((ratio + torch.randn(shape, generator=generator)).to(dtype))
+    x = LAYOUTS[layout](shifted(shape, dtype, ratio))
     expected = exact(x)
     results = {}
     for name, make in (("bnlab", bnlab.nn.BatchNorm2d), ("torch", nn.BatchNorm2d)):
@@ -104,21 +104,6 @@ def output(make: Callable[..., nn.Module], x: Tensor, threads: int) -> Tensor:
     finally:
         torch.set_num_threads(before)
     return y
-
-
-def exact(x: Tensor) -> NDArray[np.longdouble]:
-    """Return (x - mean)/sqrt(var + eps), computed in two passes."""
-    values = x.double().numpy().astype(np.longdouble)
-    mean = values.mean((0, 2, 3), keepdims=True)
-    var = ((values - mean) ** 2).mean((0, 2, 3), keepdims=True)
-    normalised: NDArray[np.longdouble] = (values - mean) / np.sqrt(var + 1e-5)
-    return normalised
-
-
-def error(y: Tensor, expected: NDArray[np.longdouble]) -> float:
-    """Return the largest error in eps(dtype) * max(1, max|y|)."""
-    scale = torch.finfo(y.dtype).eps * max(1.0, float(np.abs(expected).max()))
-    return float(np.abs(y.double().numpy() - expected).max()) / scale
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def compiled(forward: Forward) -> Forward:
 def forward_and_backward(
     forward: Forward, x: Tensor, residual: Tensor | None, grad: Tensor, parameters: Sequence[Tensor]
 ) -> Step:
-    """Return a step that computes the gradients by an input, a residual and the parameters."""
+    """Return a step that returns the gradients by an input, a residual if there is one, and the parameters."""
     inputs = (x,) if residual is None else (x, residual)
     wanted = [*inputs, *parameters]
     return lambda: torch.autograd.grad(forward(*inputs), wanted, grad)

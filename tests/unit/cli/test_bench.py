@@ -2,7 +2,7 @@ def test_bench_names_what_there_is(bnlab_command):
     code, _, err = bnlab_command("bench", "nothing")
     assert code == 2
     names = (
-        "accuracy, check, conversion, diagnose, estimators, fold, harm, hidden, hostile, mishaps, onednn, ops, "
+        "accuracy, check, conversion, diagnose, estimators, fold, gpu, harm, hidden, hostile, mishaps, onednn, ops, "
         "recalibrate, small, training"
     )
     assert err == f"error: bench: name must be one of {names}, got 'nothing'.\n"
