@@ -20,6 +20,7 @@ pytestmark = [
 ]
 
 DATA = [(x, torch.arange(len(x)) % 5) for x in batches()]
+"""Batches on the CPU, where loaders make them."""
 ACTIONS = {
     "fold": lambda model: bnlab.fold(model, batches(1)[0]),
     "freeze": bnlab.freeze,
@@ -37,8 +38,8 @@ def by_code(diagnosis):
 
 
 @pytest.mark.parametrize(("training", "decomposed"), [(True, True), (False, False)])
-def test_the_findings_on_a_program_are_those_on_its_model(training, decomposed):
-    model = trained().train(training)
+def test_the_findings_on_a_program_are_those_on_its_model(training, decomposed, device):
+    model = trained(device).train(training)
     program = program_of(copy.deepcopy(model), dynamic=not training)
     program = program.run_decompositions() if decomposed else program
     before = {name: tensor.clone() for name, tensor in program.state_dict.items()}
@@ -57,8 +58,8 @@ def test_the_findings_on_a_program_are_those_on_its_model(training, decomposed):
     assert all(torch.equal(tensor, before[name]) for name, tensor in program.state_dict.items())
 
 
-def test_what_a_program_cannot_show_is_skipped_with_the_reason():
-    outcomes = {o.code: o for o in bnlab.check(program_of(trained().eval()), data=DATA).outcomes}
+def test_what_a_program_cannot_show_is_skipped_with_the_reason(device):
+    outcomes = {o.code: o for o in bnlab.check(program_of(trained(device).eval()), data=DATA).outcomes}
     for code, reason in (
         ("BN212", r"eval\(\) does not reach"),
         ("BN302", "8 samples only"),
@@ -68,16 +69,16 @@ def test_what_a_program_cannot_show_is_skipped_with_the_reason():
         assert re.search(reason, outcomes[code].reason)
 
 
-def test_a_wrong_answer_would_be_caught():
-    model = trained()
+def test_a_wrong_answer_would_be_caught(device):
+    model = trained(device)
     program = program_of(copy.deepcopy(model))
     program.state_dict["bn1.running_var"].mul_(9)
     shown = bnlab.check(program, data=DATA, train_data=DATA)
     assert by_code(shown) != by_code(bnlab.check(model, data=DATA, train_data=DATA))
 
 
-def test_recalibrating_a_program_gives_the_statistics_of_its_model():
-    model = trained().eval()
+def test_recalibrating_a_program_gives_the_statistics_of_its_model(device):
+    model = trained(device).eval()
     program = program_of(copy.deepcopy(model))
     before = {name: tensor.clone() for name, tensor in program.state_dict.items()}
     bnlab.recalibrate(model, batches())
@@ -86,15 +87,15 @@ def test_recalibrating_a_program_gives_the_statistics_of_its_model():
     assert "1 batch of another size left out" in receipt.changes.notes
     for name, tensor in model.state_dict().items():
         assert torch.equal(program.state_dict[name], tensor), name
-    x = batches(1)[0]
+    x = batches(1, device=device)[0]
     torch.testing.assert_close(program.module()(x), model(x))
     receipt.undo()
     assert all(torch.equal(tensor, before[name]) for name, tensor in program.state_dict.items())
 
 
-def test_repair_changes_the_buffers_of_a_program_and_nothing_else():
+def test_repair_changes_the_buffers_of_a_program_and_nothing_else(device):
     torch.manual_seed(0)
-    model = Net()  # never updated
+    model = Net().to(device)  # never updated
     model.bn1.momentum = 0.9
     program = program_of(model)
     before = {name: tensor.clone() for name, tensor in program.state_dict.items()}
@@ -111,8 +112,8 @@ def test_repair_changes_the_buffers_of_a_program_and_nothing_else():
 
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("kind", ["program", "module", "unflattened"])
-def test_what_changes_layers_refuses_a_program_in_one_line(action, kind):
-    program = program_of(Net())
+def test_what_changes_layers_refuses_a_program_in_one_line(action, kind, device):
+    program = program_of(Net().to(device))
     target = {"program": program, "module": program.module(), "unflattened": None}[kind]
     target = torch.export.unflatten(program) if target is None else target
     with pytest.raises(UsageError) as error:
@@ -121,15 +122,19 @@ def test_what_changes_layers_refuses_a_program_in_one_line(action, kind):
     assert "Change the model before" in str(error.value) or "Pass the ExportedProgram" in str(error.value)
 
 
-def test_a_graph_without_batch_norm_is_no_clean_model():
-    for target in (program_of(nn.Conv2d(3, 4, 3)), program_of(nn.Conv2d(3, 4, 3)).module()):
+def test_a_graph_without_batch_norm_is_no_clean_model(device):
+    program = program_of(nn.Conv2d(3, 4, 3).to(device))
+    for target in (program, program.module()):
         with pytest.raises(NoBatchNorm, match=r"got none. It was folded away, it is spelled out in other operators"):
             bnlab.check(target)
 
 
-def test_data_of_another_size_are_refused():
+def test_data_of_another_size_are_refused(device):
     with pytest.raises(UsageError, match="data: every batch must have 8 samples"):
-        bnlab.check(program_of(trained()), data=batches(samples=4))
+        bnlab.check(program_of(trained(device)), data=batches(samples=4))
+
+
+on_the_cpu = pytest.mark.cpu_only("the quantised operators of torch run on the CPU")
 
 
 class Quantisable(nn.Module):
@@ -158,6 +163,7 @@ def eager(*, aware):
     return quantization.convert(model, inplace=True)
 
 
+@on_the_cpu
 def test_the_layer_inside_a_fused_module_of_quantisation_aware_training():
     torch.manual_seed(0)
     model = eager(aware=True)
@@ -178,6 +184,7 @@ def test_the_layer_inside_a_fused_module_of_quantisation_aware_training():
     assert bnlab.fold(model, batches(1)[0]).changes.left_alone[0].layer == "conv.bn"
 
 
+@on_the_cpu
 def test_a_quantised_layer_is_frozen_and_its_numbers_are_checked():
     model = eager(aware=False)
     shown = bnlab.check(model, data=DATA, train_data=DATA)
@@ -193,6 +200,7 @@ def test_a_quantised_layer_is_frozen_and_its_numbers_are_checked():
         bnlab.recalibrate(model, batches())
 
 
+@on_the_cpu
 def test_graphs_of_torchao():
     pt2e = pytest.importorskip("torchao.quantization.pt2e")
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
@@ -218,8 +226,8 @@ def test_graphs_of_torchao():
         bnlab.check(convert_pt2e(graph), data=DATA)
 
 
-def test_instance_normalisation_with_running_statistics_is_named_for_what_it_is():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True, affine=True))
+def test_instance_normalisation_with_running_statistics_is_named_for_what_it_is(device):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True, affine=True)).to(device)
     for target in (model, program_of(model), program_of(model).module()):
         with pytest.raises(
             NoBatchNorm, match="1 is instance normalization: train mode normalises each sample by itself"
@@ -229,7 +237,7 @@ def test_instance_normalisation_with_running_statistics_is_named_for_what_it_is(
             with pytest.raises(BnlabError) as error:
                 action(target)
             assert "instance normalization" in str(error.value) or "Change the model before" in str(error.value)
-    mixed = nn.Sequential(*model, nn.BatchNorm2d(4))
+    mixed = nn.Sequential(*model, nn.BatchNorm2d(4)).to(device)
     shown = bnlab.check(mixed, data=batches())
     assert [layer.name for layer in shown.layers] == ["2"]
     assert any(note.startswith("left alone: 1 is instance normalization: train mode") for note in shown.notes)

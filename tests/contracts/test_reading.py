@@ -37,14 +37,24 @@ def batches(count, seed=0, size=16):
     ]
 
 
-def network():
+def on(device, data):
+    """Return the batches on the device, where a command hands them to a metric."""
+    return [
+        {name: value.to(device) for name, value in batch.items()}
+        if isinstance(batch, dict)
+        else tuple(tensor.to(device) for tensor in batch)
+        for batch in data
+    ]
+
+
+def network(device):
     """Return a network whose statistics are stale in both layers."""
     model = nn.Sequential(
         nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
     )
     for layer in (model[1], model[4]):
         layer.running_mean += 3
-    return model
+    return model.to(device)
 
 
 def accuracy(model, data):
@@ -74,10 +84,10 @@ def snapshots(monkeypatch):
 @pytest.mark.parametrize(("metric", "max_iterations"), [(None, 3), (accuracy, 6)])
 @pytest.mark.parametrize("count", [6, 70])
 def test_check_reads_data_a_few_times_and_snapshots_the_model_once(
-    count, metric, max_iterations, max_batches, snapshots
+    count, metric, max_iterations, max_batches, snapshots, device
 ):
     data, train_data = Counted(batches(count)), Counted(batches(count, seed=1))
-    bnlab.check(network(), data=data, train_data=train_data, metric=metric, max_batches=max_batches)
+    bnlab.check(network(device), data=data, train_data=train_data, metric=metric, max_batches=max_batches)
     assert 1 <= data.iterations <= max_iterations
     assert 1 <= train_data.iterations <= max_iterations
     if max_batches is not None:
@@ -87,10 +97,10 @@ def test_check_reads_data_a_few_times_and_snapshots_the_model_once(
 
 @pytest.mark.parametrize("max_batches", ["auto", None])
 @pytest.mark.parametrize("count", [6, 70])
-def test_repair_reads_data_a_few_times(count, max_batches, snapshots):
+def test_repair_reads_data_a_few_times(count, max_batches, snapshots, device):
     torch.manual_seed(1)  # the labels are random, so that for some weights the accuracy gets worse by chance
     data, train_data = Counted(batches(count)), Counted(batches(count, seed=1))
-    receipt = bnlab.repair(network(), data=data, train_data=train_data, metric=centred, max_batches=max_batches)
+    receipt = bnlab.repair(network(device), data=data, train_data=train_data, metric=centred, max_batches=max_batches)
     assert receipt.changes.changes
     assert data.iterations <= 12
     assert train_data.iterations <= 12
@@ -99,42 +109,42 @@ def test_repair_reads_data_a_few_times(count, max_batches, snapshots):
     assert len(snapshots) <= 6
 
 
-def test_the_sample_of_long_data_is_spread_and_the_report_says_so():
+def test_the_sample_of_long_data_is_spread_and_the_report_says_so(device):
     data = Counted(batches(1563, size=4))
-    diagnosis = bnlab.check(network(), data=data)
+    diagnosis = bnlab.check(network(device), data=data)
     assert "data: from 64 of 1,563 batches" in diagnosis.notes
     assert data.read <= 1563
-    assert not bnlab.check(network(), data=Counted(batches(64, size=4))).notes
+    assert not bnlab.check(network(device), data=Counted(batches(64, size=4))).notes
 
 
-def test_the_first_batches_of_a_stream_are_used_with_a_warning():
+def test_the_first_batches_of_a_stream_are_used_with_a_warning(device):
     with pytest.warns(BnlabWarning, match=r"data: it must have a length .* the first 64 are used"):
-        diagnosis = bnlab.check(network(), data=Counted(batches(70, size=4), sized=False))
+        diagnosis = bnlab.check(network(device), data=Counted(batches(70, size=4), sized=False))
     assert "data: from the first 64 batches" in diagnosis.notes
 
 
-def test_a_short_stream_is_used_whole_without_a_warning():
+def test_a_short_stream_is_used_whole_without_a_warning(device):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not bnlab.check(network(), data=Counted(batches(6), sized=False)).notes
+        assert not bnlab.check(network(device), data=Counted(batches(6), sized=False)).notes
 
 
-def test_statistics_of_all_batches_are_those_of_all():
+def test_statistics_of_all_batches_are_those_of_all(device):
     """A shift that only every other batch has, which a wrong spread would miss, reaches the mean."""
     data = [(x + 100 * (index % 2),) for index, (x, _) in enumerate(batches(128))]
-    model = nn.Sequential(nn.BatchNorm1d(4))
+    model = nn.Sequential(nn.BatchNorm1d(4)).to(device)
     layer = bnlab.check(model, data=data, max_batches=None, per_channel=True).layers[0]
     expected = torch.cat([x for (x,) in data]).double().mean(0)
     assert torch.allclose(torch.tensor(layer.per_channel["data_mean"], dtype=torch.float64), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, True, "all"])
-def test_a_wrong_number_of_batches_is_refused(value):
+def test_a_wrong_number_of_batches_is_refused(value, device):
     with pytest.raises(UsageError, match="max_batches: value must be 'auto', None or a number of at least 1"):
-        bnlab.check(network(), data=batches(2), max_batches=value)
+        bnlab.check(network(device), data=batches(2), max_batches=value)
 
 
-def test_data_that_raise_end_in_a_line():
+def test_data_that_raise_end_in_a_line(device):
     def broken():
         yield batches(1)[0]
         raise OSError("the disk is gone")
@@ -144,21 +154,21 @@ def test_data_that_raise_end_in_a_line():
             return broken()
 
     with pytest.raises(UsageError, match="data: it must yield batches, got OSError: the disk is gone"):
-        bnlab.check(network(), data=Loader())
+        bnlab.check(network(device), data=Loader())
 
 
-def test_progress_is_shown_only_where_somebody_looks(capsys):
-    bnlab.check(network(), data=batches(3))
+def test_progress_is_shown_only_where_somebody_looks(capsys, device):
+    bnlab.check(network(device), data=batches(3))
     assert capsys.readouterr().err == ""
-    bnlab.check(network(), data=batches(3), progress=True)
+    bnlab.check(network(device), data=batches(3), progress=True)
     captured = capsys.readouterr()
     assert captured.out == ""
-    bnlab.check(network(), data=batches(3), progress=False)
+    bnlab.check(network(device), data=batches(3), progress=False)
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("max_batches", ["auto", None, 10])
-def test_a_metric_that_asks_for_the_data_set_gets_the_right_share(max_batches):
+def test_a_metric_that_asks_for_the_data_set_gets_the_right_share(max_batches, device):
     """A metric may divide by the size of the data set, which a part of its batches does not have."""
 
     class Loader(Counted):
@@ -167,14 +177,14 @@ def test_a_metric_that_asks_for_the_data_set_gets_the_right_share(max_batches):
     def share(model, data):
         return sum(int((model(x).argmax(1) == y).sum()) for x, y in data) / len(data.dataset)
 
-    model, loader = network(), Loader(batches(70))
+    model, loader = network(device), Loader(batches(70))
     numbers = bnlab.check(model, data=loader, metric=share, max_batches=max_batches).numbers
     with torch.no_grad():
-        assert numbers.eval_running == pytest.approx(accuracy(model.eval(), loader.batches))
+        assert numbers.eval_running == pytest.approx(accuracy(model.eval(), on(device, loader.batches)))
     assert loader.iterations <= 6
 
 
-def test_a_metric_may_change_its_batches_and_a_model_its_inputs():
+def test_a_metric_may_change_its_batches_and_a_model_its_inputs(device):
     class InPlace(nn.Module):
         def __init__(self):
             super().__init__()
@@ -200,33 +210,33 @@ def test_a_metric_may_change_its_batches_and_a_model_its_inputs():
             return (self.make(x.clone(), y) for x, y in batches(4))
 
     torch.manual_seed(0)
-    model = InPlace().eval()
+    model = InPlace().to(device).eval()
     numbers = bnlab.check(model, data=Fresh(lambda x, y: (x, y)), metric=accuracy).numbers
     with torch.no_grad():
-        assert numbers.eval_running == accuracy(model, Fresh(lambda x, y: (x, y)))
+        assert numbers.eval_running == accuracy(model, on(device, Fresh(lambda x, y: (x, y))))
 
     class Keywords(InPlace):
         def forward(self, x, y=None):
             return super().forward(x)
 
     torch.manual_seed(0)
-    model = Keywords().eval()
+    model = Keywords().to(device).eval()
     as_dicts = Fresh(lambda x, y: {"x": x, "y": y})
     numbers = bnlab.check(model, data=as_dicts, metric=popping).numbers
     with torch.no_grad():
-        assert numbers.eval_running == popping(model, as_dicts)
+        assert numbers.eval_running == popping(model, on(device, as_dicts))
 
 
-def test_repair_leaves_the_random_numbers_alone():
+def test_repair_leaves_the_random_numbers_alone(device):
     loader = torch.utils.data.DataLoader(torch.randn(64, 4), batch_size=16, shuffle=True)
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    bnlab.repair(nn.Sequential(nn.BatchNorm1d(4)), data=loader)
+    bnlab.repair(nn.Sequential(nn.BatchNorm1d(4)).to(device), data=loader)
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_a_model_that_changes_its_weights_in_train_mode_keeps_them():
+def test_a_model_that_changes_its_weights_in_train_mode_keeps_them(device):
     class Clipping(nn.Module):
         def __init__(self):
             super().__init__()
@@ -239,21 +249,21 @@ def test_a_model_that_changes_its_weights_in_train_mode_keeps_them():
                     self.linear.weight.mul_(0.9)
             return self.bn(self.linear(x))
 
-    model = Clipping()
+    model = Clipping().to(device)
     before = model.linear.weight.detach().clone()
     bnlab.check(model, data=[(x,) for x, _ in batches(3)])
     assert torch.equal(model.linear.weight, before)
     assert model.steps == []
 
 
-def test_a_scripted_model_is_checked_by_its_numbers():
+def test_a_scripted_model_is_checked_by_its_numbers(device):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch deprecates what many models are still stored as
-        scripted = torch.jit.script(nn.Sequential(nn.BatchNorm1d(4)))
+        scripted = torch.jit.script(nn.Sequential(nn.BatchNorm1d(4)).to(device))
     assert bnlab.check(scripted).summary.layers == 1
 
 
-def test_a_model_that_rejects_nan_behind_a_layer_is_recalibrated_without_the_batch():
+def test_a_model_that_rejects_nan_behind_a_layer_is_recalibrated_without_the_batch(device):
     class Rejecting(nn.Module):
         def __init__(self):
             super().__init__()
@@ -266,7 +276,7 @@ def test_a_model_that_rejects_nan_behind_a_layer_is_recalibrated_without_the_bat
             return self.second(h)
 
     spoiled = torch.full((8, 4), float("nan"))
-    receipt = bnlab.recalibrate(Rejecting(), [spoiled, *(x for x, _ in batches(3))])
+    receipt = bnlab.recalibrate(Rejecting().to(device), [spoiled, *(x for x, _ in batches(3))])
     assert "left out: 1 batch in which a layer gets a NaN or inf" in receipt.changes.notes
 
 
@@ -276,7 +286,7 @@ def share_of_the_data_set(model, data):
 
 @pytest.mark.parametrize("max_batches", ["auto", None])
 @pytest.mark.parametrize("metric", [accuracy, share_of_the_data_set])
-def test_the_layers_that_cost_the_metric_are_looked_for_without_reading_again(metric, max_batches):
+def test_the_layers_that_cost_the_metric_are_looked_for_without_reading_again(metric, max_batches, device):
     """Eight stale layers, replaced one after the other, would each read long data once more."""
 
     class Loader(Counted):
@@ -286,16 +296,16 @@ def test_the_layers_that_cost_the_metric_are_looked_for_without_reading_again(me
     model = nn.Sequential(nn.Linear(4, 8))
     for _ in range(8):
         model.extend([nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8)])
-    model.append(nn.Linear(8, 3))
+    model.append(nn.Linear(8, 3)).to(device)
     inputs = [x for x, _ in batches(70)]
     with torch.no_grad():
         for x in inputs:
-            model(x)
+            model(x.to(device))
         model.eval()
-        loader = Loader([(x, model(x).argmax(1)) for x in inputs])
+        loader = Loader([(x, model(x.to(device)).argmax(1).cpu()) for x in inputs])
     for layer in model:
         if isinstance(layer, nn.BatchNorm1d):
-            layer.running_mean += torch.randn(8)
+            layer.running_mean += torch.randn(8).to(device)
     numbers = bnlab.check(model, data=loader, metric=metric, max_batches=max_batches).numbers
     assert numbers.eval_recalibrated > numbers.eval_running + 0.5
     assert loader.iterations <= 6
