@@ -93,9 +93,9 @@ class Processes:
 
     @classmethod
     def of(cls, options: Options) -> Processes:
-        """Start the processes that the options ask for."""
+        """Start the processes that the options ask for, unless the sections need nothing compiled."""
         only = [argument for name in options.sections for argument in ("--only", name)]
-        count = options.processes
+        count = options.processes if {"training", *layers.LAYERS} & set(options.sections) else 0
         shares = [f"{index}/{count}" for index in range(count)]
         return cls([[sys.executable, str(SCRIPT), "--compile-share", share, *only] for share in shares])
 

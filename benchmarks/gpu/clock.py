@@ -87,17 +87,21 @@ class GpuClock:
 
     def _captured(self, step: Step) -> torch.cuda.CUDAGraph:
         """Return the graph of a step, which runs on a stream of its own before."""
+        current = torch.cuda.current_stream(self._device)
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # autograd warns of parameters that another stream used before
-            with torch.cuda.stream(stream):
-                for _ in range(_WARM_UPS):
+        stream.wait_stream(current)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # autograd warns of parameters that another stream used before
+                with torch.cuda.stream(stream):
+                    for _ in range(_WARM_UPS):
+                        step()
+                current.wait_stream(stream)
+                with torch.cuda.graph(graph, stream=stream):
                     step()
-            torch.cuda.current_stream(self._device).wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
-                step()
+        finally:
+            torch.cuda.set_stream(current)  # torch leaves the other one current if a capture fails
         return graph
 
 

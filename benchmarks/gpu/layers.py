@@ -212,8 +212,7 @@ def _measure(case: LayerCase, name: str, stage: Stage) -> None:
         readings, failed = attempted({side: partial(reading, side, which) for side in ready})
         times[which] = stage.timed(readings)
         reasons |= {f"{side} {which}": reason for side, reason in failed.items()}
-        del readings  # and with them the memory of the graphs
-        stage.release()
+        del readings  # and with them the graphs
     difference = _difference(ready)
     if difference is not None and not difference <= DIFFERENCES[case.dtype]:
         reasons["bnlab"] = f"its gradients differ from those of torch eager by {difference:.3g} of their size"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import faulthandler
+import gc
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -48,25 +50,34 @@ def run(options: Options, started: float) -> int:
     path = options.output or (None if options.dry else default_path(record))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-    seconds = 60 * options.minutes
-    budget = Budget(float("inf") if options.dry else seconds, started)
+    budget = Budget(float("inf") if options.dry else 60 * options.minutes, started)
     if not options.dry:
-        faulthandler.dump_traceback_later(max(1.0, budget.left()) + _GRACE, exit=True)
+        faulthandler.dump_traceback_later(
+            max(1.0, budget.left()) + _GRACE, exit=True, file=sys.__stderr__ or sys.stderr
+        )
+    try:
+        _run_sections(options, stage, budget, partial(_save, record, path, started))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    return _concluded(stage, path, started)
+
+
+def _run_sections(options: Options, stage: Stage, budget: Budget, save: Callable[[], None]) -> None:
     _introduce(stage)
     with Processes.of(options) as processes:
         for name in options.sections:
             if name != "accuracy":
-                about = processes.wait(_AHEAD * seconds - (time.monotonic() - started))
+                about = processes.wait(budget.left() - (1 - _AHEAD) * 60 * options.minutes)
                 stage.output.line(about) if about else None
-            run_section(name, stage, budget, partial(_save, record, path, started))
-    if options.dry:
+            run_section(name, stage, budget, save)
+    if stage.is_dry:
         _compile_one_job(options, stage)
-    faulthandler.cancel_dump_traceback_later()
-    return _concluded(stage, path, started)
 
 
 def run_section(name: str, stage: Stage, budget: Budget, save: Callable[[], None]) -> None:
     """Run the rows of a section as long as the time suffices for another one like the last. List the others."""
+    gc.collect()
+    gc.freeze()  # a collection after each row is quick if it passes over what torch imported
     section = MAKERS[name]()
     stage.output.open(section.title, section.columns)
     needed = section.seconds
@@ -87,7 +98,13 @@ def run_section(name: str, stage: Stage, budget: Budget, save: Callable[[], None
 def _prepared(options: Options) -> tuple[Record, Stage]:
     device = CPU if options.dry else torch.device("cuda", torch.cuda.current_device())
     sizes = TINY if options.dry else FULL
-    settings = {**dataclasses.asdict(options), "output": None, "sizes": dataclasses.asdict(sizes)}
+    settings = {
+        "minutes": options.minutes,
+        "sections": options.sections,
+        "repetitions": options.repetitions,
+        "processes": options.processes,
+        "sizes": dataclasses.asdict(sizes),
+    }
     record = new_record(settings, device, is_dry=options.dry)
     return record, stage_of(is_dry=options.dry, repetitions=options.repetitions, record=record)
 

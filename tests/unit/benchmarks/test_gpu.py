@@ -136,6 +136,31 @@ def test_the_last_line_names_what_was_not_measured():
     assert line == "a 1.23 (bar >= 1.2); b not measured (bar <= 0.9)"
 
 
+def test_a_run_prints_figures_and_writes_them(monkeypatch, tmp_path, capsys):
+    """The stage is that of a dry run, whose times are shown."""
+    output = tmp_path / "new" / "gpu.json"
+    options = command.parsed(["--only", "accuracy", "--only", "bandwidth", "--only", "calls", "--output", str(output)])
+
+    def prepared(_):
+        fresh = record.new_record({}, torch.device("cpu"), is_dry=False)
+        own = stage.stage_of(is_dry=True, repetitions=2, record=fresh)
+        return fresh, dataclasses.replace(own, is_dry=False, output=stage.Output(is_dry=False))
+
+    watchdog = []
+    monkeypatch.setattr(run, "_prepared", prepared)
+    monkeypatch.setattr(run, "faulthandler", Recorded(watchdog))
+    assert run.run(options, time.monotonic()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("gpu: BN + ReLU torch.compile / bnlab, contiguous not measured (bar >= 1.4); ")
+    assert not [line for line in lines if "dry" in line]
+    document = json.loads(output.read_text(encoding="utf-8"))
+    (ratio,) = (row for row in document["headline"] if row["name"].startswith("wall time"))
+    first, _ = document["sections"]["calls"]
+    assert ratio["value"] == first["wall"]["bnlab"]["median"] / first["wall"]["torch"]["median"]
+    assert watchdog == ["dump_traceback_later", "cancel_dump_traceback_later"]
+    assert document["bandwidth"] == 2048 / document["sections"]["bandwidth"][0]["times"]["copy"]["median"]
+
+
 def test_a_row_that_fails_is_a_line_and_not_the_end(dry, monkeypatch, capsys):
     done = []
     cases = [stage.Case("bad", lambda: 1 / 0), stage.Case("good", lambda: done.append("good"))]
@@ -228,7 +253,7 @@ class Recorded:
         self.events = events
 
     def __getattr__(self, name):
-        return lambda *_: self.events.append(name)
+        return lambda *_, **__: self.events.append(name)
 
     def __enter__(self):
         self.events.append("enter")
@@ -246,6 +271,7 @@ def test_the_clock_of_a_gpu_replays_a_graph_behind_a_flushed_cache(monkeypatch):
         "Stream": lambda _: Recorded(events),
         "stream": lambda _: Recorded(events),
         "current_stream": lambda _: Recorded(events),
+        "set_stream": lambda _: None,
         "CUDAGraph": lambda: Recorded(events),
         "graph": lambda _, stream: Recorded(events),
         "Event": lambda enable_timing: Recorded(events),
