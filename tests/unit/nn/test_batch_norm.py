@@ -96,11 +96,11 @@ def test_program_1_is_stuck_with_torchs_layer_from_1e20_on(device):
 
 
 @pairs
-def test_it_is_an_instance_of_torchs_layer(bnlab_class, torch_class, shape):
+def test_it_is_an_instance_of_torchs_layer(bnlab_class, torch_class, shape, device):
     layer = bnlab_class(5)
     assert isinstance(layer, torch_class)
     assert not any(isinstance(layer, other) for _, other, _ in PAIRS if other is not torch_class)
-    layer._check_input_dim(torch.zeros(shape))
+    layer._check_input_dim(torch.zeros(shape, device=device))
 
 
 def test_the_variants_do_not_pose_as_plain_layers():

@@ -16,7 +16,7 @@ class Telling(nn.Module):
     ("model", "path"),
     [(Telling(), "Telling"), (nn.Sequential(nn.Identity(), nn.Sequential(Telling())), "1.0")],
 )
-def test_it_is_the_path_from_the_outermost_module_that_runs(model, path):
+def test_it_is_the_path_from_the_outermost_module_that_runs(model, path, device):
     with pytest.raises(LookupError) as error:
-        model(torch.zeros(1))
+        model(torch.zeros(1, device=device))
     assert error.value.args == (path,)
