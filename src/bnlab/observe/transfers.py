@@ -56,13 +56,14 @@ def _in_groups(
         group = [tensors[place] for place in places]
         parts = torch.split(move(_joined(group), device), [tensor.numel() for tensor in group])
         for place, tensor, part in zip(places, group, parts, strict=True):
-            results[place] = part.view(tensor.shape)
+            results[place] = part if tensor.dim() == 1 else part.view(tensor.shape)
     return results
 
 
+@torch.no_grad()
 def _joined(group: Sequence[Tensor]) -> Tensor:
-    flat = [tensor.detach().reshape(-1) for tensor in group]
-    return flat[0] if len(flat) == 1 else torch.cat(flat)
+    flat = [tensor if tensor.dim() == 1 else tensor.reshape(-1) for tensor in group]
+    return flat[0].detach() if len(flat) == 1 else torch.cat(flat)
 
 
 class Pending:
