@@ -222,7 +222,7 @@ def test_everything_is_taken_back_if_an_error_appears(healthy, monkeypatch):
     def poisons(self, model, layers, material):
         from bnlab.remedies.running_statistics import stored_statistics, write_statistics
 
-        mean, var = stored_statistics(model[4])
+        mean, var = stored_statistics({"4": model[4]})["4"]
         written = write_statistics({"4": model[4]}, {"4": (mean, -var)})
         receipt = bnlab.recalibrate(copy.deepcopy(model), material.batches)
         receipt._undo = written.undo
