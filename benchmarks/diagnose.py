@@ -15,44 +15,24 @@ import os
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+ROOT = Path(__file__).parents[1]
+
 CHILD = """
-import json, time, torch
-from torch import nn
+import json, sys, time, torch
+sys.path.insert(0, {root!r})
 import bnlab
+from benchmarks.measuring.resnet50 import classifier, resnet50
 from bnlab.observe.passes.layer_statistics import observe
 from bnlab.observe.passes.subject import Subject
 from bnlab.observe.discover import any_batch_norm
 
-class Bottleneck(nn.Module):
-    def __init__(self, inputs, width, outputs, stride):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.relu, self.downsample = nn.ReLU(inplace=True), None
-        if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-    def forward(self, x):
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(out)))))
-        out += x if self.downsample is None else self.downsample(x)
-        return self.relu(out)
-
-def resnet50():
-    layers = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
-    inputs = 64
-    for width, blocks, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
-        for block in range(blocks):
-            layers.append(Bottleneck(inputs, width, 4 * width, stride if block == 0 else 1))
-            inputs = 4 * width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000))
-
 torch.manual_seed(0)
-model, data = resnet50().eval(), [torch.randn(32, 3, {size}, {size}) for _ in range({batches})]
+model, data = resnet50(classifier()).eval(), [torch.randn(32, 3, {size}, {size}) for _ in range({batches})]
 def forward():
     with torch.no_grad():
         for batch in data:
@@ -110,7 +90,7 @@ def measure(size: int, batches: int, repetitions: int) -> tuple[dict[str, float]
     }
     for _ in range(repetitions):
         for what, values in readings.items():
-            code = CHILD.format(size=size, batches=batches, what=what)
+            code = CHILD.format(root=str(ROOT), size=size, batches=batches, what=what)
             result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=environment)
             seconds, megabytes = json.loads(result.stdout)
             values.append((seconds, megabytes))

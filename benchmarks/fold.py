@@ -1,18 +1,19 @@
 """Measures the latency of two networks in eval mode: unchanged, folded by bnlab, and sped up by torch's own tools.
 
-The networks run in float32 on the CPU. The tools alternate in one process after untimed runs of each, and the table
-shows medians over the repetitions. If a tool cannot run, the benchmark prints the reason. Set OMP_PROC_BIND=true for
-stable results.
+The networks run in float32 on the CPU. The tools alternate in one process, each timed call follows an untimed call of
+the same tool, and the table shows medians over the repetitions. If a tool cannot run, the benchmark prints the reason.
+Set OMP_PROC_BIND=true for stable results.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import statistics
-import time
+import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -22,8 +23,13 @@ from torch._inductor import config as inductor
 
 from bnlab.remedies.fold.fold import fold
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.measuring.resnet50 import classifier, resnet50
+from benchmarks.measuring.steps import LAYOUTS
+from benchmarks.measuring.timing import alternating, medians, wall
+
 SHAPES = ((1, 3, 224, 224), (8, 3, 112, 112))
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 SIDES = ("original", "bnlab fold", "optimize_for_inference", "compile + freezing")
 
 Side = Callable[[Tensor], Tensor]
@@ -49,7 +55,7 @@ def main() -> None:
                 model, x, error = prepared(network, shape, layout)
                 sides = built(model, x, with_compile=not options.no_compile)
                 reasons |= {f"{name}: {side}" for name, side in sides.items() if isinstance(side, str)}
-                times = alternating(
+                times = compare(
                     {name: s for name, s in sides.items() if not isinstance(s, str)}, x, options.repetitions
                 )
                 cells = [f"{1e3 * times[name]:.2f}" if name in times else "-" for name in SIDES]
@@ -113,44 +119,16 @@ def compiled(model: nn.Module, x: Tensor) -> Side:
     return side
 
 
-def alternating(sides: dict[str, Side], x: Tensor, repetitions: int) -> dict[str, float]:
+def compare(sides: dict[str, Side], x: Tensor, repetitions: int) -> dict[str, float]:
     """Return the median seconds of one call of each network."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
     with torch.no_grad():
-        for repetition in range(-2, repetitions):  # the first two only warm up
-            for name, side in sides.items():
-                start = time.perf_counter()
-                side(x)
-                if repetition >= 0:
-                    times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+        return medians(alternating({name: wall(partial(side, x)) for name, side in sides.items()}, repetitions))
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     """Return a convolution without bias and its BN."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(outputs)]
-
-
-class Bottleneck(nn.Module):
-    """The bottleneck of ResNet, with the stride in the 3x3 convolution."""
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        outputs = 4 * width
-        self.body = nn.Sequential(
-            *conv_bn(inputs, width, 1),
-            nn.ReLU(inplace=True),
-            *conv_bn(width, width, 3, stride),
-            nn.ReLU(inplace=True),
-            *conv_bn(width, outputs, 1),
-        )
-        self.shortcut = nn.Sequential(*(conv_bn(inputs, outputs, 1, stride) if inputs != outputs else []))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return relu(body(x) + shortcut(x))."""
-        y: Tensor = self.body(x) + self.shortcut(x)
-        return y.relu_()
 
 
 class InvertedResidual(nn.Module):
@@ -171,17 +149,6 @@ class InvertedResidual(nn.Module):
         return x + y if self.is_residual else y
 
 
-def resnet50() -> nn.Sequential:
-    """Return a network with the layers of ResNet-50: 53 convolutions with BN, 25.6 million parameters."""
-    blocks, inputs = [], 64
-    for width, count in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for index in range(count):
-            blocks.append(Bottleneck(inputs, width, 2 if index == 0 and width > 64 else 1))
-            inputs = 4 * width
-    stem = [*conv_bn(3, 64, 7, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1000))
-
-
 def mobilenet_v2() -> nn.Sequential:
     """Return a network with the layers of MobileNet-v2: 52 convolutions with BN, 3.5 million parameters."""
     blocks, inputs = [], 32
@@ -195,7 +162,10 @@ def mobilenet_v2() -> nn.Sequential:
     return nn.Sequential(*stem, *blocks, *head, nn.Linear(1280, 1000))
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"ResNet-50": resnet50, "MobileNet-v2": mobilenet_v2}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "ResNet-50": lambda: resnet50(classifier()),
+    "MobileNet-v2": mobilenet_v2,
+}
 
 
 if __name__ == "__main__":
