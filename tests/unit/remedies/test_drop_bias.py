@@ -24,21 +24,22 @@ def drop(model, *, layers=("1",)):
 
 
 @pytest.mark.parametrize("options", [{}, {"track_running_stats": False}], ids=["statistics", "none"])
-def test_the_output_stays_in_either_mode_and_the_bias_comes_back(options):
-    model = network(**options)
+def test_the_output_stays_in_either_mode_and_the_bias_comes_back(options, device):
+    model = network(**options).to(device)
     before, bias = copy.deepcopy(model), model[0].bias
     receipt = drop(model)
     assert model[0].bias is None
     for training in (True, False):
         assert_close(
-            copy.deepcopy(model).train(training)(X.double()), copy.deepcopy(before).train(training)(X.double())
+            copy.deepcopy(model).train(training)(X.double().to(device)),
+            copy.deepcopy(before).train(training)(X.double().to(device)),
         )
     receipt.undo()
     assert model[0].bias is bias
 
 
-def test_the_running_mean_loses_what_the_bias_gave_it():
-    model = network()
+def test_the_running_mean_loses_what_the_bias_gave_it(device):
+    model = network().to(device)
     mean, bias = model[1].running_mean.clone(), model[0].bias.detach().clone()
     drop(model.eval())
     assert_close(model[1].running_mean, mean - bias)
@@ -55,18 +56,18 @@ def test_the_running_mean_loses_what_the_bias_gave_it():
     ],
     ids=["no producer", "no bias"],
 )
-def test_a_layer_without_a_bias_of_its_own_is_left_alone(change, reason):
-    model = change(network())
-    batch = X.double() if isinstance(model[0], nn.Conv2d) else torch.randn(6, 4, 5, 5, dtype=torch.float64)
+def test_a_layer_without_a_bias_of_its_own_is_left_alone(change, reason, device):
+    model = change(network()).to(device)
+    batch = X.double() if isinstance(model[0], nn.Conv2d) else torch.randn(6, 4, 5, 5, dtype=torch.float64).to(device)
     receipt = DropBias().apply(model, ["1"], Material(batches=[batch]))
     assert not receipt.changes.changes
     assert receipt.changes.left_alone[0].reason.startswith(reason)
 
 
-def test_undo_is_refused_where_there_is_a_bias_again():
-    model = network()
+def test_undo_is_refused_where_there_is_a_bias_again(device):
+    model = network().to(device)
     receipt = drop(model)
-    model[0].bias = nn.Parameter(torch.zeros(4).double())
+    model[0].bias = nn.Parameter(torch.zeros(4).to(device).double())
     with pytest.raises(UsageError, match="undo: 0 must still have no bias, got one"):
         receipt.undo()
 
@@ -76,13 +77,13 @@ def test_undo_is_refused_where_there_is_a_bias_again():
     [({"output": 0.5}, UsageError), (KeyboardInterrupt, KeyboardInterrupt)],
     ids=["wrong", "ended"],
 )
-def test_whatever_raises_the_model_is_as_it_was(monkeypatch, outcome, error):
+def test_whatever_raises_the_model_is_as_it_was(monkeypatch, outcome, error, device):
     def differences(*_):
         if isinstance(outcome, dict):
             return outcome
         raise outcome
 
-    model = network()
+    model = network().to(device)
     bias, mean = model[0].bias, model[1].running_mean.clone()
     monkeypatch.setattr("bnlab.remedies.drop_bias.differences", differences)
     with pytest.raises(error):

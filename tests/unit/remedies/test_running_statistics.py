@@ -12,8 +12,8 @@ from bnlab.remedies.running_statistics import distance_in_std, statistics_text, 
 
 
 @pytest.fixture
-def layers():
-    return {"a": nn.BatchNorm1d(2), "b": nn.BatchNorm1d(2)}
+def layers(device):
+    return {"a": nn.BatchNorm1d(2).to(device), "b": nn.BatchNorm1d(2).to(device)}
 
 
 def values(mean, var):
@@ -39,8 +39,8 @@ def test_what_was_changed_later_is_not_overwritten_by_undo(layers):
         written.undo()
 
 
-def test_values_beyond_the_dtype_become_its_largest_and_are_counted():
-    layer = nn.BatchNorm1d(2).half()
+def test_values_beyond_the_dtype_become_its_largest_and_are_counted(device):
+    layer = nn.BatchNorm1d(2).to(device).half()
     written = write_statistics({"a": layer}, {"a": values([1e6, 0], [1, 1e9])})
     assert written.clipped == {"a": 2}
     assert layer.running_mean[0] == torch.finfo(torch.float16).max
@@ -59,9 +59,9 @@ def test_ranges_as_text():
     assert statistics_text(*values([0, 1.5], [1, np.nan])) == "mean 0..1.5, var 1 not finite"
 
 
-def test_inference_tensors_are_named_before_anything_changes(layers):
+def test_inference_tensors_are_named_before_anything_changes(layers, device):
     with torch.inference_mode():
-        layers["b"] = nn.BatchNorm1d(2)
+        layers["b"] = nn.BatchNorm1d(2, device=device)
     new = {"a": values([1, 2], [3, 4]), "b": values([5, 6], [7, 8])}
     with pytest.raises(UsageError, match=r"^b: buffers must be tensors that can change, got inference tensors\. Copy"):
         write_statistics(layers, new)

@@ -12,8 +12,8 @@ def model(*momenta):
     return nn.Sequential(*(nn.BatchNorm1d(3, momentum=momentum) for momentum in momenta))
 
 
-def test_a_decay_becomes_the_weight_of_the_new_batch_and_comes_back():
-    network = model(0.99, 0.9)
+def test_a_decay_becomes_the_weight_of_the_new_batch_and_comes_back(device):
+    network = model(0.99, 0.9).to(device)
     receipt = SetMomentum().apply(network, ["0"], Material(batches=[]))
     assert network[0].momentum == pytest.approx(0.01)
     assert network[1].momentum == 0.9
@@ -24,8 +24,8 @@ def test_a_decay_becomes_the_weight_of_the_new_batch_and_comes_back():
     assert network[0].momentum == 0.99
 
 
-def test_undo_is_refused_where_it_was_changed_since():
-    network = model(0.99)
+def test_undo_is_refused_where_it_was_changed_since(device):
+    network = model(0.99).to(device)
     receipt = SetMomentum().apply(network, ["0"], Material(batches=[]))
     network[0].momentum = 0.5
     with pytest.raises(UsageError, match=r"undo: momentum of 0 must still be 0\.01, got 0\.5"):
@@ -33,8 +33,8 @@ def test_undo_is_refused_where_it_was_changed_since():
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.5, 1.0, None])
-def test_what_is_no_decay_has_no_plan(momentum):
-    diagnosis = bnlab.check(model(momentum, 0.99))
+def test_what_is_no_decay_has_no_plan(momentum, device):
+    diagnosis = bnlab.check(model(momentum, 0.99).to(device))
     (finding,) = [finding for finding in diagnosis.findings if finding.code == "BN202"]
     assert SetMomentum().plan(diagnosis, finding).layers == ("1",)
     elsewhere = type(finding)(**{**vars(finding), "layer": "0"})

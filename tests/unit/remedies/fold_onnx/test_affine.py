@@ -18,6 +18,8 @@ from tests.unit.remedies.fold_onnx.samples import (  # noqa: E402
     wide,
 )
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 
 @pytest.mark.parametrize("shape", [(2, 4), (2, 4, 3), (2, 4, 3, 3)])
 def test_a_bn_and_the_constants_behind_it_become_mul_and_add(tmp_path, shape):

@@ -7,6 +7,8 @@ from onnx import TensorProto, helper  # noqa: E402
 from bnlab.remedies.fold_onnx.attributes import attribute, is_foldable, refuse_linked  # noqa: E402
 from bnlab.remedies.refusal import Refusal  # noqa: E402
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 
 def test_an_attribute_has_a_default():
     node = helper.make_node("Gemm", ["x", "w"], ["y"], alpha=0.5)

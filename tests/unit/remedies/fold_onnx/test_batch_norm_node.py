@@ -21,6 +21,8 @@ from tests.unit.remedies.fold_onnx.samples import (  # noqa: E402
 
 from bnlab.remedies.fold_onnx.fold_onnx import fold_onnx  # noqa: E402
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 
 def lone(tmp_path, node, values=None, *, initializer=None, shape=(2, 4, 3, 3), **keywords):
     initializer = tensors(prefixed(values or parameters(4))) if initializer is None else initializer

@@ -16,6 +16,8 @@ from tests.unit.remedies.fold_onnx.samples import (  # noqa: E402
 
 from bnlab.remedies.fold_onnx.run import run_model  # noqa: E402
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 
 def test_new_names_are_free(tmp_path):
     nodes = [

@@ -20,6 +20,8 @@ from tests.unit.remedies.fold_onnx.samples import (  # noqa: E402
     wide,
 )
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 PADS_A_VALID_CONV = tuple(map(int, onnx.__version__.split(".")[:2])) < (1, 18)
 VALID = pytest.param(
     {"auto_pad": "VALID"},

@@ -6,6 +6,8 @@ from tests.unit.remedies.fold_onnx.samples import made, normal, tensors  # noqa:
 
 from bnlab.remedies.fold_onnx.cost import cost_of, typed  # noqa: E402
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 
 def chain(shape=("n", 3, 8, 8)):
     nodes = [

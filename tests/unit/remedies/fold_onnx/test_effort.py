@@ -9,6 +9,8 @@ from bnlab.errors import DamagedFile, TooMuchWork  # noqa: E402
 from bnlab.remedies.fold_onnx.effort import LIMITS, count_work, values_to_add, values_to_read  # noqa: E402
 from bnlab.remedies.fold_onnx.fold_onnx import fold_onnx  # noqa: E402
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 OPSETS = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
 
 

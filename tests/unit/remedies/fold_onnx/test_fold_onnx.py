@@ -29,6 +29,8 @@ from bnlab.records import Changes  # noqa: E402
 from bnlab.remedies.fold_onnx import batch_norm_node as _batch_norm_node  # noqa: E402
 from bnlab.remedies.fold_onnx.fold_onnx import fold_onnx  # noqa: E402
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 
 @pytest.mark.parametrize("opset", [6, 7, 9, 13, 14, 17, 22])
 def test_every_opset(tmp_path, opset):

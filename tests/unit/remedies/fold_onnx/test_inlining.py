@@ -22,6 +22,8 @@ from tests.unit.remedies.fold_onnx.samples import (  # noqa: E402
 
 from bnlab.remedies.fold_onnx.inlining import inlined  # noqa: E402
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 OPSETS = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
 PARAMETERS = [f"bn.{key}" for key in KEYS]
 

@@ -8,6 +8,8 @@ from tests.unit.remedies.fold_onnx.samples import bn_node, folded, info, normal,
 from bnlab.errors import UsageError  # noqa: E402
 from bnlab.remedies.fold_onnx.fold_onnx import fold_onnx  # noqa: E402
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 
 def fully_convolutional(tmp_path, nodes=()):
     first = [helper.make_node("Conv", ["x", "c.weight"], ["h"]), bn_node(result="b" if nodes else "y"), *nodes]

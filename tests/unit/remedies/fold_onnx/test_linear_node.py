@@ -20,6 +20,8 @@ from tests.unit.remedies.fold_onnx.samples import (  # noqa: E402
 from bnlab.remedies.fold_onnx.linear_node import rounded  # noqa: E402
 from bnlab.remedies.fold_onnx.taps import convolve  # noqa: E402
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 
 def test_bfloat16_weights_are_rounded_once(tmp_path):
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))

@@ -15,6 +15,8 @@ from bnlab.remedies.fold_onnx.links import link_of, shape_before  # noqa: E402
 from bnlab.remedies.fold_onnx.scope import all_scopes  # noqa: E402
 from bnlab.remedies.refusal import Refusal  # noqa: E402
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 
 def link(kind, inputs, constants=(), opset=17, outputs=("y",), **attributes):
     node = helper.make_node(kind, inputs, list(outputs), **attributes)

@@ -10,6 +10,8 @@ from tests.unit.remedies.fold_onnx.samples import normal, saved, tensors  # noqa
 from bnlab.errors import DamagedFile, UnreadableFile  # noqa: E402
 from bnlab.remedies.fold_onnx.loading import load_whole  # noqa: E402
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 
 def external(tmp_path, **constants):
     path = saved(tmp_path, [helper.make_node("Relu", ["x"], ["y"])], tensors(constants), (2, 3))

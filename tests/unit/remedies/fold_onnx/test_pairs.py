@@ -19,6 +19,8 @@ from tests.unit.remedies.fold_onnx.samples import (  # noqa: E402
     wide,
 )
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 
 def test_a_bn_that_can_be_folded_nowhere_has_the_reasons_of_both_sides(tmp_path):
     nodes = [helper.make_node("Relu", ["x"], ["h"]), bn_node("h", "b"), helper.make_node("Relu", ["b"], ["y"])]

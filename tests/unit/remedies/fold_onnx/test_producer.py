@@ -24,6 +24,8 @@ from tests.unit.remedies.fold_onnx.samples import (  # noqa: E402
 
 from bnlab.records import Safety  # noqa: E402
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 CONVOLUTIONS = {
     # operator, weight, bias, input, attributes, the same in torch
     "conv": ("Conv", (4, 3, 3, 3), True, (2, 3, 6, 7), {"pads": [1, 1, 1, 1]}, partial(conv2d, padding=1)),

@@ -22,6 +22,8 @@ from bnlab.remedies.fold_onnx import batch_norm_node as _batch_norm_node  # noqa
 from bnlab.remedies.fold_onnx import proof as _onnx_proof  # noqa: E402
 from bnlab.remedies.fold_onnx.fold_onnx import fold_onnx  # noqa: E402
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 
 def test_a_fold_that_is_wrong_is_not_kept(tmp_path, monkeypatch):
     right = _batch_norm_node.scale_and_shift

@@ -9,6 +9,8 @@ from tests.unit.remedies.fold_onnx.samples import batch_norm, bn_node, made, nor
 
 from bnlab.remedies.fold_onnx.run import EvaluationError, difference, run_model  # noqa: E402
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 
 def test_difference_is_relative_and_sees_what_is_not_finite():
     assert difference(np.array([1.0, -4.0]), np.array([1.0, -3.0])) == 0.25

@@ -23,6 +23,8 @@ from tests.unit.remedies.fold_onnx.samples import (  # noqa: E402
 
 from bnlab.remedies.fold_onnx.fold_onnx import fold_onnx  # noqa: E402
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 
 def test_a_use_inside_a_subgraph_is_a_use(tmp_path):
     x, weight, values = normal(2, 3, 5, 5), normal(4, 3, 3, 3), parameters(4)

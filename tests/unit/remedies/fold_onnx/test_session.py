@@ -21,6 +21,8 @@ from tests.unit.remedies.fold_onnx.samples import (  # noqa: E402
 from bnlab.remedies.fold_onnx.run import EvaluationError, ReferenceRuntime  # noqa: E402
 from bnlab.remedies.fold_onnx.session import OnnxRuntime, runtimes  # noqa: E402
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 
 def chain():
     return made([helper.make_node("Neg", ["x"], ["h"]), helper.make_node("Relu", ["h"], ["y"])], [], (2, 3))

@@ -7,6 +7,8 @@ from tests.unit.remedies.fold_onnx.samples import info, kinds, made, names, norm
 
 from bnlab.remedies.fold_onnx.sweep import Sweep  # noqa: E402
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 
 def model_with(*nodes):
     constants = tensors({"a": normal(3), "b": normal(3), "unused": normal(3)})

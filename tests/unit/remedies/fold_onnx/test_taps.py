@@ -8,6 +8,8 @@ from tests.unit.remedies.fold_onnx.samples import made, normal, tensors  # noqa:
 
 from bnlab.remedies.fold_onnx.taps import convolve, convolve_transposed  # noqa: E402
 
+pytestmark = pytest.mark.cpu_only("an ONNX model runs on the CPU")
+
 CONVOLUTIONS = [
     # operator, input, weight, attributes
     ("Conv", (2, 6, 9), (4, 6, 3), {"dilations": [2], "strides": [2], "pads": [3, 1]}),
