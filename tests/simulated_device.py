@@ -2,8 +2,9 @@
 
 `pytest --device simulated` runs the tests with it. It catches what forgets the device: a tensor that is made on the
 CPU beside one on the device, `.numpy()` without `.cpu()`, and random numbers that a test makes on the device, where a
-GPU would draw others. It runs no kernel of a GPU, so that what it says about numbers is what the CPU says. torch's
-compilers and exporters do not know its tensors. It is made with an experimental part of torch 2.13.
+GPU would draw others. It runs no kernel of a GPU, so that what it says about numbers is what the CPU says. These fail
+on it: torch's compilers, exporters and scripts, which do not know its tensors, `.data = ...` across devices, and what
+folds or fuses layers, because `fold` takes weights of a subclass of Tensor for no plain ones. It is made with an experimental part of torch 2.13.
 """
 
 from __future__ import annotations
