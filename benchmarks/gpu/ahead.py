@@ -113,10 +113,11 @@ class Processes:
             return ""
         until = time.monotonic() + seconds
         count, late = len(self._running), sum(not _ends(process, until) for process in self._running)
+        failed = sum(process.returncode not in (0, None) for process in self._running)
         took = time.monotonic() - self._started
         self._end()
-        rest = "" if not late else f"; {late} did not end, and what they left is compiled when it is needed"
-        return f"compiled ahead by {count} processes in {took:.0f} s{rest}"
+        rest = f"; {late} did not end and {failed} failed: the rest is compiled when it is needed"
+        return f"compiled ahead by {count} processes in {took:.0f} s{rest if late or failed else ''}"
 
     def _end(self) -> None:
         for process in self._running:

@@ -222,14 +222,14 @@ def test_every_job_is_compiled_by_one_process_and_the_longest_alone(dry):
 
 
 def test_processes_that_compile_too_long_are_ended():
-    commands = [[sys.executable, "-c", ""], [sys.executable, "-c", "import time; time.sleep(600)"]]
+    commands = [[sys.executable, "-c", code] for code in ("", "raise SystemExit(2)", "import time; time.sleep(600)")]
     with ahead.Processes(commands) as processes:
         running = list(processes._running)
-        running[0].wait()
-        assert "by 2 processes" in (about := processes.wait(0))
-        assert "1 did not end" in about
+        assert [process.wait() for process in running[:2]] == [0, 2]
+        assert "by 3 processes" in (about := processes.wait(0))
+        assert "; 1 did not end and 1 failed: " in about
         assert processes.wait(0) == ""
-    assert [process.poll() for process in running] == [0, -9]
+    assert [process.poll() for process in running] == [0, 2, -9]
 
 
 def test_a_record_is_json_without_nan(tmp_path, dry):
