@@ -2,9 +2,11 @@
 
 `pytest --device simulated` runs the tests with it. It catches what forgets the device: a tensor that is made on the
 CPU beside one on the device, `.numpy()` without `.cpu()`, and random numbers that a test makes on the device, where a
-GPU would draw others. It runs no kernel of a GPU, so that what it says about numbers is what the CPU says. These fail
-on it: torch's compilers, exporters and scripts, which do not know its tensors, `.data = ...` across devices, and what
-folds or fuses layers, because `fold` takes weights of a subclass of Tensor for no plain ones. It is made with an experimental part of torch 2.13.
+GPU would draw others. It runs no kernel of a GPU, so that what it says about numbers is what the CPU says.
+
+Tests fail on it that use torch's compilers, exporters, scripts or torch.func, which do not know its tensors; `resize_`;
+`.data = ...` across devices; or `fold` and `fuse`, which do not take weights of a subclass of Tensor for plain ones.
+It is made with an experimental part of torch 2.13.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ aten = torch.ops.aten
 
 MIXED = {
     aten.copy_.default, aten._to_copy.default, aten.index.Tensor, aten.index_put_.default, aten.index_put.default,
-    aten._index_put_impl_.default, aten._local_scalar_dense.default,
+    aten._index_put_impl_.default, aten._local_scalar_dense.default, aten._has_compatible_shallow_copy_type.default,
 }  # fmt: skip
 """Operators that take tensors of two devices."""
 
