@@ -190,8 +190,8 @@ def reloaded(model):
 
 @switches
 @kinds
-def test_unfreeze_gives_everything_back_also_on_copies(kind, shape, on):
-    model = trained(kind)
+def test_unfreeze_gives_everything_back_also_on_copies(kind, shape, on, device):
+    model = trained(kind).to(device)
     model[0].momentum, model[0].tag = 0.3, "mine"
     model[0].bias.requires_grad_(False)
     before, objects = everything(model), [id(module) for module in model.modules()]
@@ -204,7 +204,7 @@ def test_unfreeze_gives_everything_back_also_on_copies(kind, shape, on):
     assert_same(everything(model), before)
     assert [id(module) for module in model.modules()] == objects
     for other in copies:
-        x = torch.randn(shape)
+        x = torch.randn(shape).to(device)
         assert torch.equal(other.train()(x), copy.deepcopy(other).train()(x)) or not on["buffers"]
         unfreeze(other)
         assert [type(m) for m in other.modules()] == before["types"]
@@ -219,8 +219,8 @@ def test_unfreeze_gives_everything_back_also_on_copies(kind, shape, on):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_frozen_network_is_its_eval_mode_and_comes_back(name):
-    model, x = build(name).train(), images(4)
+def test_a_frozen_network_is_its_eval_mode_and_comes_back(name, device):
+    model, x = build(name).to(device).train(), images(4).to(device)
     before = everything(model)
     wanted = copy.deepcopy(model).eval()(x)
     trained_output = copy.deepcopy(model)(x) if name != "mobilenet" else None
@@ -236,9 +236,9 @@ def test_a_frozen_network_is_its_eval_mode_and_comes_back(name):
     assert_same(everything(model), before)
 
 
-def test_bnlabs_layers_keep_the_bits_of_eval_mode():
+def test_bnlabs_layers_keep_the_bits_of_eval_mode(device):
     for kind in (bnlab.nn.BatchNorm2d, bnlab.nn.GhostBatchNorm2d, bnlab.nn.BatchRenorm2d):
-        model, x = trained(kind), torch.randn(SHAPES[2])
+        model, x = trained(kind).to(device), torch.randn(SHAPES[2]).to(device)
         wanted = model.eval()(x)
         freeze(model)
         assert torch.equal(model(x), wanted)
@@ -246,8 +246,8 @@ def test_bnlabs_layers_keep_the_bits_of_eval_mode():
 
 
 @switches
-def test_torchs_layers_keep_eval_mode_to_rounding(on):
-    model, x = trained(nn.BatchNorm2d), torch.randn(SHAPES[2])
+def test_torchs_layers_keep_eval_mode_to_rounding(on, device):
+    model, x = trained(nn.BatchNorm2d).to(device), torch.randn(SHAPES[2]).to(device)
     wanted = by_the_book(model[0], x)
     torchs = model.eval()(x)
     freeze(model, **on)
@@ -260,25 +260,25 @@ def test_torchs_layers_keep_eval_mode_to_rounding(on):
 
 
 @switches
-def test_state_dicts_load_both_ways(on):
-    plain, frozen = trained(nn.BatchNorm2d), trained(nn.BatchNorm2d)
+def test_state_dicts_load_both_ways(on, device):
+    plain, frozen = trained(nn.BatchNorm2d).to(device), trained(nn.BatchNorm2d).to(device)
     freeze(frozen, **on)
     assert [*plain.state_dict()] == [*frozen.state_dict()]
     frozen.load_state_dict(plain.state_dict())
     assert same_state(state_of(frozen), state_of(plain))
-    other = trained(nn.BatchNorm2d)
+    other = trained(nn.BatchNorm2d).to(device)
     other.load_state_dict(frozen.state_dict())
     assert same_state(state_of(other), state_of(frozen))
 
 
 @switches
-@pytest.mark.parametrize("move", [lambda m: m.half(), lambda m: m.double(), lambda m: m.to("cpu", torch.bfloat16)])
-def test_it_survives_a_change_of_dtype(on, move):
-    model, reference = trained(nn.BatchNorm2d), trained(nn.BatchNorm2d)
+@pytest.mark.parametrize("move", [lambda m: m.half(), lambda m: m.double(), lambda m: m.to(torch.bfloat16)])
+def test_it_survives_a_change_of_dtype(on, move, device):
+    model, reference = trained(nn.BatchNorm2d).to(device), trained(nn.BatchNorm2d).to(device)
     reference.load_state_dict(model.state_dict())
     freeze(model, **on)
     move(model).train()
-    x = torch.randn(SHAPES[2]).to(model[0].weight.dtype)
+    x = torch.randn(SHAPES[2]).to(device).to(model[0].weight.dtype)
     before = state_of(model)
     model(x)
     assert same_state(state_of(model), before) is on["buffers"]
@@ -296,14 +296,14 @@ def test_it_survives_a_change_of_dtype(on, move):
     functools.partial(torch.optim.AdamW, lr=0.1, weight_decay=0.1),
 ])  # fmt: skip
 @pytest.mark.parametrize("to_none", [True, False])
-def test_an_optimizer_made_before_leaves_frozen_parameters_alone(optimizer, to_none):
-    model = build("resnet")
+def test_an_optimizer_made_before_leaves_frozen_parameters_alone(optimizer, to_none, device):
+    model = build("resnet").to(device)
     steps = optimizer(model.parameters())
 
     def train():
         for _ in range(3):
             steps.zero_grad(set_to_none=to_none)
-            model(images(4)).square().sum().backward()
+            model(images(4).to(device)).square().sum().backward()
             steps.step()
 
     def own(model):
@@ -322,18 +322,18 @@ def test_an_optimizer_made_before_leaves_frozen_parameters_alone(optimizer, to_n
 
 
 @pytest.mark.parametrize("action", [freeze, no_grad_only])
-def test_a_gradient_left_over_is_not_decayed(action):
-    model = trained(nn.BatchNorm2d)
+def test_a_gradient_left_over_is_not_decayed(action, device):
+    model = trained(nn.BatchNorm2d).to(device)
     steps = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
-    model(torch.randn(SHAPES[2])).sum().backward()
+    model(torch.randn(SHAPES[2]).to(device)).sum().backward()
     action(model)
     before = model[0].weight.clone()
     steps.step()
     assert torch.equal(model[0].weight, before) is (action is freeze)
 
 
-def test_nothing_of_the_size_of_the_input_is_kept_for_the_backward_pass():
-    model, x = trained(nn.BatchNorm2d), torch.randn(SHAPES[2], requires_grad=True)
+def test_nothing_of_the_size_of_the_input_is_kept_for_the_backward_pass(device):
+    model, x = trained(nn.BatchNorm2d).to(device), torch.randn(SHAPES[2], requires_grad=True).to(device)
     freeze(model)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
@@ -341,8 +341,8 @@ def test_nothing_of_the_size_of_the_input_is_kept_for_the_backward_pass():
     assert max(saved, default=0) <= 8
 
 
-def test_freezing_again_changes_nothing():
-    model = build("resnet")
+def test_freezing_again_changes_nothing(device):
+    model = build("resnet").to(device)
     freeze(model)
     memory = model.bn1.frozen_from
     receipt = freeze(model)
@@ -352,8 +352,8 @@ def test_freezing_again_changes_nothing():
     assert model.bn1.frozen_from is memory
 
 
-def test_a_later_call_says_all_three_switches():
-    model = trained(nn.BatchNorm2d)
+def test_a_later_call_says_all_three_switches(device):
+    model = trained(nn.BatchNorm2d).to(device)
     before = everything(model)
     freeze(model)
     receipt = freeze(model, normaliser=False, affine=False)
@@ -371,8 +371,8 @@ def test_a_later_call_says_all_three_switches():
     assert_same(everything(model), before)
 
 
-def test_what_a_switch_did_not_freeze_is_left_to_the_user():
-    model = trained(nn.BatchNorm2d)
+def test_what_a_switch_did_not_freeze_is_left_to_the_user(device):
+    model = trained(nn.BatchNorm2d).to(device)
     freeze(model, affine=False)
     model[0].weight.requires_grad_(False)
     model[0].momentum = 0.5
@@ -382,8 +382,8 @@ def test_what_a_switch_did_not_freeze_is_left_to_the_user():
     assert model[0].momentum == 0.5
 
 
-def test_what_was_switched_on_by_hand_is_frozen_again():
-    model = trained(nn.BatchNorm2d)
+def test_what_was_switched_on_by_hand_is_frozen_again(device):
+    model = trained(nn.BatchNorm2d).to(device)
     freeze(model)
     model.requires_grad_(True)
     assert freeze(model).changes.changes[0].what == "affine.requires_grad"
@@ -397,9 +397,9 @@ def test_what_was_switched_on_by_hand_is_frozen_again():
     grads=st.tuples(st.booleans(), st.booleans()),
     tracked=st.booleans(),
 )
-def test_any_sequence_shows_the_last_call_and_comes_back(kind, calls, grads, tracked):
+def test_any_sequence_shows_the_last_call_and_comes_back(kind, calls, grads, tracked, device):
     make, shape = KINDS[kind]
-    model = trained(make)
+    model = trained(make).to(device)
     model[0].weight.requires_grad_(grads[0])
     model[0].bias.requires_grad_(grads[1])
     model[0].track_running_stats = tracked
@@ -413,7 +413,7 @@ def test_any_sequence_shows_the_last_call_and_comes_back(kind, calls, grads, tra
         assert tuple(required(model).values()) == ((False, False) if on["affine"] else grads)
         state = state_of(model)
         copied = copy.deepcopy(model).train()
-        copied(torch.randn(shape))
+        copied(torch.randn(shape).to(device))
         assert same_state(state_of(copied), state) is (on["buffers"] or not tracked)
     for receipt in reversed(receipts):
         assert_same(everything(model), seen.pop())
@@ -425,8 +425,8 @@ def test_any_sequence_shows_the_last_call_and_comes_back(kind, calls, grads, tra
     assert_same(everything(model), before)
 
 
-def test_receipts_are_undone_in_the_reverse_order():
-    model = build("resnet")
+def test_receipts_are_undone_in_the_reverse_order(device):
+    model = build("resnet").to(device)
     before = everything(model)
     receipts = [
         freeze(model, normaliser=False, affine=False),
@@ -446,9 +446,9 @@ def test_receipts_are_undone_in_the_reverse_order():
         converted.undo()
 
 
-def test_an_exception_in_the_middle_leaves_the_model_as_it_was(monkeypatch):
-    model = build("resnet")
-    model(images(2)).sum().backward()
+def test_an_exception_in_the_middle_leaves_the_model_as_it_was(monkeypatch, device):
+    model = build("resnet").to(device)
+    model(images(2).to(device)).sum().backward()
     freeze(model, layers=["bn1"], normaliser=False)
     before, grads = everything(model), [p.grad for p in model.parameters()]
     apply, count = Conversion.apply, itertools.count()
@@ -483,8 +483,8 @@ class WithScale(nn.BatchNorm2d):
         return super().forward(input) * scale
 
 
-def test_a_class_of_its_own_keeps_its_class_or_is_refused():
-    model = nn.Sequential(nn.BatchNorm2d(3), Scaled(3), Scaled(3))
+def test_a_class_of_its_own_keeps_its_class_or_is_refused(device):
+    model = nn.Sequential(nn.BatchNorm2d(3), Scaled(3), Scaled(3)).to(device)
     before = everything(model)
     with pytest.raises(UsageError) as err:
         freeze(model)
@@ -495,29 +495,29 @@ def test_a_class_of_its_own_keeps_its_class_or_is_refused():
     assert receipt.changes.notes == ()
     assert {type(layer) for layer in model} == {nn.BatchNorm2d, Scaled}
     state = state_of(model)
-    model.train()(torch.randn(4, 3, 5, 5))
+    model.train()(torch.randn(4, 3, 5, 5).to(device))
     assert same_state(state_of(model), state)
     unfreeze(model)
     assert_same(everything(model), before)
 
 
-def test_a_forward_that_does_not_obey_is_refused_and_one_that_cannot_be_tried_is_named():
-    model = nn.Sequential(nn.BatchNorm2d(3), Stubborn(3))
+def test_a_forward_that_does_not_obey_is_refused_and_one_that_cannot_be_tried_is_named(device):
+    model = nn.Sequential(nn.BatchNorm2d(3), Stubborn(3)).to(device)
     with pytest.raises(UsageError, match=r"^1: layer must keep its running statistics with track_running_stats=False"):
         freeze(model, normaliser=False)
     assert model[0].track_running_stats
     assert "1" not in str(freeze(model, normaliser=False, buffers=False).changes.notes)
-    patched = nn.BatchNorm2d(3)
+    patched = nn.BatchNorm2d(3).to(device)
     patched.forward = lambda x: x
-    for layer in (WithScale(3), patched):
+    for layer in (WithScale(3).to(device), patched):
         (note,) = freeze(layer, normaliser=False).changes.notes
         assert note.startswith("model: ")
         assert note.endswith("failed in a test run: check that it obeys track_running_stats")
 
 
-def test_layers_without_running_statistics():
-    lone = nn.BatchNorm2d(3, track_running_stats=False)
-    model = nn.Sequential(nn.BatchNorm2d(3), copy.deepcopy(lone), copy.deepcopy(lone))
+def test_layers_without_running_statistics(device):
+    lone = nn.BatchNorm2d(3, track_running_stats=False).to(device)
+    model = nn.Sequential(nn.BatchNorm2d(3), copy.deepcopy(lone), copy.deepcopy(lone)).to(device)
     for on in ({"affine": False}, {"normaliser": False}, {"buffers": False}):
         with pytest.raises(UsageError) as err:
             freeze(model, layers=["1", "2"], **on)
@@ -536,8 +536,8 @@ def test_layers_without_running_statistics():
     assert not model[1].weight.requires_grad
 
 
-def test_layers_that_were_not_frozen_by_freeze_are_left_alone():
-    model = nn.Sequential(nn.BatchNorm2d(3), bnlab.nn.FrozenBatchNorm2d(3), nn.BatchNorm2d(3))
+def test_layers_that_were_not_frozen_by_freeze_are_left_alone(device):
+    model = nn.Sequential(nn.BatchNorm2d(3), bnlab.nn.FrozenBatchNorm2d(3), nn.BatchNorm2d(3)).to(device)
     bnlab.convert(model, bnlab.nn.FrozenBatchNorm2d, layers=["2"])
     receipt = unfreeze(model)
     assert str(receipt) == (
@@ -558,9 +558,9 @@ def test_layers_that_were_not_frozen_by_freeze_are_left_alone():
     assert model[1].moves_statistics
 
 
-def test_a_layer_with_two_names_and_a_shared_parameter():
-    shared = nn.BatchNorm2d(4)
-    model = nn.ModuleDict({"a": shared, "b": shared, "c": nn.BatchNorm2d(4)})
+def test_a_layer_with_two_names_and_a_shared_parameter(device):
+    shared = nn.BatchNorm2d(4).to(device)
+    model = nn.ModuleDict({"a": shared, "b": shared, "c": nn.BatchNorm2d(4)}).to(device)
     model["c"].weight = shared.weight
     receipt = freeze(model)
     assert {change.layer for change in receipt.changes.changes} == {"a", "c"}
@@ -569,8 +569,8 @@ def test_a_layer_with_two_names_and_a_shared_parameter():
     assert model["a"] is model["b"]
 
 
-def test_bad_calls_are_refused():
-    model = nn.Sequential(nn.BatchNorm2d(3))
+def test_bad_calls_are_refused(device):
+    model = nn.Sequential(nn.BatchNorm2d(3)).to(device)
     for arguments, message in (
         (dict.fromkeys(NAMES, False), "freeze: one of normaliser, buffers and affine must be True, got none. Call"),
         ({"buffers": 1}, "freeze: buffers must be True or False, got 1."),
@@ -583,17 +583,19 @@ def test_bad_calls_are_refused():
         unfreeze(model, layers=["1"])
     for action in (freeze, unfreeze):
         with pytest.raises(NoBatchNorm):
-            action(nn.Linear(2, 2))
+            action(nn.Linear(2, 2).to(device))
     for on in SWITCHES:
         with pytest.raises(UsageError, match=r"^0: layer must know its number of channels, got a lazy layer"):
             freeze(
-                nn.Sequential(nn.LazyBatchNorm2d()), layers=None if on["normaliser"] or on["buffers"] else ["0"], **on
+                nn.Sequential(nn.LazyBatchNorm2d()),
+                layers=None if on["normaliser"] or on["buffers"] else ["0"],
+                **on,
             )
     assert type(model[0]) is nn.BatchNorm2d
 
 
-def test_a_parametrized_weight():
-    layer = parametrizations.weight_norm(nn.BatchNorm2d(3), "weight", dim=0)
+def test_a_parametrized_weight(device):
+    layer = parametrizations.weight_norm(nn.BatchNorm2d(3).to(device), "weight", dim=0)
     with pytest.raises(UsageError, match="have weight and bias as plain parameters"):
         freeze(layer)
     receipt = freeze(layer, normaliser=False)
@@ -603,8 +605,8 @@ def test_a_parametrized_weight():
     assert all(parameter.requires_grad for parameter in layer.parameters())
 
 
-def test_only_weight_and_bias_are_affine():
-    model = nn.Sequential(BatchNormAct2d(3, nn.PReLU))
+def test_only_weight_and_bias_are_affine(device):
+    model = nn.Sequential(BatchNormAct2d(3, nn.PReLU)).to(device)
     freeze(model, normaliser=False)
     assert required(model) == {"0.weight": False, "0.bias": False, "0.act.weight": True}
 
@@ -613,9 +615,9 @@ class Group:
     """Stands for a process group."""
 
 
-def test_a_process_group_comes_back():
+def test_a_process_group_comes_back(device):
     for on in SWITCHES:
-        model = trained(functools.partial(nn.SyncBatchNorm, process_group=Group()))
+        model = trained(functools.partial(nn.SyncBatchNorm, process_group=Group())).to(device)
         group = model[0].process_group
         freeze(model, **on)
         unfreeze(model)
@@ -623,18 +625,18 @@ def test_a_process_group_comes_back():
         assert type(model[0]) is nn.SyncBatchNorm
 
 
-def test_a_sync_layer_takes_any_rank_once_it_is_frozen():
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(build("cnn3d"))
-    expected = copy.deepcopy(model).eval()(images(4).fill_(0.5))
+def test_a_sync_layer_takes_any_rank_once_it_is_frozen(device):
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(build("cnn3d").to(device))
+    expected = copy.deepcopy(model).eval()(images(4).to(device).fill_(0.5))
     freeze(model)
-    assert_close(model.train()(images(4).fill_(0.5)), expected, rtol=1e-4, atol=1e-5)
+    assert_close(model.train()(images(4).to(device).fill_(0.5)), expected, rtol=1e-4, atol=1e-5)
     bnlab.convert(model, nn.SyncBatchNorm)
     assert {type(m) for m in model.modules() if isinstance(m, _BatchNorm)} == {nn.SyncBatchNorm}
     assert all(required(model).values())
 
 
-def test_converting_on_ends_what_the_class_froze():
-    model = build("timm")
+def test_converting_on_ends_what_the_class_froze(device):
+    model = build("timm").to(device)
     before = required(model)
     freeze(model)
     receipt = bnlab.convert(model, bnlab.nn.BatchRenorm2d)
@@ -646,20 +648,20 @@ def test_converting_on_ends_what_the_class_froze():
     assert not model.bn1.weight.requires_grad
     unfreeze(model)
     assert [type(model.bn1), type(model.bn2)] == [BatchNormAct2d, BatchNormReLU]
-    model = nn.Sequential(nn.BatchNorm2d(3))
+    model = nn.Sequential(nn.BatchNorm2d(3)).to(device)
     freeze(model)
     bnlab.convert(model, functools.partial(nn.GroupNorm, 3))
     assert all(required(model).values())
     assert not hasattr(model[0], "frozen_from")
 
 
-def test_converting_keeps_what_does_not_hang_on_the_class():
-    model = nn.Sequential(nn.BatchNorm2d(3))
+def test_converting_keeps_what_does_not_hang_on_the_class(device):
+    model = nn.Sequential(nn.BatchNorm2d(3)).to(device)
     freeze(model, normaliser=False)
     for to in (bnlab.nn.BatchNorm2d, bnlab.nn.FrozenBatchNorm2d, nn.BatchNorm2d):
         bnlab.convert(model, to)
         state = state_of(model)
-        model(torch.randn(4, 3, 5, 5))
+        model(torch.randn(4, 3, 5, 5).to(device))
         assert same_state(state_of(model), state)
         assert not any(required(model).values())
     unfreeze(model)
@@ -670,9 +672,9 @@ def test_converting_keeps_what_does_not_hang_on_the_class():
     assert not hasattr(model[0], "frozen_from")
 
 
-def test_moving_statistics_are_an_option_of_convert():
+def test_moving_statistics_are_an_option_of_convert(device):
     to = functools.partial(bnlab.nn.FrozenBatchNorm2d, moves_statistics=True)
-    model = nn.Sequential(nn.BatchNorm2d(3))
+    model = nn.Sequential(nn.BatchNorm2d(3)).to(device)
     bnlab.convert(model, to)
     assert model[0].moves_statistics
     bnlab.convert(model, nn.BatchNorm2d)
@@ -683,8 +685,8 @@ def test_moving_statistics_are_an_option_of_convert():
     assert type(model[0]) is nn.BatchNorm2d
 
 
-def test_what_was_fused_in_since_is_not_lost():
-    model, x = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), torch.randn(4, 3, 5, 5)
+def test_what_was_fused_in_since_is_not_lost(device):
+    model, x = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()).to(device), torch.randn(4, 3, 5, 5).to(device)
     freeze(model)
     fused = bnlab.convert(model, bnlab.nn.FrozenBatchNorm2d, fuse=True, example=x)
     assert model[0].activation == "relu"
@@ -715,8 +717,8 @@ class Residual(nn.Module):
         return self.bn(x) + x
 
 
-def test_a_residual_is_not_lost_on_the_way_back_to_a_class_of_ones_own():
-    model, x = Residual(), torch.randn(4, 3, 5, 5)
+def test_a_residual_is_not_lost_on_the_way_back_to_a_class_of_ones_own(device):
+    model, x = Residual().to(device), torch.randn(4, 3, 5, 5).to(device)
     bnlab.convert(model, bnlab.nn.BatchNorm2d, fuse=True, example=x)
     with pytest.raises(UsageError, match="have no residual to become"):
         bnlab.convert(model, nn.BatchNorm2d)
@@ -727,8 +729,8 @@ class Mine(bnlab.nn.BatchNorm2d):
         return F.silu(super().forward(input))
 
 
-def test_a_subclass_of_bnlabs_layer_comes_back_without_its_activation_twice():
-    model, x = trained(Mine), torch.randn(SHAPES[2])
+def test_a_subclass_of_bnlabs_layer_comes_back_without_its_activation_twice(device):
+    model, x = trained(Mine).to(device), torch.randn(SHAPES[2]).to(device)
     expected = model.eval()(x)
     before = everything(model)
     freeze(model)
@@ -739,8 +741,8 @@ def test_a_subclass_of_bnlabs_layer_comes_back_without_its_activation_twice():
     assert torch.equal(model(x), expected)
 
 
-def test_a_compiled_model_is_frozen_too():
-    model, x = trained(nn.BatchNorm2d).train(), torch.randn(SHAPES[2])
+def test_a_compiled_model_is_frozen_too(device):
+    model, x = trained(nn.BatchNorm2d).to(device).train(), torch.randn(SHAPES[2]).to(device)
     run = torch.compile(model, backend="aot_eager")
     run(x)
     freeze(run, layers=["_orig_mod.0"])
@@ -755,9 +757,9 @@ def test_a_compiled_model_is_frozen_too():
     torch._dynamo.reset()
 
 
-def test_the_record_follows_the_schema_and_reads_well():
+def test_the_record_follows_the_schema_and_reads_well(device):
     jsonschema = pytest.importorskip("jsonschema")
-    model = build("resnet")
+    model = build("resnet").to(device)
     for receipt in (freeze(model, buffers=False), unfreeze(model)):
         data = receipt.changes.to_json()
         jsonschema.validate(data, json_schema("bnlab.receipt/1"))
