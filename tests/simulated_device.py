@@ -4,8 +4,9 @@
 CPU beside one on the device, `.numpy()` without `.cpu()`, and random numbers that a test makes on the device, where a
 GPU would draw others. It runs no kernel of a GPU, so that what it says about numbers is what the CPU says.
 
-Tests fail on it that use torch's compilers, exporters, scripts or torch.func, which do not know its tensors; `resize_`;
-`.data = ...` across devices; or `fold` and `fuse`, which do not take weights of a subclass of Tensor for plain ones.
+Tests fail on it, or end the process, that use torch's compilers, exporters, scripts, checkpointing or torch.func, which
+do not know its tensors; `resize_`; `.data = ...` across devices; or `fold` and `fuse`, which do not take weights of a
+subclass of Tensor for plain ones.
 It is made with an experimental part of torch 2.13.
 """
 

@@ -1,5 +1,7 @@
 """The updates of the running statistics, and their dtype."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,11 @@ import bnlab
 from bnlab.errors import BnlabWarning
 
 BatchNorm1d, BatchNorm2d = bnlab.nn.BatchNorm1d, bnlab.nn.BatchNorm2d
+
+
+def warns_where_values_are_read(device, match=None):
+    """Expect a warning about values on the CPU, and none on a device, where to read them would be to wait for it."""
+    return pytest.warns(BnlabWarning, match=match) if device.type == "cpu" else contextlib.nullcontext()
 
 
 @pytest.mark.parametrize("kept", [0, 1])
@@ -50,9 +57,9 @@ def test_propagate_is_what_torch_does(device):
 
 def test_a_variance_the_buffer_cannot_hold_saturates_with_a_warning(device):
     layer = BatchNorm1d(1, momentum=1.0).to(device)
-    with pytest.warns(
-        BnlabWarning,
-        match=r"BatchNorm1d: running_var must be finite in torch.float32, got a value clamped to 3.4e\+38",
+    with warns_where_values_are_read(
+        device,
+        r"BatchNorm1d: running_var must be finite in torch.float32, got a value clamped to 3.4e\+38",
     ):
         y = layer(torch.tensor([[1e30], [3e30]], device=device))
     assert_close(y.flatten(), torch.tensor([-1.0, 1.0], device=device))
@@ -110,7 +117,7 @@ def test_a_warning_only_where_the_buffer_itself_stopped(recwarn, device):
     layer(torch.tensor([[2.25e19], [-2.25e19]], device=device))
     assert layer.running_var.item() == pytest.approx(1.0125e38, rel=1e-6)
     assert not recwarn.list
-    with pytest.warns(BnlabWarning):
+    with warns_where_values_are_read(device):
         BatchNorm1d(1).to(device)(torch.tensor([[[1e30, 3e30]]], device=device), mask=torch.ones(1, 2, device=device))
 
 
