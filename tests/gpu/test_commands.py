@@ -25,12 +25,9 @@ The network below has 40 layers and its data have 40 batches: one wait for each 
 @pytest.fixture
 def exact_convolutions():
     """Let convolutions round as on the CPU, and not to TF32."""
-    backends = torch.backends, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
-    before = [backend.fp32_precision for backend in backends]
-    torch.backends.fp32_precision = "ieee"
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     yield
-    for backend, precision in zip(backends, before, strict=True):
-        backend.fp32_precision = precision
+    torch.backends.cudnn.allow_tf32 = before
 
 
 def devices_of(model):

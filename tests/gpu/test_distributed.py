@@ -46,14 +46,10 @@ def processes(world, backend):
 def test_data_parallel_training(world, backend, hardware, tmp_path):
     if not distributed.is_backend_available(backend):
         pytest.skip(f"needs a torch with {backend}")
-    torch.backends.fp32_precision, before = "ieee", torch.backends.fp32_precision
-    try:
-        seen = seen_by(world, backend, hardware, tmp_path)
-    finally:
-        torch.backends.fp32_precision = before
+    seen = seen_by(world, backend, hardware, tmp_path)
     expected = [alone(rank) for rank in range(world)]
     for rank, (own, (_, state)) in enumerate(zip(seen, expected, strict=True)):
-        for name, gradient in own["gradients"].items():
+        for name, gradient in own["gradients"].items():  # of convolutions that may round to TF32
             mean = sum(gradients[name] for gradients, _ in expected) / world
             assert float((gradient.double() - mean).abs().max()) <= 5e-3 * float(mean.abs().max()), name
         for name, value in own["state"].items():

@@ -57,13 +57,13 @@ def formula(norm, x):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_bn_goes_into_whatever_feeds_it(data):
+@given(data=st.data())
+def test_bn_goes_into_whatever_feeds_it(data, device):
     layer, inputs, outputs, spatial = data.draw(linear_layers())
     norm = norm_for(data.draw, outputs, spatial)
     dtype = data.draw(st.sampled_from([torch.float64, torch.float32]))
-    model = trained(nn.Sequential(layer, norm)).to(dtype).eval()
-    x = torch.randn(2, inputs, *SPATIAL[spatial], dtype=dtype)
+    model = trained(nn.Sequential(layer, norm)).to(device).to(dtype).eval()
+    x = torch.randn(2, inputs, *SPATIAL[spatial], dtype=dtype).to(device)
     with torch.no_grad():
         wide = copy.deepcopy(model).double()
         expected = formula(wide[1], wide[0](x.double()))
@@ -74,12 +74,12 @@ def test_bn_goes_into_whatever_feeds_it(data):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_bn_goes_into_what_it_feeds_only_where_no_zeros_are_padded(data):
+@given(data=st.data())
+def test_bn_goes_into_what_it_feeds_only_where_no_zeros_are_padded(data, device):
     layer, inputs, _, spatial = data.draw(linear_layers())
     norm = norm_for(data.draw, inputs, spatial)
-    model = trained(nn.Sequential(norm, layer)).double().eval()
-    x = torch.randn(2, inputs, *SPATIAL[spatial], dtype=torch.float64)
+    model = trained(nn.Sequential(norm, layer)).to(device).double().eval()
+    x = torch.randn(2, inputs, *SPATIAL[spatial], dtype=torch.float64).to(device)
     pads = any(getattr(layer, "padding", ())) and layer.padding_mode == "zeros"
     transposed = isinstance(layer, nn.modules.conv._ConvTransposeNd)
     with torch.no_grad():
@@ -92,9 +92,9 @@ def test_bn_goes_into_what_it_feeds_only_where_no_zeros_are_padded(data):
 @pytest.mark.parametrize(
     ("padding", "kernel", "into"), [("valid", 3, "1"), ("same", 1, "1"), ("same", 3, "scale and shift")]
 )
-def test_padding_by_name(padding, kernel, into):
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, kernel, padding=padding))
-    check(model, images(2).double(), **{"0": into})
+def test_padding_by_name(padding, kernel, into, device):
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, kernel, padding=padding)).to(device)
+    check(model, images(2).to(device).double(), **{"0": into})
 
 
 class Shared(nn.Module):
@@ -108,30 +108,32 @@ class Shared(nn.Module):
         return self.bn2(self.conv(self.bn1(self.conv(x))))
 
 
-def test_a_shared_convolution():
-    why = check(Shared(), images(2).double(), bn1="scale and shift", bn2="scale and shift")
+def test_a_shared_convolution(device):
+    why = check(Shared().to(device), images(2).to(device).double(), bn1="scale and shift", bn2="scale and shift")
     assert "conv runs 2 times in one forward pass" in why["bn1"]
 
 
-def test_a_linear_layer_whose_outputs_are_not_the_channels():
-    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
-    x = torch.randn(4, 5, 6, dtype=torch.float64)
+def test_a_linear_layer_whose_outputs_are_not_the_channels(device):
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).to(device)
+    x = torch.randn(4, 5, 6, dtype=torch.float64).to(device)
     why = check(model, x, **{"1": "scale and shift"})
     assert why["1"] == (
         "not folded: dimension 1 of (4, 5, 5) is not the output channels of 0; "
         "dimension 1 of (4, 5, 5) is not the input channels of 2"
     )
-    check(model, torch.randn(4, 6, dtype=torch.float64), **{"1": "0"})
+    check(model, torch.randn(4, 6, dtype=torch.float64).to(device), **{"1": "0"})
 
 
-def test_an_unbatched_convolution_whose_outputs_are_not_the_channels():
-    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm1d(5))
-    check(model, torch.randn(3, 7, 9, dtype=torch.float64), **{"1": "scale and shift"})
+def test_an_unbatched_convolution_whose_outputs_are_not_the_channels(device):
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm1d(5)).to(device)
+    check(model, torch.randn(3, 7, 9, dtype=torch.float64).to(device), **{"1": "scale and shift"})
 
 
-def test_across_a_relu():
+def test_across_a_relu(device):
     why = check(
-        nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)), images(2).double(), **{"2": "scale and shift"}
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)).to(device),
+        images(2).to(device).double(),
+        **{"2": "scale and shift"},
     )
     assert why["2"].startswith("not folded: it is fed by relu, which is not a convolution or linear layer")
 
@@ -148,8 +150,8 @@ class Crossed(nn.Module):
         return self.bn2(self.c1(x)) - self.bn1(self.c2(x))
 
 
-def test_registered_in_another_order():
-    assert check(Crossed(), images(2).double(), bn1="c2", bn2="c1") == {}
+def test_registered_in_another_order(device):
+    assert check(Crossed().to(device), images(2).to(device).double(), bn1="c2", bn2="c1") == {}
 
 
 class OutputUsed(Pair):
@@ -294,9 +296,9 @@ APART = {
 
 
 @pytest.mark.parametrize("case", APART)
-def test_a_pair_stays_apart(case):
+def test_a_pair_stays_apart(case, device):
     make, reason = APART[case]
-    why = check(make(), images(2).double(), bn="scale and shift")
+    why = check(make().to(device), images(2).to(device).double(), bn="scale and shift")
     assert why["bn"].removeprefix("not folded: ").partition(";")[0] == reason
 
 
@@ -312,6 +314,6 @@ class ResidualElsewhere(nn.Module):
         return self.last(self.bn(y), residual=y)
 
 
-def test_an_output_that_is_a_residual_elsewhere():
-    why = check(ResidualElsewhere(), images(2).double(), bn="scale and shift")
+def test_an_output_that_is_a_residual_elsewhere(device):
+    why = check(ResidualElsewhere().to(device), images(2).to(device).double(), bn="scale and shift")
     assert why["bn"].startswith("not folded: the output of conv is used elsewhere too")

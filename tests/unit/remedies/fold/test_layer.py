@@ -49,24 +49,30 @@ class Unused(Pair):
         return self.conv(x)
 
 
-def test_a_layer_stays():
-    assert stays(spoilt("running_var", -1e-3)) == "running_var is negative in 1 of 4 channels: recalibrate it first"
-    assert stays(spoilt("running_mean", float("nan"))) == (
+def test_a_layer_stays(device):
+    assert (
+        stays(spoilt("running_var", -1e-3).to(device))
+        == "running_var is negative in 1 of 4 channels: recalibrate it first"
+    )
+    assert stays(spoilt("running_mean", float("nan")).to(device)) == (
         "running_mean is not finite in 1 of 4 channels: recalibrate it first"
     )
-    assert stays(spoilt("weight", float("inf"))) == "weight is not finite in 1 of 4 channels"
-    assert stays(hooked(of(nn.BatchNorm2d(4)), "1")) == "it has hooks"
+    assert stays(spoilt("weight", float("inf")).to(device)) == "weight is not finite in 1 of 4 channels"
+    assert stays(hooked(of(nn.BatchNorm2d(4)), "1").to(device)) == "it has hooks"
     for by_name in (True, False):
-        assert stays(Residual(by_name=by_name)) == "it is called with more than its input, such as a residual or a mask"
-    assert stays(ReadsBN()) == "its weight is used outside it"
-    assert stays(Unused()) == "it did not run on the example"
+        assert (
+            stays(Residual(by_name=by_name).to(device))
+            == "it is called with more than its input, such as a residual or a mask"
+        )
+    assert stays(ReadsBN().to(device)) == "its weight is used outside it"
+    assert stays(Unused().to(device)) == "it did not run on the example"
 
 
-def test_a_layer_without_running_statistics_stays():
-    model = of(nn.BatchNorm2d(4, track_running_stats=False))
+def test_a_layer_without_running_statistics_stays(device):
+    model = of(nn.BatchNorm2d(4, track_running_stats=False)).to(device)
     with pytest.raises(NoBatchNorm):
-        fold(nn.Sequential(nn.Conv2d(3, 4, 3)), images(2))
-    receipt = fold(model, images(2))
+        fold(nn.Sequential(nn.Conv2d(3, 4, 3)).to(device), images(2).to(device))
+    receipt = fold(model, images(2).to(device))
     assert reasons(receipt) == {"1": "it has no running statistics: its output in eval mode depends on the batch"}
 
 
@@ -123,27 +129,27 @@ class FrozenAct(FrozenBatchNorm2d):
         return self.act(super().forward(x))
 
 
-def test_frozen_layers_of_detection_libraries():
-    x = images(2).double()
-    check(of(FrozenBatchNorm2d(4)), x, **{"1": "0"})
-    check(of(FrozenBatchNorm2d(4, eps=0.0)), x, **{"1": "0"})
-    check(of(HiddenEps(4, 1e-5)), x, **{"1": "0"})
-    check(of(bnlab.nn.FrozenBatchNorm2d(4)), x, **{"1": "0"})
+def test_frozen_layers_of_detection_libraries(device):
+    x = images(2).to(device).double()
+    check(of(FrozenBatchNorm2d(4)).to(device), x, **{"1": "0"})
+    check(of(FrozenBatchNorm2d(4, eps=0.0)).to(device), x, **{"1": "0"})
+    check(of(HiddenEps(4, 1e-5)).to(device), x, **{"1": "0"})
+    check(of(bnlab.nn.FrozenBatchNorm2d(4)).to(device), x, **{"1": "0"})
     wrong = "its output in eval mode is not scale*x + shift of its running statistics (eps 1e-05)"
-    assert stays(trained(of(HiddenEps(4, 1.1e-5)))) == wrong
-    assert stays(trained(of(InPlaceABN(4)))) == wrong
-    positive = trained(of(InPlaceABN(4)))
+    assert stays(trained(of(HiddenEps(4, 1.1e-5))).to(device)) == wrong
+    assert stays(trained(of(InPlaceABN(4))).to(device)) == wrong
+    positive = trained(of(InPlaceABN(4))).to(device)
     positive[1].weight.abs_()
     assert stays(positive) == wrong
 
 
-def test_activations_stay_where_they_were():
-    model = trained(nn.Sequential(nn.Conv2d(3, 4, 3), FrozenAct(4), nn.Conv2d(4, 4, 1)).double())
-    receipt = fold(model, images(2).double())
+def test_activations_stay_where_they_were(device):
+    model = trained(nn.Sequential(nn.Conv2d(3, 4, 3), FrozenAct(4), nn.Conv2d(4, 4, 1)).double()).to(device)
+    receipt = fold(model, images(2).to(device).double())
     assert type(receipt.model[1]) is nn.Hardshrink
     for name in ("relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "hardswish", "sigmoid", "tanh"):
-        model = of(bnlab.nn.BatchNorm2d(4, activation=name))
-        check(model, images(2).double(), **{"1": "0"})
+        model = of(bnlab.nn.BatchNorm2d(4, activation=name)).to(device)
+        check(model, images(2).to(device).double(), **{"1": "0"})
 
 
 class Clamped(nn.BatchNorm2d):
@@ -162,22 +168,22 @@ class ByBatch(nn.BatchNorm2d):
         return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
 
 
-def test_subclasses_that_do_something_else_stay():
+def test_subclasses_that_do_something_else_stay(device):
     wrong = "its output in eval mode is not scale*x + shift of its running statistics (eps 1e-05)"
-    assert stays(of(Clamped(4))) == wrong
-    assert stays(of(Doubling(4))) == wrong
-    assert stays(of(ByBatch(4))) == wrong
+    assert stays(of(Clamped(4)).to(device)) == wrong
+    assert stays(of(Doubling(4)).to(device)) == wrong
+    assert stays(of(ByBatch(4)).to(device)) == wrong
 
 
-def test_a_forgotten_eps_is_caught(monkeypatch):
+def test_a_forgotten_eps_is_caught(monkeypatch, device):
     monkeypatch.setattr(
         _fold_layer, "scale_and_shift", lambda m, v, w, b, eps: bnlab.functional.scale_and_shift(m, v, w, b, 0.0)
     )
-    assert "is not scale*x + shift" in stays(trained(of(nn.BatchNorm2d(4, eps=1e-3))))
+    assert "is not scale*x + shift" in stays(trained(of(nn.BatchNorm2d(4, eps=1e-3))).to(device))
     monkeypatch.setattr(_fold_layer, "_activation", lambda *_: None)
-    assert "when it is folded, 0 + 1 differs by" in stays(trained(of(nn.BatchNorm2d(4, eps=1e-3))))
+    assert "when it is folded, 0 + 1 differs by" in stays(trained(of(nn.BatchNorm2d(4, eps=1e-3))).to(device))
     monkeypatch.setattr(fold_module, "errors_of_pairs", lambda model, example, pairs: dict.fromkeys(pairs, 0.0))
     with pytest.raises(
         UsageError, match=r"^fold: the folded model must give the output .* within 1e-09 .*, got \d\.\de-0"
     ):
-        fold(trained(of(nn.BatchNorm2d(4, eps=1e-3))).double(), images(2).double())
+        fold(trained(of(nn.BatchNorm2d(4, eps=1e-3))).to(device).double(), images(2).to(device).double())
