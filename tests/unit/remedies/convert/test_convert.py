@@ -17,8 +17,8 @@ architectures = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
 @architectures
-def test_there_and_back_is_bit_exact(name):
-    model, x = build(name).train(), images(8)
+def test_there_and_back_is_bit_exact(name, device):
+    model, x = build(name).to(device).train(), images(8).to(device)
     before, expected = snapshot(model), outputs(model, x)
     to_bnlab = bnlab.convert(model, bnlab.nn.BatchNorm2d)
     assert to_bnlab.model is model
@@ -32,8 +32,8 @@ def test_there_and_back_is_bit_exact(name):
 
 
 @architectures
-def test_converted_networks_compute_the_same_in_float64(name):
-    model, x = build(name).double(), images(8).double()
+def test_converted_networks_compute_the_same_in_float64(name, device):
+    model, x = build(name).to(device).double(), images(8).to(device).double()
     expected = outputs(model, x)
     bnlab.convert(model, bnlab.nn.BatchNorm1d)
     assert_close(outputs(model, x), expected, rtol=1e-8, atol=1e-9)
@@ -52,8 +52,8 @@ TARGETS = {
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", ["resnet", "cnn3d"])
-def test_undo_gives_the_original_back(target, name):
-    model = build(name)
+def test_undo_gives_the_original_back(target, name, device):
+    model = build(name).to(device)
     before = snapshot(model)
     receipt = bnlab.convert(model, TARGETS[target])
     assert [type(m) for m in model.modules()] != [kind for _, kind in before["types"]]
@@ -63,23 +63,23 @@ def test_undo_gives_the_original_back(target, name):
     assert_same(snapshot(model), before)
 
 
-def test_a_layer_with_two_names_is_converted_once():
-    shared = nn.BatchNorm2d(4)
-    model = nn.ModuleDict({"a": shared, "b": shared})
+def test_a_layer_with_two_names_is_converted_once(device):
+    shared = nn.BatchNorm2d(4).to(device)
+    model = nn.ModuleDict({"a": shared, "b": shared}).to(device)
     receipt = bnlab.convert(model, bnlab.nn.BatchNorm2d)
     assert model["a"] is model["b"] is shared
     assert [change.layer for change in receipt.changes.changes] == ["a"]
 
 
-def test_the_model_itself_may_be_the_layer():
-    layer = nn.BatchNorm1d(4)
+def test_the_model_itself_may_be_the_layer(device):
+    layer = nn.BatchNorm1d(4).to(device)
     receipt = bnlab.convert(layer, bnlab.nn.BatchNorm1d)
     assert receipt.model is layer
     assert type(layer) is bnlab.nn.BatchNorm1d
 
 
-def test_only_the_chosen_layers():
-    model = build("resnet")
+def test_only_the_chosen_layers(device):
+    model = build("resnet").to(device)
     bnlab.convert(model, bnlab.nn.BatchNorm2d, layers=["bn1", "layer2.*"])
     converted = {name for name, m in model.named_modules() if isinstance(m, bnlab.nn.BatchNorm2d)}
     assert converted == {"bn1", *(f"layer2.{n}" for n in ("0.bn1", "0.bn2", "0.downsample.1", "1.bn1", "1.bn2"))}
@@ -94,8 +94,8 @@ def test_only_the_chosen_layers():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_frozen_networks_are_eval_mode_and_thaw(training):
-    model, x = build("resnet"), images(4)
+def test_frozen_networks_are_eval_mode_and_thaw(training, device):
+    model, x = build("resnet").to(device), images(4).to(device)
     model.bn1.weight.requires_grad_(False)
     expected = copy.deepcopy(model).eval()(x)
     receipt = bnlab.convert(model, bnlab.nn.FrozenBatchNorm2d)
@@ -107,12 +107,12 @@ def test_frozen_networks_are_eval_mode_and_thaw(training):
     assert model.bn1.training is training
 
 
-def test_sync_batch_norm_comes_back():
-    x = torch.randn(4, 3, 16, 16)
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(build("cnn3d"))
+def test_sync_batch_norm_comes_back(device):
+    x = torch.randn(4, 3, 16, 16).to(device)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(build("cnn3d").to(device))
     model.train()
     with pytest.raises(UsageError) as err:
-        bnlab.convert(nn.Sequential(nn.SyncBatchNorm(4)), nn.InstanceNorm2d, layers=["1"])
+        bnlab.convert(nn.Sequential(nn.SyncBatchNorm(4)).to(device), nn.InstanceNorm2d, layers=["1"])
     assert "got '1'" in str(err.value)
     bnlab.convert(model, bnlab.nn.BatchNorm2d, example=x)
     kinds = [type(m).__name__ for m in model.modules() if isinstance(m, _BatchNorm)]
@@ -123,16 +123,16 @@ def test_sync_batch_norm_comes_back():
     assert {type(m) for m in model.modules() if isinstance(m, _BatchNorm)} == {nn.BatchNorm3d}
 
 
-def test_models_without_bn_and_other_things():
+def test_models_without_bn_and_other_things(device):
     with pytest.raises(NoBatchNorm, match=r"^model: it must contain a BN layer, got none"):
-        bnlab.convert(nn.Linear(3, 3), bnlab.nn.BatchNorm2d)
+        bnlab.convert(nn.Linear(3, 3).to(device), bnlab.nn.BatchNorm2d)
     with pytest.raises(UsageError, match=r"^model: it must be a torch"):
         bnlab.convert({}, bnlab.nn.BatchNorm2d)
 
 
-def test_the_record_follows_the_schema_and_reads_back():
+def test_the_record_follows_the_schema_and_reads_back(device):
     jsonschema = pytest.importorskip("jsonschema")
-    receipt = bnlab.convert(build("resnet"), bnlab.nn.FrozenBatchNorm2d)
+    receipt = bnlab.convert(build("resnet").to(device), bnlab.nn.FrozenBatchNorm2d)
     data = receipt.changes.to_json()
     jsonschema.validate(data, json_schema("bnlab.receipt/1"))
     assert Changes.from_json(data) == receipt.changes

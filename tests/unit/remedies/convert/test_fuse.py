@@ -40,8 +40,8 @@ TAKEN_IN = {
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_fused_networks_compute_the_same_and_undo(name):
-    model, x = build(name).double(), images(8).double()
+def test_fused_networks_compute_the_same_and_undo(name, device):
+    model, x = build(name).to(device).double(), images(8).to(device).double()
     keys, before, expected = [*model.state_dict()], snapshot(model), outputs(model, x)
     receipt = fuse(model, x)
     assert sorted(map(str, taken_in(model))) == sorted(map(str, TAKEN_IN[name]))
@@ -51,9 +51,9 @@ def test_fused_networks_compute_the_same_and_undo(name):
     assert_same(snapshot(model), before)
 
 
-def test_what_a_resnet_takes_in():
-    model = build("resnet")
-    receipt = fuse(model, images(4))
+def test_what_a_resnet_takes_in(device):
+    model = build("resnet").to(device)
+    receipt = fuse(model, images(4).to(device))
     assert str(receipt) == (
         "convert: 15 layers changed, output kept\n"
         "  class: torch.nn.BatchNorm2d -> bnlab.nn.BatchNorm2d (bn1, layer1.0.bn1, layer1.0.bn2, layer1.1.bn1, "
@@ -86,18 +86,18 @@ def losses(model, steps=12):
 
 
 @pytest.mark.trains
-def test_a_fused_resnet_trains_to_the_same_loss_curve():
-    original = build("resnet").double()
+def test_a_fused_resnet_trains_to_the_same_loss_curve(device):
+    original = build("resnet").to(device).double()
     fused = copy.deepcopy(original)
-    fuse(fused, images(4).double())
+    fuse(fused, images(4).to(device).double())
     expected = losses(original)
     assert losses(fused) == pytest.approx(expected, rel=1e-8)
     assert_close(fused.state_dict(), original.state_dict(), rtol=1e-7, atol=1e-8)
     assert expected[-1] != pytest.approx(expected[0], rel=1e-3)
 
 
-def test_copies_pickles_compile_and_export():
-    model, x = build("resnet"), images(4)
+def test_copies_pickles_compile_and_export(device):
+    model, x = build("resnet").to(device), images(4).to(device)
     fuse(model, x)
     expected = copy.deepcopy(model)(x)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -374,8 +374,8 @@ FUSED = [
 
 
 @pytest.mark.parametrize("kind", FUSED)
-def test_what_else_a_forward_does_stays(kind):
-    model, x = kind().double(), images(4).double()
+def test_what_else_a_forward_does_stays(kind, device):
+    model, x = kind().to(device).double(), images(4).to(device).double()
     before, expected = snapshot(model), outputs(model, x)
     receipt = fuse(model, x)
     assert taken_in(model) == ["relu"]
@@ -404,8 +404,8 @@ class Position(Model):
 
 
 @pytest.mark.parametrize(("kind", "activation"), [(Left, None), (Right, "relu")])
-def test_additions_from_either_side_and_with_nothing_behind(kind, activation):
-    model, x = kind(), images(4)
+def test_additions_from_either_side_and_with_nothing_behind(kind, activation, device):
+    model, x = kind().to(device), images(4).to(device)
     expected = copy.deepcopy(model)(x)
     receipt = fuse(model, x)
     assert "residual: - -> taken in (bn)" in str(receipt)
@@ -413,8 +413,8 @@ def test_additions_from_either_side_and_with_nothing_behind(kind, activation):
     assert_close(model(x), expected)
 
 
-def test_a_residual_that_fits_the_example_by_chance_still_broadcasts():
-    model, x = Position(), images(4)
+def test_a_residual_that_fits_the_example_by_chance_still_broadcasts(device):
+    model, x = Position().to(device), images(4).to(device)
     expected = copy.deepcopy(model)(x)
     fuse(model, x[:1])
     assert model.bn.activation == "relu"
@@ -429,8 +429,8 @@ class Block(Model):
         return F.relu(self.bn(self.conv(x)) + x)
 
 
-def test_autocast_promotes_as_before():
-    model, x = nn.Sequential(Block()), images(4)
+def test_autocast_promotes_as_before(device):
+    model, x = nn.Sequential(Block()).to(device), images(4).to(device)
     original = copy.deepcopy(model)
     fuse(model, x)
     with torch.autocast("cpu", torch.bfloat16):
@@ -444,8 +444,8 @@ class Elsewhere(Model):
         return self.relu(self.bn(self.conv(x))).mean() + self.relu(x).mean()
 
 
-def test_an_activation_module_that_is_also_used_elsewhere_stays():
-    model, x = Elsewhere(), images(4)
+def test_an_activation_module_that_is_also_used_elsewhere_stays(device):
+    model, x = Elsewhere().to(device), images(4).to(device)
     expected = copy.deepcopy(model)(x)
     fuse(model, x)
     assert (model.bn.activation, type(model.relu)) == ("relu", nn.ReLU)
@@ -466,8 +466,8 @@ class Keywords(nn.Module):
         return {"logits": [self.inner(image) * scale]}
 
 
-def test_keyword_examples_and_nested_outputs():
-    model, example = Keywords(), {"image": images(4), "scale": torch.tensor(2.0)}
+def test_keyword_examples_and_nested_outputs(device):
+    model, example = Keywords().to(device), {"image": images(4).to(device), "scale": torch.tensor(2.0).to(device)}
     fuse(model, example)
     assert model.inner.bn.activation == "relu"
 
@@ -481,15 +481,18 @@ class TwoLayers(Model):
         return F.relu(self.bn2(F.relu(self.bn(self.conv(x)))))
 
 
-def test_fusing_a_second_layer_of_one_module_later():
-    model, x = nn.Sequential(TwoLayers()), images(4)
+def test_fusing_a_second_layer_of_one_module_later(device):
+    model, x = nn.Sequential(TwoLayers()).to(device), images(4).to(device)
     bnlab.convert(model, BatchNorm2d, layers=["0.bn"], fuse=True, example=x)
     receipt = bnlab.convert(model, BatchNorm2d, layers=["0.bn2"], fuse=True, example=x)
     assert [left.reason for left in receipt.changes.left_alone] == ["its forward was rewritten before"]
 
 
-def test_undo_out_of_order_is_refused():
-    model, x = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), Block2()), images(4)
+def test_undo_out_of_order_is_refused(device):
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), Block2()).to(device),
+        images(4).to(device),
+    )
     before = snapshot(model)
     first = bnlab.convert(model, BatchNorm2d)
     second = fuse(model, x)
@@ -509,8 +512,8 @@ class Block2(Model):
         return F.relu(self.bn(self.conv(x)) + x)
 
 
-def test_a_residual_that_was_taken_in_is_not_lost_on_the_way_back():
-    model, x = nn.Sequential(Left()), images(4)
+def test_a_residual_that_was_taken_in_is_not_lost_on_the_way_back(device):
+    model, x = nn.Sequential(Left()).to(device), images(4).to(device)
     fuse(model, x)
     with pytest.raises(UsageError, match=r"^0.bn: layer must have no residual to become torch.nn.BatchNorm2d, got one"):
         bnlab.convert(model, nn.BatchNorm2d)
@@ -530,17 +533,17 @@ class Momentum(Model):
         return F.relu(self.bn(self.conv(x))) - self.key(x)
 
 
-def test_parameters_that_forward_replaces_are_put_back():
-    model = Momentum()
+def test_parameters_that_forward_replaces_are_put_back(device):
+    model = Momentum().to(device)
     nn.init.normal_(model.key.weight)
     before = snapshot(model)
-    fuse(model, images(4)).undo()
+    fuse(model, images(4).to(device)).undo()
     assert_same(snapshot(model), before)
 
 
 @pytest.mark.parametrize("example", ["text", {"wrong": torch.ones(1)}])
-def test_an_example_that_does_not_fit_is_refused(example):
-    model = nn.Sequential(Inner())
+def test_an_example_that_does_not_fit_is_refused(example, device):
+    model = nn.Sequential(Inner()).to(device)
     with pytest.raises(
         UsageError, match=r"^model: forward must run on the example in either mode, got|^Sequential: a batch must fit"
     ):
@@ -548,24 +551,24 @@ def test_an_example_that_does_not_fit_is_refused(example):
     assert type(model[0].bn) is nn.BatchNorm2d
 
 
-def test_lazy_models_are_refused():
+def test_lazy_models_are_refused(device):
     with pytest.raises(UsageError, match="must know its shapes, got a lazy layer"):
-        fuse(nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4), nn.ReLU()), images(4))
+        fuse(nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4), nn.ReLU()).to(device), images(4).to(device))
 
 
-def test_models_without_tensors_to_compare_are_refused():
+def test_models_without_tensors_to_compare_are_refused(device):
     class Text(Model):
         def forward(self, x):
             return str(self.relu(self.bn(self.conv(x))).sum())
 
     with pytest.raises(UsageError, match="must return tensors to prove that fusing changed nothing, got none"):
-        fuse(Text(), images(4))
+        fuse(Text(), images(4).to(device))
 
 
-def test_a_fusion_that_is_not_equal_is_refused_and_taken_back(monkeypatch):
+def test_a_fusion_that_is_not_equal_is_refused_and_taken_back(monkeypatch, device):
     from bnlab.remedies.convert import fuse as _fuse
 
-    model, x = build("resnet"), images(4)
+    model, x = build("resnet").to(device), images(4).to(device)
     before = snapshot(model)
     right = _fuse._activate
     monkeypatch.setattr(_fuse, "_activate", lambda layer, path, name, *rest: right(layer, path, "sigmoid", *rest))
@@ -580,31 +583,31 @@ class Raises(Model):
         raise RuntimeError("no")
 
 
-def test_a_model_that_raises_is_as_it_was():
-    model = Raises()
+def test_a_model_that_raises_is_as_it_was(device):
+    model = Raises().to(device)
     before = snapshot(model)
     with pytest.raises(UsageError, match="got RuntimeError: no"):
-        fuse(model, images(4))
+        fuse(model, images(4).to(device))
     assert_same(snapshot(model), before)
 
 
-def test_fusing_leaves_modes_buffers_gradients_and_random_numbers_alone():
-    model, x = build("mobilenet"), images(4)
+def test_fusing_leaves_modes_buffers_gradients_and_random_numbers_alone(device):
+    model, x = build("mobilenet").to(device), images(4).to(device)
     model.features[0].eval()
     modes = [m.training for m in model.modules()]
     state = copy.deepcopy(model.state_dict())
     torch.manual_seed(3)
-    expected = torch.rand(1)
+    expected = torch.rand(1).to(device)
     torch.manual_seed(3)
     fuse(model, x)
-    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(torch.rand(1).to(device), expected)
     assert [m.training for m in model.modules()] == modes
     assert_close(model.state_dict(), state, rtol=0, atol=0)
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_residual_layers_of_half_precision():
-    model, x = build("resnet").bfloat16(), images(4).bfloat16()
+def test_residual_layers_of_half_precision(device):
+    model, x = build("resnet").to(device).bfloat16(), images(4).to(device).bfloat16()
     fuse(model, x)
     assert taken_in(model).count("relu") == 9
 
@@ -638,8 +641,8 @@ class AcrossModules(nn.Module):
         return F.gelu(self.head(x)) + x
 
 
-def test_fusing_crosses_the_borders_of_modules():
-    model, x = AcrossModules().double(), images(4).double()
+def test_fusing_crosses_the_borders_of_modules(device):
+    model, x = AcrossModules().to(device).double(), images(4).to(device).double()
     keys, before, expected = [*model.state_dict()], snapshot(model), outputs(model, x)
     receipt = fuse(model, x)
     assert taken_in(model) == ["relu", "silu", "gelu"]
@@ -693,8 +696,8 @@ class AlsoReturned(nn.Module):
         (AlsoReturned, "its output is used more than once, or returned", "inner.bn"),
     ],
 )
-def test_borders_that_fusing_does_not_cross(kind, reason, path):
-    receipt = fuse(kind(), images(4))
+def test_borders_that_fusing_does_not_cross(kind, reason, path, device):
+    receipt = fuse(kind().to(device), images(4).to(device))
     assert [(left.layer, left.reason) for left in receipt.changes.left_alone] == [(path, reason)]
 
 
@@ -739,8 +742,8 @@ class ActivationsInAList(AddsInAList):
 @pytest.mark.parametrize(
     ("kind", "activation"), [(InAList, "relu"), (AddsInAList, "silu"), (ActivationsInAList, "elu")]
 )
-def test_a_loop_over_a_list_takes_in_the_activation_of_every_element(kind, activation):
-    model, x = kind().double(), images(4).double()
+def test_a_loop_over_a_list_takes_in_the_activation_of_every_element(kind, activation, device):
+    model, x = kind().to(device).double(), images(4).to(device).double()
     keys, before, expected = [*model.state_dict()], snapshot(model), outputs(model, x)
     receipt = fuse(model, x)
     assert taken_in(model) == [activation] * 3
@@ -752,9 +755,9 @@ def test_a_loop_over_a_list_takes_in_the_activation_of_every_element(kind, activ
     assert_same(snapshot(model), before)
 
 
-def test_an_activation_module_of_one_loop_becomes_an_identity():
-    model = InAList()
-    fuse(model, images(4))
+def test_an_activation_module_of_one_loop_becomes_an_identity(device):
+    model = InAList().to(device)
+    fuse(model, images(4).to(device))
     assert type(model.act) is nn.Identity
     assert type(model) is InAList
 
@@ -864,28 +867,30 @@ MISSING = "the same code calls layers.1, which cannot take it in"
         (Kept, ["its forward depends on x.shape[0] > 100"] * 3),
     ],
 )
-def test_a_loop_in_which_one_element_differs_is_left_alone(kind, reasons):
-    model = kind()
+def test_a_loop_in_which_one_element_differs_is_left_alone(kind, reasons, device):
+    model = kind().to(device)
     before = snapshot(model)
-    receipt = fuse(model, images(4))
+    receipt = fuse(model, images(4).to(device))
     left = {item.layer: item.reason for item in receipt.changes.left_alone}
     assert [left[path] for path in sorted(left)] == reasons
     receipt.undo()
     assert_same(snapshot(model), before)
 
 
-def test_layers_of_a_list_that_are_not_chosen():
-    model = InAList()
-    receipt = bnlab.convert(model, BatchNorm2d, fuse=True, example=images(4), layers=["layers.0.bn", "layers.2.bn"])
+def test_layers_of_a_list_that_are_not_chosen(device):
+    model = InAList().to(device)
+    receipt = bnlab.convert(
+        model, BatchNorm2d, fuse=True, example=images(4).to(device), layers=["layers.0.bn", "layers.2.bn"]
+    )
     assert {item.reason for item in receipt.changes.left_alone} == {MISSING}
 
 
-def test_a_bias_before_bn_has_no_gradient_to_compare():
+def test_a_bias_before_bn_has_no_gradient_to_compare(device):
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.BatchNorm2d(64), nn.ELU()
-    )
-    fuse(model, 100 * images(8) + 300)
+    ).to(device)
+    fuse(model, 100 * images(8).to(device) + 300)
     assert taken_in(model) == ["relu", "elu"]
 
 
@@ -897,8 +902,8 @@ def timm_model(name):
     return timm.create_model(name, pretrained=False, num_classes=4)
 
 
-def test_a_resnet_of_timm():
-    model, x = timm_model("test_resnet").double(), images(4).double()
+def test_a_resnet_of_timm(device):
+    model, x = timm_model("test_resnet").double(), images(4).to(device).double()
     layers = len(taken_in(fuse(copy.deepcopy(model), x).model))
     before, expected = snapshot(model), outputs(model, x)
     receipt = fuse(model, x)
@@ -911,16 +916,20 @@ def test_a_resnet_of_timm():
     assert_same(snapshot(model), before)
 
 
-def test_a_res2net_of_timm_calls_its_layers_from_lists():
+def test_a_res2net_of_timm_calls_its_layers_from_lists(device):
     timm_model("test_resnet")
     from timm.models.res2net import Bottle2neck
 
     torch.manual_seed(0)
-    model = nn.Sequential(
-        Bottle2neck(16, 8, downsample=nn.Conv2d(16, 32, 1), norm_layer=nn.BatchNorm2d),
-        Bottle2neck(32, 8, norm_layer=nn.BatchNorm2d),
-    ).double()
-    x = torch.randn(4, 16, 8, 8, dtype=torch.float64)
+    model = (
+        nn.Sequential(
+            Bottle2neck(16, 8, downsample=nn.Conv2d(16, 32, 1), norm_layer=nn.BatchNorm2d),
+            Bottle2neck(32, 8, norm_layer=nn.BatchNorm2d),
+        )
+        .to(device)
+        .double()
+    )
+    x = torch.randn(4, 16, 8, 8, dtype=torch.float64).to(device)
     keys, before, expected = [*model.state_dict()], snapshot(model), outputs(model, x)
     receipt = fuse(model, x)
     assert taken_in(model) == ["relu"] * 10
@@ -934,7 +943,7 @@ def test_a_res2net_of_timm_calls_its_layers_from_lists():
     assert_same(snapshot(model), before)
 
 
-def test_a_hrnet_of_timm_calls_the_forward_of_a_sequence_from_a_list():
+def test_a_hrnet_of_timm_calls_the_forward_of_a_sequence_from_a_list(device):
     timm_model("test_resnet")
     from timm.models.hrnet import HighResolutionNet, cfg_cls
 
@@ -943,17 +952,17 @@ def test_a_hrnet_of_timm_calls_the_forward_of_a_sequence_from_a_list():
     for number in range(1, 5):
         stage = config[f"stage{number}"]
         stage.update(num_modules=1, num_blocks=(1,) * number, num_channels=tuple(2**n for n in range(number)))
-    model, x = HighResolutionNet(config, num_classes=3, head_conv_bias=True), torch.randn(2, 3, 32, 32)
+    model, x = HighResolutionNet(config, num_classes=3, head_conv_bias=True), torch.randn(2, 3, 32, 32).to(device)
     left = {item.layer for item in fuse(model, x).changes.left_alone}
     assert not any(path.startswith("downsamp_modules") for path in left)
     assert [type(block[2]) for block in model.downsamp_modules] == [nn.Identity] * 3
 
 
-def test_torchvision_mobilenet():
+def test_torchvision_mobilenet(device):
     from tests import torchvision_operators  # noqa: F401 - declares what torchvision imports
 
     torchvision = pytest.importorskip("torchvision")
-    model, x = torchvision.models.mobilenet_v2(weights=None, width_mult=0.1), torch.randn(2, 3, 32, 32)
+    model, x = torchvision.models.mobilenet_v2(weights=None, width_mult=0.1), torch.randn(2, 3, 32, 32).to(device)
     receipt = fuse(model, x)
     layers = taken_in(model)
     assert layers.count("relu6") == 35

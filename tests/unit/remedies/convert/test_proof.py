@@ -212,8 +212,8 @@ class Plain(nn.BatchNorm2d):
     pass
 
 
-def test_layers_agree_on_one_probe():
-    layer = Plain(3)
+def test_layers_agree_on_one_probe(device):
+    layer = Plain(3).to(device)
     probe = Probe.usual(layer, 2)
     assert agrees(layer, bn, probe)
     assert not agrees(layer, lambda layer, x: bn(layer, x) * 1.001, probe)
