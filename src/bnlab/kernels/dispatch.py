@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bnlab.functional.activations import ACTIVATIONS
 from bnlab.kernels import native
-from bnlab.kernels.backends import aten, reference
+from bnlab.kernels.backends import aten, reference, triton
+from bnlab.kernels.backends.triton.availability import interprets, is_unmeasured
 from bnlab.kernels.request import Request
 
 __all__ = ["BACKENDS", "Backend", "Choice", "Way", "choose"]
@@ -18,7 +19,7 @@ __all__ = ["BACKENDS", "Backend", "Choice", "Way", "choose"]
 Way = Literal["eager kernel", "compiler operator", "operator", "formulas"]
 """How a batch runs.
 
-eager kernel: one native kernel normalises, adds, activates and moves the running statistics (`kernels.eager`).
+eager kernel: one call of a kernel normalises, adds, activates and moves the running statistics (`kernels.eager`).
 compiler operator: one operator of torch.library normalises, adds and activates (`kernels.compiled`).
 operator: `bnlab::batch_norm_train` normalises on a backend, and torch's operators do the rest.
 formulas: torch's operators do everything.
@@ -51,8 +52,12 @@ class Backend(Protocol):
         """Return dx, dgamma and dbeta."""
 
 
-BACKENDS: dict[str, Backend] = {"native": native, "aten": aten, "reference": reference}
+BACKENDS: dict[str, Backend] = {"native": native, "triton": triton, "aten": aten, "reference": reference}
 """The backends in order of preference. The last one never refuses."""
+
+_ON_CPU, _ON_GPU = ("native", "aten", "reference"), ("triton", "aten", "reference")
+_INTERPRETED = ("native", "triton", "aten", "reference")
+"""The backends that are considered for a device: on the CPU nobody misses Triton, but its interpreter serves tests."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +68,18 @@ class Choice:
         name: The backend: a key of `BACKENDS`, or "torch" where fixed statistics are a scale and a shift.
         way: How the batch runs.
         passed_over: The name of each preferred way or backend, with the reason against it.
+        note: What a user should know about this backend on this device, or None.
     """
 
     name: str
     way: Way
     passed_over: tuple[tuple[str, str], ...]
+    note: str | None = None
 
     def __str__(self) -> str:
         """Return "native", or "torch (eager kernel: it does not support gelu)"."""
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.passed_over)
-        return f"{self.name} ({reasons})" if reasons else self.name
+        remarks = [f"{name}: {reason}" for name, reason in self.passed_over] + ([self.note] if self.note else [])
+        return f"{self.name} ({'; '.join(remarks)})" if remarks else self.name
 
 
 def choose(request: Request) -> Choice:
@@ -94,20 +101,25 @@ _constant._dynamo_marked_constant = True  # type: ignore[attr-defined] # noqa: S
 @lru_cache(maxsize=1024)
 def _cached_choice(request: Request) -> Choice:
     passed_over: list[tuple[str, str]] = []
-    without_native = native.refuse(request)
-    if request.by_layer and without_native is None:
+    kernels = "native" if request.device == "cpu" and not interprets() else "triton"
+    without_kernels = BACKENDS[kernels].refuse(request)
+    if request.by_layer and without_kernels is None:
         way, reason = _one_kernel_way(request)
         if reason is None:
-            return Choice("native", way, ())
+            return Choice(kernels, way, (), _note(kernels, request))
         passed_over.append((way, reason))
     if request.statistics == "running":
-        passed_over += [] if without_native is None else [("native", without_native)]
+        passed_over += [] if without_kernels is None else [(kernels, without_kernels)]
         return Choice("torch", "formulas", tuple(passed_over))
     return _on_a_backend(request, passed_over)
 
 
+def _note(name: str, request: Request) -> str | None:
+    return "not measured here" if name == "triton" and is_unmeasured(request.device) else None
+
+
 def _one_kernel_way(request: Request) -> tuple[Way, str | None]:
-    """Return the way to run everything in one native kernel, and the reason against it."""
+    """Return the way to run everything in one call of a kernel, and the reason against it."""
     if request.context == "compiler":
         return "compiler operator", _against_the_compiler_operator(request)
     return "eager kernel", _against_the_eager_kernel(request)
@@ -115,10 +127,11 @@ def _one_kernel_way(request: Request) -> tuple[Way, str | None]:
 
 def _on_a_backend(request: Request, passed_over: list[tuple[str, str]]) -> Choice:
     way: Way = "formulas" if request.context == "transform" else "operator"
-    for name, backend in BACKENDS.items():
-        reason = backend.refuse(request)
+    considered = _ON_GPU if request.device != "cpu" else _INTERPRETED if interprets() else _ON_CPU
+    for name in considered:
+        reason = BACKENDS[name].refuse(request)
         if reason is None:
-            return Choice(name, way, tuple(passed_over))
+            return Choice(name, way, tuple(passed_over), _note(name, request))
         passed_over.append((name, reason))
     raise AssertionError("the last backend never refuses")
 

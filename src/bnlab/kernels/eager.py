@@ -1,4 +1,4 @@
-"""BN with a residual and an activation as one node of the autograd graph, in eager mode on the CPU.
+"""BN with a residual and an activation as one node of the autograd graph, in eager mode.
 
 One operator normalises, adds the residual, applies the activation and updates the running statistics. `dispatch`
 decides when it runs.
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from bnlab.functional.moments import channel_sum, per_channel, widened
 from bnlab.functional.transform import batch_norm_backward, normalize
+from bnlab.kernels.calls import calls_of
+from bnlab.kernels.dense import same_layout
 from bnlab.kernels.fixed_statistics import batch_norm_eval
-from bnlab.kernels.native import calls, same_layout
-from bnlab.kernels.native.calls import Form, Running, form_of
+from bnlab.kernels.form import Form, Running, form_of
 
 __all__ = ["differentiable", "eval_in_one_kernel", "in_dtype_of", "train_in_one_kernel"]
 
@@ -54,7 +55,7 @@ def train_in_one_kernel(
     if torch.is_grad_enabled():
         result: tuple[Tensor, int] = _APPLY_TRAIN(x, residual, weight, bias, running, rate, form, skip_nonfinite)
         return result
-    y, _, _, status = calls.train(
+    y, _, _, status = calls_of(x).train(
         x, residual, weight, bias, form, running=running, momentum=rate, skip_nonfinite=skip_nonfinite
     )
     return y, status
@@ -73,7 +74,7 @@ def eval_in_one_kernel(
     """Return activation(BN(x) + residual) with fixed statistics. For arguments see :func:`train_in_one_kernel`."""
     form = form_of(False, eps, activation, residual is not None)
     if not torch.is_grad_enabled():
-        return calls.apply(x, residual, mean, var, weight, bias, form)[0]
+        return calls_of(x).apply(x, residual, mean, var, weight, bias, form)[0]
     is_scale = form.activation == 0 and not (_trains(weight) or _trains(bias))
     function = _APPLY_SCALE if is_scale else _APPLY_EVAL
     result: Tensor = function(x, residual, mean, var, weight, bias, form)
@@ -93,7 +94,7 @@ class _Train(torch.autograd.Function):
         form: Form,
         skip_nonfinite: bool,
     ) -> tuple[Tensor, int]:
-        y, moments, bits, status = calls.train(
+        y, moments, bits, status = calls_of(x).train(
             x,
             residual,
             weight,
@@ -127,7 +128,7 @@ class _Eval(torch.autograd.Function):
         bias: Tensor | None,
         form: Form,
     ) -> Tensor:
-        y, moments, bits = calls.apply(x, residual, mean, var, weight, bias, form, want_bits=True)
+        y, moments, bits = calls_of(x).apply(x, residual, mean, var, weight, bias, form, want_bits=True)
         ctx.save_for_backward(x, weight, bias, moments, bits if form.has_bits else None)
         ctx.form = form
         return y
@@ -153,7 +154,7 @@ class _Scale(torch.autograd.Function):
         bias: Tensor | None,
         form: Form,
     ) -> Tensor:
-        y, moments, _ = calls.apply(x, residual, mean, var, weight, bias, form)
+        y, moments, _ = calls_of(x).apply(x, residual, mean, var, weight, bias, form)
         ctx.save_for_backward(moments[1].clone(), weight)
         ctx.eps = form.eps
         return y
@@ -176,7 +177,7 @@ def _gradients(ctx: Any, dy: Tensor, want_dx: bool, want_dresidual: bool) -> tup
         return differentiable(form, ctx.saved_tensors, dy)
     x, weight, bias, moments, bits = ctx.saved_tensors
     active = form.activation != 0
-    dx, dresidual, dweight, dbias = calls.backward(
+    dx, dresidual, dweight, dbias = calls_of(x).backward(
         same_layout(dy, x),
         x,
         moments,
@@ -223,7 +224,9 @@ def _activation_derivative(
     """Return the derivative of the activation at every element: 1, or the slope below 0."""
     if form.added:
         ones = torch.ones_like(x)
-        return calls.backward(ones, x, moments, weight, bias, form, bits=bits, want_dx=False, want_dresidual=True)[1]
+        return calls_of(x).backward(
+            ones, x, moments, weight, bias, form, bits=bits, want_dx=False, want_dresidual=True
+        )[1]
     y = normalize(widened(x), moments[0], moments[1], weight, bias, form.eps)
     return torch.where(y <= 0, form.slope, 1.0).to(x.dtype)
 

@@ -35,7 +35,7 @@ def define(
     kernel: Callable[..., Any],
     fake: Callable[..., Any],
     *,
-    device: str = "default",
+    device: str | tuple[str, ...] = "default",
 ) -> None:
     """Register an operator.
 

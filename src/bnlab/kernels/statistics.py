@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from bnlab.functional.moments import moments_in_blocks
-from bnlab.kernels import native
+from bnlab.kernels import fused, native
+from bnlab.kernels.calls import calls_of
 from bnlab.kernels.compiled import batch_norm_train
+from bnlab.kernels.dense import dense
 from bnlab.kernels.dispatch import choose
-from bnlab.kernels.native.calls import Form
+from bnlab.kernels.form import Form
 from bnlab.kernels.request import Request
 
 __all__ = ["batch_statistics", "normalized_with_statistics"]
@@ -27,14 +27,8 @@ def batch_statistics(x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Ten
         The mean and the biased variance, both of shape (C,) and float64 (float32 on a device without float64), and the
         sum of the weights, which is a tensor of shape () where it is computed on a device.
     """
-    name = choose(Request.of(x, mask)).name
-    if name == "native":
-        return native.statistics(x, mask)
-    if name == "triton":
-        from bnlab.kernels.backends import triton  # type: ignore[attr-defined,unused-ignore]
-
-        of_kernel: tuple[Tensor, Tensor, Tensor] = triton.statistics(x, mask)  # type: ignore[attr-defined,unused-ignore]
-        return of_kernel
+    if choose(Request.of(x, mask)).name in ("native", "triton"):
+        return fused.statistics(calls_of(x), x, mask)
     moments = moments_in_blocks(x, mask)
     return moments.mean, moments.var, moments.count
 
@@ -54,12 +48,13 @@ def normalized_with_statistics(
         y of the shape and dtype of `x`, and the mean and variance of shape (C,), float64.
     """
     if x.device.type == "cpu":
-        ready = x.dtype in native.DTYPES and native.unavailable() is None
-        return native.forward(x, weight, bias, None, eps) if ready else batch_norm_train(x, weight, bias, None, eps)
+        ready = x.dtype in fused.DTYPES and native.unavailable() is None
+        return (
+            fused.forward(calls_of(x), x, weight, bias, None, eps)
+            if ready
+            else batch_norm_train(x, weight, bias, None, eps)
+        )
     if choose(Request.of(x, None)).name == "triton":
-        from bnlab.kernels.backends.triton import calls  # type: ignore[import-not-found,attr-defined,unused-ignore]
-
-        form: Any = Form(by_batch=True, eps=eps)
-        y, moments, _, _ = calls.train(native.dense(x), None, weight, bias, form)
+        y, moments, _, _ = calls_of(x).train(dense(x), None, weight, bias, Form(by_batch=True, eps=eps))
         return y, moments[0], moments[1]
     return batch_norm_train(x, weight, bias, None, eps)

@@ -14,7 +14,8 @@ from bnlab.functional.moments import without_padding_garbage
 from bnlab.kernels import Choice, Request, batch_norm_eval, batch_norm_train, choose
 from bnlab.kernels.compiled import batch_norm_activated_train
 from bnlab.kernels.eager import eval_in_one_kernel, train_in_one_kernel
-from bnlab.kernels.native.calls import SATURATED, Running
+from bnlab.kernels.form import Running
+from bnlab.kernels.native.calls import SATURATED
 from bnlab.kernels.request import Buffers, Context, Statistics
 from bnlab.nn import input_check
 from bnlab.nn.exported import batch_norm_of_torch, exports_updates, is_exporting, trains_as_torch
@@ -184,7 +185,8 @@ class BatchNormBase(BatchNormWithSafeStatistics):
         running = _NO_BUFFERS
         updates = self.training and self.track_running_stats and (momentum is not None or batches is not None)
         if updates and not is_in_backward():
-            if not self.skipped_batches.is_cpu:
+            skipped = self.skipped_batches
+            if not (skipped.is_cpu and x.is_cpu) and skipped.device != x.device:
                 self._place_own_tensors(x.device)
             running = Running(mean, var, batches, self.skipped_batches)
         skips = self.nonfinite == "skip"

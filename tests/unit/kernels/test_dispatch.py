@@ -171,10 +171,10 @@ def test_the_choice_says_why():
     assert str(wide) == f"reference ({reasons})"
     assert choose(Request("cuda", "float32", masked=False, count=9)).name == "aten"
     mps = choose(Request("mps", "float32", masked=False, count=9))
-    assert [name for name, _ in mps.passed_over] == ["native", "aten"]
+    assert [name for name, _ in mps.passed_over] == ["triton", "aten"]
     assert "mps" in mps.passed_over[1][1]
 
 
 def test_every_backend_is_a_name_and_the_last_takes_everything():
-    assert [*BACKENDS] == ["native", "aten", "reference"]
+    assert [*BACKENDS] == ["native", "triton", "aten", "reference"]
     assert BACKENDS["reference"].refuse(Request("cuda", "float64", masked=True, count=0)) is None

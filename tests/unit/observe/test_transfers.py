@@ -26,10 +26,10 @@ def test_what_is_at_hand_is_not_copied():
 def test_tensors_go_to_the_device_of_each():
     tensors = [torch.randn(3), torch.randn(2, 2), torch.arange(4)]
     devices = [torch.device("meta"), torch.device("cpu"), torch.device("meta")]
-    moved = to_device(tensors, devices)
-    assert [one.device for one in moved] == devices
-    assert [one.shape for one in moved] == [one.shape for one in tensors]
-    assert moved[1] is tensors[1]
+    on_device = to_device(tensors, devices)
+    assert [one.device for one in on_device] == devices
+    assert [one.shape for one in on_device] == [one.shape for one in tensors]
+    assert on_device[1] is tensors[1]
 
 
 def test_results_at_hand_are_used_at_once_and_those_of_a_device_in_order(monkeypatch):

@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from bnlab.kernels import native
+from bnlab.kernels.calls import calls_of
 from bnlab.kernels.compiled.strides import with_strides_of
+from bnlab.kernels.dense import dense, same_layout
 from bnlab.kernels.eager import differentiable, in_dtype_of
-from bnlab.kernels.native import calls
-from bnlab.kernels.native.calls import Form, kernel_of
+from bnlab.kernels.form import Form, kernel_of
 from bnlab.kernels.registration import define
 
 __all__ = ["batch_norm_activated_train", "register"]
+
+_DEVICES = ("cpu", "cuda", "xpu")
+"""The types of devices for which there are kernels."""
 
 
 def register(library: Library) -> None:
@@ -33,7 +36,7 @@ def register(library: Library) -> None:
         " -> (Tensor y, Tensor moments, Tensor bits)",
         _train,
         _fake_train,
-        device="cpu",
+        device=_DEVICES,
     )
     define(
         library,
@@ -42,7 +45,7 @@ def register(library: Library) -> None:
         " int activation, float slope) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
         _train_backward,
         _fake_train_backward,
-        device="cpu",
+        device=_DEVICES,
     )
     torch.library.register_autograd(
         "bnlab::batch_norm_activated_train", _autograd, setup_context=_setup_context, lib=library
@@ -60,7 +63,7 @@ def batch_norm_activated_train(
     """Return activation(BN(x) + residual) with the statistics of the batch.
 
     Args:
-        x: Shape (N, C, *spatial); float32, bfloat16 or float16 on the CPU.
+        x: Shape (N, C, *spatial); float32, bfloat16 or float16.
         residual: Shape and dtype of `x`, or None.
         weight: Shape (C,) or None.
         bias: Shape (C,) or None.
@@ -79,14 +82,16 @@ def batch_norm_activated_train(
 def _room(x: Tensor, added: bool) -> int:
     """Return the size of the bits in bytes. It is at least what the kernels write, also for symbolic sizes.
 
-    The kernels write at most 1.5 times the channels (if a group of small planes is not full), each with its bits
+    The CPU kernels write at most 1.5 times the channels (if a group of small planes is not full), each with its bits
     rounded up to a multiple of 16. In channels_last they write rows of at least 256 elements, and the last row may not
-    be full.
+    be full. The GPU kernels write whole bytes for every plane, or for every position in channels_last.
     """
     if not added:
         return 0
-    channels, positions = x.size(1), math.prod(x.shape[2:])
-    return x.size(0) * (channels + channels // 2 + 1) * ((positions + 15) // 16 * 2) + 4 * channels + 64
+    samples, channels, positions = x.size(0), x.size(1), math.prod(x.shape[2:])
+    if x.device.type != "cpu":
+        return samples * torch.sym_max(channels * ((positions + 7) // 8), positions * ((channels + 7) // 8))  # type: ignore[no-any-return,no-untyped-call]
+    return samples * (channels + channels // 2 + 1) * ((positions + 15) // 16 * 2) + 4 * channels + 64
 
 
 def _train(
@@ -99,10 +104,10 @@ def _train(
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     added = residual is not None
-    x = native.dense(x)
-    residual = None if residual is None else native.same_layout(residual, x)
+    x = dense(x)
+    residual = None if residual is None else same_layout(residual, x)
     form = Form(True, eps, activation, slope, added)
-    y, moments, bits, _ = calls.train(x, residual, weight, bias, form, want_bits=added, room=_room(x, added))
+    y, moments, bits, _ = calls_of(x).train(x, residual, weight, bias, form, want_bits=added, room=_room(x, added))
     return with_strides_of(x, y), moments, bits
 
 
@@ -118,10 +123,10 @@ def _train_backward(
     activation: int,
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dense = native.dense(x)
-    dx, dresidual, dweight, dbias = calls.backward(
-        native.same_layout(grad, dense),
-        dense,
+    values = dense(x)
+    dx, dresidual, dweight, dbias = calls_of(x).backward(
+        same_layout(grad, values),
+        values,
         moments,
         weight,
         bias,

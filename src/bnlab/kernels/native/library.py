@@ -37,8 +37,9 @@ def unavailable() -> str | None:
 
 @cache
 def _load() -> str | None:
-    if os.environ.get("BNLAB_CPU", "auto") == "torch":
-        return "BNLAB_CPU is set to torch"
+    chosen = os.environ.get("BNLAB_CPU", "auto")
+    if chosen in ("torch", "triton"):
+        return f"BNLAB_CPU is set to {chosen}"
     if not LIBRARY.exists():
         return f"it is not compiled: {_COMPILE}"
     try:

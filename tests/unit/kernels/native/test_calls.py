@@ -6,6 +6,7 @@ from tests import oracle
 from torch.testing import assert_close
 
 from bnlab.kernels import native
+from bnlab.kernels.form import Running, form_of
 from bnlab.kernels.native import calls
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"native: {native.unavailable()}")
@@ -35,7 +36,7 @@ def test_the_gradient_over_that_of_the_output_is_the_same(shape, layout, value):
 def test_the_named_arguments_arrive_where_the_operators_want_them():
     x, residual, dy = (torch.randn(4, 3, 5) for _ in range(3))
     weight, bias = torch.rand(3), torch.randn(3)
-    form = calls.form_of(True, EPS, "leaky_relu", added=True)
+    form = form_of(True, EPS, "leaky_relu", added=True)
     y, moments, bits, status = calls.train(x, residual, weight, bias, form, want_bits=True)
     wide, more = x.double().requires_grad_(), residual.double().requires_grad_()
     expected = torch.nn.functional.batch_norm(wide, None, None, weight.double(), bias.double(), True, 0.0, EPS) + more
@@ -44,16 +45,16 @@ def test_the_named_arguments_arrive_where_the_operators_want_them():
     assert status == 0
     dx, dresidual, *_ = calls.backward(dy, x, moments, weight, bias, form, bits=bits, want_dresidual=True)
     assert_close([dx, dresidual], [part.float() for part in torch.autograd.grad(expected, [wide, more], dy.double())])
-    fixed = calls.form_of(False, EPS, None, added=False)
-    by_batch = calls.train(x, None, weight, bias, calls.form_of(True, EPS, None, added=False))[0]
+    fixed = form_of(False, EPS, None, added=False)
+    by_batch = calls.train(x, None, weight, bias, form_of(True, EPS, None, added=False))[0]
     assert_close(calls.apply(x, None, moments[0], moments[1], weight, bias, fixed)[0], by_batch)
     assert calls.statistics(x, None)[1] == 20
 
 
 def test_running_statistics_move_by_the_weight_of_the_batch():
     x = torch.randn(8, 3)
-    running = calls.Running(torch.zeros(3), torch.ones(3), torch.tensor(0), torch.tensor(0))
-    calls.train(x, None, None, None, calls.form_of(True, EPS, None, added=False), running=running, momentum=0.25)
+    running = Running(torch.zeros(3), torch.ones(3), torch.tensor(0), torch.tensor(0))
+    calls.train(x, None, None, None, form_of(True, EPS, None, added=False), running=running, momentum=0.25)
     assert_close(running.mean, 0.25 * x.mean(0))
     assert_close(running.var, 0.75 + 0.25 * x.var(0))
     assert (int(running.batches), int(running.skipped)) == (1, 0)

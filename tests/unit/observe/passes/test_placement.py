@@ -58,25 +58,25 @@ def x():
 )
 def test_every_form_moves_and_stays_what_it_is_and_the_batch_itself_does_not_change(batch):
     before = [tensor.device for tensor in tensors_in(batch)]
-    (moved,) = batches_of([batch], ON_META)
-    assert type(moved) is type(batch)
-    assert {tensor.device.type for tensor in tensors_in(moved)} == {"meta"}
+    (on_device,) = batches_of([batch], ON_META)
+    assert type(on_device) is type(batch)
+    assert {tensor.device.type for tensor in tensors_in(on_device)} == {"meta"}
     assert [tensor.device for tensor in tensors_in(batch)] == before
 
 
 def test_a_graph_moves_as_a_copy():
     graph = Graph(x())
-    (moved,) = batches_of([graph], ON_META)
-    assert (moved.x.device.type, graph.x.device.type) == ("meta", "cpu")
+    (on_device,) = batches_of([graph], ON_META)
+    assert (on_device.x.device.type, graph.x.device.type) == ("meta", "cpu")
 
 
 @pytest.mark.parametrize("is_sorted", [False, True])
 def test_a_packed_sequence_keeps_its_sizes_on_the_cpu(is_sorted):
     packed = pack_sequence([torch.randn(n, 3) for n in (5, 4, 2)], enforce_sorted=is_sorted)
-    (moved,) = batches_of([packed], ON_META)
-    assert type(moved) is PackedSequence
-    assert (moved.data.device.type, moved.batch_sizes.device.type) == ("meta", "cpu")
-    assert (moved.sorted_indices is None) == (packed.sorted_indices is None)
+    (on_device,) = batches_of([packed], ON_META)
+    assert type(on_device) is PackedSequence
+    assert (on_device.data.device.type, on_device.batch_sizes.device.type) == ("meta", "cpu")
+    assert (on_device.sorted_indices is None) == (packed.sorted_indices is None)
 
 
 def test_a_model_without_one_device_places_its_input_itself():
