@@ -33,10 +33,10 @@ __all__ = ["load_tiles", "merge_kernel", "moments_of_tiles", "statistics_kernel"
 @triton.jit
 def load_tiles(x, first, end, group, channels, number: tl.constexpr, form: tl.constexpr):
     """Return `number` tiles that follow each other from row `first` on, as a tuple."""
-    tiles: tuple = ()  # type: ignore[type-arg]
+    tiles = ()
     for index in tl.static_range(number):
         value, _, _ = load_tile(x, first + index * form.height, end, group, channels, form)
-        tiles = tiles + (value,)
+        tiles = tiles + (value,)  # type: ignore[assignment]
     return tiles
 
 
