@@ -153,7 +153,7 @@ def _planes_side_by_side(positions: int, tile: int) -> int:
     The planes of a group consist of whole vectors of eight, so that every group starts at one. They fill a tile of an
     eighth or a quarter of its size in one row as far as possible.
     """
-    if positions >= _SMALL_PLANE or (positions >= _SMALLEST_PLANE and positions % _VECTOR == 0):
+    if not positions or positions >= _SMALL_PLANE or (positions >= _SMALLEST_PLANE and positions % _VECTOR == 0):
         return 0
     step = _VECTOR // math.gcd(positions, _VECTOR)
     sides = {width: width // positions // step * step for width in (tile // 8, tile // 4)}
