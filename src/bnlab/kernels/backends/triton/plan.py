@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from bnlab.kernels.backends.triton.geometry import PLANES, SEGMENTS, Geometry, TileForm
+from bnlab.kernels.backends.triton.geometry import COLUMNS, PLANES, SEGMENTS, Geometry, TileForm
 
 __all__ = ["Machine", "Split", "Teams", "split", "teams", "teams_form"]
 
@@ -108,7 +108,10 @@ def split(geometry: Geometry, machine: Machine, tiles: int = _TILES_AT_ONCE) -> 
         tiles: Tiles in half precision that a program reads before it uses them; half as many in float32.
     """
     tiles = max(1, tiles * 2 // max(2, geometry.element_size))
-    form = _form(geometry, machine, tiles, machine.tile // 2, machine.tile)
+    # Each value of a tile of COLUMNS has sums of its own: in float32 the compiler spills them where a thread has 16.
+    halves = geometry.layout == COLUMNS and geometry.element_size > 2
+    values = machine.tile // 2 if halves else machine.tile
+    form = _form(geometry, machine, tiles, machine.tile // 2, values)
     step = form.height * form.tiles
     steps = -(-geometry.rows // step)
     wanted = -(-_PROGRAMS * machine.multiprocessors // geometry.groups)
