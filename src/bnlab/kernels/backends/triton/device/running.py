@@ -106,4 +106,5 @@ def move_everything(
             momentum_high,
             momentum_low,
         )
+    tl.debug_barrier()  # a warp may still have to read the counter from which the divisor comes
     count_batch(is_used, batches, skipped)

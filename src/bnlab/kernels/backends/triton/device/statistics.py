@@ -114,15 +114,36 @@ def moments_of_tiles(x, tiles, start, end, group, channels, form: tl.constexpr):
     total = sum_by_channel(totals, form)
     mean = total / tl.where(count > 0, count, 1.0)  # nearly 0, so that the difference of squares does not cancel
     m2 = sum_by_channel(squares, form) - total * mean
+    units = tl.full((form.lanes,), 1.0, tl.float32)
     if are_finite(mean, m2, exists) == 0:
-        unit = unit * NARROWING
-        count, mean, m2, pivot = _moments_in_readings(x, None, 2, start, end, group, channels, unit, 1, form)
-    return _widened(count, mean, m2, unit, pivot)
+        count, mean, m2, units, pivot = _narrowed(
+            count, mean, m2, pivot, x, None, start, end, group, channels, unit * NARROWING, form
+        )
+    return _widened(count, mean, m2, units, pivot)
+
+
+@triton.jit
+def _narrowed(count, mean, m2, pivot, x, weights, start, end, group, channels, unit, form: tl.constexpr):
+    """Read rows again in a narrow unit, for the channels whose moments are not finite: others would underflow in it.
+
+    Returns:
+        count, mean, m2, unit and pivot of every channel, shape (lanes,), float32.
+    """
+    total = mean + m2
+    is_kept = total - total == 0
+    counts, means, m2s, pivots = _moments_in_readings(x, weights, 2, start, end, group, channels, unit, 1, form)
+    return (
+        tl.where(is_kept, count, counts),
+        tl.where(is_kept, mean, means),
+        tl.where(is_kept, m2, m2s),
+        tl.where(is_kept, 1.0, unit),
+        tl.where(is_kept, pivot, pivots),
+    )
 
 
 @triton.jit
 def _widened(count, mean, m2, unit, pivot):
-    """Return moments in float64 and in the unit of the input."""
+    """Return moments in float64 and in the unit of the input. All arguments have the shape (lanes,)."""
     unit = unit.to(tl.float64)
     m2 = tl.where(m2 < 0, 0.0, m2)  # rounding may have left it below 0
     return count.to(tl.float64), (pivot.to(tl.float64) + mean.to(tl.float64)) / unit, m2.to(tl.float64) / (unit * unit)
@@ -177,10 +198,12 @@ def _moments_of_rows(x, weights, start, end, group, channels, form: tl.constexpr
         count, mean, m2, pivot = _moments_in_readings(
             x, weights, 2, start, end, group, channels, unit, tiles_at_once, form
         )
+    units = tl.full((form.lanes,), 1.0, tl.float32)
     if are_finite(mean, m2, exists) == 0:
-        unit = unit * NARROWING
-        count, mean, m2, pivot = _moments_in_readings(x, weights, 2, start, end, group, channels, unit, 1, form)
-    return _widened(count, mean, m2, unit, pivot)
+        count, mean, m2, units, pivot = _narrowed(
+            count, mean, m2, pivot, x, weights, start, end, group, channels, unit * NARROWING, form
+        )
+    return _widened(count, mean, m2, units, pivot)
 
 
 @triton.jit
