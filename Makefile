@@ -96,6 +96,8 @@ $(TO_DEVELOP): $(TO_RUN)
 	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	$(PIP) install --quiet --no-compile --constraint constraints.txt --no-deps timm torchvision \
 		|| echo "timm does not install here: the tests of its layers are skipped."
+	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.[triton]' \
+		|| echo "triton does not install here: the tests of the GPU kernels are skipped."
 	@touch $@
 
 # The libraries lie in an environment of their own that sees .venv: torch is there once, and .venv stays as it is.

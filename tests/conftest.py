@@ -18,6 +18,8 @@ settings.load_profile("bnlab")
 # The tests use one thread, also as one of two workers: the tensors are small, and on a busy machine threads that wait
 # for each other take many times as long. BNLAB_TEST_THREADS and BNLAB_TEST_FLUSH_DENORMAL reproduce the rounding of
 # other machines: see `make test-machines`.
+if not torch.cuda.is_available():  # the kernels for GPUs run in Triton's interpreter, which this switches on at import
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 torch.set_num_threads(int(os.environ.get("BNLAB_TEST_THREADS", "1")))
 if os.environ.get("BNLAB_TEST_FLUSH_DENORMAL") == "1" and not torch.set_flush_denormal(True):
     raise pytest.UsageError("BNLAB_TEST_FLUSH_DENORMAL: this processor cannot flush denormal numbers to 0.")
