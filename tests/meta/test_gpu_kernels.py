@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +24,11 @@ CASES = [
     (TWO_LAUNCHES, "bfloat16", True, True),
     (TWO_LAUNCHES, "float32", True, True),
 ]
+
+one_launch = pytest.mark.skipif(
+    tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7),
+    reason="Triton before 3.7 takes more than 128 registers, or spills, and the forward pass two launches",
+)
 
 PROGRAM = """
 import json, sys
@@ -67,6 +72,7 @@ def test_no_kernel_keeps_registers_in_memory(compiled, case):
     assert [kernel for kernel, _, _, stack, _, _ in launches if stack] == []
 
 
+@one_launch
 @pytest.mark.parametrize("case", CASES[:3], ids=str)
 def test_a_contiguous_batch_takes_one_launch_forward_and_one_backward(compiled, case):
     launches, _ = compiled[case]
@@ -76,6 +82,7 @@ def test_a_contiguous_batch_takes_one_launch_forward_and_one_backward(compiled, 
         assert programs <= 4 * 132  # all are resident on an H100: four programs of 128 threads on a multiprocessor
 
 
+@one_launch
 @pytest.mark.parametrize("case", CASES[:3], ids=str)
 def test_the_trial_that_the_plan_trusts_is_the_kernel_that_runs(compiled, case):
     launches, trials = compiled[case]
