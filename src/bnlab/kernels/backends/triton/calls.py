@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bnlab.kernels.backends.triton.availability import machine_of
 from bnlab.kernels.backends.triton.geometry import Geometry, TileForm, geometry_of, merging_form
-from bnlab.kernels.backends.triton.launching import compiled, launch, on_device_of, pair
+from bnlab.kernels.backends.triton.launching import compiled, is_too_large, launch, on_device_of, pair
 from bnlab.kernels.backends.triton.plan import Machine, Split, Teams, split, teams, teams_form
 from bnlab.kernels.backends.triton.workspace import counters
 from bnlab.kernels.form import Form, Running
@@ -22,6 +22,9 @@ from bnlab.kernels.form import Form, Running
 __all__ = ["apply", "backward", "statistics", "train"]
 
 _pair = lru_cache(maxsize=256)(pair)
+
+_REFUSED: set[tuple[Any, ...]] = set()
+"""Kernels, with the tensors and devices, whose teams did not fit on the device when they were launched."""
 
 
 def train(
@@ -202,6 +205,9 @@ def _at_once(
     if like is None:
         raise AssertionError("the moments are always there")
     machine = machine_of(like.device)
+    key = (kernel, geometry, form, like.device)
+    if key in _REFUSED:
+        return False
     plan = teams(geometry, form, machine, None, False)
     if not isinstance(plan, Teams):
         plan = _teams_by_registers(kernel, geometry, like, arguments, form, quantities, machine)
@@ -210,7 +216,13 @@ def _at_once(
     parts = None if plan.is_alone else _float64(like, quantities * plan.number * geometry.channels)
     zeros = counters(like.device, 2 * plan.teams + 1) if counts_groups or not plan.is_alone else None
     programs = plan.number * plan.teams
-    launch(kernel, programs, arguments(plan, parts, zeros), cooperative=not plan.is_alone)
+    try:
+        launch(kernel, programs, arguments(plan, parts, zeros), cooperative=not plan.is_alone)
+    except RuntimeError as error:
+        if plan.is_alone or not is_too_large(error):
+            raise
+        _REFUSED.add(key)  # another process or limit takes a part of the device: two launches fit everywhere
+        return False
     return True
 
 
@@ -228,7 +240,8 @@ def _teams_by_registers(
     if not machine.cooperative or number > machine.resident(1):
         return "the machine holds no team"
     trial = Teams(form, number, max(2, geometry.groups))
-    sample = arguments(trial, _float64(like, quantities), counters(like.device, 1))
+    zeros = torch.empty(1, dtype=torch.int32, device=like.device)  # only compiled for, so that nothing fills it
+    sample = arguments(trial, _float64(like, quantities), zeros)
     binary = compiled(kernel, sample, cooperative=True)
     return teams(geometry, form, machine, binary.registers, binary.spills)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -11,9 +12,12 @@ from torch import Tensor
 
 from bnlab.kernels.backends.triton.plan import THREADS
 
-__all__ = ["Compiled", "compiled", "launch", "on_device_of", "pair"]
+__all__ = ["Compiled", "compiled", "is_too_large", "launch", "on_device_of", "pair"]
 
 _WARPS = THREADS // 32
+
+_TOO_LARGE = ("too many blocks in cooperative launch", "operation not supported")
+"""The texts of CUDA's errors 720 and 801. Neither spoils the context, and nothing was launched."""
 
 
 class Compiled(NamedTuple):
@@ -47,7 +51,8 @@ def launch(kernel: Any, programs: int, arguments: tuple[Any, ...], *, cooperativ
 
 def compiled(kernel: Any, arguments: tuple[Any, ...], *, cooperative: bool = False) -> Compiled:  # noqa: ANN401
     """Return the kernel for these arguments. The first call with arguments of a kind compiles it."""
-    key = (kernel, cooperative, torch.cuda.current_device() if _is_on_cuda(arguments) else -1, *map(_kind, arguments))
+    device = torch.cuda.current_device() if _is_on_cuda(arguments) else arguments[0].get_device()
+    key = (kernel, cooperative, device, *map(_kind, arguments))
     known = _COMPILED.get(key)
     if known is None:
         known = _COMPILED[key] = _compile(kernel, arguments, cooperative)
@@ -56,8 +61,13 @@ def compiled(kernel: Any, arguments: tuple[Any, ...], *, cooperative: bool = Fal
 
 def pair(value: float) -> tuple[float, float]:
     """Return a number as a float32 and the rest of it, because Triton rounds arguments to float32."""
-    high = torch.tensor(value, dtype=torch.float32).item()
+    high = ctypes.c_float(value).value  # a tensor would be made on the default device, and reading it would wait
     return high, value - high
+
+
+def is_too_large(error: RuntimeError) -> bool:
+    """Whether a cooperative launch failed because its programs cannot all be resident, as under CUDA's MPS."""
+    return any(text in str(error) for text in _TOO_LARGE)
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager[object]:
@@ -77,9 +87,12 @@ def _is_on_cuda(arguments: tuple[Any, ...]) -> bool:
 def _kind(argument: object) -> object:
     """Return what the compiled code depends on: the dtype and alignment of tensors, and the values of numbers.
 
-    Triton does not specialise on floating-point numbers.
+    Triton does not specialise on floating-point numbers. For AMD it addresses tensors below 2 GiB with 32 bits.
     """
     if isinstance(argument, Tensor):
+        if torch.version.hip is not None:
+            is_small = argument.untyped_storage().size() < 1 << 31
+            return argument.dtype, argument.data_ptr() % 16 == 0, is_small
         return argument.dtype, argument.data_ptr() % 16 == 0
     return None if isinstance(argument, float) else argument
 

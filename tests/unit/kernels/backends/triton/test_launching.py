@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnlab.kernels.backends.triton import launching
-from bnlab.kernels.backends.triton.launching import Compiled, compiled, launch, on_device_of, pair
+from bnlab.kernels.backends.triton.launching import Compiled, compiled, is_too_large, launch, on_device_of, pair
 
 
 @given(st.floats(min_value=1e-30, max_value=1e30) | st.sampled_from([1e-5, 0.1, 1e-3, 0.9, 1 / 3]))
@@ -24,6 +24,24 @@ def test_a_number_survives_as_two_float32(value):
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.5, 2.0**-40])
 def test_a_float32_has_no_rest(value):
     assert pair(value) == (value, 0.0)
+
+
+def test_a_number_is_split_without_a_tensor_on_the_default_device():
+    with torch.device("meta"):
+        assert pair(0.1)[0] == torch.tensor(0.1, device="cpu").item()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("too many blocks in cooperative launch", True),
+        ("operation not supported", True),
+        ("an illegal memory access was encountered", False),
+        ("out of memory", False),
+    ],
+)
+def test_only_a_launch_that_left_no_trace_may_be_tried_in_another_way(text, expected):
+    assert is_too_large(RuntimeError(f"Triton Error [CUDA]: {text}")) is expected
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +129,19 @@ def test_another_gpu_needs_another_binary(compiler, monkeypatch):
         monkeypatch.setattr(torch.cuda, "current_device", lambda device=device: device)
         launch(kernel, 1, FIRST)
     assert len(kernel.options) == 2
+
+
+def test_amd_addresses_small_and_large_tensors_with_other_code(compiler, monkeypatch):
+    kernel = Kernel()
+    storage = SimpleNamespace(size=lambda: 1 << 31)
+    large = torch.empty(8)
+    for hip, binaries in ((None, 1), ("6.4", 3)):
+        monkeypatch.setattr(torch.version, "hip", hip)
+        launch(kernel, 1, (torch.empty(8),))
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "untyped_storage", lambda tensor: storage)
+            launch(kernel, 1, (large,))
+        assert len(kernel.options) == binaries
 
 
 def test_the_interpreter_compiles_nothing(compiler):
