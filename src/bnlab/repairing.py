@@ -394,12 +394,11 @@ class _Attempt:
             measurements=tuple(measurement for changes in applied for measurement in changes.measurements),
             recheck=recheck,
         )
-        remaining = list(self.kept)
+        kept = tuple(self.kept)
 
         def undo() -> None:
-            while remaining:
-                remaining[-1].undo()
-                remaining.pop()
+            for receipt in reversed(kept):
+                receipt.undo()
 
         return Receipt(self._model, record, undo)
 

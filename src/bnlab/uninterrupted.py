@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, _GeneratorContextManager
 from types import CodeType, FrameType, FunctionType, ModuleType, TracebackType
 from typing import ParamSpec, TypeVar, cast
 
-__all__ = ["SignalsHeld", "finishes", "import_whole", "restores", "signals_wait"]
+__all__ = ["SignalsHeld", "finishes", "import_whole", "restores"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -138,11 +138,6 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     finally:
         random.setstate(state)
-
-
-def signals_wait() -> bool:
-    """Return whether the handler of a signal waits for the end of a function that finishes."""
-    return bool(_waiting)
 
 
 @finishes

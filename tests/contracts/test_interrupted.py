@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from tests.interrupts import Moments
 from tests.traces import differences, trace_of, trace_of_process
 from torch import nn
 
@@ -53,7 +54,13 @@ ACTIONS = {
     "fold": lambda model: bnlab.fold(model, INPUTS[0]),
     "convert, fuse": lambda model: bnlab.convert(model, bnlab.nn.BatchNorm1d, fuse=True, example=INPUTS[0]),
 }
-
+IN_PLACE = {
+    **{name: action for name, action in ACTIONS.items() if name not in ("check", "fold")},
+    "convert": lambda model: bnlab.convert(model, nn.GroupNorm),
+    "freeze": lambda model: bnlab.freeze(model),
+    "unfreeze": lambda model: bnlab.unfreeze(model),
+}
+"""The actions that change a model, and return a receipt."""
 
 EVERY = "BNLAB_EVERY_CALL" in os.environ
 """Whether to raise at every call of forward and at more moments; it takes some minutes."""
@@ -101,16 +108,31 @@ def test_an_error_at_any_call_of_forward_changes_nothing(action, device):
     assert not {at: names for at, names in changed.items() if names}
 
 
-@pytest.mark.parametrize("action", ACTIONS)
-def test_an_interrupt_at_any_moment_changes_nothing(action, request, device):
-    """Timers interrupt at random instructions, with a handler that raises as that of Ctrl-C does."""
+@pytest.fixture
+def interrupting():
+    """Sends SIGALRM, in the command alone, to a handler that raises as that of Ctrl-C does, until the test ends."""
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
+    def interrupt(_, frame):
+        if is_in_a_command(frame):
+            raise KeyboardInterrupt
 
     handler = signal.signal(signal.SIGALRM, interrupt)
-    request.addfinalizer(lambda: signal.signal(signal.SIGALRM, handler))
-    request.addfinalizer(lambda: signal.setitimer(signal.ITIMER_REAL, 0))
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, handler)
+
+
+def is_in_a_command(frame):
+    """Return whether a call is one of bnlab, or comes from it: a timer may fire when the command has returned."""
+    while frame is not None and not frame.f_globals.get("__name__", "").startswith("bnlab."):
+        frame = frame.f_back
+    return frame is not None
+
+
+@pytest.mark.usefixtures("interrupting")
+@pytest.mark.parametrize("action", ACTIONS)
+def test_an_interrupt_at_any_moment_changes_nothing(action, device):
+    """Timers interrupt at random instructions."""
     start = time.perf_counter()
     ACTIONS[action](network(Counted(), device))
     duration = time.perf_counter() - start
@@ -131,3 +153,25 @@ def test_an_interrupt_at_any_moment_changes_nothing(action, request, device):
             changed[attempt, moment] = differences(before, trace_of(model)) + differences(process, trace_of_process())
     assert not {when: names for when, names in changed.items() if names}
     assert interrupted or not EVERY
+
+
+@pytest.mark.usefixtures("interrupting")
+@pytest.mark.parametrize("action", IN_PLACE)
+def test_an_interrupt_behind_the_change_changes_nothing(action, device):
+    """The receipt has not reached the caller then."""
+
+    def network_to_change():
+        model = network(Counted(), device)
+        if action == "unfreeze":
+            bnlab.freeze(model)
+        return model
+
+    moments = Moments(IN_PLACE[action], network_to_change)
+    changed = {}
+    for at in range(1, moments.count + 1, 1 if EVERY else moments.count - 1):
+        model = network_to_change()
+        before, process = trace_of(model), trace_of_process()
+        with pytest.raises(KeyboardInterrupt):
+            moments.interrupt(model, at)
+        changed[at] = differences(before, trace_of(model)) + differences(process, trace_of_process())
+    assert not {at: names for at, names in changed.items() if names}

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 from torch import nn
 
-from bnlab.observe.passes.in_use import in_use
+from bnlab.observe.passes.command import add_way_back
+from bnlab.observe.passes.in_use import one_at_a_time
 from bnlab.observe.passes.snapshot import all_or_nothing
 from bnlab.records import Changes
 from bnlab.report.text.receipt import render_changes
 
 __all__ = ["Receipt"]
+
+
+def _model_to_undo(receipt: Receipt) -> nn.Module | None:
+    return None if receipt._undo is None else receipt.model  # noqa: SLF001 - of the class below
 
 
 class Receipt:
@@ -28,16 +34,19 @@ class Receipt:
         self.changes = changes
         self._undo: Callable[[], None] | None = undo
 
+    @one_at_a_time("undo", of=_model_to_undo)
     def undo(self) -> nn.Module:
         """Undo the changes and return the model. A second call does nothing.
 
         Raises:
             UsageError: If something changed the same parts of the model later. Nothing is undone then.
         """
-        if self._undo is not None:
+        undo = self._undo
+        if undo is not None:
             with _protected(self.model):
-                self._undo()
-                self._undo = None
+                undo()
+            add_way_back(partial(setattr, self, "_undo", undo))
+            self._undo = None
         return self.model
 
     def __str__(self) -> str:
@@ -56,11 +65,6 @@ class Receipt:
         return compact.receipt(self.changes)
 
 
-@contextmanager
-def _protected(model: object) -> Iterator[None]:
-    """Undo all or nothing, and not while another thread uses the model. A program has the protection of its graph."""
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    with in_use(model, "undo"), all_or_nothing(model):
-        yield
+def _protected(model: object) -> AbstractContextManager[None]:
+    """Return a block that undoes all or nothing. A program has the protection of its graph."""
+    return all_or_nothing(model) if isinstance(model, nn.Module) else nullcontext()

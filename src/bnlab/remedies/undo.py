@@ -29,7 +29,7 @@ class UndoStack:
         self._fingerprints = [_fingerprint(module) for module in self._modules]
 
     def take_back(self) -> None:
-        """Undo every change.
+        """Undo every change. If the model is restored because a step raises, this can be repeated.
 
         Raises:
             UsageError: If a module was changed after :meth:`seal`. Nothing is undone then.
@@ -40,8 +40,8 @@ class UndoStack:
                     f"undo: every module must be unchanged, got a {type(module).__name__} that was changed later. "
                     f"Undo the later changes first."
                 )
-        while self._steps:
-            self._steps.pop()()
+        for step in reversed(self._steps):
+            step()
 
 
 def _fingerprint(module: nn.Module) -> tuple[object, ...]:

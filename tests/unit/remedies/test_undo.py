@@ -14,8 +14,24 @@ def test_changes_are_taken_back_in_the_reverse_order():
     assert order == []
     undo.take_back()
     assert order == ["second", "first"]
+
+
+def test_a_stack_whose_changes_were_restored_is_taken_back_again():
+    order, layer, interrupts = [], nn.BatchNorm1d(2), [KeyboardInterrupt()]
+
+    def interrupted():
+        order.append("first")
+        if interrupts:
+            raise interrupts.pop()
+
+    undo = UndoStack()
+    undo.push(layer, interrupted)
+    undo.push(layer, lambda: order.append("second"))
+    undo.seal()
+    with pytest.raises(KeyboardInterrupt):
+        undo.take_back()
     undo.take_back()
-    assert order == ["second", "first"]
+    assert order == ["second", "first", "second", "first"]
 
 
 @pytest.mark.parametrize("later", [{"activation": "relu"}, {"takes_residual": True}, {"frozen_from": object()}])

@@ -6,9 +6,11 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from bnlab.errors import UsageError
+from bnlab.observe.passes.command import Command
 from bnlab.uninterrupted import restores
 
 if TYPE_CHECKING:
@@ -23,11 +25,14 @@ _commands: dict[int, list[tuple[str, frozenset[int]]]] = {}
 """The commands of each thread, outer ones first, with the identities of the modules that they use."""
 
 
-def one_at_a_time(command: str) -> Callable[[_F], _F]:
-    """Make a function whose first argument is a model refuse it while a command of another thread uses a part of it.
+def one_at_a_time(command: str, *, of: Callable[[Any], object] = lambda argument: argument) -> Callable[[_F], _F]:
+    """Make a function a command: it refuses a model that a command of another thread uses, and it ends whole.
+
+    What `all_or_nothing` changed in it is taken back if it does not return.
 
     Args:
         command: The name of the function in messages.
+        of: The model that the function uses, for its first argument; other objects than modules are free.
     """
 
     def decorate(function: _F) -> _F:
@@ -35,12 +40,15 @@ def one_at_a_time(command: str) -> Callable[[_F], _F]:
 
         @functools.wraps(function)
         def guarded(*args: Any, **keywords: Any) -> Any:  # noqa: ANN401 - those of the function
-            model = args[0] if args else keywords.get(first)
-            if not hasattr(type(model), "named_modules"):
-                return function(*args, **keywords)
-            _require_attributes(cast("nn.Module", model), command)
-            with in_use(cast("nn.Module", model), command):
-                return function(*args, **keywords)
+            model = of(args[0] if args else keywords.get(first))
+            run = Command()
+            try:  # it reaches up to the instruction that returns, in front of which no signal is handled any more
+                with _free(model, command), run:
+                    run.restore_structure = _structure_of(model)
+                    return function(*args, **keywords)
+            except BaseException:
+                run.take_back()
+                raise
 
         return cast("_F", guarded)
 
@@ -72,6 +80,27 @@ def in_use(model: nn.Module, command: str) -> Iterator[None]:
                 own.remove((command, modules))
             if not own:
                 _commands.pop(thread, None)
+
+
+def _free(model: object, command: str) -> AbstractContextManager[None]:
+    """Return a block in which a model is in use, or one that does nothing for other objects."""
+    if not _is_module(model):
+        return nullcontext()
+    _require_attributes(cast("nn.Module", model), command)
+    return in_use(cast("nn.Module", model), command)
+
+
+def _structure_of(model: object) -> Callable[[], None]:
+    """Return a function that restores the structure that a model has now."""
+    if not _is_module(model):
+        return lambda: None
+    from bnlab.observe.passes.snapshot import Structure  # it imports torch, which a command on files does without
+
+    return Structure(cast("nn.Module", model)).restore
+
+
+def _is_module(model: object) -> bool:
+    return hasattr(type(model), "named_modules")
 
 
 def _require_attributes(model: nn.Module, command: str) -> None:

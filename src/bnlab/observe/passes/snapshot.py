@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,15 +16,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from bnlab.errors import BnlabWarning
 from bnlab.nn.base import BatchNormBase
+from bnlab.observe.passes.command import Block, raising_only_if_nothing_else_does
 from bnlab.observe.transfers import is_at_hand, to_host
-from bnlab.uninterrupted import SignalsHeld, finishes, restores, signals_wait
-from bnlab.wording import error_line
+from bnlab.uninterrupted import SignalsHeld, finishes, restores
 
-__all__ = ["Snapshot", "Untouched", "all_or_nothing", "random_numbers_kept", "uncompiled"]
+__all__ = ["Snapshot", "Structure", "Untouched", "all_or_nothing", "random_numbers_kept", "uncompiled"]
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Structure:
+    """What a model is made of, by reference: the classes, attributes and dicts of modules, and the parts of parameters.
+
+    It costs no memory for values, and restores none.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = [_ModuleState(module) for module in model.modules()]
+        self._parameters = [_ParameterState(parameter) for parameter in model.parameters() if _has_values(parameter)]
+
+    @finishes
+    def restore(self) -> None:
+        """Restore the structure. One failure does not stop the other restorations."""
+        with torch.no_grad(), ExitStack() as restoring:
+            for parameter in reversed(self._parameters):
+                restoring.callback(parameter.restore)
+            for module in reversed(self.modules):
+                restoring.callback(module.restore)
 
 
 class Snapshot:
@@ -35,11 +53,10 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = [_ModuleState(module) for module in model.modules()]
-        parameters = [parameter for parameter in model.parameters() if _has_values(parameter)]
-        self._parameters = [_ParameterState(parameter) for parameter in parameters]
+        self._structure = Structure(model)
+        gradients = [parameter.grad for parameter in model.parameters() if _has_values(parameter)]
         counts = [module.skipped_batches for module in model.modules() if isinstance(module, BatchNormBase)]
-        tensors = [*model.buffers(), *counts, *(p.grad for p in parameters if p.grad is not None)]
+        tensors = [*model.buffers(), *counts, *(gradient for gradient in gradients if gradient is not None)]
         self._values = [(tensor, tensor.detach().clone()) for tensor in tensors if _has_values(tensor)]
 
     @property
@@ -50,20 +67,23 @@ class Snapshot:
     @finishes
     def restore(self) -> None:
         """Restore the model. One failure does not stop the other restorations."""
+        with ExitStack() as restoring:
+            restoring.callback(self.restore_values)
+            restoring.callback(self._structure.restore)
+
+    @finishes
+    def restore_values(self) -> None:
+        """Restore the values of the buffers and gradients, wherever these tensors are now."""
         with torch.no_grad(), ExitStack() as restoring:
             for tensor, value in _changed(self._values):
                 restoring.callback(_restore_values, tensor, value)
-            for parameter in reversed(self._parameters):
-                restoring.callback(parameter.restore)
-            for module in reversed(self._modules):
-                restoring.callback(module.restore)
 
     @contextmanager
     def with_hooks(
         self, modules: Collection[nn.Module], register: Callable[[nn.Module], torch.utils.hooks.RemovableHandle]
     ) -> Iterator[None]:
         """Register a hook on some modules for the duration of a block, in which it is part of the snapshot."""
-        states = [state for state in self._modules if state.module in modules]
+        states = [state for state in self._structure.modules if state.module in modules]
         with ExitStack() as removing:
             for state in states:
                 removing.callback(state.take_hooks)
@@ -107,7 +127,7 @@ class Untouched(AbstractContextManager[None]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with _raising_only_if_nothing_else_does(error):
+            with raising_only_if_nothing_else_does(error):
                 self._restoring.close()
         finally:
             self._signals.__exit__(kind, error, trace)
@@ -116,20 +136,24 @@ class Untouched(AbstractContextManager[None]):
 class all_or_nothing(AbstractContextManager[None]):  # noqa: N801 - reads as a function, like contextlib.suppress
     """A block that changes a model completely, or not at all if it raises or is interrupted.
 
+    Within a command, the change is also taken back if the command does not return.
+
     Args:
         model: The model that the block changes.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._signals = SignalsHeld()
+        self._block = Block()
         self._model = model
 
     def __enter__(self) -> None:
         try:
             self._signals.__enter__()
             self._snapshot = Snapshot(self._model)
+            self._block.begin()
         except BaseException:
-            self._signals.__exit__(None, None, None)
+            self._end(None)
             raise
 
     @finishes
@@ -137,22 +161,16 @@ class all_or_nothing(AbstractContextManager[None]):  # noqa: N801 - reads as a f
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is not None or signals_wait():
-                with _raising_only_if_nothing_else_does(error):
+            if kind is not None:
+                with raising_only_if_nothing_else_does(error):
                     self._snapshot.restore()
         finally:
-            self._signals.__exit__(kind, error, trace)
+            self._end(self._snapshot.restore_values if kind is None else None)
 
-
-@contextmanager
-def _raising_only_if_nothing_else_does(error: BaseException | None) -> Iterator[None]:
-    """Let a failure of the restoration raise only where nothing else does: an interrupt must stay an interrupt."""
-    try:
-        yield
-    except Exception as failure:
-        if error is None:
-            raise
-        warnings.warn(f"the model could not be restored whole: {error_line(failure)}", BnlabWarning, stacklevel=2)
+    @finishes
+    def _end(self, way_back: Callable[[], None] | None) -> None:
+        self._block.end(way_back)
+        self._signals.__exit__(None, None, None)
 
 
 @restores

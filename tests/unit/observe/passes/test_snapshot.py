@@ -1,5 +1,3 @@
-import signal
-
 import pytest
 import torch
 from tests.traces import differences, trace_of, trace_of_process
@@ -7,7 +5,7 @@ from torch import nn
 
 import bnlab
 from bnlab.errors import BnlabWarning
-from bnlab.observe.passes.snapshot import Snapshot, all_or_nothing
+from bnlab.observe.passes.snapshot import Snapshot, Structure, all_or_nothing
 from bnlab.observe.passes.subject import untouched
 
 
@@ -83,24 +81,20 @@ def test_a_block_that_ends_keeps_its_change():
     assert model.running_mean.tolist() == [1, 1, 1]
 
 
-def test_an_interrupt_that_comes_too_late_for_the_block_takes_the_change_back(monkeypatch):
-    model = nn.BatchNorm1d(3)
-    before = trace_of(model)
-    restore = Snapshot.restore
-
-    def restore_and_count(snapshot):
-        restored.append(snapshot)
-        restore(snapshot)
-
-    restored = []
-    monkeypatch.setattr(Snapshot, "restore", restore_and_count)
-    monkeypatch.setattr(
-        "bnlab.observe.passes.snapshot.signals_wait", lambda: signal.raise_signal(signal.SIGINT) is None
-    )
-    with pytest.raises(KeyboardInterrupt), all_or_nothing(model):
-        model.running_mean.add_(1)
-    assert len(restored) == 1
-    assert differences(before, trace_of(model)) == []
+def test_the_structure_is_restored_without_the_values_and_the_values_without_the_structure():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.ReLU())
+    before, relu = trace_of(model), model[1]
+    structure, snapshot = Structure(model), Snapshot(model)
+    model[0].running_mean.add_(1)
+    model[0].weight.requires_grad_(False)
+    model[1] = nn.Identity()
+    structure.restore()
+    assert model[1] is relu
+    assert differences(before, trace_of(model)) == ["0.running_mean: tensor"]
+    model[1] = nn.Identity()
+    snapshot.restore_values()
+    assert model[0].running_mean.tolist() == [0, 0, 0]
+    assert model[1] is not relu
 
 
 @pytest.mark.parametrize("block", [untouched, all_or_nothing])
