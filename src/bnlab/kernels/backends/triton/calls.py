@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bnlab.errors import UsageError
 from bnlab.kernels.backends.triton.availability import machine_of
 from bnlab.kernels.backends.triton.geometry import Geometry, TileForm, geometry_of, merging_form
 from bnlab.kernels.backends.triton.launching import compiled, is_too_large, launch, on_device_of, pair
@@ -22,6 +23,8 @@ from bnlab.kernels.form import Form, Running
 __all__ = ["apply", "backward", "statistics", "train"]
 
 _pair = lru_cache(maxsize=256)(pair)
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "skipped_batches")
 
 _REFUSED: set[tuple[Any, ...]] = set()
 """Kernels, with the tensors and devices, whose teams did not fit on the device when they were launched."""
@@ -51,12 +54,16 @@ def train(
     if not geometry.elements:
         return y, moments.zero_(), bits, 0
     numbers = (*_pair(form.eps), *_pair(momentum), form.slope)
-    ends = (running.mean, running.var, running.batches, running.skipped)
-    tensors = (x, residual, y, _or_none(bits), weight, bias, moments)
+    dense = Running(*(_vector(name, values, x) for name, values in zip(_BUFFERS, running, strict=True)))
+    ends = (dense.mean, dense.var, dense.batches, dense.skipped)
+    tensors = (x, residual, y, _or_none(bits), _vector("weight", weight, x), _vector("bias", bias, x), moments)
     with on_device_of(x):
         if not _train_at_once(geometry, machine_of(x.device), tensors, ends, numbers, form, skip_nonfinite):
-            parts, notes, plan, number = _parts_of_statistics(x, None, geometry, running)
+            parts, notes, plan, number = _parts_of_statistics(x, None, geometry, dense)
             _normalise(geometry, plan, tensors, parts, notes, None, ends, number, numbers, form, skip_nonfinite)
+    for buffer, changed in zip(running, dense, strict=True):
+        if buffer is not None and changed is not None and changed is not buffer:
+            buffer.copy_(changed)
     return y, moments, bits, 0
 
 
@@ -77,12 +84,13 @@ def apply(
     bits = _bits(x, geometry, want_bits and residual is not None, 0)
     if not geometry.elements:
         return y, torch.stack([mean.double(), var.double()], out=moments), bits
-    tensors = (x, residual, y, _or_none(bits), weight, bias, moments)
+    tensors = (x, residual, y, _or_none(bits), _vector("weight", weight, x), _vector("bias", bias, x), moments)
+    fixed = (_vector("running_mean", mean, x), _vector("running_var", var, x))
     numbers = (*_pair(form.eps), 0.0, 0.0, form.slope)
     nothing = (None, None, None, None)
     with on_device_of(x):
         plan = split(geometry, machine_of(x.device))
-        _normalise(geometry, plan, tensors, None, None, (mean, var), nothing, 1, numbers, form, False)
+        _normalise(geometry, plan, tensors, None, None, fixed, nothing, 1, numbers, form, False)
     return y, moments, bits
 
 
@@ -114,7 +122,7 @@ def backward(
     )
     results = (dx, dresidual, dweight, dbias)
     if geometry.elements:
-        tensors = (dy, x, bits, moments, weight, bias)
+        tensors = (dy, x, bits, moments.contiguous(), _vector("weight", weight, x), _vector("bias", bias, x))
         with on_device_of(x):
             if not form.by_batch:
                 _backward_of_fixed(geometry, tensors, results, form)
@@ -298,7 +306,7 @@ def _normalise(
     tensors: tuple[Tensor | None, ...],
     parts: Tensor | None,
     notes: Tensor | None,
-    fixed: tuple[Tensor, Tensor] | None,
+    fixed: tuple[Tensor | None, Tensor | None] | None,
     ends: tuple[Tensor | None, ...],
     number_of_parts: int,
     numbers: tuple[float, ...],
@@ -411,6 +419,20 @@ def _launch_merge_of_sums(
             *(quantities, merging),
         ),
     )
+
+
+def _vector(name: str, values: Tensor | None, x: Tensor) -> Tensor | None:
+    """Return values as the kernels read them, side by side in memory, on the device of the input.
+
+    Raises:
+        UsageError: If they lie on another device.
+    """
+    if values is None:
+        return None
+    if values.get_device() != x.get_device():
+        rule = f"{name} must be on {x.device} as the input is, got {values.device}"
+        raise UsageError(f"batch norm: {rule}. Move the layer: layer.to({str(x.device)!r}).")
+    return values if values.is_contiguous() else values.contiguous()
 
 
 def _moments(x: Tensor) -> Tensor:
