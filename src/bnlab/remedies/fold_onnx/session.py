@@ -47,7 +47,7 @@ class OnnxRuntime:
         self, model: ModelProto, feed: Mapping[str, NDArray[Any]], wanted: Collection[str], seconds: float
     ) -> Values:
         """Run a model, as :class:`~bnlab.remedies.fold_onnx.run.Runtime` describes."""
-        with evaluation_errors():
+        with evaluation_errors(), self._texts():
             with _more_outputs(model, wanted) as names:
                 session = self._package.InferenceSession(
                     model.SerializeToString(),
@@ -61,6 +61,20 @@ class OnnxRuntime:
                 results = session.run(names, dict(feed), options)
         values = {name: value for name, value in zip(names, results, strict=True) if isinstance(value, np.ndarray)}
         return {**values, **{name: value for name, value in feed.items() if name in wanted}}
+
+    @contextmanager
+    def _texts(self) -> Iterator[None]:
+        """Give one message to errors whose text is not UTF-8, because it quotes such a name of the model.
+
+        Bindings set the text with PyErr_SetString. It drops a text that is not UTF-8 in Python 3.10 and in the first
+        releases of 3.11, and raises a UnicodeDecodeError in the place of the error in later ones.
+        """
+        try:
+            yield
+        except Exception as err:
+            if isinstance(err, UnicodeDecodeError) or not (err.args or isinstance(err, MemoryError)):
+                raise ValueError(f"{self.name} states a reason that is not UTF-8") from err
+            raise
 
     def _session_options(self) -> object:
         options: Any = self._package.SessionOptions()

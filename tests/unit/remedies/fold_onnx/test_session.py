@@ -70,9 +70,39 @@ def test_what_cannot_run_has_one_line(capfd):
 def test_a_name_that_is_no_text_prints_nothing(capfd):
     model = made([helper.make_node("yyy", ["x"], ["y"], domain="mine")], [], (2, 4))
     model = onnx.ModelProto.FromString(model.SerializeToString().replace(b"yyy", b"\xffyy"))
-    with pytest.raises(EvaluationError, match="utf-8"):
+    with pytest.raises(EvaluationError) as caught:
         OnnxRuntime(onnxruntime).run(model, {"x": np.zeros((2, 4), dtype=np.float32)}, (), 60)
+    assert str(caught.value) == f"onnxruntime {onnxruntime.__version__} states a reason that is not UTF-8"
     assert capfd.readouterr() == ("", "")
+
+
+NOT_TEXT = b"[ONNXRuntimeError] : 1 : FAIL : Fatal error: mine:\xffyy(-1) is not a registered function/op"
+
+
+class Fail(Exception):
+    """Stands for the class of this name in onnxruntime."""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (Fail(), "onnxruntime 1 states a reason that is not UTF-8"),  # Python 3.11.2
+        (UnicodeDecodeError("utf-8", NOT_TEXT, 50, 51, "invalid start byte"), "onnxruntime 1 states a reason that is"),
+        (Fail("a\nreason."), "a reason"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_the_reason_is_one_line_in_each_version_of_python(error, message):
+    class Package:
+        __version__ = "1"
+
+        def __getattr__(self, name):
+            raise error
+
+    with pytest.raises(EvaluationError) as caught:
+        OnnxRuntime(Package()).run(chain(), {}, (), 60)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_record_names_what_ran(tmp_path, monkeypatch):
