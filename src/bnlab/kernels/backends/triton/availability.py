@@ -40,6 +40,21 @@ def unavailable(device: str) -> str | None:
         smallest = min(torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count()))
         if smallest < _CAPABILITY:
             return f"it needs compute capability {_shown(_CAPABILITY)}, and a GPU has {_shown(smallest)}"
+    return None if device == "cpu" else _failure_of_driver()
+
+
+def _failure_of_driver() -> str | None:
+    """Return why Triton cannot launch kernels, or None.
+
+    It compiles a part of its driver on first use, which needs a C compiler and the headers of Python.
+    """
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()
+    except Exception as error:  # whatever it is, other backends can run
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        return f"triton does not start: {reason}"
     return None
 
 

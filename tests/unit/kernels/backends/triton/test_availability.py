@@ -1,5 +1,6 @@
 """Whether Triton's kernels can run on a device, with the answers of torch replaced."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +26,8 @@ def _nothing_is_remembered(monkeypatch):
 def gpus(monkeypatch):
     """A function that makes torch see GPUs of the given compute capabilities, and Triton where it is installed."""
 
-    def see(*capabilities, hip=None, installed=True):
+    def see(*capabilities, hip=None, installed=True, failure=None):
+        monkeypatch.setattr(availability, "_failure_of_driver", lambda: failure)
         monkeypatch.setattr(availability.importlib.util, "find_spec", lambda name: object() if installed else None)
         monkeypatch.setattr(torch.version, "hip", hip)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
@@ -58,6 +60,37 @@ def test_no_gpu_is_a_reason(gpus):
 def test_without_triton_the_reason_says_how_to_install_it(gpus, device):
     gpus((9, 0), installed=False)
     assert unavailable(device) == 'triton is not installed: pip install "bnlab[triton]"'
+
+
+def test_a_driver_that_does_not_start_is_a_reason(gpus):
+    gpus((9, 0), failure="triton does not start: Failed to find C compiler")
+    assert unavailable("cuda") == "triton does not start: Failed to find C compiler"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("Failed to find C compiler. Please specify\nmore"), "Failed to find C compiler. Please specify"),
+        (OSError("No headers."), "No headers"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_the_reason_is_the_first_line_of_the_error(monkeypatch, error, reason):
+    class Driver:
+        @property
+        def active(self):
+            raise error
+
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "triton.runtime", SimpleNamespace(driver=Driver()))
+    assert availability._failure_of_driver() == f"triton does not start: {reason}"
+
+
+def test_a_driver_that_starts_is_no_reason(monkeypatch):
+    active = SimpleNamespace(get_current_target=lambda: "cuda:90")
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "triton.runtime", SimpleNamespace(driver=SimpleNamespace(active=active)))
+    assert availability._failure_of_driver() is None
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps", "meta"])
