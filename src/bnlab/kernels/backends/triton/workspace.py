@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor
 
 __all__ = ["counters"]
 
-_COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
+_COUNTERS: dict[tuple[torch.device, int], list[Tensor]] = {}
+"""The counters of every stream. The last ones are in use; a launch in the queue may still need those before."""
 
 
 def counters(device: torch.device, number: int) -> Tensor:
@@ -21,7 +24,19 @@ def counters(device: torch.device, number: int) -> Tensor:
     if torch.cuda.is_current_stream_capturing():
         return torch.zeros(number, dtype=torch.int32, device=device)
     key = (device, torch.cuda.current_stream(device).cuda_stream)
-    zeros = _COUNTERS.get(key)
-    if zeros is None or zeros.numel() < number:
-        zeros = _COUNTERS[key] = torch.zeros(max(number, 4096), dtype=torch.int32, device=device)
+    known = _COUNTERS.setdefault(key, [])
+    if not known or known[-1].numel() < number:
+        known.append(_lasting_zeros(device, max(4096, 2 * number)))
+    return known[-1]
+
+
+def _lasting_zeros(device: torch.device, number: int) -> Tensor:
+    """Return zeros from the memory that all share.
+
+    Where torch.compile warms up a CUDA graph, this thread or its stream allocates from the memory of the graph, which
+    must not keep a tensor: the graph would overwrite it. Another thread allocates elsewhere, on the default stream.
+    """
+    with ThreadPoolExecutor(1) as executor:
+        zeros = executor.submit(lambda: torch.zeros(number, dtype=torch.int32, device=device)).result()
+    torch.cuda.current_stream(device).wait_stream(torch.cuda.default_stream(device))
     return zeros

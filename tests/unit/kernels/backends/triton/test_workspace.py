@@ -1,5 +1,6 @@
 """Counters for programs that wait for each other, on the CPU with the streams of a GPU replaced."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -14,11 +15,19 @@ GPU = torch.device("cuda", 0)
 @pytest.fixture
 def stream(monkeypatch):
     """The current stream of a GPU: its number, and whether it is captured. The counters lie on the CPU."""
-    current = SimpleNamespace(cuda_stream=1, capturing=False)
-    cuda = SimpleNamespace(is_current_stream_capturing=lambda: current.capturing, current_stream=lambda device: current)
-    replaced = SimpleNamespace(
-        int32=torch.int32, cuda=cuda, zeros=lambda number, dtype, device: torch.zeros(number, dtype=dtype)
+    current = SimpleNamespace(cuda_stream=1, capturing=False, awaited=[], threads=[])
+    current.wait_stream = current.awaited.append
+    cuda = SimpleNamespace(
+        is_current_stream_capturing=lambda: current.capturing,
+        current_stream=lambda device: current,
+        default_stream=lambda device: f"default stream of {device}",
     )
+
+    def zeros(number, dtype, device):
+        current.threads.append(threading.get_ident())
+        return torch.zeros(number, dtype=dtype)
+
+    replaced = SimpleNamespace(int32=torch.int32, cuda=cuda, zeros=zeros)
     monkeypatch.setattr(workspace, "torch", replaced)
     monkeypatch.setattr(workspace, "_COUNTERS", {})
     return current
@@ -42,6 +51,20 @@ def test_more_counters_than_before_are_new_zeros(stream):
     more = counters(GPU, first.numel() + 1)
     assert more.numel() > first.numel()
     assert counters(GPU, 3) is more
+
+
+def test_lasting_counters_come_from_a_thread_without_a_pool_and_their_stream_waits(stream):
+    counters(GPU, 3)
+    counters(GPU, 3)
+    assert stream.awaited == ["default stream of cuda:0"]
+    assert len(stream.threads) == 1
+    assert stream.threads != [threading.get_ident()]
+
+
+def test_counters_that_a_queued_launch_may_use_are_never_freed(stream):
+    first = counters(GPU, 3)
+    counters(GPU, first.numel() + 1)
+    assert any(kept is first for kept in workspace._COUNTERS[GPU, 1])
 
 
 def test_another_stream_or_device_has_its_own(stream):
