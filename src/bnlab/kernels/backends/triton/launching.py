@@ -35,6 +35,8 @@ class Compiled(NamedTuple):
 
 
 _COMPILED: dict[tuple[Any, ...], Compiled] = {}
+_REMEMBERED = 4096
+"""Kinds of arguments that are remembered. Triton itself keeps what it compiled for each."""
 
 
 def launch(kernel: Any, programs: int, arguments: tuple[Any, ...], *, cooperative: bool = False) -> None:  # noqa: ANN401
@@ -55,6 +57,8 @@ def compiled(kernel: Any, arguments: tuple[Any, ...], *, cooperative: bool = Fal
     key = (kernel, cooperative, device, *map(_kind, arguments))
     known = _COMPILED.get(key)
     if known is None:
+        if len(_COMPILED) >= _REMEMBERED:  # batches of ever new sizes
+            _COMPILED.clear()
         known = _COMPILED[key] = _compile(kernel, arguments, cooperative)
     return known
 
