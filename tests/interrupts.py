@@ -56,7 +56,7 @@ class Moments:
     def _profile(self, frame: FrameType, event: str, _: object) -> None:
         if event == "return" and frame.f_back is not None and frame.f_back.f_code is self._command.__code__:
             sys.setprofile(None)  # the command has returned
-        elif event != "c_call":
+        elif event != "c_call" and frame.f_code.co_name != "<genexpr>":  # what one raises when it is dropped is lost
             self.count += 1
             if self.count == self._at:
                 signal.raise_signal(signal.SIGALRM)

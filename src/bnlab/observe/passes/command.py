@@ -42,10 +42,13 @@ class Command(AbstractContextManager[None]):
     up to its `return`. So no moment is left in which the command raises and leaves a change.
 
     Attributes:
+        restore_settings: Restores the settings of torch whenever the command raises: an interrupt may come when
+            `torch.no_grad` has changed one and its block has not begun.
         restore_structure: Restores everything but values as it was when the command began, before the ways back.
     """
 
     def __init__(self) -> None:
+        self.restore_settings: Callable[[], None] = _nothing
         self.restore_structure: Callable[[], None] = _nothing
         self._signals = SignalsHeld()
         self._outer: Command | None = None
@@ -90,8 +93,9 @@ class Command(AbstractContextManager[None]):
 
     @finishes
     def _take_ways_back(self, error: BaseException | None) -> None:
-        with raising_only_if_nothing_else_does(error):
-            self._restore()
+        with raising_only_if_nothing_else_does(error), ExitStack() as restoring:
+            restoring.callback(self._restore)
+            restoring.callback(self.restore_settings)
 
     def _restore(self) -> None:
         ways_back, self._ways_back = self._ways_back, []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -44,7 +45,7 @@ def one_at_a_time(command: str, *, of: Callable[[Any], object] = lambda argument
             run = Command()
             try:  # it reaches up to the instruction that returns, in front of which no signal is handled any more
                 with _free(model, command), run:
-                    run.restore_structure = _structure_of(model)
+                    _remember(model, run)
                     return function(*args, **keywords)
             except BaseException:
                 run.take_back()
@@ -90,13 +91,15 @@ def _free(model: object, command: str) -> AbstractContextManager[None]:
     return in_use(cast("nn.Module", model), command)
 
 
-def _structure_of(model: object) -> Callable[[], None]:
-    """Return a function that restores the structure that a model has now."""
-    if not _is_module(model):
-        return lambda: None
-    from bnlab.observe.passes.snapshot import Structure  # it imports torch, which a command on files does without
+def _remember(model: object, run: Command) -> None:
+    """Let a command restore what the model is made of now, and the settings of torch."""
+    if "torch" not in sys.modules:  # a command on files does without
+        return
+    from bnlab.observe.passes.snapshot import Structure, settings_of_torch
 
-    return Structure(cast("nn.Module", model)).restore
+    run.restore_settings = settings_of_torch()
+    if _is_module(model):
+        run.restore_structure = Structure(cast("nn.Module", model)).restore
 
 
 def _is_module(model: object) -> bool:

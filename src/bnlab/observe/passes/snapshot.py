@@ -21,7 +21,15 @@ from bnlab.observe.passes.command import Block, raising_only_if_nothing_else_doe
 from bnlab.observe.transfers import is_at_hand, to_host
 from bnlab.uninterrupted import SignalsHeld, finishes, restores
 
-__all__ = ["Snapshot", "Structure", "Untouched", "all_or_nothing", "random_numbers_kept", "uncompiled"]
+__all__ = [
+    "Snapshot",
+    "Structure",
+    "Untouched",
+    "all_or_nothing",
+    "random_numbers_kept",
+    "settings_of_torch",
+    "uncompiled",
+]
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -118,8 +126,7 @@ class Untouched(AbstractContextManager[None]):
     def _begin(self) -> None:
         self._restoring.enter_context(random_numbers_kept(self._snapshot.devices))
         self._restoring.enter_context(uncompiled())
-        for restore in _settings_of_torch():
-            self._restoring.callback(restore)
+        self._restoring.callback(settings_of_torch())
         self._restoring.callback(self._snapshot.restore)
 
     @finishes
@@ -202,7 +209,7 @@ class _Eager:
 _eager = _Eager()
 
 
-@contextmanager
+@restores
 def random_numbers_kept(devices: Collection[torch.device] = ()) -> Iterator[None]:
     """Restore the random number generators when the block ends, also those of the CUDA devices in `devices`."""
     indices = sorted({device.index or 0 for device in devices if device.type == "cuda"})
@@ -215,8 +222,8 @@ def random_numbers_kept(devices: Collection[torch.device] = ()) -> Iterator[None
             np.random.set_state(numpy)  # noqa: NPY002
 
 
-def _settings_of_torch() -> list[Callable[[], object]]:
-    """Return functions that restore the settings of torch that a forward may change."""
+def settings_of_torch() -> Callable[[], None]:
+    """Return a function that restores the settings of torch that a forward may change, as they are now."""
     dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     is_deterministic = torch.are_deterministic_algorithms_enabled()
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -235,11 +242,19 @@ def _settings_of_torch() -> list[Callable[[], object]]:
         if torch.get_float32_matmul_precision() != precision:
             torch.set_float32_matmul_precision(precision)
 
-    return [
+    restorations: list[Callable[[], object]] = [
         partial(torch.set_default_dtype, dtype),
         partial(torch.set_grad_enabled, torch.is_grad_enabled()),
         *(restore_threads, restore_algorithms, restore_precision),
     ]
+
+    @finishes
+    def restore() -> None:
+        with ExitStack() as restoring:
+            for restoration in restorations:
+                restoring.callback(restoration)
+
+    return restore
 
 
 def _changed(values: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:

@@ -2,11 +2,12 @@ import signal
 import threading
 
 import pytest
+import torch
 from tests.interrupts import Moments
 from tests.traces import differences, trace_of, trace_of_process
 from torch import nn
 
-from bnlab.errors import BnlabWarning
+from bnlab.errors import BnlabWarning, UsageError
 from bnlab.observe.passes.command import add_way_back
 from bnlab.observe.passes.in_use import one_at_a_time
 from bnlab.observe.passes.snapshot import all_or_nothing
@@ -177,6 +178,48 @@ def test_a_block_within_another_one_keeps_no_values_of_its_own(monkeypatch):
             raise ZeroDivisionError
         assert kept == []
     assert len(kept) == 1
+
+
+def test_a_change_is_taken_back_before_another_thread_may_use_the_model():
+    model, errors = network(), []
+
+    def use():
+        try:
+            change(model)
+        except UsageError as error:
+            errors.append(str(error))
+
+    @one_at_a_time("fail")
+    def fail(_):
+        add_way_back(use_in_a_thread)
+        raise ZeroDivisionError
+
+    def use_in_a_thread():
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+
+    with pytest.raises(ZeroDivisionError):
+        fail(model)
+    assert len(errors) == 1
+    assert "got one that fail uses in another thread" in errors[0]
+
+
+def test_the_settings_of_torch_are_restored_when_a_command_raises():
+    """An interrupt may come when `torch.no_grad` has changed the mode and its block has not begun."""
+
+    @one_at_a_time("fail")
+    def fail(_):
+        torch.set_grad_enabled(False)
+        raise KeyboardInterrupt
+
+    before = trace_of_process()
+    with torch.enable_grad():
+        for argument in (network(), "path.pt"):
+            with pytest.raises(KeyboardInterrupt):
+                fail(argument)
+            assert torch.is_grad_enabled()
+    assert differences(before, trace_of_process()) == []
 
 
 def test_each_thread_has_its_commands():
