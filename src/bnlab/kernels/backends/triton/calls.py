@@ -26,8 +26,10 @@ _pair = lru_cache(maxsize=256)(pair)
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "skipped_batches")
 
-_REFUSED: set[tuple[Any, ...]] = set()
-"""Kernels, with the tensors and devices, whose teams did not fit on the device when they were launched."""
+_PLANS: dict[tuple[Any, ...], Teams | str] = {}
+"""How each kernel shares out the tensors of a kind in one launch, or the reason for two."""
+
+_REMEMBERED = 4096
 
 
 def train(
@@ -174,7 +176,9 @@ def _train_at_once(
             *(plan.form, form.activation, skips, plan.is_alone),
         )
 
-    return _at_once(train_kernel, geometry, moments, arguments, teams_form(geometry, machine), 3, ends[0] is not None)
+    tiles = teams_form(geometry, machine)
+    kinds = (form.activation, skips, *_kinds(*tensors, *ends))
+    return _at_once(train_kernel, geometry, moments, arguments, tiles, 3, ends[0] is not None, kinds)
 
 
 def _backward_at_once(
@@ -197,7 +201,9 @@ def _backward_at_once(
             *(plan.form, form.activation, plan.is_alone),
         )
 
-    return _at_once(backward_kernel, geometry, moments, arguments, teams_form(geometry, machine, 2), 2, False)
+    tiles = teams_form(geometry, machine, 2)
+    kinds = (form.activation, *_kinds(*tensors, *results))
+    return _at_once(backward_kernel, geometry, moments, arguments, tiles, 2, False, kinds)
 
 
 def _at_once(
@@ -208,17 +214,21 @@ def _at_once(
     form: TileForm,
     quantities: int,
     counts_groups: bool,
+    kinds: tuple[object, ...],
 ) -> bool:
     """Launch a kernel of teams if the machine holds a team. Return whether it does."""
     if like is None:
         raise AssertionError("the moments are always there")
-    machine = machine_of(like.device)
-    key = (kernel, geometry, form, like.device)
-    if key in _REFUSED:
-        return False
-    plan = teams(geometry, form, machine, None, False)
-    if not isinstance(plan, Teams):
-        plan = _teams_by_registers(kernel, geometry, like, arguments, form, quantities, machine)
+    key = (kernel, geometry, form, like.device, kinds)
+    plan = _PLANS.get(key)
+    if plan is None:
+        if len(_PLANS) >= _REMEMBERED:  # batches of ever new sizes
+            _PLANS.clear()
+        machine = machine_of(like.device)
+        plan = teams(geometry, form, machine, None, False)
+        if not isinstance(plan, Teams):
+            plan = _teams_by_registers(kernel, geometry, like, arguments, form, quantities, machine)
+        _PLANS[key] = plan
     if not isinstance(plan, Teams):
         return False
     parts = None if plan.is_alone else _float64(like, quantities * plan.number * geometry.channels)
@@ -229,7 +239,7 @@ def _at_once(
     except RuntimeError as error:
         if plan.is_alone or not is_too_large(error):
             raise
-        _REFUSED.add(key)  # another process or limit takes a part of the device: two launches fit everywhere
+        _PLANS[key] = "the device did not hold its programs"  # another process or a limit takes a part of it
         return False
     return True
 
@@ -435,6 +445,11 @@ def _vector(name: str, values: Tensor | None, x: Tensor) -> Tensor | None:
     return values if values.is_contiguous() else values.contiguous()
 
 
+def _kinds(*tensors: Tensor | None) -> tuple[object, ...]:
+    """Return what the compiled code depends on besides sizes: which tensors are there, and their dtypes."""
+    return tuple(None if tensor is None else tensor.dtype for tensor in tensors)
+
+
 def _moments(x: Tensor) -> Tensor:
     return torch.empty((2, x.size(1)), dtype=torch.float64, device=x.device)
 
@@ -445,7 +460,8 @@ def _float64(like: Tensor, elements: int) -> Tensor:
 
 def _bits(x: Tensor, geometry: Geometry, wanted: bool, room: int) -> Tensor:
     size = max(room, geometry.bytes_for_bits) if wanted else 0
-    return torch.empty(size, dtype=torch.uint8, device=x.device)
+    make = torch.zeros if size > geometry.bytes_for_bits else torch.empty  # bytes that no kernel writes are 0
+    return make(size, dtype=torch.uint8, device=x.device)
 
 
 def _or_none(bits: Tensor) -> Tensor | None:

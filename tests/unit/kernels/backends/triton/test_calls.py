@@ -16,7 +16,8 @@ pytest.importorskip("triton")
 from bnlab.functional import batch_moments, batch_norm_backward, moving_average
 from bnlab.kernels import native
 from bnlab.kernels.backends.triton import calls
-from bnlab.kernels.backends.triton.geometry import geometry_of
+from bnlab.kernels.backends.triton.geometry import TileForm, geometry_of
+from bnlab.kernels.backends.triton.launching import Compiled
 from bnlab.kernels.backends.triton.plan import Machine, split
 from bnlab.kernels.form import Running, form_of
 from bnlab.kernels.native import calls as native_calls
@@ -86,6 +87,7 @@ def on(monkeypatch):
             monkeypatch.setattr(calls, "split", lambda *arguments: replace(split(*arguments), merges=True))
         if in_two:
             monkeypatch.setattr(calls, "teams", lambda *arguments: "a test wants two launches")
+        monkeypatch.setattr(calls, "_PLANS", {})
         monkeypatch.setattr(calls, "machine_of", lambda device: machine)
         monkeypatch.setattr(calls, "launch", recording)
         return names
@@ -392,3 +394,62 @@ def test_an_empty_batch_is_zero_statistics_and_no_gradient(shape, on):
     moments, total = calls.statistics(x, None)
     assert_close((moments, total), (torch.zeros(2, 3).double(), torch.zeros(()).double()))
     assert not names
+
+
+@pytest.mark.parametrize("bad", [float("nan"), 3e38])
+@pytest.mark.parametrize(("shape", "machine"), [((6, 4), SMALL), ((40, 4), MANY), ((3, 4, 5, 5), SMALL)])
+def test_a_channel_beside_one_that_overflows_keeps_its_statistics(shape, machine, bad, on):
+    on(machine)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    x[(0, 1, *[0] * (len(shape) - 2))] = bad
+    _, moments, _, _ = calls.train(x, None, None, None, form_of(True, EPS, None, added=False))
+    expected = batch_moments(x)
+    rest = [0, 2, 3]
+    assert_close(moments[0, rest], expected.mean[rest], rtol=1e-6, atol=1e-6)
+    assert_close(moments[1, rest], expected.var[rest], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("message", "falls_back"),
+    [("Triton Error [CUDA]: too many blocks in cooperative launch", True), ("an illegal memory access", False)],
+)
+def test_a_device_that_does_not_hold_the_programs_of_one_launch_gets_two(message, falls_back, on, monkeypatch):
+    on(Machine(8, tile=128))
+    names = []
+    launch = calls.launch
+
+    def refusing(kernel, programs, arguments, *, cooperative=False):
+        names.append(kernel.fn.__name__)
+        if cooperative:
+            raise RuntimeError(message)
+        shown = (part._replace(hides=False) if isinstance(part, TileForm) else part for part in arguments)
+        launch(kernel, programs, tuple(shown))
+
+    monkeypatch.setattr(calls, "launch", refusing)
+    monkeypatch.setattr(calls, "compiled", lambda *_, **__: Compiled(lambda *_: None, 64, False))
+    x = torch.randn(2, 3, 16, 16)
+    form = form_of(True, EPS, "relu", added=False)
+    if not falls_back:
+        with pytest.raises(RuntimeError, match=message):
+            calls.train(x, None, None, None, form)
+        return
+    for attempts in (1, 0):  # the second batch does not try again
+        names.clear()
+        y, _, _, _ = calls.train(x, None, None, None, form)
+        assert names.count("train_kernel") == attempts
+        assert_near(y, reference(x, None, None, None, form)[1])
+
+
+def test_parameters_and_buffers_may_be_strided(on):
+    on(SMALL)
+    x, form = torch.randn(6, 3, 4, 4), form_of(True, EPS, "relu", added=False)
+    weight, bias = torch.randn(3, 2)[:, 0], torch.tensor(2.0).expand(3)
+    results = []
+    for module in (native_calls, calls) if native.unavailable() is None else (calls, calls):
+        buffers, batches, skipped = torch.ones(3, 2), torch.tensor(0), torch.tensor(0)
+        running = Running(buffers[:, 0], buffers[:, 1], batches, skipped)
+        y, moments, _, _ = module.train(x, None, weight, bias, form, running=running, momentum=0.1)
+        dx, _, dweight, dbias = module.backward(x, x, moments, weight, bias, form)
+        results.append((y, moments, buffers, batches, dx, dweight, dbias))
+    for left, right in zip(*results, strict=True):
+        assert_close(left, right, rtol=1e-5, atol=1e-5)
