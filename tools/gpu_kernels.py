@@ -14,14 +14,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bnlab.kernels.backends.triton import calls
+from bnlab.kernels.backends.triton import availability, calls, launching, one_launch, workspace
 from bnlab.kernels.backends.triton.launching import Compiled
 from bnlab.kernels.backends.triton.plan import THREADS, Machine
 from bnlab.kernels.form import Form, Running
@@ -103,21 +103,18 @@ def recorded(machine: Machine = H100, capability: int = 90) -> Iterator[list[Lau
         needs = resources_of(kernel, arguments, capability)
         return Compiled(lambda grid, arguments: None, needs.registers, needs.stack > 0)  # noqa: ARG005
 
-    replaced: dict[str, Any] = {
-        "_PLANS": {},
-        "launch": launch,
-        "compiled": compiled,
-        "machine_of": lambda device: machine,  # noqa: ARG005
-        "counters": lambda device, number: torch.empty(number, dtype=torch.int32, device=device),
-    }
-    before = {name: getattr(calls, name) for name in replaced}
-    try:
-        for name, function in replaced.items():
-            setattr(calls, name, function)
+    replaced: list[tuple[Any, str, Any]] = [
+        (one_launch, "_PLANS", {}),
+        (launching, "launch", launch),
+        (launching, "compiled", compiled),
+        (availability, "machine_of", lambda device: machine),  # noqa: ARG005
+        (workspace, "counters", lambda device, number: torch.empty(number, dtype=torch.int32, device=device)),
+    ]
+    with ExitStack() as restoring:
+        for module, name, value in replaced:
+            restoring.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, value)
         yield launches
-    finally:
-        for name, function in before.items():
-            setattr(calls, name, function)
 
 
 def step(shape: tuple[int, ...], dtype: torch.dtype, *, channels_last: bool, added: bool, activation: int = 1) -> None:

@@ -33,20 +33,20 @@ one_launch = pytest.mark.skipif(
 PROGRAM = """
 import json, sys
 import torch
-from bnlab.kernels.backends.triton import calls
+from bnlab.kernels.backends.triton import launching
 from tools.gpu_kernels import recorded, resources_of, step
 
 rows = []
 for shape, dtype, channels_last, added in json.loads(sys.argv[1]):
     with recorded() as launches:
-        compiled, trials = calls.compiled, []
+        compiled, trials = launching.compiled, []
 
         def tried(kernel, arguments, *, cooperative=False):
             needs = resources_of(kernel, arguments)
             trials.append((kernel.__name__, needs.registers, needs.stack))
             return compiled(kernel, arguments, cooperative=cooperative)
 
-        calls.compiled = tried
+        launching.compiled = tried
         step(tuple(shape), getattr(torch, dtype), channels_last=channels_last, added=added)
     rows.append(([(launch.kernel, launch.programs, *launch.resources) for launch in launches], trials))
 print(json.dumps(rows))

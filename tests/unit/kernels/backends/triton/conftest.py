@@ -62,3 +62,29 @@ def _reduce_in_vectors(self, values):
     results = [part.handle.data.reshape(array.shape[1:]) for part, array in zip(total, arrays, strict=True)]
     results = [np.expand_dims(result, axis) for result in results] if self.keep_dims else results
     return [self.to_tensor(result, value.dtype) for result, value in zip(results, values, strict=True)]
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """A function that lets the kernels believe in a machine, and returns the names of the kernels that run on it."""
+    from bnlab.kernels.backends.triton import availability, launching, one_launch, two_launches
+    from bnlab.kernels.backends.triton.plan import split
+
+    def use(machine, *, merges: bool = False, in_two: bool = False) -> list[str]:
+        names: list[str] = []
+        launch = launching.launch
+
+        def recording(kernel, programs, arguments, **options):
+            names.append(kernel.fn.__name__)
+            launch(kernel, programs, arguments, **options)
+
+        if merges:  # as where a channel has more than 32 parts
+            monkeypatch.setattr(two_launches, "split", lambda *arguments: replace(split(*arguments), merges=True))
+        if in_two:
+            monkeypatch.setattr(one_launch, "teams", lambda *arguments: "a test wants two launches")
+        monkeypatch.setattr(one_launch, "_PLANS", {})
+        monkeypatch.setattr(availability, "machine_of", lambda device: machine)
+        monkeypatch.setattr(launching, "launch", recording)
+        return names
+
+    return use

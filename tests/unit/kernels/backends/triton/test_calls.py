@@ -16,8 +16,7 @@ pytest.importorskip("triton")
 from bnlab.functional import batch_moments, batch_norm_backward, moving_average
 from bnlab.kernels import native
 from bnlab.kernels.backends.triton import calls
-from bnlab.kernels.backends.triton.geometry import TileForm, geometry_of
-from bnlab.kernels.backends.triton.launching import Compiled
+from bnlab.kernels.backends.triton.geometry import geometry_of
 from bnlab.kernels.backends.triton.plan import Machine, split
 from bnlab.kernels.form import Running, form_of
 from bnlab.kernels.native import calls as native_calls
@@ -69,30 +68,6 @@ CASES = [
     Case("channels_last in three", (2, 9, 3, 5), MANY, THREE, THREE_BACK, "channels_last", activation="relu"),
     Case("channels_last_3d", (2, 9, 3, 2, 2), MANY, TWO, TWO_BACK, "channels_last", HALF, added=True),
 ]
-
-
-@pytest.fixture
-def on(monkeypatch):
-    """A function that lets the kernels believe in a machine, and returns the names of the kernels that run on it."""
-
-    def use(machine: Machine, *, merges: bool = False, in_two: bool = False) -> list[str]:
-        names: list[str] = []
-        launch = calls.launch
-
-        def recording(kernel, programs, arguments, **options):
-            names.append(kernel.fn.__name__)
-            launch(kernel, programs, arguments, **options)
-
-        if merges:  # as where a channel has more than 32 parts
-            monkeypatch.setattr(calls, "split", lambda *arguments: replace(split(*arguments), merges=True))
-        if in_two:
-            monkeypatch.setattr(calls, "teams", lambda *arguments: "a test wants two launches")
-        monkeypatch.setattr(calls, "_PLANS", {})
-        monkeypatch.setattr(calls, "machine_of", lambda device: machine)
-        monkeypatch.setattr(calls, "launch", recording)
-        return names
-
-    return use
 
 
 def reference(x, residual, weight, bias, form, fixed=None):
@@ -407,37 +382,6 @@ def test_a_channel_beside_one_that_overflows_keeps_its_statistics(shape, machine
     rest = [0, 2, 3]
     assert_close(moments[0, rest], expected.mean[rest], rtol=1e-6, atol=1e-6)
     assert_close(moments[1, rest], expected.var[rest], rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("message", "falls_back"),
-    [("Triton Error [CUDA]: too many blocks in cooperative launch", True), ("an illegal memory access", False)],
-)
-def test_a_device_that_does_not_hold_the_programs_of_one_launch_gets_two(message, falls_back, on, monkeypatch):
-    on(Machine(8, tile=128))
-    names = []
-    launch = calls.launch
-
-    def refusing(kernel, programs, arguments, *, cooperative=False):
-        names.append(kernel.fn.__name__)
-        if cooperative:
-            raise RuntimeError(message)
-        shown = (part._replace(hides=False) if isinstance(part, TileForm) else part for part in arguments)
-        launch(kernel, programs, tuple(shown))
-
-    monkeypatch.setattr(calls, "launch", refusing)
-    monkeypatch.setattr(calls, "compiled", lambda *_, **__: Compiled(lambda *_: None, 64, False))
-    x = torch.randn(2, 3, 16, 16)
-    form = form_of(True, EPS, "relu", added=False)
-    if not falls_back:
-        with pytest.raises(RuntimeError, match=message):
-            calls.train(x, None, None, None, form)
-        return
-    for attempts in (1, 0):  # the second batch does not try again
-        names.clear()
-        y, _, _, _ = calls.train(x, None, None, None, form)
-        assert names.count("train_kernel") == attempts
-        assert_near(y, reference(x, None, None, None, form)[1])
 
 
 def test_parameters_and_buffers_may_be_strided(on):
