@@ -8,8 +8,9 @@ A figure is the median of several readings. The sides take turns in one process.
 graph between two CUDA events, after a buffer of four times the second-level cache was overwritten. torch.compile
 compiles each shape before it is timed, in processes of their own that only fill its cache; nothing is timed meanwhile.
 
---dry runs the same code on the CPU with tiny tensors, through Triton's interpreter where triton is installed. It shows
-no times.
+--dry runs the same code on the CPU with tiny tensors, and shows no times. With --interpret the layers run on the GPU
+kernels, through Triton's interpreter; a whole network would take it minutes, so that the sections of networks are left
+out.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ SECTIONS = {
 }
 """The sections in the order of their importance. The first one needs no clock, and runs while torch compiles."""
 
+INTERPRETED = ("accuracy", "relu-bfloat16", "calls", "residual-bfloat16")
+"""The sections that a dry run interprets: a layer at a time."""
+
 NO_GPU = "gpu: device must be a GPU that torch.cuda sees, got none. Run with --dry to try the code on the CPU."
 
 
@@ -52,6 +56,7 @@ class Options:
         sections: The names of the sections to run.
         repetitions: The number of readings of each side.
         processes: The number of processes that compile before anything is timed. 0 for none.
+        interprets: Whether a dry run uses the GPU kernels, through Triton's interpreter.
         share: Which share of the shapes this process compiles, as "INDEX/COUNT"; None for the benchmark itself.
     """
 
@@ -61,6 +66,7 @@ class Options:
     sections: tuple[str, ...]
     repetitions: int
     processes: int
+    interprets: bool = False
     share: str | None = None
 
 
@@ -77,6 +83,7 @@ def parsed(arguments: list[str]) -> Options:
     parser.add_argument("--minutes", type=float, default=3.8, help="end within this time; 3.8 by default")
     parser.add_argument("--output", type=Path, help="JSON file; benchmarks/results/gpu-DEVICE-DATE.json by default")
     parser.add_argument("--dry", action="store_true", help="run every code path on the CPU, and show no times")
+    parser.add_argument("--interpret", action="store_true", help="with --dry: interpret the GPU kernels")
     parser.add_argument("--only", action="append", choices=list(SECTIONS), help="a section to run; all by default")
     parser.add_argument("--repetitions", type=int, default=15, help="readings of each side; 15 by default")
     parser.add_argument(
@@ -86,7 +93,10 @@ def parsed(arguments: list[str]) -> Options:
     options = parser.parse_args(arguments)
     if options.minutes <= 0 or options.repetitions < 1 or options.processes < 0:
         parser.error("--minutes and --repetitions must be > 0, and --processes >= 0.")
-    chosen = tuple(name for name in SECTIONS if options.only is None or name in options.only)
+    if options.interpret and not options.dry:
+        parser.error("--interpret must come with --dry: on a GPU the kernels run as they are.")
+    wanted = options.only or (INTERPRETED if options.interpret else SECTIONS)
+    chosen = tuple(name for name in SECTIONS if name in wanted)
     return Options(
         options.minutes,
         options.output,
@@ -94,22 +104,25 @@ def parsed(arguments: list[str]) -> Options:
         chosen,
         1 if options.dry else options.repetitions,
         0 if options.dry else options.processes,
+        options.interpret,
         options.compile_share,
     )
 
 
 def interpret_kernels() -> None:
     """Make Triton interpret the kernels, and bnlab's layers on the CPU use them. Do it before triton is imported."""
-    if importlib.util.find_spec("triton") is not None:
-        os.environ.setdefault("TRITON_INTERPRET", "1")
-        os.environ.setdefault("BNLAB_CPU", "triton")
+    if importlib.util.find_spec("triton") is None:
+        print('gpu: --interpret needs triton: pip install "bnlab[triton]"', file=sys.stderr)
+        raise SystemExit(2)
+    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["BNLAB_CPU"] = "triton"
 
 
 def main() -> None:
     """Run the benchmark. Exit with code 2 without a GPU, and with 1 if a side fails in a dry run."""
     started = time.monotonic()
     options = parsed(sys.argv[1:])
-    if options.dry:
+    if options.interprets:
         interpret_kernels()
     import torch
 

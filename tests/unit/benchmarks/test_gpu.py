@@ -54,6 +54,21 @@ def test_a_dry_run_tries_everything_and_shows_no_times(tmp_path):
     assert errors[1e4]["bnlab"] <= 4 < errors[1e4]["torch"]
 
 
+def test_a_dry_run_interprets_the_kernels_of_a_layer(tmp_path):
+    pytest.importorskip("triton")
+    arguments = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--dry", "--interpret", "--only", "accuracy"]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "backend=triton)" in done.stdout
+
+
+def test_a_gpu_interprets_nothing(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command.parsed(["--interpret"])
+    assert exit_.value.code == 2
+    assert "--interpret must come with --dry" in capsys.readouterr().err
+
+
 def test_without_a_gpu_one_line_says_so(bnlab_command, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert bnlab_command("bench", "gpu") == (2, "", f"{command.NO_GPU}\n")
