@@ -11,12 +11,12 @@ from bnlab.kernels.backends.triton.device.moments import moments_of_parts
 from bnlab.kernels.backends.triton.device.running import count_batch, move_channels, move_everything
 from bnlab.kernels.backends.triton.device.statistics import load_tiles, moments_of_tiles, store_part
 from bnlab.kernels.backends.triton.device.tiles import (
+    all_to_columns,
     channels_of,
     hidden,
     load_tile,
     place,
     rows_of,
-    to_columns,
 )
 from bnlab.kernels.backends.triton.device.transform import activated, folded, from_parts, parameter, passes
 
@@ -31,7 +31,7 @@ def _columns_of(mean, var, weight, bias, channel, exists, eps, form: tl.constexp
     weights = parameter(weight, channel, exists, 1.0)
     biases = parameter(bias, channel, exists, 0.0)
     unit, pivot, scale, shift, _ = folded(mean, var, weights, biases, eps)
-    return to_columns(unit, form), to_columns(pivot, form), to_columns(scale, form), to_columns(shift, form)
+    return all_to_columns(unit, pivot, scale, shift, form)
 
 
 @triton.jit

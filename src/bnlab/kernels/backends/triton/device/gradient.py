@@ -10,6 +10,7 @@ from bnlab.kernels.backends.triton.device.bits import load_bits
 from bnlab.kernels.backends.triton.device.moments import sums_of_parts
 from bnlab.kernels.backends.triton.device.statistics import load_tiles
 from bnlab.kernels.backends.triton.device.tiles import (
+    all_to_columns,
     channels_of,
     hidden,
     load_tile,
@@ -159,10 +160,7 @@ def gradient_sums_kernel(
     index = program - group * number
     channel, exists = channels_of(group, channels, form)
     unit, pivot, scale, shift, _, _ = _coefficients(moments, weight, bias, channel, exists, channels, eps_high, eps_low)
-    units = to_columns(unit, form)
-    pivots = to_columns(pivot, form)
-    scales = to_columns(scale, form)
-    shifts = to_columns(shift, form)
+    units, pivots, scales, shifts = all_to_columns(unit, pivot, scale, shift, form)
     gradient_sum = zero_lanes(form)
     product_sum = zero_lanes(form)
     weight_sum = zero_lanes(form)
@@ -333,10 +331,7 @@ def gradient_kernel(
     gains, slopes, shifts = _folded_gradient(
         dgamma, dbeta, unit, pivot, scale, means, inv_std, values_per_channel, form
     )
-    units = to_columns(unit, form)
-    pivots = to_columns(pivot, form)
-    forward_scales = to_columns(scale, form)
-    forward_shifts = to_columns(shift, form)
+    units, pivots, forward_scales, forward_shifts = all_to_columns(unit, pivot, scale, shift, form)
     start = index * chunk
     end = tl.minimum(start + chunk, rows)
     for block in range(start, end, form.height * form.tiles):
@@ -418,10 +413,7 @@ def backward_kernel(
         unit, pivot, scale, shift, inv_std, means = _coefficients(
             moments, weight, bias, channel, exists, channels, eps_high, eps_low
         )
-        units = to_columns(unit, form)
-        pivots = to_columns(pivot, form)
-        forward_scales = to_columns(scale, form)
-        forward_shifts = to_columns(shift, form)
+        units, pivots, forward_scales, forward_shifts = all_to_columns(unit, pivot, scale, shift, form)
         gradient_lanes = zero_lanes(form)
         product_lanes = zero_lanes(form)
         for tile in tl.static_range(tiles_at_once):
@@ -458,10 +450,7 @@ def backward_kernel(
         unit, pivot, scale, shift, inv_std, means = _coefficients(
             moments, weight, bias, channel, exists, channels, eps_high, eps_low
         )
-        units = to_columns(unit, form)
-        pivots = to_columns(pivot, form)
-        forward_scales = to_columns(scale, form)
-        forward_shifts = to_columns(shift, form)
+        units, pivots, forward_scales, forward_shifts = all_to_columns(unit, pivot, scale, shift, form)
         values_per_channel = tl.full((form.lanes,), count, tl.float64)
         gains, slopes, shifts = _folded_gradient(
             dgamma, dbeta, unit, pivot, scale, means, inv_std, values_per_channel, form

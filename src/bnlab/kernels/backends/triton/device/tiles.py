@@ -21,6 +21,7 @@ import triton.language as tl
 __all__ = [
     "PLANES",
     "SEGMENTS",
+    "all_to_columns",
     "channels_of",
     "hidden",
     "load_tile",
@@ -166,3 +167,9 @@ def to_columns(values, form: tl.constexpr):
         lane = tl.minimum(tl.arange(0, form.width) // form.positions, form.lanes - 1)
         values = tl.gather(values, lane, 0)
     return values[None, :]
+
+
+@triton.jit
+def all_to_columns(unit, pivot, scale, shift, form: tl.constexpr):
+    """Return the coefficients of the transform for the columns of a tile; see `to_columns`."""
+    return to_columns(unit, form), to_columns(pivot, form), to_columns(scale, form), to_columns(shift, form)
