@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bnlab.checks import CHECKS, AnyCheck, Check, GraphCheck, Group, ModelCheck, Needs
-from bnlab.checks.cases import executed, folded_graph, healthy, model, model_layer, network, observed, of
+from bnlab.checks import CHECKS, EVERY_CHECK, AnyCheck, Check, GraphCheck, Group, ModelCheck, Needs, RunCheck
+from bnlab.checks.cases import executed, folded_graph, healthy, model, model_layer, network, observed, of, run_of
 from bnlab.checks.check import HEADINGS
-from bnlab.diagnosis.run_checks import run_check
+from bnlab.diagnosis.run_checks import run_check, run_on_run
 from bnlab.observe.evidence import NetworkState
 from bnlab.observe.graph_state import GraphState, LinearNode
 from bnlab.observe.model_evidence import Gradient, ModelEvidence
+from bnlab.observe.training_run import TrainingRun
 from bnlab.records import Level, to_json
 
 REMEDIES = {"recalibrate", "set-eps", "set-momentum", "drop-bias", "freeze", "fold", "manual"}
@@ -63,23 +64,26 @@ NAMES = {
     "BN503": ("EpsDominates", Level.WARNING, Needs.DATA),
     "BN504": ("VanishingGradient", Level.WARNING, Needs.LOSS),
     "BN505": ("SaturatedActivation", Level.INFO, Needs.EXAMPLE),
+    "BN605": ("TrainedInEvalMode", Level.WARNING, Needs.RUN),
 }
 
 MODEL_CHECKS = tuple(check for check in CHECKS if isinstance(check, ModelCheck))
 
-every_check = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.code)
+every_check = pytest.mark.parametrize("check", EVERY_CHECK, ids=lambda check: check.code)
 every_model_check = pytest.mark.parametrize("check", MODEL_CHECKS, ids=lambda check: check.code)
 clean_cases = pytest.mark.parametrize(
     ("check", "case"),
-    [pytest.param(check, case, id=f"{check.code}-{case.name}") for check in CHECKS for case in check.CLEAN],
+    [pytest.param(check, case, id=f"{check.code}-{case.name}") for check in EVERY_CHECK for case in check.CLEAN],
 )
 broken_cases = pytest.mark.parametrize(
     ("check", "case"),
-    [pytest.param(check, case, id=f"{check.code}-{case.name}") for check in CHECKS for case in check.BROKEN],
+    [pytest.param(check, case, id=f"{check.code}-{case.name}") for check in EVERY_CHECK for case in check.BROKEN],
 )
 
 
-def run(check: AnyCheck, evidence: NetworkState | GraphState | ModelEvidence):
+def run(check: AnyCheck, evidence: NetworkState | GraphState | ModelEvidence | TrainingRun):
+    if isinstance(check, RunCheck):
+        return run_on_run(check, evidence)
     if isinstance(check, GraphCheck):
         return run_check(check, [], None, evidence)
     if isinstance(check, ModelCheck):
@@ -88,13 +92,13 @@ def run(check: AnyCheck, evidence: NetworkState | GraphState | ModelEvidence):
 
 
 def suitable(evidence):
-    kinds = {ModelEvidence: ModelCheck, GraphState: GraphCheck, NetworkState: Check}
-    return [check for check in CHECKS if isinstance(check, kinds[type(evidence)])]
+    kinds = {ModelEvidence: ModelCheck, GraphState: GraphCheck, NetworkState: Check, TrainingRun: RunCheck}
+    return [check for check in EVERY_CHECK if isinstance(check, kinds[type(evidence)])]
 
 
 def test_the_catalogue_is_that_of_the_design():
-    assert {check.code: (check.name, check.group.level, check.needs) for check in CHECKS} == NAMES
-    for check in CHECKS:
+    assert {check.code: (check.name, check.group.level, check.needs) for check in EVERY_CHECK} == NAMES
+    for check in EVERY_CHECK:
         assert set(check.remedies) <= REMEDIES
         assert len(check.CLEAN) >= 2, check.code
         assert check.BROKEN, check.code
@@ -145,7 +149,7 @@ def test_no_other_check_calls_a_broken_case_an_error(check, case):
 
 
 @pytest.mark.parametrize(
-    "case", [case for check in CHECKS for case in check.BROKEN + check.CLEAN], ids=lambda c: c.name
+    "case", [case for check in EVERY_CHECK for case in check.BROKEN + check.CLEAN], ids=lambda c: c.name
 )
 def test_no_check_crashes_or_changes_any_case(case):
     evidence = case.build()
@@ -171,7 +175,8 @@ def test_no_value_anywhere_crashes_a_check(part, value, dtype):
 
 @every_check
 def test_healthy_layers_give_no_finding(check):
-    kinds = {Check: of, GraphCheck: lambda: folded_graph(LinearNode("conv", "Conv", 4)), ModelCheck: model}
+    graph = folded_graph(LinearNode("conv", "Conv", 4))
+    kinds = {Check: of, GraphCheck: lambda: graph, ModelCheck: model, RunCheck: run_of}
     build = next(build for kind, build in kinds.items() if isinstance(check, kind))
     assert run(check, build())[0] == []
     if isinstance(check, ModelCheck):

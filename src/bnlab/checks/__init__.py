@@ -1,10 +1,13 @@
 """Checks, which judge evidence. Each check has a file of its own, and ``catalog`` lists them."""
 
-from bnlab.checks.catalog import CHECKS, by_code, explain, select
-from bnlab.checks.check import AnyCheck, Case, Check, GraphCheck, Group, ModelCheck, Needs
+from bnlab.checks.catalog import CHECKS, EVERY_CHECK, by_code, explain, select
+from bnlab.checks.check import AnyCheck, Case, Check, GraphCheck, Group, ModelCheck, Needs, RunCheck
+from bnlab.checks.run_catalog import RUN_CHECKS
 
 __all__ = [
     "CHECKS",
+    "EVERY_CHECK",
+    "RUN_CHECKS",
     "AnyCheck",
     "Case",
     "Check",
@@ -12,6 +15,7 @@ __all__ = [
     "Group",
     "ModelCheck",
     "Needs",
+    "RunCheck",
     "by_code",
     "explain",
     "select",

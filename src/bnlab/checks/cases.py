@@ -10,8 +10,20 @@ from bnlab.observe.evidence import Floats, Hyperparameters, LayerState, NetworkS
 from bnlab.observe.gap import RunningStatistics, batch_sums, layer_gap
 from bnlab.observe.graph_state import GraphState, LinearNode, NodeMode
 from bnlab.observe.model_evidence import Execution, FeatureAxis, Gap, ModelEvidence, ModelLayer, Observed, Producer
+from bnlab.observe.training_run import RunLayer, StepOfLayer, TrainingRun
 
-__all__ = ["executed", "folded_graph", "healthy", "model", "model_layer", "network", "observed", "of", "untrained"]
+__all__ = [
+    "executed",
+    "folded_graph",
+    "healthy",
+    "model",
+    "model_layer",
+    "network",
+    "observed",
+    "of",
+    "run_of",
+    "untrained",
+]
 
 
 def healthy(
@@ -190,6 +202,28 @@ def model_layer(name: str = "bn", **changes: object) -> ModelLayer:
 def model(*layers: ModelLayer, **network: object) -> ModelEvidence:
     """Return the evidence of a model with these layers."""
     return ModelEvidence(layers=layers or (model_layer(),), **network)  # type: ignore[arg-type]
+
+
+def run_of(*steps: StepOfLayer, name: str = "bn", **changes: object) -> TrainingRun:
+    """Return a run of one layer, which began in train mode, with these steps; every part of the layer can be replaced.
+
+    Without steps it makes ten ordinary ones.
+    """
+    usual = {"updates": 1, "backwards": 1, "training": True, "count": 1568, "inputs_train": True}
+    steps = steps or tuple(StepOfLayer(step=step, **usual) for step in range(10))  # type: ignore[arg-type]
+    outside = [step for step in steps if step.outside]
+    parts: dict[str, object] = {
+        "channels": 4,
+        "kind": "BatchNorm2d",
+        "momentum": 0.1,
+        "windows": len(steps),
+        "windows_outside": len(outside),
+        "first_outside": outside[0] if outside else None,
+        "began_training": True,
+        "has_parameters_before": True,
+        **changes,
+    }
+    return TrainingRun(layers=(RunLayer(name=name, steps=steps, **parts),))  # type: ignore[arg-type]
 
 
 def _column(values: Sequence[float]) -> Floats:

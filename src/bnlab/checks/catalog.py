@@ -1,4 +1,4 @@
-"""The list of all checks, in the order of their codes."""
+"""The list of all checks, in the order of their codes. `run_catalog` lists those of a training run."""
 
 from __future__ import annotations
 
@@ -48,9 +48,10 @@ from bnlab.checks.bn503_eps_dominates import EpsDominates
 from bnlab.checks.bn504_vanishing_gradient import VanishingGradient
 from bnlab.checks.bn505_saturated_activation import SaturatedActivation
 from bnlab.checks.check import AnyCheck
+from bnlab.checks.run_catalog import RUN_CHECKS
 from bnlab.errors import UsageError
 
-__all__ = ["CHECKS", "by_code", "explain", "select"]
+__all__ = ["CHECKS", "EVERY_CHECK", "by_code", "explain", "select"]
 
 CHECKS: tuple[AnyCheck[Any, Any, Any], ...] = (
     NonFiniteStatistics(),
@@ -96,6 +97,10 @@ CHECKS: tuple[AnyCheck[Any, Any, Any], ...] = (
     VanishingGradient(),
     SaturatedActivation(),
 )
+"""The checks of a checkpoint or a model, which `bnlab.check` runs."""
+
+EVERY_CHECK: tuple[AnyCheck[Any, Any, Any], ...] = (*CHECKS, *RUN_CHECKS)
+"""All checks, which have a code, a name and a page each."""
 
 
 def by_code(code: str) -> AnyCheck[Any, Any, Any]:
@@ -104,10 +109,10 @@ def by_code(code: str) -> AnyCheck[Any, Any, Any]:
     Raises:
         UsageError: If no check has it.
     """
-    for check in CHECKS:
+    for check in EVERY_CHECK:
         if check.code == str(code).upper():
             return check
-    known = ", ".join(check.code for check in CHECKS)
+    known = ", ".join(check.code for check in EVERY_CHECK)
     raise UsageError(f"check: code must be one of {known}, got {code!r}.")
 
 
@@ -132,7 +137,7 @@ def select(codes: str | Sequence[str] | None) -> tuple[AnyCheck[Any, Any, Any], 
     """Return the checks with these codes, or all checks for None. "BN1" selects all of BN101 to BN199.
 
     Raises:
-        UsageError: If a code matches no check.
+        UsageError: If a code matches no check, or only checks of a training run.
     """
     if codes is None:
         return CHECKS
@@ -140,8 +145,13 @@ def select(codes: str | Sequence[str] | None) -> tuple[AnyCheck[Any, Any, Any], 
     if not wanted:
         raise UsageError("select: codes must name at least one check, got none.")
     for code in wanted:
-        if len(code) <= len("BN") or not any(_begins(check, code) for check in CHECKS):
+        if len(code) <= len("BN") or not any(_begins(check, code) for check in EVERY_CHECK):
             by_code(code)
+        if not any(_begins(check, code) for check in CHECKS):
+            raise UsageError(
+                f"select: codes must be those of checks of a model or file, got {code!r}, which judges a training run. "
+                "Use bnlab.watch(model)."
+            )
     return tuple(check for check in CHECKS if any(_begins(check, code) for code in wanted))
 
 

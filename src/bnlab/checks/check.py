@@ -16,6 +16,7 @@ from typing_extensions import Self
 from bnlab.observe.evidence import LayerState, NetworkState
 from bnlab.observe.graph_state import GraphState, LinearNode
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
+from bnlab.observe.training_run import RunLayer, TrainingRun
 from bnlab.records import REMEDIES, Finding, Level, Quantity
 from bnlab.wording import out_of
 
@@ -32,6 +33,7 @@ __all__ = [
     "ModelCheck",
     "Needs",
     "NoLimits",
+    "RunCheck",
     "in_channels",
     "limit",
     "show",
@@ -65,6 +67,7 @@ class Needs(Enum):
     DATA = "the model and data"
     TRAIN_DATA = "the model, data and training data"
     LOSS = "the model, data and a loss"
+    RUN = "a training run that `bnlab.watch` observes"
 
     @property
     def argument(self) -> str | None:
@@ -83,8 +86,8 @@ class NoLimits:
 
 
 Limits = TypeVar("Limits", bound="DataclassInstance")
-Evidence = TypeVar("Evidence", NetworkState, GraphState, ModelEvidence)
-Layer = TypeVar("Layer", LayerState, LinearNode, ModelLayer)
+Evidence = TypeVar("Evidence", NetworkState, GraphState, ModelEvidence, TrainingRun)
+Layer = TypeVar("Layer", LayerState, LinearNode, ModelLayer, RunLayer)
 
 
 @dataclass(frozen=True)
@@ -227,11 +230,28 @@ class ModelCheck(AnyCheck[ModelEvidence, ModelLayer, Limits]):
     judges_modules: ClassVar[bool] = False
 
 
+class RunCheck(AnyCheck[TrainingRun, RunLayer, Limits]):
+    """A check of a training run. The watch runs it after every step, and reports its first finding on each layer."""
+
+    def event(
+        self,
+        layer: RunLayer,
+        step: int,
+        message: str,
+        *,
+        measured: Mapping[str, Quantity],
+        threshold: Mapping[str, Quantity],
+    ) -> Finding:
+        """Build a finding that also measures `step`: the number of optimizer steps before it happened."""
+        steps = {"step": Quantity(step, "optimizer steps")}
+        return self.finding(layer, message, measured={**steps, **measured}, threshold=threshold)
+
+
 def show(value: float) -> str:
     """Return a number with three significant digits, as messages write it."""
     return f"{value:.3g}"
 
 
-def in_channels(channels: tuple[int, ...], layer: LayerState | LinearNode | ModelLayer) -> str:
+def in_channels(channels: tuple[int, ...], layer: LayerState | LinearNode | ModelLayer | RunLayer) -> str:
     """Return "in 3 of 64 channels"."""
     return f"in {out_of(len(channels), layer.channels, 'channel')}"

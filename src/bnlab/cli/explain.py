@@ -33,11 +33,11 @@ def command(
 def _list(console: Console) -> None:
     from rich.table import Table
 
-    from bnlab.checks import CHECKS
+    from bnlab.checks import EVERY_CHECK
 
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for header in ("code", "level", "name", "what it looks for"):
         table.add_column(header)
-    for check in CHECKS:
+    for check in EVERY_CHECK:
         table.add_row(check.code, check.group.level.value, check.name, check.title)
     console.print(table)

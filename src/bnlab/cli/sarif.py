@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from bnlab.checks import CHECKS
+from bnlab.checks import EVERY_CHECK
 from bnlab.cli.importing import import_spec
 from bnlab.cli.targets import is_model_spec
 from bnlab.records import DiagnosisRecord
@@ -18,7 +18,7 @@ __all__ = ["rules", "sources"]
 
 def rules() -> Mapping[str, RuleText]:
     """Return the name, title, page and level of every check, by code."""
-    return {check.code: RuleText(check.name, check.title, check.page, check.group.level) for check in CHECKS}
+    return {check.code: RuleText(check.name, check.title, check.page, check.group.level) for check in EVERY_CHECK}
 
 
 def sources(diagnoses: Iterable[DiagnosisRecord]) -> Mapping[str, Source]:

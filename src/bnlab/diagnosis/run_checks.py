@@ -7,22 +7,23 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from bnlab.checks import AnyCheck, GraphCheck, ModelCheck, Needs
+from bnlab.checks import AnyCheck, GraphCheck, ModelCheck, Needs, RunCheck
 from bnlab.checks.bn301_train_eval_gap import TrainEvalGap
 from bnlab.checks.bn401_stale_statistics import StaleStatistics
 from bnlab.diagnosis.settings import Settings
 from bnlab.observe.evidence import NetworkState
 from bnlab.observe.graph_state import GraphState
 from bnlab.observe.model_evidence import ModelEvidence
+from bnlab.observe.training_run import TrainingRun
 from bnlab.records import Finding, Outcome, Status
 from bnlab.wording import counted
 
-__all__ = ["run_check", "run_checks", "stale_layers"]
+__all__ = ["run_check", "run_checks", "run_on_run", "stale_layers"]
 
 _LEADING = ("BN212", "BN213", "BN501")
 """Errors that explain others: a model that does not obey `eval()`, and inputs that overflow."""
 
-Part = TypeVar("Part", NetworkState, GraphState, ModelEvidence)
+Part = TypeVar("Part", NetworkState, GraphState, ModelEvidence, TrainingRun)
 
 
 def run_checks(
@@ -93,6 +94,11 @@ def stale_layers(settings: Settings, evidence: ModelEvidence) -> list[str]:
     of_port = () if evidence.port is None else evidence.port.layers
     ported = [name for name in of_port if name not in (*stale, *by_gap)]
     return [*stale, *sorted(by_gap, key=lambda name: -gaps[name]), *ported]
+
+
+def run_on_run(check: RunCheck[Any], run: TrainingRun) -> tuple[list[Finding], Outcome]:
+    """Run one check on a training run. A check that raises has crashed: it has no findings and has not passed."""
+    return _run_on_layers(check, [run])
 
 
 def _run_on_graph(check: AnyCheck[Any, Any, Any], graph: GraphState | None) -> tuple[list[Finding], Outcome]:

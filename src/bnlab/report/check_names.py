@@ -47,5 +47,6 @@ CHECK_NAMES: Mapping[str, str] = {
     "BN503": "EpsDominates",
     "BN504": "VanishingGradient",
     "BN505": "SaturatedActivation",
+    "BN605": "TrainedInEvalMode",
 }
 """The name of each check, by code."""

@@ -18,3 +18,9 @@ def test_codes_select_by_beginning():
 def test_a_code_that_matches_nothing_is_refused(code):
     with pytest.raises(UsageError, match=r"check: code must be one of BN101, .*, got '"):
         checks.select([code])
+
+
+@pytest.mark.parametrize("code", ["BN6", "bn605"])
+def test_a_check_of_a_training_run_is_none_of_a_model(code):
+    with pytest.raises(UsageError, match=r"which judges a training run\. Use bnlab\.watch"):
+        checks.select(["BN101", code])

@@ -1,0 +1,163 @@
+"""Evidence about a training run: what happened to each BN layer from one optimizer step to the next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["RankSpread", "RunLayer", "Sample", "StepOfLayer", "TrainingRun"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOfLayer:
+    """What happened to one layer between two steps of the optimizer that trains it.
+
+    A forward pass *updates* the layer if it changes the running statistics: in train mode, unless the layer is frozen.
+
+    Attributes:
+        step: Number of steps before: 0 for everything up to the end of the first step.
+        updates: Forward passes that updated the layer, without recomputations and repetitions.
+        backwards: Backward passes that the updates took part in. Several forward passes may share one.
+        recomputed: Updates by a forward pass that ran again inside a backward pass.
+        repeated: Updates by a forward pass on the same input as the one before.
+        without_gradients: Updates by forward passes of the whole model without gradients.
+        without_step: Updates by forward passes with gradients that no backward pass used.
+        training: Whether the layer was in train mode in the forward passes that gradients came from; None if there were
+            none. With both modes it is True.
+        frozen: Whether the layer was frozen then.
+        count: The largest number of values per channel of an update; 0 without updates.
+        inputs_train: Whether gradients go on through the input of the layer to parameters before it. None if unknown.
+        skipped: Whether the gradient scaler skipped the step.
+    """
+
+    step: int
+    updates: int = 0
+    backwards: int = 0
+    recomputed: int = 0
+    repeated: int = 0
+    without_gradients: int = 0
+    without_step: int = 0
+    training: bool | None = None
+    frozen: bool = False
+    count: int = 0
+    inputs_train: bool | None = None
+    skipped: bool = False
+
+    @property
+    def outside(self) -> int:
+        """Updates by forward passes that no step used."""
+        return self.without_gradients + self.without_step
+
+    @property
+    def moves(self) -> bool:
+        """Whether anything changed the running statistics."""
+        return self.updates + self.recomputed + self.repeated + self.outside > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """The statistics of two consecutive batches beside the running statistics, as means over the channels.
+
+    Attributes:
+        step: Step of the second batch.
+        noise: Half the mean squared difference of the two batch means, in squared standard deviations.
+        lag: Mean squared difference between the mean of the second batch and the running mean before its update, in
+            squared standard deviations. It is noise*(1 + a/(2 - a)) where the statistics do not change.
+        log_noise: `noise` of ln(var)/2.
+        log_lag: `lag` of ln(var)/2.
+        gap: Root of the mean squared difference between running and batch statistics, in standard deviations.
+    """
+
+    step: int
+    noise: float
+    lag: float
+    log_noise: float
+    log_lag: float
+
+    def drift(self, momentum: float) -> float:
+        """Return how far the running statistics lag behind, in standard deviations, beyond what noise explains."""
+        noise = 1 + momentum / (2 - momentum)
+        squares = (self.lag - noise * self.noise, self.log_lag - noise * self.log_noise)
+        return math.sqrt(max(0.0, *squares))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankSpread:
+    """How far the running statistics of a layer differ between ranks.
+
+    Attributes:
+        step: Step at which the ranks were compared.
+        ranks: Number of ranks.
+        difference: Root mean square over channels of the largest difference between ranks, in standard deviations.
+        expected: The same as the noise of the batches of a rank explains it.
+    """
+
+    step: int
+    ranks: int
+    difference: float
+    expected: float
+
+
+@dataclass(kw_only=True, eq=False)
+class RunLayer:
+    """One BN layer of a watched model. The watch extends it while the model trains.
+
+    Attributes:
+        name: Layer path.
+        channels: Number of channels.
+        kind: Name of the class.
+        momentum: Weight of the new batch; None for a cumulative average.
+        has_affine: Whether the layer has a weight or a bias.
+        trains: Whether an optimizer trains its weight or bias, or something else changes them.
+        is_fresh: Whether the running statistics had their initial values when the watch began.
+        has_parameters_before: Whether modules with parameters run before the layer. None if that is not known.
+        is_deferred: Whether `bnlab.once_per_step` updates the layer.
+        reads_other_ranks: Whether its batch statistics are those of more values than one process has.
+        steps: The steps so far, the latest ones alone where there are many.
+        windows: Number of steps so far, with those that `steps` no longer holds.
+        windows_outside: How many of them had updates that no step used.
+        first_outside: The first of these, or None.
+        others_step: Whether another optimizer steps between the steps of this layer, as in adversarial training.
+        began_training: Whether the layer was in train mode in the first step; None before it.
+        nonfinite_step: The step in which the running statistics took an inf or NaN; None if they did not.
+        kept_out_step: The step in which the layer kept a batch with an inf or NaN out of them; None if it did not.
+        kept_out: Number of such batches.
+        samples: Statistics at the sampled steps.
+        ranks: The latest comparison between ranks, or None.
+        is_over: Whether the watch has ended, so that no step will follow.
+    """
+
+    name: str
+    channels: int
+    kind: str
+    momentum: float | None
+    has_affine: bool = True
+    trains: bool = True
+    is_fresh: bool = False
+    has_parameters_before: bool | None = None
+    is_deferred: bool = False
+    reads_other_ranks: bool = False
+    steps: Sequence[StepOfLayer] = ()
+    windows: int = 0
+    windows_outside: int = 0
+    first_outside: StepOfLayer | None = None
+    others_step: bool = False
+    began_training: bool | None = None
+    nonfinite_step: int | None = None
+    kept_out_step: int | None = None
+    kept_out: int = 0
+    samples: Sequence[Sample] = ()
+    ranks: RankSpread | None = None
+    is_over: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """A training run of one model.
+
+    Attributes:
+        layers: The layers, in the order in which they ran.
+    """
+
+    layers: tuple[RunLayer, ...] = field(default=())
