@@ -13,6 +13,7 @@ __all__ = [
     "Cause",
     "DiagnosisRecord",
     "Finding",
+    "LayerHistory",
     "LayerRecord",
     "Level",
     "Numbers",
@@ -260,6 +261,27 @@ class StatisticsVerdict:
         return self.advice in (Advice.RECALIBRATE, Advice.UNDECIDED) and (layer is None or layer in self.layers)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerHistory:
+    """The running statistics of one layer at the optimizer steps at which a watched training run sampled them.
+
+    Each sequence has one number a sample, in the order of `steps`. A number is NaN where there was nothing to measure.
+
+    Attributes:
+        layer: Layer path, as in :class:`LayerRecord`.
+        steps: The number of optimizer steps before each sample, increasing.
+        running_mean: Root mean square of running_mean over the channels, input units.
+        running_var: Mean of running_var over the channels, squared input units.
+        lag: How far the running statistics lag behind those of the batches beyond noise, in standard deviations.
+    """
+
+    layer: str
+    steps: tuple[int, ...]
+    running_mean: tuple[float, ...]
+    running_var: tuple[float, ...]
+    lag: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class Target:
     """The subject of a diagnosis: its kind, "checkpoint" or "model", and its name."""
@@ -287,7 +309,8 @@ class DiagnosisRecord(Document):
     where no layer has stale statistics, or where no data was passed. `assumption` says how the verdict hangs on an
     assumption: a check that is silent with it, and would fire without it. `failure` is the error that ended the run of
     a model on the example or the data, so that only stored numbers and structure were checked; or what is missing in a
-    checkpoint that holds a part of a BN layer or of a network, so that only the rest was checked.
+    checkpoint that holds a part of a BN layer or of a network, so that only the rest was checked. `history` holds the
+    statistics of the layers over the steps of a watched training run; None for a diagnosis of anything else.
     """
 
     schema: str = "bnlab.diagnosis/1"
@@ -304,3 +327,4 @@ class DiagnosisRecord(Document):
     statistics: StatisticsVerdict | None = None
     assumption: str | None = None
     failure: str | None = None
+    history: tuple[LayerHistory, ...] | None = None

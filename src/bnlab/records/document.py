@@ -27,7 +27,7 @@ __all__ = ["Document", "from_json", "json_schema", "to_json"]
 _ADDED_LATER = frozenset(
     {
         *("calls", "inputs", "gap", "per_channel", "kind", "training"),
-        *("statistics", "assumption", "failure", "train_running", "train_recalibrated", "lower_is_better"),
+        *("statistics", "assumption", "failure", "history", "train_running", "train_recalibrated", "lower_is_better"),
         *("measurements", "recheck", "planned", "target"),
         *("conclusion_before", "conclusion_after", "numbers_before", "numbers_after", "gaps"),
     }

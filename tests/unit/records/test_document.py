@@ -12,6 +12,7 @@ from bnlab.errors import UsageError
 from bnlab.records import (
     DiagnosisRecord,
     Finding,
+    LayerHistory,
     LayerRecord,
     Outcome,
     Quantity,
@@ -44,6 +45,14 @@ findings = st.builds(
     threshold=quantities,
     remedies=st.lists(st.text(max_size=5), max_size=2).map(tuple),
 )
+samples = st.lists(numbers, max_size=3).map(tuple)
+histories = st.builds(
+    LayerHistory,
+    steps=st.lists(st.integers(-(2**60), 2**60), max_size=3).map(tuple),
+    running_mean=samples,
+    running_var=samples,
+    lag=samples,
+)
 counts = st.integers(0, 10**6)
 diagnoses = st.builds(
     DiagnosisRecord,
@@ -56,6 +65,7 @@ diagnoses = st.builds(
     numbers=st.none() | st.builds(records.Numbers, st.none() | numbers, numbers, numbers, numbers),
     summary=st.builds(Summary, counts, counts, counts, counts, counts),
     notes=st.lists(st.text(max_size=9), max_size=2).map(tuple),
+    history=st.none() | st.lists(histories, max_size=2).map(tuple),
 )
 
 
