@@ -6,6 +6,7 @@ average. Keras, Flax and ONNX store the weight of the *old* value instead.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection
 
@@ -20,6 +21,7 @@ __all__ = [
     "bare_names",
     "from_float32",
     "momentum_from_decay",
+    "momentum_of_updates",
     "wrapper_prefix",
 ]
 
@@ -144,3 +146,23 @@ def momentum_from_decay(decay: float) -> float:
         0.1
     """
     return from_float32(1.0 - from_float32(decay))
+
+
+def momentum_of_updates(momentum: float, updates: float) -> float:
+    """Return the momentum of one update that leaves as much of the old value as several updates do.
+
+    Args:
+        momentum: Weight of the new batch in one update, from 0 to 1.
+        updates: Number of updates. 1/k returns the momentum with which k updates weigh as much as one with `momentum`.
+
+    Returns:
+        ``1 - (1 - momentum)^updates``.
+
+    Source:
+        The geometric series; https://github.com/deepinsight/insightface/issues/2053 has it for 1/2.
+
+    Example:
+        >>> round(momentum_of_updates(0.1, 2), 4), round(momentum_of_updates(0.19, 1 / 2), 4)
+        (0.19, 0.1)
+    """
+    return 1.0 if momentum >= 1 else -math.expm1(updates * math.log1p(-momentum))

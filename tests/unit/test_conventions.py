@@ -2,7 +2,7 @@ import struct
 
 import pytest
 
-from bnlab.conventions import bare_names, from_float32, momentum_from_decay, wrapper_prefix
+from bnlab.conventions import bare_names, from_float32, momentum_from_decay, momentum_of_updates, wrapper_prefix
 
 
 def as_float32(value):
@@ -18,6 +18,17 @@ def test_a_float32_attribute_reads_back_as_the_decimal_it_stood_for(value):
 @pytest.mark.parametrize(("decay", "momentum"), [(0.9, 0.1), (0.99, 0.01), (0.997, 0.003), (0.2, 0.8), (0.0, 1.0)])
 def test_a_decay_is_the_weight_of_the_old_value(decay, momentum):
     assert momentum_from_decay(as_float32(decay)) == momentum
+
+
+@pytest.mark.parametrize("momentum", [0.0, 1e-12, 0.1, 0.9, 1.0])
+@pytest.mark.parametrize("updates", [1, 2, 7])
+def test_one_update_with_the_momentum_of_several_leaves_what_they_leave(momentum, updates):
+    running = 1.0
+    for _ in range(updates):
+        running = (1 - momentum) * running
+    assert 1 - momentum_of_updates(momentum, updates) == pytest.approx(running, rel=1e-12)
+    assert momentum_of_updates(momentum_of_updates(momentum, updates), 1 / updates) == pytest.approx(momentum, rel=1e-9)
+    assert momentum_of_updates(1e-12, 2) == pytest.approx(2e-12, rel=1e-9)
 
 
 @pytest.mark.parametrize(

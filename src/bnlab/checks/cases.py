@@ -22,6 +22,7 @@ __all__ = [
     "observed",
     "of",
     "run_of",
+    "step_of",
     "untrained",
 ]
 
@@ -204,13 +205,18 @@ def model(*layers: ModelLayer, **network: object) -> ModelEvidence:
     return ModelEvidence(layers=layers or (model_layer(),), **network)  # type: ignore[arg-type]
 
 
+def step_of(step: int = 0, **changes: object) -> StepOfLayer:
+    """Return an ordinary step: one update by one batch of 1568 values per channel; every part can be replaced."""
+    usual: dict[str, object] = {"updates": 1, "backwards": 1, "training": True, "count": 1568, "inputs_train": True}
+    return StepOfLayer(step=step, **{**usual, **changes})  # type: ignore[arg-type]
+
+
 def run_of(*steps: StepOfLayer, name: str = "bn", **changes: object) -> TrainingRun:
     """Return a run of one layer, which began in train mode, with these steps; every part of the layer can be replaced.
 
     Without steps it makes ten ordinary ones.
     """
-    usual = {"updates": 1, "backwards": 1, "training": True, "count": 1568, "inputs_train": True}
-    steps = steps or tuple(StepOfLayer(step=step, **usual) for step in range(10))  # type: ignore[arg-type]
+    steps = steps or tuple(map(step_of, range(10)))
     outside = [step for step in steps if step.outside]
     parts: dict[str, object] = {
         "channels": 4,

@@ -241,10 +241,11 @@ class RunCheck(AnyCheck[TrainingRun, RunLayer, Limits]):
         *,
         measured: Mapping[str, Quantity],
         threshold: Mapping[str, Quantity],
+        level: Level | None = None,
     ) -> Finding:
         """Build a finding that also measures `step`: the number of optimizer steps before it happened."""
         steps = {"step": Quantity(step, "optimizer steps")}
-        return self.finding(layer, message, measured={**steps, **measured}, threshold=threshold)
+        return self.finding(layer, message, measured={**steps, **measured}, threshold=threshold, level=level)
 
 
 def show(value: float) -> str:
