@@ -19,7 +19,7 @@ from bnlab.errors import BnlabWarning, UnwritableFile, UsageError
 from bnlab.records.document import to_json
 from bnlab.wording import reason_of
 
-__all__ = ["Log", "LogTarget", "TensorBoardWriter", "log_of", "value_key"]
+__all__ = ["EventCounts", "Log", "LogTarget", "TensorBoardWriter", "event_text", "log_of", "value_key"]
 
 _ROOT = "bnlab"
 
@@ -27,6 +27,7 @@ STEP_KEY = f"{_ROOT}/step"
 """The key of the step, for functions that take no step of their own."""
 
 
+@runtime_checkable
 class Log(Protocol):
     """Where a watch writes."""
 
@@ -48,7 +49,7 @@ class TensorBoardWriter(Protocol):
         """Write one text."""
 
 
-LogTarget = Union[Callable[..., Any], TensorBoardWriter, str, "os.PathLike[str]", None]
+LogTarget = Union[Callable[..., Any], TensorBoardWriter, Log, str, "os.PathLike[str]", None]
 """What `bnlab.watch` takes as `log`."""
 
 
@@ -62,6 +63,16 @@ def value_key(layer: str, name: str) -> str:
     return f"{_ROOT}/{layer or 'model'}/{name}"
 
 
+def event_text(code: str, name: str, layer: str, message: str) -> str:
+    """Return an event in one line.
+
+    Example:
+        >>> event_text("BN605", "TrainedInEvalMode", "", "in eval mode in 8 steps")
+        'BN605 TrainedInEvalMode, the model itself: in eval mode in 8 steps'
+    """
+    return f"{code} {name}, {layer or 'the model itself'}: {message}"
+
+
 def log_of(log: LogTarget) -> Log:
     """Return what writes to a target.
 
@@ -72,7 +83,7 @@ def log_of(log: LogTarget) -> Log:
         log: A function that takes a dict of numbers by key. One with a parameter `step`, such as `wandb.log` or
             `accelerator.log`, gets the step there, another one at the key "bnlab/step". Or a SummaryWriter. Or the path
             of a file to which JSON lines are appended, each one whole, so that ranks and restarts may share a file.
-            None writes nothing.
+            A `Log` stays as it is, and None writes nothing.
 
     Raises:
         UsageError: If it is none of these.
@@ -82,6 +93,8 @@ def log_of(log: LogTarget) -> Log:
         return _Silent()
     if isinstance(log, (str, os.PathLike)):
         return _JsonLines(Path(log))
+    if isinstance(log, Log):
+        return log
     if isinstance(log, TensorBoardWriter):
         return _TensorBoard(log)
     if callable(log):
@@ -102,7 +115,7 @@ class _Silent:
         """Write nothing."""
 
 
-class _EventCounts:
+class EventCounts:
     """Counts the events of each code."""
 
     def __init__(self) -> None:
@@ -120,7 +133,7 @@ class _Function:
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self._takes_step = _takes_step(function)
-        self._events = _EventCounts()
+        self._events = EventCounts()
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
         """Pass the values on."""
@@ -140,7 +153,7 @@ class _TensorBoard:
 
     def __init__(self, writer: TensorBoardWriter) -> None:
         self._writer = writer
-        self._events = _EventCounts()
+        self._events = EventCounts()
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
         """Write each value as a scalar."""
@@ -151,7 +164,7 @@ class _TensorBoard:
         """Write how many events of this code there are, and the text of this one."""
         key, count = self._events.add(code)
         self._writer.add_scalar(key, float(count), step)
-        self._writer.add_text(key, f"{code} {name}, {layer or 'the model itself'}: {message}", step)
+        self._writer.add_text(key, event_text(code, name, layer, message), step)
 
 
 class _JsonLines:

@@ -83,6 +83,11 @@ def test_tensorboard_gets_scalars_and_the_text_of_an_event():
     ]
 
 
+def test_a_log_stays_as_it_is():
+    log = log_of(Writer())
+    assert log_of(log) is log
+
+
 def test_none_writes_nothing():
     log = log_of(None)
     log.values(1, {"a": 1.0})
