@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["RankSpread", "RunLayer", "Sample", "StepOfLayer", "TrainingRun"]
+__all__ = ["RankSpread", "RunLayer", "Sample", "StepOfLayer", "TrainingRun", "beyond_noise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,8 @@ class Sample:
             squared standard deviations. It is noise*(1 + a/(2 - a)) where the statistics do not change.
         log_noise: `noise` of ln(var)/2.
         log_lag: `lag` of ln(var)/2.
-        gap: Root of the mean squared difference between running and batch statistics, in standard deviations.
+        running_mean: Root mean square of running_mean over the channels, input units.
+        running_var: Mean of running_var over the channels, squared input units.
     """
 
     step: int
@@ -74,12 +75,31 @@ class Sample:
     lag: float
     log_noise: float
     log_lag: float
+    running_mean: float = 0.0
+    running_var: float = 1.0
 
     def drift(self, momentum: float) -> float:
         """Return how far the running statistics lag behind, in standard deviations, beyond what noise explains."""
-        noise = 1 + momentum / (2 - momentum)
-        squares = (self.lag - noise * self.noise, self.log_lag - noise * self.log_noise)
+        own = _without_drift(momentum)
+        squares = (self.lag - own * self.noise, self.log_lag - own * self.log_noise)
         return math.sqrt(max(0.0, *squares))
+
+
+def beyond_noise(samples: Sequence[Sample], momentum: float) -> float:
+    """Return how many times larger the differences of several samples are than noise explains.
+
+    It is the ratio of mean squares, of the means or of ln(var)/2, whichever is larger. 1 is what steady statistics have
+    on average; inf stands for differences without any noise.
+    """
+    own = _without_drift(momentum)
+    of_mean = (sum(one.lag for one in samples), own * sum(one.noise for one in samples))
+    of_var = (sum(one.log_lag for one in samples), own * sum(one.log_noise for one in samples))
+    return max(lag / noise if noise > 0 else (math.inf if lag > 0 else 0.0) for lag, noise in (of_mean, of_var))
+
+
+def _without_drift(momentum: float) -> float:
+    """Return the mean squared difference of a batch and settled running statistics, in units of the noise."""
+    return 1 + momentum / (2 - momentum)
 
 
 @dataclass(frozen=True, kw_only=True)
