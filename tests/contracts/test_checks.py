@@ -64,7 +64,16 @@ NAMES = {
     "BN503": ("EpsDominates", Level.WARNING, Needs.DATA),
     "BN504": ("VanishingGradient", Level.WARNING, Needs.LOSS),
     "BN505": ("SaturatedActivation", Level.INFO, Needs.EXAMPLE),
+    "BN601": ("NonFiniteBatch", Level.INFO, Needs.RUN),
+    "BN602": ("DoubleUpdate", Level.WARNING, Needs.RUN),
+    "BN603": ("AccumulatedUpdates", Level.INFO, Needs.RUN),
+    "BN604": ("RankDivergence", Level.WARNING, Needs.RUN),
     "BN605": ("TrainedInEvalMode", Level.WARNING, Needs.RUN),
+    "BN606": ("MovedOutsideTraining", Level.WARNING, Needs.RUN),
+    "BN607": ("FrozenButMoving", Level.WARNING, Needs.RUN),
+    "BN608": ("DriftOutrunsMomentum", Level.INFO, Needs.RUN),
+    "BN609": ("SkippedStep", Level.WARNING, Needs.RUN),
+    "BN610": ("TinyBatches", Level.INFO, Needs.RUN),
 }
 
 MODEL_CHECKS = tuple(check for check in CHECKS if isinstance(check, ModelCheck))

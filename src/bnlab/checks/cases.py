@@ -211,7 +211,7 @@ def step_of(step: int = 0, **changes: object) -> StepOfLayer:
     return StepOfLayer(step=step, **{**usual, **changes})  # type: ignore[arg-type]
 
 
-def run_of(*steps: StepOfLayer, name: str = "bn", **changes: object) -> TrainingRun:
+def run_of(*steps: StepOfLayer, **changes: object) -> TrainingRun:
     """Return a run of one layer, which began in train mode, with these steps; every part of the layer can be replaced.
 
     Without steps it makes ten ordinary ones.
@@ -219,6 +219,7 @@ def run_of(*steps: StepOfLayer, name: str = "bn", **changes: object) -> Training
     steps = steps or tuple(map(step_of, range(10)))
     outside = [step for step in steps if step.outside]
     parts: dict[str, object] = {
+        "name": "bn",
         "channels": 4,
         "kind": "BatchNorm2d",
         "momentum": 0.1,
@@ -229,7 +230,7 @@ def run_of(*steps: StepOfLayer, name: str = "bn", **changes: object) -> Training
         "has_parameters_before": True,
         **changes,
     }
-    return TrainingRun(layers=(RunLayer(name=name, steps=steps, **parts),))  # type: ignore[arg-type]
+    return TrainingRun(layers=(RunLayer(steps=steps, **parts),))  # type: ignore[arg-type]
 
 
 def _column(values: Sequence[float]) -> Floats:

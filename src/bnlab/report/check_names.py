@@ -47,6 +47,15 @@ CHECK_NAMES: Mapping[str, str] = {
     "BN503": "EpsDominates",
     "BN504": "VanishingGradient",
     "BN505": "SaturatedActivation",
+    "BN601": "NonFiniteBatch",
+    "BN602": "DoubleUpdate",
+    "BN603": "AccumulatedUpdates",
+    "BN604": "RankDivergence",
     "BN605": "TrainedInEvalMode",
+    "BN606": "MovedOutsideTraining",
+    "BN607": "FrozenButMoving",
+    "BN608": "DriftOutrunsMomentum",
+    "BN609": "SkippedStep",
+    "BN610": "TinyBatches",
 }
 """The name of each check, by code."""
