@@ -1,5 +1,5 @@
 import pytest
-from tests.unit.report.html_samples import HOSTILE, hostile, large
+from tests.unit.report.html_samples import HOSTILE, diagnosis, event, history, hostile, large
 
 import bnlab
 from bnlab.lab import datasets, metrics
@@ -147,3 +147,36 @@ def test_hostile_names_stay_text(browser, tmp_path, name):
     assert browser.requests() == []
     if name.isprintable():
         browser.wait(lambda: name in browser.one("#layer-heading").text)
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_no_text_of_a_chart_of_the_history_is_cut_or_covered(browser, tmp_path, width):
+    path = tmp_path / "history.html"
+    steps = tuple(range(1_000_000, 1_006_000, 100))
+    codes = {"BN603": 1_000_000, "BN605": 1_002_400, "BN606": 1_002_450, "BN608": 1_005_990}
+    findings = [event("layer1.0.bn1", code, step) for code, step in codes.items()]
+    record = diagnosis(findings=findings, history=(history("layer1.0.bn1", steps=steps),))
+    path.write_text(page.render(record), encoding="utf-8")
+    size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        browser.open(path)
+        assert browser.run("return document.documentElement.scrollWidth") <= width
+        assert len(browser.all("#history svg")) == 3
+        boxes = """return [...document.querySelectorAll("#history svg")].map((svg) => {
+          const box = (e) => { const b = e.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; };
+          return [box(svg), ...[...svg.querySelectorAll("text")].map(box)];
+        });"""
+        for frame, *texts in browser.run(boxes):
+            assert len(texts) > 10
+            for left, top, right, bottom in texts:
+                assert frame[0] - 0.5 <= left < right <= frame[2] + 0.5
+                assert frame[1] - 0.5 <= top < bottom <= frame[3] + 0.5
+            for place, one in enumerate(texts):
+                for other in texts[:place]:
+                    across = min(one[2], other[2]) - max(one[0], other[0])
+                    down = min(one[3], other[3]) - max(one[1], other[1])
+                    assert across <= 0 or down <= 2.5  # boxes of lines of text overlap a little, their letters do not
+        assert browser.problems() == []
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

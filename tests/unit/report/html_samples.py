@@ -13,6 +13,7 @@ from bnlab.records import (
     DiagnosisRecord,
     Finding,
     GapChange,
+    LayerHistory,
     LayerRecord,
     LeftAlone,
     Level,
@@ -147,6 +148,25 @@ def finding(layer_: str | None = "layer1.0.bn1", code: str = "BN401", **changes:
         "remedies": ("recalibrate",),
     }
     return Finding(**{**values, **changes})
+
+
+def event(layer_: str | None, code: str, step: float, **changes: object) -> Finding:
+    """Return an event of a training run."""
+    quantities = {"measured": {"step": Quantity(step, "optimizer steps")}, "threshold": {}, "remedies": ("manual",)}
+    return finding(layer_, code, **{**quantities, **changes})
+
+
+def history(layer_: str, **changes: object) -> LayerHistory:
+    """Return the statistics of a layer over the steps of a training run."""
+    steps = changes.get("steps", (0, 10, 20))
+    count = len(steps)
+    values = {
+        "steps": steps,
+        "running_mean": tuple(0.5 * i for i in range(count)),
+        "running_var": tuple(1.0 + i for i in range(count)),
+        "lag": (0.25,) * count,
+    }
+    return LayerHistory(layer=layer_, **{**values, **changes})
 
 
 def diagnosis(layers=None, findings=(), **changes: object) -> DiagnosisRecord:

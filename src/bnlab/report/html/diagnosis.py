@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bnlab.records import DiagnosisRecord, Level
 from bnlab.report.html import causes as _causes
 from bnlab.report.html import findings as _findings
+from bnlab.report.html import history as _history
 from bnlab.report.html import layer_data as _layer_data
 from bnlab.report.html import layer_table as _layer_table
 from bnlab.report.html import network as _network
@@ -60,7 +61,8 @@ def render(record: DiagnosisRecord, *, level: Level = Level.INFO) -> str:
     """
     problems = problems_of(record)
     shown = at_least(problems, level)
-    marked = by_layer(findings_at_least(record, level), [layer.name for layer in record.layers])
+    shown_findings = findings_at_least(record, level)
+    marked = by_layer(shown_findings, [layer.name for layer in record.layers])
     return page(
         "diagnosis.html.j2",
         record=record,
@@ -70,6 +72,7 @@ def render(record: DiagnosisRecord, *, level: Level = Level.INFO) -> str:
         network=network_of(record, marked),
         groups=_findings.groups(record, shown),
         hidden=len(problems) - len(shown),
+        history=_history.draw(record, shown_findings),
         words=LEVEL_WORDS,
         headers=_layer_table.headers(record.layers),
         rows=_layer_table.rows(record.layers, marked),

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bnlab.records import ClaimRecord, Estimate
+from bnlab.report.html.scale import WIDE
 
 __all__ = ["WIDTH", "Plot", "Row", "plot"]
 
 WIDTH = 240.0
 _MARGIN = 6.0
 _LEFT, _RIGHT = _MARGIN, WIDTH - _MARGIN
-_WIDE = 30.0
 _NARROWEST_BAND = 1.0
 
 
@@ -94,7 +94,7 @@ def _scale(claim: ClaimRecord) -> _Scale:
     means = [estimate.mean for estimate in claim.estimates]
     upper = _finite([*means, *(estimate.high for estimate in claim.estimates), claim.low, claim.high])
     positive = [value for value in upper if value > 0]
-    if positive and min(_finite(means), default=-1.0) >= 0 and max(positive) / _WIDE > min(positive):
+    if positive and min(_finite(means), default=-1.0) >= 0 and max(positive) / WIDE > min(positive):
         return _Scale(min(positive), max(positive), log=True)
     every = [*upper, *_finite(estimate.low for estimate in claim.estimates)] or [0.0]
     return _Scale(min(every), max(every), log=False)
