@@ -65,7 +65,8 @@ class AccumulatedUpdates(RunCheck[Limits]):
         for layer in evidence.layers:
             if layer.is_deferred or layer.others_step or not (layer.is_over or layer.windows >= self.limits.steps):
                 continue
-            pairs = pairwise(layer.steps)
+            steps = layer.steps if any(step.backwards > 1 for step in layer.steps) else ()  # most runs end here
+            pairs = pairwise(steps)
             step = next((one for one, other in pairs if _accumulated(one) > 1 and _accumulated(other) > 1), None)
             if step is not None:
                 yield self._finding(layer, step)

@@ -65,7 +65,7 @@ class TinyBatches(RunCheck[Limits]):
     def inspect(self, evidence: TrainingRun) -> Iterator[Finding]:
         """Yield one finding per layer, at the first of two such steps in a row."""
         for layer in evidence.layers:
-            if layer.reads_other_ranks:
+            if layer.reads_other_ranks or not any(step.count < self.limits.count for step in layer.steps):
                 continue
             steps = [step for step in layer.steps if step.updates]
             pair = next((pair for pair in pairwise(steps) if self._is_tiny(pair[0]) and self._is_tiny(pair[1])), None)
