@@ -148,8 +148,8 @@ def _step_labels(axis: Linear) -> tuple[Label, ...]:
     """Return labels at whole steps, as many as have room."""
     ticks = [tick for tick in axis.ticks(lambda step: step_text(step) if step == round(step) else "") if tick.label]
     width = max((len(tick.label) for tick in ticks), default=0) * _LETTER + _SPACE
-    most = max(int((_RIGHT - _LEFT) / width), 1)
-    stride = math.ceil(len(ticks) / most)
+    room = max(int((_RIGHT - _LEFT) / width), 1)
+    stride = math.ceil(len(ticks) / room)
     return tuple(Label(round(_LEFT + (_RIGHT - _LEFT) * tick.at, 1), tick.label) for tick in ticks[::stride])
 
 
