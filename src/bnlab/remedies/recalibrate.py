@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from bnlab._version import __version__
-from bnlab.errors import NoBatchNorm, UsageError
+from bnlab.errors import BnlabWarning, NoBatchNorm, UsageError
 from bnlab.observe.discover import any_batch_norm, batch_norm_layers, why_frozen
 from bnlab.observe.evidence import Floats
 from bnlab.observe.fixed_batch_size import BatchesOfSize
+from bnlab.observe.label_order import LabelOrder
 from bnlab.observe.passes.calling import Batch, Forward, require_forward, run_batch
 from bnlab.observe.passes.in_use import one_at_a_time
 from bnlab.observe.passes.kept_batches import is_count, require_data
 from bnlab.observe.passes.offloaded import values_at_hand
-from bnlab.observe.passes.pooling import Estimator, Pooling, pool
+from bnlab.observe.passes.pooling import End, Estimator, Pooling, pool
 from bnlab.observe.passes.snapshot import all_or_nothing, uncompiled
 from bnlab.observe.passes.subject import Subject, usage_error_unless
 from bnlab.observe.programs.opened import opened
@@ -39,18 +42,13 @@ from bnlab.records import (
     StatisticsVerdict,
 )
 from bnlab.remedies.counters import new_counters, write_counters
+from bnlab.remedies.precision import passes_note, source_note, why_not_reached
 from bnlab.remedies.receipt import Receipt
 from bnlab.remedies.remedy import Material, Refusal, Remedy, RemedyPlan, record_of
 from bnlab.remedies.running_statistics import distance_in_std, statistics_text, stored_statistics, write_statistics
 from bnlab.wording import OTHER_DIRECTION, counted
 
 __all__ = ["Recalibrate", "recalibrate", "recalibrate_with", "why_kept"]
-
-_TARGET_STANDARD_ERROR = 0.03
-"""A standard error that is small enough: that of 1,000 independent samples.
-
-With 1,000 samples, Wu and Johnson 2021 (arXiv:2105.07576), table 1, lose 0.03 %.
-"""
 
 
 class Recalibrate(Remedy):
@@ -137,10 +135,10 @@ def recalibrate(
     estimator: Estimator = "population",
     layerwise: bool = False,
     max_batches: int | None = None,
+    standard_error: float | None = None,
     layers: Iterable[str] | None = None,
-    forward: Forward | None = None,
-    tolerance: float | None = None,
     keep_counters: bool = False,
+    forward: Forward | None = None,
 ) -> Receipt:
     """Compute the running statistics of a model anew from data, in place.
 
@@ -171,15 +169,22 @@ def recalibrate(
             for any batch size and takes one pass per layer. A single pass for all layers carries the noise of the batch
             statistics from layer to layer.
         max_batches: The number of batches after which to stop.
+        standard_error: The standard error that is small enough, such as 0.01: no further batch is read once the
+            largest, over layers and channels, of the standard errors of mean/std and of ln(var)/2 is not above it. It
+            comes from the differences between the batches, of which at least 8 are read, and takes each for a random
+            one: shuffle the data. Batches that are seen to come in some order, such as that of their labels, are read
+            to the end. The receipt says how many batches were read, and what was reached in which layer and channel.
+            With `layerwise`, each layer reads as many batches as it needs itself.
         layers: Paths, or patterns such as "layer4.*". Frozen layers that are named here are recalibrated too.
-        forward: A function forward(model, batch), for models that cannot be called on the batch directly.
-        tolerance: The standard error, in standard deviations of the layer output, below which every layer must be to
-            stop early. It is checked from the eighth batch on.
         keep_counters: Whether `num_batches_tracked` stays as it is.
+        forward: A function forward(model, batch), for models that cannot be called on the batch directly.
 
     Returns:
         The receipt, with the old and new statistics of every layer, the distance between them, and the standard error.
         `undo()` restores the old statistics.
+
+    Warns:
+        BnlabWarning: If the data end before `standard_error` is reached. The statistics of all of them are stored.
 
     Raises:
         NoBatchNorm: If there is no BN layer.
@@ -202,9 +207,9 @@ def recalibrate(
         estimator,
         layerwise=layerwise,
         max_batches=max_batches,
-        forward=forward,
-        tolerance=tolerance,
+        standard_error=standard_error,
         keep_counters=keep_counters,
+        forward=forward,
     )
     batches = require_data("batches", batches)
     return recalibrate_with(model, batches, settings, layers=layers)
@@ -217,9 +222,9 @@ class RecalibrationSettings:
     estimator: Estimator = "population"
     layerwise: bool = False
     max_batches: int | None = None
-    forward: Forward = run_batch
-    tolerance: float | None = None
+    standard_error: float | None = None
     keep_counters: bool = False
+    forward: Forward = run_batch
 
     @classmethod
     def of(
@@ -228,9 +233,9 @@ class RecalibrationSettings:
         *,
         layerwise: bool,
         max_batches: int | None,
-        forward: Forward | None,
-        tolerance: float | None,
+        standard_error: float | None,
         keep_counters: bool,
+        forward: Forward | None,
     ) -> RecalibrationSettings:
         """Validate the arguments of :func:`recalibrate`.
 
@@ -241,16 +246,23 @@ class RecalibrationSettings:
             raise UsageError(f"recalibrate: estimator must be 'population' or 'within-batch', got {estimator!r}.")
         if max_batches is not None and not is_count(max_batches):
             raise UsageError(f"recalibrate: max_batches must be a number of at least 1 or None, got {max_batches!r}.")
-        if tolerance is not None and not 0 < tolerance < math.inf:
-            raise UsageError(f"recalibrate: tolerance must be finite and > 0, got {tolerance!r}.")
+        if standard_error is not None and not _is_finite_and_positive(standard_error):
+            raise UsageError(
+                f"recalibrate: standard_error must be finite and > 0, got {standard_error!r}. "
+                "Pass a number of standard deviations, such as 0.01."
+            )
         return cls(
             estimator=estimator,
             layerwise=layerwise,
             max_batches=max_batches,
-            forward=require_forward("recalibrate", forward),
-            tolerance=tolerance,
+            standard_error=standard_error,
             keep_counters=keep_counters,
+            forward=require_forward("recalibrate", forward),
         )
+
+
+def _is_finite_and_positive(value: object) -> bool:
+    return isinstance(value, (int, float, np.floating)) and not isinstance(value, bool) and bool(0 < value < math.inf)
 
 
 def recalibrate_with(
@@ -333,9 +345,12 @@ def _recalibrated(
         safety=Safety.STATISTICS,
         changes=tuple(changes),
         left_alone=(*left_alone, *unused),
-        notes=tuple(_notes(pooling, written.clipped)),
-        measurements=tuple(_measurements(chosen, pooling, old, new)),
+        notes=tuple(_notes(pooling, settings, written.clipped)),
+        measurements=tuple(_measurements(chosen, pooling, settings, old, new)),
     )
+    warning = why_not_reached(pooling, settings.estimator, settings.standard_error)
+    if warning is not None:
+        warnings.warn(warning, BnlabWarning, stacklevel=5)
     return Receipt(real, record, undo)
 
 
@@ -410,8 +425,10 @@ def _pooled(
         batches,
         by_batch=by_batch,
         imposed=imposed,
+        estimator=settings.estimator,
         max_batches=settings.max_batches,
-        tolerance=settings.tolerance,
+        standard_error=settings.standard_error,
+        data_order=LabelOrder(),
         advance=advance,
     )
 
@@ -442,32 +459,30 @@ def _layer_by_layer(
         samples=max(pooling.samples for pooling in passes),
         not_finite=max(pooling.not_finite for pooling in passes),
         one_value=max(pooling.one_value for pooling in passes),
-        stopped_early=any(pooling.stopped_early for pooling in passes),
+        end=min((pooling.end for pooling in passes), key=list(End).index),
+        order=next((pooling.order for pooling in passes if pooling.order is not None), None),
     )
 
 
 def _measurements(
     layers: Mapping[str, _BatchNorm],
     pooling: Pooling,
+    settings: RecalibrationSettings,
     old: Mapping[str, tuple[Floats, Floats]],
     new: Mapping[str, tuple[Floats, Floats]],
 ) -> Iterable[Measurement]:
-    for path, error in pooling.standard_errors.items():
+    errors = pooling.standard_errors(settings.estimator)
+    for path in pooling.layers:
         yield Measurement(path, "moved by", distance_in_std(old[path], new[path], layers[path].eps), "std")
-        if error is not None:
-            yield Measurement(path, "standard error", error, "std")
+        if path in errors:
+            yield Measurement(path, "standard error", errors[path].value, "std")
 
 
-def _notes(pooling: Pooling, clipped: Mapping[str, int]) -> Iterable[str]:
-    batches = counted(pooling.batches, "batch", "batches", separator=",")
-    source = f"from {batches}, {counted(pooling.samples, 'sample', separator=',')}"
-    errors = [error for error in pooling.standard_errors.values() if error is not None]
-    if errors:
-        needed = math.ceil(pooling.samples * (max(errors) / _TARGET_STANDARD_ERROR) ** 2)
-        stopped = ", stopped at the tolerance" if pooling.stopped_early else ""
-        yield f"{source}{stopped}; {needed:,} samples are enough for a standard error of {_TARGET_STANDARD_ERROR} std"
-    else:
-        yield f"{source}: one batch is too few to estimate a standard error"
+def _notes(pooling: Pooling, settings: RecalibrationSettings, clipped: Mapping[str, int]) -> Iterable[str]:
+    yield source_note(pooling, settings.estimator, settings.standard_error)
+    of_passes = passes_note(pooling) if settings.layerwise else None
+    if of_passes is not None:
+        yield of_passes
     if pooling.not_finite:
         left_out = counted(pooling.not_finite, "batch", "batches", separator=",")
         yield f"left out: {left_out} in which a layer gets a NaN or inf"

@@ -6,6 +6,7 @@ import copy
 import io
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.testing import assert_close
 
 import bnlab
-from bnlab.errors import NoBatchNorm, UsageError
+from bnlab.errors import BnlabWarning, NoBatchNorm, UsageError
 
 
 def batch_norms(model):
@@ -552,23 +553,100 @@ def test_what_lies_behind_the_last_layer_runs_only_once(device):
     assert len(runs) == 1
 
 
-def test_a_tolerance_stops_early_and_standard_errors_are_honest(device):
+class Counting:
+    """A loader that counts how many batches are fetched, in all its iterations."""
+
+    def __init__(self, batches):
+        self.batches, self.fetched = batches, 0
+
+    def __iter__(self):
+        for batch in self.batches:
+            self.fetched += 1
+            yield batch
+
+
+def test_a_standard_error_stops_early_and_the_receipt_says_where(device):
     generator = torch.Generator().manual_seed(0)
-    scores = []
-    for _ in range(60):
-        batches = [torch.randn(16, 4, generator=generator, dtype=torch.float64).to(device) * 2 + 1 for _ in range(20)]
-        model = nn.BatchNorm1d(4).to(device).double()
-        receipt = bnlab.recalibrate(model, batches)
-        error = next(m.value for m in receipt.changes.measurements if m.what == "standard error")
-        true = (((model.running_mean - 1) / 2) ** 2 + (model.running_var / 4 - 1) ** 2 / 4).mean().sqrt()
-        scores.append(float(true) / error)
-    assert 0.85 < math.sqrt(sum(score**2 for score in scores) / len(scores)) < 1.15
-    many = [torch.randn(64, 4, generator=generator).to(device) for _ in range(200)]
-    model = nn.BatchNorm1d(4).to(device)
-    receipt = bnlab.recalibrate(model, many, tolerance=0.03)
-    assert "stopped at the tolerance" in receipt.changes.notes[0]
+    scale = torch.tensor([1.0, 1.0, 9.0, 1.0]).to(device)
+    many = Counting(
+        [(scale * torch.randn(64, 4, generator=generator).to(device), torch.arange(64) % 5) for _ in range(200)]
+    )
+    model = nn.Sequential(nn.BatchNorm1d(4)).to(device)
+    receipt = bnlab.recalibrate(model, many, standard_error=0.03)
     used = int(receipt.changes.notes[0].split()[1])
-    assert 8 <= used < 40
+    assert 14 < used == many.fetched < 40
+    (error,) = (m.value for m in receipt.changes.measurements if m.what == "standard error")
+    assert 0.02 < error <= 0.03
+    assert re.fullmatch(
+        rf"from {used} batches, {used * 64:,} samples: the pass stops at a standard error of 0\.0\d+ std, 0\.03 std "
+        r"wanted \(largest for the (mean|variance) of channel \d in 0\)",
+        receipt.changes.notes[0],
+    )
+
+
+def test_the_standard_error_counts_images_and_not_positions(device):
+    """All positions of an image are the same, so that 64 values per channel are one observation."""
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randn(8, 2, 1, 1, generator=generator).expand(8, 2, 8, 8).to(device) for _ in range(400)]
+    model = nn.BatchNorm2d(2).to(device)
+    receipt = bnlab.recalibrate(model, data, standard_error=0.05)
+    used = int(receipt.changes.notes[0].split()[1])
+    assert used > 40  # 20 x 20 images are 50 batches; counted by position, 8 batches would do
+
+
+def test_layerwise_reads_for_each_layer_what_it_needs(device):
+    """The second layer has heavy tails, and needs more batches than the first."""
+
+    class Cubed(nn.Module):
+        def forward(self, x):
+            return x**3
+
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(4), Cubed(), nn.BatchNorm1d(4)).to(device).double()
+    data = Counting([torch.randn(64, 4, generator=generator, dtype=torch.float64).to(device) for _ in range(600)])
+    receipt = bnlab.recalibrate(model, data, standard_error=0.05, layerwise=True)
+    few, many = (int(number) for number in re.findall(r"\d+", receipt.changes.notes[1]))
+    assert receipt.changes.notes[1] == f"one pass for each layer, over {few} to {many} batches"
+    assert 8 <= few < 20 < many < 600
+    assert receipt.changes.notes[0].startswith(f"from {many} batches")
+    assert "in 2)" in receipt.changes.notes[0]
+    assert data.fetched <= few + 2 * many
+
+
+@pytest.mark.parametrize("layerwise", [True, False])
+def test_data_that_end_first_are_reported_and_all_used(layerwise, device):
+    model, batches = network().to(device), images(4, 4, 4)
+    expected = truth(model, batches)
+    with pytest.warns(BnlabWarning, match="at most standard_error=0.001 before they end, got") as caught:
+        receipt = bnlab.recalibrate(model, batches, standard_error=0.001, layerwise=layerwise)
+    assert caught[0].filename == __file__
+    assert receipt.changes.notes[0].startswith("from 3 batches, 12 samples: the data end at a standard error of ")
+    assert receipt.changes.notes[0].endswith(" samples are enough")
+    if not layerwise:
+        assert_right(model, expected)
+
+
+def test_a_limit_that_ends_first_is_reported_without_a_warning(device):
+    receipt = bnlab.recalibrate(network().to(device), images(*[4] * 9), standard_error=0.001, max_batches=8)
+    assert receipt.changes.notes[0].startswith("from 8 batches, 32 samples: max_batches ends the pass at a standard ")
+
+
+def test_a_loader_that_is_sorted_by_class_is_read_to_the_end(device):
+    """The first class alone looks as if its batches were all that there is."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (label + torch.randn(64, 4, generator=generator).to(device), torch.full((64,), label))
+        for label in range(5)
+        for _ in range(20)
+    ]
+    model = nn.BatchNorm1d(4).to(device)
+    with pytest.warns(BnlabWarning, match="the labels are sorted, so that the standard error is not known. Shuffle"):
+        receipt = bnlab.recalibrate(model, batches, standard_error=0.1)
+    assert receipt.changes.notes[0].startswith("from 100 batches, 6,400 samples: the labels are sorted, so that")
+    assert not [m for m in receipt.changes.measurements if m.what == "standard error"]
+    assert_close(model.running_mean, torch.full((4,), 2.0).to(device), atol=0.1, rtol=0)
+    shuffled = [batches[place] for place in torch.randperm(100, generator=generator)]
+    assert "the pass stops" in bnlab.recalibrate(model, shuffled, standard_error=0.2).changes.notes[0]
 
 
 def test_undo_puts_the_old_statistics_back_into_the_same_buffers(device):
@@ -637,7 +715,11 @@ def test_a_model_without_bn_and_arguments_that_are_wrong(device):
     for arguments, message in (
         ({"estimator": "biased"}, "estimator must be 'population' or 'within-batch', got 'biased'"),
         ({"max_batches": 0}, "max_batches must be a number of at least 1 or None, got 0"),
-        ({"tolerance": 0}, "tolerance must be finite and > 0, got 0"),
+        ({"standard_error": 0}, "standard_error must be finite and > 0, got 0. Pass a number of standard deviations"),
+        ({"standard_error": math.inf}, "standard_error must be finite and > 0, got inf"),
+        ({"standard_error": math.nan}, "standard_error must be finite and > 0, got nan"),
+        ({"standard_error": True}, "standard_error must be finite and > 0, got True"),
+        ({"standard_error": "0.01"}, "standard_error must be finite and > 0, got '0.01'"),
         ({"forward": 3}, "forward must be callable, got int"),
         ({"layers": "1"}, "must be a list of paths"),
         ({"layers": ["9"]}, "each must lead to a BN layer, got '9'"),

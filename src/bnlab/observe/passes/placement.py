@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -22,18 +22,20 @@ _SMALL = 1 << 16
 """Bytes up to which CUDA copies from ordinary memory without a wait for the device: it takes its own copy at once."""
 
 
-def batches_of(data: Iterable[Any], like: nn.Module) -> Iterator[Any]:
+def batches_of(data: Iterable[Any], like: nn.Module, *, look: Callable[[Any], None] | None = None) -> Iterator[Any]:
     """Yield every batch on the device of the model `like`, unless the model places its input itself.
 
     CUDA copies from ordinary memory only when everything is done that runs on the device. From pinned memory it copies
     in the background, while the host goes on. A batch of the CPU is therefore copied to pinned memory first, which
     costs the host a copy while the device works. The batch itself is never pinned, and may be overwritten as soon as
     the next one is asked for. What a `DataLoader` with `pin_memory=True` has pinned is new in each batch, and needs no
-    other copy.
+    other copy. `look` gets every batch before that.
     """
     device = _device_of(like)
     is_pinned_for_us = isinstance(data, DataLoader) and data.pin_memory
     for batch in data:
+        if look is not None:
+            look(batch)
         yield batch if device is None else _on(batch, device, is_pinned_for_us=is_pinned_for_us)
 
 

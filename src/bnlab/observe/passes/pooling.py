@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Literal
+from enum import Enum
+from functools import partial
+from typing import Literal, Protocol
 
 import numpy as np
 from torch import nn
@@ -20,21 +21,45 @@ from bnlab.errors import UsageError
 from bnlab.functional.streaming import StreamingMoments
 from bnlab.observe.discover import channels_of
 from bnlab.observe.evidence import Floats
+from bnlab.observe.passes.batch_order import SuccessiveRows, is_ordered
 from bnlab.observe.passes.batches import samples_in
 from bnlab.observe.passes.calling import Batch
 from bnlab.observe.passes.order import ForwardEnded
 from bnlab.observe.passes.placement import batches_of
 from bnlab.observe.passes.population import impose_statistics
 from bnlab.observe.passes.statistics import LayerCall, Run, measuring
+from bnlab.observe.passes.stopping import Looks
 from bnlab.observe.passes.subject import Subject
+from bnlab.observe.standard_errors import BatchTotals, MomentErrors, StandardError
 
-__all__ = ["Estimator", "Pooled", "Pooling", "pool"]
+__all__ = ["DataOrder", "End", "Estimator", "Pooled", "Pooling", "pool"]
 
 Estimator = Literal["population", "within-batch"]
 """Selects the variance: that of the population, or the mean of the unbiased variances of the batches."""
 
-_MIN_BATCHES_TO_STOP = 8
-"""Number of batches below which the spread of the batch statistics is too uncertain to stop the pass."""
+
+class DataOrder(Protocol):
+    """What the batches themselves show about their order, such as their labels."""
+
+    def add(self, batch: Batch) -> None:
+        """Take a batch, before it is on the device of the model."""
+        ...
+
+    def clue(self, *, is_everything: bool) -> str | None:
+        """Return what shows that the batches so far are in some order, as a clause; None where nothing does.
+
+        Args:
+            is_everything: Whether the data have ended.
+        """
+        ...
+
+
+class End(Enum):
+    """Why a pass ended. REACHED: the standard error is small enough. LIMIT: so many batches were wanted."""
+
+    DATA = "data"
+    LIMIT = "limit"
+    REACHED = "reached"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,8 +72,9 @@ class Pooled:
         mean: Mean over every value, input units.
         population_var: M2/(N-1), by the law of total variance, squared input units.
         within_var: Mean of the unbiased batch variances, weighted by count, squared input units.
-        batch_mean_var: Variance of the batch means over batches.
-        batch_var_var: Variance of the unbiased batch variances over batches.
+        eps: What the layer adds to a variance, squared input units.
+        errors: The standard errors of these statistics; None where the batches are too few.
+        order_score: How alike successive batches are, as a standard normal deviate.
     """
 
     batches: int
@@ -56,25 +82,23 @@ class Pooled:
     mean: Floats
     population_var: Floats
     within_var: Floats
-    batch_mean_var: Floats
-    batch_var_var: Floats
+    eps: float
+    errors: MomentErrors | None
+    order_score: float
 
     def var(self, estimator: Estimator) -> Floats:
         """Return the variance that the estimator selects."""
         return self.population_var if estimator == "population" else self.within_var
 
-    @property
-    def standard_error(self) -> float | None:
-        """Root mean square over channels of the error of the normalised output, in standard deviations.
+    def standard_error(self, estimator: Estimator) -> StandardError | None:
+        """Return the largest standard error of the mean and of the variance that the estimator selects.
 
-        The squared error of a channel is SE(mean)^2/var + SE(var)^2/(4 var^2), where the standard errors come from the
-        spread of the batch statistics. The value is None for fewer than two batches.
+        The value is None for fewer than two batches, or where one batch is far larger than all others.
         """
-        if self.batches < 2:
+        if self.errors is None:
             return None
-        var = np.where(self.population_var > 0, self.population_var, np.inf)
-        square = (self.batch_mean_var / var + self.batch_var_var / (4 * var**2)) / self.batches
-        return math.sqrt(float(square.mean()))
+        var_error = self.errors.population_var if estimator == "population" else self.errors.within_var
+        return self.errors.largest(self.var(estimator), var_error, self.eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +112,9 @@ class Pooling:
         samples: Samples in the pooled batches.
         not_finite: Batches that were left out because a layer got a NaN or inf.
         one_value: Batches that were left out because a layer got one value per channel.
-        stopped_early: Whether the tolerance was reached before the data ended.
+        end: Why the pass ended.
+        order: What shows that the batches do not come in a random order, as a clause; None where nothing does. The
+            standard errors, which take every batch for a random one, are then wrong.
     """
 
     layers: Mapping[str, Pooled]
@@ -96,12 +122,15 @@ class Pooling:
     samples: int
     not_finite: int
     one_value: int
-    stopped_early: bool
+    end: End
+    order: str | None
 
-    @cached_property
-    def standard_errors(self) -> Mapping[str, float | None]:
-        """The standard error of each layer; None for a layer with fewer than two batches."""
-        return {path: pooled.standard_error for path, pooled in self.layers.items()}
+    def standard_errors(self, estimator: Estimator) -> Mapping[str, StandardError]:
+        """Return the standard error of each layer that has one. There is none where the batches are in some order."""
+        if self.order is not None:
+            return {}
+        errors = {path: pooled.standard_error(estimator) for path, pooled in self.layers.items()}
+        return {path: error for path, error in errors.items() if error is not None}
 
 
 def pool(
@@ -111,8 +140,10 @@ def pool(
     *,
     by_batch: Collection[nn.Module] = (),
     imposed: Mapping[_BatchNorm, tuple[Floats, Floats]] | None = None,
+    estimator: Estimator = "population",
     max_batches: int | None = None,
-    tolerance: float | None = None,
+    standard_error: float | None = None,
+    data_order: DataOrder | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Pooling:
     """Return the pooled statistics of the inputs of layers over a data set.
@@ -125,9 +156,12 @@ def pool(
         data: Batches.
         by_batch: Other layers that also normalise with the statistics of each batch.
         imposed: Mean and variance with which further layers normalise instead of their running statistics.
+        estimator: The variance whose standard error counts.
         max_batches: Number of batches after which the pass stops; None for no limit.
-        tolerance: Standard error, in standard deviations, at which the pass stops. It is checked from the eighth batch
-            on.
+        standard_error: Standard error, in standard deviations, at which the pass stops: the largest over layers and
+            channels. No other batch is asked for then. The pass looks at it from the eighth batch on, and never stops
+            where the batches are in some order.
+        data_order: Watches the batches for an order that the statistics do not show.
         advance: Called after every batch.
 
     Raises:
@@ -136,22 +170,25 @@ def pool(
     Source:
         Wu and Johnson 2021, appendix A.2; merged as in Chan, Golub and LeVeque 1983.
     """
-    meters = _Meters({path: _Meter(channels_of(layer)) for path, layer in layers.items()}, tolerance)
+    meters = _Meters({path: _Meter(layer) for path, layer in layers.items()}, data_order)
+    looks = None if standard_error is None else Looks(standard_error)
     with (
         impose_statistics(imposed or {}),
         measuring(subject, layers, meters.stage, by_batch=by_batch) as run,
     ):
-        _run_batches(run, meters, batches_of(data, subject.model), max_batches, advance)
+        batches = batches_of(data, subject.model, look=None if data_order is None else data_order.add)
+        end = _run_batches(run, meters, batches, max_batches, looks, estimator, advance)
         seen = list(run.order.seen)
     if not meters.batches:
         raise UsageError(_nothing_usable(meters))
     return Pooling(
-        layers={path: meters.layers[path].result() for path in seen if meters.layers[path].batches},
+        layers={path: meters.layers[path].result() for path in seen if meters.layers[path].calls},
         batches=meters.batches,
         samples=meters.samples,
         not_finite=meters.not_finite,
         one_value=meters.one_value,
-        stopped_early=meters.have_converged,
+        end=end,
+        order=meters.order(is_everything=end is End.DATA),
     )
 
 
@@ -160,24 +197,30 @@ def _run_batches(
     meters: _Meters,
     batches: Iterable[Batch],
     max_batches: int | None,
+    looks: Looks | None,
+    estimator: Estimator,
     advance: Callable[[], None],
-) -> None:
-    """Run the batches until the data end, or so many have run, or the meters have converged.
+) -> End:
+    """Run the batches until the data end, or so many have run, or the standard errors are small enough.
 
-    Values that wait on a device are read every few batches, so that a few run that the meters do not take in any more.
+    Values that wait on a device are read when the standard errors are looked at.
     """
     if max_batches == 0:
-        return
+        return End.LIMIT
     for index, batch in enumerate(batches, start=1):
         run.then(meters.begin)
         one_value = run.one_batch(batch) is not None
         run.then(partial(meters.end, samples_in(batch), one_value=one_value))
         advance()
-        if meters.tolerance is not None and index % _MIN_BATCHES_TO_STOP == 0:
+        if looks is not None and looks.is_due(index):
             run.settle()
-        if meters.have_converged or index == max_batches:
-            break
+            if looks.may_stop(index, meters.batches, meters.largest_error(estimator)) and not meters.are_ordered:
+                return End.REACHED
+        if index == max_batches:
+            run.settle()
+            return End.LIMIT
     run.settle()
+    return End.DATA
 
 
 def _nothing_usable(meters: _Meters) -> str:
@@ -193,11 +236,10 @@ def _nothing_usable(meters: _Meters) -> str:
 
 @dataclass
 class _Meters:
-    """The meters of a pass. They take in all calls of a batch or none of them, and none once they have converged."""
+    """The meters of a pass. They take in all calls of a batch or none of them."""
 
     layers: Mapping[str, _Meter]
-    tolerance: float | None = None
-    have_converged: bool = False
+    data_order: DataOrder | None = None
     staged: list[tuple[str, int, Floats, Floats]] = field(default_factory=list)
     is_finite: bool = True
     batches: int = 0
@@ -224,8 +266,6 @@ class _Meters:
 
     def end(self, samples: int, *, one_value: bool) -> None:
         """Merge the calls of the batch if the batch can be used, and count the batch."""
-        if self.have_converged:
-            return
         if not self.is_finite:
             self.not_finite += 1
         elif one_value:
@@ -233,46 +273,66 @@ class _Meters:
         elif self.staged:
             for path, count, mean, var in self.staged:
                 self.layers[path].add(count, mean, var)
+            for path in {path for path, *_ in self.staged}:
+                self.layers[path].end_batch()
             self.batches += 1
             self.samples += samples
-        self.have_converged = self.tolerance is not None and self._are_within(self.tolerance)
 
-    def _are_within(self, tolerance: float) -> bool:
-        """Return whether the standard error of every layer that ran is at most the tolerance."""
-        if self.batches < _MIN_BATCHES_TO_STOP:
-            return False
-        errors = [meter.result().standard_error for meter in self.layers.values() if meter.batches]
-        return all(error is not None and error <= tolerance for error in errors)
+    def largest_error(self, estimator: Estimator) -> float:
+        """Return the largest standard error of the layers that ran; inf where one is not known."""
+        errors = [meter.result().standard_error(estimator) for meter in self.layers.values() if meter.calls]
+        return max((math.inf if error is None else error.value for error in errors), default=math.inf)
+
+    @property
+    def are_ordered(self) -> bool:
+        """Whether the batches so far are in some order, so that they say little about those to come."""
+        return self.order(is_everything=False) is not None
+
+    def order(self, *, is_everything: bool) -> str | None:
+        """Return what shows that the batches are in some order, as a clause; None where nothing does.
+
+        Args:
+            is_everything: Whether the data have ended.
+        """
+        clue = None if self.data_order is None else self.data_order.clue(is_everything=is_everything)
+        if clue is not None:
+            return clue
+        scores = [meter.result().order_score for meter in self.layers.values() if meter.calls]
+        return "successive batches are alike" if is_ordered(scores) else None
 
 
 class _Meter:
     """Merges the calls of one layer."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, layer: nn.Module) -> None:
+        channels = channels_of(layer)
         zeros = np.zeros(channels)
+        self._eps = float(getattr(layer, "eps", 0.0))
         self._values, self._within = StreamingMoments(zeros), StreamingMoments(zeros)
-        self._means, self._vars = StreamingMoments(zeros), StreamingMoments(zeros)
-
-    @property
-    def batches(self) -> int:
-        """Calls so far."""
-        return int(self._means.count)
+        self._totals, self._rows = BatchTotals(channels), SuccessiveRows(channels)
+        self.calls = 0
 
     def add(self, count: int, mean: Floats, var: Floats) -> None:
         """Merge the statistics of one call: number of values per channel, mean and unbiased variance."""
         self._values.add(count, mean, var * (count - 1))
         self._within.add(count, var)
-        self._means.add(1, mean)
-        self._vars.add(1, var)
+        self._totals.add(count, mean, var)
+        self.calls += 1
+
+    def end_batch(self) -> None:
+        """End a batch in which the layer ran."""
+        self._rows.add(*self._totals.end_batch())
 
     def result(self) -> Pooled:
         """Return the merged statistics."""
+        mean, var = self._values.mean, self._values.unbiased_var
         return Pooled(
-            batches=self.batches,
+            batches=self.calls,
             count=int(self._values.count),
-            mean=self._values.mean,
-            population_var=self._values.unbiased_var,
+            mean=mean,
+            population_var=var,
             within_var=self._within.mean,
-            batch_mean_var=self._means.unbiased_var,
-            batch_var_var=self._vars.unbiased_var,
+            eps=self._eps,
+            errors=self._totals.errors(),
+            order_score=self._rows.score(mean, var, self._eps),
         )

@@ -7,7 +7,7 @@ from torch import nn
 
 from bnlab.errors import UsageError
 from bnlab.observe.discover import any_batch_norm
-from bnlab.observe.passes.pooling import pool
+from bnlab.observe.passes.pooling import End, pool
 from bnlab.observe.passes.subject import Subject
 
 
@@ -50,13 +50,105 @@ def test_imposed_statistics_are_what_other_layers_normalise_with(model):
     assert torch.equal(first.running_mean, torch.zeros(3))
 
 
-def test_pooling_stops_at_the_tolerance_or_the_number_of_batches(model):
-    data = [torch.randn(64, 3) for _ in range(30)]
+class Counting:
+    """A loader that counts how many batches are fetched."""
+
+    def __init__(self, batches):
+        self.batches, self.fetched = batches, 0
+
+    def __iter__(self):
+        for batch in self.batches:
+            self.fetched += 1
+            yield batch
+
+
+def test_pooling_stops_at_the_standard_error_or_the_number_of_batches(model):
+    data = Counting([torch.randn(64, 3) for _ in range(60)])
     layers = any_batch_norm(model)
-    assert pool(Subject(model), layers, data, max_batches=3).batches == 3
-    early = pool(Subject(model), layers, data, tolerance=0.2)
-    assert early.stopped_early
-    assert early.batches == 8
+    limited = pool(Subject(model), layers, data, max_batches=3)
+    assert (limited.batches, data.fetched, limited.end) == (3, 3, End.LIMIT)
+    data.fetched = 0
+    early = pool(Subject(model), layers, data, standard_error=0.2)
+    assert (early.batches, data.fetched, early.end) == (8, 8, End.REACHED)
+    data.fetched = 0
+    later = pool(Subject(model), layers, data, standard_error=0.04)
+    assert 12 < later.batches == data.fetched < 50
+    errors = later.standard_errors("population")
+    assert max(error.value for error in errors.values()) <= 0.04
+    assert errors == {path: pooled.standard_error("population") for path, pooled in later.layers.items()}
+    assert pool(Subject(model), layers, data, standard_error=1e-4).end is End.DATA
+
+
+def test_no_more_batches_are_read_than_the_standard_error_needs(model):
+    """Whoever has read n batches needs n (error/wanted)^2; the looks are a sixteenth apart at most."""
+    data = [torch.randn(32, 3) for _ in range(400)]
+    layers = any_batch_norm(model)
+    used = pool(Subject(model), layers, data, standard_error=0.02).batches
+    before = pool(Subject(model), layers, data, max_batches=used - used // 10)
+    assert max(error.value for error in before.standard_errors("population").values()) > 0.02
+
+
+def test_batches_that_are_left_out_do_not_count_as_read(model):
+    spoiled = torch.full((8, 3), float("nan"))
+    data = Counting([torch.randn(64, 3) if index % 2 else spoiled for index in range(40)])
+    pooling = pool(Subject(model), any_batch_norm(model), data, standard_error=0.5)
+    assert (pooling.batches, pooling.not_finite, data.fetched) == (8, 8, 16)
+
+
+def test_a_layer_that_has_not_run_often_enough_keeps_the_pass_going():
+    class Turns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.first(x) if len(x) == 8 else self.second(x)
+
+    model = Turns()
+    data = [torch.randn(9 if index == 2 else 8, 3) for index in range(20)]
+    pooling = pool(Subject(model), any_batch_norm(model), data, standard_error=1.0)
+    assert pooling.end is End.DATA
+    assert set(pooling.standard_errors("population")) == {"first"}
+
+
+def test_the_error_of_what_is_stored_is_that_of_the_estimator():
+    """Batches with levels of their own: their variances are alike, and the variance of all values is not known."""
+    layer = nn.BatchNorm1d(4)
+    levels = torch.randn(12, 1, 4, generator=torch.Generator().manual_seed(3))
+    pooled = pool(Subject(layer), {"": layer}, list(levels + 0.1 * torch.randn(12, 500, 4))).layers[""]
+    assert pooled.errors.within_var.max() / pooled.within_var.max() < 0.05
+    assert pooled.errors.population_var.min() / pooled.population_var.max() > 0.1
+    assert pooled.standard_error("within-batch").of == "mean"
+
+
+@pytest.mark.parametrize("kind", ["grouped in runs", "sorted, all the same so far", "drifting"])
+def test_batches_in_some_order_claim_no_standard_error(kind):
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.BatchNorm1d(8)
+    if kind == "drifting":
+        levels = torch.linspace(0, 3, 40)
+    else:
+        levels = torch.tensor([0.0, 2.0, 1.0, 3.0]).repeat_interleave(10)
+    data = [level + torch.randn(32, 8, generator=generator) for level in levels]
+    pairs = [(x, torch.full((32,), int(10 * level))) for x, level in zip(data, levels, strict=True)]
+    of_labels = Labels() if kind.startswith("sorted") else None
+    wanted = 0.05 if of_labels else None
+    pooling = pool(
+        Subject(layer), {"": layer}, pairs if of_labels else data, standard_error=wanted, data_order=of_labels
+    )
+    assert (pooling.batches, pooling.end) == (40, End.DATA)
+    assert pooling.standard_errors("population") == {}
+    assert pooling.order == ("labels" if of_labels else "successive batches are alike")
+
+
+class Labels:
+    """Stands for an order that the labels show."""
+
+    def add(self, batch):
+        assert len(batch) == 2
+
+    def clue(self, *, is_everything):
+        return "labels"
 
 
 def test_no_usable_batch_is_an_error(model):
