@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bnlab.remedies.recalibrate import recalibrate
     from bnlab.remedies.receipt import Receipt
     from bnlab.repairing import repair
+    from bnlab.watching.once_per_step import once_per_step
 
 __all__ = [
     "Diagnosis",
@@ -29,6 +30,7 @@ __all__ = [
     "functional",
     "lab",
     "nn",
+    "once_per_step",
     "recalibrate",
     "repair",
     "unfreeze",
@@ -42,6 +44,7 @@ _HOMES = {
     "explain": "bnlab.checks",
     "fold": "bnlab.remedies.fold.fold",
     "freeze": "bnlab.remedies.freeze.freeze",
+    "once_per_step": "bnlab.watching.once_per_step",
     "recalibrate": "bnlab.remedies.recalibrate",
     "repair": "bnlab.repairing",
     "unfreeze": "bnlab.remedies.freeze.freeze",

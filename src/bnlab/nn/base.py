@@ -145,7 +145,7 @@ class BatchNormBase(BatchNormWithSafeStatistics):
         return y
 
     def _move_statistics(self, batches: list[BatchStatistics], context: Context) -> None:
-        if context == "exporter" and not exports_updates(self):
+        if is_recomputation() or (context == "exporter" and not exports_updates(self)):
             return
         if context == "transform":
             input_check.check_buffers_under_vmap(self, batches[0].mean)

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 from bnlab.errors import BnlabWarning
 from bnlab.functional.moments import sum_of_weights
 from bnlab.functional.running import moving_average
+from bnlab.kernels.compiled import is_in_backward
 from bnlab.kernels.request import Buffers
 from bnlab.nn.layer_path import layer_path
 from bnlab.nn.options import Nonfinite
@@ -29,8 +30,6 @@ __all__ = [
 
 _STATISTICS = ("running_mean", "running_var")
 _WIDE = (torch.float32, torch.float64)
-_graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # noqa: SLF001
-"""Returns the id of the backward pass that this code runs in, or -1 outside of one. torch has no public test for it."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class BatchNormWithSafeStatistics(TorchBatchNorm):
         Where reading a value would make a device wait, or stop a compiler, the decision stays a tensor.
         """
         mean, var, count = batch.mean, batch.var, batch.count
-        if is_recomputation() or (self.num_batches_tracked is None and self.momentum is None):
+        if self.num_batches_tracked is None and self.momentum is None:
             return
         readable = is_readable(mean)
         total = float(count) if readable else count if isinstance(count, Tensor) else mean.new_full((), count)
@@ -221,8 +220,3 @@ def is_readable(values: Tensor) -> bool:
 def is_recomputation() -> bool:
     """Whether activation checkpointing is recomputing this forward pass inside the backward pass."""
     return not torch.compiler.is_compiling() and is_in_backward()
-
-
-def is_in_backward() -> bool:
-    """Whether this code runs inside a backward pass. Do not call this in code that a compiler traces."""
-    return _graph_task() != -1

@@ -17,7 +17,7 @@ from bnlab.uninterrupted import restores
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["belongs_to_another_command", "in_use", "one_at_a_time"]
+__all__ = ["belongs_to_another_command", "in_use", "one_at_a_time", "runs_command"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -59,6 +59,11 @@ def one_at_a_time(command: str, *, of: Callable[[Any], object] = lambda argument
 def belongs_to_another_command(thread: int) -> bool:
     """Return whether the current thread runs a command of its own, other than that of the thread with this number."""
     return threading.get_ident() != thread and threading.get_ident() in _commands
+
+
+def runs_command() -> bool:
+    """Return whether the current thread runs a command of bnlab on a model."""
+    return threading.get_ident() in _commands
 
 
 @restores

@@ -7,7 +7,7 @@ from torch import nn
 
 import bnlab
 from bnlab.errors import UsageError
-from bnlab.observe.passes.in_use import belongs_to_another_command, in_use, one_at_a_time
+from bnlab.observe.passes.in_use import belongs_to_another_command, in_use, one_at_a_time, runs_command
 
 
 def in_a_thread(function):
@@ -96,3 +96,11 @@ def test_two_threads_on_one_model_leave_it_as_it_was_and_on_two_models_agree():
     assert differences(before, trace_of(model)) == []
     assert [name for name in differences(process, trace_of_process()) if "random" not in name] == []
     assert torch._dynamo.eval_frame._stance.stance == "default"
+
+
+def test_a_thread_knows_whether_it_runs_a_command():
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    assert not runs_command()
+    with in_use(model, "recalibrate"):
+        assert runs_command()
+        assert not in_a_thread(runs_command)
