@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,12 @@ settings.register_profile(
     "bnlab", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("bnlab")
+
+# A job in the background of a shell or of a CI machine inherits that signals are ignored. The tests send signals to
+# themselves and to their child processes, which inherit the handlers from here.
+for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 # The tests use one thread, also as one of two workers: the tensors are small, and on a busy machine threads that wait
 # for each other take many times as long. BNLAB_TEST_THREADS and BNLAB_TEST_FLUSH_DENORMAL reproduce the rounding of

@@ -59,7 +59,7 @@ class Cost:
         lines = self.stderr.strip().splitlines()
         seconds = self.processor_seconds if busy else self.seconds
         if self.code is None:
-            return f"hangs: killed after {self.seconds:.0f} s"
+            return f"hangs: killed after {self.seconds:.0f} s, of which it computed {self.processor_seconds:.0f} s"
         if self.code < 0:
             return f"dies of signal {-self.code}"
         if any(line.startswith("Traceback") for line in lines):

@@ -74,6 +74,17 @@ def test_a_handler_that_is_set_in_the_block_stays(request):
     assert signal.getsignal(signal.SIGALRM) is other
 
 
+def test_a_signal_that_is_ignored_stays_ignored(request):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    steps = []
+    with SignalsHeld():
+        restore(steps)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert steps == [0, 1, 2]
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
 def test_other_threads_need_no_protection():
     seen = []
 

@@ -101,7 +101,7 @@ def main() -> None:
     """Run the command line. Any error becomes one line on stderr and exit code 2.
 
     The environment variable BNLAB_TRACEBACK shows where an error comes from. SIGTERM and SIGHUP end the command as an
-    error does.
+    error does. A signal that the caller ignores stays ignored, as by nohup, and as Ctrl-C in a job in the background.
     """
     _behave_in_pipes()
     try:

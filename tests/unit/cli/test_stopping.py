@@ -65,11 +65,6 @@ def wait():
             pass
 """
 
-NOHUP = """
-import signal
-signal.signal(signal.SIGHUP, signal.SIG_IGN)
-"""
-
 FORKS = """
 import os, signal, sys, time
 from bnlab.cli import stopping
@@ -96,10 +91,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def start(folder, before=""):
-    """Start the command and wait until it writes."""
+def start(folder, before="", *, ignores=""):
+    """Start the command, which inherits that it ignores the signals in `ignores`, and wait until it writes."""
+    command = [sys.executable, "-c", WRITES.format(before=before)]
     process = subprocess.Popen(
-        [sys.executable, "-c", WRITES.format(before=before)],
+        ["sh", "-c", f"trap '' {ignores}; exec \"$@\"", "sh", *command] if ignores else command,
         cwd=folder,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -115,7 +111,7 @@ def ended(process, *numbers):
     try:
         for number in numbers:
             process.send_signal(number)
-        return process.wait(30), process.stderr.read()
+        return process.wait(120), process.stderr.read()
     finally:
         process.kill()
         process.communicate()
@@ -146,9 +142,11 @@ def test_a_signal_ends_a_command_whatever_runs(folder, before):
     assert_as_before(folder)
 
 
-def test_a_signal_that_the_caller_ignores_stays_ignored(folder):
-    process = start(folder, NOHUP)
-    process.send_signal(signal.SIGHUP)
+@pytest.mark.parametrize("name", ["HUP", "INT", "TERM"])
+def test_a_signal_that_the_caller_ignores_stays_ignored(folder, name):
+    """As behind nohup, and as SIGINT in a job that a script starts in the background."""
+    process = start(folder, ignores=name)
+    process.send_signal(getattr(signal, f"SIG{name}"))
     process.stdin.write(b"1")
     process.stdin.flush()
     assert ended(process) == (0, b"")
