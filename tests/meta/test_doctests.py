@@ -23,6 +23,7 @@ MODULES = [
     "bnlab.remedies.fold.fold",
     "bnlab.remedies.freeze.freeze",
     "bnlab.remedies.recalibrate",
+    "bnlab.watching.once_per_step",
     "bnlab.wording",
 ]
 
@@ -66,7 +67,18 @@ def test_examples_in_docstrings(name):
     assert not failed
 
 
-PAGES = ("background", "batch_norm", "batches", "checkpoints", "convert", "fold", "freeze", "lab", "layers")
+PAGES = (
+    "background",
+    "batch_norm",
+    "batches",
+    "checkpoints",
+    "convert",
+    "fold",
+    "freeze",
+    "lab",
+    "layers",
+    "once_per_step",
+)
 TRAINING_PAGES = [pytest.param(page, marks=pytest.mark.trains) for page in ("diagnosis", "recalibrate")]
 
 
