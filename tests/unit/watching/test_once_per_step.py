@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.host_reads import as_on_a_device, host_reads
 from tests.traces import differences, trace_of, trace_of_process
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -363,3 +364,16 @@ def test_each_rank_pools_its_own_micro_batches_and_shared_layers_those_of_all(tm
         torch.testing.assert_close(mean, whole.mean(0))
         torch.testing.assert_close(m2, whole.var(0) * (len(whole) - 1))
     assert all(torch.equal(a, b) for a, b in zip(ranks[0]["merged"], ranks[1]["merged"], strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_waits_for_a_device(kind, monkeypatch):
+    for name in ("bnlab.watching.pooled_batches", "bnlab.nn.running_update"):
+        monkeypatch.setattr(f"{name}.is_readable", lambda _: False)
+    model, x = network(kind), torch.randn(12, 4)
+    optimizer = sgd(model)
+    as_on_a_device(monkeypatch)
+    with host_reads() as reads, bnlab.once_per_step(model, optimizer):
+        train(model, optimizer, x.split(4))
+    assert not reads
+    require_moved(model[1], inputs(model, x))
