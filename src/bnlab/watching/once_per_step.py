@@ -77,10 +77,14 @@ def once_per_step(
     def step(_: Optimizer, skipped: bool | Tensor) -> None:
         _move(layers, skipped)
 
+    with_gradients = torch.is_grad_enabled()
     try:
         with replaced_forward((one.layer, one) for one in layers), SkippedSteps(step, optimizer, scaler):
             _forget_compiled_code()
             yield
+    except BaseException:
+        torch.set_grad_enabled(with_gradients)  # an interrupt as a block of no_grad begins leaves them off
+        raise
     finally:
         for one in layers:
             one.end()
