@@ -73,6 +73,7 @@ docs: $(TO_DEVELOP)  ## rewrite the generated pages
 pictures: $(TO_DEVELOP) $(KERNELS)  ## draw docs/images again; the page needs chromium, check.svg a checkpoint of $$BNLAB_DATA
 	$(BIN)/python tools/screenshot_page.py docs/images/report.png
 	$(BIN)/python tools/screenshot_diagnosis.py docs/images/diagnosis.svg
+	$(BIN)/python tools/screenshot_run.py docs/images/watch.png
 	test -z "$$BNLAB_DATA" || $(BIN)/python tools/screenshot.py "$$BNLAB_DATA/nets/burn_mnist/mnist.pt" docs/images/check.svg
 	$(BIN)/bnlab lab run huge-gap train-eval --figure svg
 	cp lab-records/huge-gap-quick.svg docs/images/huge-gap.svg

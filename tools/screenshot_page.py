@@ -22,9 +22,6 @@ _WIDTH, _HEIGHT = 1180, 1010
 
 def main() -> None:
     """Train, diagnose, and take the picture of the top of the page."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        sys.exit("screenshot_page: chromium must be installed, got none. Install it: make test-browser.")
     diagnosis = bnlab.check(
         train(Config()).model,
         data=datasets.load("digits:test"),
@@ -33,11 +30,19 @@ def main() -> None:
         select=["BN3", "BN4"],
         per_channel=True,
     )
+    photograph(render(diagnosis), sys.argv[1], _WIDTH, _HEIGHT)
+
+
+def photograph(html: str, picture: str, width: int, height: int) -> None:
+    """Take a picture of the top of a page."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        sys.exit("screenshot: chromium must be installed, got none. Install it: make test-browser.")
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder, "report.html")
-        page.write_text(render(diagnosis), encoding="utf-8")
-        size = f"--window-size={_WIDTH},{_HEIGHT}"
-        options = ["--headless=new", "--no-sandbox", "--hide-scrollbars", size, f"--screenshot={sys.argv[1]}"]
+        page.write_text(html, encoding="utf-8")
+        size = f"--window-size={width},{height}"
+        options = ["--headless=new", "--no-sandbox", "--hide-scrollbars", size, f"--screenshot={picture}"]
         subprocess.run([chromium, *options, page.as_uri()], check=True, capture_output=True)
 
 

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from bnlab.remedies.receipt import Receipt
     from bnlab.repairing import repair
     from bnlab.watching.once_per_step import once_per_step
+    from bnlab.watching.watch import Watch, watch
 
 __all__ = [
     "Diagnosis",
     "Receipt",
+    "Watch",
     "__version__",
     "check",
     "convert",
@@ -34,11 +36,13 @@ __all__ = [
     "recalibrate",
     "repair",
     "unfreeze",
+    "watch",
 ]
 
 _HOMES = {
     "Diagnosis": "bnlab.diagnosis.check",
     "Receipt": "bnlab.remedies.receipt",
+    "Watch": "bnlab.watching.watch",
     "check": "bnlab.diagnosis.check",
     "convert": "bnlab.remedies.convert.convert",
     "explain": "bnlab.checks",
@@ -48,6 +52,7 @@ _HOMES = {
     "recalibrate": "bnlab.remedies.recalibrate",
     "repair": "bnlab.repairing",
     "unfreeze": "bnlab.remedies.freeze.freeze",
+    "watch": "bnlab.watching.watch",
 }
 
 _SUBPACKAGES = ("functional", "lab", "nn")

@@ -21,6 +21,7 @@ TESTED_ELSEWHERE = {
 
 OF_MORE_THAN_A_MODULE = {
     *("benchmarks/gpu", "benchmarks/hidden", "benchmarks/measuring", "benchmarks/mishaps"),
+    "benchmarks/watch",
     *("lab/datasets", "remedies/pickled_homes"),
 }
 

@@ -77,14 +77,14 @@ class DriftOutrunsMomentum(RunCheck[Limits]):
     def inspect(self, evidence: TrainingRun) -> Iterator[Finding]:
         """Yield one finding per layer whose running statistics lag behind."""
         for layer in evidence.layers:
-            samples, momentum = layer.samples[-int(self.limits.samples) :], layer.momentum or 0.0
+            samples = [sample for sample in layer.samples[-int(self.limits.samples) :] if sample.updated]
             if len(samples) < self.limits.samples or samples[0].step < _warm_up(layer.momentum):
                 continue
             square = self.limits.lag**2  # the lag is at most the difference, which costs less to test after every step
             if 2 * sum(max(sample.lag, sample.log_lag) > square for sample in samples) < len(samples):
                 continue
-            lags = [sample.drift(momentum) for sample in samples]
-            if median(lags) > self.limits.lag and beyond_noise(samples, momentum) > self.limits.ratio:
+            lags = [sample.drift(layer.momentum or 0.0) for sample in samples]
+            if median(lags) > self.limits.lag and beyond_noise(samples, layer.momentum or 0.0) > self.limits.ratio:
                 first = next(sample.step for sample, lag in zip(samples, lags, strict=True) if lag > self.limits.lag)
                 yield self._finding(layer, first, median(lags))
 

@@ -68,6 +68,7 @@ class Sample:
         log_lag: `lag` of ln(var)/2.
         running_mean: Root mean square of running_mean over the channels, input units.
         running_var: Mean of running_var over the channels, squared input units.
+        updated: Whether the batch updated the running statistics; False in eval mode.
     """
 
     step: int
@@ -77,6 +78,7 @@ class Sample:
     log_lag: float
     running_mean: float = 0.0
     running_var: float = 1.0
+    updated: bool = True
 
     def drift(self, momentum: float) -> float:
         """Return how far the running statistics lag behind, in standard deviations, beyond what noise explains."""

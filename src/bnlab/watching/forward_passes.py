@@ -1,0 +1,186 @@
+"""Follows the forward passes of a model: which ones have gradients, and which ones a backward pass uses."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from bnlab.nn.running_update import is_in_backward
+from bnlab.observe.passes.in_use import runs_command
+from bnlab.observe.wrappers import wrapped
+from bnlab.watching.inert_copies import HookOfOriginal
+from bnlab.watching.update_bn import in_update_bn
+
+__all__ = ["ForwardPass", "ForwardPasses"]
+
+_backward_id: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # noqa: SLF001
+
+
+class ForwardPass:
+    """One forward pass through the whole model, or through a part that is called alone.
+
+    Attributes:
+        has_gradients: Whether it ran with gradients. Parts of it may run without, as under activation checkpointing.
+        is_whole: Whether it is a call of the whole model.
+        is_expected: Whether it is meant to change running statistics outside of training.
+        is_repeated: Whether its inputs are those of an earlier pass since the step before.
+        is_followed: Whether a backward pass that uses it would be noticed.
+        backwards: The backward passes that used it, as the ids of torch.
+        layers: Number of BN layers that have run in it.
+    """
+
+    __slots__ = ("backwards", "has_gradients", "is_expected", "is_followed", "is_repeated", "is_whole", "layers")
+
+    def __init__(self, *, has_gradients: bool, is_whole: bool, is_expected: bool) -> None:
+        self.has_gradients = has_gradients
+        self.is_whole = is_whole
+        self.is_expected = is_expected
+        self.is_repeated = False
+        self.is_followed = False
+        self.backwards: set[int] = set()
+        self.layers = 0
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a step uses it, as far as that can be noticed."""
+        return self.has_gradients and (bool(self.backwards) or not self.is_followed)
+
+    def follow(self, output: object) -> None:
+        """Notice the backward passes that reach an output."""
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                tensor.register_hook(self._use)  # type: ignore[no-untyped-call]
+                self.is_followed = True
+
+    def _use(self, _gradient: Tensor) -> None:
+        self.backwards.add(_backward_id())
+
+
+class ForwardPasses:
+    """The forward passes of a model. Hooks on the model and the wrappers round it report them.
+
+    Args:
+        on_end: Called at the end of every pass through the whole model.
+    """
+
+    def __init__(self, on_end: Callable[[ForwardPass], None]) -> None:
+        self._on_end = on_end
+        self._open: ForwardPass | None = None
+        self._depth = 0
+        self._inputs: list[tuple[tuple[weakref.ref[Tensor], int], ...]] = []
+        self._modules_run: set[int] | None = None
+        self.expected = 0
+        """Number of blocks of expected passes that are open."""
+
+    def hooks_of(self, model: nn.Module) -> Iterator[Callable[[], Any]]:
+        """Yield functions that install hooks on a model and the models inside it, and return their handles."""
+        inner: nn.Module | None = model
+        while inner is not None:
+            module = inner
+            yield lambda module=module: module.register_forward_pre_hook(_Begin(self), with_kwargs=True)  # type: ignore[misc]
+            yield lambda module=module: module.register_forward_hook(_End(self), always_call=True)  # type: ignore[misc]
+            inner = wrapped(module)
+
+    def counting_hooks_of(self, model: nn.Module) -> Iterator[Callable[[], Any]]:
+        """Yield functions that install hooks which notice the modules with parameters, in the order of execution."""
+        self._modules_run = set()
+        for module in model.modules():
+            if any(True for _ in module.parameters(recurse=False)):
+                yield lambda module=module: module.register_forward_pre_hook(_Count(self))  # type: ignore[misc]
+
+    def run_module(self, module: nn.Module) -> None:
+        """Notice that a module with parameters runs."""
+        if self._modules_run is not None:
+            self._modules_run.add(id(module))
+
+    def stop_counting(self) -> None:
+        """Forget which modules have run: the hooks that notice them are removed."""
+        self._modules_run = None
+
+    def has_parameters_before(self, layer: nn.Module) -> bool | None:
+        """Return whether a module with parameters has run before a layer that has just run; None if unknown."""
+        return None if self._modules_run is None else bool(self._modules_run - {id(layer)})
+
+    def current(self) -> ForwardPass:
+        """Return the pass that a layer runs in: that of the whole model, or one of the layer alone."""
+        return self._open or self._begun(is_whole=False)
+
+    def unseen(self) -> ForwardPass:
+        """Return a pass that no hook has seen: compiled code ran the model, or nothing did."""
+        return ForwardPass(has_gradients=True, is_whole=True, is_expected=False)
+
+    def forget_inputs(self) -> None:
+        """Begin a new step: the same input again is a new pass then."""
+        self._inputs.clear()
+
+    def begin(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        """Begin a pass, unless this is a part of one."""
+        self._depth += 1
+        if self._depth == 1 and not is_in_backward():
+            self._open = self._begun(is_whole=True)
+            if self._modules_run:
+                self._modules_run.clear()
+            self._open.is_repeated = self._is_repeated((args, keywords))
+
+    def end(self, output: object) -> None:
+        """End a pass, unless this is a part of one."""
+        self._depth = max(0, self._depth - 1)
+        ended = self._open
+        if self._depth or ended is None:
+            return
+        self._open = None
+        if ended.has_gradients:
+            ended.follow(output)
+        self._on_end(ended)
+
+    def _begun(self, *, is_whole: bool) -> ForwardPass:
+        has_gradients = torch.is_grad_enabled()
+        is_expected = self.expected > 0 or runs_command() or (not has_gradients and in_update_bn())
+        return ForwardPass(has_gradients=has_gradients, is_whole=is_whole, is_expected=is_expected)
+
+    def _is_repeated(self, inputs: object) -> bool:
+        """Return whether an earlier pass since the last step had the same tensors, unchanged, as inputs."""
+        tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        if not tensors or any(tensor.is_inference() for tensor in tensors):
+            return False
+        versions = [tensor._version for tensor in tensors]  # noqa: SLF001 - torch has no public name for it
+        for earlier in self._inputs:
+            if len(earlier) == len(tensors) and all(
+                reference() is tensor and old == new
+                for (reference, old), tensor, new in zip(earlier, tensors, versions, strict=True)
+            ):
+                return True
+        self._inputs.append(tuple((weakref.ref(tensor), old) for tensor, old in zip(tensors, versions, strict=True)))
+        return False
+
+
+class _Begin(HookOfOriginal):
+    def __init__(self, passes: ForwardPasses) -> None:
+        self._passes = passes
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if not torch.compiler.is_compiling():
+            self._passes.begin(args, keywords)
+
+
+class _Count(HookOfOriginal):
+    def __init__(self, passes: ForwardPasses) -> None:
+        self._passes = passes
+
+    def __call__(self, module: nn.Module, _args: tuple[Any, ...]) -> None:
+        if not torch.compiler.is_compiling():
+            self._passes.run_module(module)
+
+
+class _End(HookOfOriginal):
+    def __init__(self, passes: ForwardPasses) -> None:
+        self._passes = passes
+
+    def __call__(self, _module: nn.Module, _args: tuple[Any, ...], output: object) -> None:
+        if not torch.compiler.is_compiling():
+            self._passes.end(output)
