@@ -5,13 +5,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 TO_RUN := $(VENV)/.installed-to-run
 TO_DEVELOP := $(VENV)/.installed-to-develop
+TRAINS := -m 'trains and not slow'
+OTHER_KERNELS := BNLAB_CPU=torch ATEN_CPU_CAPABILITY=default BNLAB_TEST_FLUSH_DENORMAL=1
+OLD_PROCESSOR := BNLAB_ISA=baseline BNLAB_TEST_THREADS=2
 INTEGRATION := .venv-integration
 TO_INTEGRATE := $(INTEGRATION)/.installed
 KERNELS := src/bnlab/kernels/native/libbnlab_native.so
 KERNEL_SOURCES := $(wildcard src/bnlab/kernels/native/src/*) src/bnlab/kernels/native/build.py
 EVERY_SET := $(VENV)/.every-set-compiled
 
-.PHONY: run test test-machines test-browser test-integration test-native fuzz lint kernels every-set bench docs pictures wheel clean
+.PHONY: run test test-slow test-machines test-each-machine test-browser test-integration test-native fuzz lint kernels every-set bench docs pictures wheel clean
 
 run: $(TO_RUN)  ## train a small network with a classic mishap, diagnose its checkpoint and repair it
 	$(BIN)/bnlab demo
@@ -20,12 +23,17 @@ run: $(TO_RUN)  ## train a small network with a classic mishap, diagnose its che
 test: lint $(KERNELS)  ## lint, types, layering and tests
 	$(PYTEST)
 
-test-machines: $(EVERY_SET)  ## the tests that train, as other machines would round; one thread is what tests have anyway
-	BNLAB_CPU=torch $(PYTEST) -m trains
-	BNLAB_ISA=baseline $(PYTEST) -m trains
-	ATEN_CPU_CAPABILITY=default $(PYTEST) -m trains
-	BNLAB_TEST_FLUSH_DENORMAL=1 $(PYTEST) -m trains
-	BNLAB_TEST_THREADS=2 $(BIN)/pytest -m trains
+test-slow: $(TO_DEVELOP) $(KERNELS)  ## more cases of what make test checks
+	$(PYTEST) -m slow
+
+# env rather than a shell: a shell that gets Ctrl-C does not wait for pytest. Threads do not share cores with a worker.
+test-machines: $(EVERY_SET)  ## the tests that train, as other machines would round, in two runs
+	env $(OTHER_KERNELS) $(PYTEST) $(TRAINS)
+	env $(OLD_PROCESSOR) $(BIN)/pytest -n 1 $(TRAINS)
+
+test-each-machine: $(EVERY_SET)  ## the same with one difference at a time: see which it was
+	for difference in $(OTHER_KERNELS) BNLAB_ISA=baseline; do env $$difference $(PYTEST) $(TRAINS) || exit 1; done
+	env BNLAB_TEST_THREADS=2 $(BIN)/pytest -n 1 $(TRAINS)
 
 test-browser: $(TO_DEVELOP)  ## the pages, in headless Chromium
 	command -v chromium && command -v chromedriver || (apt-get update -qq && apt-get install -y -qq chromium chromium-driver)
@@ -42,8 +50,8 @@ test-native: $(TO_DEVELOP)  ## the C entry points on odd shapes, with the addres
 	$(BIN)/python tests/native/run.py
 
 fuzz: $(TO_DEVELOP)  ## every hostile file, an error at every call of forward, and 100,000 damaged files of every format
-	BNLAB_EVERY_FILE=1 $(PYTEST) tests/hostile/test_budgets.py
-	BNLAB_EVERY_CALL=1 $(PYTEST) tests/contracts/test_interrupted.py
+	BNLAB_EVERY_FILE=1 $(PYTEST) -m "" tests/hostile/test_budgets.py
+	BNLAB_EVERY_CALL=1 $(PYTEST) -m "" tests/contracts/test_interrupted.py
 	$(BIN)/python -m tests.hostile.fuzz --cases $(or $(CASES),100000)
 
 lint: $(TO_DEVELOP)

@@ -41,7 +41,41 @@ def pytest_addoption(parser):
     )
 
 
+MACHINE = [
+    f"{name}={os.environ[name]}"
+    for name in ("BNLAB_CPU", "BNLAB_ISA", "ATEN_CPU_CAPABILITY", "BNLAB_TEST_FLUSH_DENORMAL", "BNLAB_TEST_THREADS")
+    if name in os.environ
+]
+"""How this run rounds as another machine does."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed and MACHINE:
+        alone = "\n".join(f"{variable} pytest -m '' '{item.nodeid}'" for variable in MACHINE)
+        report.sections.append(("This run rounds as another machine does. To see which variable it is, run", alone))
+    return report
+
+
+class _FailuresAtOnce:
+    """Prints the first line of a failure when it happens: a run that hangs or is killed has no summary."""
+
+    def __init__(self, config):
+        self._plugins = config.pluginmanager
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            reason = str(crash.message if crash else report.longrepr).strip().partition("\n")[0]
+            terminal = self._plugins.get_plugin("terminalreporter")
+            terminal.ensure_newline()
+            terminal.write_line(f"FAILED at {report.when} {report.nodeid} - {reason[:200]}")
+
+
 def pytest_configure(config):
+    if "BNLAB_CI" in os.environ and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_FailuresAtOnce(config))
     config.stash[DEVICE] = _available(config.getoption("--device"))
     if config.stash[DEVICE].type != "cpu":
         # Convolutions and products of matrices round as on the CPU, and the same in every run.

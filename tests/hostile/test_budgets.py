@@ -18,7 +18,37 @@ pytestmark = [
 VARIANTS = (", legacy", ", without torch", ", with a model")
 """Ends of the names of files that are another one in another container. `make fuzz` runs them, too."""
 
-TESTED = [case for case in CASES if "BNLAB_EVERY_FILE" in os.environ or not case.name.endswith(VARIANTS)]
+QUICK = {
+    "pickle: BINUNICODE8 of 2**62 bytes",
+    "pickle: 2**100 paths through 100 dicts to a layer",
+    "pickle: 1M nested tuples",
+    "npz: pickled objects",
+    "npz: a header of 4 GB",
+    "h5: a group in itself, by hard and soft links",
+    "msgpack: an array of 2**62 values",
+    "distributed: 20k tensors of 20k dimensions in .metadata",
+    "safetensors: a header of 2**63 bytes",
+    "safetensors: 600k empty tensors",
+    "json index: shards outside the folder",
+    "json record: 1M nested lists in a saved diagnosis",
+    "onnx: external data outside the folder",
+    "onnx: 2**60 paths through 60 Add nodes",
+    "zip: an archive in an archive in an archive",
+    "zip: data.pkl of 300 MB claims to unpack to 1 kB",
+    "place: /dev/zero",
+    "place: a pipe without a suffix in a folder",
+}
+"""One way of each kind to cost much, in every format. `make test-slow` runs the others."""
+
+TESTED = {
+    f"{case.kind}: {case.name}": case
+    for case in CASES
+    if "BNLAB_EVERY_FILE" in os.environ or not case.name.endswith(VARIANTS)
+}
+
+
+def test_the_quick_files_exist():
+    assert TESTED.keys() >= QUICK
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +58,10 @@ def meter(tmp_path_factory):
         yield meter
 
 
-@pytest.mark.parametrize("case", TESTED, ids=[f"{case.kind}: {case.name}" for case in TESTED])
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in TESTED.items()],
+)
 def test_hostile_file(case, meter, tmp_path):
     if case.needs is not None and importlib.util.find_spec(case.needs) is None:
         pytest.skip(f"nobody reads the format without {case.needs}")
