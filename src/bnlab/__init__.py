@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from bnlab._version import __version__
 
 if TYPE_CHECKING:
-    from bnlab import functional, lab, nn
+    from bnlab import functional, integrations, lab, nn
     from bnlab.checks import explain
     from bnlab.diagnosis.check import Diagnosis, check
     from bnlab.remedies.convert.convert import convert
@@ -30,6 +30,7 @@ __all__ = [
     "fold",
     "freeze",
     "functional",
+    "integrations",
     "lab",
     "nn",
     "once_per_step",
@@ -55,7 +56,7 @@ _HOMES = {
     "watch": "bnlab.watching.watch",
 }
 
-_SUBPACKAGES = ("functional", "lab", "nn")
+_SUBPACKAGES = ("functional", "integrations", "lab", "nn")
 
 
 def __getattr__(name: str) -> object:

@@ -13,6 +13,7 @@ MODULES = [
     "bnlab.functional.moments",
     "bnlab.functional.renorm",
     "bnlab.functional.running",
+    "bnlab.integrations.recalibration",
     "bnlab.lab.datasets",
     "bnlab.lab.api",
     "bnlab.lab.metrics",
@@ -23,6 +24,7 @@ MODULES = [
     "bnlab.remedies.fold.fold",
     "bnlab.remedies.freeze.freeze",
     "bnlab.remedies.recalibrate",
+    "bnlab.watching.logs",
     "bnlab.watching.once_per_step",
     "bnlab.wording",
 ]
@@ -77,6 +79,7 @@ PAGES = (
     "freeze",
     "lab",
     "layers",
+    "loops",
     "once_per_step",
 )
 TRAINING_PAGES = [pytest.param(page, marks=pytest.mark.trains) for page in ("diagnosis", "recalibrate")]

@@ -80,10 +80,10 @@ def log_of(log: LogTarget) -> Log:
     has all of it.
 
     Args:
-        log: A function that takes a dict of numbers by key. One with a parameter `step`, such as `wandb.log` or
-            `accelerator.log`, gets the step there, another one at the key "bnlab/step". Or a SummaryWriter. Or the path
-            of a file to which JSON lines are appended, each one whole, so that ranks and restarts may share a file.
-            A `Log` stays as it is, and None writes nothing.
+        log: A function that takes a dict of numbers by key. One with a parameter `step`, such as `wandb.log`, gets the
+            step there, another one at the key "bnlab/step". Or a SummaryWriter. Or the path of a file to which JSON
+            lines are appended, each one whole, so that ranks and restarts may share a file. A `Log` stays as it is, and
+            None writes nothing.
 
     Raises:
         UsageError: If it is none of these.
