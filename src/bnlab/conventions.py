@@ -22,6 +22,7 @@ __all__ = [
     "from_float32",
     "momentum_from_decay",
     "momentum_of_updates",
+    "noise_of_average",
     "wrapper_prefix",
 ]
 
@@ -146,6 +147,24 @@ def momentum_from_decay(decay: float) -> float:
         0.1
     """
     return from_float32(1.0 - from_float32(decay))
+
+
+def noise_of_average(momentum: float, updates: float | None = None) -> float:
+    """Return the variance of running statistics, in units of the variance of a batch statistic.
+
+    It is the sum of the squared weights of the batches: a/(2 - a) for a settled average, and
+    a/(2 - a) (1 + r)/(1 - r) with r = (1 - a)^k for an average of k batches that is free of its initial values.
+
+    Args:
+        momentum: a, the weight of the new batch.
+        updates: k, at least 1; None for a settled average.
+
+    Example:
+        >>> round(noise_of_average(0.1), 4), noise_of_average(0.1, 1)
+        (0.0526, 1.0)
+    """
+    left = 0.0 if updates is None else (1 - momentum) ** updates
+    return momentum / (2 - momentum) * (1 + left) / (1 - left)
 
 
 def momentum_of_updates(momentum: float, updates: float) -> float:

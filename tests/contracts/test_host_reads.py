@@ -118,3 +118,28 @@ def test_one_read_in_each_batch_is_counted(read):
             nn.Sequential(Reading(read), model)(x)
 
     assert sum(reads_of(command, number=5).values()) == 5
+
+
+def test_a_watched_step_reads_nothing_until_the_interval_is_over(monkeypatch):
+    as_on_a_device(monkeypatch)
+    model = network(layers=3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    data = batches(20)
+
+    def train(steps):
+        for x, labels in data[:steps]:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), labels).backward()
+            optimizer.step()
+
+    with bnlab.watch(model, optimizer, every=10) as watch:
+        train(1)
+        with host_reads() as reads:
+            train(8)
+        assert not reads
+        with host_reads() as reads:
+            train(1)
+        transfers = sum(count for (name, _), count in reads.items() if name == "cpu")
+        assert 1 <= transfers <= 3  # one for each dtype: what is read from their results is on the host
+        assert watch.events == ()
+        assert [len(layer.samples) for layer in watch.run.layers] == [1, 1, 1]

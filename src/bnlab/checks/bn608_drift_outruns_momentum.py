@@ -52,8 +52,8 @@ class DriftOutrunsMomentum(RunCheck[Limits]):
     ## Evidence
     The watch samples two consecutive batches every now and then. Half the mean squared difference of their means is the
     noise v of a batch. A batch and running statistics without drift differ by v (1 + a/(2 - a)), and the rest is the
-    square of the lag. The same holds for ln(var)/2. Samples count once the initial values weigh less than 1 %: from
-    step 44 on at momentum 0.1.
+    square of the lag. The same holds for ln(var)/2. The initial values of a new layer are taken out. Samples count from
+    step 44 on, and in a trained layer once the old statistics weigh less than 1 %.
 
     ## Threshold
     The median lag of the latest `samples` samples must not exceed `lag`, unless the whole difference is less than
@@ -78,13 +78,13 @@ class DriftOutrunsMomentum(RunCheck[Limits]):
         """Yield one finding per layer whose running statistics lag behind."""
         for layer in evidence.layers:
             samples = [sample for sample in layer.samples[-int(self.limits.samples) :] if sample.updated]
-            if len(samples) < self.limits.samples or samples[0].step < _warm_up(layer.momentum):
+            if len(samples) < self.limits.samples or samples[0].step < _warm_up(layer):
                 continue
             square = self.limits.lag**2  # the lag is at most the difference, which costs less to test after every step
             if 2 * sum(max(sample.lag, sample.log_lag) > square for sample in samples) < len(samples):
                 continue
-            lags = [sample.drift(layer.momentum or 0.0) for sample in samples]
-            if median(lags) > self.limits.lag and beyond_noise(samples, layer.momentum or 0.0) > self.limits.ratio:
+            lags = [sample.drift for sample in samples]
+            if median(lags) > self.limits.lag and beyond_noise(samples) > self.limits.ratio:
                 first = next(sample.step for sample, lag in zip(samples, lags, strict=True) if lag > self.limits.lag)
                 yield self._finding(layer, first, median(lags))
 
@@ -134,9 +134,9 @@ class DriftOutrunsMomentum(RunCheck[Limits]):
     )
 
 
-def _warm_up(momentum: float | None) -> float:
-    """Return the step from which on samples count; for a cumulative average that of the default momentum."""
-    return updates_needed(TORCH_MOMENTUM if momentum is None else momentum, SETTLED_WEIGHT)
+def _warm_up(layer: RunLayer) -> float:
+    """Return the step from which on samples count: the initial values of a new layer are taken out of its samples."""
+    return updates_needed(TORCH_MOMENTUM if layer.is_fresh else layer.momentum or TORCH_MOMENTUM, SETTLED_WEIGHT)
 
 
 def _sample(step: int, lag: float, noise: float) -> Sample:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from bnlab.conventions import TORCH_MOMENTUM, noise_of_average
+
 __all__ = ["RankSpread", "RunLayer", "Sample", "StepOfLayer", "TrainingRun", "beyond_noise"]
 
 
@@ -63,12 +65,13 @@ class Sample:
         step: Step of the second batch.
         noise: Half the mean squared difference of the two batch means, in squared standard deviations.
         lag: Mean squared difference between the mean of the second batch and the running mean before its update, in
-            squared standard deviations. It is noise*(1 + a/(2 - a)) where the statistics do not change.
+            squared standard deviations. It is noise*(1 + running_noise) where the statistics do not change.
         log_noise: `noise` of ln(var)/2.
         log_lag: `lag` of ln(var)/2.
         running_mean: Root mean square of running_mean over the channels, input units.
         running_var: Mean of running_var over the channels, squared input units.
         updated: Whether the batch updated the running statistics; False in eval mode.
+        running_noise: Variance of the running statistics, in units of the noise of a batch.
     """
 
     step: int
@@ -79,29 +82,25 @@ class Sample:
     running_mean: float = 0.0
     running_var: float = 1.0
     updated: bool = True
+    running_noise: float = noise_of_average(TORCH_MOMENTUM)
 
-    def drift(self, momentum: float) -> float:
-        """Return how far the running statistics lag behind, in standard deviations, beyond what noise explains."""
-        own = _without_drift(momentum)
+    @property
+    def drift(self) -> float:
+        """How far the running statistics lag behind, in standard deviations, beyond what noise explains."""
+        own = 1 + self.running_noise
         squares = (self.lag - own * self.noise, self.log_lag - own * self.log_noise)
         return math.sqrt(max(0.0, *squares))
 
 
-def beyond_noise(samples: Sequence[Sample], momentum: float) -> float:
+def beyond_noise(samples: Sequence[Sample]) -> float:
     """Return how many times larger the differences of several samples are than noise explains.
 
     It is the ratio of mean squares, of the means or of ln(var)/2, whichever is larger. 1 is what steady statistics have
     on average; inf stands for differences without any noise.
     """
-    own = _without_drift(momentum)
-    of_mean = (sum(one.lag for one in samples), own * sum(one.noise for one in samples))
-    of_var = (sum(one.log_lag for one in samples), own * sum(one.log_noise for one in samples))
+    of_mean = (sum(one.lag for one in samples), sum((1 + one.running_noise) * one.noise for one in samples))
+    of_var = (sum(one.log_lag for one in samples), sum((1 + one.running_noise) * one.log_noise for one in samples))
     return max(lag / noise if noise > 0 else (math.inf if lag > 0 else 0.0) for lag, noise in (of_mean, of_var))
-
-
-def _without_drift(momentum: float) -> float:
-    """Return the mean squared difference of a batch and settled running statistics, in units of the noise."""
-    return 1 + momentum / (2 - momentum)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -205,7 +205,9 @@ class Recorder:
             watched.evidence.samples.append(sample)  # type: ignore[attr-defined] # a list here
             self._on_sample(watched, sample)
 
-        self._samplers[self.layers.index(watched)].add(watched.taken, watched.layer, x, use)
+        self._samplers[self.layers.index(watched)].add(
+            watched.taken, watched.layer, x, use, is_fresh=watched.evidence.is_fresh
+        )
 
     def _take_not_finite(self, steps: list[int], counts: dict[int, float]) -> None:
         for index, count in counts.items():

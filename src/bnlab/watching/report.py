@@ -84,12 +84,11 @@ def _conclusion(of_model: Diagnosis, events: Sequence[Event], steps: int) -> str
 
 
 def _history(layer: RunLayer) -> LayerHistory:
-    momentum = 0.0 if layer.momentum is None else layer.momentum
     samples = layer.samples
     return LayerHistory(
         layer=layer.name,
         steps=tuple(sample.step for sample in samples),
         running_mean=tuple(sample.running_mean for sample in samples),
         running_var=tuple(sample.running_var for sample in samples),
-        lag=tuple(sample.drift(momentum) for sample in samples),
+        lag=tuple(sample.drift for sample in samples),
     )

@@ -187,7 +187,10 @@ class Watch:
         warn(new, stacklevel)
 
     def _log_sample(self, watched: WatchedLayer, sample: Sample) -> None:
-        name, momentum = watched.evidence.name, watched.evidence.momentum
-        drift = sample.drift(0.0 if momentum is None else momentum)
-        for key, value in (("lag", drift), ("running_mean", sample.running_mean), ("running_var", sample.running_var)):
+        name = watched.evidence.name
+        for key, value in (
+            ("lag", sample.drift),
+            ("running_mean", sample.running_mean),
+            ("running_var", sample.running_var),
+        ):
             self._values[value_key(name, key)] = value

@@ -298,8 +298,8 @@ def _kind_of(call: Call) -> str:
 
 
 def _is_fresh(layer: _BatchNorm) -> bool:
-    """Return whether the running statistics have their initial values."""
-    mean, var = layer.running_mean, layer.running_var
+    """Return whether the running statistics have their initial values, and no update is counted."""
+    mean, var, counter = layer.running_mean, layer.running_var, layer.num_batches_tracked
     if mean is None or var is None or mean.is_meta:
         return False
-    return bool((mean == 0).all() and (var == 1).all())
+    return bool((mean == 0).all() and (var == 1).all() and (counter is None or counter == 0))
