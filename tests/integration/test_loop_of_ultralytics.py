@@ -24,9 +24,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    generator, root = np.random.default_rng(0), tmp_path_factory.mktemp("images")
+def write_images(root):
+    """Write bright and dark images, 16 of each for training and as many for validation, and return the folder."""
+    generator = np.random.default_rng(0)
     for split in ("train", "val"):
         for name, brightness in (("bright", 100), ("dark", 20)):
             place = root / split / name
@@ -35,6 +35,11 @@ def folder(tmp_path_factory):
                 pixels = generator.random((64, 64, 3)) * 120 + brightness
                 Image.fromarray(pixels.astype(np.uint8)).save(place / f"{index}.png")
     return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(autouse=True)
