@@ -25,7 +25,8 @@ from bnlab.watching.watched_layer import Call, WatchedLayer
 
 __all__ = ["Recorder"]
 
-Install = Callable[[], Any]
+_LONGEST_WAIT = 1_000
+"""Number of steps after which the host reads what waits on a device, whatever the interval of the samples."""
 
 
 class Recorder:
@@ -169,7 +170,7 @@ class Recorder:
             self.latest = optimizer
         self._close(optimizer, skipped, has_run)
         self.passes.forget_inputs()
-        if self.step % self._every == 0:
+        if self.step % min(self._every, _LONGEST_WAIT) == 0:
             self.read()
         self._on_step()
 
