@@ -119,6 +119,21 @@ def test_a_checkpoint_has_recalibrated_statistics(tmp_path):
         assert belongs_to_weights({name.removeprefix("network."): value for name, value in weights.items()})
 
 
+def test_the_best_checkpoint_has_recalibrated_statistics_although_it_is_chosen_after_the_evaluation(tmp_path):
+    plain, model, callback = Classifier(), Classifier(), BnlabCallback(recalibrate_before=("validation", "save"))
+    trained(plain, tmp_path / "plain")
+    options = {"save_strategy": "best", "metric_for_best_model": "loss"}
+    trained(model, tmp_path / "out", callback, **options)
+    assert callback.events == ()
+    assert is_equal(model.state_dict(), plain.state_dict())
+    assert all(belongs_to_weights(one) for one in model.evaluated)
+    folders = [*(tmp_path / "out").glob("checkpoint-*")]
+    assert folders
+    for folder in folders:
+        weights = load_file(folder / "model.safetensors")
+        assert belongs_to_weights({name.removeprefix("network."): value for name, value in weights.items()})
+
+
 def test_schedule_free_weights_are_recalibrated_as_they_are_evaluated(tmp_path):
     pytest.importorskip("schedulefree")
     options = {"optim": "schedule_free_sgd", "lr_scheduler_type": "constant", "learning_rate": 0.5}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bnlab.uninterrupted import restores
 
-__all__ = ["evaluation_weights"]
+__all__ = ["evaluation_weights", "is_in_train_mode"]
 
 
 @restores
@@ -26,7 +26,7 @@ def evaluation_weights(optimizers: Iterable[Any]) -> Iterator[None]:
     Source:
         Defazio et al. 2024, The Road Less Scheduled (arXiv:2405.15682): the training sequence y, and its average x.
     """
-    training = [optimizer for optimizer in optimizers if _has_modes(optimizer) and _trains(optimizer)]
+    training = [optimizer for optimizer in optimizers if _has_modes(optimizer) and is_in_train_mode(optimizer)]
     kept: list[tuple[Tensor, Tensor]] = []
     try:
         for optimizer in training:
@@ -45,5 +45,7 @@ def _has_modes(optimizer: Any) -> bool:  # noqa: ANN401 - an optimizer of any ki
     return callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None))
 
 
-def _trains(optimizer: Any) -> bool:  # noqa: ANN401 - as above
-    return any(group.get("train_mode", False) for group in getattr(optimizer, "param_groups", ()))
+def is_in_train_mode(optimizer: Any) -> bool:  # noqa: ANN401 - as above
+    """Return whether a schedule-free optimizer is in train mode: its groups say so, or a wrapper round it."""
+    groups = getattr(optimizer, "param_groups", ())
+    return any(group.get("train_mode") is True for group in groups) or getattr(optimizer, "train_mode", None) is True

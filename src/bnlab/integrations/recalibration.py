@@ -17,7 +17,7 @@ from bnlab.integrations.averaged import (
     inside_average,
     require_averaged_buffers,
 )
-from bnlab.integrations.evaluation_weights import evaluation_weights
+from bnlab.integrations.evaluation_weights import evaluation_weights, is_in_train_mode
 from bnlab.integrations.kept_statistics import KeptStatistics, buffers_of
 from bnlab.integrations.loaders import apart, generators_kept
 from bnlab.integrations.options import DEFAULT_BATCHES, require_policy, settings_of
@@ -210,9 +210,9 @@ def _key(target: Target) -> tuple[object, ...] | None:
     parameters = [*target.model.parameters()]
     if target.step is None or any(parameter.is_inference() for parameter in parameters):
         return None
-    modes = [group.get("train_mode") for one in target.optimizers for group in one.param_groups]
+    modes = [is_in_train_mode(one) for one in target.optimizers]
     versions = sum(parameter._version for parameter in parameters)  # noqa: SLF001 - torch has no public name for it
-    return target.step, id(target.model), id(target.batches), versions, str(modes)
+    return target.step, id(target.model), id(target.batches), versions, *modes
 
 
 def _take_those_of_the_first_rank(model: nn.Module) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from bnlab.errors import BnlabError, BnlabWarning, UsageError
 from bnlab.integrations.averaged import Policy
@@ -164,7 +165,8 @@ class TrainingCallback:
             UsageError: If there are none.
         """
         data = loader if self.options.batches is None else self.options.batches
-        if data is None or isinstance(data, dict):
+        several = data.values() if isinstance(data, Mapping) else data if isinstance(data, (list, tuple)) else ()
+        if data is None or any(isinstance(one, DataLoader) for one in several):
             got = "none" if data is None else "several loaders"
             raise UsageError(
                 f"BnlabCallback: batches must be known for a recalibration, got {got}. Pass batches=loader."

@@ -35,6 +35,7 @@ class BnlabCallback(TrainingCallback):
     """
 
     _trainer: Any = None
+    _optimizer: Any = None
     _loader: DataLoader[Any] | None = None
 
     @property
@@ -59,12 +60,14 @@ class BnlabCallback(TrainingCallback):
 
     def on_train_start(self, trainer: Any) -> None:  # noqa: ANN401 - a trainer
         """Begin to watch."""
-        self._trainer = trainer
+        self._trainer, self._optimizer = trainer, trainer.optimizer
         self.start_watch(trainer.model, trainer.optimizer, trainer.scaler, _tensorboard())
 
-    def on_train_epoch_start(self, _trainer: Any) -> None:  # noqa: ANN401 - a trainer
-        """Restore the statistics of the average."""
+    def on_train_epoch_start(self, trainer: Any) -> None:  # noqa: ANN401 - a trainer
+        """Restore the statistics of the average, and watch the optimizer that takes the place of another one."""
         self.end_recalibration()
+        if trainer.optimizer is not self._optimizer:  # it begins anew with smaller batches after it ran out of memory
+            self.on_train_start(trainer)
 
     def on_train_epoch_end(self, _trainer: Any) -> None:  # noqa: ANN401 - a trainer
         """Recalibrate for the checkpoint that follows."""
@@ -87,7 +90,7 @@ class BnlabCallback(TrainingCallback):
     def on_train_end(self, _trainer: Any) -> None:  # noqa: ANN401 - a trainer
         """End the watch."""
         self.stop_watch()
-        self._trainer = self._loader = None
+        self._trainer = self._optimizer = self._loader = None
 
     def _recalibrate(self, *, wanted: bool) -> None:
         """Give the average its statistics, or restore those it had."""

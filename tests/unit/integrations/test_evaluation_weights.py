@@ -67,3 +67,29 @@ def test_other_optimizers_stay_as_they_are():
     before = layer.weight.detach().clone()
     with evaluation_weights([torch.optim.SGD(layer.parameters(), lr=0.1)]):
         assert torch.equal(layer.weight, before)
+
+
+def test_a_wrapper_that_makes_another_optimizer_schedule_free():
+    layer = nn.Linear(4, 4)
+    inner = ScheduleFree(layer.parameters())
+    before = layer.weight.detach().clone()
+
+    class Wrapper:
+        """Has the mode itself, as schedulefree's ScheduleFreeWrapper."""
+
+        train_mode, param_groups = True, [{"params": [*layer.parameters()]}]
+
+        def eval(self):
+            inner.eval()
+            self.train_mode = False
+
+        def train(self):
+            inner.train()
+            self.train_mode = True
+
+    wrapper = Wrapper()
+    with evaluation_weights([wrapper]):
+        assert not torch.equal(layer.weight, before)
+        assert not wrapper.train_mode
+    assert torch.equal(layer.weight, before)
+    assert wrapper.train_mode

@@ -2,6 +2,7 @@ import pytest
 import torch
 from tests.unit.integrations.networks import batches, is_equal, network, state
 from torch import nn
+from torch.utils.data import DataLoader
 
 from bnlab.errors import BnlabWarning, NoBatchNorm, UsageError
 from bnlab.integrations.recalibration import Target
@@ -120,9 +121,11 @@ def test_data_are_those_of_the_options_or_of_the_framework():
     data = batches()
     assert TrainingCallback().data_or(data) is data
     assert TrainingCallback(batches=data).data_or({"a": 1}) is data
-    for loader, got in ((None, "none"), ({"a": data}, "several loaders")):
+    loader = DataLoader(data)
+    assert TrainingCallback().data_or(loader) is loader
+    for loaders, got in ((None, "none"), ({"a": loader}, "several loaders"), ([loader, loader], "several loaders")):
         with pytest.raises(UsageError, match=f"^BnlabCallback: batches must be known .* got {got}[.] Pass batches="):
-            TrainingCallback().data_or(loader)
+            TrainingCallback().data_or(loaders)
 
 
 def test_moments():

@@ -151,3 +151,17 @@ def test_a_validation_by_hand_is_left_alone():
     callback = BnlabCallback(recalibrate_before="validation")
     callback.on_val_start(SimpleNamespace(training=False))
     callback.on_val_end(SimpleNamespace(training=True))
+
+
+def test_a_training_that_begins_anew_is_watched_anew():
+    callback = BnlabCallback(log=None)
+    trainer = Trainer(callback)
+    trainer.run_callbacks("on_train_start")
+    trainer.run_callbacks("on_train_epoch_start")
+    first = callback.watch
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.01)
+    trainer.run_callbacks("on_train_epoch_start")
+    assert callback.watch is not first
+    trainer.train(1)
+    assert callback.events == ()
+    assert callback.watch.step == 4
