@@ -65,6 +65,10 @@ class Owners:
         """Return whether an optimizer has trained the model before."""
         return self._optimizer is not None or optimizer in self._trainers
 
+    def succeeds(self, optimizer: Optimizer, earlier: Optimizer) -> bool:
+        """Return whether an optimizer takes over from an earlier one, because it trains some of its parameters."""
+        return not self.parameters_of(optimizer).isdisjoint(self.parameters_of(earlier))
+
     def trains_layer(self, optimizer: Optimizer, layer: _BatchNorm) -> bool:
         """Return whether the steps of an optimizer that trains the model are those of a layer."""
         if self._optimizer is not None:

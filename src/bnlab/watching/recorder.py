@@ -158,10 +158,8 @@ class Recorder:
                 watched.see_other_step()
             return
         has_run = any(watched.has_run for watched in self.layers)
-        if not is_known and self.latest is not None and has_run:
-            for watched in self.layers:
-                if self._owners.trains_layer(optimizer, watched.layer):
-                    watched.begin_again()
+        if not is_known and self.latest is not None:
+            self._take_up(optimizer, self.latest, has_run)
         is_counted = self.latest is None or optimizer is self.latest
         if not is_counted and not has_run:
             return  # several optimizers step together
@@ -173,6 +171,15 @@ class Recorder:
         if self.step % min(self._every, _LONGEST_WAIT) == 0:
             self.read()
         self._on_step()
+
+    def _take_up(self, optimizer: Optimizer, earlier: Optimizer, has_run: bool) -> None:
+        """Take up an optimizer that steps for the first time: a successor, or one that steps in turn with another."""
+        if self._owners.succeeds(optimizer, earlier):
+            self.latest = optimizer
+            return
+        for watched in self.layers if has_run else ():
+            if self._owners.trains_layer(optimizer, watched.layer):
+                watched.begin_again()
 
     def _close(self, optimizer: Optimizer, skipped: bool | Tensor, has_run: bool) -> None:
         if has_run:

@@ -220,6 +220,16 @@ def test_optimizers_that_step_together_make_one_step(record):
     assert evidence.trains
 
 
+def test_an_optimizer_that_takes_over_continues_the_count(record):
+    model = network()
+    recorder = record(model)
+    train(model, sgd(model[3]), steps=3)
+    train(model, sgd(model), steps=2)
+    assert recorder.step == 5
+    assert [step.step for step in steps_of(recorder)] == [0, 1, 2, 3, 4]
+    assert [step.updates for step in steps_of(recorder)] == [1, 1, 1, 1, 1]
+
+
 def test_parameters_that_do_not_train_and_those_that_change_by_other_means(record):
     model = network()
     model[1].requires_grad_(False)
