@@ -49,6 +49,7 @@ assert_close(torch.autograd.grad(y, x, dy)[0].double(), torch.autograd.grad(righ
 """
 
 
+@pytest.mark.slow
 def test_a_layer_trains_compiles_and_evaluates_as_float64_formulas_do():
     environment = os.environ | {"BNLAB_CPU": "triton", "TRITON_INTERPRET": "1"}
     run = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False)

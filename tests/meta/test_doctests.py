@@ -82,7 +82,10 @@ PAGES = (
     "loops",
     "once_per_step",
 )
-TRAINING_PAGES = [pytest.param(page, marks=pytest.mark.trains) for page in ("diagnosis", "recalibrate")]
+TRAINING_PAGES = [
+    pytest.param("diagnosis", marks=pytest.mark.trains),
+    pytest.param("recalibrate", marks=[pytest.mark.trains, pytest.mark.slow]),
+]
 
 
 @pytest.mark.parametrize("page", [*PAGES, *TRAINING_PAGES])

@@ -21,6 +21,7 @@ def test_every_example_is_tested():
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {*LINES, "digits_network"}
 
 
+@pytest.mark.slow
 @pytest.mark.trains
 @pytest.mark.parametrize("name", LINES)
 def test_an_example_runs_as_written(name, tmp_path, monkeypatch, capsys):

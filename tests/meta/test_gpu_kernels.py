@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 triton = pytest.importorskip("triton")
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 

@@ -38,7 +38,9 @@ def module_inputs():
                 inputs = info.module_inputs_func(info, "cpu", dtype, requires_grad=True, training=training)
                 for index, case in enumerate(inputs):
                     label = f"{info.name}-{index}-{dtype}-{'train' if training else 'eval'}"
-                    yield pytest.param(info.module_cls, case, dtype, training, id=label)
+                    # Gradients of finite differences take most of the time.
+                    marks = pytest.mark.slow if dtype == torch.float64 and index % 3 else ()
+                    yield pytest.param(info.module_cls, case, dtype, training, id=label, marks=marks)
 
 
 @pytest.mark.parametrize(("kind", "case", "dtype", "training"), list(module_inputs()))

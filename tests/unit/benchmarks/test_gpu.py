@@ -26,6 +26,7 @@ def dry():
     return stage.stage_of(is_dry=True, repetitions=1, record=fresh)
 
 
+@pytest.mark.slow
 def test_a_dry_run_tries_everything_and_shows_no_times(tmp_path):
     output = tmp_path / "results" / "gpu.json"
     arguments = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--dry", "--output", output]
@@ -54,6 +55,7 @@ def test_a_dry_run_tries_everything_and_shows_no_times(tmp_path):
     assert errors[1e4]["bnlab"] <= 4 < errors[1e4]["torch"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_interprets_the_kernels_of_a_layer(tmp_path):
     pytest.importorskip("triton")
     arguments = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--dry", "--interpret", "--only", "accuracy"]

@@ -10,7 +10,14 @@ from torch.nn import functional as F  # noqa: N812
 import bnlab
 from bnlab.checks.bn404_padded_statistics import PaddedStatistics
 from bnlab.diagnosis.run_checks import run_check
+from bnlab.observe import survey
 from bnlab.records import Level
+
+
+@pytest.fixture(autouse=True)
+def _without_other_measurements(monkeypatch):
+    """Layers that were never trained make a check look for another eps, in 18 passes that this check does not read."""
+    monkeypatch.setattr(survey, "fit_eps", lambda *arguments, **options: None)
 
 
 class Waves(nn.Module):
@@ -176,6 +183,9 @@ HEALTHY = {
 }
 
 
+SEEDS = [0, pytest.param(1, marks=pytest.mark.slow)]
+
+
 def diagnosis_of(make, batch, seed):
     g = generator(seed)
     model = make()
@@ -183,7 +193,7 @@ def diagnosis_of(make, batch, seed):
     return bnlab.check(model, data=data[:2], train_data=data, select=["BN404"])
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", SICK)
 def test_padding_is_a_warning_in_every_layer(name, seed):
     make, batch = SICK[name]
@@ -202,7 +212,7 @@ def test_ends_that_may_really_be_constant_are_a_note(name):
     assert "really constant" in findings[0].message
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", HEALTHY)
 def test_healthy_twins_give_no_finding(name, seed):
     diagnosis = diagnosis_of(*HEALTHY[name], seed)

@@ -48,7 +48,14 @@ def printed_by(code):
 
 @pytest.mark.parametrize(
     ("name", "at"),
-    [("define", 1), ("define", 4), ("impl", 1), ("impl", 3), ("register_fake", 2), ("register_autograd", 1)],
+    [
+        ("define", 1),
+        pytest.param("define", 4, marks=pytest.mark.slow),
+        pytest.param("impl", 1, marks=pytest.mark.slow),
+        ("impl", 3),
+        pytest.param("register_fake", 2, marks=pytest.mark.slow),
+        pytest.param("register_autograd", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_an_import_that_is_interrupted_can_be_done_again(name, at):
     assert printed_by(INTERRUPTED.format(name=name, at=at) + CHECK) == ["interrupted", "runs"]

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from tests import oracle
+from tests.grids import grid
 from torch.testing import assert_close
 
 import bnlab
@@ -66,9 +67,9 @@ def test_there_is_room_for_the_bits_of_every_shape(layout):
             assert 0 < bits.numel() <= _room(x, added=True), (samples, channels, side)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("added", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "added", "dtype"), grid(SHAPES, [False, True, True, False], [torch.float32, torch.bfloat16])
+)
 def test_a_compiled_layer_gives_the_bits_of_the_layer(shape, added, dtype):
     torch._dynamo.reset()
     eager = layer_for(shape)

@@ -4,6 +4,7 @@ import pickle
 import pytest
 import torch
 from tests import oracle
+from tests.grids import grid
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.testing import assert_close
@@ -15,9 +16,14 @@ from bnlab.kernels import batch_norm_train, native
 BatchNorm1d, BatchNorm2d = bnlab.nn.BatchNorm1d, bnlab.nn.BatchNorm2d
 
 
-@pytest.mark.parametrize("layout", oracle.LAYOUTS)
-@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5), (4, 3, 5, 6), (2, 3, 2, 3, 4)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("layout", "shape", "dtype"),
+    grid(
+        oracle.LAYOUTS,
+        [(4, 3, 5, 6), (2, 3, 2, 3, 4), (6, 3), (4, 3, 5)],
+        [torch.float32, torch.bfloat16, torch.float64],
+    ),
+)
 def test_opcheck(layout, shape, dtype):
     x = oracle.LAYOUTS[layout](torch.randn(shape)).to(dtype).requires_grad_()
     weight, bias = (torch.randn(3, requires_grad=True) for _ in range(2))
@@ -56,9 +62,9 @@ def test_a_gradient_penalty_in_float32():
     assert_close(second, expected.float(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize(
-    "options", [{}, {"activation": "relu"}, {"nonfinite": "propagate"}, {"track_running_stats": False}]
+    ("options", "momentum"),
+    grid([{}, {"activation": "relu"}, {"nonfinite": "propagate"}, {"track_running_stats": False}], [0.1, None]),
 )
 def test_compile_full_graph(momentum, options):
     torch._dynamo.reset()
@@ -83,8 +89,10 @@ def test_compile_full_graph(momentum, options):
     assert_close(eager(x), function(x), equal_nan=True)
 
 
-@pytest.mark.parametrize("options", [{}, {"statistics_dtype": torch.float64}])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    grid([torch.bfloat16, torch.float16, torch.float32, torch.float64], [{}, {"statistics_dtype": torch.float64}]),
+)
 def test_eval_in_every_dtype_compiled_and_exported(dtype, options):
     torch._dynamo.reset()
     layer = BatchNorm2d(3, **options).to(dtype).eval()

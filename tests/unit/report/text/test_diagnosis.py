@@ -315,10 +315,12 @@ def test_a_pipe_that_cannot_show_it_gets_ascii(checkpoint):
     assert max(map(len, out.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_colour_when_it_is_forced(checkpoint):
     assert COLOR in piped(checkpoint, FORCE_COLOR="1").decode()
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_colour_and_its_width(checkpoint):
     out = on_terminal(checkpoint, columns=200)
     assert COLOR in out

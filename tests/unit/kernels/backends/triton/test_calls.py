@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tests import oracle
+from tests.grids import grid
 from torch.testing import assert_close
 
 pytest.importorskip("triton")
@@ -100,7 +101,13 @@ def tensors(case):
     return make(x + 3), more if case.added else None, dy, weight if case.weight else None, bias if case.bias else None
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+QUICK = {"planes at once", "odd planes", "segments 7x7 in groups", "(N, C)", "channels_last in three"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.name, marks=() if case.name in QUICK else pytest.mark.slow) for case in CASES],
+)
 def test_outputs_and_gradients_are_those_of_float64(case, on):
     x, more, dy, weight, bias = tensors(case)
     form = form_of(True, EPS, case.activation, case.added)
@@ -182,13 +189,12 @@ WEIGHTS = {
 }
 
 
-@pytest.mark.parametrize("kind", WEIGHTS)
 @pytest.mark.parametrize(
-    ("shape", "layout"),
-    [((1, 2, 17, 17), "contiguous"), ((3, 3, 7), "contiguous"), ((2, 9, 3, 3), "channels_last")],
-    ids=str,
+    ("kind", "shape_and_layout"),
+    grid(WEIGHTS, [((1, 2, 17, 17), "contiguous"), ((3, 3, 7), "contiguous"), ((2, 9, 3, 3), "channels_last")]),
 )
-def test_positions_have_weights_in_statistics_and_gradients(shape, layout, kind, on):
+def test_positions_have_weights_in_statistics_and_gradients(shape_and_layout, kind, on):
+    shape, layout = shape_and_layout
     x, dy = (oracle.LAYOUTS[layout](torch.randn(shape) + 5) for _ in range(2))
     weights = WEIGHTS[kind](shape[0], x[0, 0].numel())
     mask = weights.view(shape[0], 1, *shape[2:])
@@ -305,16 +311,13 @@ def sharp(kind: str) -> torch.Tensor:
     return x
 
 
-@pytest.mark.parametrize("machine", [replace(SMALL, tile=512), MANY], ids=["at once", "in two"])
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *("1e4", "-1e4", "outlier in the first tile", "first sample is zero"),
-        *("beyond the squares of float32", "one channel beyond"),
-    ],
-)
-def test_digits_survive(kind, machine, on):
+SHARP = ("1e4", "-1e4", "outlier in the first tile", "beyond the squares of float32", "first sample is zero")
+
+
+@pytest.mark.parametrize(("kind", "launches"), grid([*SHARP, "one channel beyond"], ["at once", "in two"]))
+def test_digits_survive(kind, launches, on):
     x, dy = sharp(kind), torch.randn(4, 2, 8, 8)
+    machine = MANY if launches == "in two" else replace(SMALL, tile=512)
     names = on(machine)
     y, moments, *_ = calls.train(x, None, None, None, PLAIN)
     assert (names == [ONCE]) == (machine is not MANY)
