@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from bnlab import functional, integrations, lab, nn
     from bnlab.checks import explain
     from bnlab.diagnosis.check import Diagnosis, check
+    from bnlab.pooling import pool
     from bnlab.remedies.convert.convert import convert
     from bnlab.remedies.fold.fold import fold
     from bnlab.remedies.freeze.freeze import freeze, unfreeze
@@ -34,6 +35,7 @@ __all__ = [
     "lab",
     "nn",
     "once_per_step",
+    "pool",
     "recalibrate",
     "repair",
     "unfreeze",
@@ -50,6 +52,7 @@ _HOMES = {
     "fold": "bnlab.remedies.fold.fold",
     "freeze": "bnlab.remedies.freeze.freeze",
     "once_per_step": "bnlab.watching.once_per_step",
+    "pool": "bnlab.pooling",
     "recalibrate": "bnlab.remedies.recalibrate",
     "repair": "bnlab.repairing",
     "unfreeze": "bnlab.remedies.freeze.freeze",

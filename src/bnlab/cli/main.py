@@ -17,7 +17,7 @@ import typer
 import typer.core
 
 from bnlab._version import __version__
-from bnlab.cli import bench, check, demo, explain, fold, lab, repair, report
+from bnlab.cli import bench, check, demo, explain, fold, lab, pool, repair, report
 from bnlab.cli.output import print_error, print_notice
 from bnlab.cli.stopping import Stopped, leave, stops_on_signals
 from bnlab.cli.unexpected import show_traceback, unexpected_line
@@ -75,6 +75,7 @@ app = typer.Typer(
 app.command("check")(check.command)
 app.command("repair")(repair.command)
 app.command("fold")(fold.command)
+app.command("pool")(pool.command)
 app.command("report")(report.command)
 app.command("explain")(explain.command)
 app.add_typer(lab.app, name="lab")

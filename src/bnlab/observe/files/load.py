@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -21,8 +21,9 @@ from bnlab.wording import listed
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["CheckpointFile", "load_into", "state_dict_file"]
+__all__ = ["CheckpointFile", "as_tensor", "load_into", "plain_content", "state_dict_file"]
 
+_Part = TypeVar("_Part")
 _MAX_NAMED = 3
 _SAFETENSORS = ".safetensors"
 _TENSORS_ALONE = (FileFormat.SAFETENSORS, FileFormat.SEVERAL)
@@ -54,7 +55,7 @@ def load_into(model: nn.Module, path: Path) -> CheckpointFile:
         unfit = state.unfit(wanted)
         if unfit:
             raise UsageError(f"state dict must fit the model, got {listed(unfit, _MAX_NAMED)}.")
-        values = {name: _as_tensor(tensor) for name, tensor in state.tensors.items()}
+        values = {name: as_tensor(tensor) for name, tensor in state.tensors.items()}
     model.load_state_dict(values, strict=False)
     return CheckpointFile(path, stored, state)
 
@@ -109,7 +110,7 @@ def _best_state_dict(tree: object, wanted: Mapping[str, Tensor]) -> _StateDict:
     raise UsageError("file must hold a state dict, got none.")
 
 
-def _as_tensor(stored: StoredTensor) -> Tensor:
+def as_tensor(stored: StoredTensor) -> Tensor:
     """Return a tensor with the stored bits. Where numpy lacks the dtype, the bits are read as integers."""
     tensor = torch.from_numpy(stored.bits())
     dtype: torch.dtype = getattr(torch, stored.dtype)
@@ -174,7 +175,7 @@ class CheckpointFile:
     def _tensors_of_file(self) -> dict[str, Tensor]:
         """Return the tensors of the state dict by their names in the file."""
         with named_errors(self._path):
-            return {self._state.keys[name]: _as_tensor(stored) for name, stored in self._state.tensors.items()}
+            return {self._state.keys[name]: as_tensor(stored) for name, stored in self._state.tensors.items()}
 
     @cached_property
     def _content(self) -> tuple[object, MutableMapping[str, Tensor]]:
@@ -186,14 +187,7 @@ class CheckpointFile:
         if self._stored.format in _TENSORS_ALONE and self._state.container.path is None:
             state = self._tensors_of_file()
             return state, state
-        try:
-            content = torch.load(self._path, map_location="cpu", weights_only=True)
-            return content, self._state_dict_within(content)
-        except Exception as error:
-            raise UsageError(
-                f"{self._path}: file must hold tensors and plain data only to be written again, got what "
-                f"torch.load(weights_only=True) refuses. Write its state dict alone: --output PATH{_SAFETENSORS}."
-            ) from error
+        return plain_content(self._path, lambda content: (content, self._state_dict_within(content)))
 
     def _state_dict_within(self, content: object) -> MutableMapping[str, Tensor]:
         """Return the mapping at the path of the state dict; raise LookupError if it lacks one of the tensors."""
@@ -204,6 +198,25 @@ class CheckpointFile:
         if not isinstance(mapping, MutableMapping) or not keys <= mapping.keys():
             raise LookupError("torch.load returned another state dict than the data reader")
         return mapping
+
+
+def plain_content(path: Path, part: Callable[[object], _Part]) -> _Part:
+    """Return what torch reads from a file that holds tensors and plain data only, with its tensors on the CPU.
+
+    Args:
+        path: The path of the file.
+        part: Takes the content, and returns what is needed of it. It may raise.
+
+    Raises:
+        UsageError: If torch refuses the file with weights_only=True, or `part` raises.
+    """
+    try:
+        return part(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise UsageError(
+            f"{path}: file must hold tensors and plain data only to be written again, got what "
+            f"torch.load(weights_only=True) refuses. Write its state dict alone: --output PATH{_SAFETENSORS}."
+        ) from error
 
 
 def state_dict_file(state: Mapping[str, Tensor], suffix: str, metadata: Mapping[str, str] | None = None) -> bytes:

@@ -7,7 +7,7 @@ with these names and other shapes are not read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from bnlab.observe.files.stored_layer import StoredLayer
 from bnlab.observe.files.tensors import StoredTensor
 from bnlab.observe.graph_state import GraphState, UntrackedLayer
 
-__all__ = ["find_batch_norm"]
+__all__ = ["PossibleLayer", "find_batch_norm", "optimizer_part", "possible_layers"]
 
 _OPTIMIZERS = frozenset(
     {
@@ -108,14 +108,36 @@ def _graph(
     return GraphState((*names, *layers), len(names) + len(layers), is_pickled=True)
 
 
-def _collect(path: tuple[str, ...], container: Container, where: list[Place], contents: _Contents) -> None:
-    """Add the BN layers whose tensors are direct entries of one container."""
-    mapping, module = container.children, container.module
-    beside = _Beside(mapping)
-    names = tensors_in(mapping).keys()
-    contents.halves += [(dotted((*path, name)), flat) for name, flat in flat_parameters(mapping)]
+@dataclass(frozen=True)
+class PossibleLayer:
+    """Tensors with the names of a BN layer, and what speaks against it.
+
+    Attributes:
+        place: Where they lie in their container.
+        stored: What is stored there.
+        path: The keys that lead to the container, and the name inside it, as one string.
+        half: What is missing; None if nothing is.
+        objection: Why it is no BN layer that can be read, or None.
+    """
+
+    place: Place
+    stored: StoredLayer
+    path: str
+    half: HalfLayer | None
+    objection: str | None
+
+
+def possible_layers(path: tuple[str, ...], container: Container, where: list[Place]) -> Iterator[PossibleLayer]:
+    """Yield what may be BN layers among the direct entries of one container.
+
+    Args:
+        path: The keys that lead to the container.
+        container: The container.
+        where: Its places, in their order.
+    """
+    module = container.module
+    beside = _Beside(container.children)
     for place in where:
-        contents.budget.check_time()
         if module is not None and place.name in module.again:
             continue
         stated = None if module is None else module.layers.get(place.name)
@@ -124,15 +146,29 @@ def _collect(path: tuple[str, ...], container: Container, where: list[Place], co
         owner = _owner(path, place)
         half = half_of(layer.own, ()) if owner is None else None
         half = half_of(layer.own, beside.of(place)) if half is not None else None
+        reason = None
+        if half is None:
+            reason = owner or (stated and stated.objection) or layer.objection() or beside.objection(place)
+        yield PossibleLayer(place, layer, full, half, reason)
+
+
+def _collect(path: tuple[str, ...], container: Container, where: list[Place], contents: _Contents) -> None:
+    """Add the BN layers whose tensors are direct entries of one container."""
+    mapping, module = container.children, container.module
+    names = tensors_in(mapping).keys()
+    contents.halves += [(dotted((*path, name)), flat) for name, flat in flat_parameters(mapping)]
+    for possible in possible_layers(path, container, where):
+        contents.budget.check_time()
+        place, half = possible.place, possible.half
         if half is not None:
-            contents.halves.append((full, replace(half, reason=place.house.in_own_names(half.reason))))
+            contents.halves.append((possible.path, replace(half, reason=place.house.in_own_names(half.reason))))
             continue
-        reason = owner or (stated and stated.objection) or layer.objection() or beside.objection(place)
-        if reason is not None:
-            contents.left_alone.append((full, reason))
+        if possible.objection is not None:
+            contents.left_alone.append((possible.path, possible.objection))
             continue
+        stated = None if module is None else module.layers.get(place.name)
         is_inside = bool(place.name) or not path
-        for member, state in layer.states(
+        for member, state in possible.stored.states(
             place.name if is_inside else path[-1],
             contents.hyperparameters if stated is None else stated.stated(contents.hyperparameters),
             contents.budget,
@@ -148,10 +184,15 @@ def _collect(path: tuple[str, ...], container: Container, where: list[Place], co
                 network.tensor_names.update(names)
 
 
+def optimizer_part(parts: Iterable[str]) -> str | None:
+    """Return the part of a path below which an optimizer keeps its own tensors; None if no optimizer does."""
+    return min(_OPTIMIZERS.intersection(parts), default=None)
+
+
 def _owner(path: tuple[str, ...], place: Place) -> str | None:
     """Return a reason if an optimizer keeps these tensors."""
-    parts = _OPTIMIZERS.intersection(path) or _OPTIMIZERS.intersection(path_parts(place.start))
-    return f"lies below {min(parts)!r}, in the state of an optimizer" if parts else None
+    part = optimizer_part((*path, *path_parts(place.start)))
+    return None if part is None else f"lies below {part!r}, in the state of an optimizer"
 
 
 class _Beside:

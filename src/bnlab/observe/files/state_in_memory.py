@@ -19,7 +19,7 @@ from bnlab.observe.files.split_tensor import SplitTensor
 from bnlab.observe.files.state_dict import find_batch_norm
 from bnlab.observe.files.tensors import StoredTensor, stored_dtype
 
-__all__ = ["read_state_dict"]
+__all__ = ["as_stored", "read_state_dict"]
 
 
 def read_state_dict(state: Mapping[Any, Any], hyperparameters: Hyperparameters) -> Evidence:
@@ -57,6 +57,14 @@ def read_state_dict(state: Mapping[Any, Any], hyperparameters: Hyperparameters) 
     return evidence
 
 
+def as_stored(state: object) -> object:
+    """Return a copy of nested containers in which every tensor is that of a file that has not been read yet.
+
+    A tensor under two names becomes two tensors.
+    """
+    return _Copy().of(state, ())
+
+
 @dataclass
 class _Copy:
     """A copy of nested containers, in which tensors are those of a file that has not been read yet.
@@ -77,6 +85,8 @@ class _Copy:
             if isinstance(value, Tensor) and is_sharded(value):
                 return _shard(value, path) or value
             return _stored(value, path) or value
+        if isinstance(value, (StoredTensor, SplitTensor)):
+            return replace(value)
         if isinstance(value, nn.Module):
             self.modules.append(path)
             return None
