@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from bnlab.checks.cases import run_of, step_of
 from bnlab.checks.check import Case, Group, Needs, NoLimits, RunCheck, show
@@ -30,11 +31,12 @@ class DoubleUpdate(RunCheck[NoLimits]):
     SAM also belongs to other weights.
 
     ## Evidence
-    The watch reads for each forward pass whether it runs inside a backward pass, and whether its input is that of the
-    pass before. Two forward passes on different inputs are two batches, as in a GAN, a siamese network or contrastive
-    learning. The layers of `bnlab.nn` recognise a recomputation and count it once, and `bnlab.once_per_step` makes one
-    update a step: the check is silent on both. A cumulative average (momentum None) stays the same where every batch
-    counts twice. The finding is then a note on the counter.
+    The watch reads for each forward pass whether it runs inside a backward pass, and whether its input is that of an
+    earlier pass since the last step. Where a step uses one of the two passes alone, as for a metric in train mode, two
+    such steps in a row are a finding, and one is none (BN606). Two forward passes on different inputs are two batches,
+    as in a GAN, a siamese network or contrastive learning. The layers of `bnlab.nn` recognise a recomputation and count
+    it once, and `bnlab.once_per_step` makes one update a step: the check is silent on both. A cumulative average
+    (momentum None) stays the same where every batch counts twice. The finding is then a note on the counter.
 
     ## Threshold
     There must be one update a batch.
@@ -62,12 +64,12 @@ class DoubleUpdate(RunCheck[NoLimits]):
         for layer in evidence.layers:
             if layer.is_deferred:
                 continue
-            step = next((step for step in layer.steps if step.recomputed or step.repeated), None)
+            step = next((step for step in layer.steps if step.recomputed or step.repeated), None) or _regular(layer)
             if step is not None:
                 yield self._finding(layer, step)
 
     def _finding(self, layer: RunLayer, step: StepOfLayer) -> Finding:
-        again = step.recomputed + step.repeated
+        again = step.recomputed + step.repeated or step.repeated_outside
         of_batch, momentum = 1 + again / max(step.updates, 1), layer.momentum
         measured = {"updates a step": Quantity(step.updates + again, "updates")}
         threshold = {"updates a step": Quantity(max(step.updates, 1), "updates")}
@@ -88,6 +90,7 @@ class DoubleUpdate(RunCheck[NoLimits]):
     CLEAN = (
         Case("one update a batch", run_of),
         Case("two forward passes on different inputs", lambda: run_of(step_of(updates=2), step_of(1, updates=2))),
+        Case("one pass outside training on the batch of a step", lambda: run_of(step_of(), _beside(1), step_of(2))),
         Case("recomputed, with one update a step", lambda: run_of(step_of(recomputed=1), is_deferred=True)),
     )
     BROKEN = (
@@ -115,4 +118,21 @@ class DoubleUpdate(RunCheck[NoLimits]):
             measured={"step": 0, "effective momentum": 0.19},
         ),
         Case("a cumulative average", lambda: run_of(step_of(recomputed=1), momentum=None), layers=("bn",)),
+        Case(
+            "a metric by a pass on the batch of every step",
+            lambda: run_of(step_of(), _beside(1), _beside(2), _beside(3)),
+            layers=("bn",),
+            measured={"step": 1, "updates a step": 2, "effective momentum": 0.19},
+        ),
     )
+
+
+def _regular(layer: RunLayer) -> StepOfLayer | None:
+    """Return the first of two steps in a row whose batch also passes outside training: one alone is BN606."""
+    steps = layer.steps if layer.windows_outside else ()
+    pairs = pairwise(steps)
+    return next((one for one, other in pairs if one.repeated_outside and other.repeated_outside), None)
+
+
+def _beside(step: int) -> StepOfLayer:
+    return step_of(step, without_gradients=1, repeated_outside=1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import takewhile
 
 from bnlab.checks.cases import run_of, step_of
 from bnlab.checks.check import Case, Group, Needs, NoLimits, RunCheck
-from bnlab.observe.training_run import RunLayer, TrainingRun
+from bnlab.observe.training_run import RunLayer, StepOfLayer, TrainingRun
 from bnlab.records import Finding, Quantity
 
 __all__ = ["FrozenButMoving"]
@@ -56,10 +58,8 @@ class FrozenButMoving(RunCheck[NoLimits]):
     def inspect(self, evidence: TrainingRun) -> Iterator[Finding]:
         """Yield one finding per layer, at the first step that moved its statistics."""
         for layer in evidence.layers:
-            what = _what_does_not_train(layer)
-            if what is None:
-                continue
-            moving = [step.step for step in layer.steps if step.moves]
+            what, steps = _what_does_not_train(layer)
+            moving = [step.step for step in steps if step.moves]
             if len(moving) >= (1 if layer.is_over else _WINDOWS):
                 yield self.event(
                     layer,
@@ -72,8 +72,12 @@ class FrozenButMoving(RunCheck[NoLimits]):
 
     CLEAN = (
         Case("trained as a whole", run_of),
-        Case("frozen in eval mode", lambda: run_of(step_of(updates=0), step_of(1, updates=0), trains=False)),
-        Case("one step, after which an average may change the weights", lambda: run_of(step_of(), trains=False)),
+        Case("frozen in eval mode", lambda: _frozen(step_of(updates=0), step_of(1, updates=0))),
+        Case("one step, after which an average may change the weights", lambda: _frozen(step_of())),
+        Case(
+            "an average that changes the weights after the first step",
+            lambda: run_of(step_of(trains=False), *map(step_of, range(1, 5))),
+        ),
         Case("a new layer on frozen features", lambda: _on_frozen(is_fresh=True)),
         Case(
             "a new layer without weight and bias, as in a linear probe",
@@ -93,15 +97,21 @@ class FrozenButMoving(RunCheck[NoLimits]):
     BROKEN = (
         Case(
             "train() after requires_grad_(False)",
-            lambda: run_of(trains=False),
+            lambda: _frozen(*map(step_of, range(10))),
             layers=("bn",),
             measured={"step": 0, "steps that move them": 10},
         ),
         Case(
             "an eval() that the train() of the second epoch undid",
-            lambda: run_of(step_of(updates=0), step_of(1, updates=0), step_of(2), step_of(3), trains=False),
+            lambda: _frozen(step_of(updates=0), step_of(1, updates=0), step_of(2), step_of(3)),
             layers=("bn",),
             measured={"step": 2},
+        ),
+        Case(
+            "frozen after three steps",
+            lambda: run_of(*map(step_of, range(3)), *(step_of(step, trains=False) for step in (3, 4))),
+            layers=("bn",),
+            measured={"step": 3, "steps that move them": 2},
         ),
         Case("a new layer in a part that does not train", lambda: _on_frozen(is_fresh=True, trains=False), ("bn",)),
         Case("trained weight and bias on a frozen convolution", lambda: _on_frozen(), layers=("bn",)),
@@ -110,19 +120,25 @@ class FrozenButMoving(RunCheck[NoLimits]):
             lambda: _on_frozen(has_affine=False, trains=False),
             layers=("bn",),
         ),
-        Case("a run of one step", lambda: run_of(step_of(), trains=False, is_over=True), layers=("bn",)),
+        Case("a run of one step", lambda: _frozen(step_of(), is_over=True), layers=("bn",)),
     )
 
 
-def _what_does_not_train(layer: RunLayer) -> str | None:
-    """Return the part that does not train, as the subject of a clause; None if its statistics may move."""
-    if layer.has_affine and not layer.trains:
-        return "weight and bias of the layer do not train"
+def _what_does_not_train(layer: RunLayer) -> tuple[str, Sequence[StepOfLayer]]:
+    """Return the part that does not train, as the subject of a clause, and the steps since: none if it trains."""
+    if layer.has_affine:
+        frozen = [*takewhile(lambda step: not step.trains, reversed(layer.steps))]
+        if frozen:
+            return "weight and bias of the layer do not train", frozen[::-1]
     if layer.is_fresh or not layer.has_parameters_before:
-        return None
-    frozen = all(step.inputs_train is False for step in layer.steps if step.moves)
-    return "no parameter before the layer trains" if frozen else None
+        return "", ()
+    trains_before = any(step.inputs_train is not False for step in layer.steps if step.moves)
+    return "no parameter before the layer trains", () if trains_before else layer.steps
 
 
-def _on_frozen(**changes: object) -> TrainingRun:
-    return run_of(*(step_of(step, inputs_train=False) for step in range(3)), **changes)
+def _frozen(*steps: StepOfLayer, **changes: object) -> TrainingRun:
+    return run_of(*(replace(step, trains=False) for step in steps), **changes)
+
+
+def _on_frozen(*, trains: bool = True, **changes: object) -> TrainingRun:
+    return run_of(*(step_of(step, inputs_train=False, trains=trains) for step in range(3)), **changes)

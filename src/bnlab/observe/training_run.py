@@ -22,7 +22,8 @@ class StepOfLayer:
         updates: Forward passes that updated the layer, without recomputations and repetitions.
         backwards: Backward passes that the updates took part in. Several forward passes may share one.
         recomputed: Updates by a forward pass that ran again inside a backward pass.
-        repeated: Updates by a forward pass on the same input as the one before.
+        repeated: Updates by a forward pass on the same input as an earlier one that a backward pass used.
+        repeated_outside: Pairs of updates on the same input of which a backward pass used at most one.
         without_gradients: Updates by forward passes of the whole model without gradients.
         without_step: Updates by forward passes with gradients that no backward pass used.
         training: Whether the layer was in train mode in the forward passes that gradients came from; None if there were
@@ -31,6 +32,7 @@ class StepOfLayer:
         count: The largest number of values per channel of an update; 0 without updates.
         inputs_train: Whether gradients go on through the input of the layer to parameters before it. None if unknown.
         skipped: Whether the gradient scaler skipped the step.
+        trains: Whether an optimizer trains the weight or bias of the layer, or something else has changed them.
     """
 
     step: int
@@ -38,6 +40,7 @@ class StepOfLayer:
     backwards: int = 0
     recomputed: int = 0
     repeated: int = 0
+    repeated_outside: int = 0
     without_gradients: int = 0
     without_step: int = 0
     training: bool | None = None
@@ -45,6 +48,7 @@ class StepOfLayer:
     count: int = 0
     inputs_train: bool | None = None
     skipped: bool = False
+    trains: bool = True
 
     @property
     def outside(self) -> int:
@@ -130,7 +134,6 @@ class RunLayer:
         kind: Name of the class.
         momentum: Weight of the new batch; None for a cumulative average.
         has_affine: Whether the layer has a weight or a bias.
-        trains: Whether an optimizer trains its weight or bias, or something else changes them.
         is_fresh: Whether the running statistics had their initial values when the watch began.
         has_parameters_before: Whether modules with parameters run before the layer. None if that is not known.
         is_deferred: Whether `bnlab.once_per_step` updates the layer.
@@ -154,7 +157,6 @@ class RunLayer:
     kind: str
     momentum: float | None
     has_affine: bool = True
-    trains: bool = True
     is_fresh: bool = False
     has_parameters_before: bool | None = None
     is_deferred: bool = False

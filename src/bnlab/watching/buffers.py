@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from bnlab.nn.base import BatchNormBase
 from bnlab.observe.transfers import Pending
@@ -74,7 +75,7 @@ class Buffers:
             if name == "skipped_batches" and not isinstance(layer, BatchNormBase):
                 continue
             tensor = getattr(layer, name, None)
-            if isinstance(tensor, Tensor) and not tensor.is_meta and tensor.numel():
+            if isinstance(tensor, Tensor) and not (is_lazy(tensor) or tensor.is_meta) and tensor.numel():
                 indices.setdefault(tensor.device, []).append(index)
         return indices
 

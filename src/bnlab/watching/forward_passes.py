@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from bnlab.nn.running_update import is_in_backward
@@ -22,25 +23,25 @@ _backward_id: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", la
 
 
 class ForwardPass:
-    """One forward pass through the whole model, or through a part that is called alone.
+    """One forward pass through the whole model, or through a part or a layer that is called alone.
 
     Attributes:
         has_gradients: Whether it ran with gradients. Parts of it may run without, as under activation checkpointing.
         is_whole: Whether it is a call of the whole model.
         is_expected: Whether it is meant to change running statistics outside of training.
-        is_repeated: Whether its inputs are those of an earlier pass since the step before.
+        repeats: The earlier passes since the step before that had the same inputs.
         is_followed: Whether a backward pass that uses it would be noticed.
         backwards: The backward passes that used it, as the ids of torch.
         layers: Number of BN layers that have run in it.
     """
 
-    __slots__ = ("backwards", "has_gradients", "is_expected", "is_followed", "is_repeated", "is_whole", "layers")
+    __slots__ = ("backwards", "has_gradients", "is_expected", "is_followed", "is_whole", "layers", "repeats")
 
     def __init__(self, *, has_gradients: bool, is_whole: bool, is_expected: bool) -> None:
         self.has_gradients = has_gradients
         self.is_whole = is_whole
         self.is_expected = is_expected
-        self.is_repeated = False
+        self.repeats: tuple[ForwardPass, ...] = ()
         self.is_followed = False
         self.backwards: set[int] = set()
         self.layers = 0
@@ -65,26 +66,37 @@ class ForwardPasses:
     """The forward passes of a model. Hooks on the model and the wrappers round it report them.
 
     Args:
-        on_end: Called at the end of every pass through the whole model.
+        on_end: Called at the end of every pass through the whole model, but not for those of parts alone.
     """
 
     def __init__(self, on_end: Callable[[ForwardPass], None]) -> None:
         self._on_end = on_end
         self._open: ForwardPass | None = None
         self._depth = 0
-        self._inputs: list[tuple[tuple[weakref.ref[Tensor], int], ...]] = []
+        self._opener: nn.Module | None = None
+        self._inputs: list[tuple[nn.Module, ForwardPass, tuple[tuple[weakref.ref[Tensor], int], ...]]] = []
         self._modules_run: set[int] | None = None
         self.expected = 0
         """Number of blocks of expected passes that are open."""
+        self.begun = 0
+        """Number of passes so far."""
 
     def hooks_of(self, model: nn.Module) -> Iterator[Callable[[], Any]]:
-        """Yield functions that install hooks on a model and the models inside it, and return their handles."""
-        inner: nn.Module | None = model
+        """Yield functions that install hooks on a model and on every module with BN layers, and return their handles.
+
+        A loop may call the model, the one inside a wrapper, or parts of it one after the other.
+        """
+        wholes = {model}
+        inner = wrapped(model)
         while inner is not None:
-            module = inner
-            yield lambda module=module: module.register_forward_pre_hook(_Begin(self), with_kwargs=True)  # type: ignore[misc]
-            yield lambda module=module: module.register_forward_hook(_End(self), always_call=True)  # type: ignore[misc]
-            inner = wrapped(module)
+            wholes.add(inner)
+            inner = wrapped(inner)
+        layers = {module for module in model.modules() if isinstance(module, _BatchNorm)}
+        for module in model.modules():
+            if module in wholes or (module not in layers and not layers.isdisjoint(module.modules())):
+                begin, end = _Begin(self, is_whole=module in wholes), _End(self)
+                yield lambda module=module, hook=begin: module.register_forward_pre_hook(hook, with_kwargs=True)  # type: ignore[misc]
+                yield lambda module=module, hook=end: module.register_forward_hook(hook, always_call=True)  # type: ignore[misc]
 
     def counting_hooks_of(self, model: nn.Module) -> Iterator[Callable[[], Any]]:
         """Yield functions that install hooks which notice the modules with parameters, in the order of execution."""
@@ -114,18 +126,22 @@ class ForwardPasses:
         """Return a pass that no hook has seen: compiled code ran the model, or nothing did."""
         return ForwardPass(has_gradients=True, is_whole=True, is_expected=False)
 
-    def forget_inputs(self) -> None:
+    def next_step(self) -> None:
         """Begin a new step: the same input again is a new pass then."""
         self._inputs.clear()
+        self._close()
 
-    def begin(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def begin(self, module: nn.Module, inputs: object, *, is_whole: bool) -> None:
         """Begin a pass, unless this is a part of one."""
+        if module is self._opener:
+            self._close()  # the hook at its end was not called: torch calls none after a KeyboardInterrupt
         self._depth += 1
         if self._depth == 1 and not is_in_backward():
-            self._open = self._begun(is_whole=True)
-            if self._modules_run:
+            self._opener = module
+            self._open = self._begun(is_whole=is_whole)
+            if self._modules_run and is_whole:
                 self._modules_run.clear()
-            self._open.is_repeated = self._is_repeated((args, keywords))
+            self._open.repeats = self._repeated_by(self._open, module, inputs)
 
     def end(self, output: object) -> None:
         """End a pass, unless this is a part of one."""
@@ -133,39 +149,51 @@ class ForwardPasses:
         ended = self._open
         if self._depth or ended is None:
             return
-        self._open = None
+        self._close()
         if ended.has_gradients:
             ended.follow(output)
-        self._on_end(ended)
+        if ended.is_whole:
+            self._on_end(ended)
+
+    def _close(self) -> None:
+        self._open = self._opener = None
+        self._depth = 0
 
     def _begun(self, *, is_whole: bool) -> ForwardPass:
+        self.begun += 1
         has_gradients = torch.is_grad_enabled()
         is_expected = self.expected > 0 or runs_command() or (not has_gradients and in_update_bn())
         return ForwardPass(has_gradients=has_gradients, is_whole=is_whole, is_expected=is_expected)
 
-    def _is_repeated(self, inputs: object) -> bool:
-        """Return whether an earlier pass since the last step had the same tensors, unchanged, as inputs."""
+    def _repeated_by(self, latest: ForwardPass, module: nn.Module, inputs: object) -> tuple[ForwardPass, ...]:
+        """Return the earlier passes since the last step that had the same tensors, unchanged, as inputs."""
         tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
         if not tensors or any(tensor.is_inference() for tensor in tensors):
-            return False
+            return ()
         versions = [tensor._version for tensor in tensors]  # noqa: SLF001 - torch has no public name for it
-        for earlier in self._inputs:
-            if len(earlier) == len(tensors) and all(
+        repeated = tuple(
+            earlier
+            for of, earlier, known in self._inputs
+            if of is module
+            and len(known) == len(tensors)
+            and all(
                 reference() is tensor and old == new
-                for (reference, old), tensor, new in zip(earlier, tensors, versions, strict=True)
-            ):
-                return True
-        self._inputs.append(tuple((weakref.ref(tensor), old) for tensor, old in zip(tensors, versions, strict=True)))
-        return False
+                for (reference, old), tensor, new in zip(known, tensors, versions, strict=True)
+            )
+        )
+        pairs = zip(tensors, versions, strict=True)
+        self._inputs.append((module, latest, tuple((weakref.ref(tensor), version) for tensor, version in pairs)))
+        return repeated
 
 
 class _Begin(HookOfOriginal):
-    def __init__(self, passes: ForwardPasses) -> None:
+    def __init__(self, passes: ForwardPasses, *, is_whole: bool) -> None:
         self._passes = passes
+        self._is_whole = is_whole
 
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling():
-            self._passes.begin(args, keywords)
+            self._passes.begin(module, (args, keywords), is_whole=self._is_whole)
 
 
 class _Count(HookOfOriginal):

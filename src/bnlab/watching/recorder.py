@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import Optimizer
 
 from bnlab.observe.discover import batch_norm_layers, why_frozen
@@ -68,10 +69,11 @@ class Recorder:
         self._reading = Pending()
         named = batch_norm_layers(model)
         self.layers = [WatchedLayer(name, layer, self.passes, self._take_sample) for name, layer in named.items()]
-        self._counters = Buffers([*named.values()], self._closing)
-        self._buffers = Buffers([*named.values()], self._reading)
+        self._modules = [*named.values()]  # `_follow_replaced` changes it for all that hold it
+        self._counters = Buffers(self._modules, self._closing)
+        self._buffers = Buffers(self._modules, self._reading)
         self._samplers = [Sampler(self._reading) for _ in self.layers]
-        self._ranks = Ranks([*named.values()], self._noise_of, self._take_spread)
+        self._ranks = Ranks(self._modules, self._noise_of, self._take_spread)
         self._steps = SkippedSteps(self._after_step, None, scaler)
         self._signals = SignalsHeld()
         self._handles: list[Any] = []
@@ -141,17 +143,32 @@ class Recorder:
             return
         hidden = {index: call for index, watched in enumerate(self.layers) if (call := watched.add_hidden(ended))}
         if hidden:
-            self._counters.counters(partial(self._reveal, hidden))
+            self._counters.counters(partial(self._reveal, hidden, [watched.seen for watched in self.layers]))
 
-    def _reveal(self, hidden: dict[int, Call], counts: dict[int, float]) -> None:
+    def _reveal(self, hidden: dict[int, Call], seen: list[int], counts: dict[int, float]) -> None:
         """Set how often layers were updated without their hooks, from the growth of their counters."""
+        unseen = {index: count - seen[index] for index, count in counts.items()}
         for index, call in hidden.items():
-            call.times = max(0, int(counts.get(index, 0) - self._counts.get(index, 0)))
+            growth = int(unseen.get(index, 0) - self._counts.get(index, 0)) if call.training else 0
+            call.times = max(0, growth)
             call.updates = call.times > 0
-        self._counts.update(counts)
+        self._counts.update(unseen)
+
+    def _follow_replaced(self) -> None:
+        """Go on with the layers that have replaced watched ones, as `convert_sync_batchnorm` does."""
+        for index, watched in enumerate(self.layers):
+            layer = None if watched.is_called else _at_path(self._inner, watched.evidence.name)
+            if isinstance(layer, _BatchNorm) and layer is not watched.layer:
+                self.read()
+                self._handles.append(watched.watch_instead(layer))
+                self._modules[index] = layer
+                self._not_finite.discard(index)
+                self._kept_out[index] = 0
+                self._counts[index] = 0 if layer.num_batches_tracked is None else int(layer.num_batches_tracked)
 
     def _after_step(self, optimizer: Optimizer, skipped: bool | Tensor) -> None:
         """Close a step of the layers that an optimizer trains."""
+        self._follow_replaced()
         is_known = self._owners.knows(optimizer)
         if not self._owners.trains_model(optimizer):
             for watched in self.layers:
@@ -167,7 +184,7 @@ class Recorder:
             self.step += 1
             self.latest = optimizer
         self._close(optimizer, skipped, has_run)
-        self.passes.forget_inputs()
+        self.passes.next_step()
         if self.step % min(self._every, _LONGEST_WAIT) == 0:
             self.read()
         self._on_step()
@@ -235,6 +252,13 @@ class Recorder:
     def _noise_of(self, index: int) -> tuple[float, float] | None:
         samples = self.layers[index].evidence.samples
         return (samples[-1].noise, samples[-1].log_noise) if samples else None
+
+
+def _at_path(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:  # a part of the model is gone
+        return None
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from bnlab.nn.base import BatchNormBase
 from bnlab.nn.batch_renorm import BatchRenorm
@@ -22,6 +23,8 @@ from bnlab.watching.inert_copies import HookOfOriginal
 from bnlab.watching.once_per_step import is_deferred
 
 __all__ = ["Call", "WatchedLayer"]
+
+_is_tracing: Callable[[], object] = torch._C._get_tracing_state  # noqa: SLF001 - what torch.jit.is_tracing reads
 
 _STEPS = 16
 """Number of steps that a layer remembers."""
@@ -64,6 +67,8 @@ class WatchedLayer:
     Attributes:
         evidence: What the checks judge.
         taken: Number of steps so far, also of those that are not yet evidence.
+        seen: Number of updates in which the hook of the layer was called.
+        is_called: Whether that has happened since the last step, with or without an update.
         is_sampled: Whether the next forward pass that trains is sampled.
     """
 
@@ -73,16 +78,18 @@ class WatchedLayer:
         self.layer = layer
         self.evidence = RunLayer(
             name=name,
-            channels=layer.num_features,
+            channels=layer.num_features,  # 0 for a lazy layer, until it has run
             kind=type(layer).__name__,
             momentum=layer.momentum,
             has_affine=any(True for _ in layer.parameters(recurse=False)),
             is_fresh=_is_fresh(layer),
-            reads_other_ranks=isinstance(layer, (nn.SyncBatchNorm, BatchRenorm)),
+            reads_other_ranks=_reads_other_ranks(layer),
             steps=deque(maxlen=_STEPS),
             samples=[],
         )
         self.taken = 0
+        self.seen = 0
+        self.is_called = False
         self.is_sampled = False
         self._passes = passes
         self._sample = sample
@@ -90,6 +97,8 @@ class WatchedLayer:
         self._undecided: list[Call] = []
         self._past: list[Call] = []
         self._untrained: list[Tensor] | None = None
+        self._passes_at_other_step: int | None = None
+        self._handle: Any = None
 
     @property
     def has_run(self) -> bool:
@@ -98,11 +107,22 @@ class WatchedLayer:
 
     def install(self) -> Any:  # noqa: ANN401 - torch's handle
         """Install the hook, and return its handle."""
-        return self.layer.register_forward_hook(_AfterForward(self), always_call=True)
+        self._handle = self.layer.register_forward_hook(_AfterForward(self), always_call=True)
+        return self._handle
+
+    def watch_instead(self, layer: _BatchNorm) -> Any:  # noqa: ANN401 - torch's handle
+        """Go on with the layer that has replaced this one in the model, and return the handle of its hook."""
+        self._handle.remove()
+        self.layer = layer
+        self.evidence.kind, self.evidence.momentum = type(layer).__name__, layer.momentum
+        self.evidence.reads_other_ranks = _reads_other_ranks(layer)
+        self.seen, self._untrained = 0, None
+        return self.install()
 
     def record(self, x: object, output: object) -> None:
         """Record a forward pass with its input and output."""
         layer, of = self.layer, self._passes.current()
+        self.evidence.channels = layer.num_features
         of.layers += 1
         if not isinstance(x, Tensor) or x.dim() < 2:
             return
@@ -114,15 +134,19 @@ class WatchedLayer:
             updates=self._updates(recomputes),
             recomputes=recomputes,
             is_expected=of.is_expected or (momentum_differs and not of.has_gradients),
-            count=x.numel() // max(1, x.size(1)),
+            count=0 if _is_tracing() else x.numel() // max(1, x.size(1)),
             inputs_train=x.requires_grad,
         )
         self._calls.append(call)
-        if not recomputes and of.has_gradients and (of.layers == 1 or not of.is_whole):
+        self.is_called = True
+        self.seen += call.updates
+        if not recomputes and of.has_gradients and of.layers == 1:
             of.follow(output)
         if self.evidence.has_parameters_before is None:
             self.evidence.has_parameters_before = self._passes.has_parameters_before(layer)
         matters = call.updates or (self.evidence.began_training and not layer.training)
+        if _is_tracing():
+            return  # what is computed here would belong to the traced program
         if self.is_sampled and matters and of.has_gradients and not (recomputes or call.is_expected):
             self.is_sampled = False
             self._sample(self, x)
@@ -145,14 +169,14 @@ class WatchedLayer:
         evidence.steps.clear()  # type: ignore[attr-defined] # a deque here
         evidence.windows = evidence.windows_outside = self.taken = 0
         evidence.first_outside = evidence.began_training = None
-        evidence.trains = True
         self._calls, self._past = [*self._past, *self._calls], []
         self._undecided = []
         self._untrained = None
 
     def see_other_step(self) -> None:
-        """Record that an optimizer steps that does not train this layer."""
-        self.evidence.others_step = self.evidence.others_step or self.has_run
+        """Record that an optimizer steps that does not train this layer: in turn, if the model runs before the next."""
+        if self.has_run:
+            self._passes_at_other_step = self._passes.begun
 
     def keep_out(self, batches: int, step: int) -> None:
         """Record batches with an inf or NaN that the layer kept out of its running statistics."""
@@ -169,6 +193,10 @@ class WatchedLayer:
         Args:
             keeps: Whether to keep it for `begin_again`, because the step may be that of another optimizer.
         """
+        if self._passes_at_other_step not in (None, self._passes.begun):
+            self.evidence.others_step = True
+        self._passes_at_other_step = None
+        self.is_called = False
         calls, self._calls = [call for call in self._calls if not call.is_expected], []
         self._past = [*self._past, *calls][-_STEPS:] if keeps else []
         self.taken += 1
@@ -188,7 +216,7 @@ class WatchedLayer:
         step = self._step_of(calls, skipped, is_frozen)
         if evidence.began_training is None:
             evidence.began_training = step.training
-        self._observe_parameters(step, trained_by)
+        step = dataclasses.replace(step, trains=self._trains(step, trained_by))
         self._decide()
         self._undecided = [call for call in calls if _is_undecided(call)]
         evidence.steps.append(step)  # type: ignore[attr-defined] # a deque here
@@ -220,12 +248,17 @@ class WatchedLayer:
         return not (recomputes and isinstance(layer, BatchNormBase))
 
     def _step_of(self, calls: list[Call], skipped: bool, is_frozen: bool) -> StepOfLayer:
-        counts = {"updates": 0, "recomputed": 0, "repeated": 0, "without_gradients": 0}
+        counts = {"updates": 0, "recomputed": 0, "repeated": 0, "without_gradients": 0, "repeated_outside": 0}
         backwards: set[int] = set()
+        moved_in = {call.of for call in calls if call.updates}
         for call in calls:
             if not call.updates or _is_undecided(call):
                 continue
-            counts[_kind_of(call)] += call.times
+            repeats = [earlier for earlier in call.of.repeats if earlier in moved_in]
+            kind = _kind_of(call, repeats)
+            counts[kind] += call.times
+            if repeats and kind in {"updates", "without_gradients"}:
+                counts["repeated_outside"] += call.times
             backwards.update(sorted(call.of.backwards)[:1])  # several losses of one pass are one update
         trained = [call for call in calls if call.of.is_used and not call.recomputes]
         training = any(call.training for call in trained) if trained else None
@@ -244,6 +277,7 @@ class WatchedLayer:
             count=max((call.count for call in updates), default=0),
             inputs_train=any(through) if through else None,
             skipped=skipped,
+            trains=True,  # until what the step moved is known
         )
 
     def _decide(self) -> None:
@@ -262,8 +296,8 @@ class WatchedLayer:
         self.evidence.windows_outside += 1
         self.evidence.first_outside = self.evidence.first_outside or step
 
-    def _observe_parameters(self, step: StepOfLayer, trained_by: frozenset[int] | None) -> None:
-        """Record whether the weight and bias train, or change by other means, such as an average of another model."""
+    def _trains(self, step: StepOfLayer, trained_by: frozenset[int] | None) -> bool:
+        """Return whether the weight and bias train, or change by other means, such as an average of another model."""
         own = [*self.layer.parameters(recurse=False)]
         trains = any(one.requires_grad and (trained_by is None or id(one) in trained_by) for one in own)
         if not trains and own and step.moves:
@@ -272,7 +306,7 @@ class WatchedLayer:
             elif not all(torch.equal(old, new) for old, new in zip(self._untrained, own, strict=True)):
                 trains = True
                 self._untrained = [one.detach().clone() for one in own]
-        self.evidence.trains = trains
+        return trains
 
 
 class _AfterForward(HookOfOriginal):
@@ -284,22 +318,29 @@ class _AfterForward(HookOfOriginal):
             self._watched.record(args[0] if args else None, output)
 
 
+def _reads_other_ranks(layer: _BatchNorm) -> bool:
+    return isinstance(layer, (nn.SyncBatchNorm, BatchRenorm))
+
+
 def _is_undecided(call: Call) -> bool:
     """Return whether a backward pass may still use a call, in the next step."""
     return call.updates and not call.recomputes and call.of.has_gradients and not call.of.is_used
 
 
-def _kind_of(call: Call) -> str:
+def _kind_of(call: Call, repeats: Sequence[ForwardPass]) -> str:
+    """Return what an update counts as; `repeats` are the earlier passes on its input that updated the layer too."""
     if call.recomputes:
         return "recomputed"
     if not call.of.has_gradients:
         return "without_gradients"
-    return "repeated" if call.of.is_repeated else "updates"
+    return "repeated" if any(earlier.is_used for earlier in repeats) else "updates"
 
 
 def _is_fresh(layer: _BatchNorm) -> bool:
     """Return whether the running statistics have their initial values, and no update is counted."""
     mean, var, counter = layer.running_mean, layer.running_var, layer.num_batches_tracked
+    if mean is not None and is_lazy(mean):
+        return True  # the first forward pass makes them
     if mean is None or var is None or mean.is_meta:
         return False
     return bool((mean == 0).all() and (var == 1).all() and (counter is None or counter == 0))

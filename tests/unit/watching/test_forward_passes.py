@@ -60,9 +60,9 @@ def test_the_same_tensor_again_is_repeated_and_other_values_are_not(model):
     model(x.clone())
     x.add_(1)
     model(x)
-    seen.passes.forget_inputs()
+    seen.passes.next_step()
     model(x)
-    assert [one.is_repeated for one in seen.ended] == [False, True, False, False, False]
+    assert [bool(one.repeats) for one in seen.ended] == [False, True, False, False, False]
 
 
 def test_freed_inputs_are_no_repetition(model):
@@ -70,7 +70,7 @@ def test_freed_inputs_are_no_repetition(model):
     for _ in range(5):
         with torch.no_grad():
             model(torch.randn(5, 3))
-    assert not any(one.is_repeated for one in seen.ended)
+    assert not any(one.repeats for one in seen.ended)
 
 
 def test_a_wrapper_and_the_model_inside_are_one_pass(model):
@@ -99,6 +99,51 @@ def test_update_bn_and_declared_passes_are_expected(model):
     seen.passes.expected += 1
     whole(torch.randn(5, 3))
     assert [one.is_expected for one in seen.ended] == [True, False, True]
+
+
+def test_a_pass_that_an_interrupt_ends_leaves_nothing_open(model):
+    class Interrupted(nn.Sequential):
+        def forward(self, x):
+            if x.size(0) == 1:
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+    whole = Interrupted(model, nn.BatchNorm1d(2))
+    seen = Passes(whole)
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        whole(torch.randn(1, 3))
+    whole(torch.randn(5, 3)).sum().backward()
+    assert [(one.has_gradients, one.is_used) for one in seen.ended] == [(True, True)]
+
+
+def test_the_next_step_ends_what_an_interrupt_has_left_open_in_a_part():
+    part = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    whole = nn.Sequential(part, nn.Linear(3, 2))
+    seen = Passes(whole)
+    interrupt = part[0].register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        part(torch.randn(5, 3))
+    interrupt.remove()
+    seen.passes.next_step()
+    whole(torch.randn(5, 3))
+    assert seen.ended[0].has_gradients
+
+
+def test_a_part_with_layers_that_is_called_alone_is_one_pass_whose_inputs_are_compared():
+    part = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    whole = nn.Sequential(part, nn.Linear(3, 2))
+    seen = Passes(whole)
+    during = []
+    for layer in part[1:]:
+        layer.register_forward_hook(lambda *_: during.append(seen.passes.current()))
+    x = torch.randn(5, 3)
+    part(x)
+    part(x)
+    assert seen.ended == []
+    assert during[0] is during[1]
+    assert during[2].repeats == (during[0],)
+    whole(x)
+    assert [(one.is_whole, one.repeats) for one in seen.ended] == [(True, ())]
 
 
 def test_a_part_that_is_called_alone_is_a_pass_of_its_own(model):

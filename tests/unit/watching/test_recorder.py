@@ -1,5 +1,7 @@
 """What a recorder makes of training loops: each loop is an ordinary one of torch."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -64,7 +66,7 @@ def test_an_ordinary_step_updates_once_and_uses_one_backward_pass(record):
         assert (step.training, step.count, step.inputs_train) == (True, 32, True)
     evidence = recorder.layers[0].evidence
     assert evidence.has_parameters_before
-    assert evidence.trains
+    assert all(step.trains for step in evidence.steps)
     assert evidence.began_training
     assert evidence.windows == recorder.step == 3
 
@@ -201,8 +203,7 @@ def test_two_optimizers_that_alternate_have_steps_of_their_own(record):
     assert generator.windows == critic.windows == 4
     assert generator.others_step
     assert critic.others_step
-    assert generator.trains
-    assert critic.trains
+    assert all(step.trains for evidence in (generator, critic) for step in evidence.steps)
     assert generator.windows_outside == critic.windows_outside == 0
 
 
@@ -217,7 +218,7 @@ def test_optimizers_that_step_together_make_one_step(record):
     evidence = recorder.layers[0].evidence
     assert recorder.step == 3
     assert [step.updates for step in evidence.steps if step.updates] == [1, 1, 1]
-    assert evidence.trains
+    assert all(step.trains for step in evidence.steps)
 
 
 def test_an_optimizer_that_takes_over_continues_the_count(record):
@@ -230,16 +231,118 @@ def test_an_optimizer_that_takes_over_continues_the_count(record):
     assert [step.updates for step in steps_of(recorder)] == [1, 1, 1, 1, 1]
 
 
+def test_optimizers_that_step_together_are_no_adversaries_in_any_order(record):
+    model = network()
+    head, rest = sgd(model[3]), torch.optim.SGD([*model[0].parameters(), *model[1].parameters()], lr=0.01)
+    recorder = record(model)
+    for _ in range(3):
+        for _ in range(2):
+            model(torch.randn(32, 4)).square().mean().backward()
+        head.step()
+        rest.step()
+    evidence = recorder.layers[0].evidence
+    assert not evidence.others_step
+    assert [(step.updates, step.backwards) for step in evidence.steps] == [(2, 2)] * 3
+
+
+def test_a_pass_outside_training_on_the_batch_of_a_step_is_no_repetition(record):
+    model = network()
+    optimizer = sgd(model)
+    recorder = record(model, optimizer)
+    x = torch.randn(32, 4)
+    model(x)  # without a backward pass
+    model(x).sum().backward()
+    optimizer.step()
+    model(x).sum().backward()
+    with torch.no_grad():
+        model(x)
+    optimizer.step()
+    model.eval()
+    model(x)
+    model.train()
+    model(x).sum().backward()
+    optimizer.step()
+    assert [(step.updates, step.repeated, step.repeated_outside) for step in steps_of(recorder)] == [
+        (1, 0, 1),
+        (1, 0, 1),
+        (1, 0, 0),
+    ]
+
+
+def test_layers_that_replace_watched_ones_are_watched_from_the_next_step_on(record):
+    model = network()
+    optimizer = sgd(model)
+    recorder = record(model, optimizer)
+    train(model, optimizer, steps=3)
+    first = model[1]
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm(model).eval()
+    model(torch.randn(32, 4))
+    model[1] = torch.nn.BatchNorm1d(8)
+    train(model, optimizer, steps=4)
+    recorder.end()
+    evidence = recorder.layers[0].evidence
+    assert evidence.windows_outside == 0
+    assert [step.updates for step in evidence.steps] == [1, 1, 1, 0, 1, 1, 1]
+    assert not first._forward_hooks
+    recorder.remove()
+    assert not model[1]._forward_hooks
+
+
+def test_a_lazy_layer_is_new(record):
+    model = torch.nn.Sequential(torch.nn.LazyLinear(8), torch.nn.LazyBatchNorm1d(), torch.nn.LazyLinear(2))
+    recorder = record(model)
+    y = model(torch.randn(32, 4))
+    optimizer = sgd(model)
+    y.sum().backward()
+    optimizer.step()
+    train(model, optimizer)
+    evidence = recorder.layers[0].evidence
+    assert evidence.is_fresh
+    assert evidence.channels == 8
+    assert [step.updates for step in evidence.steps] == [1, 1]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_traced_pass_is_recorded_and_the_program_has_nothing_of_the_watch(record):
+    model = network()
+    optimizer = sgd(model)
+    x = torch.randn(32, 4)
+    plain = str(torch.jit.trace(copy.deepcopy(model), x, check_trace=False).inlined_graph)
+    recorder = record(model, optimizer)
+    traced = str(torch.jit.trace(model, x, check_trace=False).inlined_graph)
+    assert traced.count("aten::") == plain.count("aten::")
+    train(model, optimizer)
+    assert recorder.layers[0].evidence.windows == 1
+
+
+def test_statistics_that_are_loaded_into_a_compiled_model_are_no_updates(record):
+    model = network()
+    compiled = torch.compile(model, backend="eager")
+    optimizer = sgd(model)
+    recorder = record(compiled, optimizer)
+    train(compiled, optimizer, steps=3)
+    averaged = copy.deepcopy(model.state_dict())
+    averaged["1.num_batches_tracked"] += 50
+    model.load_state_dict(averaged)
+    compiled.eval()
+    with torch.no_grad():
+        compiled(torch.randn(32, 4))
+    compiled.train()
+    train(compiled, optimizer, steps=3)
+    recorder.end()
+    assert recorder.layers[0].evidence.windows_outside == 0
+
+
 def test_parameters_that_do_not_train_and_those_that_change_by_other_means(record):
     model = network()
     model[1].requires_grad_(False)
     optimizer = torch.optim.SGD([*model[3].parameters()], lr=0.01)
     recorder = record(model, optimizer)
     train(model, optimizer, steps=2)
-    assert not recorder.layers[0].evidence.trains
+    assert [step.trains for step in steps_of(recorder)] == [False, False]
     model[1].weight.data.mul_(0.9)
     train(model, optimizer)
-    assert recorder.layers[0].evidence.trains
+    assert [step.trains for step in steps_of(recorder)] == [False, False, True]
 
 
 def test_a_batch_that_is_not_finite_is_noticed_at_its_step(record):
