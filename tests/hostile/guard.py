@@ -101,6 +101,7 @@ def guarded(folder: Path, seconds: float, megabytes: float) -> Iterator[None]:
         _Watch.is_installed = True
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     old = signal.signal(signal.SIGPROF, _too_slow)
+    keeps_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # a late import is no misdeed
     _WATCH.misdeeds, _WATCH.folder = [], str(folder)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
@@ -108,6 +109,7 @@ def guarded(folder: Path, seconds: float, megabytes: float) -> Iterator[None]:
     finally:  # a file that is refused may not do more than one that is read
         signal.setitimer(signal.ITIMER_PROF, 0)
         _WATCH.folder = None
+        sys.dont_write_bytecode = keeps_none
         signal.signal(signal.SIGPROF, old)
         if _WATCH.misdeeds:
             raise Misdeed("; ".join(_WATCH.misdeeds))

@@ -136,7 +136,15 @@ def test_two_signals_at_once_are_one(folder):
     assert_as_before(folder)
 
 
-@pytest.mark.parametrize("before", [TORCH, HELPER, NATIVE, SWALLOWS], ids=["torch", "helper", "native", "swallows"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param(TORCH, id="torch"),
+        pytest.param(HELPER, id="helper", marks=pytest.mark.slow),
+        pytest.param(NATIVE, id="native"),
+        pytest.param(SWALLOWS, id="swallows", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_ends_a_command_whatever_runs(folder, before):
     assert ended(start(folder, before), signal.SIGTERM) == (128 + signal.SIGTERM, b"")
     assert_as_before(folder)

@@ -49,7 +49,7 @@ def printed_by(code):
 @pytest.mark.parametrize(
     ("name", "at"),
     [
-        ("define", 1),
+        pytest.param("define", 1, marks=pytest.mark.slow),
         pytest.param("define", 4, marks=pytest.mark.slow),
         pytest.param("impl", 1, marks=pytest.mark.slow),
         ("impl", 3),
