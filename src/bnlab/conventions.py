@@ -160,7 +160,7 @@ def noise_of_average(momentum: float, updates: float | None = None) -> float:
         updates: k, at least 1; None for a settled average.
 
     Example:
-        >>> round(noise_of_average(0.1), 4), noise_of_average(0.1, 1)
+        >>> round(noise_of_average(0.1), 4), round(noise_of_average(0.1, 1), 4)
         (0.0526, 1.0)
     """
     left = 0.0 if updates is None else (1 - momentum) ** updates
