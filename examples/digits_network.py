@@ -1,4 +1,4 @@
-"""A project without bnlab: data, a network and a training loop in plain PyTorch. The four examples start from it."""
+"""A project without bnlab: data, a network and a training loop in plain PyTorch. The examples start from it."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def pool(
     Args:
         states: State dicts of one architecture: tensors or numpy arrays by name, also inside other containers, with or
             without the prefixes of wrappers. They do not change. A sequence that loads a state when it is indexed
-            keeps one in memory at a time; every state is loaded twice.
+            keeps two in memory at a time, the first and another; every state is loaded twice.
         counts: One positive weight per state, such as its number of samples. None takes ``num_batches_tracked``, layer
             by layer. A layer that was never updated then weighs nothing, and where a state has no counter above 0 all
             states weigh the same.
@@ -79,6 +79,7 @@ def pool(
         Chan, Golub and LeVeque 1983, equation 2.1, which this applies state by state.
 
     Example:
+        >>> import bnlab
         >>> a = {"bn.running_mean": torch.tensor([0.0]), "bn.running_var": torch.tensor([1.0])}
         >>> b = {"bn.running_mean": torch.tensor([4.0]), "bn.running_var": torch.tensor([1.0])}
         >>> bnlab.pool([a, b], [3, 1])

@@ -43,7 +43,7 @@ def test_the_examples_of_the_readme_run_as_written(tmp_path, monkeypatch, capsys
     assert "of the gap comes from statistics that were barely updated" in printed
     assert "error BN102 1 running_var is -0.001 in 1 of 8 channels, must be >= 0" in printed
     commands = [shlex.split(line, comments=True)[1:] for block in blocks("console") for line in block.splitlines()]
-    assert len(commands) == 9
+    assert len(commands) == 10
     for arguments in commands:
         code, out, err = bnlab_command(*arguments)
         assert (code, err) == (1 if arguments[0] == "check" else 0, "")

@@ -20,6 +20,7 @@ MODULES = [
     "bnlab.nn.batch_renorm",
     "bnlab.observe.named_metrics",
     "bnlab.remedies.convert.convert",
+    "bnlab.pooling",
     pytest.param("bnlab.repairing", marks=pytest.mark.trains),
     "bnlab.remedies.fold.fold",
     "bnlab.remedies.freeze.freeze",
@@ -81,6 +82,7 @@ PAGES = (
     "layers",
     "loops",
     "once_per_step",
+    "pooling",
 )
 TRAINING_PAGES = [
     pytest.param("diagnosis", marks=pytest.mark.trains),

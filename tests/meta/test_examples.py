@@ -12,6 +12,10 @@ LINES = {
     "find_a_gap": ["recalibrating brings accuracy 0.9", "% of the gap: staleness in bn", "warning BN401 bn1: "],
     "repair_a_checkpoint": ["the remedy is recalibrate", ", kept\n", "accuracy after: 0.9", "wrote digits-repaired.pt"],
     "fold_for_deployment": ["folded into conv1 (bn1)", "BN layers left: 0\n"],
+    "federated_averaging": [
+        "variance in bn1 over that of all data in one place: 1.000 to 1.000\n",
+        "an average of the variances instead: 0.9",
+    ],
     "train_with_the_layers": ["activation: None -> relu", "are unchanged: True", "accuracy with torch's layers: 0.9"],
 }
 FILES = {"repair_a_checkpoint": {"digits.pt", "digits-repaired.pt"}, "fold_for_deployment": {"digits-folded.pt2"}}
