@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,9 @@ from bnlab.watching.inert_copies import HookOfOriginal
 from bnlab.watching.update_bn import in_update_bn
 
 __all__ = ["ForwardPass", "ForwardPasses"]
+
+_COMPARED = 64
+"""Number of passes whose inputs are compared with those of the next ones."""
 
 _backward_id: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # noqa: SLF001
 
@@ -74,7 +78,9 @@ class ForwardPasses:
         self._open: ForwardPass | None = None
         self._depth = 0
         self._opener: nn.Module | None = None
-        self._inputs: list[tuple[nn.Module, ForwardPass, tuple[tuple[weakref.ref[Tensor], int], ...]]] = []
+        self._inputs: deque[tuple[nn.Module, ForwardPass, list[tuple[weakref.ref[Tensor], int]]]] = deque(
+            maxlen=_COMPARED
+        )
         self._modules_run: set[int] | None = None
         self.expected = 0
         """Number of blocks of expected passes that are open."""
@@ -182,7 +188,7 @@ class ForwardPasses:
             )
         )
         pairs = zip(tensors, versions, strict=True)
-        self._inputs.append((module, latest, tuple((weakref.ref(tensor), version) for tensor, version in pairs)))
+        self._inputs.append((module, latest, [(weakref.ref(tensor), version) for tensor, version in pairs]))
         return repeated
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from weakref import WeakKeyDictionary, WeakSet
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import Optimizer
 
-__all__ = ["Owners"]
+__all__ = ["Owners", "weight_and_bias"]
 
 
 class Owners:
@@ -57,7 +57,7 @@ class Owners:
 
     def has_owner(self, layer: _BatchNorm) -> bool:
         """Return whether an optimizer that trains a layer is known, or the layer has nothing to train."""
-        own = [id(one) for one in layer.parameters(recurse=False) if one.requires_grad]
+        own = [id(one) for one in weight_and_bias(layer) if one.requires_grad]
         known = any(not self.parameters_of(one).isdisjoint(own) for one in self._trainers)
         return not own or known or self._optimizer is not None
 
@@ -73,6 +73,12 @@ class Owners:
         """Return whether the steps of an optimizer that trains the model are those of a layer."""
         if self._optimizer is not None:
             return True
-        own = [id(one) for one in layer.parameters(recurse=False) if one.requires_grad]
+        own = [id(one) for one in weight_and_bias(layer) if one.requires_grad]
         owners = [one for one in self._trainers if not self.parameters_of(one).isdisjoint(own)]
         return not owners or optimizer in owners
+
+
+def weight_and_bias(layer: _BatchNorm) -> list[Tensor]:
+    """Return the weight and bias that a layer has, in a fraction of the time of `Module.parameters`."""
+    parameters: tuple[Tensor | None, ...] = (layer.weight, layer.bias)
+    return [one for one in parameters if one is not None]

@@ -21,6 +21,7 @@ from bnlab.observe.training_run import RunLayer, StepOfLayer
 from bnlab.watching.forward_passes import ForwardPass, ForwardPasses
 from bnlab.watching.inert_copies import HookOfOriginal
 from bnlab.watching.once_per_step import is_deferred
+from bnlab.watching.owners import weight_and_bias
 
 __all__ = ["Call", "WatchedLayer"]
 
@@ -137,7 +138,7 @@ class WatchedLayer:
             count=0 if _is_tracing() else x.numel() // max(1, x.size(1)),
             inputs_train=x.requires_grad,
         )
-        self._calls.append(call)
+        self._keep(call)
         self.is_called = True
         self.seen += call.updates
         if not recomputes and of.has_gradients and of.layers == 1:
@@ -150,6 +151,16 @@ class WatchedLayer:
         if self.is_sampled and matters and of.has_gradients and not (recomputes or call.is_expected):
             self.is_sampled = False
             self._sample(self, x)
+
+    def _keep(self, call: Call) -> None:
+        """Keep what a step may need: a validation between two steps takes no memory, however long it is."""
+        if not (call.updates or call.of.has_gradients):
+            return
+        last = self._calls[-1] if self._calls else None
+        if last is not None and _is_one_validation(last, call):
+            last.times += 1
+        else:
+            self._calls.append(call)
 
     def add_hidden(self, of: ForwardPass) -> Call | None:
         """Record a pass in which a compiled model ran without calling the hook of the layer.
@@ -213,10 +224,9 @@ class WatchedLayer:
         """
         evidence = self.evidence
         evidence.is_deferred = evidence.is_deferred or is_deferred(self.layer)
-        step = self._step_of(calls, skipped, is_frozen)
+        step = self._step_of(calls, skipped, trained_by, is_frozen)
         if evidence.began_training is None:
             evidence.began_training = step.training
-        step = dataclasses.replace(step, trains=self._trains(step, trained_by))
         self._decide()
         self._undecided = [call for call in calls if _is_undecided(call)]
         evidence.steps.append(step)  # type: ignore[attr-defined] # a deque here
@@ -247,7 +257,9 @@ class WatchedLayer:
             return False
         return not (recomputes and isinstance(layer, BatchNormBase))
 
-    def _step_of(self, calls: list[Call], skipped: bool, is_frozen: bool) -> StepOfLayer:
+    def _step_of(
+        self, calls: list[Call], skipped: bool, trained_by: frozenset[int] | None, is_frozen: bool
+    ) -> StepOfLayer:
         counts = {"updates": 0, "recomputed": 0, "repeated": 0, "without_gradients": 0, "repeated_outside": 0}
         backwards: set[int] = set()
         moved_in = {call.of for call in calls if call.updates}
@@ -277,7 +289,7 @@ class WatchedLayer:
             count=max((call.count for call in updates), default=0),
             inputs_train=any(through) if through else None,
             skipped=skipped,
-            trains=True,  # until what the step moved is known
+            trains=self._trains(trained_by, moves=any(counts.values())),
         )
 
     def _decide(self) -> None:
@@ -296,11 +308,11 @@ class WatchedLayer:
         self.evidence.windows_outside += 1
         self.evidence.first_outside = self.evidence.first_outside or step
 
-    def _trains(self, step: StepOfLayer, trained_by: frozenset[int] | None) -> bool:
+    def _trains(self, trained_by: frozenset[int] | None, *, moves: bool) -> bool:
         """Return whether the weight and bias train, or change by other means, such as an average of another model."""
-        own = [*self.layer.parameters(recurse=False)]
+        own = weight_and_bias(self.layer)
         trains = any(one.requires_grad and (trained_by is None or id(one) in trained_by) for one in own)
-        if not trains and own and step.moves:
+        if not trains and own and moves:
             if self._untrained is None:
                 self._untrained = [one.detach().clone() for one in own]
             elif not all(torch.equal(old, new) for old, new in zip(self._untrained, own, strict=True)):
@@ -320,6 +332,12 @@ class _AfterForward(HookOfOriginal):
 
 def _reads_other_ranks(layer: _BatchNorm) -> bool:
     return isinstance(layer, (nn.SyncBatchNorm, BatchRenorm))
+
+
+def _is_one_validation(one: Call, other: Call) -> bool:
+    """Return whether two calls without gradients count alike."""
+    alike = (one.is_expected, one.recomputes) == (other.is_expected, other.recomputes)
+    return alike and not (one.of.has_gradients or other.of.has_gradients or one.of.repeats or other.of.repeats)
 
 
 def _is_undecided(call: Call) -> bool:

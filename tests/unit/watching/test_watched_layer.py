@@ -41,6 +41,20 @@ def test_whether_a_forward_pass_updates_the_statistics(layer, updates):
         assert torch.equal(before, layer.running_mean) == (updates == 0)
 
 
+@pytest.mark.parametrize(("training", "updates"), [(False, 0), (True, 100)])
+def test_a_long_validation_takes_no_memory(training, updates):
+    layer = nn.BatchNorm1d(3).train(training)
+    watched = watched_of(layer)
+    with torch.no_grad():
+        for _ in range(100):
+            layer(torch.randn(16, 3))
+    assert len(watched.take()) == (1 if updates else 0)
+    with torch.no_grad():
+        for _ in range(100):
+            layer(torch.randn(16, 3))
+    assert close(watched).without_gradients == updates
+
+
 def test_what_a_new_and_an_old_layer_are():
     old = nn.BatchNorm1d(3)
     old(torch.randn(8, 3))
