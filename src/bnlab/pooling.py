@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -183,12 +184,14 @@ def _weights_of(counts: Sequence[float], states: int) -> list[float]:
     """
     if isinstance(counts, (str, bytes, Mapping)) or not isinstance(counts, Iterable):
         raise UsageError(f"pool: counts must be one number per state, got {_kind(counts)}. Pass counts=[3, 1].")
-    values = [value.item() if isinstance(value, (Tensor, np.generic)) and value.size else value for value in counts]
+    values = [
+        value.item() if isinstance(value, (Tensor, np.generic)) and _is_single(value) else value for value in counts
+    ]
     if len(values) != states:
         raise UsageError(f"pool: counts must be one number per state, got {len(values)} for {states} states.")
     for value in values:
         is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not is_number or not 0 < float(value) < math.inf:
+        if not is_number or not 0 < value <= sys.float_info.max:
             raise UsageError(
                 f"pool: counts must be finite numbers above 0, got {value!r}. Leave out a state without values."
             )
@@ -196,6 +199,10 @@ def _weights_of(counts: Sequence[float], states: int) -> list[float]:
     if math.isinf(sum(weights)):
         raise UsageError(f"pool: counts must have a finite sum, got {weights}.")
     return weights
+
+
+def _is_single(value: Tensor | np.generic) -> bool:
+    return not isinstance(value, Tensor) or value.numel() == 1
 
 
 @dataclass(frozen=True)

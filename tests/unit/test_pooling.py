@@ -214,6 +214,13 @@ def test_the_rest_may_be_of_another_shape_where_it_comes_from_the_first():
         assert bnlab.pool([a, b], rest="first")["head"].shape == (2,)
 
 
+@pytest.mark.parametrize(
+    "counts", [(3, 1), np.array([3, 1]), torch.tensor([3.0, 1.0]), [np.float32(3), torch.tensor(1)]]
+)
+def test_every_kind_of_number_is_a_count(counts):
+    assert bnlab.pool([bn([0.0], [1.0], 1), bn([4.0], [1.0], 1)], counts)["bn.running_mean"].item() == 1.0
+
+
 def test_no_input_changes_and_the_result_shares_no_memory():
     states = [state_dict("bn"), state_dict("bn")]
     copies = [{key: value.clone() for key, value in state.items()} for state in states]
@@ -342,6 +349,8 @@ GOOD = bn([0.0, 1.0], [1.0, 1.0], 5)
         ([GOOD], {"counts": [True]}, "counts must be finite numbers above 0, got True"),
         ([GOOD], {"counts": [float("nan")]}, "above 0, got nan"),
         ([GOOD], {"counts": ["3"]}, "above 0, got '3'"),
+        ([GOOD], {"counts": [10**400]}, "above 0, got 1000"),
+        ([GOOD], {"counts": [torch.ones(2)]}, "above 0, got tensor"),
         ([GOOD, GOOD], {"counts": [1.7e308, 1.7e308]}, "finite sum"),
         ([GOOD], {"counts": 3}, "counts must be one number per state, got int"),
         ([GOOD, {}], {}, r"states\[1\]: state must have the BN layers of states\[0\], got none at bn. Pool"),
