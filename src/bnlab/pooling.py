@@ -307,6 +307,8 @@ class _Merging:
         self._total = 0.0
         self._differ = False
         self._of_first: list[str] = []
+        self._unread: list[str] = []
+        self._label_of_first = survey.first_label
 
     def add(self, index: int, leaves: StateLeaves) -> None:
         """Take in the next state.
@@ -324,11 +326,14 @@ class _Merging:
 
     def notes(self) -> Iterator[str]:
         """Yield sentences about tensors that differ between the states."""
+        if self._unread:
+            names = enumerated(self._unread, FEW)
+            yield f"{names}: sparse, quantized or foreign, and taken from {self._label_of_first}."
         if self._of_first:
-            names = sorted(set(self._of_first))
+            of_first = sorted(set(self._of_first))
             yield (
-                f"{enumerated(names, FEW)} {'differs' if len(names) == 1 else 'differ'} between the states and "
-                f"{'comes' if len(names) == 1 else 'come'} from {self._labels[0].removeprefix('pool: ')}."
+                f"{enumerated(of_first, FEW)} {'differs' if len(of_first) == 1 else 'differ'} between the states and "
+                f"{'comes' if len(of_first) == 1 else 'come'} from {self._label_of_first}."
             )
         if self._differ:
             weights = "averaged weights" if self._averages else "the weights of one state"
@@ -386,6 +391,8 @@ class _Merging:
         if index == 0:
             if values is not None:
                 self._others[path] = _wide(values) if self._is_averaged(path, values) else values.clone()
+            elif self._averages and not is_of_optimizer(path):
+                self._unread.append(_dotted(path))
             return
         before = self._others.get(path)
         if values is None or before is None or values.shape != before.shape:
@@ -423,9 +430,9 @@ class _Merging:
         """Remember that a tensor of the first state stands for others that differ."""
         if is_of_optimizer(path):
             self._of_first.append("the state of the optimizer")
-        elif self._averages:
+        elif self._averages and before is not None:
             self._of_first.append(_dotted(path))
-        elif before is None or before.is_floating_point() or before.is_complex():
+        elif not self._averages and (before is None or before.is_floating_point() or before.is_complex()):
             self._differ = True
 
     def _values(self, index: int, path: Path, leaf: Leaf) -> Tensor | None:
@@ -434,7 +441,7 @@ class _Merging:
     def _misfit(self, index: int, path: Path, value: str) -> UsageError:
         return UsageError(
             f"{self._labels[index]}: {_dotted(path)} must be a tensor as in "
-            f"{self._labels[0].removeprefix('pool: ')} to be averaged, {value}. Pool states of one architecture, or "
+            f"{self._label_of_first} to be averaged, {value}. Pool states of one architecture, or "
             "take the other tensors from the first state: rest='first' (--rest first)."
         )
 

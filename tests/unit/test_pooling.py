@@ -33,6 +33,9 @@ def measured(values, *, unbiased=False, name="bn"):
     return bn(values.mean(0).tolist(), values.var(0, ddof=unbiased).tolist(), name=name)
 
 
+GOOD = bn([0.0, 1.0], [1.0, 1.0], 5)
+
+
 @pytest.fixture
 def shares():
     """Values of three clients, of different numbers and distributions: shape (N, 5)."""
@@ -315,6 +318,19 @@ def test_what_is_no_layer_is_named():
         bnlab.pool([{**bn([0.0], [1.0], 1), **codebook}])
 
 
+def test_what_cannot_be_averaged_is_named_and_comes_from_the_first():
+    state = {**GOOD, "q": torch.eye(2).to_sparse()}
+    with pytest.warns(BnlabWarning, match=r"pool: q: sparse, quantized or foreign, and taken from states\[0\]\.$"):
+        assert torch.equal(bnlab.pool([state, state])["q"].to_dense(), torch.eye(2))
+
+
+def test_float8_is_averaged_and_compared():
+    states = [{**GOOD, "w": torch.full((2,), value).to(torch.float8_e4m3fn)} for value in (1.0, 3.0)]
+    for rest, value in (("average", 2.0), ("first", 1.0)):
+        with pytest.warns(BnlabWarning, match="The other tensors differ"):
+            assert bnlab.pool(states, rest=rest)["w"].float().tolist() == [value] * 2
+
+
 def test_one_state_is_in_memory_at_a_time():
     class Lazy:
         """A sequence that makes a state when it is indexed."""
@@ -331,9 +347,6 @@ def test_one_state_is_in_memory_at_a_time():
     pooled = pooled_states(Lazy(), [1, 2, 3, 4])
     assert_close(pooled.state["1.running_var"], small_network().state_dict()["1.running_var"])
     assert (pooled.notes, pooled.weights, len(pooled.leaves.layers)) == ((), "counts", 2)
-
-
-GOOD = bn([0.0, 1.0], [1.0, 1.0], 5)
 
 
 @pytest.mark.parametrize(
