@@ -165,6 +165,48 @@ def _metric_in_train_mode(build: Build) -> Outcome:
     return outcome
 
 
+def _pseudo_labels(build: Build) -> Outcome:
+    model = build()
+    optimizer, outcome = optimizer_of(model), Outcome()
+    with watched(model, optimizer, outcome):
+        for _ in range(10):
+            x = batch()[0]
+            model.eval()
+            with torch.no_grad():
+                labels = model(x).argmax(1)
+            model.train()
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return outcome
+
+
+def _parts_called_alone(build: Build) -> Outcome:
+    model = build(bnlab.nn.BatchNorm2d)
+    model.checkpoint_body(use_reentrant=True)
+    optimizer, outcome = optimizer_of(model), Outcome()
+    with watched(model, optimizer, outcome):
+        for _ in range(10):
+            x, labels = batch()
+            optimizer.zero_grad()
+            F.cross_entropy(model.head(model.body(model.stem(x))), labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return outcome
+
+
+def _replaced_midway(build: Build) -> Outcome:
+    model = build()
+    optimizer, outcome = optimizer_of(model), Outcome()
+    with watched(model, optimizer, outcome):
+        train(model, optimizer, steps=5)
+        bnlab.convert(model, bnlab.nn.BatchNorm2d)
+        nn.SyncBatchNorm.convert_sync_batchnorm(model.body)  # type: ignore[no-untyped-call]
+        model.eval()
+        with torch.no_grad():
+            model(batch()[0])
+    return outcome
+
+
 def _checkpointed(build: Build) -> Outcome:
     model = build(bnlab.nn.BatchNorm2d)
     model.checkpoint_body(use_reentrant=True)
@@ -214,6 +256,9 @@ HEALTHY = (
     Loop("a siamese network", _siamese),
     Loop("passes in train mode that are declared", _metric_in_train_mode),
     Loop("activation checkpointing with the layers of bnlab", _checkpointed),
+    Loop("labels from a pass in eval mode on the same batch", _pseudo_labels),
+    Loop("the parts of a checkpointed model called alone", _parts_called_alone),
+    Loop("layers replaced midway", _replaced_midway),
     Loop("last batches of two samples", _last_batch_of_one),
     Loop("a linear probe with BN on frozen features", _linear_probe),
     Loop("two ranks with shuffled data", equal_ranks),

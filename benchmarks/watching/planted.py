@@ -108,6 +108,59 @@ def _dummy_forward(build: Build) -> Outcome:
     return outcome
 
 
+def _unused_pass_on_the_batch_of_a_step(build: Build) -> Outcome:
+    model = build()
+    optimizer, outcome = optimizer_of(model), Outcome(step=3, layer=FIRST_LAYER)
+    with watched(model, optimizer, outcome):
+        for step in range(8):
+            x, labels = batch()
+            if step == outcome.step:
+                model(x)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return outcome
+
+
+def _accumulated_by_two_optimizers(build: Build) -> Outcome:
+    model = build()
+    rest, outcome = nn.ModuleList([model.stem, model.body]), Outcome(step=0, layer=FIRST_LAYER)
+    optimizers = optimizer_of(model.head), optimizer_of(rest)
+    with watched(model, None, outcome):
+        for _ in range(8):
+            for _ in range(2):
+                x, labels = batch()
+                F.cross_entropy(model(x), labels).backward()  # type: ignore[no-untyped-call]
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+    return outcome
+
+
+def _parts_called_twice(build: Build) -> Outcome:
+    model = build()
+    optimizer, outcome = optimizer_of(model), Outcome(step=0, layer=FIRST_LAYER)
+    with watched(model, optimizer, outcome):
+        for _ in range(6):
+            x, labels = batch()
+            for _ in range(2):  # as sharpness-aware minimization does
+                optimizer.zero_grad()
+                F.cross_entropy(model.head(model.body(model.stem(x))), labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return outcome
+
+
+def _frozen_midway_in_train_mode(build: Build) -> Outcome:
+    model = build()
+    optimizer, outcome = optimizer_of(model), Outcome(step=20, layer=FIRST_LAYER)
+    with watched(model, optimizer, outcome):
+        train(model, optimizer, steps=20)
+        model.stem.requires_grad_(False)
+        model.body.requires_grad_(False)
+        train(model, optimizer, steps=5)
+    return outcome
+
+
 def _frozen_but_moving(build: Build) -> Outcome:
     model = build()
     model.stem.requires_grad_(False)
@@ -166,11 +219,15 @@ PLANTED = (
     Loop("an inf is kept out of the buffers", _kept_out, "BN601"),
     Loop("activation checkpointing", _recomputed, "BN602"),
     Loop("the same batch twice", _same_batch_twice, "BN602"),
+    Loop("the parts of the model called twice on a batch", _parts_called_twice, "BN602"),
     Loop("four micro-batches a step", _accumulated, "BN603"),
+    Loop("two micro-batches a step of two optimizers", _accumulated_by_two_optimizers, "BN603"),
     Loop("ranks with different data", diverging_ranks, "BN604"),
     Loop("eval mode left on after validation", _eval_mode_left_on, "BN605"),
     Loop("validation in train mode", _validated_in_train_mode, "BN606"),
     Loop("a dummy forward pass", _dummy_forward, "BN606"),
+    Loop("a pass without backward on the batch of a step", _unused_pass_on_the_batch_of_a_step, "BN606"),
+    Loop("parameters frozen midway in train mode", _frozen_midway_in_train_mode, "BN607"),
     Loop("a frozen backbone in train mode", _frozen_but_moving, "BN607"),
     Loop("inputs that drift", _drift, "BN608"),
     Loop("a step that the scaler skips", _skipped_step, "BN609"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import torch
@@ -86,6 +87,8 @@ class ForwardPasses:
         """Number of blocks of expected passes that are open."""
         self.begun = 0
         """Number of passes so far."""
+        self.order = count()
+        """Counts the layers, in the order in which they run first."""
 
     def hooks_of(self, model: nn.Module) -> Iterator[Callable[[], Any]]:
         """Yield functions that install hooks on a model and on every module with BN layers, and return their handles.

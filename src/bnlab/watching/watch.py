@@ -175,6 +175,8 @@ class Watch:
             layers = self._remaining[check.code]
             findings = [*check.inspect(TrainingRun(layers=tuple(watched.evidence for watched in layers)))]
             if findings:
+                order = {watched.evidence.name: watched.order for watched in layers}
+                findings.sort(key=lambda finding: order[finding.layer or ""])
                 names = {finding.layer for finding in findings}
                 self._remaining[check.code] = [one for one in layers if one.evidence.name not in names]
                 new += [event_of(check, finding) for finding in findings]

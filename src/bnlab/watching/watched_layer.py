@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ class WatchedLayer:
     Attributes:
         evidence: What the checks judge.
         taken: Number of steps so far, also of those that are not yet evidence.
+        order: How many layers have run before it did so first; inf if none of its hooks was called.
         seen: Number of updates in which the hook of the layer was called.
         is_called: Whether that has happened since the last step, with or without an update.
         is_sampled: Whether the next forward pass that trains is sampled.
@@ -89,6 +91,7 @@ class WatchedLayer:
             samples=[],
         )
         self.taken = 0
+        self.order = math.inf
         self.seen = 0
         self.is_called = False
         self.is_sampled = False
@@ -125,6 +128,8 @@ class WatchedLayer:
         layer, of = self.layer, self._passes.current()
         self.evidence.channels = layer.num_features
         of.layers += 1
+        if self.order == math.inf:
+            self.order = next(self._passes.order)
         if not isinstance(x, Tensor) or x.dim() < 2:
             return
         recomputes = is_in_backward()

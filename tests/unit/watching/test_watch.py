@@ -153,3 +153,24 @@ def test_the_passes_of_commands_of_bnlab_are_expected(training):
         train(model, optimizer)
     assert watch.events == ()
     assert watch.run.layers[0].windows_outside == 0
+
+
+def test_events_of_a_step_have_the_order_in_which_the_layers_run():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.first = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.last(self.first(x))
+
+    model = Backwards()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with warnings.catch_warnings(), bnlab.watch(model, optimizer) as watch:
+        warnings.simplefilter("ignore", bnlab.errors.BnlabWarning)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(16, 3)).square().sum().backward()
+            optimizer.step()
+            model.eval()
+    assert [event.layer for event in watch.events] == ["first", "last"]
