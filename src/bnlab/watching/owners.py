@@ -57,9 +57,10 @@ class Owners:
 
     def has_owner(self, layer: _BatchNorm) -> bool:
         """Return whether an optimizer that trains a layer is known, or the layer has nothing to train."""
+        if self._optimizer is not None:
+            return True
         own = [id(one) for one in weight_and_bias(layer) if one.requires_grad]
-        known = any(not self.parameters_of(one).isdisjoint(own) for one in self._trainers)
-        return not own or known or self._optimizer is not None
+        return not own or any(not self.parameters_of(one).isdisjoint(own) for one in self._trainers)
 
     def knows(self, optimizer: Optimizer) -> bool:
         """Return whether an optimizer has trained the model before."""

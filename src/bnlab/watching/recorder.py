@@ -220,10 +220,13 @@ class Recorder:
         name, layer = watched.evidence.name, watched.layer
         is_frozen = not layer.training and why_frozen(self._inner, name) is not None
         calls = watched.take(keeps=not self._owners.has_owner(layer))
-        close = partial(watched.close, calls, trained_by=trained_by, is_frozen=is_frozen)
         watched.is_sampled = is_sampled(watched.taken, self._every)
-        unknown = [skipped] if isinstance(skipped, Tensor) else []
-        self._closing.add(unknown, lambda known: close(skipped=bool(known[0] if known else skipped)))
+        close = partial(watched.close, calls, trained_by=trained_by, is_frozen=is_frozen)
+        if not isinstance(skipped, Tensor) and self._closing.is_empty:
+            close(skipped=skipped)
+        else:
+            unknown = [skipped] if isinstance(skipped, Tensor) else []
+            self._closing.add(unknown, lambda known: close(skipped=bool(known[0] if known else skipped)))
 
     def _take_sample(self, watched: WatchedLayer, x: Tensor) -> None:
         def use(sample: Sample) -> None:

@@ -28,6 +28,7 @@ __all__ = ["Call", "WatchedLayer"]
 
 _is_tracing: Callable[[], object] = torch._C._get_tracing_state  # noqa: SLF001 - what torch.jit.is_tracing reads
 
+_COUNTS = ("updates", "recomputed", "repeated", "without_gradients", "repeated_outside")
 _STEPS = 16
 """Number of steps that a layer remembers."""
 
@@ -265,37 +266,46 @@ class WatchedLayer:
     def _step_of(
         self, calls: list[Call], skipped: bool, trained_by: frozenset[int] | None, is_frozen: bool
     ) -> StepOfLayer:
-        counts = {"updates": 0, "recomputed": 0, "repeated": 0, "without_gradients": 0, "repeated_outside": 0}
+        counts = dict.fromkeys(_COUNTS, 0)
         backwards: set[int] = set()
-        moved_in = {call.of for call in calls if call.updates}
+        modes: list[bool] = []
+        through: list[bool] = []
+        count = 0
         for call in calls:
-            if not call.updates or _is_undecided(call):
+            of, is_used = call.of, call.of.is_used
+            if is_used and not call.recomputes:
+                modes.append(call.training)
+            if not call.updates:
                 continue
-            repeats = [earlier for earlier in call.of.repeats if earlier in moved_in]
-            kind = _kind_of(call, repeats)
-            counts[kind] += call.times
-            if repeats and kind in {"updates", "without_gradients"}:
-                counts["repeated_outside"] += call.times
-            backwards.update(sorted(call.of.backwards)[:1])  # several losses of one pass are one update
-        trained = [call for call in calls if call.of.is_used and not call.recomputes]
-        training = any(call.training for call in trained) if trained else None
-        through = [
-            call.inputs_train
-            for call in calls
-            if call.of.has_gradients and call.updates and call.inputs_train is not None
-        ]
-        updates = [call for call in calls if call.updates and not _is_undecided(call)]
+            if of.has_gradients and call.inputs_train is not None:
+                through.append(call.inputs_train)
+            if is_used or call.recomputes or not of.has_gradients:
+                self._count(call, calls, counts)
+                backwards.update(sorted(of.backwards)[:1])  # several losses of one pass are one update
+                count = max(count, call.count)
+        training = any(modes) if modes else None
         return StepOfLayer(
             step=self.evidence.windows,
             **counts,
             backwards=len(backwards),
             training=training,
             frozen=training is False and is_frozen,
-            count=max((call.count for call in updates), default=0),
+            count=count,
             inputs_train=any(through) if through else None,
             skipped=skipped,
             trains=self._trains(trained_by, moves=any(counts.values())),
         )
+
+    def _count(self, call: Call, calls: list[Call], counts: dict[str, int]) -> None:
+        """Add an update to the counts of a step."""
+        repeats: list[ForwardPass] = []
+        if call.of.repeats:
+            updating = {other.of for other in calls if other.updates}
+            repeats = [earlier for earlier in call.of.repeats if earlier in updating]
+        kind = _kind_of(call, repeats)
+        counts[kind] += call.times
+        if repeats and kind in {"updates", "without_gradients"}:
+            counts["repeated_outside"] += call.times
 
     def _decide(self) -> None:
         """Count the passes with gradients that no backward pass has used in the step that followed theirs."""
