@@ -3,7 +3,7 @@ def test_bench_names_what_there_is(bnlab_command):
     assert code == 2
     names = (
         "accuracy, check, conversion, diagnose, estimators, fold, gpu, harm, hidden, hostile, mishaps, onednn, ops, "
-        "recalibrate, small, training"
+        "recalibrate, small, training, watch"
     )
     assert err == f"error: bench: name must be one of {names}, got 'nothing'.\n"
     assert bnlab_command("bench", "mishap")[2].endswith("got 'mishap'. Did you mean 'mishaps'?\n")
