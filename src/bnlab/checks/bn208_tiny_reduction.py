@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bnlab.checks.cases import executed, healthy, model, model_layer, observed
 from bnlab.checks.check import Case, Group, ModelCheck, Needs, limit, show
 from bnlab.checks.effects import is_stale
-from bnlab.conventions import FEW_VALUES
+from bnlab.conventions import FEW_VALUES, FEW_VALUES_SOURCE
 from bnlab.observe.model_evidence import ModelEvidence, ModelLayer
 from bnlab.records import Finding, Quantity
 from bnlab.wording import TRAINED_WITH
@@ -26,7 +26,7 @@ class Limits:
     count: float = limit(
         FEW_VALUES,
         unit="values per channel",
-        source="the mean gain is 9 % too high for 16 normal values, 20 % for 8, 60 % for 4",
+        source=FEW_VALUES_SOURCE,
     )
 
 

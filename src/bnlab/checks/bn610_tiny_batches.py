@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from bnlab.checks.cases import run_of, step_of
 from bnlab.checks.check import Case, Group, Needs, RunCheck, limit, show
-from bnlab.conventions import FEW_VALUES
+from bnlab.conventions import FEW_VALUES, FEW_VALUES_SOURCE
 from bnlab.observe.training_run import StepOfLayer, TrainingRun
 from bnlab.records import Finding, Quantity
 
@@ -22,7 +22,7 @@ class Limits:
     count: float = limit(
         FEW_VALUES,
         unit="values per channel",
-        source="the mean gain is 9 % too high for 16 normal values, 20 % for 8, 60 % for 4",
+        source=FEW_VALUES_SOURCE,
     )
 
 

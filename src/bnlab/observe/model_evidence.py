@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bnlab.conventions import LARGE_MOMENTUM
+from bnlab.conventions import LARGE_MOMENTUM, noise_of_average
 from bnlab.observe.evidence import Floats, LayerState, Pruned
 from bnlab.records import Numbers, StatisticsVerdict
 from bnlab.wording import counted
@@ -173,7 +173,7 @@ class Observed:
         Each is SE^2 + Var(batch statistic) a/(2-a): the error of this data, and the noise of a settled moving average
         with momentum a. A momentum above 0.5 keeps one batch or two: their noise is then the fault, and no chance.
         """
-        own = 0.0 if momentum is None or momentum > LARGE_MOMENTUM else momentum / (2 - momentum)
+        own = 0.0 if momentum is None or momentum > LARGE_MOMENTUM else noise_of_average(momentum)
         return self.mean_error**2 + own * self.batch_mean_var, self.var_error**2 + own * self.batch_var_var
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from bnlab.nn.running_update import is_in_backward
+from bnlab.kernels.compiled.kind_of_pass import backward_id, is_in_backward
 from bnlab.observe.passes.in_use import runs_command
 from bnlab.observe.wrappers import wrapped
 from bnlab.watching.inert_copies import HookOfOriginal
@@ -23,8 +23,6 @@ __all__ = ["ForwardPass", "ForwardPasses"]
 
 _COMPARED = 64
 """Number of passes whose inputs are compared with those of the next ones."""
-
-_backward_id: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # noqa: SLF001
 
 
 class ForwardPass:
@@ -64,7 +62,7 @@ class ForwardPass:
                 self.is_followed = True
 
     def _use(self, _gradient: Tensor) -> None:
-        self.backwards.add(_backward_id())
+        self.backwards.add(backward_id())
 
 
 class ForwardPasses:

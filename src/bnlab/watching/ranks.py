@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnlab.conventions import noise_of_average
 from bnlab.observe.training_run import RankSpread
 from bnlab.observe.transfers import Pending
 
@@ -107,13 +108,12 @@ def _spread(step: int, rows: Tensor, noise: tuple[float, float], layer: _BatchNo
     mean, var = rows[:, 0], rows[:, 1].clamp(min=0) + layer.eps
     parts = ((mean.amax(0) - mean.amin(0)) / var.mean(0).sqrt(), (var.amax(0).log() - var.amin(0).log()) / 2)
     momentum = 1.0 if layer.momentum is None else layer.momentum
-    average = momentum / (2 - momentum)  # the variance of a settled moving average, relative to that of a batch
     spreads = [
         RankSpread(
             step=step,
             ranks=len(rows),
             difference=float((part**2).mean().sqrt()),
-            expected=_range_of_normals(len(rows)) * math.sqrt(average * own_noise),
+            expected=_range_of_normals(len(rows)) * math.sqrt(noise_of_average(momentum) * own_noise),
         )
         for part, own_noise in zip(parts, noise, strict=True)
     ]

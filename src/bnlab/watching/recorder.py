@@ -39,7 +39,7 @@ class Recorder:
         scaler: The gradient scaler, or None.
         every: Number of steps between two samples.
         on_step: Called after every step.
-        on_sample: Called with the name of a layer and a sample.
+        on_sample: Called with a layer and a sample of it.
 
     Attributes:
         step: Number of steps; where several optimizers step in turn, those of the first one.

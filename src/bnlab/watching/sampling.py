@@ -96,7 +96,11 @@ def _share_left(layer: _BatchNorm, is_fresh: bool, like: Tensor, *, updates: int
 
 
 def _running_noise(layer: _BatchNorm, left: Tensor, like: Tensor) -> Tensor:
-    """Return the variance of the running statistics before the latest update, in units of the noise of a batch."""
+    """Return the variance of the running statistics before the latest update, in units of the noise of a batch.
+
+    It is the sum of the squared weights of the batches: a/(2 - a) (1 + r)/(1 - r) for a moving average without the
+    share r of its initial values, and 1/k for a cumulative one of k batches.
+    """
     if layer.momentum is not None:
         return noise_of_average(_momentum(layer)) * (1 + left) / (1 - left)
     counter = layer.num_batches_tracked

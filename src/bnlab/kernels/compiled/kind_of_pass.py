@@ -14,9 +14,9 @@ from torch.library import Library
 
 from bnlab.kernels.registration import define
 
-__all__ = ["KindOfPass", "is_in_backward", "kind_of_compiled_pass", "kind_of_pass", "register"]
+__all__ = ["KindOfPass", "backward_id", "is_in_backward", "kind_of_compiled_pass", "kind_of_pass", "register"]
 
-_graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # noqa: SLF001
+backward_id: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)  # noqa: SLF001
 """Returns the id of the backward pass that this code runs in, or -1 outside of one. torch has no public test for it."""
 
 
@@ -35,7 +35,7 @@ def register(library: Library) -> None:
 
 def is_in_backward() -> bool:
     """Whether this code runs inside a backward pass. Do not call this in code that a compiler traces."""
-    return _graph_task() != -1
+    return backward_id() != -1
 
 
 def kind_of_pass() -> KindOfPass:
